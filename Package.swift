@@ -1,0 +1,62 @@
+// swift-tools-version: 6.3
+// SPDX-License-Identifier: Apache-2.0
+
+import PackageDescription
+
+/// Settings that every Swift target shares.
+let common: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+
+/// The processor is the one hot module: its memory is raw and single-owner by contract (see
+/// ARCHITECTURE.md, "The processor"), so the run-time exclusivity checks cost and find nothing.
+let hot: [SwiftSetting] =
+  common + [
+    .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release))
+  ]
+
+/// A target may import only targets that stand above it in this list (ARCHITECTURE.md has the map).
+let package = Package(
+  name: "martlet",
+  products: [
+    .executable(name: "martlet", targets: ["martlet"])
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.0"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.0"),
+  ],
+  targets: [
+    .target(name: "CHost"),
+    .target(
+      name: "Host",
+      dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
+    .target(name: "X86", swiftSettings: common),
+    .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
+    .target(name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host"], swiftSettings: hot),
+    .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
+    .target(
+      name: "KVM",
+      dependencies: ["CHost", "Host", "X86", "X86CPU", "InterruptChips"], swiftSettings: common),
+    .target(name: "KVMClient", dependencies: ["CHost", "Host", "X86"], swiftSettings: common),
+    .target(name: "KVMLoopback", dependencies: ["KVM", "KVMClient"], swiftSettings: common),
+    .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
+    .target(name: "LinuxBoot", dependencies: ["Host", "X86", "KVMClient"], swiftSettings: common),
+    .target(
+      name: "VMM",
+      dependencies: [
+        "KVMClient", "Devices", "LinuxBoot", "Host", "X86",
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: common),
+    .executableTarget(
+      name: "martlet",
+      dependencies: [
+        "VMM", "KVMLoopback",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: common),
+  ]
+)

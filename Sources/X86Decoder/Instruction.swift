@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the decoder makes of an instruction's bytes.
+//
+// An `Instruction` is a plain value: everything that the encoding says, nothing that depends on
+// the processor's state. Sizes are in bytes and are effective sizes: prefixes, REX.W and the mode
+// are already applied, so that no reader looks at a prefix again.
+//
+//     48 01 44 8B 10        add [rbx + rcx*4 + 0x10], rax
+//
+//     mnemonic .add, length 5, operandSize 8, addressSize 8, segment .ds
+//     operands[0] = memory, 8 bytes, read and written
+//     operands[1] = general register 0, 8 bytes, read
+//     base 3, index 1, scale 2, displacement 0x10
+
+import X86
+
+/// How the current code segment makes bytes mean instructions.
+public enum CodeMode: UInt8, Sendable {
+  case bits16 = 0
+  case bits32 = 1
+  case bits64 = 2
+}
+
+/// One operand.
+public struct Operand: Sendable, Hashable {
+  public enum Kind: UInt8, Sendable {
+    case none
+    /// A general register; `number` 0 to 15. 1-byte registers 4 to 7 without REX are AH, CH, DH
+    /// and BH, which have numbers 16 to 19.
+    case general
+    case segment
+    case control
+    case debug
+    /// x87 stack register ST(i).
+    case x87
+    case mmx
+    /// A vector register of `size` bytes (16, 32 or 64); `number` 0 to 31.
+    case vector
+    /// An AVX-512 mask register.
+    case mask
+    /// Memory at `segment:[base + index << scale + displacement]`. The instruction has the rest.
+    case memory
+    /// An immediate in `Instruction.immediate`, already extended to `size`.
+    case immediate
+    /// A second immediate in `Instruction.immediate2` (ENTER, EXTRQ, INSERTQ).
+    case immediate2
+    /// A branch displacement in `Instruction.immediate`, sign-extended to 64 bits.
+    case relative
+    /// A far pointer: offset in `immediate`, selector in `immediate2`.
+    case farPointer
+  }
+  public var kind: Kind
+  public var number: UInt8
+  /// In bytes. Of a memory operand: how much is accessed (0 where nothing is, as for LEA).
+  public var size: UInt8
+  public var access: Access
+
+  public struct Access: OptionSet, Sendable, Hashable {
+    public var rawValue: UInt8
+    @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
+    public static let read = Self(rawValue: 1)
+    public static let write = Self(rawValue: 2)
+  }
+
+  @inlinable public init(
+    _ kind: Kind = .none, number: UInt8 = 0, size: UInt8 = 0, access: Access = []
+  ) {
+    self.kind = kind
+    self.number = number
+    self.size = size
+    self.access = access
+  }
+}
+
+/// A decoded instruction.
+public struct Instruction: Sendable {
+  public var mnemonic: Mnemonic
+  /// In bytes, 1 to 15.
+  public var length: UInt8 = 0
+  /// Effective operand size in bytes: 1, 2, 4 or 8 (1 for the byte forms).
+  public var operandSize: UInt8 = 0
+  /// Effective address size in bytes: 2, 4 or 8.
+  public var addressSize: UInt8 = 0
+  public var mode: CodeMode
+  /// Explicit and implicit register operands in the manual's order; `.none` from `operandCount`.
+  public var operands: InlineArray<4, Operand> = .init(repeating: Operand())
+  public var operandCount: UInt8 = 0
+
+  /// Segment of the memory operand, override applied; also the source segment of MOVS, LODS, CMPS,
+  /// OUTS and XLAT. In 64-bit mode only FS and GS have a base.
+  public var segment: SegmentRegister = .ds
+  /// Base register, 0 to 15; `noRegister`, or `ripRegister` for RIP-relative.
+  public var base: UInt8 = Self.noRegister
+  /// Index register, 0 to 15 (for VSIB a vector register 0 to 31), or `noRegister`.
+  public var index: UInt8 = Self.noRegister
+  /// Log 2 of the scale: 0 to 3.
+  public var scale: UInt8 = 0
+  /// Sign-extended displacement; of the MOV moffs forms, the whole (zero-extended) offset.
+  public var displacement: Int64 = 0
+  /// Immediate, extended as the instruction says to the operand's size (sign-extended here to 64).
+  public var immediate: Int64 = 0
+  public var immediate2: UInt16 = 0
+
+  public var prefixes: Prefixes = []
+  public var attributes: Attributes = []
+  public var feature: Feature = .base
+  public var encoding: Encoding = Encoding()
+
+  public static let noRegister: UInt8 = 0xFF
+  public static let ripRegister: UInt8 = 0xFE
+
+  @inlinable public init(mnemonic: Mnemonic, mode: CodeMode) {
+    self.mnemonic = mnemonic
+    self.mode = mode
+  }
+
+  /// Prefixes as they stand in the bytes.
+  public struct Prefixes: OptionSet, Sendable, Hashable {
+    public var rawValue: UInt16
+    @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
+    public static let operandSize = Self(rawValue: 1 << 0)  // 66
+    public static let addressSize = Self(rawValue: 1 << 1)  // 67
+    public static let lock = Self(rawValue: 1 << 2)  // F0
+    public static let repne = Self(rawValue: 1 << 3)  // F2
+    public static let rep = Self(rawValue: 1 << 4)  // F3
+    public static let segmentOverride = Self(rawValue: 1 << 5)
+    public static let rex = Self(rawValue: 1 << 6)
+    public static let rexW = Self(rawValue: 1 << 7)
+    public static let vex = Self(rawValue: 1 << 8)
+    public static let evex = Self(rawValue: 1 << 9)
+  }
+
+  /// What a row of the opcode table says beyond operands.
+  public struct Attributes: OptionSet, Sendable, Hashable {
+    public var rawValue: UInt32
+    @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
+    /// Ends a basic block: the next instruction is not the next in memory, or may not be.
+    public static let branch = Self(rawValue: 1 << 0)
+    /// #GP(0) unless CPL is 0.
+    public static let privileged = Self(rawValue: 1 << 1)
+    /// LOCK is allowed with a memory destination (elsewhere LOCK is #UD).
+    public static let lockable = Self(rawValue: 1 << 2)
+    /// Changes processor state that decoded blocks depend on, or may leave guest code: ends a block.
+    public static let serializes = Self(rawValue: 1 << 3)
+    /// x87, MMX, SSE, AVX and AVX-512: executed by the host (see X86CPU/Vector).
+    public static let vector = Self(rawValue: 1 << 4)
+    /// Reads or writes MXCSR: SSE and AVX floating-point arithmetic.
+    public static let floatingPoint = Self(rawValue: 1 << 5)
+    /// Memory operand must be aligned to its size (#GP(0)), as for legacy SSE and MOVAPS.
+    public static let aligned = Self(rawValue: 1 << 6)
+    /// x87 instruction (waits for pending exceptions unless `nonWaiting`).
+    public static let x87 = Self(rawValue: 1 << 7)
+    public static let nonWaiting = Self(rawValue: 1 << 8)
+    /// Uses MMX registers.
+    public static let mmx = Self(rawValue: 1 << 9)
+    /// Memory is addressed by vector elements (gather, scatter).
+    public static let vsib = Self(rawValue: 1 << 10)
+    /// Near branch, PUSH or POP whose operand size is 64 bits in 64-bit mode.
+    public static let default64 = Self(rawValue: 1 << 11)
+    /// A string instruction that REP repeats.
+    public static let string = Self(rawValue: 1 << 12)
+    /// Writes arithmetic flags (any of them).
+    public static let writesFlags = Self(rawValue: 1 << 13)
+    /// Reads arithmetic flags (any of them).
+    public static let readsFlags = Self(rawValue: 1 << 14)
+    /// EVEX with embedded broadcast of the memory operand (operand size is then one element).
+    public static let broadcast = Self(rawValue: 1 << 15)
+    /// May not be executed unprivileged on the host, or its result depends on the host (CPUID,
+    /// RDTSC, system calls, port I/O): the oracle leaves it out.
+    public static let notForOracle = Self(rawValue: 1 << 16)
+  }
+
+  /// Where the parts of the encoding lie, for those who emit it again (X86CPU/Vector, X86JIT).
+  public struct Encoding: Sendable, Hashable {
+    public enum Map: UInt8, Sendable {
+      case oneByte = 0
+      case map0F = 1
+      case map0F38 = 2
+      case map0F3A = 3
+      case map5 = 5
+      case map6 = 6
+    }
+    public var map: Map = .oneByte
+    public var opcode: UInt8 = 0
+    public var hasModRM = false
+    public var modRM: UInt8 = 0
+    /// Offset of the first byte of REX, VEX or EVEX (or of the opcode where there is none).
+    public var prefixLength: UInt8 = 0
+    /// Offset of the opcode byte (after the escapes or the VEX or EVEX bytes).
+    public var opcodeOffset: UInt8 = 0
+    /// Size of the immediate bytes at the end of the instruction.
+    public var immediateLength: UInt8 = 0
+    /// REX: its byte, or 0. VEX and EVEX: W, R, X, B, R', V' in positive logic.
+    public var rex: UInt8 = 0
+    public var vexW = false
+    /// VEX or EVEX vvvv with V', in positive logic: 0 to 31.
+    public var vvvv: UInt8 = 0
+    /// Vector length in bytes (16, 32, 64), of VEX and EVEX and 16 for legacy SSE.
+    public var vectorLength: UInt8 = 0
+    /// EVEX: mask register (0: none), zeroing, broadcast or rounding (the b bit).
+    public var evexMask: UInt8 = 0
+    public var evexZeroing = false
+    public var evexB = false
+  }
+}
+
+/// Why bytes are not an instruction.
+public enum DecodeError: Error, Sendable, Hashable {
+  /// More bytes are needed than were given (a page boundary; the caller fetches and tries again).
+  case truncated
+  /// #UD.
+  case invalidOpcode
+  /// Longer than 15 bytes: #GP(0).
+  case tooLong
+}
