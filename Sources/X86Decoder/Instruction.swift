@@ -169,6 +169,14 @@ public struct Instruction: Sendable {
     /// May not be executed unprivileged on the host, or its result depends on the host (CPUID,
     /// RDTSC, system calls, port I/O): the oracle leaves it out.
     public static let notForOracle = Self(rawValue: 1 << 16)
+    /// EVEX on 16- or 32-byte vectors: needs AVX512VL besides the feature.
+    public static let vectorLength = Self(rawValue: 1 << 17)
+    /// EVEX or VEX arithmetic with the b bit and a register operand: static rounding, or
+    /// suppressed exceptions.
+    public static let embeddedRounding = Self(rawValue: 1 << 18)
+    public static let suppressExceptions = Self(rawValue: 1 << 19)
+    /// VEX or EVEX: needs XCR0 to enable the state (and protected mode).
+    public static let avx = Self(rawValue: 1 << 20)
   }
 
   /// Where the parts of the encoding lie, for those who emit it again (X86CPU/Vector, X86JIT).
