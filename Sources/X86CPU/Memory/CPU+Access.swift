@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Loads and stores at linear addresses. The fast path is one TLB compare; everything else (misses,
+// page crossings, MMIO, code pages, breakpoints) is in CPU+SlowAccess.
+
+import X86
+
+extension CPU {
+  @inline(__always) func tlbEntry(_ linear: UInt64) -> UnsafeMutablePointer<TLBEntry> {
+    s.pointee.tlb + Int((linear >> Page.shift) & TLB.indexMask)
+  }
+
+  /// The tag that an access of `size` bytes at `linear` must find: an access that crosses into the
+  /// next page looks for that page's tag in this page's entry and never finds it.
+  @inline(__always) func tag(_ linear: UInt64, _ size: Int) -> UInt64 {
+    (linear &+ UInt64(size - 1)) & Page.mask | s.pointee.tlbContext
+  }
+
+  /// Loads a little-endian integer with the privilege of the current CPL.
+  @inline(__always) package func load<T: FixedWidthInteger & UnsignedInteger>(
+    _ linear: UInt64, as type: T.Type = T.self
+  ) throws(GuestException) -> T {
+    let entry = tlbEntry(linear)
+    if entry.pointee.readTag == tag(linear, MemoryLayout<T>.size) {
+      let host = UnsafeRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
+      return host.unsafelyUnwrapped.loadUnaligned(as: T.self)
+    }
+    return T(truncatingIfNeeded: try loadSlow(linear, MemoryLayout<T>.size))
+  }
+
+  /// Stores a little-endian integer with the privilege of the current CPL.
+  @inline(__always) package func store<T: FixedWidthInteger & UnsignedInteger>(
+    _ value: T, at linear: UInt64
+  ) throws(GuestException) {
+    let entry = tlbEntry(linear)
+    if entry.pointee.writeTag == tag(linear, MemoryLayout<T>.size) {
+      let host = UnsafeMutableRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
+      host.unsafelyUnwrapped.storeBytes(of: value, as: T.self)
+      return
+    }
+    try storeSlow(linear, UInt64(truncatingIfNeeded: value), MemoryLayout<T>.size)
+  }
+
+  /// A host pointer to `size` bytes of guest RAM that may be read and written, or nil where there is
+  /// none (MMIO, a page crossing, a code page, a breakpoint): then use `load` and `store`.
+  /// Faults as a write does.
+  @inline(__always) package func pointerForModify(
+    _ linear: UInt64, size: Int
+  ) throws(GuestException) -> UnsafeMutableRawPointer? {
+    let entry = tlbEntry(linear)
+    if entry.pointee.writeTag == tag(linear, size) {
+      return UnsafeMutableRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
+    }
+    return try pointerForModifySlow(linear, size: size)
+  }
+
+  /// A host pointer to read `size` (up to 4096) bytes from; crossing pages and MMIO end in a bounce
+  /// buffer that is valid until the next access.
+  @inline(__always) package func pointerForRead(
+    _ linear: UInt64, size: Int
+  ) throws(GuestException) -> UnsafeRawPointer {
+    let entry = tlbEntry(linear)
+    if entry.pointee.readTag == tag(linear, size) {
+      return UnsafeRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend)).unsafelyUnwrapped
+    }
+    return try pointerForReadSlow(linear, size: size)
+  }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Accesses that the processor makes by itself: descriptor tables, TSS, interrupt stacks. They have
+// supervisor privilege whatever the CPL (SDM volume 3, "Access Rights": implicit supervisor accesses).
+
+import X86
+
+extension CPU {
+  package func loadSystem<T: FixedWidthInteger & UnsignedInteger>(
+    _ linear: UInt64, as type: T.Type = T.self
+  ) throws(GuestException) -> T {
+    let saved = s.pointee.tlb
+    s.pointee.tlb = tlbBank(TLB.supervisor)
+    defer { s.pointee.tlb = saved }
+    return try load(linear, as: T.self)
+  }
+
+  package func storeSystem<T: FixedWidthInteger & UnsignedInteger>(
+    _ value: T, at linear: UInt64
+  ) throws(GuestException) {
+    let saved = s.pointee.tlb
+    s.pointee.tlb = tlbBank(TLB.supervisor)
+    defer { s.pointee.tlb = saved }
+    try store(value, at: linear)
+  }
+
+  /// Runs `body` with its accesses at the given privilege (0 or 3) instead of the CPL's.
+  package func withPrivilege<R>(
+    _ cpl: UInt8, _ body: () throws(GuestException) -> R
+  ) throws(GuestException) -> R {
+    let saved = s.pointee.tlb
+    s.pointee.tlb = tlbBank(cpl == 3 ? TLB.user : TLB.supervisor)
+    defer { s.pointee.tlb = saved }
+    return try body()
+  }
+
+  var owner: PhysicalCPU {
+    Unmanaged<PhysicalCPU>.fromOpaque(s.pointee.owner.unsafelyUnwrapped).takeUnretainedValue()
+  }
+
+  func tlbBank(_ bank: Int) -> UnsafeMutablePointer<TLBEntry> {
+    owner.tlbBanks + bank * TLB.entriesPerBank
+  }
+}

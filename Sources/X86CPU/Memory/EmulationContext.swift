@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Where accesses go that memory does not answer, while the hypervisor emulates one instruction.
+///
+/// The hypervisor's MMIO and string I/O handlers let the processor execute the instruction that
+/// exited, with this in place of the devices. A method that returns nil or false stops the
+/// instruction before it changes anything (the access is on its way to user space); when the answer
+/// has come, the hypervisor emulates the same instruction again and answers from what it got, in the
+/// same order.
+package protocol EmulationContext: AnyObject {
+  /// Reads `size` (1, 2, 4 or 8) bytes at a guest-physical address.
+  func readMMIO(_ address: UInt64, size: Int) -> UInt64?
+  func writeMMIO(_ address: UInt64, size: Int, value: UInt64) -> Bool
+  /// Reads `size` (1, 2 or 4) bytes from a port: INS (IN exits with its own information).
+  func readPort(_ port: UInt16, size: Int) -> UInt64?
+  func writePort(_ port: UInt16, size: Int, value: UInt64) -> Bool
+}

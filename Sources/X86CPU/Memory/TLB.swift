@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The translation look-aside buffer: linear page to host address, direct mapped.
+//
+// There are three banks, because the same page may be accessible in one and not in another:
+// supervisor, user, and supervisor with SMAP off (RFLAGS.AC set, or CR4.SMAP clear). An entry has one
+// tag for reads and one for writes, each a page's linear address with the address-space context in
+// its low 12 bits, so that one compare proves page, permission and address space:
+//
+//     tag  = page | context            (context: 0 to 4094; invalid entries have all ones)
+//     host = linear + addend
+//
+// What may not go the fast way has no tag: pages with translated code have no write tag (the slow
+// path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
+// A flush of everything changes the context; only when contexts run out are entries wiped.
+
+import X86
+
+package struct TLBEntry {
+  package var readTag: UInt64
+  package var writeTag: UInt64
+  /// Host address minus linear address.
+  package var addend: UInt64
+  /// Bit 0: from a page larger than 4 KiB. Bit 1: global.
+  package var info: UInt64
+
+  package static let invalid = TLBEntry(
+    readTag: .max, writeTag: .max, addend: 0, info: 0)
+  package static let largePage: UInt64 = 1 << 0
+  package static let global: UInt64 = 1 << 1
+}
+
+package enum TLB {
+  package static let entriesPerBank = 1024
+  package static let indexMask = UInt64(entriesPerBank - 1)
+  package static let bankCount = 3
+  package static let supervisor = 0
+  package static let user = 1
+  package static let supervisorWithoutSMAP = 2
+  package static let lastContext: UInt64 = 4094
+}
+
+/// What an access wants, for the page walk.
+package enum AccessKind: UInt8 {
+  case read = 0
+  case write = 1
+  case execute = 2
+}

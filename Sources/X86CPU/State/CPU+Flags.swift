@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Lazy arithmetic flags. An operation stores its result and its carries; a flag is computed only
+// when something reads it.
+//
+//     flagResult   the result, sign-extended to 64 bits:  ZF = (result == 0), SF = its sign,
+//                  PF = parity of its low byte
+//     flagAux      bit 63     CF: carry out of the top bit
+//                  bit 62     carry into the top bit;  OF = bit 63 ^ bit 62
+//                  bit 3      AF: carry out of bit 3
+//                  bits 15:8  exclusive-or into the low byte before parity is taken
+//                  bit 16     exclusive-or into SF
+//
+// The last two let any combination of flags be set (POPF, SAHF), though no arithmetic result has it.
+
+import X86
+
+package enum FlagAux {
+  package static let cf: UInt64 = 1 << 63
+  package static let carryIn: UInt64 = 1 << 62
+  package static let af: UInt64 = 1 << 3
+  package static let signFlip: UInt64 = 1 << 16
+  package static let carries: UInt64 = cf | carryIn | af
+}
+
+extension CPU {
+  @inline(__always) package var cf: Bool { Int64(bitPattern: s.pointee.flagAux) < 0 }
+  @inline(__always) package var zf: Bool { s.pointee.flagResult == 0 }
+  @inline(__always) package var sf: Bool {
+    (s.pointee.flagResult ^ (s.pointee.flagAux << 47)) >> 63 != 0
+  }
+  @inline(__always) package var of: Bool {
+    let aux = s.pointee.flagAux
+    return Int64(bitPattern: aux ^ (aux << 1)) < 0
+  }
+  @inline(__always) package var af: Bool { s.pointee.flagAux & FlagAux.af != 0 }
+  @inline(__always) package var pf: Bool {
+    let byte = UInt8(truncatingIfNeeded: s.pointee.flagResult ^ (s.pointee.flagAux >> 8))
+    return byte.nonzeroBitCount & 1 == 0
+  }
+
+  /// Flags of a result with the given vector of carries out of each bit.
+  @inline(__always) package func setFlags<T: FixedWidthInteger & UnsignedInteger>(
+    result: T, carries: T
+  ) {
+    let width = UInt64(T.bitWidth)
+    let wide = UInt64(truncatingIfNeeded: carries)
+    s.pointee.flagResult = signExtended(result)
+    s.pointee.flagAux =
+      (wide &<< (64 &- width)) & (FlagAux.cf | FlagAux.carryIn) | wide & FlagAux.af
+  }
+
+  /// Flags of a logical result: CF, OF and AF are clear.
+  @inline(__always) package func setLogicFlags<T: FixedWidthInteger & UnsignedInteger>(
+    result: T
+  ) {
+    s.pointee.flagResult = signExtended(result)
+    s.pointee.flagAux = 0
+  }
+
+  /// Replaces CF and OF, keeping the others (rotates, shifts by the rest of their rules).
+  @inline(__always) package func setCarryOverflow(cf: Bool, of: Bool) {
+    let aux = s.pointee.flagAux & ~(FlagAux.cf | FlagAux.carryIn)
+    s.pointee.flagAux = aux | (cf ? FlagAux.cf : 0) | (cf != of ? FlagAux.carryIn : 0)
+  }
+
+  /// Replaces CF alone.
+  @inline(__always) package func setCarry(_ value: Bool) { setCarryOverflow(cf: value, of: of) }
+
+  @inline(__always) func signExtended<T: FixedWidthInteger & UnsignedInteger>(
+    _ value: T
+  ) -> UInt64 {
+    let shift = UInt64(64 - T.bitWidth)
+    return UInt64(
+      bitPattern: Int64(bitPattern: UInt64(truncatingIfNeeded: value) &<< shift) &>> Int64(shift))
+  }
+
+  /// The six arithmetic flags in RFLAGS's positions.
+  package var arithmeticFlags: UInt64 {
+    get {
+      var flags: UInt64 = 0
+      if cf { flags |= RFLAGS.cf.rawValue }
+      if pf { flags |= RFLAGS.pf.rawValue }
+      if af { flags |= RFLAGS.af.rawValue }
+      if zf { flags |= RFLAGS.zf.rawValue }
+      if sf { flags |= RFLAGS.sf.rawValue }
+      if of { flags |= RFLAGS.of.rawValue }
+      return flags
+    }
+    nonmutating set {
+      let zero = newValue & RFLAGS.zf.rawValue != 0
+      let result: UInt64 = zero ? 0 : 1  // 0 has even parity, 1 odd
+      var aux: UInt64 = 0
+      if newValue & RFLAGS.cf.rawValue != 0 { aux |= FlagAux.cf }
+      let cf = newValue & RFLAGS.cf.rawValue != 0
+      if cf != (newValue & RFLAGS.of.rawValue != 0) { aux |= FlagAux.carryIn }
+      if newValue & RFLAGS.af.rawValue != 0 { aux |= FlagAux.af }
+      if newValue & RFLAGS.sf.rawValue != 0 { aux |= FlagAux.signFlip }
+      if zero != (newValue & RFLAGS.pf.rawValue != 0) { aux |= 1 << 8 }
+      s.pointee.flagResult = result
+      s.pointee.flagAux = aux
+    }
+  }
+
+  /// The whole of RFLAGS. Setting it does not call `updateMode()`: TF, VM, AC and RF need that.
+  package var flags: UInt64 {
+    get { s.pointee.rflags | arithmeticFlags }
+    nonmutating set {
+      s.pointee.rflags =
+        newValue & RFLAGS.all.rawValue & ~RFLAGS.arithmetic.rawValue | RFLAGS.fixed.rawValue
+      arithmeticFlags = newValue
+    }
+  }
+}

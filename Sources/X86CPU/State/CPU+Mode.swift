@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What follows from control registers, EFER, RFLAGS and the segment registers.
+
+import X86
+import X86Decoder
+
+/// Bits of `CPUState.modeKey`: what a decoded block depends on besides its bytes.
+package enum ModeKey {
+  /// CodeMode.rawValue.
+  package static let codeMode: UInt16 = 3
+  package static let protected: UInt16 = 1 << 2
+  package static let virtual8086: UInt16 = 1 << 3
+  package static let stackMode: UInt16 = 3 << 4
+  package static let stackModeShift: UInt16 = 4
+}
+
+extension CPU {
+  /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. To be called after any
+  /// change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC. (Address-space changes, that
+  /// is CR3, CR0.PG/WP, CR4 paging bits, EFER.NXE, call `flushTLB` as well.)
+  package func updateMode() {
+    let cs = segment(.cs).pointee.rights
+    let ss = segment(.ss).pointee.rights
+    let mode: CodeMode =
+      isLongMode && cs.isLong ? .bits64 : (cs.isBig && isProtected && !isVirtual8086 ? .bits32 : .bits16)
+    let state = s
+    state.pointee.codeMode = mode.rawValue
+    state.pointee.cpl = !isProtected ? 0 : isVirtual8086 ? 3 : ss.dpl
+    state.pointee.stackMode = mode == .bits64 ? 2 : ss.isBig ? 1 : 0
+    var key = UInt16(mode.rawValue) | UInt16(state.pointee.stackMode) << ModeKey.stackModeShift
+    if isProtected { key |= ModeKey.protected }
+    if isVirtual8086 { key |= ModeKey.virtual8086 }
+    state.pointee.modeKey = key
+    updateSlow()
+    selectTLBBank()
+  }
+
+  /// The TLB bank of the current CPL and SMAP state; also to be called by STAC and CLAC.
+  package func selectTLBBank() {
+    let bank: Int
+    if s.pointee.cpl == 3 {
+      bank = TLB.user
+    } else if s.pointee.cr4 & CR4.smap.rawValue == 0
+      || s.pointee.rflags & RFLAGS.ac.rawValue != 0
+    {
+      bank = TLB.supervisorWithoutSMAP
+    } else {
+      bank = TLB.supervisor
+    }
+    s.pointee.tlb = tlbBank(bank)
+  }
+
+  /// Recomputes the parts of `slow` that follow from RFLAGS and DR7.
+  package func updateSlow() {
+    var slow = s.pointee.slow
+      & ~(SlowReason.trapFlag | SlowReason.resumeFlag | SlowReason.breakpoints)
+    if s.pointee.rflags & RFLAGS.tf.rawValue != 0 { slow |= SlowReason.trapFlag }
+    if s.pointee.rflags & RFLAGS.rf.rawValue != 0 { slow |= SlowReason.resumeFlag }
+    if s.pointee.dr7 & DR7.anyEnabled.rawValue != 0 { slow |= SlowReason.breakpoints }
+    s.pointee.slow = slow
+  }
+}

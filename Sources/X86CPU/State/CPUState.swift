@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The state of one physical CPU of the software processor, as one plain block of memory.
+//
+// The interpreter and the translator reach it through one pointer (`CPU`), so every field has a
+// fixed offset and none is reference counted. A physical CPU is owned by one host thread at a time;
+// only `request` is written by others.
+//
+// Invariants, true wherever guest code is not being executed (at exits, faults, requests):
+// - `rip` is the address of the next instruction (offset in CS, not linear).
+// - the arithmetic flags are in `flagResult` and `flagAux` (see CPU+Flags), every other flag in
+//   `rflags`, whose arithmetic bits are 0 and whose bit 1 is 1.
+// - `zero` is 0.
+// - `modeKey`, `codeMode`, `cpl`, `tlb` and `tlbContext` agree with CR0, CR3, CR4, EFER, RFLAGS and the segment
+//   registers: whoever changes those calls `CPU.updateMode()`.
+// While a block runs, `blockRIP` is the RIP of its first instruction and `rip` is stale.
+
+import X86
+import X86Decoder
+
+/// A segment register with its hidden part.
+package struct SegmentState {
+  package var base: UInt64 = 0
+  /// In bytes, granularity applied.
+  package var limit: UInt32 = 0xFFFF
+  package var accessRights: UInt32 = 0x93
+  package var selector: UInt16 = 0
+
+  package var rights: SegmentAccessRights { SegmentAccessRights(rawValue: accessRights) }
+}
+
+/// GDTR or IDTR.
+package struct DescriptorTableState {
+  package var base: UInt64 = 0
+  package var limit: UInt32 = 0xFFFF
+}
+
+/// x87, MMX, SSE, AVX and AVX-512 registers; they follow `CPUState` in memory, 64-byte aligned
+/// (`CPU.vector`).
+package struct VectorState {
+  package init() {}
+
+  /// ZMM0 to ZMM31, 64 bytes each; XMM and YMM are their low parts.
+  package var zmm = InlineArray<256, UInt64>(repeating: 0)
+  /// The 512-byte image that FXSAVE64 writes: x87 state and MXCSR are authoritative here; its XMM
+  /// part is not.
+  package var fx = InlineArray<64, UInt64>(repeating: 0)
+  /// K0 to K7.
+  package var opmask = InlineArray<8, UInt64>(repeating: 0)
+  /// Scratch for host execution (see Vector).
+  package var scratch = InlineArray<64, UInt64>(repeating: 0)
+}
+
+package struct CPUState {
+  /// RAX to R15 by encoding number.
+  package var gpr = InlineArray<16, UInt64>(repeating: 0)
+  package var rip: UInt64 = 0
+  /// RIP of the first instruction of the running block; base of RIP-relative addresses.
+  package var blockRIP: UInt64 = 0
+  /// Always 0: what an absent base, index or segment base points at.
+  package var zero: UInt64 = 0
+  /// See CPU+Flags.
+  package var flagResult: UInt64 = 1
+  package var flagAux: UInt64 = 0
+  /// RFLAGS without the six arithmetic flags.
+  package var rflags: UInt64 = 2
+  /// The TLB bank of the current privilege and SMAP state.
+  package var tlb: UnsafeMutablePointer<TLBEntry>
+  /// Low 12 bits of every valid tag of the current address space (see TLB).
+  package var tlbContext: UInt64 = 0
+  /// Bits that ask the processor to leave guest code at the next block (`CPURequest`). Atomic:
+  /// written by other threads through `PhysicalCPU`.
+  package var request: UInt64 = 0
+  /// An exception that a handler raised with `CPU.raise`, for the run loop to deliver.
+  package var pendingException: UInt64 = 0
+  /// CR2 to be, of the page fault in `pendingException`.
+  package var faultAddress: UInt64 = 0
+  /// Instructions retired since start.
+  package var retired: UInt64 = 0
+
+  package var segments = InlineArray<8, SegmentState>(repeating: SegmentState())
+  package var gdtr = DescriptorTableState()
+  package var idtr = DescriptorTableState()
+
+  package var cr0: UInt64 = 0x6000_0010
+  package var cr2: UInt64 = 0
+  package var cr3: UInt64 = 0
+  package var cr4: UInt64 = 0
+  package var cr8: UInt64 = 0
+  package var efer: UInt64 = 0
+  package var xcr0: UInt64 = 1
+  package var dr = InlineArray<4, UInt64>(repeating: 0)
+  package var dr6: UInt64 = 0xFFFF_0FF0
+  package var dr7: UInt64 = 0x400
+  package var pdptrs = InlineArray<4, UInt64>(repeating: 0)
+
+  // MSRs that instructions use by themselves; the others are in the MSR model.
+  package var star: UInt64 = 0
+  package var lstar: UInt64 = 0
+  package var cstar: UInt64 = 0
+  package var fmask: UInt64 = 0
+  package var kernelGSBase: UInt64 = 0
+  package var sysenterCS: UInt64 = 0
+  package var sysenterESP: UInt64 = 0
+  package var sysenterEIP: UInt64 = 0
+  package var pat: UInt64 = 0x0007_0406_0007_0406
+  package var tscAux: UInt64 = 0
+  package var debugctl: UInt64 = 0
+  package var xss: UInt64 = 0
+  package var pkru: UInt64 = 0
+
+  /// CodeMode.rawValue of CS.
+  package var codeMode: UInt8 = 0
+  package var cpl: UInt8 = 0
+  /// What decoded blocks depend on besides their bytes (see `CPU.updateMode`).
+  package var modeKey: UInt16 = 0
+  /// 1: SS addresses with 32 bits; 2: with 64 bits; 0: with 16.
+  package var stackMode: UInt8 = 0
+  /// Not 0: instructions are executed one by one with checks between them (`SlowReason`).
+  package var slow: UInt32 = 0
+  /// Blocking by STI, MOV SS, SMI, NMI, in the VMCS's format (`Interruptibility`).
+  package var interruptibility: UInt32 = 0
+  /// Active, HLT, shutdown, wait-for-SIPI, in the VMCS's format.
+  package var activity: UInt32 = 0
+  /// Pending debug exceptions, in the VMCS's format.
+  package var pendingDebug: UInt64 = 0
+
+  /// Controls of the running VMCS, as VM entry found them.
+  package var vmx = VMXControls()
+  /// Exit information, as the VMCS will show it.
+  package var exit = ExitInformation()
+
+  /// Where an access that EPT does not map goes while the hypervisor emulates one instruction; see
+  /// `PhysicalCPU.emulate`. An unmanaged `EmulationContext`.
+  package var emulation: UnsafeMutableRawPointer?
+  /// The unmanaged `PhysicalCPU` that owns this state.
+  package var owner: UnsafeMutableRawPointer?
+
+  package init(tlb: UnsafeMutablePointer<TLBEntry>) { self.tlb = tlb }
+}
+
+/// Bits of `CPUState.request`.
+package enum CPURequest {
+  /// Someone outside wants the CPU to leave non-root operation: an external-interrupt exit.
+  package static let kick: UInt64 = 1 << 0
+  /// Other CPUs' code pages changed: process the shootdown queue.
+  package static let shootdown: UInt64 = 1 << 1
+  /// VMX-preemption timer or time slice is over.
+  package static let timer: UInt64 = 1 << 2
+  /// Something that event delivery has to look at (virtual interrupt, window, trap) changed.
+  package static let events: UInt64 = 1 << 3
+}
+
+/// Bits of `CPUState.slow`.
+package enum SlowReason {
+  /// RFLAGS.TF.
+  package static let trapFlag: UInt32 = 1 << 0
+  /// An instruction breakpoint is enabled in DR7.
+  package static let breakpoints: UInt32 = 1 << 1
+  /// STI or MOV SS blocking for one instruction.
+  package static let interruptShadow: UInt32 = 1 << 2
+  /// Monitor trap flag.
+  package static let monitorTrap: UInt32 = 1 << 3
+  /// A data breakpoint matched in the running instruction.
+  package static let dataBreakpoint: UInt32 = 1 << 4
+  /// RFLAGS.RF is set: cleared after one instruction.
+  package static let resumeFlag: UInt32 = 1 << 5
+}
