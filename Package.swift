@@ -58,5 +58,6 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
+    .testTarget(name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
   ]
 )

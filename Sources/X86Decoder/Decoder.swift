@@ -1,18 +1,116 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Bytes to `Instruction`.
+//
+// One pass from left to right over a small state on the stack: prefixes, opcode, the row of the
+// opcode table that agrees with all of them, ModRM with displacement, operands with immediates.
+// Nothing is allocated. Whatever is not in the table is #UD; what the decoder cannot know (CPUID,
+// CR0.EM, privilege, whether VEX is enabled) is for the one who executes the instruction.
+//
+//     let bytes: [UInt8] = [0x48, 0x01, 0xD8]
+//     try bytes.withUnsafeBytes { try Decoder.decode($0, mode: .bits64) }  // add rax, rbx
 
 import X86
 
 /// Bytes to `Instruction`.
 public enum Decoder {
+  /// The most bytes that an instruction can have.
+  public static let maximumLength = 15
+
   /// Decodes the instruction at the start of `bytes`.
   ///
   /// - Parameters:
   ///   - bytes: The instruction's bytes and whatever follows them; at least one.
   ///   - mode: What the current code segment is.
-  /// - Throws: `.truncated` where `bytes` end inside the instruction.
+  /// - Throws: `.truncated` where `bytes` end inside the instruction, `.tooLong` where it has more
+  ///   than 15 bytes, `.invalidOpcode` where it is none.
   public static func decode(
     _ bytes: UnsafeRawBufferPointer, mode: CodeMode
   ) throws(DecodeError) -> Instruction {
-    throw .invalidOpcode
+    guard let start = bytes.baseAddress else { throw .truncated }
+    var state = DecodeState(start, count: bytes.count, mode: mode)
+    try state.readPrefixes()
+    try state.readOpcode()
+    try state.readRow()
+    try state.readOperands()
+    state.out.length = UInt8(truncatingIfNeeded: state.position)
+    return state.out
   }
+
+  /// Builds the opcode table now (else the first `decode` does): about a millisecond.
+  public static func prepare() { _ = OpcodeTable.shared.rowCount }
+
+  /// Rows of the opcode maps that could not be read: none, unless one is misspelt.
+  public static var tableErrors: [String] { OpcodeTable.shared.errors }
+}
+
+/// What has been read so far.
+struct DecodeState {
+  let start: UnsafeRawPointer
+  let count: Int
+  var position = 0
+  var out: Instruction
+  let is64: Bool
+
+  /// Number space of the opcode, see `OpcodeSpace`.
+  var space = OpcodeSpace.legacy
+  var opcode: UInt8 = 0
+  /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2.
+  var mandatory = 0
+  /// REX.W or VEX.W, where the mode has it.
+  var w = false
+  /// VEX.L or EVEX.L'L.
+  var vectorBits: UInt32 = 0
+  var rexByte: UInt8 = 0
+  /// Register extensions, already as 8 (and 16) to add.
+  var extendReg: UInt8 = 0
+  var extendIndex: UInt8 = 0
+  var extendBase: UInt8 = 0
+  /// EVEX: R' and X as bit 4 of the ModRM.reg and ModRM.rm vector registers; V' of the index.
+  var highReg: UInt8 = 0
+  var highRM: UInt8 = 0
+  var highIndex: UInt8 = 0
+  var overridden = false
+  /// Bytes that disp8 counts in.
+  var displacementUnit: UInt8 = 1
+  var flags: RowFlags = []
+  /// The row, once `readRow` has found it.
+  var row: UnsafePointer<OpcodeRow>
+
+  init(_ start: UnsafeRawPointer, count: Int, mode: CodeMode) {
+    self.start = start
+    self.count = count < Decoder.maximumLength ? count : Decoder.maximumLength
+    is64 = mode == .bits64
+    row = OpcodeTable.shared.rows
+    out = Instruction(mnemonic: .invalid, mode: mode)
+  }
+
+  @inline(__always)
+  mutating func byte() throws(DecodeError) -> UInt8 {
+    guard position < count else { throw failure }
+    let value = start.load(fromByteOffset: position, as: UInt8.self)
+    position &+= 1
+    return value
+  }
+
+  /// The next byte, not consumed.
+  @inline(__always)
+  func peek() throws(DecodeError) -> UInt8 {
+    guard position < count else { throw failure }
+    return start.load(fromByteOffset: position, as: UInt8.self)
+  }
+
+  /// Little-endian, sign-extended.
+  @inline(__always)
+  mutating func signed<T: FixedWidthInteger & SignedInteger & BitwiseCopyable>(
+    _ type: T.Type
+  ) throws(DecodeError) -> Int64 {
+    let size = MemoryLayout<T>.size
+    guard position &+ size <= count else { throw failure }
+    let value = start.loadUnaligned(fromByteOffset: position, as: type)
+    position &+= size
+    return Int64(truncatingIfNeeded: value)
+  }
+
+  var failure: DecodeError { count == Decoder.maximumLength ? .tooLong : .truncated }
 }
