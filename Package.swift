@@ -41,7 +41,9 @@ let package = Package(
     .target(
       name: "KVM",
       dependencies: ["CHost", "Host", "X86", "X86CPU", "InterruptChips"], swiftSettings: common),
-    .target(name: "KVMClient", dependencies: ["CHost", "Host", "X86"], swiftSettings: common),
+    .target(
+      name: "KVMClient", dependencies: ["CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
     .target(name: "KVMLoopback", dependencies: ["KVM", "KVMClient"], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(name: "LinuxBoot", dependencies: ["Host", "X86", "KVMClient"], swiftSettings: common),
@@ -59,5 +61,22 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
     .testTarget(name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
+    // Tests of the VMM's side.
+    .target(
+      name: "HostTestSupport",
+      dependencies: ["CHost", "Host", .product(name: "SystemPackage", package: "swift-system")],
+      path: "Tests/HostTestSupport", swiftSettings: common),
+    .testTarget(
+      name: "HostTests",
+      dependencies: [
+        "CHost", "Host", "HostTestSupport",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
+    .testTarget(
+      name: "KVMClientTests",
+      dependencies: [
+        "KVMClient", "Host", "CHost", "HostTestSupport",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
   ]
 )

@@ -8,7 +8,6 @@
 #ifndef MARTLET_CHOST_H
 #define MARTLET_CHOST_H
 
-#define _GNU_SOURCE 1
 #include <stdint.h>
 #include <linux/kvm.h>
 #include <sys/eventfd.h>
@@ -25,6 +24,11 @@
 #include <ucontext.h>
 #include <pthread.h>
 #include <cpuid.h>
+
+// Swift's own C library module is built without _GNU_SOURCE, and a module that defined it would
+// see other structs than that one. So the few GNU functions in use are declared here.
+int memfd_create(const char *name, unsigned int flags);
+int pthread_setname_np(pthread_t thread, const char *name);
 
 static const unsigned int CKVM_ASSIGN_DEV_IRQ = (unsigned int)KVM_ASSIGN_DEV_IRQ;
 static const unsigned int CKVM_ASSIGN_PCI_DEVICE = (unsigned int)KVM_ASSIGN_PCI_DEVICE;

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Events that can be waited for as file descriptors: eventfd, timerfd, signalfd, and the epoll
+// instance that waits for all of them. Each is the owner of its descriptor.
+//
+//     let poller = try Poller()
+//     let wake = try EventFile()
+//     try poller.add(wake.descriptor.rawValue, token: 1)
+//     try poller.wait { token, _ in if token == 1 { wake.consume() } }
+
+import SystemPackage
+
+import CHost
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// A counter that can be waited for (eventfd).
+package struct EventFile: ~Copyable, Sendable {
+  package let descriptor: OwnedFileDescriptor
+
+  package init() throws(Errno) {
+    descriptor = OwnedFileDescriptor(
+      owning: try systemCall { () -> Int32 in eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)) })
+  }
+
+  /// Adds 1: whoever waits wakes up. Safe in signal handlers.
+  package func signal() {
+    var one: UInt64 = 1
+    _ = write(descriptor.rawValue, &one, 8)
+  }
+
+  /// Sets the counter to 0 and returns what it was.
+  @discardableResult
+  package func consume() -> UInt64 {
+    var value: UInt64 = 0
+    return Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
+  }
+}
+
+/// A timer on the monotonic clock that can be waited for (timerfd).
+package struct TimerFile: ~Copyable, Sendable {
+  package let descriptor: OwnedFileDescriptor
+
+  package init() throws(Errno) {
+    let flags = Int32(TFD_CLOEXEC | TFD_NONBLOCK)
+    descriptor = OwnedFileDescriptor(
+      owning: try systemCall { () -> Int32 in timerfd_create(CLOCK_MONOTONIC, flags) })
+  }
+
+  /// Arms the timer to fire once at a monotonic time in nanoseconds; nil disarms it.
+  package func arm(at deadline: UInt64?) throws(Errno) {
+    var setting = itimerspec()
+    if let deadline {
+      let time = max(deadline, 1)
+      setting.it_value = timespec(
+        tv_sec: Int(time / 1_000_000_000), tv_nsec: Int(time % 1_000_000_000))
+    }
+    let raw = descriptor.rawValue
+    let flags = Int32(TFD_TIMER_ABSTIME)
+    _ = try systemCall { () -> Int32 in timerfd_settime(raw, flags, &setting, nil) }
+  }
+
+  /// How often the timer has fired since the last look.
+  @discardableResult
+  package func consume() -> UInt64 {
+    var value: UInt64 = 0
+    return Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
+  }
+}
+
+/// Signals that arrive as readable events (signalfd). Blocks them for the calling thread, so make
+/// it before the process starts others: new threads inherit the mask.
+package struct SignalFile: ~Copyable, Sendable {
+  package let descriptor: OwnedFileDescriptor
+
+  package init(_ signals: [Int32]) throws(Errno) {
+    var mask = sigset_t()
+    sigemptyset(&mask)
+    for signal in signals { sigaddset(&mask, signal) }
+    try threadCall { pthread_sigmask(SIG_BLOCK, &mask, nil) }
+    let flags = Int32(SFD_CLOEXEC | SFD_NONBLOCK)
+    descriptor = OwnedFileDescriptor(
+      owning: try systemCall { () -> Int32 in signalfd(-1, &mask, flags) })
+  }
+
+  /// The next signal's number, nil when none waits.
+  package func next() -> Int32? {
+    var info = signalfd_siginfo()
+    let size = MemoryLayout<signalfd_siginfo>.size
+    return Glibc.read(descriptor.rawValue, &info, size) == size ? Int32(info.ssi_signo) : nil
+  }
+}
+
+/// Waits for many descriptors at once (epoll, level-triggered).
+package struct Poller: ~Copyable, Sendable {
+  package let descriptor: OwnedFileDescriptor
+
+  /// What can happen to a descriptor.
+  package struct Readiness: OptionSet, Sendable {
+    package let rawValue: UInt32
+    package init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    package static let readable = Self(rawValue: EPOLLIN.rawValue)
+    package static let writable = Self(rawValue: EPOLLOUT.rawValue)
+    package static let hangUp = Self(rawValue: EPOLLHUP.rawValue)
+    package static let error = Self(rawValue: EPOLLERR.rawValue)
+  }
+
+  package init() throws(Errno) {
+    descriptor = OwnedFileDescriptor(
+      owning: try systemCall { () -> Int32 in epoll_create1(Int32(EPOLL_CLOEXEC)) })
+  }
+
+  /// Adds a descriptor; `token` names it in `wait`. Regular files throw `Errno.notPermitted`.
+  package func add(
+    _ file: Int32, token: UInt64, interest: Readiness = .readable
+  ) throws(Errno) {
+    var event = epoll_event()
+    event.events = interest.rawValue
+    event.data.u64 = token
+    let raw = descriptor.rawValue
+    _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_ADD, file, &event) }
+  }
+
+  /// Removes a descriptor.
+  package func remove(_ file: Int32) throws(Errno) {
+    let raw = descriptor.rawValue
+    _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_DEL, file, nil) }
+  }
+
+  /// Waits for events and hands each to `body`.
+  ///
+  /// - Parameter timeout: milliseconds; nil waits for ever.
+  package func wait(
+    timeout: Int32? = nil, _ body: (_ token: UInt64, _ readiness: Readiness) -> Void
+  ) throws(Errno) {
+    var events = [epoll_event](repeating: epoll_event(), count: 16)
+    let raw = descriptor.rawValue
+    let count = try systemCall { () -> Int32 in epoll_wait(raw, &events, 16, timeout ?? -1) }
+    for event in events[..<Int(count)] {
+      body(event.data.u64, Readiness(rawValue: event.events))
+    }
+  }
+}

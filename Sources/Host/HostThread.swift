@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Threads with names. Swift's concurrency pool is for short work; a vCPU occupies its thread for
+// as long as the machine runs, so it gets one of its own.
+//
+//     let thread = try HostThread(name: "vcpu0") { runGuest() }
+//     thread.join()
+
+import SystemPackage
+
+import CHost
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// Names a running thread so that another can send it a signal.
+package struct ThreadIdentifier: Sendable, Hashable {
+  package let rawValue: UInt
+
+  /// The calling thread.
+  package static var current: Self { Self(rawValue: UInt(pthread_self())) }
+
+  /// Sends the thread a signal. The thread must not have been joined yet.
+  package func signal(_ number: Int32) { _ = pthread_kill(pthread_t(rawValue), number) }
+}
+
+/// A started thread, open to `KickSignal`; `join` waits for its end. One that is not joined is detached.
+package struct HostThread: ~Copyable, Sendable {
+  package let identifier: ThreadIdentifier
+
+  private final class Start {
+    let name: String
+    let body: @Sendable () -> Void
+    init(name: String, body: @escaping @Sendable () -> Void) {
+      self.name = name
+      self.body = body
+    }
+  }
+
+  /// Starts a thread.
+  ///
+  /// - Parameters:
+  ///   - name: shown by ps and debuggers; cut to 15 bytes.
+  ///   - stackSize: bytes.
+  package init(
+    name: String, stackSize: Int = 4 << 20, _ body: @escaping @Sendable () -> Void
+  ) throws(Errno) {
+    let start = Unmanaged.passRetained(Start(name: name, body: body))
+    var attributes = pthread_attr_t()
+    pthread_attr_init(&attributes)
+    defer { pthread_attr_destroy(&attributes) }
+    pthread_attr_setstacksize(&attributes, max(stackSize, 64 << 10))
+    var thread = pthread_t()
+    do throws(Errno) {
+      try threadCall {
+        pthread_create(
+          &thread, &attributes,
+          { argument in
+            guard let argument else { return nil }
+            let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
+            pthread_setname_np(pthread_self(), String(start.name.prefix(15)))
+            KickSignal.unblock()
+            start.body()
+            return nil
+          }, start.toOpaque())
+      }
+    } catch {
+      start.release()
+      throw error
+    }
+    identifier = ThreadIdentifier(rawValue: UInt(thread))
+  }
+
+  deinit { pthread_detach(pthread_t(identifier.rawValue)) }
+
+  /// Waits until the thread has ended.
+  package consuming func join() {
+    let thread = pthread_t(identifier.rawValue)
+    discard self
+    pthread_join(thread, nil)
+  }
+}
+
+/// The signal that makes a thread leave a system call: its handler does nothing, and because it is
+/// installed without SA_RESTART the call returns EINTR.
+package enum KickSignal {
+  /// SIGUSR1.
+  package static let number = SIGUSR1
+
+  /// Installs the handler that does nothing.
+  package static func install() {
+    var action = sigaction()
+    action.__sigaction_handler.sa_handler = { _ in }
+    sigemptyset(&action.sa_mask)
+    action.sa_flags = 0
+    sigaction(number, &action, nil)
+  }
+
+  /// Lets the calling thread receive the signal. Threads of a dispatch pool block all signals, and
+  /// a new thread inherits that.
+  static func unblock() {
+    var mask = sigset_t()
+    sigemptyset(&mask)
+    sigaddset(&mask, number)
+    pthread_sigmask(SIG_UNBLOCK, &mask, nil)
+  }
+}

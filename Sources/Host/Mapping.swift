@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` is the
+// one owner of its range and unmaps it at the end of its life. Pointers into it are valid as long
+// as the owner lives, and keeping to that is the duty of whoever takes one.
+//
+//     let memory = try Mapping(anonymous: 512 << 20, hugePages: true)
+//     memory.address.storeBytes(of: 1, as: UInt32.self)
+
+import SystemPackage
+
+import CHost
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// What a mapping's pages may be used for.
+package struct MemoryProtection: OptionSet, Sendable {
+  package let rawValue: Int32
+  package init(rawValue: Int32) { self.rawValue = rawValue }
+
+  package static let read = Self(rawValue: PROT_READ)
+  package static let write = Self(rawValue: PROT_WRITE)
+  package static let execute = Self(rawValue: PROT_EXEC)
+}
+
+/// The owner of a range of mapped memory.
+package struct Mapping: ~Copyable, @unchecked Sendable {
+  /// The first byte.
+  package let address: UnsafeMutableRawPointer
+  /// Bytes, a multiple of the page size.
+  package let size: Int
+
+  /// The alignment that lets the kernel back memory with 2 MiB pages.
+  package static let hugePageSize = 2 << 20
+
+  /// Maps private zeroed memory.
+  ///
+  /// - Parameters:
+  ///   - size: bytes, above 0; rounded up to pages.
+  ///   - hugePages: align to 2 MiB and ask for huge pages (advice that the kernel may ignore).
+  package init(anonymous size: Int, hugePages: Bool = false) throws(Errno) {
+    try self.init(
+      size: size, protection: [.read, .write],
+      flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1, offset: 0,
+      hugePages: hugePages)
+  }
+
+  /// Maps a range of a file, shared with whoever else maps it.
+  package init(
+    sharing descriptor: Int32, offset: Int = 0, size: Int,
+    protection: MemoryProtection = [.read, .write], hugePages: Bool = false
+  ) throws(Errno) {
+    try self.init(
+      size: size, protection: protection, flags: MAP_SHARED, descriptor: descriptor,
+      offset: offset, hugePages: hugePages)
+  }
+
+  private init(
+    size: Int, protection: MemoryProtection, flags: Int32, descriptor: Int32, offset: Int,
+    hugePages: Bool
+  ) throws(Errno) {
+    guard size > 0, size <= Int.max / 2 else { throw .invalidArgument }
+    let rounded = (size + 4095) & ~4095
+    let place = hugePages ? try Self.reserve(rounded, alignment: Self.hugePageSize) : nil
+    let fixed = place == nil ? 0 : MAP_FIXED
+    do throws(Errno) {
+      address = try mappingCall {
+        mmap(place, rounded, protection.rawValue, flags | fixed, descriptor, offset)
+      }
+    } catch {
+      if let place { munmap(place, rounded) }
+      throw error
+    }
+    self.size = rounded
+    if hugePages { _ = madvise(address, rounded, MADV_HUGEPAGE) }
+  }
+
+  deinit { munmap(address, size) }
+
+  /// Reserves an aligned range of addresses: too much is mapped, then both ends are cut off.
+  private static func reserve(
+    _ size: Int, alignment: Int
+  ) throws(Errno) -> UnsafeMutableRawPointer {
+    let whole = try mappingCall {
+      mmap(nil, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    }
+    let start = Int(bitPattern: whole)
+    let head = (alignment - start % alignment) % alignment
+    if head > 0 { munmap(whole, head) }
+    let tail = alignment - head
+    if tail > 0 { munmap(whole + head + size, tail) }
+    return whole + head
+  }
+
+  /// All bytes.
+  package var bytes: UnsafeMutableRawBufferPointer {
+    UnsafeMutableRawBufferPointer(start: address, count: size)
+  }
+
+  /// Gives the kernel advice about the pages (`MADV_...`); refused advice is no error.
+  package func advise(_ advice: Int32) { _ = madvise(address, size, advice) }
+
+  /// Bytes of the mapping that are in memory now.
+  package func residentBytes() throws(Errno) -> Int {
+    var pages = [UInt8](repeating: 0, count: size / 4096)
+    _ = try systemCall { () -> Int32 in mincore(address, size, &pages) }
+    return pages.reduce(0) { $0 + Int($1 & 1) } * 4096
+  }
+}
+
+/// Memory without a name in the file system (memfd) that can be mapped more than once.
+package struct MemoryFile: ~Copyable, Sendable {
+  /// The open memfd.
+  package let descriptor: OwnedFileDescriptor
+  /// Bytes.
+  package let size: Int
+
+  /// Makes a zero-filled file; `name` shows in /proc/self/maps.
+  package init(name: String, size: Int) throws(Errno) {
+    let raw = try systemCall { () -> Int32 in memfd_create(name, UInt32(MFD_CLOEXEC)) }
+    let owner = OwnedFileDescriptor(owning: raw)
+    _ = try systemCall { () -> Int32 in ftruncate(raw, size) }
+    descriptor = owner
+    self.size = size
+  }
+}
+
+/// Memory for generated code, mapped twice: what is written through `writable` can be run at the
+/// same offset of `executable`. No mapping is both.
+package struct CodeMemory: ~Copyable, @unchecked Sendable {
+  private let writableMapping: Mapping
+  private let executableMapping: Mapping
+
+  /// Maps `size` bytes (rounded up to pages).
+  package init(size: Int) throws(Errno) {
+    let rounded = (size + 4095) & ~4095
+    let file = try MemoryFile(name: "martlet-code", size: rounded)
+    let writable = try Mapping(sharing: file.descriptor.rawValue, size: rounded)
+    let executable = try Mapping(
+      sharing: file.descriptor.rawValue, size: rounded, protection: [.read, .execute])
+    writableMapping = writable
+    executableMapping = executable
+  }
+
+  /// Where code is written.
+  package var writable: UnsafeMutableRawPointer { writableMapping.address }
+  /// Where code is run.
+  package var executable: UnsafeRawPointer { UnsafeRawPointer(executableMapping.address) }
+  /// Bytes in either mapping.
+  package var size: Int { writableMapping.size }
+}

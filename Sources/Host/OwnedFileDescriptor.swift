@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// The one owner of an open file: closes it when it goes away.
+package struct OwnedFileDescriptor: ~Copyable, Sendable {
+  /// The descriptor's number, valid as long as the owner lives.
+  package let rawValue: Int32
+
+  /// Takes over a descriptor that the caller opened.
+  package init(owning rawValue: Int32) { self.rawValue = rawValue }
+
+  /// Opens a file with O_CLOEXEC added to `flags`.
+  package init(opening path: String, flags: Int32) throws(Errno) {
+    rawValue = try systemCall { () -> Int32 in open(path, flags | O_CLOEXEC) }
+  }
+
+  deinit { close(rawValue) }
+
+  /// Gives the number up without closing it.
+  package consuming func release() -> Int32 {
+    let value = rawValue
+    discard self
+    return value
+  }
+
+  /// The file's size in bytes.
+  package func size() throws(Errno) -> Int {
+    var status = stat()
+    _ = try systemCall { () -> Int32 in fstat(rawValue, &status) }
+    return Int(status.st_size)
+  }
+
+  /// Whether the file is a regular one (not a directory, pipe or device).
+  package func isRegularFile() throws(Errno) -> Bool {
+    var status = stat()
+    _ = try systemCall { () -> Int32 in fstat(rawValue, &status) }
+    return status.st_mode & S_IFMT == S_IFREG
+  }
+
+  /// Reads at most `buffer.count` bytes; 0 is the end of the file.
+  package func read(
+    into buffer: UnsafeMutableRawBufferPointer, interruption: InterruptionPolicy = .repeatCall
+  ) throws(Errno) -> Int {
+    try Host.read(rawValue, into: buffer, interruption: interruption)
+  }
+}
+
+/// Reads at most `buffer.count` bytes from a descriptor that somebody else owns; 0 is the end.
+package func read(
+  _ descriptor: Int32, into buffer: UnsafeMutableRawBufferPointer,
+  interruption: InterruptionPolicy = .repeatCall
+) throws(Errno) -> Int {
+  try systemCall(interruption: interruption) { () -> Int in
+    Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+  }
+}
+
+/// Writes all bytes to a descriptor that somebody else owns, waiting where it would block.
+package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
+  var done = 0
+  while done < bytes.count {
+    do throws(Errno) {
+      done += try systemCall { () -> Int in
+        write(descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done)
+      }
+    } catch {
+      guard error == .wouldBlock else { throw error }
+      var waiting = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+      _ = try systemCall { () -> Int32 in poll(&waiting, 1, -1) }
+    }
+  }
+}
+
+/// Writes text to a descriptor; a reader that has gone away is no error worth stopping for.
+package func writeText(_ descriptor: Int32, _ text: String) {
+  var text = text
+  text.withUTF8 { bytes in try? writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
+}
+
+/// The whole contents of a file.
+///
+/// - Throws: the errno of open, fstat or read; `Errno.isDirectory` for a directory.
+package func contentsOfFile(_ path: String) throws(Errno) -> [UInt8] {
+  let file = try OwnedFileDescriptor(opening: path, flags: O_RDONLY)
+  var status = stat()
+  _ = try systemCall { () -> Int32 in fstat(file.rawValue, &status) }
+  if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
+  var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size), 4096))
+  var count = 0
+  while true {
+    if count == bytes.count { bytes.append(contentsOf: repeatElement(0, count: bytes.count)) }
+    let got = try bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
+      let rest = UnsafeMutableBufferPointer(rebasing: all[count...])
+      return try file.read(into: UnsafeMutableRawBufferPointer(rest))
+    }
+    if got == 0 { break }
+    count += got
+  }
+  bytes.removeLast(bytes.count - count)
+  return bytes
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one place where a failed system call becomes a Swift error. Every call to libc that reports
+// failure by -1 and errno goes through `systemCall`, which reads errno before anything else can
+// overwrite it and owns the policy for EINTR: repeat the call, unless the caller asks to see it.
+//
+//     let count = try systemCall { read(descriptor, buffer, size) }
+
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// What to do when a signal interrupts a system call.
+package enum InterruptionPolicy: Sendable {
+  /// Call again.
+  case repeatCall
+  /// Throw `Errno.interrupted`: the caller waits for signals too.
+  case report
+}
+
+/// Runs a system call that returns -1 on failure and throws its errno.
+@inline(never)
+package func systemCall(
+  interruption: InterruptionPolicy = .repeatCall, _ call: () -> Int32
+) throws(Errno) -> Int32 {
+  while true {
+    let result = call()
+    if result != -1 { return result }
+    let code = errno
+    if code == EINTR && interruption == .repeatCall { continue }
+    throw Errno(rawValue: code)
+  }
+}
+
+/// Runs a system call that returns -1 on failure and throws its errno.
+@inline(never)
+package func systemCall(
+  interruption: InterruptionPolicy = .repeatCall, _ call: () -> Int
+) throws(Errno) -> Int {
+  while true {
+    let result = call()
+    if result != -1 { return result }
+    let code = errno
+    if code == EINTR && interruption == .repeatCall { continue }
+    throw Errno(rawValue: code)
+  }
+}
+
+/// Runs an `mmap`-like call that returns MAP_FAILED (-1 as an address) on failure.
+@inline(never)
+package func mappingCall(
+  _ call: () -> UnsafeMutableRawPointer?
+) throws(Errno) -> UnsafeMutableRawPointer {
+  let result = call()
+  let code = errno
+  guard let result, Int(bitPattern: result) != -1 else { throw Errno(rawValue: code) }
+  return result
+}
+
+/// Runs a pthread call, which returns its error number instead of setting errno.
+package func threadCall(_ call: () -> Int32) throws(Errno) {
+  let code = call()
+  if code != 0 { throw Errno(rawValue: code) }
+}

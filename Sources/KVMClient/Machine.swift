@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import SystemPackage
+
+/// A virtual machine: memory slots, interrupt chips, virtual CPUs.
+package final class Machine: Sendable {
+  package let transport: any KVMTransport
+  private let handle: Int32
+  private let runSize: Int
+
+  init(transport: any KVMTransport, handle: Int32, runSize: Int) {
+    self.transport = transport
+    self.handle = handle
+    self.runSize = runSize
+  }
+
+  deinit { transport.close(handle) }
+
+  /// Calls an ioctl that takes a struct.
+  private func call<Argument>(
+    _ request: UInt32, _ argument: inout Argument
+  ) throws(Errno) {
+    try withUnsafeMutablePointer(to: &argument) { (pointer) throws(Errno) in
+      _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
+    }
+  }
+
+  /// The answer to KVM_CHECK_EXTENSION on this machine.
+  package func capability(_ number: Int32) -> Int32 {
+    (try? transport.ioctl(handle, CKVM_CHECK_EXTENSION, UInt(number))) ?? 0
+  }
+
+  /// Maps host memory into the guest's physical address space; size 0 removes the slot.
+  ///
+  /// - Parameters:
+  ///   - guestAddress, size: multiples of 4096.
+  ///   - hostAddress: must stay mapped as long as the machine lives.
+  package func setMemory(
+    slot: UInt32, guestAddress: UInt64, size: UInt64, hostAddress: UnsafeMutableRawPointer,
+    flags: UInt32 = 0
+  ) throws(Errno) {
+    var region = kvm_userspace_memory_region(
+      slot: slot, flags: flags, guest_phys_addr: guestAddress, memory_size: size,
+      userspace_addr: UInt64(UInt(bitPattern: hostAddress)))
+    try call(CKVM_SET_USER_MEMORY_REGION, &region)
+  }
+
+  /// Names the three pages that Intel's KVM needs for real mode, below 4 GiB and outside memory.
+  package func setTSSAddress(_ address: UInt64) throws(Errno) {
+    _ = try transport.ioctl(handle, CKVM_SET_TSS_ADDR, UInt(address))
+  }
+
+  /// Names the page that Intel's KVM needs for its identity map.
+  package func setIdentityMapAddress(_ address: UInt64) throws(Errno) {
+    var address = address
+    try call(CKVM_SET_IDENTITY_MAP_ADDR, &address)
+  }
+
+  /// Makes the in-kernel 8259 pair, IOAPIC and local APICs. Before any virtual CPU.
+  package func createInterruptChips() throws(Errno) {
+    _ = try transport.ioctl(handle, CKVM_CREATE_IRQCHIP, 0)
+  }
+
+  /// Makes the in-kernel 8254, with the speaker port 0x61 as a dummy.
+  package func createTimer() throws(Errno) {
+    var config = kvm_pit_config()
+    config.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
+    try call(CKVM_CREATE_PIT2, &config)
+  }
+
+  /// Sets an interrupt line of the chips (by its GSI) to a level.
+  package func setInterruptLine(_ line: UInt32, _ level: Bool) throws(Errno) {
+    var setting = kvm_irq_level()
+    setting.irq = line
+    setting.level = level ? 1 : 0
+    try call(CKVM_IRQ_LINE, &setting)
+  }
+
+  /// Makes a virtual CPU; its number is its APIC identifier.
+  package func createVirtualCPU(_ number: UInt32) throws(Errno) -> VirtualCPU {
+    let cpu = try transport.ioctl(handle, CKVM_CREATE_VCPU, UInt(number))
+    return try VirtualCPU(machine: self, handle: cpu, runSize: runSize)
+  }
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A virtual CPU. One thread runs it at a time and reads or writes its registers; `kick` may be
+// called from any thread and makes `run` return `Exit.interrupted`.
+
+import CHost
+import Host
+import SystemPackage
+
+/// A virtual CPU of a machine.
+package final class VirtualCPU: @unchecked Sendable {
+  /// Keeps the machine open.
+  private let machine: Machine
+  private let transport: any KVMTransport
+  private let handle: Int32
+  private let runSize: Int
+  /// The shared pages. `immediate_exit` is one byte that any thread may write; everything else
+  /// belongs to the thread that calls `run`.
+  private let pages: UnsafeMutableRawPointer
+
+  init(machine: Machine, handle: Int32, runSize: Int) throws(Errno) {
+    self.machine = machine
+    transport = machine.transport
+    self.handle = handle
+    self.runSize = runSize
+    do throws(Errno) {
+      pages = try transport.mapRun(handle, size: runSize)
+    } catch {
+      machine.transport.close(handle)
+      throw error
+    }
+  }
+
+  deinit {
+    transport.unmapRun(handle, pages, size: runSize)
+    transport.close(handle)
+  }
+
+  /// The shared struct. Its data page and ring follow it in the same mapping.
+  package var shared: UnsafeMutablePointer<kvm_run> {
+    pages.assumingMemoryBound(to: kvm_run.self)
+  }
+
+  /// Runs guest code until it needs something of user space.
+  ///
+  /// - Returns: the reason; `Exit.interrupted` after a kick (whose request is now taken).
+  /// - Throws: the errno of KVM_RUN, EINTR excepted. `Errno.resourceTemporarilyUnavailable` says
+  ///   that a CPU which waits for its start-up interrupt was woken: run it again.
+  package func run() throws(Errno) -> Exit {
+    do throws(Errno) {
+      _ = try transport.ioctl(handle, CKVM_RUN, 0)
+    } catch {
+      guard error == .interrupted else { throw error }
+      setImmediateExit(0)
+      return .interrupted
+    }
+    return Exit(reading: shared, size: runSize)
+  }
+
+  /// Makes `run` return, now or the next time it is called, from any thread.
+  ///
+  /// - Parameter thread: the thread that runs this vCPU.
+  package func kick(_ thread: ThreadIdentifier) {
+    setImmediateExit(1)
+    transport.kick(handle, thread: thread)
+  }
+
+  private func setImmediateExit(_ value: UInt8) {
+    let offset = MemoryLayout<kvm_run>.offset(of: \kvm_run.immediate_exit) ?? 1
+    pages.storeBytes(of: value, toByteOffset: offset, as: UInt8.self)
+  }
+}
+
+extension VirtualCPU {
+  private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
+    var value = initial
+    try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
+      _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
+    }
+    return value
+  }
+
+  private func set<Value>(_ request: UInt32, _ value: Value) throws(Errno) {
+    _ = try get(request, value)
+  }
+
+  /// General-purpose registers, RIP, RFLAGS.
+  package func registers() throws(Errno) -> kvm_regs { try get(CKVM_GET_REGS, kvm_regs()) }
+  package func setRegisters(_ value: kvm_regs) throws(Errno) { try set(CKVM_SET_REGS, value) }
+
+  /// Segments, descriptor tables, control registers, EFER, APIC base.
+  package func specialRegisters() throws(Errno) -> kvm_sregs {
+    try get(CKVM_GET_SREGS, kvm_sregs())
+  }
+  package func setSpecialRegisters(_ value: kvm_sregs) throws(Errno) {
+    try set(CKVM_SET_SREGS, value)
+  }
+
+  /// x87 and SSE state.
+  package func setFPU(_ value: kvm_fpu) throws(Errno) { try set(CKVM_SET_FPU, value) }
+
+  /// Whether the CPU runs, waits for start-up, or is halted (`KVM_MP_STATE_...`).
+  package func multiprocessorState() throws(Errno) -> UInt32 {
+    try get(CKVM_GET_MP_STATE, kvm_mp_state()).mp_state
+  }
+  package func setMultiprocessorState(_ state: UInt32) throws(Errno) {
+    try set(CKVM_SET_MP_STATE, kvm_mp_state(mp_state: state))
+  }
+
+  /// The local APIC's registers, 1 KiB.
+  package func localAPIC() throws(Errno) -> kvm_lapic_state {
+    try get(CKVM_GET_LAPIC, kvm_lapic_state())
+  }
+  package func setLocalAPIC(_ value: kvm_lapic_state) throws(Errno) {
+    try set(CKVM_SET_LAPIC, value)
+  }
+
+  /// What the CPU's CPUID instruction answers.
+  package func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
+    try CPUIDList.write(entries) { (argument) throws(Errno) in
+      _ = try transport.ioctl(handle, CKVM_SET_CPUID2, argument)
+    }
+  }
+
+  /// The guest's time-stamp counter frequency in kHz.
+  package func timeStampCounterKilohertz() throws(Errno) -> Int32 {
+    try transport.ioctl(handle, CKVM_GET_TSC_KHZ, 0)
+  }
+
+  /// Sets model-specific registers, in order.
+  ///
+  /// - Returns: how many were accepted: the one at that index was refused, when below the count.
+  package func setMSRs(
+    _ values: [(index: UInt32, value: UInt64)]
+  ) throws(Errno) -> Int32 {
+    let stride = MemoryLayout<kvm_msr_entry>.stride
+    let buffer = UnsafeMutableRawBufferPointer.allocate(
+      byteCount: 8 + values.count * stride, alignment: 8)
+    defer { buffer.deallocate() }
+    buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    buffer.storeBytes(of: UInt32(values.count), as: UInt32.self)
+    for (position, value) in values.enumerated() {
+      buffer.storeBytes(
+        of: kvm_msr_entry(index: value.index, reserved: 0, data: value.value),
+        toByteOffset: 8 + position * stride, as: kvm_msr_entry.self)
+    }
+    return try transport.ioctl(handle, CKVM_SET_MSRS, UInt(bitPattern: buffer.baseAddress))
+  }
+}
