@@ -78,5 +78,11 @@ let package = Package(
         "KVMClient", "Host", "CHost", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    .target(
+      name: "Support", dependencies: ["X86", "X86CPU"], path: "Tests/Support",
+      swiftSettings: common),
+    .testTarget(
+      name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support"],
+      swiftSettings: common),
   ]
 )

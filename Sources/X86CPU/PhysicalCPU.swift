@@ -25,8 +25,27 @@ package final class PhysicalCPU: @unchecked Sendable {
   package let cpu: CPU
   let tlbBanks: UnsafeMutablePointer<TLBEntry>
   package let blocks: BlockCache
+  static let physicalCacheMask: UInt64 = 255
+  let physicalCache: UnsafeMutablePointer<PhysicalPage>
+  static let executePagesMask: UInt64 = 255
+  let executePages: UnsafeMutablePointer<ExecutePage>
+  /// Part of `CPUState.blockContext`: changes when linear pages may mean other code.
+  var jumpEpoch: UInt64 = 0
+  /// The next TLB context that is free.
+  var nextContext: UInt64 = 1
+  var pcidContexts: [(pcid: UInt64, root: UInt64, context: UInt64)] = []
+  /// Linear range in which pages larger than 4 KiB have entries.
+  var largePages: (low: UInt64, high: UInt64)?
+  /// For accesses that have no single host pointer: 4 KiB.
+  let bounce: UnsafeMutableRawPointer
+  /// Whose accesses `emulate` serves.
+  var emulationContext: (any EmulationContext)?
+  let shootdowns = ShootdownQueue()
 
-  package init(number: Int) {
+  /// - Parameters:
+  ///   - number: 0 to 63, not used by another CPU of this process that is alive.
+  ///   - blockOps: capacity of the block cache in instructions.
+  package init(number: Int, blockOps: Int = 1 << 18) {
     self.number = number
     let size = CPU.vectorOffset + MemoryLayout<VectorState>.size
     let raw = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 4096)
@@ -34,13 +53,27 @@ package final class PhysicalCPU: @unchecked Sendable {
     tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
     cpu = CPU(raw)
-    cpu.s.initialize(to: CPUState(tlb: tlbBanks))
+    blocks = BlockCache(opCapacity: blockOps)
+    physicalCache = .allocate(capacity: Int(Self.physicalCacheMask) + 1)
+    physicalCache.initialize(repeating: .invalid, count: Int(Self.physicalCacheMask) + 1)
+    executePages = .allocate(capacity: Int(Self.executePagesMask) + 1)
+    executePages.initialize(repeating: .invalid, count: Int(Self.executePagesMask) + 1)
+    bounce = .allocate(byteCount: 4096, alignment: 64)
+    cpu.s.initialize(
+      to: CPUState(
+        tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
+        executePages: executePages))
     cpu.vector.initialize(to: VectorState())
-    blocks = BlockCache(cpu: cpu)
     cpu.s.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
+    cpu.updateMode()
+    CPURegistry.shared.add(self)
   }
 
   deinit {
+    CPURegistry.shared.remove(number)
+    physicalCache.deallocate()
+    executePages.deallocate()
+    bounce.deallocate()
     tlbBanks.deallocate()
     cpu.raw.deallocate()
   }

@@ -1,9 +1,197 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Decoded basic blocks of one CPU, found by host address and mode.
+//
+// A block is a run of micro-ops from one page, ended by a branch, by an instruction that changes what
+// decoding depends on, by the page's end or by a size limit. An instruction that lies across two pages
+// is a block of its own, which belongs to both. Blocks live in two arenas, micro-ops and descriptors;
+// when either is full, everything is dropped at once.
+//
+// Two ways lead to a block: the jump cache, by linear address and `CPUState.blockContext` (address
+// space, mode, privilege), and behind it a hash by host address and mode, after translating RIP.
+//
+// When a page with code is written, its blocks leave the hash, and each of their micro-ops becomes
+// `staleBlock`, which leaves the block: so the running block, too, stops after the writing instruction.
 
 import X86
 import X86Decoder
 
+package struct Block {
+  /// Host address of the first byte.
+  package var host: UInt64
+  /// Host page of the second page's bytes; 0 where the block lies in one.
+  package var secondPage: UInt64
+  package var ops: MicroOpPointer
+  package var modeKey: UInt16
+  /// Instructions; an end marker follows them where the last is not a branch.
+  package var count: UInt16
+  /// Length in bytes.
+  package var length: UInt16
+  package var isValid: Bool
+  /// Next block in the hash chain and in the page's list; -1 ends them.
+  var nextInHash: Int32
+  var nextInPage: Int32
+}
+
+package typealias BlockPointer = UnsafeMutablePointer<Block>
+
+package struct JumpCacheEntry {
+  var linear: UInt64
+  var context: UInt64
+  var block: BlockPointer?
+  /// Makes the stride a power of two.
+  var padding: UInt64 = 0
+}
+
 package final class BlockCache {
-  let cpu: CPU
-  init(cpu: CPU) { self.cpu = cpu }
+  static let maximumInstructions = 48
+  static let jumpCacheMask: UInt64 = 4095
+  static let hashMask: UInt64 = 16383
+
+  let opCapacity: Int
+  let blockCapacity: Int
+  let ops: MicroOpPointer
+  let blocks: BlockPointer
+  let hash: UnsafeMutablePointer<Int32>
+  let jumpCache: UnsafeMutablePointer<JumpCacheEntry>
+  private var opCount = 0
+  private var blockCount = 0
+  /// First block of each host page with code.
+  private var pages: [UInt64: Int32] = [:]
+  /// How often everything was dropped, and how many blocks were built and dropped with their page.
+  package private(set) var flushes: UInt64 = 0
+  package private(set) var built: UInt64 = 0
+  package private(set) var invalidated: UInt64 = 0
+
+  /// - Parameter opCapacity: micro-ops (64 bytes each) that the cache holds.
+  init(opCapacity: Int) {
+    self.opCapacity = opCapacity
+    blockCapacity = opCapacity / 4
+    ops = UnsafeMutableRawPointer.allocate(
+      byteCount: opCapacity * MemoryLayout<MicroOp>.stride, alignment: 64
+    ).assumingMemoryBound(to: MicroOp.self)
+    blocks = .allocate(capacity: blockCapacity)
+    hash = .allocate(capacity: Int(Self.hashMask) + 1)
+    hash.initialize(repeating: -1, count: Int(Self.hashMask) + 1)
+    jumpCache = .allocate(capacity: Int(Self.jumpCacheMask) + 1)
+    jumpCache.initialize(
+      repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
+      count: Int(Self.jumpCacheMask) + 1)
+  }
+
+  deinit {
+    UnsafeMutableRawPointer(ops).deallocate()
+    blocks.deallocate()
+    hash.deallocate()
+    jumpCache.deallocate()
+  }
+
+  package var opsInUse: Int { opCount }
+
+  @inline(__always) private func bucket(_ host: UInt64, _ modeKey: UInt16) -> Int {
+    Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & Self.hashMask)
+  }
+
+  /// The valid block that starts at a host address in a mode.
+  func find(host: UInt64, modeKey: UInt16) -> BlockPointer? {
+    var index = hash[bucket(host, modeKey)]
+    while index >= 0 {
+      let block = blocks + Int(index)
+      if block.pointee.host == host && block.pointee.modeKey == modeKey { return block }
+      index = block.pointee.nextInHash
+    }
+    return nil
+  }
+
+  /// Room for one more block of the longest kind: drops everything if there is none.
+  func makeRoom() {
+    if opCount + Self.maximumInstructions + 1 > opCapacity || blockCount + 1 > blockCapacity {
+      dropAll()
+    }
+  }
+
+  /// Where the next block's micro-ops go.
+  var nextOps: MicroOpPointer { ops + opCount }
+
+  /// Adds the block whose micro-ops were written to `nextOps`.
+  func add(_ block: Block, opsUsed: Int) -> BlockPointer {
+    let index = Int32(blockCount)
+    let pointer = blocks + blockCount
+    pointer.initialize(to: block)
+    let bucket = bucket(block.host, block.modeKey)
+    pointer.pointee.nextInHash = hash[bucket]
+    hash[bucket] = index
+    let page = block.host & Page.mask
+    pointer.pointee.nextInPage = pages[page] ?? -1
+    pages[page] = index
+    if block.secondPage != 0 { crossing[block.secondPage, default: []].append(index) }
+    blockCount += 1
+    opCount += opsUsed
+    built += 1
+    return pointer
+  }
+
+  /// Blocks whose instruction ends in this page.
+  private var crossing: [UInt64: [Int32]] = [:]
+
+  package func dropAll() {
+    opCount = 0
+    blockCount = 0
+    pages.removeAll(keepingCapacity: true)
+    crossing.removeAll(keepingCapacity: true)
+    hash.update(repeating: -1, count: Int(Self.hashMask) + 1)
+    jumpCache.update(
+      repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
+      count: Int(Self.jumpCacheMask) + 1)
+    flushes += 1
+  }
+
+  /// Drops the code of one host page. The running block may be among it.
+  func drop(page: UInt64) {
+    var index = pages.removeValue(forKey: page) ?? -1
+    while index >= 0 {
+      let next = blocks[Int(index)].nextInPage
+      invalidate(index)
+      index = next
+    }
+    for index in crossing.removeValue(forKey: page) ?? [] { invalidate(index) }
+  }
+
+  private func invalidate(_ index: Int32) {
+    let block = blocks + Int(index)
+    if !block.pointee.isValid { return }
+    block.pointee.isValid = false
+    invalidated += 1
+    for n in 0..<Int(block.pointee.count) { block.pointee.ops[n].handler = staleBlock }
+    // Out of the hash, and unreachable through the jump cache by its handlers and `isValid`.
+    let bucket = bucket(block.pointee.host, block.pointee.modeKey)
+    if hash[bucket] == index {
+      hash[bucket] = block.pointee.nextInHash
+      return
+    }
+    var previous = hash[bucket]
+    while previous >= 0 {
+      let candidate = blocks + Int(previous)
+      if candidate.pointee.nextInHash == index {
+        candidate.pointee.nextInHash = block.pointee.nextInHash
+        return
+      }
+      previous = candidate.pointee.nextInHash
+    }
+  }
+}
+
+/// What the micro-ops of a dropped block do: nothing, and leave the block at their own instruction.
+/// The jump cache may still lead here; the run loop looks at `isValid` after `stale`.
+let staleBlock: Handler = { c, i in
+  let c = CPU(c)
+  c.s.pointee.rip = c.currentRIP(Handlers.op(i))
+  return Step.stale
+}
+
+/// The end marker after a block's last instruction where that is not a branch.
+let endOfBlock: Handler = { c, i in
+  let c = CPU(c)
+  c.s.pointee.rip = c.currentRIP(Handlers.op(i))
+  return Step.endOfBlock
 }

@@ -33,6 +33,9 @@ package enum Step {
   package static let reload: Int32 = 2
   /// An exception or VM exit is in `pendingException`; the instruction did not happen.
   package static let fault: Int32 = 3
+  /// Of the run loop's own micro-ops: the block was dropped; its end was reached.
+  package static let stale: Int32 = 4
+  package static let endOfBlock: Int32 = 5
 }
 
 package struct MicroOp {

@@ -1,29 +1,244 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a load or store does when the TLB has no answer.
+// What a load or store does when the TLB has no answer: it resolves each page that it touches to
+// host memory or to MMIO, fills the TLB where the page may go the fast way from now on, and tells
+// those who watch (code pages, data breakpoints).
 
 import X86
 
+/// Where the bytes of one page are.
+enum ResolvedAccess {
+  case host(UInt64)
+  /// Guest-physical address without memory, while an instruction is emulated.
+  case mmio(UInt64)
+}
+
 extension CPU {
+  /// Which bank `CPUState.tlb` is.
+  var currentBank: Int { (s.pointee.tlb - s.pointee.tlbBanks) / TLB.entriesPerBank }
+
+  @inline(__always) package func isCanonical(_ linear: UInt64) -> Bool {
+    let bits: UInt64 = s.pointee.cr4 & CR4.la57.rawValue != 0 ? 57 : 48
+    let shift = Int64(64 - bits)
+    return Int64(bitPattern: linear << UInt64(shift)) >> shift == Int64(bitPattern: linear)
+  }
+
+  /// Translates one page's part of an access and fills the TLB.
+  func resolve(_ linear: UInt64, _ size: Int, _ kind: AccessKind) throws(GuestException)
+    -> ResolvedAccess
+  {
+    let linear = is64Bit ? linear : linear & 0xFFFF_FFFF
+    if is64Bit && !isCanonical(linear) { throw .nonCanonical }
+    if s.pointee.slow & SlowReason.breakpoints != 0 {
+      noteDataAccess(linear, size: size, isWrite: kind == .write)
+    }
+    let entry = tlbEntry(linear)
+    if kind == .write, entry.pointee.readTag == tag(linear, 1),
+      entry.pointee.info & TLBEntry.tracked != 0
+    {
+      let host = linear &+ entry.pointee.addend
+      noteCodeWrite(host)
+      return .host(host)
+    }
+    let bank = currentBank
+    let translation = try translate(linear, kind, bank: bank)
+    let physical = translation.physical | linear & Page.offsetMask
+    guard let page = physicalPage(physical, kind) else {
+      if s.pointee.emulation != nil { return .mmio(physical) }
+      throw eptViolation(physical, kind, .linear(linear))
+    }
+    fill(linear, translation, page, kind)
+    let host = page.host | linear & Page.offsetMask
+    if kind == .write { noteCodeWrite(host) }
+    return .host(host)
+  }
+
+  private func fill(
+    _ linear: UInt64, _ t: PageTranslation, _ page: PhysicalPage, _ kind: AccessKind
+  ) {
+    if s.pointee.slow & SlowReason.breakpoints != 0 { return }
+    let key = linear & Page.mask | s.pointee.tlbContext
+    let isCode = CodePages.shared.contains(page.host)
+    let writable = kind == .write || t.writable && t.dirty && page.rights & EPTEntry.write != 0
+    let mayWrite = writable && page.rights & EPTEntry.write != 0 && mayWriteNow(t, linear)
+    var info: UInt64 = 0
+    if isCode && mayWrite { info |= TLBEntry.tracked }
+    if t.shift > Page.shift {
+      info |= TLBEntry.largePage
+      owner.noteLargePage(linear)
+    }
+    if t.global { info |= TLBEntry.global }
+    tlbEntry(linear).pointee = TLBEntry(
+      readTag: page.rights & EPTEntry.read != 0 ? key : .max,
+      writeTag: mayWrite && !isCode ? key : .max,
+      addend: page.host &- (linear & Page.mask), info: info)
+  }
+
+  /// A read filled this entry: would a write be allowed as well? Protection keys may say no.
+  private func mayWriteNow(_ t: PageTranslation, _ linear: UInt64) -> Bool {
+    if t.user && isLongMode && s.pointee.cr4 & CR4.pke.rawValue != 0 {
+      return (s.pointee.pkru >> (t.protectionKey * 2)) & 3 == 0
+    }
+    return true
+  }
+
   @inline(never) func loadSlow(_ linear: UInt64, _ size: Int) throws(GuestException) -> UInt64 {
-    throw .generalProtection
+    try checkAlignment(linear, size)
+    let first = min(size, Int(Page.size - linear & Page.offsetMask))
+    var value = try loadPart(linear, first)
+    if first < size {
+      value |= try loadPart(nextPage(linear), size - first) << UInt64(first * 8)
+    }
+    return value
+  }
+
+  /// Address of the page after `linear`'s, wrapped to 4 GiB outside 64-bit mode.
+  private func nextPage(_ linear: UInt64) -> UInt64 {
+    let next = (linear & Page.mask) &+ Page.size
+    return is64Bit ? next : next & 0xFFFF_FFFF
+  }
+
+  private func loadPart(_ linear: UInt64, _ size: Int) throws(GuestException) -> UInt64 {
+    switch try resolve(linear, size, .read) {
+    case .host(let host):
+      return loadBytes(UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped, size)
+    case .mmio(let address):
+      guard let value = emulationContext?.readMMIO(address, size: size) else { throw .vmExit }
+      return value
+    }
+  }
+
+  var emulationContext: (any EmulationContext)? { owner.emulationContext }
+
+  private func loadBytes(_ host: UnsafeRawPointer, _ size: Int) -> UInt64 {
+    switch size {
+    case 1: return UInt64(host.load(as: UInt8.self))
+    case 2: return UInt64(host.loadUnaligned(as: UInt16.self))
+    case 4: return UInt64(host.loadUnaligned(as: UInt32.self))
+    case 8: return host.loadUnaligned(as: UInt64.self)
+    default:
+      var value: UInt64 = 0
+      for n in 0..<size { value |= UInt64(host.load(fromByteOffset: n, as: UInt8.self)) << UInt64(n * 8) }
+      return value
+    }
   }
 
   @inline(never) func storeSlow(
     _ linear: UInt64, _ value: UInt64, _ size: Int
   ) throws(GuestException) {
-    throw .generalProtection
+    try checkAlignment(linear, size)
+    let first = min(size, Int(Page.size - linear & Page.offsetMask))
+    let low = try resolve(linear, first, .write)
+    if first == size { return try storePart(low, value, size) }
+    // Both pages are proven writable before the first byte is written.
+    let high = try resolve(nextPage(linear), size - first, .write)
+    try storePart(low, value, first)
+    try storePart(high, value >> UInt64(first * 8), size - first)
+  }
+
+  private func storePart(
+    _ place: ResolvedAccess, _ value: UInt64, _ size: Int
+  ) throws(GuestException) {
+    switch place {
+    case .host(let host):
+      let host = UnsafeMutableRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+      switch size {
+      case 1: host.storeBytes(of: UInt8(truncatingIfNeeded: value), as: UInt8.self)
+      case 2: host.storeBytes(of: UInt16(truncatingIfNeeded: value), as: UInt16.self)
+      case 4: host.storeBytes(of: UInt32(truncatingIfNeeded: value), as: UInt32.self)
+      case 8: host.storeBytes(of: value, as: UInt64.self)
+      default:
+        for n in 0..<size {
+          host.storeBytes(
+            of: UInt8(truncatingIfNeeded: value >> UInt64(n * 8)), toByteOffset: n, as: UInt8.self)
+        }
+      }
+    case .mmio(let address):
+      let done = emulationContext?.writeMMIO(address, size: size, value: value) ?? false
+      if !done { throw .vmExit }
+    }
   }
 
   @inline(never) func pointerForModifySlow(
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeMutableRawPointer? {
-    throw .generalProtection
+    try checkAlignment(linear, size)
+    if linear & Page.offsetMask &+ UInt64(size) > Page.size { return nil }
+    switch try resolve(linear, size, .write) {
+    case .host(let host): return UnsafeMutableRawPointer(bitPattern: UInt(host))
+    case .mmio: return nil
+    }
   }
 
   @inline(never) func pointerForReadSlow(
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeRawPointer {
-    throw .generalProtection
+    let room = Int(Page.size - linear & Page.offsetMask)
+    if size <= room, case .host(let host) = try resolve(linear, size, .read) {
+      return UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+    }
+    let bounce = owner.bounce
+    var offset = 0
+    while offset < size {
+      let address = linear &+ UInt64(offset)
+      let part = min(8, size - offset, Int(Page.size - address & Page.offsetMask))
+      let value = try loadPart(address, part)
+      for n in 0..<part {
+        bounce.storeBytes(
+          of: UInt8(truncatingIfNeeded: value >> UInt64(n * 8)), toByteOffset: offset + n,
+          as: UInt8.self)
+      }
+      offset += part
+    }
+    return UnsafeRawPointer(bounce)
   }
+
+  /// Stores `size` bytes (vector registers, state images): every page is proven writable before the
+  /// first byte is written.
+  package func storeBytes(
+    _ source: UnsafeRawPointer, at linear: UInt64, size: Int
+  ) throws(GuestException) {
+    if size == 0 { return }
+    let last = linear &+ UInt64(size - 1)
+    var page = linear & Page.mask
+    while true {
+      let start = max(page, linear)
+      _ = try resolve(start, Int(min(page &+ Page.offsetMask, last) &- start) + 1, .write)
+      if page == last & Page.mask { break }
+      page = page &+ Page.size
+    }
+    var offset = 0
+    while offset < size {
+      let address = linear &+ UInt64(offset)
+      let room = min(size - offset, Int(Page.size - address & Page.offsetMask))
+      switch try resolve(address, room, .write) {
+      case .host(let host):
+        UnsafeMutableRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+          .copyMemory(from: source + offset, byteCount: room)
+        offset += room
+      case .mmio:
+        let part = min(8, room)
+        try storePart(try resolve(address, part, .write), loadBytes(source + offset, part), part)
+        offset += part
+      }
+    }
+  }
+
+  /// #AC: CR0.AM and RFLAGS.AC set, at CPL 3.
+  private func checkAlignment(_ linear: UInt64, _ size: Int) throws(GuestException) {
+    if s.pointee.rflags & RFLAGS.ac.rawValue != 0, s.pointee.cpl == 3,
+      s.pointee.cr0 & CR0.am.rawValue != 0, currentBank == TLB.user,
+      linear & UInt64(size - 1) != 0, size & (size - 1) == 0
+    {
+      throw GuestException(.alignmentCheck, code: 0)
+    }
+  }
+}
+
+extension GuestException {
+  /// An address that is not canonical: #GP(0), or #SS(0) where the stack segment was used, which the
+  /// run loop decides by the instruction.
+  package static let nonCanonical = GuestException(
+    rawValue: GuestException.generalProtection.rawValue | nonCanonicalBit)
+  package static let nonCanonicalBit: UInt64 = 1 << 10
 }

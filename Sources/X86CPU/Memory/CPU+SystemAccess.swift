@@ -39,6 +39,6 @@ extension CPU {
   }
 
   func tlbBank(_ bank: Int) -> UnsafeMutablePointer<TLBEntry> {
-    owner.tlbBanks + bank * TLB.entriesPerBank
+    s.pointee.tlbBanks + bank * TLB.entriesPerBank
   }
 }

@@ -28,6 +28,8 @@ package struct TLBEntry {
     readTag: .max, writeTag: .max, addend: 0, info: 0)
   package static let largePage: UInt64 = 1 << 0
   package static let global: UInt64 = 1 << 1
+  /// Writable, but the page holds translated code: the slow path drops it.
+  package static let tracked: UInt64 = 1 << 2
 }
 
 package enum TLB {

@@ -49,6 +49,7 @@ extension CPU {
       bank = TLB.supervisor
     }
     s.pointee.tlb = tlbBank(bank)
+    updateBlockContext()
   }
 
   /// Recomputes the parts of `slow` that follow from RFLAGS and DR7.

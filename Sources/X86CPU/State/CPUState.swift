@@ -122,6 +122,10 @@ package struct CPUState {
   package var interruptibility: UInt32 = 0
   /// Active, HLT, shutdown, wait-for-SIPI, in the VMCS's format.
   package var activity: UInt32 = 0
+  /// IRET has just unblocked NMIs: an exit during its completion says so.
+  package var unblockedNMI = false
+  /// What a jump-cache entry must match besides the address (see BlockCache).
+  package var blockContext: UInt64 = 0
   /// Pending debug exceptions, in the VMCS's format.
   package var pendingDebug: UInt64 = 0
 
@@ -136,7 +140,23 @@ package struct CPUState {
   /// The unmanaged `PhysicalCPU` that owns this state.
   package var owner: UnsafeMutableRawPointer?
 
-  package init(tlb: UnsafeMutablePointer<TLBEntry>) { self.tlb = tlb }
+  // Tables of the owner, here so that no reference is counted on the way to them.
+  package var tlbBanks: UnsafeMutablePointer<TLBEntry>
+  package var jumpCache: UnsafeMutablePointer<JumpCacheEntry>
+  package var physicalCache: UnsafeMutablePointer<PhysicalPage>
+  package var executePages: UnsafeMutablePointer<ExecutePage>
+
+  init(
+    tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
+    physicalCache: UnsafeMutablePointer<PhysicalPage>,
+    executePages: UnsafeMutablePointer<ExecutePage>
+  ) {
+    tlb = tlbBanks
+    self.tlbBanks = tlbBanks
+    self.jumpCache = jumpCache
+    self.physicalCache = physicalCache
+    self.executePages = executePages
+  }
 }
 
 /// Bits of `CPUState.request`.

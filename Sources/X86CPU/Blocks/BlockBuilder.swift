@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From RIP to a block: translation of the code page, decoding, lowering.
+
+import X86
+import X86Decoder
+
+/// A linear page whose instructions may be executed, and its host page.
+package struct ExecutePage {
+  /// Linear page with the block context's low bits, or all ones.
+  var tag: UInt64
+  var context: UInt64
+  var host: UInt64
+
+  static let invalid = ExecutePage(tag: .max, context: .max, host: 0)
+}
+
+extension CPU {
+  /// The block at RIP, built if need be.
+  ///
+  /// - Throws: the fault of fetching or decoding the first instruction.
+  @inline(__always) func block(at linear: UInt64) throws(GuestException) -> BlockPointer {
+    let slot = s.pointee.jumpCache + Int((linear ^ linear >> 12) & BlockCache.jumpCacheMask)
+    if slot.pointee.linear == linear, slot.pointee.context == s.pointee.blockContext,
+      let block = slot.pointee.block, block.pointee.isValid
+    {
+      return block
+    }
+    return try findBlock(at: linear, slot)
+  }
+
+  @inline(never) private func findBlock(
+    at linear: UInt64, _ slot: UnsafeMutablePointer<JumpCacheEntry>
+  ) throws(GuestException) -> BlockPointer {
+    let cache = owner.blocks
+    let host = try executeAddress(linear)
+    var block = cache.find(host: host, modeKey: s.pointee.modeKey)
+    if let found = block, found.pointee.secondPage != 0 {
+      let second = try executeAddress(nextLinear(linear & Page.mask, Page.size)) & Page.mask
+      if second != found.pointee.secondPage {
+        cache.drop(page: found.pointee.host & Page.mask)
+        block = nil
+      }
+    }
+    let result: BlockPointer
+    if let block { result = block } else { result = try buildBlock(linear, host) }
+    slot.pointee = JumpCacheEntry(
+      linear: linear, context: s.pointee.blockContext, block: result)
+    return result
+  }
+
+  private func nextLinear(_ linear: UInt64, _ offset: UInt64) -> UInt64 {
+    is64Bit ? linear &+ offset : (linear &+ offset) & 0xFFFF_FFFF
+  }
+
+  /// Host address of code at a linear address.
+  func executeAddress(_ linear: UInt64) throws(GuestException) -> UInt64 {
+    let page = linear & Page.mask
+    let slot = s.pointee.executePages + Int((linear >> Page.shift) & PhysicalCPU.executePagesMask)
+    if slot.pointee.tag == page && slot.pointee.context == s.pointee.blockContext {
+      return slot.pointee.host | linear & Page.offsetMask
+    }
+    if is64Bit && !isCanonical(linear) { throw .generalProtection }
+    let bank = s.pointee.cpl == 3 ? TLB.user : TLB.supervisor
+    let translation = try translate(linear, .execute, bank: bank)
+    if translation.shift > Page.shift { owner.noteLargePage(linear) }
+    guard let physical = physicalPage(translation.physical, .execute) else {
+      throw eptViolation(
+        translation.physical | linear & Page.offsetMask, .execute, .linear(linear))
+    }
+    slot.pointee = ExecutePage(
+      tag: page, context: s.pointee.blockContext, host: physical.host)
+    return physical.host | linear & Page.offsetMask
+  }
+
+  private func buildBlock(_ linear: UInt64, _ host: UInt64) throws(GuestException) -> BlockPointer {
+    let owner = owner
+    let cache = owner.blocks
+    cache.makeRoom()
+    let page = host & Page.mask
+    owner.markCode(page)
+    let mode = CodeMode(rawValue: s.pointee.codeMode) ?? .bits64
+    let ops = cache.nextOps
+    let room = Int(Page.size - host & Page.offsetMask)
+    let bytes = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+    var offset = 0
+    var count = 0
+    var ended = false
+    while !ended && count < BlockCache.maximumInstructions && offset < room {
+      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
+      let instruction: Instruction
+      do throws(DecodeError) {
+        instruction = try Decoder.decode(rest, mode: mode)
+      } catch {
+        if count > 0 { break }
+        if error == .truncated { return try buildCrossingBlock(linear, host, mode) }
+        throw error == .tooLong ? .generalProtection : .invalidOpcode
+      }
+      lower(instruction, offset: UInt16(offset), into: ops + count)
+      offset += Int(instruction.length)
+      count += 1
+      ended = !instruction.attributes.isDisjoint(with: [.branch, .serializes])
+    }
+    terminate(ops + count, offset)
+    return cache.add(
+      Block(
+        host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
+        length: UInt16(offset), isValid: true, nextInHash: -1, nextInPage: -1),
+      opsUsed: count + 1)
+  }
+
+  /// One instruction across a page boundary.
+  private func buildCrossingBlock(
+    _ linear: UInt64, _ host: UInt64, _ mode: CodeMode
+  ) throws(GuestException) -> BlockPointer {
+    let cache = owner.blocks
+    let first = Int(Page.size - host & Page.offsetMask)
+    let second = try executeAddress(nextLinear(linear & Page.mask, Page.size))
+    owner.markCode(second & Page.mask)
+    var bytes = InlineArray<32, UInt8>(repeating: 0)
+    let low = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+    let high = UnsafeRawPointer(bitPattern: UInt(second)).unsafelyUnwrapped
+    for n in 0..<first { bytes[n] = low.load(fromByteOffset: n, as: UInt8.self) }
+    for n in first..<(first + 15) { bytes[n] = high.load(fromByteOffset: n - first, as: UInt8.self) }
+    let instruction: Instruction
+    do throws(DecodeError) {
+      instruction = try unsafe withUnsafeBytes(of: &bytes) { buffer throws(DecodeError) in
+        try Decoder.decode(UnsafeRawBufferPointer(rebasing: buffer[..<(first + 15)]), mode: mode)
+      }
+    } catch {
+      throw error == .invalidOpcode ? .invalidOpcode : .generalProtection
+    }
+    let ops = cache.nextOps
+    lower(instruction, offset: 0, into: ops)
+    terminate(ops + 1, Int(instruction.length))
+    return cache.add(
+      Block(
+        host: host, secondPage: second & Page.mask, ops: ops, modeKey: s.pointee.modeKey, count: 1,
+        length: UInt16(instruction.length), isValid: true, nextInHash: -1, nextInPage: -1),
+      opsUsed: 2)
+  }
+
+  private func lower(_ instruction: Instruction, offset: UInt16, into op: MicroOpPointer) {
+    Lowering.lower(instruction, offset: offset, into: op, for: self)
+  }
+
+  private func terminate(_ op: MicroOpPointer, _ offset: Int) {
+    let zero = (raw + CPU.zeroOffset).assumingMemoryBound(to: UInt64.self)
+    op.initialize(
+      to: MicroOp(
+        handler: endOfBlock, dst: raw, src: raw, base: zero, index: zero, immediate: 0,
+        displacement: 0, segmentBaseOffset: 0, offset: UInt16(offset), length: 0, scale: 0,
+        addressFlags: 0, segment: 0, operandSize: 0, addressSize: 0, register0: 0, register1: 0))
+  }
+}

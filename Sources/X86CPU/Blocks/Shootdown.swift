@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What one CPU asks of the others about code pages; see CodePages for the protocol.
+//
+// A CPU that runs guest code looks at its queue when `CPURequest.shootdown` is set, that is at the next
+// block. A CPU outside guest code looks when it enters. So a request is answered when the CPU has
+// processed its queue or is outside.
+
+import Synchronization
+import X86
+
+/// Every CPU of this process.
+final class CPURegistry: Sendable {
+  static let shared = CPURegistry()
+  private let cpus = Mutex<[Int: Weak]>([:])
+
+  private struct Weak: @unchecked Sendable { weak var cpu: PhysicalCPU? }
+
+  func add(_ cpu: PhysicalCPU) {
+    cpus.withLock { $0[cpu.number] = Weak(cpu: cpu) }
+  }
+
+  func remove(_ number: Int) {
+    cpus.withLock { if $0[number]?.cpu == nil { $0[number] = nil } }
+  }
+
+  var all: [PhysicalCPU] { cpus.withLock { $0.values.compactMap(\.cpu) } }
+
+  func others(than cpu: PhysicalCPU) -> [PhysicalCPU] {
+    cpus.withLock { $0.values.compactMap(\.cpu).filter { $0 !== cpu } }
+  }
+}
+
+/// Requests of other CPUs, in order.
+final class ShootdownQueue: Sendable {
+  enum Request: Sendable {
+    /// Drop write translations of this host page.
+    case protect(UInt64)
+    /// Drop the code of this host page.
+    case dropCode(UInt64)
+  }
+
+  private let queue = Mutex<[Request]>([])
+  /// Requests ever added and ever processed.
+  let added = Atomic<UInt64>(0)
+  let processed = Atomic<UInt64>(0)
+  /// The CPU is in guest code.
+  let inGuest = Atomic<Bool>(false)
+
+  func add(_ request: Request) -> UInt64 {
+    queue.withLock {
+      $0.append(request)
+      return added.add(1, ordering: .sequentiallyConsistent).newValue
+    }
+  }
+
+  func takeAll() -> [Request] {
+    queue.withLock { requests in
+      defer { requests.removeAll() }
+      return requests
+    }
+  }
+}
+
+extension PhysicalCPU {
+  /// Before guest code runs on this CPU.
+  package func enterGuestCode() {
+    shootdowns.inGuest.store(true, ordering: .sequentiallyConsistent)
+    processShootdowns()
+  }
+
+  package func leaveGuestCode() {
+    shootdowns.inGuest.store(false, ordering: .sequentiallyConsistent)
+  }
+
+  /// Does what other CPUs asked for.
+  package func processShootdowns() {
+    if shootdowns.added.load(ordering: .acquiring)
+      == shootdowns.processed.load(ordering: .acquiring)
+    {
+      return
+    }
+    _ = takeRequest(CPURequest.shootdown)
+    let requests = shootdowns.takeAll()
+    for request in requests {
+      switch request {
+      case .protect(let page): dropWriteTranslations(page)
+      case .dropCode(let page): blocks.drop(page: page)
+      }
+    }
+    shootdowns.processed.add(UInt64(requests.count), ordering: .sequentiallyConsistent)
+  }
+
+  /// Marks a host page as holding code, before anything is decoded from it.
+  func markCode(_ page: UInt64) {
+    if !CodePages.shared.insert(page) { return }
+    dropWriteTranslations(page)
+    var waits: [(PhysicalCPU, UInt64)] = []
+    for other in CPURegistry.shared.others(than: self) {
+      waits.append((other, other.shootdowns.add(.protect(page))))
+      other.request(CPURequest.shootdown)
+    }
+    for (other, number) in waits {
+      while other.shootdowns.inGuest.load(ordering: .sequentiallyConsistent),
+        other.shootdowns.processed.load(ordering: .sequentiallyConsistent) < number
+      {
+        // Two CPUs may wait for each other: each answers while it waits.
+        processShootdowns()
+      }
+    }
+  }
+
+  /// Write tags of a host page go; reads stay.
+  private func dropWriteTranslations(_ page: UInt64) {
+    for n in 0..<(TLB.entriesPerBank * TLB.bankCount) {
+      let entry = tlbBanks + n
+      if entry.pointee.writeTag == .max { continue }
+      let linear = entry.pointee.writeTag & Page.mask
+      if linear &+ entry.pointee.addend == page {
+        entry.pointee.writeTag = .max
+        entry.pointee.info |= TLBEntry.tracked
+      }
+    }
+  }
+}
+
+extension CPU {
+  /// Every write that goes the slow way passes here before it is made, with any host address in its page.
+  @inline(__always) func noteCodeWrite(_ host: UInt64) {
+    if CodePages.shared.contains(host) { dropCode(host & Page.mask) }
+  }
+
+  @inline(never) private func dropCode(_ page: UInt64) {
+    if !CodePages.shared.remove(page) { return }
+    let owner = owner
+    owner.blocks.drop(page: page)
+    for other in CPURegistry.shared.others(than: owner) {
+      _ = other.shootdowns.add(.dropCode(page))
+      other.request(CPURequest.shootdown)
+    }
+  }
+}
+
+extension PhysicalCPU {
+  /// Memory was written by someone who is not a guest instruction (a device, the VMM): drops the code
+  /// of the pages in the range. From any thread.
+  package static func noteHostWrite(_ host: UnsafeRawPointer, count: Int) {
+    if count <= 0 { return }
+    var page = UInt64(UInt(bitPattern: host)) & Page.mask
+    let end = UInt64(UInt(bitPattern: host)) + UInt64(count)
+    while page < end {
+      if CodePages.shared.remove(page) {
+        for cpu in CPURegistry.shared.all {
+          _ = cpu.shootdowns.add(.dropCode(page))
+          cpu.request(CPURequest.shootdown)
+        }
+      }
+      page += Page.size
+    }
+  }
+}

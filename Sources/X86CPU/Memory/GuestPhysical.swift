@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest-physical to host addresses, through the extended page tables of the running VMCS. The tables
+// are the guest's only way to memory.
+//
+// A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of a
+// guest page walk, which looks up one guest-physical address for each level, near that of its loads.
+
+import Synchronization
+import X86
+
+/// A guest-physical page's host page and what EPT permits.
+package struct PhysicalPage {
+  /// Guest-physical page, or all ones.
+  package var tag: UInt64
+  /// Host address of the 4 KiB page.
+  package var host: UInt64
+  /// EPTEntry.read, write, execute.
+  package var rights: UInt64
+
+  package static let invalid = PhysicalPage(tag: .max, host: 0, rights: 0)
+}
+
+/// What an access to guest-physical memory is for: it becomes the exit qualification's bits 8:7.
+package enum PhysicalAccessPurpose {
+  /// The translated address of a linear access.
+  case linear(UInt64)
+  /// A paging-structure entry on the way to translating the linear address.
+  case pageWalk(UInt64)
+  /// Neither: PDPTE loads.
+  case other
+}
+
+extension CPU {
+  /// Physical addresses have this many bits.
+  package static let physicalAddressBits: UInt64 = 46
+
+  /// The page of `address`, with at least the wanted right, or nil where EPT maps nothing there.
+  func physicalPage(_ address: UInt64, _ kind: AccessKind) -> PhysicalPage? {
+    let page = address & Page.mask
+    let slot = s.pointee.physicalCache + Int((page >> Page.shift) & PhysicalCPU.physicalCacheMask)
+    let wanted = EPTEntry.read << UInt64(kind.rawValue)
+    if slot.pointee.tag == page, slot.pointee.rights & wanted != 0 { return slot.pointee }
+    guard let found = walkEPT(page, kind) else { return nil }
+    slot.pointee = found
+    return found.rights & wanted != 0 ? found : nil
+  }
+
+  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them.
+  private func walkEPT(_ page: UInt64, _ kind: AccessKind) -> PhysicalPage? {
+    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 {
+      return PhysicalPage(tag: page, host: page, rights: 7)
+    }
+    if page >> CPU.physicalAddressBits != 0 { return nil }
+    let pointer = s.pointee.vmx.eptPointer
+    let setFlags = pointer & EPTPointer.accessedDirty != 0
+    var table = pointer & EPTEntry.addressMask
+    var rights: UInt64 = 7
+    var level = 3
+    while true {
+      let shift = UInt64(12 + 9 * level)
+      let index = (page >> shift) & 511
+      guard let entryPointer = UnsafeMutablePointer<UInt64>(bitPattern: UInt(table + index * 8))
+      else { return nil }
+      let entry = entryPointer.pointee
+      if entry & 7 == 0 { return nil }
+      rights &= entry
+      let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
+      if setFlags {
+        let dirty = isLeaf && kind == .write && rights & EPTEntry.write != 0
+        setBits(entryPointer, EPTEntry.accessed | (dirty ? EPTEntry.dirty : 0))
+      }
+      if isLeaf {
+        let offsetMask = (UInt64(1) << shift) - 1
+        let host = entry & EPTEntry.addressMask & ~offsetMask | page & offsetMask
+        // Without the dirty flag a write must come this way again.
+        let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
+        return PhysicalPage(tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write)
+      }
+      table = entry & EPTEntry.addressMask
+      level -= 1
+    }
+  }
+
+  /// Sets bits of a table entry in memory that others may change at the same time.
+  func setBits(_ entry: UnsafeMutablePointer<UInt64>, _ bits: UInt64) {
+    if entry.pointee & bits == bits { return }
+    let atomic = UnsafeMutableRawPointer(entry).assumingMemoryBound(to: Atomic<UInt64>.self)
+    atomic.pointee.bitwiseOr(bits, ordering: .relaxed)
+  }
+
+  /// Records the exit for an access that EPT does not allow.
+  func eptViolation(
+    _ address: UInt64, _ kind: AccessKind, _ purpose: PhysicalAccessPurpose
+  ) -> GuestException {
+    var rights: UInt64 = 0
+    if let page = walkEPT(address & Page.mask, .read) { rights = page.rights & 7 }
+    if let misconfigured = eptMisconfiguration(address) { return misconfigured }
+    var qualification = UInt64(1) << UInt64(kind.rawValue) | rights << 3
+    var linear: UInt64 = 0
+    switch purpose {
+    case .linear(let l):
+      linear = l
+      qualification |= 1 << 7 | 1 << 8
+    case .pageWalk(let l):
+      linear = l
+      qualification |= 1 << 7
+    case .other: break
+    }
+    if s.pointee.interruptibility & Interruptibility.blockingByNMI == 0, s.pointee.unblockedNMI {
+      qualification |= 1 << 12
+    }
+    let exception = exit(.eptViolation, qualification: qualification)
+    s.pointee.exit.guestPhysical = address
+    s.pointee.exit.guestLinear = linear
+    return exception
+  }
+
+  /// An entry that is present but malformed on the way to `address` (SDM volume 3, "EPT
+  /// Misconfigurations"): writable and not readable, or reserved bits.
+  private func eptMisconfiguration(_ address: UInt64) -> GuestException? {
+    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 { return nil }
+    var table = s.pointee.vmx.eptPointer & EPTEntry.addressMask
+    for level in stride(from: 3, through: 0, by: -1) {
+      let index = (address >> UInt64(12 + 9 * level)) & 511
+      guard let entry = UnsafePointer<UInt64>(bitPattern: UInt(table + index * 8))?.pointee,
+        entry & 7 != 0
+      else { return nil }
+      let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
+      let type = (entry >> EPTEntry.memoryTypeShift) & 7
+      let badType = isLeaf && (type == 2 || type == 3 || type == 7)
+      let reserved = !isLeaf && entry & 0xF8 != 0
+      if entry & 3 == EPTEntry.write || badType || reserved {
+        let exception = exit(.eptMisconfiguration)
+        s.pointee.exit.guestPhysical = address
+        return exception
+      }
+      if isLeaf { return nil }
+      table = entry & EPTEntry.addressMask
+    }
+    return nil
+  }
+}
+
+/// Bits of the EPT pointer.
+package enum EPTPointer {
+  package static let accessedDirty: UInt64 = 1 << 6
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Linear to guest-physical: the guest's own page tables (SDM volume 3, "Paging").
+//
+// One loop serves 32-bit, PAE, 4-level and 5-level paging; a `PagingMode` says how many levels, how
+// wide an entry is and which bits are reserved. The walk collects rights; `checkRights` is the one
+// place that decides whether an access is allowed.
+
+import X86
+
+/// The result of a walk: a 4 KiB page (of a larger one, the part that the address lies in).
+package struct PageTranslation {
+  /// Guest-physical address of the 4 KiB page.
+  package var physical: UInt64
+  /// Log 2 of the page's size.
+  package var shift: UInt64
+  package var writable: Bool
+  package var user: Bool
+  package var executable: Bool
+  package var global: Bool
+  package var dirty: Bool
+  package var protectionKey: UInt64
+}
+
+/// The shape of the current paging mode.
+private struct PagingMode {
+  var levels: Int
+  var entrySize: UInt64
+  /// Bits of linear address per level.
+  var indexBits: UInt64
+  var root: UInt64
+  /// Reserved in every entry.
+  var reserved: UInt64
+  var isPAE: Bool
+}
+
+extension CPU {
+  /// Translates a linear address for the given access.
+  ///
+  /// - Parameter bank: TLB bank, that is whose rights apply.
+  /// - Throws: #PF, or `.vmExit` where a paging structure lies outside EPT.
+  package func translate(
+    _ linear: UInt64, _ kind: AccessKind, bank: Int
+  ) throws(GuestException) -> PageTranslation {
+    if s.pointee.cr0 & CR0.pg.rawValue == 0 {
+      return PageTranslation(
+        physical: linear & 0xFFFF_F000, shift: 12, writable: true, user: true, executable: true,
+        global: false, dirty: true, protectionKey: 0)
+    }
+    return try walk(linear, kind, bank)
+  }
+
+  private func pagingMode(_ linear: UInt64) -> PagingMode {
+    let high = ~((UInt64(1) << CPU.physicalAddressBits) - 1) & PageTableEntry.addressMask
+    let noExecute = s.pointee.efer & EFER.nxe.rawValue == 0 ? PageTableEntry.executeDisable : 0
+    if isLongMode {
+      let levels = s.pointee.cr4 & CR4.la57.rawValue != 0 ? 5 : 4
+      return PagingMode(
+        levels: levels, entrySize: 8, indexBits: 9, root: s.pointee.cr3 & PageTableEntry.addressMask,
+        reserved: high | noExecute, isPAE: false)
+    }
+    if s.pointee.cr4 & CR4.pae.rawValue != 0 {
+      let pdpte = s.pointee.pdptrs[Int((linear >> 30) & 3)]
+      return PagingMode(
+        levels: 2, entrySize: 8, indexBits: 9, root: pdpte,
+        reserved: high | noExecute | 0x7FF0_0000_0000_0000, isPAE: true)
+    }
+    return PagingMode(
+      levels: 2, entrySize: 4, indexBits: 10, root: s.pointee.cr3 & 0xFFFF_F000, reserved: 0,
+      isPAE: false)
+  }
+
+  /// Walks the tables; sets accessed and dirty flags.
+  private func walk(
+    _ linear: UInt64, _ kind: AccessKind, _ bank: Int
+  ) throws(GuestException) -> PageTranslation {
+    let mode = pagingMode(linear)
+    if mode.isPAE && mode.root & PageTableEntry.present == 0 {
+      throw pageFault(linear, kind, bank, [])
+    }
+    var table = mode.root & PageTableEntry.addressMask
+    var result = PageTranslation(
+      physical: 0, shift: 12, writable: true, user: true, executable: true, global: false,
+      dirty: false, protectionKey: 0)
+    var level = mode.levels - 1
+    while true {
+      let shift = 12 + mode.indexBits * UInt64(level)
+      let index = (linear >> shift) & ((1 << mode.indexBits) - 1)
+      let address = table + index * mode.entrySize
+      let (entry, pointer) = try readEntry(address, mode.entrySize, linear)
+      if entry & PageTableEntry.present == 0 { throw pageFault(linear, kind, bank, []) }
+      let isLeaf = level == 0 || (entry & PageTableEntry.pageSize != 0 && mayBeLarge(level, mode))
+      if entry & reservedBits(level, isLeaf, shift, mode) != 0 {
+        throw pageFault(linear, kind, bank, [.present, .reserved])
+      }
+      result.writable = result.writable && entry & PageTableEntry.writable != 0
+      result.user = result.user && entry & PageTableEntry.user != 0
+      result.executable = result.executable && entry & PageTableEntry.executeDisable == 0
+      if isLeaf {
+        finish(&result, entry, shift, linear, mode)
+        // Accessed is set only for a walk that is allowed: the caller's check comes first.
+        try checkRights(result, linear, kind, bank)
+        try markAccessed(address, pointer, entry, mode.entrySize, linear, kind == .write)
+        if kind == .write { result.dirty = true }
+        return result
+      }
+      try markAccessed(address, pointer, entry, mode.entrySize, linear, false)
+      table = entry & PageTableEntry.addressMask
+      level -= 1
+    }
+  }
+
+  private func mayBeLarge(_ level: Int, _ mode: PagingMode) -> Bool {
+    if mode.entrySize == 4 { return s.pointee.cr4 & CR4.pse.rawValue != 0 }
+    return level == 1 || level == 2
+  }
+
+  private func reservedBits(
+    _ level: Int, _ isLeaf: Bool, _ shift: UInt64, _ mode: PagingMode
+  ) -> UInt64 {
+    if mode.entrySize == 4 {
+      // PSE: bits 20:13 are address bits 39:32, bit 21 is reserved.
+      return isLeaf && level == 1 ? 1 << 21 : 0
+    }
+    if isLeaf && level > 0 {
+      // Address bits below the page's size, but for the PAT bit (12).
+      return mode.reserved | ((UInt64(1) << shift) - 1) & ~0x1FFF
+    }
+    return mode.reserved | (level >= 3 ? PageTableEntry.pageSize : 0)
+  }
+
+  private func finish(
+    _ result: inout PageTranslation, _ entry: UInt64, _ shift: UInt64, _ linear: UInt64,
+    _ mode: PagingMode
+  ) {
+    let offsetMask = (UInt64(1) << shift) - 1
+    var base = entry & PageTableEntry.addressMask & ~offsetMask
+    if mode.entrySize == 4 {
+      base = shift == 22 ? entry & 0xFFC0_0000 | (entry & 0x1F_E000) << 19 : entry & 0xFFFF_F000
+    }
+    result.physical = base | linear & offsetMask & Page.mask
+    result.shift = shift
+    result.global = entry & PageTableEntry.global != 0 && s.pointee.cr4 & CR4.pge.rawValue != 0
+    result.dirty = entry & PageTableEntry.dirty != 0
+    if isLongMode { result.protectionKey = (entry >> PageTableEntry.protectionKeyShift) & 15 }
+  }
+
+  private func readEntry(
+    _ address: UInt64, _ size: UInt64, _ linear: UInt64
+  ) throws(GuestException) -> (UInt64, UnsafeMutablePointer<UInt64>) {
+    guard let page = physicalPage(address, .read) else {
+      throw eptViolation(address, .read, .pageWalk(linear))
+    }
+    let host = UInt(page.host | address & Page.offsetMask)
+    let pointer = UnsafeMutablePointer<UInt64>(bitPattern: host).unsafelyUnwrapped
+    if size == 8 { return (pointer.pointee, pointer) }
+    return (UInt64(UnsafeRawPointer(pointer).load(as: UInt32.self)), pointer)
+  }
+
+  /// Sets accessed (and dirty) as the processor does: only where not yet set, as a locked write.
+  private func markAccessed(
+    _ address: UInt64, _ pointer: UnsafeMutablePointer<UInt64>, _ entry: UInt64, _ size: UInt64,
+    _ linear: UInt64, _ dirty: Bool
+  ) throws(GuestException) {
+    let bits = PageTableEntry.accessed | (dirty ? PageTableEntry.dirty : 0)
+    if entry & bits == bits { return }
+    guard let page = physicalPage(address, .write) else {
+      throw eptViolation(address, .write, .pageWalk(linear))
+    }
+    noteCodeWrite(page.host)
+    // An 8-byte locked OR on the aligned pair is right for 4-byte entries too: bits fall in place.
+    if size == 4 && address & 4 != 0 {
+      let aligned = UnsafeMutableRawPointer(pointer) - 4
+      setBits(aligned.assumingMemoryBound(to: UInt64.self), bits << 32)
+    } else {
+      setBits(pointer, bits)
+    }
+  }
+
+  /// Whether the access is allowed by rights that the walk found (SDM volume 3, "Determination of
+  /// Access Rights").
+  private func checkRights(
+    _ t: PageTranslation, _ linear: UInt64, _ kind: AccessKind, _ bank: Int
+  ) throws(GuestException) {
+    let isUser = bank == TLB.user
+    let writeProtect = s.pointee.cr0 & CR0.wp.rawValue != 0
+    var allowed: Bool
+    switch kind {
+    case .execute:
+      allowed = t.executable && (isUser ? t.user : !(t.user && s.pointee.cr4 & CR4.smep.rawValue != 0))
+    case .read, .write:
+      allowed = isUser ? t.user : !(t.user && smapApplies(bank))
+      if kind == .write { allowed = allowed && (t.writable || !isUser && !writeProtect) }
+    }
+    if !allowed { throw pageFault(linear, kind, bank, .present) }
+    if kind != .execute && t.user && isLongMode && s.pointee.cr4 & CR4.pke.rawValue != 0 {
+      let rights = (s.pointee.pkru >> (t.protectionKey * 2)) & 3
+      if rights & 1 != 0 || (kind == .write && rights & 2 != 0 && (isUser || writeProtect)) {
+        throw pageFault(linear, kind, bank, [.present, .protectionKey])
+      }
+    }
+  }
+
+  private func smapApplies(_ bank: Int) -> Bool {
+    bank == TLB.supervisor && s.pointee.cr4 & CR4.smap.rawValue != 0
+  }
+
+  /// #PF, with CR2's value left in `faultAddress`.
+  package func pageFault(
+    _ linear: UInt64, _ kind: AccessKind, _ bank: Int, _ code: PageFaultCode
+  ) -> GuestException {
+    var code = code
+    if kind == .write { code.insert(.write) }
+    if bank == TLB.user { code.insert(.user) }
+    let fetchBit =
+      s.pointee.efer & EFER.nxe.rawValue != 0
+      && (isLongMode || s.pointee.cr4 & CR4.pae.rawValue != 0)
+      || s.pointee.cr4 & CR4.smep.rawValue != 0
+    if kind == .execute && fetchBit { code.insert(.instructionFetch) }
+    s.pointee.faultAddress = linear
+    return GuestException(.pageFault, code: code.rawValue)
+  }
+}

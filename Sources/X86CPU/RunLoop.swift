@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest execution between VM entry and VM exit.
+//
+//     look at requests and slow reasons -> find the block at RIP -> run its micro-ops -> again
+//
+// A handler's `Step` says how its instruction ended. The loop leaves only with a VM exit recorded in
+// `CPUState.exit` and `rip` exact. It never blocks and never allocates.
+
+import X86
+
+extension CPU {
+  /// Runs the guest until a VM exit is recorded.
+  package func runGuest() {
+    owner.enterGuestCode()
+    runUntilExit()
+    owner.leaveGuestCode()
+  }
+
+  private func runUntilExit() {
+    if s.pointee.request != 0 || s.pointee.activity != 0 {
+      if !processEvents() { return }
+    }
+    while true {
+      if s.pointee.request != 0 {
+        if !processEvents() { return }
+      }
+      let linear = codeLinear
+      let block: BlockPointer
+      do throws(GuestException) {
+        block = try self.block(at: linear)
+      } catch {
+        if !take(error) { return }
+        continue
+      }
+      let goesOn: Bool
+      if s.pointee.slow != 0 {
+        goesOn = runSlowly()
+      } else if !is64Bit && !fitsCodeSegment(block) {
+        goesOn = runOne(block)
+      } else {
+        goesOn = run(block)
+      }
+      if !goesOn { return }
+    }
+  }
+
+  /// Linear address of RIP.
+  @inline(__always) var codeLinear: UInt64 {
+    is64Bit
+      ? s.pointee.rip : (segment(.cs).pointee.base &+ s.pointee.rip) & 0xFFFF_FFFF
+  }
+
+  @inline(__always) private func fitsCodeSegment(_ block: BlockPointer) -> Bool {
+    s.pointee.rip &+ UInt64(block.pointee.length) &- 1 <= UInt64(segment(.cs).pointee.limit)
+  }
+
+  /// Runs a block from its start. False where a VM exit is recorded.
+  @inline(__always) private func run(_ block: BlockPointer) -> Bool {
+    s.pointee.blockRIP = s.pointee.rip
+    let first = block.pointee.ops
+    var op = first
+    var step: Int32
+    repeat {
+      step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
+      op += 1
+    } while step == Step.next
+    s.pointee.retired &+= UInt64(op - first)
+    if step == Step.branch { return true }
+    return finish(step, op - 1)
+  }
+
+  /// Runs the first instruction of a block alone.
+  private func runOne(_ block: BlockPointer) -> Bool {
+    let op = block.pointee.ops
+    if !is64Bit,
+      s.pointee.rip &+ UInt64(op.pointee.length) &- 1 > UInt64(segment(.cs).pointee.limit)
+    {
+      return take(.generalProtection)
+    }
+    s.pointee.blockRIP = s.pointee.rip
+    let step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
+    s.pointee.retired &+= 1
+    if step == Step.next {
+      s.pointee.rip = nextRIP(op)
+      return true
+    }
+    return step == Step.branch ? true : finish(step, op)
+  }
+
+  /// One instruction with everything that `slow` asks for around it.
+  private func runSlowly() -> Bool {
+    let before = s.pointee.slow
+    if before & SlowReason.breakpoints != 0, !beforeSlowInstruction() { return false }
+    let retired = s.pointee.retired
+    let block: BlockPointer
+    do throws(GuestException) {
+      block = try self.block(at: codeLinear)
+    } catch {
+      return take(error)
+    }
+    if !runOne(block) { return false }
+    if s.pointee.retired == retired { return true }
+    return afterSlowInstruction(before: before)
+  }
+
+  /// Ends a block that ended otherwise than by a branch.
+  @inline(never) private func finish(_ step: Int32, _ op: MicroOpPointer) -> Bool {
+    switch step {
+    case Step.reload:
+      return processEvents()
+    case Step.fault:
+      s.pointee.retired &-= 1
+      s.pointee.rip = currentRIP(op)
+      return takePending(op)
+    default:
+      // A stale block, or the end marker: no instruction of its own.
+      s.pointee.retired &-= 1
+      if !is64Bit { s.pointee.rip &= 0xFFFF_FFFF }
+      return true
+    }
+  }
+
+  private func takePending(_ op: MicroOpPointer) -> Bool {
+    var exception = GuestException(rawValue: s.pointee.pendingException)
+    if exception.rawValue & GuestException.nonCanonicalBit != 0,
+      op.pointee.segment == SegmentRegister.ss.rawValue
+    {
+      exception = .stackFault
+    }
+    return take(exception)
+  }
+
+  /// Takes an exception at `rip`. False where it ended in a VM exit.
+  private func take(_ exception: GuestException) -> Bool {
+    if exception.isVMExit { return false }
+    s.pointee.pendingException = exception.rawValue & ~GuestException.nonCanonicalBit
+    return handleFault()
+  }
+}
+
+extension PhysicalCPU {
+  /// How the emulation of one instruction ended.
+  package enum EmulationResult: Equatable {
+    /// RIP is behind it (or on it again, for a repeated string instruction with more to do).
+    case completed
+    /// The context stopped it; nothing of the stopped step happened.
+    case stopped
+    /// It raised an exception, or another VM exit (`isVMExit`, recorded).
+    case faulted(GuestException)
+  }
+
+  /// Executes the instruction at RIP with the context answering the accesses that EPT does not map.
+  /// A repeated string instruction makes one iteration.
+  package func emulate(_ context: any EmulationContext) -> EmulationResult {
+    emulationContext = context
+    cpu.s.pointee.emulation = cpu.raw
+    defer {
+      cpu.s.pointee.emulation = nil
+      emulationContext = nil
+    }
+    cpu.s.pointee.exit.reason = 0xFFFF
+    do throws(GuestException) {
+      return try cpu.emulateOne()
+    } catch {
+      return error.isVMExit ? stoppedOrExit : .faulted(error)
+    }
+  }
+
+  /// A recorded exit reason tells a VM exit of its own from the context's stop.
+  var stoppedOrExit: EmulationResult {
+    cpu.s.pointee.exit.reason == 0xFFFF ? .stopped : .faulted(.vmExit)
+  }
+}
+
+extension CPU {
+  fileprivate func emulateOne() throws(GuestException) -> PhysicalCPU.EmulationResult {
+    let block = try block(at: codeLinear)
+    let op = block.pointee.ops
+    s.pointee.blockRIP = s.pointee.rip
+    let step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
+    switch step {
+    case Step.fault:
+      s.pointee.rip = currentRIP(op)
+      let exception = GuestException(rawValue: s.pointee.pendingException)
+      return exception.isVMExit ? owner.stoppedOrExit : .faulted(exception)
+    case Step.next:
+      s.pointee.rip = nextRIP(op)
+    default: break
+    }
+    s.pointee.retired &+= 1
+    return .completed
+  }
+}
