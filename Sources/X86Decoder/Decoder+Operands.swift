@@ -48,19 +48,19 @@ extension DecodeState {
     let reg = out.encoding.modRM >> 3 & 7
     let rm = out.encoding.modRM & 7
     switch spec.method {
-    case .regVector: return register(.vector, reg | extendReg | highReg, spec)
+    case .regVector: return vector(reg | extendReg | highReg, spec)
     case .rmVector:
-      return isMemory ? memory(spec) : register(.vector, rm | extendBase | highRM, spec)
-    case .vvvvVector: return register(.vector, out.encoding.vvvv, spec)
+      return isMemory ? memory(spec) : vector(rm | extendBase | highRM, spec)
+    case .vvvvVector: return vector(out.encoding.vvvv, spec)
     case .immediateVector:
       let value = try byte()
       out.immediate = Int64(value)
-      return register(.vector, value >> 4 & (is64 ? 15 : 7), spec)
+      return vector(value >> 4 & (is64 ? 15 : 7), spec)
     case .regMMX: return register(.mmx, reg, spec)
     case .rmMMX: return isMemory ? memory(spec) : register(.mmx, rm, spec)
     case .rmX87: return register(.x87, rm, spec)
     case .topX87: return register(.x87, 0, spec)
-    case .vector0: return register(.vector, 0, spec)
+    case .vector0: return vector(0, spec)
     case .stringSource: return register(.memory, 6, spec)
     case .stringDestination: return register(.memory, 7, spec)
     case .fixedSegment: return register(.segment, spec.number, spec)
@@ -106,6 +106,11 @@ extension DecodeState {
   @inline(__always)
   private func register(_ kind: Operand.Kind, _ number: UInt8, _ spec: OperandSpec) -> Operand {
     Operand(kind, number: number, size: width(spec.width), access: spec.access)
+  }
+
+  /// A vector register is at least 16 bytes, however few of them the instruction uses.
+  private func vector(_ number: UInt8, _ spec: OperandSpec) -> Operand {
+    Operand(.vector, number: number, size: max(width(spec.width), 16), access: spec.access)
   }
 
   /// Without REX the byte registers 4 to 7 are AH, CH, DH and BH.

@@ -137,7 +137,9 @@ extension DecodeState {
       out.encoding.vectorLength = 64
       return
     }
-    guard vectorBits != 3 else { throw .invalidOpcode }
+    guard vectorBits != 3, !(vectorBits == 0 && flags.contains(.not128)) else {
+      throw .invalidOpcode
+    }
     if out.encoding.vectorLength < 64 { out.attributes.insert(.vectorLength) }
   }
 }

@@ -78,6 +78,7 @@ struct WordTable {
     ("vsibh", RowTrait(attributes: .vsib, flags: [.vsibHalf, .distinct])),
     ("i256", RowTrait(flags: .integer256)),
     ("sc", RowTrait(flags: .scalar)),
+    ("l12", RowTrait(flags: .not128)),
   ]
 
   private static let conditionWords: [(String, RowCondition)] = [

@@ -96,6 +96,8 @@ struct RowFlags: OptionSet {
   static let scalar = Self(rawValue: 1 << 18)
   /// Gather and scatter: the vector registers must differ (VEX: all three; EVEX: two).
   static let distinct = Self(rawValue: 1 << 19)
+  /// EVEX: no 128-bit form.
+  static let not128 = Self(rawValue: 1 << 20)
   /// Bytes of disp8*N where they are not the memory operand's: N in bits 24 to 31.
   static let displacementShift: UInt32 = 24
 }
