@@ -84,5 +84,8 @@ let package = Package(
     .testTarget(
       name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support"],
       swiftSettings: common),
+    .testTarget(
+      name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],
+      swiftSettings: common),
   ]
 )

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The master and the slave wired together, at ports 0x20, 0x21, 0xA0, 0xA1, 0x4D0 and 0x4D1.
+// 8259A data sheet: "Cascade Mode", "Interrupt Sequence" (with the default IR7 of a request that
+// went away).
+
+package struct PIC8259Pair: Sendable, Hashable {
+  package private(set) var master = PIC8259(isMaster: true)
+  package private(set) var slave = PIC8259(isMaster: false)
+
+  package init() {}
+
+  package mutating func reset() { self = PIC8259Pair() }
+
+  /// Restores both chips.
+  package mutating func load(master: PIC8259, slave: PIC8259) {
+    guard master.isMaster, !slave.isMaster else { return }
+    self.master = master
+    self.slave = slave
+  }
+
+  /// The master's INT: the processor is asked for an INTA cycle.
+  package var isInterruptRequested: Bool { master.requestedLine != nil }
+
+  /// Drives line `irq`, 0 to 15. Line 2 is the cascade and cannot be driven.
+  package mutating func setLine(_ irq: Int, asserted: Bool) {
+    switch irq {
+    case 2: break
+    case 0..<8: master.setLine(irq, asserted: asserted)
+    case 8..<16:
+      slave.setLine(irq &- 8, asserted: asserted)
+      updateCascade()
+    default: break
+    }
+  }
+
+  /// The INTA cycle: takes the request of highest priority and returns its vector; IR7 of the chip
+  /// concerned (the spurious interrupt) when it went away.
+  package mutating func acknowledge() -> UInt8 {
+    guard let line = master.requestedLine else { return master.vectorBase &+ 7 }
+    master.acknowledge(line)
+    guard line == 2 else { return master.vectorBase &+ UInt8(truncatingIfNeeded: line) }
+    let vector: UInt8
+    if let cascaded = slave.requestedLine {
+      slave.acknowledge(cascaded)
+      vector = slave.vectorBase &+ UInt8(truncatingIfNeeded: cascaded)
+    } else {
+      vector = slave.vectorBase &+ 7
+    }
+    updateCascade()
+    return vector
+  }
+
+  /// Reads `port`; 0xFF for a port that is not the pair's.
+  package mutating func read(port: UInt16) -> UInt8 {
+    switch port {
+    case 0x20, 0x21: return master.read(isData: port & 1 != 0)
+    case 0xA0, 0xA1:
+      let value = slave.read(isData: port & 1 != 0)
+      updateCascade()
+      return value
+    case 0x4D0: return master.elcr
+    case 0x4D1: return slave.elcr
+    default: return 0xFF
+    }
+  }
+
+  /// Writes `port`. Returns the IRQs (bit n is IRQ n) whose service an EOI command ended.
+  @discardableResult
+  package mutating func write(port: UInt16, _ value: UInt8) -> UInt16 {
+    var ended: UInt16 = 0
+    switch port {
+    case 0x20, 0x21: ended = UInt16(master.write(isData: port & 1 != 0, value))
+    case 0xA0, 0xA1: ended = UInt16(slave.write(isData: port & 1 != 0, value)) << 8
+    case 0x4D0: master.elcr = value & master.elcrMask
+    case 0x4D1: slave.elcr = value & slave.elcrMask
+    default: break
+    }
+    updateCascade()
+    return ended
+  }
+
+  /// Carries the slave's INT to IR2. INT drops at INTA, so a second request of the slave is a new
+  /// edge.
+  private mutating func updateCascade() {
+    let requested = slave.requestedLine != nil
+    if !requested { master.irr &= ~(1 << 2) }
+    master.setLine(2, asserted: false)
+    master.setLine(2, asserted: requested)
+  }
+}
