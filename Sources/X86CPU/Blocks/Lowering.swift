@@ -82,6 +82,7 @@ package enum Lowering {
   /// Every instruction family.
   private static let families: [@Sendable (inout LoweringTable) -> Void] = [
     { Arithmetic.register(&$0) },
+    { ConditionalInstructions.register(&$0) },
     { DataMovement.register(&$0) },
     { StackInstructions.register(&$0) },
     { NearTransfer.register(&$0) },
@@ -148,7 +149,7 @@ package enum Lowering {
 
   private static func lowerOperands(_ i: Instruction, _ op: MicroOpPointer, _ c: CPU) {
     for n in 0..<Int(min(i.operandCount, 3)) {
-      guard let pointer = registerPointer(i.operands[n], op, c) else { continue }
+      guard let pointer = registerPointer(i.operands[n], n, op, c) else { continue }
       switch n {
       case 0: op.pointee.dst = pointer
       case 1: op.pointee.src = pointer
@@ -160,13 +161,12 @@ package enum Lowering {
   /// The pointer of a register operand, or of operand 1's immediate. Nil for others, among them an
   /// immediate in third place, which `immediate` already holds.
   private static func registerPointer(
-    _ operand: Operand, _ op: MicroOpPointer, _ c: CPU
+    _ operand: Operand, _ index: Int, _ op: MicroOpPointer, _ c: CPU
   ) -> UnsafeMutableRawPointer? {
     switch operand.kind {
     case .general: return generalRegister(operand.number, c)
     case .vector: return UnsafeMutableRawPointer(c.vector) + Int(operand.number) * 64
-    case .immediate:
-      guard op.pointee.src == c.raw + CPU.zeroOffset else { return nil }
+    case .immediate where index == 1:
       return UnsafeMutableRawPointer(op) + MemoryLayout<MicroOp>.offset(of: \.immediate)!
     default: return nil
     }

@@ -60,6 +60,12 @@ enum Xor: BinaryOperation {
   }
 }
 
+enum Compare: BinaryOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    Subtract.apply(c, a, b)
+  }
+}
+
 typealias RawPointer = UnsafeMutableRawPointer
 
 /// register op= register or immediate.
@@ -109,7 +115,7 @@ typealias RawPointer = UnsafeMutableRawPointer
   let a = try c.load(address, as: T.self)
   let (result, aux) = (c.s.pointee.flagResult, c.s.pointee.flagAux)
   let r = O.apply(c, a, b)
-  do {
+  do throws(GuestException) {
     try c.store(r, at: address)
   } catch {
     c.s.pointee.flagResult = result
@@ -118,17 +124,88 @@ typealias RawPointer = UnsafeMutableRawPointer
   }
 }
 
-enum Arithmetic {
-  static func register(_ t: inout LoweringTable) {
-    t[.add] = .forms(
-      register: .init(
-        { binaryR(Add.self, UInt8.self, $0, $1) }, { binaryR(Add.self, UInt16.self, $0, $1) },
-        { binaryR(Add.self, UInt32.self, $0, $1) }, { binaryR(Add.self, UInt64.self, $0, $1) }),
-      load: .init(
-        { binaryL(Add.self, UInt8.self, $0, $1) }, { binaryL(Add.self, UInt16.self, $0, $1) },
-        { binaryL(Add.self, UInt32.self, $0, $1) }, { binaryL(Add.self, UInt64.self, $0, $1) }),
-      store: .init(
-        { binaryS(Add.self, UInt8.self, $0, $1) }, { binaryS(Add.self, UInt16.self, $0, $1) },
-        { binaryS(Add.self, UInt32.self, $0, $1) }, { binaryS(Add.self, UInt64.self, $0, $1) }))
+
+/// LOCK memory op= register or immediate: atomic against other CPUs and against the host.
+@inline(__always) func binaryLocked<O: BinaryOperation, T: OperandInteger & AtomicOperand>(
+  _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let address = try c.linearAddress(i, size: MemoryLayout<T>.size, .write)
+    let b = c.read(i.pointee.src, as: T.self)
+    if let p = try c.pointerForModify(address, size: MemoryLayout<T>.size) {
+      let (cf, aux) = (c.s.pointee.flagResult, c.s.pointee.flagAux)
+      var old = T.atomicLoad(p)
+      while true {
+        c.s.pointee.flagResult = cf
+        c.s.pointee.flagAux = aux
+        let new = O.apply(c, old, b)
+        let (exchanged, original) = T.atomicCompareExchange(p, expected: old, desired: new)
+        if exchanged { break }
+        old = original
+      }
+    } else {
+      try splitLock { () throws(GuestException) in try modifySlow(O.self, T.self, c, address, b) }
+    }
   }
+}
+
+/// register or memory against register or immediate, for the flags alone (CMP, TEST).
+@inline(__always) func compareR<O: BinaryOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i).pointee
+  _ = O.apply(c, c.read(i.dst, as: T.self), c.read(i.src, as: T.self))
+  return Step.next
+}
+
+@inline(__always) func compareL<O: BinaryOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let b = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size), as: T.self)
+    _ = O.apply(c, c.read(i.pointee.dst, as: T.self), b)
+  }
+}
+
+@inline(__always) func compareS<O: BinaryOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let a = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size), as: T.self)
+    _ = O.apply(c, a, c.read(i.pointee.src, as: T.self))
+  }
+}
+
+// Operations on one operand: the second that `BinaryOperation` passes is not used.
+
+enum Increment: BinaryOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    let carry = c.cf
+    let r = Add.apply(c, a, 1)
+    c.setCarry(carry)
+    return r
+  }
+}
+enum Decrement: BinaryOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    let carry = c.cf
+    let r = Subtract.apply(c, a, 1)
+    c.setCarry(carry)
+    return r
+  }
+}
+enum Negate: BinaryOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    Subtract.apply(c, 0, a)
+  }
+}
+enum Not: BinaryOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T { ~a }
 }

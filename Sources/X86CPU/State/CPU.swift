@@ -86,7 +86,7 @@ package struct CPU {
 @inline(__always) package func attempt(
   _ c: CPU, _ body: () throws(GuestException) -> Void
 ) -> Int32 {
-  do {
+  do throws(GuestException) {
     try body()
     return Step.next
   } catch {

@@ -26,6 +26,15 @@ package struct SegmentState {
   package var accessRights: UInt32 = 0x93
   package var selector: UInt16 = 0
 
+  package init() {}
+
+  package init(base: UInt64, limit: UInt32, accessRights: UInt32, selector: UInt16) {
+    self.base = base
+    self.limit = limit
+    self.accessRights = accessRights
+    self.selector = selector
+  }
+
   package var rights: SegmentAccessRights { SegmentAccessRights(rawValue: accessRights) }
 }
 
