@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// VMREAD and VMWRITE. `vmread` and `vmwrite` are for code that names its fields: a table look-up
+// and one load or store. The checked forms are for fields that come from elsewhere.
+
+import X86
+
+extension PhysicalCPU {
+  /// A field's value, zero-extended; 0 where the field does not exist or no VMCS is current.
+  package func vmread(_ field: VMCSField) -> UInt64 {
+    let unit = vmx
+    let location = unit.pointee.locations[VMCSLayout.slot(field)]
+    guard UInt32(location.encoding) == field.rawValue, let current = unit.pointee.current else {
+      return (try? vmreadChecked(field)) ?? 0
+    }
+    if location.kind == .page {
+      return current.load(fromByteOffset: Int(location.page), as: UInt64.self)
+    }
+    return cpu.readLazy(location)
+  }
+
+  /// Writes a field, truncated to its width. Nothing happens where the field does not exist, is
+  /// read-only, or no VMCS is current (the error is in the VM-instruction error field).
+  package func vmwrite(_ field: VMCSField, _ value: UInt64) {
+    let unit = vmx
+    let location = unit.pointee.locations[VMCSLayout.slot(field)]
+    guard UInt32(location.encoding) == field.rawValue, field.area != .readOnlyData,
+      let current = unit.pointee.current
+    else {
+      try? vmwriteChecked(field, value)
+      return
+    }
+    store(value & Self.mask(field.width), field, location, current)
+  }
+
+  /// VMREAD with its errors.
+  ///
+  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist.
+  package func vmreadChecked(_ field: VMCSField) throws(VMXError) -> UInt64 {
+    let (location, _) = try locate(field)
+    let whole = vmread(VMCSField(rawValue: UInt32(location.encoding)))
+    return field.isHigh ? whole >> 32 : whole
+  }
+
+  /// VMWRITE with its errors.
+  ///
+  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist, 13
+  ///   where it is read-only.
+  package func vmwriteChecked(_ field: VMCSField, _ value: UInt64) throws(VMXError) {
+    let (location, current) = try locate(field)
+    if field.area == .readOnlyData { throw fail(.vmwriteReadOnlyField) }
+    let whole = VMCSField(rawValue: UInt32(location.encoding))
+    var value = value & Self.mask(field.width)
+    if field.isHigh { value = vmread(whole) & 0xFFFF_FFFF | value << 32 }
+    store(value, whole, location, current)
+  }
+
+  private func locate(
+    _ field: VMCSField
+  ) throws(VMXError) -> (FieldLocation, UnsafeMutableRawPointer) {
+    try requireVMXOperation()
+    guard let current = vmx.pointee.current else { throw .failInvalid }
+    let location = vmx.pointee.locations[VMCSLayout.slot(field)]
+    let whole = field.isHigh && field.width == .bits64 ? field.rawValue & ~1 : field.rawValue
+    if UInt32(location.encoding) != whole { throw fail(.unsupportedField) }
+    return (location, current)
+  }
+
+  private static func mask(_ width: VMCSField.Width) -> UInt64 {
+    switch width {
+    case .bits16: 0xFFFF
+    case .bits32: 0xFFFF_FFFF
+    case .bits64, .natural: .max
+    }
+  }
+
+  @inline(__always) private func store(
+    _ value: UInt64, _ field: VMCSField, _ location: FieldLocation,
+    _ current: UnsafeMutableRawPointer
+  ) {
+    if location.kind == .page {
+      let old = current.load(fromByteOffset: Int(location.page), as: UInt64.self)
+      if old == value { return }
+      current.storeBytes(of: value, toByteOffset: Int(location.page), as: UInt64.self)
+      mark(location, changed: old ^ value)
+    } else {
+      let old = cpu.readLazy(location)
+      if old == value { return }
+      cpu.writeLazy(location, value)
+      mark(location, changed: old ^ value)
+    }
+  }
+
+  /// Notes what the next VM entry has to look at.
+  @inline(__always) private func mark(_ location: FieldLocation, changed: UInt64) {
+    var groups = location.groups
+    if groups == .controls || groups == .registers {
+      groups = Self.refine(groups, VMCSField(rawValue: UInt32(location.encoding)), changed)
+    }
+    vmx.pointee.dirty.formUnion(groups)
+  }
+
+  /// Controls that have no checks need none, though their field has; and only some changes of
+  /// registers touch translations.
+  private static func refine(
+    _ groups: VMCSGroups, _ field: VMCSField, _ changed: UInt64
+  ) -> VMCSGroups {
+    switch field {
+    case .primaryControls: changed & ~freePrimaryControls == 0 ? .values : groups
+    case .guestCR0: changed & pagingCR0 != 0 ? [groups, .paging] : groups
+    case .guestCR3: [groups, .paging]
+    case .guestCR4: changed & pagingCR4 != 0 ? [groups, .paging] : groups
+    default: groups
+    }
+  }
+
+  /// Primary controls that no check mentions and hypervisors switch often. (NMI-window exiting is
+  /// checked against virtual NMIs, so it is not among them.)
+  private static let freePrimaryControls = UInt64(
+    PrimaryControls.interruptWindowExiting | PrimaryControls.monitorTrapFlag
+      | PrimaryControls.useTSCOffsetting | PrimaryControls.hltExiting
+      | PrimaryControls.movDRExiting)
+  private static let pagingCR0 = CR0([.pe, .wp, .pg]).rawValue
+  private static let pagingCR4 = CR4([
+    .pse, .pae, .pge, .la57, .pcide, .smep, .smap, .pke,
+  ]).rawValue
+}

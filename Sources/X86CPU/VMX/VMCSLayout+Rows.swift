@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The rows of the VMCS's layout by area. A field that is not here does not exist on this processor
+// (VMREAD and VMWRITE fail with error 12), as the features that it belongs to are not offered.
+
+import X86
+
+extension VMCSLayout {
+  static let guestRegisters: [Row] = [
+    Row(.guestCR0, .registers, .state8, \.cr0),
+    Row(.guestCR3, .registers, .state8, \.cr3),
+    Row(.guestCR4, .registers, .state8, \.cr4),
+    Row(.guestDR7, .registers),
+    Row(.guestDebugControl, .registers),
+    Row(.guestPAT, .registers),
+    Row(.guestEFER, .registers),
+    Row(.guestSysenterCS, .registers, .state4, \.sysenterCS),
+    Row(.guestSysenterESP, .registers, .state8, \.sysenterESP),
+    Row(.guestSysenterEIP, .registers, .state8, \.sysenterEIP),
+    Row(.guestRSP, [], .state8, offset: Int(GeneralRegister.rsp.rawValue) * 8),
+    Row(.guestRIP, .rest, .state8, \.rip),
+    Row(.guestRFLAGS, .rflags, .rflags, \.rflags),
+    Row(.guestPDPTE0, [.registers, .paging], .state8, offset: pdpte(0)),
+    Row(.guestPDPTE1, [.registers, .paging], .state8, offset: pdpte(1)),
+    Row(.guestPDPTE2, [.registers, .paging], .state8, offset: pdpte(2)),
+    Row(.guestPDPTE3, [.registers, .paging], .state8, offset: pdpte(3)),
+  ]
+
+  static let guestSegments: [Row] =
+    [.es, .cs, .ss, .ds, .fs, .gs, .ldtr, .tr].flatMap(segmentRows) + [
+      Row(.guestGDTRBase, .segments, .state8, \.gdtr.base),
+      Row(.guestGDTRLimit, .segments, .state4, \.gdtr.limit),
+      Row(.guestIDTRBase, .segments, .state8, \.idtr.base),
+      Row(.guestIDTRLimit, .segments, .state4, \.idtr.limit),
+    ]
+
+  static let guestRest: [Row] = [
+    Row(.guestInterruptibility, .rest, .state4, \.interruptibility),
+    Row(.guestActivityState, .rest, .state4, \.activity),
+    Row(.guestPendingDebugExceptions, .rest, .state8, \.pendingDebug),
+    Row(.vmcsLinkPointer, .rest),
+    Row(.guestSMBASE, []),
+    Row(.preemptionTimerValue, []),
+  ]
+
+  static let host: [Row] = [
+    VMCSField.hostCR0, .hostCR3, .hostCR4, .hostESSelector, .hostCSSelector, .hostSSSelector,
+    .hostDSSelector, .hostFSSelector, .hostGSSelector, .hostTRSelector, .hostFSBase, .hostGSBase,
+    .hostTRBase, .hostGDTRBase, .hostIDTRBase, .hostSysenterCS, .hostSysenterESP,
+    .hostSysenterEIP, .hostRSP, .hostRIP, .hostPAT, .hostEFER,
+  ].map { Row($0, .host) }
+
+  static let execution: [Row] = [
+    Row(.pinBasedControls, .controls),
+    Row(.primaryControls, .controls),
+    Row(.secondaryControls, .controls),
+    Row(.exceptionBitmap, .values),
+    Row(.pageFaultErrorCodeMask, .values),
+    Row(.pageFaultErrorCodeMatch, .values),
+    Row(.ioBitmapA, .controls),
+    Row(.ioBitmapB, .controls),
+    Row(.msrBitmap, .controls),
+    Row(.tscOffset, .values),
+    Row(.tscMultiplier, .controls),
+    Row(.cr0Mask, .values),
+    Row(.cr0ReadShadow, .values),
+    Row(.cr4Mask, .values),
+    Row(.cr4ReadShadow, .values),
+    Row(.cr3TargetCount, .controls),
+    Row(.cr3Target0, .values),
+    Row(.cr3Target1, .values),
+    Row(.cr3Target2, .values),
+    Row(.cr3Target3, .values),
+    Row(.eptPointer, .controls),
+    Row(.vpid, .controls),
+    Row(.pleGap, .values),
+    Row(.pleWindow, .values),
+    Row(.xssExitingBitmap, .values),
+    Row(.executiveVMCSPointer, []),
+  ]
+
+  static let exitControls: [Row] = [
+    VMCSField.exitControls, .exitMSRStoreCount, .exitMSRStoreAddress, .exitMSRLoadCount,
+    .exitMSRLoadAddress,
+  ].map { Row($0, .controls) }
+
+  static let entryControls: [Row] = [
+    Row(.entryControls, .controls),
+    Row(.entryMSRLoadCount, .controls),
+    Row(.entryMSRLoadAddress, .controls),
+    Row(.entryInterruptionInfo, .injection),
+    Row(.entryExceptionErrorCode, .injection),
+    Row(.entryInstructionLength, .injection),
+  ]
+
+  static let exitInformation: [Row] = [
+    Row(.vmInstructionError, []),
+    Row(.exitReason, [], .state4, \.exit.reason),
+    Row(.exitQualification, [], .state8, \.exit.qualification),
+    Row(.guestLinearAddress, [], .state8, \.exit.guestLinear),
+    Row(.guestPhysicalAddress, [], .state8, \.exit.guestPhysical),
+    Row(.exitInterruptionInfo, [], .state4, \.exit.interruptionInfo),
+    Row(.exitInterruptionErrorCode, [], .state4, \.exit.interruptionErrorCode),
+    Row(.idtVectoringInfo, [], .state4, \.exit.idtVectoringInfo),
+    Row(.idtVectoringErrorCode, [], .state4, \.exit.idtVectoringErrorCode),
+    Row(.exitInstructionLength, [], .state4, \.exit.instructionLength),
+    Row(.exitInstructionInfo, [], .state4, \.exit.instructionInfo),
+    Row(.ioRCX, [], .state8, \.exit.ioRCX),
+    Row(.ioRSI, [], .state8, \.exit.ioRSI),
+    Row(.ioRDI, [], .state8, \.exit.ioRDI),
+    Row(.ioRIP, [], .state8, \.exit.ioRIP),
+  ]
+
+  private static func pdpte(_ n: Int) -> Int {
+    (MemoryLayout<CPUState>.offset(of: \.pdptrs) ?? 0) + n * 8
+  }
+
+  /// Selector, base, limit and access rights: their encodings count in steps of 2 from ES's.
+  private static func segmentRows(_ register: SegmentRegister) -> [Row] {
+    let n = UInt32(register.rawValue) * 2
+    let start = CPU.segmentsOffset + Int(register.rawValue) * MemoryLayout<SegmentState>.stride
+    func row(
+      _ first: VMCSField, _ kind: FieldKind, _ path: PartialKeyPath<SegmentState>
+    ) -> Row {
+      let offset = MemoryLayout<SegmentState>.offset(of: path) ?? 0
+      return Row(
+        VMCSField(rawValue: first.rawValue + n), .segments, kind, offset: start + offset)
+    }
+    return [
+      row(.guestESSelector, .state2, \.selector),
+      row(.guestESBase, .state8, \.base),
+      row(.guestESLimit, .state4, \.limit),
+      row(.guestESAccessRights, .state4, \.accessRights),
+    ]
+  }
+}

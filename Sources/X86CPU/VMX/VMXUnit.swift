@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a physical CPU knows of VMX besides the guest's state: whether it is in VMX operation, its
+// current VMCS, and what in it has changed since the last VM entry.
+//
+// Invariants:
+// - `current` is nil, or a VMCS whose header says that it is active on this CPU; then the lazy
+//   fields (see VMCSLayout) are in CPUState.
+// - a field that differs from what the last successful VM entry or exit left has its groups in
+//   `dirty`.
+
+import X86
+
+/// How a VMX verb fails (SDM volume 3, "Conventions" of the VMX instruction reference).
+package enum VMXError: Error, Equatable, Sendable {
+  /// #UD: the CPU is not in VMX operation.
+  case notInVMXOperation
+  /// VMfailInvalid: there is no current VMCS to hold an error number (or VMXON's region is wrong).
+  case failInvalid
+  /// VMfailValid: the number is also in the current VMCS's VM-instruction error field.
+  case failValid(VMXInstructionError)
+  /// The VMCS is active on another CPU (by number): undefined on real processors, refused here.
+  case activeElsewhere(Int)
+  /// VMX abort: a VM exit could not be completed. The CPU has left VMX operation.
+  case abort(VMXAbortIndicator)
+}
+
+package struct VMXUnit {
+  let locations = VMCSLayout.locations
+  /// Address of the VMXON region; 0 outside VMX operation.
+  var vmxonRegion: UInt64 = 0
+  /// The current VMCS.
+  var current: UnsafeMutableRawPointer?
+  var dirty: VMCSGroups = []
+  /// The current VMCS's launch state is "launched".
+  var launched = false
+  /// EFER, PAT that root operation has: what entries that do not load them give the guest.
+  var rootEFER: UInt64 = 0xD01
+  var rootPAT: UInt64 = 0x0007_0406_0007_0406
+  /// Whose translations the TLB holds.
+  var tlbEPT: UInt64 = .max
+  var tlbVPID: UInt16 = 0
+  /// Host TSC at which the VMX-preemption timer runs out; .max where it is off.
+  var timerDeadline: UInt64 = .max
+  /// `CPUState.retired` when the guest was entered.
+  var retiredAtEntry: UInt64 = 0
+  /// Why the last VM entry failed.
+  package internal(set) var entryFailure: EntryFailure?
+  /// VM entries since start.
+  package internal(set) var entries: UInt64 = 0
+
+  /// The value in memory of a field of the current VMCS.
+  @inline(__always) func page(_ field: VMCSField) -> UInt64 {
+    current.unsafelyUnwrapped.load(
+      fromByteOffset: Int(locations[VMCSLayout.slot(field)].page), as: UInt64.self)
+  }
+
+  @inline(__always) func setPage(_ field: VMCSField, _ value: UInt64) {
+    current.unsafelyUnwrapped.storeBytes(
+      of: value, toByteOffset: Int(locations[VMCSLayout.slot(field)].page), as: UInt64.self)
+  }
+
+  @inline(__always) func page32(_ field: VMCSField) -> UInt32 {
+    UInt32(truncatingIfNeeded: page(field))
+  }
+}
+
+/// Header of a VMCS in memory.
+struct VMCSHeader {
+  let base: UnsafeMutableRawPointer
+
+  private static let activeTag: UInt32 = 0x4143_5400
+
+  private func word(_ offset: Int) -> UInt32 { base.load(fromByteOffset: offset, as: UInt32.self) }
+  private func set(_ offset: Int, _ value: UInt32) {
+    base.storeBytes(of: value, toByteOffset: offset, as: UInt32.self)
+  }
+
+  var revision: UInt32 { word(VMCSLayout.revisionOffset) }
+
+  var launched: Bool {
+    get { word(VMCSLayout.launchStateOffset) == 1 }
+    nonmutating set { set(VMCSLayout.launchStateOffset, newValue ? 1 : 0) }
+  }
+
+  var abort: UInt32 {
+    get { word(VMCSLayout.abortOffset) }
+    nonmutating set { set(VMCSLayout.abortOffset, newValue) }
+  }
+
+  /// The number of the CPU on which the VMCS is active.
+  var activeOn: Int? {
+    get {
+      let word = word(VMCSLayout.activeOnOffset)
+      return word & 0xFFFF_FF00 == Self.activeTag ? Int(word & 0xFF) : nil
+    }
+    nonmutating set {
+      set(
+        VMCSLayout.activeOnOffset,
+        newValue.map { Self.activeTag | UInt32(truncatingIfNeeded: $0) & 0xFF } ?? 0)
+    }
+  }
+}
