@@ -10,9 +10,8 @@
 //     let cpu = try PhysicalCPU(number: 0)
 //     try cpu.vmxon(region)
 //     try cpu.vmclear(vmcs); try cpu.vmptrld(vmcs)
-//     try cpu.vmwrite(.guestRIP, 0x1000); ...
-//     try cpu.vmlaunch()                      // runs the guest until it exits
-//     let reason = try cpu.vmread(.exitReason)
+//     cpu.vmwrite(.guestRIP, 0x1000); ...
+//     let reason = try cpu.vmlaunch()         // runs the guest until it exits
 
 import Host
 import Synchronization
@@ -41,6 +40,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// Whose accesses `emulate` serves.
   var emulationContext: (any EmulationContext)?
   let shootdowns = ShootdownQueue()
+  /// VMX operation and the current VMCS.
+  let vmx: UnsafeMutablePointer<VMXUnit>
 
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
@@ -59,6 +60,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     executePages = .allocate(capacity: Int(Self.executePagesMask) + 1)
     executePages.initialize(repeating: .invalid, count: Int(Self.executePagesMask) + 1)
     bounce = .allocate(byteCount: 4096, alignment: 64)
+    vmx = .allocate(capacity: 1)
+    vmx.initialize(to: VMXUnit())
     cpu.s.initialize(
       to: CPUState(
         tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
@@ -74,6 +77,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     physicalCache.deallocate()
     executePages.deallocate()
     bounce.deallocate()
+    vmx.deallocate()
     tlbBanks.deallocate()
     cpu.raw.deallocate()
   }

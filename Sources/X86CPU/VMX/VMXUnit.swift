@@ -40,6 +40,11 @@ package struct VMXUnit {
   /// Whose translations the TLB holds.
   var tlbEPT: UInt64 = .max
   var tlbVPID: UInt16 = 0
+  /// Without VPIDs, every entry flushes.
+  var flushesOnEntry = false
+  /// Entries of the VM-entry MSR-load area; of the VM-exit areas, not 0 where any has entries.
+  var entryMSRCount: UInt32 = 0
+  var exitMSRCounts: UInt64 = 0
   /// Host TSC at which the VMX-preemption timer runs out; .max where it is off.
   var timerDeadline: UInt64 = .max
   /// `CPUState.retired` when the guest was entered.

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the VMX unit offers, as the VMX capability MSRs report it (SDM volume 3, appendix "VMX
+// Capability Reporting Facility"). A control is allowed to be 1 only where the processor does what
+// it says; the same masks are what VM entry checks the control fields against.
+//
+//     VMXCapabilities.pin.allows(0x1F)            // the default controls plus ...
+//     VMXCapabilities.value(ofMSR: 0x480)         // IA32_VMX_BASIC
+
+import X86
+
+/// Bits that a control field must have, and bits that it may have.
+package struct ControlCapability: Sendable {
+  package let required: UInt32
+  package let allowed: UInt32
+
+  package init(required: UInt32, offered: UInt32) {
+    self.required = required
+    allowed = required | offered
+  }
+
+  @inlinable package func allows(_ value: UInt32) -> Bool {
+    value & required == required && value & ~allowed == 0
+  }
+
+  /// Allowed-0 settings in the low half, allowed-1 settings in the high half.
+  package var msr: UInt64 { UInt64(allowed) << 32 | UInt64(required) }
+}
+
+package enum VMXCapabilities {
+  /// VMCS revision identifier.
+  package static let revision = VMCSLayout.revision
+  /// Host-physical addresses are addresses of this process: canonical user addresses.
+  package static let hostAddressWidth: UInt64 = 47
+  /// TSC ticks of a VMX-preemption timer tick, as a power of two.
+  package static let preemptionTimerShift: UInt64 = 5
+  package static let cr3TargetCount: UInt32 = 4
+  /// Most entries in an MSR area.
+  package static let msrAreaLimit: UInt64 = 512
+
+  // MARK: Controls
+
+  package static let pin = ControlCapability(
+    required: 0x16,
+    offered: PinControls.externalInterruptExiting | PinControls.nmiExiting
+      | PinControls.virtualNMIs | PinControls.preemptionTimer)
+
+  /// The "true" settings; the classic MSR also requires CR3-load and CR3-store exiting.
+  package static let primary = ControlCapability(required: 0x0400_6172, offered: offeredPrimary)
+  private static let classicPrimary = ControlCapability(
+    required: 0x0401_E172, offered: offeredPrimary)
+  private static let offeredPrimary =
+    PrimaryControls.interruptWindowExiting | PrimaryControls.useTSCOffsetting
+    | PrimaryControls.hltExiting | PrimaryControls.invlpgExiting | PrimaryControls.mwaitExiting
+    | PrimaryControls.rdpmcExiting | PrimaryControls.rdtscExiting
+    | PrimaryControls.cr3LoadExiting | PrimaryControls.cr3StoreExiting
+    | PrimaryControls.cr8LoadExiting | PrimaryControls.cr8StoreExiting
+    | PrimaryControls.nmiWindowExiting | PrimaryControls.movDRExiting
+    | PrimaryControls.unconditionalIOExiting | PrimaryControls.useIOBitmaps
+    | PrimaryControls.monitorTrapFlag | PrimaryControls.useMSRBitmaps
+    | PrimaryControls.monitorExiting | PrimaryControls.pauseExiting
+    | PrimaryControls.secondaryControls
+
+  package static let secondary = ControlCapability(
+    required: 0,
+    offered: SecondaryControls.enableEPT | SecondaryControls.descriptorTableExiting
+      | SecondaryControls.enableRDTSCP | SecondaryControls.enableVPID
+      | SecondaryControls.wbinvdExiting | SecondaryControls.unrestrictedGuest
+      | SecondaryControls.pauseLoopExiting | SecondaryControls.rdrandExiting
+      | SecondaryControls.enableINVPCID | SecondaryControls.rdseedExiting
+      | SecondaryControls.enableXSAVES | SecondaryControls.useTSCScaling)
+
+  /// True settings; the classic MSR also requires saving the debug controls.
+  package static let exit = ControlCapability(required: 0x0003_6DFB, offered: offeredExit)
+  private static let classicExit = ControlCapability(
+    required: 0x0003_6DFF, offered: offeredExit)
+  private static let offeredExit =
+    ExitControls.saveDebugControls | ExitControls.hostAddressSpaceSize | ExitControls.savePAT
+    | ExitControls.loadPAT | ExitControls.saveEFER | ExitControls.loadEFER
+    | ExitControls.savePreemptionTimer
+
+  /// True settings; the classic MSR also requires loading the debug controls.
+  package static let entry = ControlCapability(required: 0x11FB, offered: offeredEntry)
+  private static let classicEntry = ControlCapability(required: 0x11FF, offered: offeredEntry)
+  private static let offeredEntry =
+    EntryControls.loadDebugControls | EntryControls.ia32eModeGuest | EntryControls.loadPAT
+    | EntryControls.loadEFER
+
+  // MARK: Control registers
+
+  package static let cr0Fixed0 = CR0([.pe, .ne, .pg]).rawValue
+  package static let cr0Fixed1: UInt64 = 0xFFFF_FFFF
+  package static let cr4Fixed0 = CR4.vmxe.rawValue
+  package static let cr4Fixed1 = CR4([
+    .vme, .pvi, .tsd, .de, .pse, .pae, .mce, .pge, .pce, .osfxsr, .osxmmexcpt, .umip, .la57,
+    .vmxe, .fsgsbase, .pcide, .osxsave, .smep, .smap, .pke,
+  ]).rawValue
+
+  // MARK: EPT and VPID
+
+  /// Execute-only, four levels, UC and WB tables, 2 MiB and 1 GiB pages, accessed and dirty flags,
+  /// INVEPT and INVVPID in all their types.
+  package static let eptVPID: UInt64 =
+    1 << 0 | 1 << 6 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21 | 1 << 25
+    | 1 << 26 | 1 << 32 | 0xF << 40
+
+  /// Timer rate, entry control "IA-32e mode guest" kept by exits, HLT, shutdown and wait-for-SIPI
+  /// states, CR3 targets, MSR areas of 512, injection with instruction length 0.
+  private static let misc: UInt64 =
+    preemptionTimerShift | 1 << 5 | 7 << 6 | UInt64(cr3TargetCount) << 16 | 1 << 30
+
+  /// Revision, 4 KiB regions of write-back memory, information for INS and OUTS, true controls.
+  private static let basic: UInt64 =
+    UInt64(revision) | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55
+
+  /// The value of a VMX capability MSR (0x480 to 0x490); nil for others and for those of features
+  /// that are not offered.
+  package static func value(ofMSR msr: UInt32) -> UInt64? {
+    switch msr {
+    case 0x480: basic
+    case 0x481: pin.msr
+    case 0x482: classicPrimary.msr
+    case 0x483: classicExit.msr
+    case 0x484: classicEntry.msr
+    case 0x485: misc
+    case 0x486: cr0Fixed0
+    case 0x487: cr0Fixed1
+    case 0x488: cr4Fixed0
+    case 0x489: cr4Fixed1
+    case 0x48A: UInt64(VMCSField.highestIndex) << 1
+    case 0x48B: secondary.msr
+    case 0x48C: eptVPID
+    case 0x48D: pin.msr
+    case 0x48E: primary.msr
+    case 0x48F: exit.msr
+    case 0x490: entry.msr
+    default: nil
+    }
+  }
+}
