@@ -42,6 +42,9 @@ package final class PhysicalCPU: @unchecked Sendable {
   let shootdowns = ShootdownQueue()
   /// VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
+  /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
+  /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
+  package var waitForRequest: ((UInt64) -> Void)?
 
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.

@@ -1,14 +1,119 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Events at instruction boundaries of VMX non-root operation.
+// Events at instruction boundaries of VMX non-root operation, in the order of their priority (SDM
+// volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM Exits"):
+//
+//     monitor trap flag -> pending debug exceptions -> preemption timer -> NMI window
+//     -> interrupt window -> external interrupt (a kick)
+//
+// Each function returns false where the guest has left.
 
 import X86
 
 extension CPU {
   /// Looks at everything that may be taken between two instructions: kicks (external-interrupt
   /// exits), NMI and interrupt windows, the preemption timer, pending debug exceptions, the monitor
-  /// trap flag, virtual interrupts. Called when `request` is not 0 and after `Step.reload`.
+  /// trap flag. Called when `request` is not 0 and after `Step.reload`.
   ///
   /// - Returns: false where it ended in a VM exit.
-  package func processEvents() -> Bool { true }
+  package func processEvents() -> Bool {
+    let requests = s.pointee.request
+    if requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
+    if requests & CPURequest.events != 0 { _ = owner.takeRequest(CPURequest.events) }
+    if s.pointee.slow & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
+    if s.pointee.pendingDebug & PendingDebug.causes != 0, !takePendingDebug() { return false }
+    if !takeTimer() || !takeWindows() { return false }
+    if s.pointee.request & CPURequest.kick != 0 { return takeKick() }
+    if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
+    return true
+  }
+
+  /// The monitor trap flag exits after one instruction; at VM entry `openEvents` decides.
+  private func takeMonitorTrap() -> Bool {
+    if s.pointee.retired == owner.vmx.pointee.retiredAtEntry { return true }
+    _ = exit(.monitorTrapFlag)
+    return false
+  }
+
+  /// Debug exceptions that a VM entry left pending or an instruction's shadow held back.
+  private func takePendingDebug() -> Bool {
+    if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0 { return true }
+    let causes = s.pointee.pendingDebug
+    s.pointee.pendingDebug = 0
+    s.pointee.activity = ActivityState.active
+    let dr6 = causes & PendingDebug.dr6
+    if s.pointee.vmx.exceptionBitmap & 1 << UInt32(ExceptionVector.debug.rawValue) != 0 {
+      _ = exit(.exceptionOrNMI, qualification: dr6)
+      s.pointee.exit.interruptionInfo =
+        InterruptionInfo(.hardwareException, vector: ExceptionVector.debug.rawValue).rawValue
+      return false
+    }
+    s.pointee.dr6 = s.pointee.dr6 & ~0xF | dr6
+    s.pointee.dr7 &= ~DR7.gd.rawValue
+    return deliver(
+      InterruptionInfo(.hardwareException, vector: ExceptionVector.debug.rawValue), errorCode: 0,
+      returnRIP: s.pointee.rip)
+  }
+
+  /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings the
+  /// guest here.)
+  private func takeTimer() -> Bool {
+    if s.pointee.request & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
+    if s.pointee.vmx.pin & PinControls.preemptionTimer == 0 { return true }
+    if chost_rdtsc() < owner.vmx.pointee.timerDeadline { return true }
+    _ = exit(.preemptionTimer)
+    return false
+  }
+
+  private func takeWindows() -> Bool {
+    let primary = s.pointee.vmx.primary
+    let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
+    if primary & PrimaryControls.nmiWindowExiting != 0,
+      s.pointee.interruptibility & (Interruptibility.blockingByNMI | shadows) == 0,
+      s.pointee.activity != ActivityState.waitForSIPI
+    {
+      _ = exit(.nmiWindow)
+      return false
+    }
+    if primary & PrimaryControls.interruptWindowExiting != 0,
+      s.pointee.rflags & RFLAGS.if.rawValue != 0, s.pointee.interruptibility & shadows == 0,
+      s.pointee.activity <= ActivityState.hlt
+    {
+      _ = exit(.interruptWindow)
+      return false
+    }
+    return true
+  }
+
+  private func takeKick() -> Bool {
+    _ = owner.takeRequest(CPURequest.kick)
+    _ = exit(.externalInterrupt)
+    return false
+  }
+
+  /// HLT, shutdown and wait-for-SIPI: the guest stays, executing nothing, until something ends it.
+  private func waitWhileInactive() -> Bool {
+    while s.pointee.request & CPURequest.kick == 0 {
+      guard let wait = owner.waitForRequest else { break }
+      wait(owner.vmx.pointee.timerDeadline)
+      if s.pointee.request & CPURequest.shootdown != 0 { owner.processShootdowns() }
+      if !takeTimer() { return false }
+    }
+    return takeKick()
+  }
+}
+
+/// Bits of the pending-debug-exceptions field (SDM volume 3, "Guest Non-Register State").
+package enum PendingDebug {
+  /// B0 to B3.
+  package static let breakpoints: UInt64 = 0xF
+  /// At least one data or I/O breakpoint was met and enabled in DR7.
+  package static let enabledBreakpoint: UInt64 = 1 << 12
+  package static let singleStep: UInt64 = 1 << 14
+  package static let rtm: UInt64 = 1 << 16
+  /// Bits that make an exception pending.
+  package static let causes = enabledBreakpoint | singleStep | rtm
+  /// Bits that DR6 and the exit qualification take.
+  package static let dr6 = breakpoints | singleStep
+  package static let all = breakpoints | causes
 }

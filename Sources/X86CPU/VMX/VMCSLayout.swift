@@ -74,7 +74,10 @@ package enum VMCSLayout {
   /// Width, area and the low six bits of the index.
   @inline(__always) package static func slot(_ field: VMCSField) -> Int {
     let raw = field.rawValue
-    return Int((raw >> 1) & 0x3F | (raw >> 4) & 0xC0 | (raw >> 5) & 0x300)
+    let index: UInt32 = (raw >> 1) & 0x3F
+    let area: UInt32 = (raw >> 4) & 0xC0
+    let width: UInt32 = (raw >> 5) & 0x300
+    return Int(index | area | width)
   }
 
   /// One location for each slot; lives for ever.
