@@ -85,6 +85,12 @@ extension LocalAPIC {
     resetRegisters(id: initialID &<< 24)
   }
 
+  /// Programs LINT0 to pass the 8259's INTR, as firmware leaves the bootstrap processor ("Virtual
+  /// Wire Mode" of the MultiProcessor Specification) and as KVM does after a reset by default.
+  package mutating func presetVirtualWire() {
+    self[APICRegister.lvtLINT0] = UInt32(DeliveryMode.external.rawValue) << 8
+  }
+
   /// INIT: as RESET, except that the identifier and IA32_APIC_BASE stay
   /// ("Local APIC State After an INIT Reset").
   package mutating func initialize() {
