@@ -65,9 +65,10 @@ import Testing
     #expect(destinations(router, toDisabled) == [])
   }
 
-  @Test(arguments: [
-    (.none, [2]), (.selfOnly, [1]), (.allIncludingSelf, [0, 1, 2]), (.allExcludingSelf, [0, 2]),
-  ] as [(InterprocessorInterrupt.Shorthand, [Int])])
+  @Test(
+    arguments: [
+      (.none, [2]), (.selfOnly, [1]), (.allIncludingSelf, [0, 1, 2]), (.allExcludingSelf, [0, 2]),
+    ] as [(InterprocessorInterrupt.Shorthand, [Int])])
   func shorthands(_ shorthand: InterprocessorInterrupt.Shorthand, expected: [Int]) {
     let interrupt = InterprocessorInterrupt(
       message: InterruptMessage(destination: 2, deliveryMode: .nmi, vector: 0),
