@@ -87,5 +87,8 @@ let package = Package(
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],
       swiftSettings: common),
+    .executableTarget(
+      name: "martlet-bench", dependencies: ["X86", "X86CPU", "Support"],
+      path: "Benchmarks/MartletBench", swiftSettings: common),
   ]
 )

@@ -7,6 +7,7 @@
 //     let terminal = try RawTerminal(descriptor: STDIN_FILENO)
 //     defer { terminal.restore() }
 
+import CHost
 import SystemPackage
 
 import Synchronization

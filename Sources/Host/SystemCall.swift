@@ -6,6 +6,7 @@
 //
 //     let count = try systemCall { read(descriptor, buffer, size) }
 
+import CHost
 import SystemPackage
 
 #if canImport(Glibc)
