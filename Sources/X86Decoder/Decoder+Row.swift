@@ -54,6 +54,8 @@ extension DecodeState {
     out.mnemonic = row.pointee.mnemonic
     out.feature = row.pointee.feature
     out.attributes.formUnion(row.pointee.attributes)
+    out.encoding.mandatoryPrefix = UInt8(truncatingIfNeeded: mandatory)
+    out.encoding.lengthBits = UInt8(truncatingIfNeeded: vectorBits)
     setOperandSize()
     if space >= OpcodeSpace.vex { try checkVEX() } else { out.encoding.vectorLength = 16 }
     if out.encoding.hasModRM {

@@ -210,6 +210,11 @@ public struct Instruction: Sendable {
     public var evexMask: UInt8 = 0
     public var evexZeroing = false
     public var evexB = false
+    /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2 (of legacy opcodes: the one that
+    /// counts).
+    public var mandatoryPrefix: UInt8 = 0
+    /// VEX.L or EVEX.L'L as it stands (EVEX.b may make it the rounding mode).
+    public var lengthBits: UInt8 = 0
   }
 }
 

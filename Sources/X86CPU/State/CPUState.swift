@@ -47,7 +47,11 @@ package struct DescriptorTableState {
 /// x87, MMX, SSE, AVX and AVX-512 registers; they follow `CPUState` in memory, 64-byte aligned
 /// (`CPU.vector`).
 package struct VectorState {
-  package init() {}
+  /// Everything 0 but the control words: FCW 0x37F, MXCSR 0x1F80 and its mask.
+  package init() {
+    fx[0] = 0x37F
+    fx[3] = 0x0000_FFFF_0000_1F80
+  }
 
   /// ZMM0 to ZMM31, 64 bytes each; XMM and YMM are their low parts.
   package var zmm = InlineArray<256, UInt64>(repeating: 0)

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A guest's instruction as the host shall execute it: the same opcode, vector registers and
+// immediates, but memory is always [RSI] and a general register always RAX. Prefixes that mean
+// nothing are gone, so that what does the same has the same bytes.
+
+import X86
+import X86Decoder
+
+extension Instruction {
+  /// Bytes to execute on the host, in 64-bit mode.
+  var hostBytes: CodeBytes {
+    var bytes = CodeBytes()
+    let fields = HostFields(self)
+    if prefixes.contains(.evex) {
+      appendEVEX(fields, &bytes)
+    } else if prefixes.contains(.vex) {
+      appendVEX(fields, &bytes)
+    } else {
+      appendLegacy(fields, &bytes)
+    }
+    if encoding.hasModRM { bytes.append(fields.modRM) }
+    if encoding.immediateLength > 0 {
+      bytes.append(UInt8(truncatingIfNeeded: immediate))
+    }
+    if encoding.immediateLength > 1 {
+      bytes.append(UInt8(truncatingIfNeeded: immediate2))
+    }
+    return bytes
+  }
+
+  private func appendLegacy(_ fields: HostFields, _ bytes: inout CodeBytes) {
+    if !attributes.contains(.x87) {
+      switch encoding.mandatoryPrefix {
+      case 1: bytes.append(0x66)
+      case 2: bytes.append(0xF3)
+      case 3: bytes.append(0xF2)
+      default: break
+      }
+    }
+    let rex = (fields.w ? 8 : 0) | fields.reg >> 1 & 4 | fields.rm >> 3 & 1
+    if rex != 0 { bytes.append(0x40 | rex) }
+    if encoding.map != .oneByte { bytes.append(0x0F) }
+    if encoding.map == .map0F38 { bytes.append(0x38) }
+    if encoding.map == .map0F3A { bytes.append(0x3A) }
+    bytes.append(encoding.opcode)
+  }
+
+  private func appendVEX(_ fields: HostFields, _ bytes: inout CodeBytes) {
+    bytes.append(0xC4)
+    let r: UInt8 = fields.reg & 8 == 0 ? 0x80 : 0
+    let b: UInt8 = fields.rm & 8 == 0 ? 0x20 : 0
+    bytes.append(r | 0x40 | b | encoding.map.rawValue)
+    bytes.append(
+      (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | (encoding.lengthBits & 1) << 2
+        | encoding.mandatoryPrefix)
+    bytes.append(encoding.opcode)
+  }
+
+  private func appendEVEX(_ fields: HostFields, _ bytes: inout CodeBytes) {
+    bytes.append(0x62)
+    let r: UInt8 = fields.reg & 8 == 0 ? 0x80 : 0
+    let x: UInt8 = fields.rm & 16 == 0 ? 0x40 : 0
+    let b: UInt8 = fields.rm & 8 == 0 ? 0x20 : 0
+    let r2: UInt8 = fields.reg & 16 == 0 ? 0x10 : 0
+    bytes.append(r | x | b | r2 | encoding.map.rawValue)
+    bytes.append(
+      (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | 4 | encoding.mandatoryPrefix)
+    bytes.append(
+      (encoding.evexZeroing ? 0x80 : 0) | encoding.lengthBits << 5
+        | (encoding.evexB ? 0x10 : 0) | (encoding.vvvv & 16 == 0 ? 8 : 0) | encoding.evexMask)
+    bytes.append(encoding.opcode)
+  }
+}
+
+/// The register fields of an encoding, extended, after general registers and memory are replaced.
+private struct HostFields {
+  var reg: UInt8
+  var rm: UInt8
+  var w: Bool
+  var isMemory: Bool
+
+  init(_ i: Instruction) {
+    let e = i.encoding
+    reg = e.modRM >> 3 & 7 | (e.rex & 4) << 1
+    rm = e.modRM & 7 | (e.rex & 1) << 3
+    w = e.rex & 8 != 0 || e.vexW
+    if i.prefixes.contains(.evex) {
+      reg |= e.rex & 16
+      rm |= (e.rex & 2) << 3
+    }
+    isMemory = i.hasModRMMemory
+    if isMemory { rm = 6 }
+    if i.generalOperand != nil {
+      if i.hasGeneralInReg { reg = 0 } else if !isMemory { rm = 0 }
+    }
+    // Outside 64-bit mode W does not widen a general register.
+    let usesGeneral = i.generalOperand != nil || i.comparesStrings
+    if i.mode != .bits64 && usesGeneral { w = false }
+    if i.attributes.contains(.x87) {
+      // FNSTSW AX and FCOM's register forms: ModRM as it stands, REX means nothing.
+      reg &= 7
+      rm = isMemory ? 6 : e.modRM & 7
+      w = false
+    }
+  }
+
+  var modRM: UInt8 { (isMemory ? 0 : 0xC0) | (reg & 7) << 3 | rm & 7 }
+}
+
+extension Instruction {
+  var hasModRMMemory: Bool {
+    encoding.hasModRM && encoding.modRM < 0xC0 && memoryOperand != nil
+  }
+
+  /// The operand that is a general register.
+  var generalOperand: Operand? {
+    for n in 0..<Int(operandCount) where operands[n].kind == .general { return operands[n] }
+    return nil
+  }
+
+  /// Whether it is ModRM.reg that names the general register: MOVMSKPS, CVTSD2SI, PMOVMSKB and
+  /// PEXTRW and KMOV to a general register, EVEX's VCVTSD2USI.
+  fileprivate var hasGeneralInReg: Bool {
+    encoding.map == .map0F
+      && [0x2C, 0x2D, 0x50, 0x78, 0x79, 0x93, 0xC5, 0xD7].contains(encoding.opcode)
+  }
+
+  /// PCMPESTRI and so on, which have implicit operands.
+  var comparesStrings: Bool {
+    switch mnemonic {
+    case .pcmpestri, .pcmpestrm, .pcmpistri, .pcmpistrm, .vpcmpestri, .vpcmpestrm, .vpcmpistri,
+      .vpcmpistrm:
+      true
+    default: false
+    }
+  }
+
+  /// Implicit lengths in EAX and EDX.
+  var comparesExplicitStrings: Bool {
+    switch mnemonic {
+    case .pcmpestri, .pcmpestrm, .vpcmpestri, .vpcmpestrm: true
+    default: false
+    }
+  }
+}
