@@ -52,9 +52,19 @@ extension Instruction {
     let b: UInt8 = fields.rm & 8 == 0 ? 0x20 : 0
     bytes.append(r | 0x40 | b | encoding.map.rawValue)
     bytes.append(
-      (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | (encoding.lengthBits & 1) << 2
+      (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | hostLength << 2
         | encoding.mandatoryPrefix)
     bytes.append(encoding.opcode)
+  }
+
+  /// VEX.L or EVEX.L'L: 0 where it is ignored; the rounding mode is kept.
+  private var hostLength: UInt8 {
+    if prefixes.contains(.evex), encoding.evexB, !hasModRMMemory { return encoding.lengthBits }
+    switch encoding.vectorLength {
+    case 64: return 2
+    case 32: return 1
+    default: return 0
+    }
   }
 
   private func appendEVEX(_ fields: HostFields, _ bytes: inout CodeBytes) {
@@ -67,7 +77,7 @@ extension Instruction {
     bytes.append(
       (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | 4 | encoding.mandatoryPrefix)
     bytes.append(
-      (encoding.evexZeroing ? 0x80 : 0) | encoding.lengthBits << 5
+      (encoding.evexZeroing ? 0x80 : 0) | hostLength << 5
         | (encoding.evexB ? 0x10 : 0) | (encoding.vvvv & 16 == 0 ? 8 : 0) | encoding.evexMask)
     bytes.append(encoding.opcode)
   }

@@ -76,13 +76,6 @@ extension CPU {
     }
   }
 
-  /// Stores `size` (up to 4096) bytes, all or, where a page does not let them, none.
-  func storeBytes(
-    _ source: UnsafeRawPointer, at linear: UInt64, size: Int
-  ) throws(GuestException) {
-    try commit(try reserveWrite(linear, size: size), from: source)
-  }
-
   // MARK: Masked accesses
 
   /// One bit for each element of the memory operand that the instruction accesses.
