@@ -36,7 +36,7 @@ let package = Package(
       swiftSettings: common),
     .target(name: "X86", swiftSettings: common),
     .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
-    .target(name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host"], swiftSettings: hot),
+    .target(name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
     .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
     .target(
       name: "KVM",

@@ -3,7 +3,7 @@
 // The Linux KVM user API for Swift. Swift imports the structs and the simple constants of
 // <linux/kvm.h> by itself; the ioctl numbers are built by function-like macros that it cannot
 // import, so each is named again here as a constant: KVM_RUN is `CKVM_RUN` in Swift.
-// Macros only, no logic.
+// Macros and single instructions only, no logic.
 
 #ifndef MARTLET_CHOST_H
 #define MARTLET_CHOST_H
@@ -141,5 +141,15 @@ static const unsigned int CKVM_XEN_HVM_GET_ATTR = (unsigned int)KVM_XEN_HVM_GET_
 static const unsigned int CKVM_XEN_HVM_SET_ATTR = (unsigned int)KVM_XEN_HVM_SET_ATTR;
 static const unsigned int CKVM_XEN_VCPU_GET_ATTR = (unsigned int)KVM_XEN_VCPU_GET_ATTR;
 static const unsigned int CKVM_XEN_VCPU_SET_ATTR = (unsigned int)KVM_XEN_VCPU_SET_ATTR;
+
+/* Instructions that Swift has no builtin for: one each. */
+
+/// CPUID: EAX, EBX, ECX, EDX of a leaf, in that order.
+static inline void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *result) {
+  __cpuid_count(leaf, subleaf, result[0], result[1], result[2], result[3]);
+}
+
+/// RDTSC.
+static inline uint64_t chost_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 
 #endif

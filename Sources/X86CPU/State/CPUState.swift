@@ -147,6 +147,9 @@ package struct CPUState {
   /// Exit information, as the VMCS will show it.
   package var exit = ExitInformation()
 
+  /// MSRs and timers that only the system instructions look at.
+  package var system = SystemState()
+
   /// Where an access that EPT does not map goes while the hypervisor emulates one instruction; see
   /// `PhysicalCPU.emulate`. An unmanaged `EmulationContext`.
   package var emulation: UnsafeMutableRawPointer?

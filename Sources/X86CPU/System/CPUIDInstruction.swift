@@ -1,5 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import X86
+import X86Decoder
+
 enum CPUIDInstruction {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.cpuid] = .single({ system($0, $1, CPUIDInstruction.cpuid) })
+  }
+
+  /// CPUID: always an exit in VMX non-root operation.
+  static func cpuid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.isNonRoot { throw c.exit(.cpuid, i) }
+    let leaf = c.cpuid(
+      UInt32(truncatingIfNeeded: c.gpr[0]), UInt32(truncatingIfNeeded: c.gpr[1]))
+    c.gpr[0] = UInt64(leaf.eax)
+    c.gpr[1] = UInt64(leaf.ecx)
+    c.gpr[2] = UInt64(leaf.edx)
+    c.gpr[3] = UInt64(leaf.ebx)
+    return Step.next
+  }
+}
+
+extension CPU {
+  /// A leaf with what depends on this CPU's number and running state. A leaf above the last one is
+  /// the last basic leaf.
+  package func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> CPUIDLeaf {
+    let isExtended = leaf & 0x8000_0000 != 0
+    let last = isExtended ? CPUIDModel.lastExtendedLeaf : CPUIDModel.lastBasicLeaf
+    let leaf = leaf <= last ? leaf : CPUIDModel.lastBasicLeaf
+    var result = CPUIDModel.leaf(leaf, subleaf)
+    let number = UInt32(owner.number)
+    switch leaf {
+    case 1:
+      result.ebx |= number << 24
+      if s.pointee.cr4 & CR4.osxsave.rawValue != 0 { result.ecx |= 1 << 27 }
+    case 7 where subleaf == 0:
+      if s.pointee.cr4 & CR4.pke.rawValue != 0 { result.ecx |= 1 << 4 }
+    case 0xB, 0x1F: result.edx = number
+    case 0xD where subleaf < 2:
+      result = ExtendedStateLayout.leaf(subleaf, xcr0: s.pointee.xcr0 | s.pointee.xss)
+    default: break
+    }
+    return result
+  }
 }

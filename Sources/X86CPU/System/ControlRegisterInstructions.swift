@@ -1,5 +1,272 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the guest/host
+// masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to Instruction
+// Behavior in VMX Non-Root Operation").
+//
+// Of CR0 and CR4 a guest sees the host-owned bits (mask 1) in the read shadow, and an attempt to
+// write one otherwise than the shadow has it exits; all other bits are its own:
+//
+//     mov cr0, rax    exits if (rax ^ shadow) & mask; else CR0 = CR0 & mask | rax & ~mask
+
+import X86
+import X86Decoder
+
+/// The exit qualification of a control-register access:
+///
+///     bits 3:0 register   5:4 access   6 LMSW from memory   11:8 general register   31:16 LMSW source
+enum ControlRegisterAccess {
+  static let movTo: UInt64 = 0 << 4
+  static let movFrom: UInt64 = 1 << 4
+  static let clts: UInt64 = 2 << 4
+  static let lmsw: UInt64 = 3 << 4
+  static let lmswMemory: UInt64 = 1 << 6
+  static let generalShift: UInt64 = 8
+  static let sourceShift: UInt64 = 16
+}
 
 enum ControlRegisterInstructions {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.movControl] = choose({ system($0, $1, ControlRegisterInstructions.movTo) }, { system($0, $1, ControlRegisterInstructions.movFrom) }) {
+      $0.operands[0].kind == .control
+    }
+    t[.movDebug] = choose(
+      { system($0, $1, DebugRegisterInstructions.movTo) },
+      { system($0, $1, DebugRegisterInstructions.movFrom) }
+    ) { $0.operands[0].kind == .debug }
+    t[.clts] = .single({ system($0, $1, ControlRegisterInstructions.clts) })
+    t[.lmsw] = choose({ system($0, $1, ControlRegisterInstructions.lmswRegister) }, { system($0, $1, ControlRegisterInstructions.lmswMemory) }) {
+      $0.memoryOperand == nil
+    }
+    t[.smsw] = .forms(
+      register: .init(
+        nil, { ControlRegisterInstructions.smswRegister(UInt16.self, $0, $1) }, { ControlRegisterInstructions.smswRegister(UInt32.self, $0, $1) },
+        { ControlRegisterInstructions.smswRegister(UInt64.self, $0, $1) }),
+      load: .init(),
+      store: .init(
+        { system($0, $1, ControlRegisterInstructions.smswMemory) }, { system($0, $1, ControlRegisterInstructions.smswMemory) },
+        { system($0, $1, ControlRegisterInstructions.smswMemory) }, { system($0, $1, ControlRegisterInstructions.smswMemory) }))
+    t[.xgetbv] = .single({ system($0, $1, ControlRegisterInstructions.xgetbv) })
+    t[.xsetbv] = .single({ system($0, $1, ControlRegisterInstructions.xsetbv) })
+    t[.clac] = .single({ system($0, $1, ControlRegisterInstructions.clac) })
+    t[.stac] = .single({ system($0, $1, ControlRegisterInstructions.stac) })
+  }
+
+  /// The first handler where the condition holds for an instruction, else the second.
+  private static func choose(
+    _ first: @escaping Handler, _ second: @escaping Handler,
+    _ condition: @escaping (Instruction) -> Bool
+  ) -> LoweringRule {
+    .custom { instruction, _, _ in condition(instruction) ? first : second }
+  }
+
+  // MARK: MOV
+
+  static func movTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    let number = i.pointee.register0
+    guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
+    try c.requirePrivilege()
+    let source = c.read(i.pointee.src, as: UInt64.self)
+    let value = c.is64Bit ? source : source & 0xFFFF_FFFF
+    let qualification = UInt64(number) | ControlRegisterAccess.movTo
+      | UInt64(i.pointee.register1) << ControlRegisterAccess.generalShift
+    switch number {
+    case 0: try movToCR0(c, i, value, qualification)
+    case 2: c.s.pointee.cr2 = value
+    case 3: try movToCR3(c, i, value, qualification)
+    case 4: try movToCR4(c, i, value, qualification)
+    default:
+      if c.primary(PrimaryControls.cr8LoadExiting) {
+        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+      }
+      try c.writeCR8(value)
+    }
+    return c.reload(i)
+  }
+
+  private static func movToCR0(
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+  ) throws(GuestException) {
+    let mask = c.s.pointee.vmx.cr0Mask
+    if (value ^ c.s.pointee.vmx.cr0Shadow) & mask != 0 {
+      throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+    }
+    try c.writeCR0(value & ~mask | c.s.pointee.cr0 & mask)
+  }
+
+  private static func movToCR4(
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+  ) throws(GuestException) {
+    let mask = c.s.pointee.vmx.cr4Mask
+    if (value ^ c.s.pointee.vmx.cr4Shadow) & mask != 0 {
+      throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+    }
+    try c.writeCR4(value & ~mask | c.s.pointee.cr4 & mask)
+  }
+
+  private static func movToCR3(
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+  ) throws(GuestException) {
+    if c.primary(PrimaryControls.cr3LoadExiting) {
+      var isTarget = false
+      for n in 0..<min(4, Int(c.s.pointee.vmx.cr3TargetCount)) {
+        isTarget = isTarget || c.s.pointee.vmx.cr3Targets[n] == value
+      }
+      if !isTarget { throw c.exit(.controlRegisterAccess, i, qualification: qualification) }
+    }
+    try c.writeCR3(value)
+  }
+
+  static func movFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    let number = i.pointee.register1
+    guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
+    try c.requirePrivilege()
+    let qualification = UInt64(number) | ControlRegisterAccess.movFrom
+      | UInt64(i.pointee.register0) << ControlRegisterAccess.generalShift
+    let value: UInt64
+    switch number {
+    case 0: value = c.visibleCR0
+    case 2: value = c.s.pointee.cr2
+    case 3:
+      if c.primary(PrimaryControls.cr3StoreExiting) {
+        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+      }
+      value = c.s.pointee.cr3
+    case 4: value = c.visibleCR4
+    default:
+      if c.primary(PrimaryControls.cr8StoreExiting) {
+        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+      }
+      value = c.readCR8()
+    }
+    if c.is64Bit {
+      c.write(value, to: i.pointee.dst)
+    } else {
+      c.write(UInt32(truncatingIfNeeded: value), to: i.pointee.dst)
+    }
+    return Step.next
+  }
+
+  // MARK: CLTS, LMSW, SMSW
+
+  static func clts(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try c.requirePrivilege()
+    let ts = CR0.ts.rawValue
+    if c.s.pointee.vmx.cr0Mask & ts != 0 {
+      if c.s.pointee.vmx.cr0Shadow & ts != 0 {
+        throw c.exit(.controlRegisterAccess, i, qualification: ControlRegisterAccess.clts)
+      }
+      return Step.next
+    }
+    c.s.pointee.cr0 &= ~ts
+    return c.reload(i)
+  }
+
+  static func lmswRegister(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try c.requirePrivilege()
+    let value = UInt64(c.read(i.pointee.dst, as: UInt16.self))
+    return try lmsw(c, i, value, memory: nil)
+  }
+
+  static func lmswMemory(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try c.requirePrivilege()
+    let address = try c.linearAddress(i, size: 2)
+    return try lmsw(c, i, UInt64(try c.load(address, as: UInt16.self)), memory: address)
+  }
+
+  private static func lmsw(
+    _ c: CPU, _ i: MicroOpPointer, _ source: UInt64, memory: UInt64?
+  ) throws(GuestException) -> Int32 {
+    let vmx = c.s.pointee.vmx.cr0Mask
+    let shadow = c.s.pointee.vmx.cr0Shadow
+    let pe = CR0.pe.rawValue
+    let setsPE = vmx & source & ~shadow & pe != 0
+    if setsPE || (source ^ shadow) & vmx & 0xE != 0 {
+      let qualification = ControlRegisterAccess.lmsw
+        | (memory == nil ? 0 : ControlRegisterAccess.lmswMemory)
+        | source << ControlRegisterAccess.sourceShift
+      let exit = c.exit(.controlRegisterAccess, i, qualification: qualification)
+      c.s.pointee.exit.guestLinear = memory ?? 0
+      throw exit
+    }
+    let old = c.s.pointee.cr0
+    // LMSW sets PE but cannot clear it.
+    let new = old & ~0xE | source & 0xF
+    try c.writeCR0(new & ~vmx | old & vmx)
+    return c.reload(i)
+  }
+
+  /// SMSW gives CR0 as MOV does; UMIP keeps it from user code.
+  private static func machineStatus(_ c: CPU) throws(GuestException) -> UInt64 {
+    if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
+    return c.visibleCR0
+  }
+
+  @inline(__always) static func smswRegister<T: OperandInteger>(
+    _: T.Type, _ c: RawPointer, _ i: RawPointer
+  ) -> Int32 {
+    system(c, i) { (c, i) throws(GuestException) in
+      c.write(T(truncatingIfNeeded: try machineStatus(c)), to: i.pointee.dst)
+      return Step.next
+    }
+  }
+
+  static func smswMemory(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    let value = try machineStatus(c)
+    let address = try c.linearAddress(i, size: 2, .write)
+    try c.store(UInt16(truncatingIfNeeded: value), at: address)
+    return Step.next
+  }
+
+  // MARK: XGETBV, XSETBV
+
+  static func xgetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
+    let index = UInt32(truncatingIfNeeded: c.gpr[1])
+    // Index 1 is XCR0 & XINUSE: every enabled component is taken to be in use.
+    guard index == 0 || (index == 1 && CPUIDModel.hasXGETBV1) else { throw .generalProtection }
+    let value = c.s.pointee.xcr0
+    c.gpr[0] = value & 0xFFFF_FFFF
+    c.gpr[2] = value >> 32
+    return Step.next
+  }
+
+  static func xsetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
+    try c.requirePrivilege()
+    if c.isNonRoot { throw c.exit(.xsetbv, i) }
+    if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+    try c.writeXCR0(c.gpr[2] << 32 | c.gpr[0] & 0xFFFF_FFFF)
+    return c.reload(i)
+  }
+
+  // MARK: CLAC, STAC
+
+  static func clac(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.cpl != 0 { throw .invalidOpcode }
+    c.s.pointee.rflags &= ~RFLAGS.ac.rawValue
+    c.selectTLBBank()
+    return Step.next
+  }
+
+  static func stac(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.cpl != 0 { throw .invalidOpcode }
+    c.s.pointee.rflags |= RFLAGS.ac.rawValue
+    c.selectTLBBank()
+    return Step.next
+  }
+}
+
+extension CPU {
+  /// CR0 as the guest reads it.
+  package var visibleCR0: UInt64 {
+    let mask = s.pointee.vmx.cr0Mask
+    return s.pointee.cr0 & ~mask | s.pointee.vmx.cr0Shadow & mask
+  }
+
+  /// CR4 as the guest reads it.
+  package var visibleCR4: UInt64 {
+    let mask = s.pointee.vmx.cr4Mask
+    return s.pointee.cr4 & ~mask | s.pointee.vmx.cr4Shadow & mask
+  }
 }

@@ -1,5 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// LGDT, LIDT, SGDT, SIDT.
+
+import X86
+import X86Decoder
 
 enum DescriptorTableInstructions {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.sgdt] = rule(0, { system($0, $1, DescriptorTableInstructions.sgdt) })
+    t[.sidt] = rule(1, { system($0, $1, DescriptorTableInstructions.sidt) })
+    t[.lgdt] = rule(2, { system($0, $1, DescriptorTableInstructions.lgdt) })
+    t[.lidt] = rule(3, { system($0, $1, DescriptorTableInstructions.lidt) })
+  }
+
+  /// The instruction information; `register0` 1 is a 16-bit operand size, that is a 24-bit base.
+  private static func rule(_ identity: UInt32, _ handler: @escaping Handler) -> LoweringRule {
+    .custom { instruction, op, _ in
+      op.pointee.immediate = UInt64(
+        InstructionInformation.of(instruction, .descriptorTable(identity: identity)))
+      op.pointee.register0 = instruction.hasWordOperandSize ? 1 : 0
+      return handler
+    }
+  }
+
+  static func lgdt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    c.s.pointee.gdtr = try loadTable(c, i)
+    return Step.next
+  }
+
+  static func lidt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    c.s.pointee.idtr = try loadTable(c, i)
+    return Step.next
+  }
+
+  static func sgdt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try storeTable(c, i, c.s.pointee.gdtr)
+  }
+
+  static func sidt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try storeTable(c, i, c.s.pointee.idtr)
+  }
+
+  private static func loadTable(
+    _ c: CPU, _ i: MicroOpPointer
+  ) throws(GuestException) -> DescriptorTableState {
+    try c.requirePrivilege()
+    if c.secondary(SecondaryControls.descriptorTableExiting) {
+      throw c.exitWithInformation(.gdtrOrIDTRAccess, i)
+    }
+    let wide = c.is64Bit
+    let address = try c.linearAddress(i, size: wide ? 10 : 6)
+    let limit = UInt32(try c.load(address, as: UInt16.self))
+    var base: UInt64
+    if wide {
+      base = try c.load(address &+ 2)
+      if !c.isCanonicalBase(base) { throw .generalProtection }
+    } else {
+      base = UInt64(try c.load(address &+ 2, as: UInt32.self))
+      if i.pointee.register0 != 0 { base &= 0xFF_FFFF }
+    }
+    return DescriptorTableState(base: base, limit: limit)
+  }
+
+  private static func storeTable(
+    _ c: CPU, _ i: MicroOpPointer, _ table: DescriptorTableState
+  ) throws(GuestException) -> Int32 {
+    if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
+    if c.secondary(SecondaryControls.descriptorTableExiting) {
+      throw c.exitWithInformation(.gdtrOrIDTRAccess, i)
+    }
+    let size: UInt64 = c.is64Bit ? 10 : 6
+    let address = try c.linearAddress(i, size: Int(size), .write)
+    // The last byte's page must be writable before the first byte is written.
+    _ = try c.pointerForModify(address &+ size &- 1, size: 1)
+    try c.store(UInt16(truncatingIfNeeded: table.limit), at: address)
+    if c.is64Bit {
+      try c.store(table.base, at: address &+ 2)
+    } else {
+      try c.store(UInt32(truncatingIfNeeded: table.base), at: address &+ 2)
+    }
+    return Step.next
+  }
 }

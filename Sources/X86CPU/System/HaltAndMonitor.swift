@@ -1,5 +1,154 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// HLT, MONITOR, MWAIT, PAUSE; RDTSC, RDTSCP, RDPID, RDPMC; RDRAND and RDSEED. UD0, UD1, UD2 and RSM
+// (there is no system-management mode) have no rule: #UD.
+
+import X86
+import X86Decoder
 
 enum HaltAndMonitor {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.hlt] = .single({ system($0, $1, HaltAndMonitor.hlt) })
+    t[.monitor] = .single({ system($0, $1, HaltAndMonitor.monitor) })
+    t[.mwait] = .single({ system($0, $1, HaltAndMonitor.mwait) })
+    t[.pause] = .single({ system($0, $1, HaltAndMonitor.pause) })
+    t[.rdtsc] = .single({ system($0, $1, HaltAndMonitor.rdtsc) })
+    t[.rdtscp] = .single({ system($0, $1, HaltAndMonitor.rdtscp) })
+    t[.rdpid] = .single({ system($0, $1, HaltAndMonitor.rdpid) })
+    t[.rdpmc] = .single({ system($0, $1, HaltAndMonitor.rdpmc) })
+    t[.rdrand] = randomRule(
+      { HaltAndMonitor.random(UInt16.self, isSeed: false, $0, $1) },
+      { HaltAndMonitor.random(UInt32.self, isSeed: false, $0, $1) },
+      { HaltAndMonitor.random(UInt64.self, isSeed: false, $0, $1) })
+    t[.rdseed] = randomRule(
+      { HaltAndMonitor.random(UInt16.self, isSeed: true, $0, $1) },
+      { HaltAndMonitor.random(UInt32.self, isSeed: true, $0, $1) },
+      { HaltAndMonitor.random(UInt64.self, isSeed: true, $0, $1) })
+  }
+
+  // MARK: Waiting
+
+  static func hlt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try c.requirePrivilege()
+    if c.primary(PrimaryControls.hltExiting) { throw c.exit(.hlt, i) }
+    c.s.pointee.activity = ActivityState.hlt
+    return c.reload(i)
+  }
+
+  static func monitor(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.cpl != 0 { throw .invalidOpcode }
+    if c.primary(PrimaryControls.monitorExiting) { throw c.exit(.monitor, i) }
+    // ECX has extensions, of which there are none.
+    if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+    let mask: UInt64 =
+      i.pointee.addressSize == 8 ? .max : i.pointee.addressSize == 4 ? 0xFFFF_FFFF : 0xFFFF
+    let register = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
+    let address = try c.linear(register, c.gpr[0] & mask, size: 1, .read)
+    _ = try c.load(address, as: UInt8.self)
+    c.s.pointee.system.monitorArmed = true
+    return Step.next
+  }
+
+  /// MWAIT may end for reasons of the implementation; this one ends at once.
+  static func mwait(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.cpl != 0 { throw .invalidOpcode }
+    let armed = c.s.pointee.system.monitorArmed
+    if c.primary(PrimaryControls.mwaitExiting) {
+      throw c.exit(.mwait, i, qualification: armed ? 1 : 0)
+    }
+    // Bit 0: masked interrupts break the wait.
+    if UInt32(truncatingIfNeeded: c.gpr[1]) & ~1 != 0 { throw .generalProtection }
+    c.s.pointee.system.monitorArmed = false
+    return c.reload(i)
+  }
+
+  /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs no further apart than the gap belong to one
+  /// loop, and a loop longer than the window exits (both in units of the TSC).
+  static func pause(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.primary(PrimaryControls.pauseExiting) { throw c.exit(.pause, i) }
+    guard c.cpl == 0, c.secondary(SecondaryControls.pauseLoopExiting) else { return Step.next }
+    let now = HostTSC.read()
+    let state = c.s
+    if now &- state.pointee.system.pauseLast > UInt64(state.pointee.vmx.pleGap) {
+      state.pointee.system.pauseFirst = now
+    } else if now &- state.pointee.system.pauseFirst > UInt64(state.pointee.vmx.pleWindow) {
+      state.pointee.system.pauseLast = 0
+      throw c.exit(.pause, i)
+    }
+    state.pointee.system.pauseLast = now
+    return Step.next
+  }
+
+  // MARK: Counters
+
+  /// #GP(0) where CR4.TSD keeps the counter from user code.
+  private static func requireTSC(_ c: CPU) throws(GuestException) {
+    if c.cpl != 0 && c.s.pointee.cr4 & CR4.tsd.rawValue != 0 { throw .generalProtection }
+  }
+
+  static func rdtsc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireTSC(c)
+    if c.primary(PrimaryControls.rdtscExiting) { throw c.exit(.rdtsc, i) }
+    let value = c.guestTSC
+    c.gpr[0] = value & 0xFFFF_FFFF
+    c.gpr[2] = value >> 32
+    return Step.next
+  }
+
+  static func rdtscp(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.isNonRoot && !c.secondary(SecondaryControls.enableRDTSCP) { throw .invalidOpcode }
+    try requireTSC(c)
+    if c.primary(PrimaryControls.rdtscExiting) { throw c.exit(.rdtscp, i) }
+    let value = c.guestTSC
+    c.gpr[0] = value & 0xFFFF_FFFF
+    c.gpr[2] = value >> 32
+    c.gpr[1] = c.s.pointee.tscAux & 0xFFFF_FFFF
+    return Step.next
+  }
+
+  static func rdpid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.isNonRoot && !c.secondary(SecondaryControls.enableRDTSCP) { throw .invalidOpcode }
+    c.write(c.s.pointee.tscAux & 0xFFFF_FFFF, to: i.pointee.dst)
+    return Step.next
+  }
+
+  /// RDPMC: there are no performance counters, so none that may be read.
+  static func rdpmc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.cpl != 0 && c.s.pointee.cr4 & CR4.pce.rawValue == 0 { throw .generalProtection }
+    if c.primary(PrimaryControls.rdpmcExiting) { throw c.exit(.rdpmc, i) }
+    throw .generalProtection
+  }
+
+  // MARK: Random numbers
+
+  private static func randomRule(
+    _ word: @escaping Handler, _ dword: @escaping Handler, _ qword: @escaping Handler
+  ) -> LoweringRule {
+    .custom { instruction, op, _ in
+      op.pointee.immediate = UInt64(InstructionInformation.of(instruction, .random))
+      switch instruction.operandSize {
+      case 2: return word
+      case 4: return dword
+      default: return qword
+      }
+    }
+  }
+
+  /// The system's generator has always seeded itself by the time a guest runs: CF is always 1.
+  @inline(__always) private static func random<T: OperandInteger>(
+    _: T.Type, isSeed: Bool, _ c: RawPointer, _ i: RawPointer
+  ) -> Int32 {
+    system(c, i) { (c, i) throws(GuestException) in
+      let control = isSeed ? SecondaryControls.rdseedExiting : SecondaryControls.rdrandExiting
+      if c.secondary(control) {
+        let exit = c.exit(isSeed ? .rdseed : .rdrand, i)
+        c.s.pointee.exit.instructionInfo = InstructionInformation.value(i)
+        throw exit
+      }
+      var generator = SystemRandomNumberGenerator()
+      c.write(T(truncatingIfNeeded: generator.next()), to: i.pointee.dst)
+      c.arithmeticFlags = RFLAGS.cf.rawValue
+      return Step.next
+    }
+  }
 }

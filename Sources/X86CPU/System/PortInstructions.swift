@@ -1,5 +1,151 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits by VMX's I/O bitmaps, I/O
+// breakpoints. INS and OUTS are in StringPortInstructions.
+//
+// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While the
+// hypervisor emulates an instruction, its context answers instead.
+
+import X86
+import X86Decoder
+
+/// The exit qualification of an I/O instruction:
+///
+///     bits 2:0 size - 1   3 IN   4 string   5 REP   6 port is an immediate   31:16 port
+enum PortAccess {
+  static let input: UInt64 = 1 << 3
+  static let string: UInt64 = 1 << 4
+  static let rep: UInt64 = 1 << 5
+  static let immediate: UInt64 = 1 << 6
+  static let portShift: UInt64 = 16
+}
 
 enum PortInstructions {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.in] = portRule(port: 1, { system($0, $1, PortInstructions.input) })
+    t[.out] = portRule(port: 0, { system($0, $1, PortInstructions.output) })
+    StringPortInstructions.register(&t)
+  }
+
+  /// Leaves in `immediate` the port where it is one, and in `register0` whether it is.
+  private static func portRule(port operand: Int, _ handler: @escaping Handler) -> LoweringRule {
+    .custom { instruction, op, _ in
+      let isImmediate = instruction.operands[operand].kind == .immediate
+      op.pointee.immediate = UInt64(bitPattern: instruction.immediate) & 0xFF
+      op.pointee.register0 = isImmediate ? 1 : 0
+      op.pointee.operandSize = min(instruction.operandSize, 4)
+      return handler
+    }
+  }
+
+  static func input(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    let size = Int(i.pointee.operandSize)
+    let port = try prepare(c, i, size, PortAccess.input)
+    let value = try c.readPort(port, size)
+    switch size {
+    case 1: c.write(UInt8(truncatingIfNeeded: value), to: c.raw)
+    case 2: c.write(UInt16(truncatingIfNeeded: value), to: c.raw)
+    default: c.write(UInt32(truncatingIfNeeded: value), to: c.raw)
+    }
+    c.notePortAccess(port, size: size)
+    return c.reload(i)
+  }
+
+  static func output(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    let size = Int(i.pointee.operandSize)
+    let port = try prepare(c, i, size, 0)
+    let mask: UInt64 = size == 1 ? 0xFF : size == 2 ? 0xFFFF : 0xFFFF_FFFF
+    try c.writePort(port, size, c.gpr[0] & mask)
+    c.notePortAccess(port, size: size)
+    return c.reload(i)
+  }
+
+  /// Permission, then exit. Returns the port.
+  private static func prepare(
+    _ c: CPU, _ i: MicroOpPointer, _ size: Int, _ direction: UInt64
+  ) throws(GuestException) -> UInt16 {
+    let isImmediate = i.pointee.register0 != 0
+    let port = UInt16(truncatingIfNeeded: isImmediate ? i.pointee.immediate : c.gpr[2])
+    try c.requirePort(port, size: size)
+    if c.portExits(port, size: size) {
+      let qualification = UInt64(size - 1) | direction
+        | (isImmediate ? PortAccess.immediate : 0) | UInt64(port) << PortAccess.portShift
+      throw c.exit(.ioInstruction, i, qualification: qualification)
+    }
+    return port
+  }
+}
+
+extension CPU {
+  /// #GP(0) unless IOPL or the TSS's I/O-permission bitmap allows the ports (SDM volume 1, "I/O
+  /// Privilege Level" and "I/O Permission Bit Map").
+  func requirePort(_ port: UInt16, size: Int) throws(GuestException) {
+    if !isProtected { return }
+    let iopl = (s.pointee.rflags & RFLAGS.iopl.rawValue) >> RFLAGS.ioplShift
+    if UInt64(cpl) <= iopl && !isVirtual8086 { return }
+    let tss = segment(.tr)
+    let rights = tss.pointee.rights
+    let is32Bit = rights.type & ~2 == SystemDescriptorType.tssAvailable
+    guard !rights.isUnusable, is32Bit, tss.pointee.limit >= 103 else { throw .generalProtection }
+    let map = UInt64(try loadSystem(tss.pointee.base &+ 102, as: UInt16.self))
+    // Two bytes are read always, and both must lie inside the TSS.
+    let offset = map &+ UInt64(port >> 3)
+    if offset &+ 1 > UInt64(tss.pointee.limit) { throw .generalProtection }
+    let bits = try loadSystem(tss.pointee.base &+ offset, as: UInt16.self)
+    let mask = (UInt16(1) << UInt16(size) &- 1) << (port & 7)
+    if bits & mask != 0 { throw .generalProtection }
+  }
+
+  /// Whether an access to these ports exits.
+  func portExits(_ port: UInt16, size: Int) -> Bool {
+    if s.pointee.emulation != nil { return false }
+    if !primary(PrimaryControls.useIOBitmaps) {
+      return primary(PrimaryControls.unconditionalIOExiting)
+    }
+    // An access that wraps around the port space exits.
+    if Int(port) + size > 0x1_0000 { return true }
+    for number in Int(port)..<(Int(port) + size) {
+      let base = number < 0x8000 ? s.pointee.vmx.ioBitmapA : s.pointee.vmx.ioBitmapB
+      guard let bitmap = UnsafePointer<UInt8>(bitPattern: UInt(base)) else { return true }
+      let index = number & 0x7FFF
+      if bitmap[index >> 3] & (1 << UInt8(index & 7)) != 0 { return true }
+    }
+    return false
+  }
+
+  /// Reads a port that did not exit.
+  ///
+  /// - Throws: `.vmExit` where the context of the running emulation stops.
+  func readPort(_ port: UInt16, _ size: Int) throws(GuestException) -> UInt64 {
+    guard s.pointee.emulation != nil, let context = owner.emulationContext else {
+      return .max
+    }
+    guard let value = context.readPort(port, size: size) else { throw .vmExit }
+    return value
+  }
+
+  /// Writes a port that did not exit.
+  func writePort(_ port: UInt16, _ size: Int, _ value: UInt64) throws(GuestException) {
+    guard s.pointee.emulation != nil, let context = owner.emulationContext else { return }
+    if !context.writePort(port, size: size, value: value) { throw .vmExit }
+  }
+
+  /// After an access to a port: an I/O breakpoint (CR4.DE, R/W 2) that it matches becomes a trap.
+  func notePortAccess(_ port: UInt16, size: Int) {
+    if s.pointee.dr7 & DR7.anyEnabled.rawValue == 0 || s.pointee.cr4 & CR4.de.rawValue == 0 {
+      return
+    }
+    let first = UInt64(port)
+    for n in 0..<4 {
+      let control = (s.pointee.dr7 >> UInt64(16 + 4 * n)) & 0xF
+      let isEnabled = (s.pointee.dr7 >> UInt64(2 * n)) & 3 != 0
+      guard isEnabled, control & 3 == 2 else { continue }
+      let length = control >> 2 == 2 ? 8 : (control >> 2) + 1
+      let start = s.pointee.dr[n] & ~(length - 1)
+      if first < start &+ length && start < first + UInt64(size) {
+        s.pointee.pendingDebug |= 1 << UInt64(n) | 1 << 12
+        s.pointee.slow |= SlowReason.dataBreakpoint
+      }
+    }
+  }
 }

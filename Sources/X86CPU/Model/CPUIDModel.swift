@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What this processor says of itself: CPUID as a table. The feature words come from
+// CPUIDFeatureBits; this file has the leaves around them. Vector features are exactly those that the
+// host executes, because the host does execute them.
+//
+//     CPUIDModel.leaf(7, 0).ebx            // what the processor offers
+//     CPUIDModel.offers(.avx512vbmi)       // whether to lower an instruction or to make it #UD
+//
+// In VMX non-root operation CPUID always exits: what a guest sees is the hypervisor's decision, and
+// this table is the most that it may give.
+
+import X86
+import X86Decoder
+
+package enum CPUIDModel {
+  /// Sapphire Rapids, stepping 8: a server processor of Intel's with this feature set.
+  package static let signature: UInt32 = 0x000806F8
+  package static let vendor = "GenuineIntel"
+  package static let brand = "Martlet Software Processor"
+  /// MAXPHYADDR: the width of guest-physical addresses.
+  package static let physicalAddressBits = UInt8(CPU.physicalAddressBits)
+  package static let linearAddressBits: UInt8 = 57
+  package static let lastBasicLeaf: UInt32 = 0x1F
+  package static let lastExtendedLeaf: UInt32 = 0x8000_0008
+  /// The frequency that the local APIC's timer counts with, which leaf 0x15 calls the crystal.
+  package static let crystalHertz: UInt32 = 1_000_000_000
+
+  // MARK: Features
+
+  /// The feature words, host-dependent bits resolved.
+  package static let words: [UInt32] = {
+    let host = hostWords
+    var words = [UInt32](repeating: 0, count: FeatureWord.allCases.count)
+    for row in FeatureBit.table {
+      let mask = UInt32(1) << row.bit
+      switch row.policy {
+      case .offered: words[row.word.rawValue] |= mask
+      case .host: words[row.word.rawValue] |= host[row.word.rawValue] & mask
+      case .dynamic, .excluded: break
+      }
+    }
+    return words
+  }()
+
+  private static var hostWords: [UInt32] {
+    let (one, seven, sevenOne) = (HostCPUID.leaf(1), HostCPUID.leaf(7), HostCPUID.leaf(7, 1))
+    let (extended1, extended7) = (HostCPUID.leaf(0x8000_0001), HostCPUID.leaf(0x8000_0007))
+    return [
+      one.ecx, one.edx, seven.ebx, seven.ecx, seven.edx, sevenOne.eax, HostCPUID.leaf(0xD, 1).eax,
+      extended1.ecx, extended1.edx, extended7.edx, HostCPUID.leaf(0x8000_0008).ebx,
+    ]
+  }
+
+  package static func word(_ word: FeatureWord) -> UInt32 { words[word.rawValue] }
+
+  /// Whether the feature with this name (see FeatureBit's table) is offered.
+  package static func offers(named name: String) -> Bool {
+    FeatureBit.table.contains { $0.name == name && word($0.word) & 1 << $0.bit != 0 }
+  }
+
+  /// Whether instructions of a feature exist on this processor.
+  package static func offers(_ feature: Feature) -> Bool { offered[Int(feature.rawValue)] }
+
+  private static let offered: [Bool] = Feature.allCases.map { feature in
+    switch feature {
+    case .base, .sysenter, .prefetchwt1: true
+    case .sse41: offers(named: "sse4.1")
+    case .sse42: offers(named: "sse4.2")
+    case .avxvnni: offers(named: "avx-vnni")
+    case .avx512vnni: offers(named: "avx512vnni")
+    default: offers(named: "\(feature)")
+    }
+  }
+
+  package static let hasXGETBV1 = offers(named: "xgetbv1")
+
+  // MARK: Leaves
+
+  /// A leaf as the processor offers it, without what depends on running state (OSXSAVE, OSPKE, APIC
+  /// identifiers, the current size of the XSAVE area): for that see `CPU.cpuid`.
+  package static func leaf(_ leaf: UInt32, _ subleaf: UInt32 = 0) -> CPUIDLeaf {
+    switch leaf {
+    case 0: text(vendor, eax: lastBasicLeaf)
+    case 1:
+      CPUIDLeaf(
+        eax: signature, ebx: 8 << 8 | 1 << 16, ecx: word(.leaf1ECX), edx: word(.leaf1EDX))
+    // Caches and TLBs are described by leaves 4 and 0x18.
+    case 2: CPUIDLeaf(eax: 0x00FE_FF01)
+    case 4: cache(subleaf)
+    // MONITOR's line is 64 bytes; MWAIT has extensions and breaks on masked interrupts; C1 only.
+    case 5: CPUIDLeaf(eax: 64, ebx: 64, ecx: 3, edx: 1 << 4)
+    // The APIC timer always runs.
+    case 6: CPUIDLeaf(eax: 1 << 2)
+    case 7: features(subleaf)
+    // Performance monitoring, Processor Trace, and the other leaves up to 0x1F: nothing there.
+    case 0xB, 0x1F: topology(subleaf)
+    case 0xD: ExtendedStateLayout.leaf(subleaf)
+    case 0x15:
+      CPUIDLeaf(
+        eax: crystalHertz / 1000, ebx: UInt32(clamping: HostTSC.kilohertz), ecx: crystalHertz)
+    case 0x16: frequency
+    case 0x8000_0000...lastExtendedLeaf: extended(leaf)
+    default: CPUIDLeaf()
+    }
+  }
+
+  private static func features(_ subleaf: UInt32) -> CPUIDLeaf {
+    switch subleaf {
+    case 0:
+      CPUIDLeaf(eax: 1, ebx: word(.leaf7EBX), ecx: word(.leaf7ECX), edx: word(.leaf7EDX))
+    case 1: CPUIDLeaf(eax: word(.leaf7_1EAX))
+    default: CPUIDLeaf()
+    }
+  }
+
+  /// Base and maximum frequency in MHz: the TSC's; bus 100 MHz.
+  private static var frequency: CPUIDLeaf {
+    let megahertz = UInt32(clamping: HostTSC.kilohertz / 1000) & 0xFFFF
+    return CPUIDLeaf(eax: megahertz, ebx: megahertz, ecx: 100)
+  }
+
+  private static func extended(_ leaf: UInt32) -> CPUIDLeaf {
+    switch leaf {
+    case 0x8000_0000: return CPUIDLeaf(eax: lastExtendedLeaf)
+    case 0x8000_0001: return CPUIDLeaf(ecx: word(.extended1ECX), edx: word(.extended1EDX))
+    case 0x8000_0002...0x8000_0004: return brandPart(Int(leaf - 0x8000_0002))
+    // L2: 64-byte lines, 16-way, 2 MiB.
+    case 0x8000_0006: return CPUIDLeaf(ecx: 64 | 8 << 12 | 2048 << 16)
+    case 0x8000_0007: return CPUIDLeaf(edx: word(.extended7EDX))
+    case 0x8000_0008:
+      let widths = UInt32(physicalAddressBits) | UInt32(linearAddressBits) << 8
+      return CPUIDLeaf(eax: widths, ebx: word(.extended8EBX))
+    default: return CPUIDLeaf()
+    }
+  }
+
+  /// One thread in one core; the hypervisor describes its virtual machine instead.
+  private static func topology(_ subleaf: UInt32) -> CPUIDLeaf {
+    switch subleaf {
+    case 0: CPUIDLeaf(eax: 0, ebx: 1, ecx: 1 << 8)
+    case 1: CPUIDLeaf(eax: 0, ebx: 1, ecx: 2 << 8 | 1)
+    default: CPUIDLeaf(ecx: subleaf & 0xFF)
+    }
+  }
+
+  /// Deterministic cache parameters: type and level, ways, sets; 64-byte lines.
+  private static func cache(_ subleaf: UInt32) -> CPUIDLeaf {
+    let (type, level, ways, sets): (UInt32, UInt32, UInt32, UInt32)
+    switch subleaf {
+    case 0: (type, level, ways, sets) = (1, 1, 12, 64)  // data, 48 KiB
+    case 1: (type, level, ways, sets) = (2, 1, 8, 64)  // instructions, 32 KiB
+    case 2: (type, level, ways, sets) = (3, 2, 16, 2048)  // unified, 2 MiB
+    case 3: (type, level, ways, sets) = (3, 3, 15, 32768)  // unified, 30 MiB
+    default: return CPUIDLeaf()
+    }
+    let selfInitializing: UInt32 = 1 << 8
+    return CPUIDLeaf(
+      eax: type | level << 5 | selfInitializing, ebx: (ways - 1) << 22 | 63, ecx: sets - 1)
+  }
+
+  // MARK: Text
+
+  /// The vendor's name in EBX, EDX, ECX.
+  private static func text(_ name: String, eax: UInt32) -> CPUIDLeaf {
+    let bytes = Array(name.utf8)
+    return CPUIDLeaf(
+      eax: eax, ebx: fourBytes(bytes, 0), ecx: fourBytes(bytes, 8), edx: fourBytes(bytes, 4))
+  }
+
+  private static func brandPart(_ part: Int) -> CPUIDLeaf {
+    let bytes = Array(brand.utf8)
+    let start = part * 16
+    return CPUIDLeaf(
+      eax: fourBytes(bytes, start), ebx: fourBytes(bytes, start + 4),
+      ecx: fourBytes(bytes, start + 8), edx: fourBytes(bytes, start + 12))
+  }
+
+  private static func fourBytes(_ bytes: [UInt8], _ start: Int) -> UInt32 {
+    var value: UInt32 = 0
+    for n in 0..<4 where start + n < bytes.count {
+      value |= UInt32(bytes[start + n]) << UInt32(n * 8)
+    }
+    return value
+  }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Writes to control registers: which values are allowed, what mode follows and what is flushed
+// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits are
+// the instructions' business (ControlRegisterInstructions); these functions get the value that is to
+// be in the register.
+
+import X86
+
+extension CR0 {
+  /// Bits that can be written; the others keep or ignore what is written to them.
+  static let writable: CR0 = [.pe, .mp, .em, .ts, .ne, .wp, .am, .nw, .cd, .pg]
+  /// Fixed to 1 in VMX operation; PE and PG are free for an unrestricted guest.
+  static let fixedInVMX: CR0 = [.pe, .ne, .pg]
+  /// Changes of these invalidate translations.
+  static let paging: CR0 = [.pe, .wp, .cd, .nw, .pg]
+}
+
+extension CR4 {
+  /// Changes of these invalidate translations.
+  static let paging: CR4 = [.pse, .pae, .pge, .pcide, .smep, .smap, .pke, .la57]
+  /// Bits that this processor has.
+  static let supported: CR4 = [
+    .vme, .pvi, .tsd, .de, .pse, .pae, .mce, .pge, .pce, .osfxsr, .osxmmexcpt, .umip, .la57,
+    .vmxe, .fsgsbase, .pcide, .osxsave, .smep, .smap, .pke,
+  ]
+}
+
+extension CPU {
+  // MARK: CR0
+
+  /// MOV to CR0 after masks and exits.
+  ///
+  /// - Throws: #GP(0) for a combination that is not allowed.
+  package func writeCR0(_ value: UInt64) throws(GuestException) {
+    let old = s.pointee.cr0
+    if value >> 32 != 0 { throw .generalProtection }
+    let new = value & CR0.writable.rawValue | CR0.et.rawValue
+    try checkCR0(old: CR0(rawValue: old), new: CR0(rawValue: new))
+    let changed = CR0(rawValue: old ^ new)
+    let usesPDPTEs = new & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0
+      && s.pointee.efer & EFER.lme.rawValue == 0
+    if usesPDPTEs && !changed.isDisjoint(with: [.pg, .cd, .nw]) {
+      try loadPDPTEs(root: s.pointee.cr3)
+    }
+    s.pointee.cr0 = new
+    if changed.contains(.pg) { updateLMA() }
+    updateMode()
+    if !changed.isDisjoint(with: .paging) { flushTLB() }
+  }
+
+  private func checkCR0(old: CR0, new: CR0) throws(GuestException) {
+    if new.contains(.pg) && !new.contains(.pe) { throw .generalProtection }
+    if new.contains(.nw) && !new.contains(.cd) { throw .generalProtection }
+    if isNonRoot {
+      var fixed = CR0.fixedInVMX
+      if secondary(SecondaryControls.unrestrictedGuest) { fixed.subtract([.pe, .pg]) }
+      if !new.isSuperset(of: fixed) { throw .generalProtection }
+    }
+    let cs = segment(.cs).pointee.rights
+    if new.contains(.pg) && !old.contains(.pg) && s.pointee.efer & EFER.lme.rawValue != 0 {
+      if s.pointee.cr4 & CR4.pae.rawValue == 0 || cs.isLong { throw .generalProtection }
+      let tr = segment(.tr).pointee.rights
+      let is16BitTSS = tr.type & ~2 == SystemDescriptorType.tss16Available
+      if is16BitTSS && !tr.isUnusable && segment(.tr).pointee.selector != 0 {
+        throw .generalProtection
+      }
+    }
+    if old.contains(.pg) && !new.contains(.pg) {
+      if s.pointee.cr4 & CR4.pcide.rawValue != 0 { throw .generalProtection }
+      if isLongMode && cs.isLong { throw .generalProtection }
+    }
+  }
+
+  /// EFER.LMA is LME and paging.
+  private func updateLMA() {
+    let active = s.pointee.efer & EFER.lme.rawValue != 0 && s.pointee.cr0 & CR0.pg.rawValue != 0
+    if active {
+      s.pointee.efer |= EFER.lma.rawValue
+    } else {
+      s.pointee.efer &= ~EFER.lma.rawValue
+    }
+  }
+
+  // MARK: CR3
+
+  /// MOV to CR3 after exits.
+  ///
+  /// - Throws: #GP(0) for reserved bits in it or in the PDPTEs it leads to.
+  package func writeCR3(_ value: UInt64) throws(GuestException) {
+    let hasPCID = s.pointee.cr4 & CR4.pcide.rawValue != 0
+    let keep = hasPCID && value >> 63 != 0
+    let root = hasPCID ? value & ~(1 << 63) : value
+    if isLongMode || is64Bit {
+      if root >> UInt64(CPUIDModel.physicalAddressBits) != 0 { throw .generalProtection }
+    }
+    let cr0 = s.pointee.cr0
+    let cr4 = s.pointee.cr4
+    if cr0 & CR0.pg.rawValue != 0 && cr4 & CR4.pae.rawValue != 0 && !isLongMode {
+      try loadPDPTEs(root: root)
+    }
+    s.pointee.cr3 = root
+    if keep {
+      switchAddressSpace(toPCID: root & 0xFFF)
+    } else {
+      flushAddressSpace(keepGlobal: true)
+    }
+  }
+
+  /// Loads the four PDPTEs of PAE paging (SDM volume 3, "PDPTE Registers").
+  package func loadPDPTEs(root: UInt64) throws(GuestException) {
+    let table = root & 0xFFFF_FFE0
+    let low = (UInt64(1) << UInt64(CPUIDModel.physicalAddressBits)) - 1
+    let reserved = ~low | 0x1E6
+    var entries = InlineArray<4, UInt64>(repeating: 0)
+    for n in 0..<4 {
+      let address = table + UInt64(n) * 8
+      guard let page = physicalPage(address, .read) else {
+        throw eptViolation(address, .read, .other)
+      }
+      let entry = UnsafePointer<UInt64>(
+        bitPattern: UInt(page.host | address & Page.offsetMask)
+      ).unsafelyUnwrapped.pointee
+      let isPresent = entry & PageTableEntry.present != 0
+      if isPresent && entry & reserved != 0 { throw .generalProtection }
+      entries[n] = entry
+    }
+    s.pointee.pdptrs = entries
+  }
+
+  // MARK: CR4
+
+  /// MOV to CR4 after masks and exits.
+  ///
+  /// - Throws: #GP(0) for a bit that the processor lacks or a change that is not allowed.
+  package func writeCR4(_ value: UInt64) throws(GuestException) {
+    let old = CR4(rawValue: s.pointee.cr4)
+    let new = CR4(rawValue: value)
+    if !new.isSubset(of: .supported) { throw .generalProtection }
+    if isNonRoot && !new.contains(.vmxe) { throw .generalProtection }
+    let changed = old.symmetricDifference(new)
+    if isLongMode {
+      if changed.contains(.la57) || !new.contains(.pae) { throw .generalProtection }
+    } else if new.contains(.pcide) {
+      throw .generalProtection
+    }
+    if changed.contains(.pcide) && new.contains(.pcide) && s.pointee.cr3 & 0xFFF != 0 {
+      throw .generalProtection
+    }
+    let usesPDPTEs = new.contains(.pae) && s.pointee.cr0 & CR0.pg.rawValue != 0 && !isLongMode
+    if usesPDPTEs && !changed.isDisjoint(with: [.pse, .pae, .pge, .smep]) {
+      try loadPDPTEs(root: s.pointee.cr3)
+    }
+    s.pointee.cr4 = new.rawValue
+    updateMode()
+    if !changed.isDisjoint(with: .paging) { flushTLB() }
+  }
+
+  // MARK: CR8
+
+  /// MOV from CR8: the task-priority class, virtualized where the TPR shadow is in use.
+  package func readCR8() -> UInt64 {
+    guard let tpr = virtualTPR else { return s.pointee.cr8 }
+    return UInt64(tpr.pointee >> 4)
+  }
+
+  /// MOV to CR8.
+  package func writeCR8(_ value: UInt64) throws(GuestException) {
+    if value >> 4 != 0 { throw .generalProtection }
+    guard let tpr = virtualTPR else {
+      s.pointee.cr8 = value
+      return
+    }
+    tpr.pointee = UInt32(value) << 4
+    virtualizeTPR()
+  }
+
+  /// VTPR on the virtual-APIC page, where "use TPR shadow" is 1.
+  var virtualTPR: UnsafeMutablePointer<UInt32>? {
+    guard primary(PrimaryControls.useTPRShadow) else { return nil }
+    return UnsafeMutablePointer(bitPattern: UInt(s.pointee.vmx.virtualAPICPage &+ 0x80))
+  }
+
+  /// After a write of VTPR: what follows (TPR below threshold, or evaluation of virtual interrupts)
+  /// comes after the instruction, so event processing does it.
+  func virtualizeTPR() { owner.request(CPURequest.events) }
+
+  // MARK: XCR0
+
+  /// XSETBV of XCR0 after exits.
+  ///
+  /// - Throws: #GP(0) for components that the processor lacks or that need others.
+  package func writeXCR0(_ value: UInt64) throws(GuestException) {
+    let new = XCR0(rawValue: value)
+    let offered = XCR0(rawValue: ExtendedStateLayout.supported)
+    if !new.contains(.x87) || !new.isSubset(of: offered) { throw .generalProtection }
+    if new.contains(.avx) && !new.contains(.sse) { throw .generalProtection }
+    let wide = new.intersection(.avx512)
+    if !wide.isEmpty && (wide != .avx512 || !new.contains(.avx)) { throw .generalProtection }
+    s.pointee.xcr0 = value
+  }
+}
