@@ -122,9 +122,12 @@ extension DecodeState {
     return Operand(.general, number: name, size: size, access: spec.access)
   }
 
-  private func memory(_ spec: OperandSpec) -> Operand {
+  private mutating func memory(_ spec: OperandSpec) -> Operand {
     var size = width(spec.width)
-    if out.attributes.contains(.broadcast) { size = flags.contains(.broadcast8) ? 8 : 4 }
+    if out.attributes.contains(.broadcast) {
+      out.encoding.broadcastWidth = size
+      size = flags.contains(.broadcast8) ? 8 : 4
+    }
     var number: UInt8 = 0
     if flags.contains(.vsib) { number = out.encoding.vectorLength }
     if flags.contains(.vsibHalf) { number = max(out.encoding.vectorLength / 2, 16) }
@@ -150,7 +153,8 @@ extension DecodeState {
     switch spec.method {
     case .immediate:
       out.immediate = try immediateValue(spec.width)
-      return register(.immediate, 0, spec)
+      let size = spec.width == .atMost4 ? out.operandSize : width(spec.width)
+      return Operand(.immediate, number: 0, size: size, access: spec.access)
     case .immediate2:
       out.immediate2 = UInt16(try byte())
       return register(.immediate2, 0, spec)

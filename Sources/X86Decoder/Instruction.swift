@@ -40,8 +40,12 @@ public struct Operand: Sendable, Hashable {
     /// An AVX-512 mask register.
     case mask
     /// Memory at `segment:[base + index << scale + displacement]`. The instruction has the rest.
+    /// Of a string instruction: `number` is the general register that points, 6 (rSI, in
+    /// `segment`) or 7 (rDI, in ES). Of a gather or scatter: `number` is the size in bytes of the
+    /// vector register that is the index.
     case memory
-    /// An immediate in `Instruction.immediate`, already extended to `size`.
+    /// An immediate in `Instruction.immediate`. Byte immediates that select or count (shifts,
+    /// ports, vector controls) are zero-extended, all others sign-extended.
     case immediate
     /// A second immediate in `Instruction.immediate2` (ENTER, EXTRQ, INSERTQ).
     case immediate2
@@ -52,7 +56,8 @@ public struct Operand: Sendable, Hashable {
   }
   public var kind: Kind
   public var number: UInt8
-  /// In bytes. Of a memory operand: how much is accessed (0 where nothing is, as for LEA).
+  /// In bytes. Of a memory operand: how much is accessed (0 where nothing is, as for LEA, or where
+  /// it is more than 255 bytes or depends on state, as for FXSAVE and XSAVE).
   public var size: UInt8
   public var access: Access
 
@@ -141,7 +146,8 @@ public struct Instruction: Sendable {
     public static let privileged = Self(rawValue: 1 << 1)
     /// LOCK is allowed with a memory destination (elsewhere LOCK is #UD).
     public static let lockable = Self(rawValue: 1 << 2)
-    /// Changes processor state that decoded blocks depend on, or may leave guest code: ends a block.
+    /// Changes processor state that decoded blocks depend on, or may leave guest code: ends a
+    /// block.
     public static let serializes = Self(rawValue: 1 << 3)
     /// x87, MMX, SSE, AVX and AVX-512: executed by the host (see X86CPU/Vector).
     public static let vector = Self(rawValue: 1 << 4)
@@ -213,8 +219,10 @@ public struct Instruction: Sendable {
     /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2 (of legacy opcodes: the one that
     /// counts).
     public var mandatoryPrefix: UInt8 = 0
-    /// VEX.L or EVEX.L'L as it stands (EVEX.b may make it the rounding mode).
+    /// VEX.L or EVEX.L'L as it stands: the static rounding mode where `embeddedRounding`.
     public var lengthBits: UInt8 = 0
+    /// EVEX broadcast: how many bytes the repeated elements fill; else 0.
+    public var broadcastWidth: UInt8 = 0
   }
 }
 

@@ -10,9 +10,9 @@
 public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case invalid = 0
 
-  // General-purpose instructions. Near transfers are `call`, `jmp`, `ret`. `jcxz` is JCXZ, JECXZ and JRCXZ
-  // by address size; string instructions (`movs`, `stos`, ...), `pusha`, `popa`, `pushf`, `popf` and
-  // `iret` have their width in the operand size.
+  // General-purpose instructions. Near transfers are `call`, `jmp`, `ret`. `jcxz` is JCXZ, JECXZ and
+  // JRCXZ by address size; string instructions (`movs`, `stos`, ...), `pusha`, `popa`, `pushf`,
+  // `popf` and `iret` have their width in the operand size.
   case nop, mov, movSegment, movControl, movDebug, lea, add, or, adc, sbb, and, sub, xor, cmp, test
   case inc, dec, neg, not, mul, imul, div, idiv, rol, ror, rcl, rcr, shl, shr, sar, shld, shrd
   case push, pop, pushSegment, popSegment, call, jmp, ret, callFar, jmpFar, retFar, iret, enter
@@ -32,8 +32,8 @@ public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case setnle, cmovo, cmovno, cmovb, cmovnb, cmovz, cmovnz, cmovbe, cmovnbe, cmovs, cmovns, cmovp
   case cmovnp, cmovl, cmovnl, cmovle, cmovnle
 
-  // System instructions. `movControl` and `movDebug` stand above. The 64-bit forms of the XSAVE and FXSAVE
-  // families are the same names with operand size 8.
+  // System instructions. `movControl` and `movDebug` stand above. The 64-bit forms of the XSAVE and
+  // FXSAVE families are the same names with operand size 8.
   case lgdt, lidt, sgdt, sidt, lldt, ltr, sldt, str, lmsw, smsw, lar, lsl, verr, verw, clts, invd
   case wbinvd, wbnoinvd, invlpg, invpcid, invlpga, rdmsr, wrmsr, syscall, sysret, sysenter, sysexit
   case swapgs, rsm, clac, stac, rdfsbase, rdgsbase, wrfsbase, wrgsbase, rdpkru, wrpkru, monitor

@@ -40,7 +40,7 @@ private struct RowTraits {
 
   mutating func require(_ mask: UInt32, _ value: UInt32) {
     conditionMask |= mask
-    condition = (condition & ~mask) | value
+    condition = (condition & ~mask) | (value & mask)
   }
 }
 
@@ -178,7 +178,9 @@ extension OpcodeTableBuilder {
       }
     }
     if !hasAligned || traits.unaligned { row.attributes.remove(.aligned) }
-    if let first = traits.operands.first, first.width == .byte, first.method != .immediate {
+    if let first = traits.operands.first, first.width == .byte,
+      first.method != .immediate, first.method != .relative
+    {
       row.flags.insert(.byteSize)
     }
     if traits.conditionMask & (Condition.modRM | Condition.register) != 0 {
@@ -235,7 +237,7 @@ extension OpcodeTableBuilder {
         traits.require(Condition.register, 0)
         seenForm = true
       case let digit:
-        let value = UInt32(digit &- UInt8(ascii: "0") & 7)
+        let value = UInt32((digit &- UInt8(ascii: "0")) & 7)
         if seenForm {
           traits.require(Condition.rm, value)
         } else {

@@ -5,7 +5,8 @@ extension OpcodeText {
   static let evex0F3A: StaticString = """
     # Permutations, insertions, extractions
     @ avx512f vec kz b4 : 66.w0 : =Vx,Hx,Wx,Ib
-    03 valignd | 04 vpermilps =Vx,Wx,Ib | 23 vshuff32x4 =Vx,Hx,Wx,Ib l12 | 25 vpternlogd +Vx,Hx,Wx,Ib
+    03 valignd | 04 vpermilps =Vx,Wx,Ib | 23 vshuff32x4 =Vx,Hx,Wx,Ib l12
+    25 vpternlogd +Vx,Hx,Wx,Ib
     43 vshufi32x4 =Vx,Hx,Wx,Ib l12
     @ avx512f vec kz b8 : 66.w1 : =Vx,Hx,Wx,Ib
     00 vpermq =Vx,Wx,Ib l12 | 01 vpermpd =Vx,Wx,Ib l12 | 03 valignq | 05 vpermilpd =Vx,Wx,Ib
@@ -21,7 +22,8 @@ extension OpcodeText {
     38.w1 vinserti64x2 =Vx,Hx,Wo,Ib l12 | 39.w1 vextracti64x2 =Wo,Vx,Ib l12
     3A.w0.l2 vinserti32x8 =Vx,Hx,Wu,Ib | 3B.w0.l2 vextracti32x8 =Wu,Vx,Ib
     @ avx512bw vec sc : 66.l0
-    14/m vpextrb =Mb,Vo,Ib | 14/r vpextrb =Rd,Vo,Ib | 15/m vpextrw =Mw,Vo,Ib | 15/r vpextrw =Rd,Vo,Ib
+    14/m vpextrb =Mb,Vo,Ib | 14/r vpextrb =Rd,Vo,Ib | 15/m vpextrw =Mw,Vo,Ib
+    15/r vpextrw =Rd,Vo,Ib
     20/m vpinsrb =Vo,Ho,Mb,Ib | 20/r vpinsrb =Vo,Ho,Rd,Ib
     @ avx512dq vec sc : 66.l0
     16.w1.x64 vpextrq =Ey,Vo,Ib | 16 vpextrd =Ed,Vo,Ib | 22.w1.x64 vpinsrq =Vo,Ho,Ey,Ib
@@ -41,7 +43,8 @@ extension OpcodeText {
     67.w1 vfpclasssd =kq,Wq,Ib sc
     # Floating point
     @ avx512f vec fp kz sae : 66
-    08.w0 vrndscaleps =Vx,Wx,Ib b4 | 09.w1 vrndscalepd =Vx,Wx,Ib b8 | 0A.w0 vrndscaless =Vo,Ho,Wd,Ib sc
+    08.w0 vrndscaleps =Vx,Wx,Ib b4 | 09.w1 vrndscalepd =Vx,Wx,Ib b8
+    0A.w0 vrndscaless =Vo,Ho,Wd,Ib sc
     0B.w1 vrndscalesd =Vo,Ho,Wq,Ib sc | 1D.w0 vcvtps2ph =Wh,Vx,Ib
     26.w0 vgetmantps =Vx,Wx,Ib b4 | 26.w1 vgetmantpd =Vx,Wx,Ib b8 | 27.w0 vgetmantss =Vo,Ho,Wd,Ib sc
     27.w1 vgetmantsd =Vo,Ho,Wq,Ib sc | 54.w0 vfixupimmps +Vx,Hx,Wx,Ib b4

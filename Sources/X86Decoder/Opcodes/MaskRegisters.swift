@@ -25,9 +25,11 @@ extension OpcodeText {
     90.66.w1 kmovd =kd,jd ?avx512bw | 90.np.w1 kmovq =kq,jq ?avx512bw
     91/m.66.w0 kmovb =Mb,kb ?avx512dq | 91/m.np.w0 kmovw =Mw,kw ?avx512f
     91/m.66.w1 kmovd =Md,kd ?avx512bw | 91/m.np.w1 kmovq =Mq,kq ?avx512bw
-    92/r.np.w0 kmovw =kw,Rd | 92/r.66.w0 kmovb =kb,Rd ?avx512dq | 92/r.f2.w1.x64 kmovq =kq,Rq ?avx512bw
+    92/r.np.w0 kmovw =kw,Rd | 92/r.66.w0 kmovb =kb,Rd ?avx512dq
+    92/r.f2.w1.x64 kmovq =kq,Rq ?avx512bw
     92/r.f2 kmovd =kd,Rd ?avx512bw
-    93/r.np.w0 kmovw =Gd,jw | 93/r.66.w0 kmovb =Gd,jb ?avx512dq | 93/r.f2.w1.x64 kmovq =Gq,jq ?avx512bw
+    93/r.np.w0 kmovw =Gd,jw | 93/r.66.w0 kmovb =Gd,jb ?avx512dq
+    93/r.f2.w1.x64 kmovq =Gq,jq ?avx512bw
     93/r.f2 kmovd =Gd,jd ?avx512bw
     @ avx512f vec fw : l0
     98/r.66.w0 kortestb kb,jb ?avx512dq | 98/r.np.w0 kortestw kw,jw ?avx512f

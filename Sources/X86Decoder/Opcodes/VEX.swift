@@ -90,7 +90,8 @@ extension OpcodeText {
     @ f16c vec fp : 66
     13.w0 vcvtph2ps =Vx,Wh
     @ avx2 vec : 66 : =Vx,Hx,Wx
-    16.w0.l1 vpermps | 18/r.w0 vbroadcastss =Vx,Wd | 19/r.w0.l1 vbroadcastsd =Vx,Wq | 36.w0.l1 vpermd
+    16.w0.l1 vpermps | 18/r.w0 vbroadcastss =Vx,Wd | 19/r.w0.l1 vbroadcastsd =Vx,Wq
+    36.w0.l1 vpermd
     45.w0 vpsrlvd | 45.w1 vpsrlvq | 46.w0 vpsravd | 47.w0 vpsllvd | 47.w1 vpsllvq
     58.w0 vpbroadcastd =Vx,Wd | 59.w0 vpbroadcastq =Vx,Wq | 5A/m.w0.l1 vbroadcasti128 =Vx,Mo
     78.w0 vpbroadcastb =Vx,Wb | 79.w0 vpbroadcastw =Vx,Ww
