@@ -46,17 +46,20 @@ let package = Package(
       swiftSettings: common),
     .target(name: "KVMLoopback", dependencies: ["KVM", "KVMClient"], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
-    .target(name: "LinuxBoot", dependencies: ["Host", "X86", "KVMClient"], swiftSettings: common),
+    .target(
+      name: "LinuxBoot", dependencies: ["CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
     .target(
       name: "VMM",
       dependencies: [
-        "KVMClient", "Devices", "LinuxBoot", "Host", "X86",
+        "CHost", "KVMClient", "Devices", "LinuxBoot", "Host", "X86",
+        .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
     .executableTarget(
       name: "martlet",
       dependencies: [
-        "VMM", "KVMLoopback",
+        "VMM", "KVMLoopback", "Host",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),

@@ -49,4 +49,12 @@ package protocol KVMTransport: AnyObject, Sendable {
   ///
   /// - Parameter thread: the thread that runs this vCPU.
   func kick(_ vcpu: Int32, thread: ThreadIdentifier)
+
+  /// What the hypervisor counted since it was opened, for people to read: names and values in the
+  /// order of printing. Empty where it does not tell.
+  func statistics() -> [(name: String, value: UInt64)]
+}
+
+extension KVMTransport {
+  package func statistics() -> [(name: String, value: UInt64)] { [] }
 }

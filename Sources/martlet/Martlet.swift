@@ -1,8 +1,101 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Glibc
+import Host
+import VMM
 
 @main
 struct Martlet: ParsableCommand {
-  static let configuration = CommandConfiguration(abstract: "A hypervisor and virtual machine monitor")
+  static let configuration = CommandConfiguration(
+    commandName: "martlet",
+    abstract: "Runs virtual machines, with or without hardware virtualization.",
+    subcommands: [Run.self, DoctorCommand.self])
+
+  /// The engines of this program.
+  static let engines = EngineSupply(software: nil)
+
+  /// One line on standard error.
+  static func say(_ text: String) { writeText(STDERR_FILENO, "martlet: \(text)\n") }
+}
+
+struct Run: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run",
+    abstract: "Starts a machine with its serial port on this terminal.",
+    discussion: """
+      Ctrl-A X quits, Ctrl-A H lists the keys. The exit status is 0 when the guest powers off or \
+      the user quits, the guest's own (odd) status when it writes to the debug-exit port, 2 for \
+      unusable input, 4 when the guest crashes, 6 when it halts for ever, 8 when it asks for a \
+      restart, 10 when the engine fails, 128 and the number for a signal.
+      """)
+
+  @Option(help: "Linux kernel: a bzImage, or an ELF vmlinux with a PVH note.")
+  var kernel: String?
+
+  @Option(help: "Initial RAM disk.")
+  var initrd: String?
+
+  @Option(help: "Text to add to the kernel's command line, which begins with console=ttyS0.")
+  var append = ""
+
+  @Option(help: "Memory, with a suffix K, M, G or T.")
+  var memory = "512M"
+
+  @Option(help: "Virtual CPUs.")
+  var cpus = "1"
+
+  @Option(help: "Physical CPUs of the software engine (default: the host's).")
+  var pcpus: String?
+
+  @Option(help: "What runs the guest: auto, soft (the software KVM) or kvm (the kernel's).")
+  var engine = "auto"
+
+  @Flag(help: "Print counts and times at the end.")
+  var stats = false
+
+  func run() throws {
+    let status: Int32
+    do throws(RunError) {
+      status = try runMachine()
+    } catch {
+      Martlet.say(error.description)
+      throw ExitCode(error.status)
+    }
+    if status != ExitStatus.success { throw ExitCode(status) }
+  }
+
+  private func runMachine() throws(RunError) -> Int32 {
+    let configuration = try makeConfiguration()
+    let engine = try Martlet.engines.choose(configuration)
+    let machine = try VirtualMachine.make(configuration, engine: engine)
+    Martlet.say(engine.reason)
+    let outcome = try machine.run()
+    if let message = outcome.message { Martlet.say(message) }
+    if stats { writeText(STDERR_FILENO, machine.statistics + "\n") }
+    return outcome.status
+  }
+
+  private func makeConfiguration() throws(RunError) -> Configuration {
+    var configuration = Configuration()
+    configuration.kernel = kernel
+    configuration.initrd = initrd
+    configuration.append = append
+    configuration.statistics = stats
+    try configuration.setMemory(memory)
+    try configuration.setProcessors(cpus)
+    if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
+    try configuration.setEngine(engine)
+    return configuration
+  }
+}
+
+struct DoctorCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "doctor",
+    abstract: "Tells what this machine offers, which engine a run would take, and what to mend.")
+
+  func run() {
+    for line in Doctor(Martlet.engines).report() { print(line) }
+  }
 }

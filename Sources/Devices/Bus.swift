@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a guest's accesses find their device. A bus is a list of address ranges that do not overlap,
+// each with a device; a machine has one for I/O ports and one for physical memory. The list is
+// complete before the machine starts and does not change afterwards, so that all vCPUs look
+// things up without a lock. What no device answers reads as all ones, and writes to it are lost,
+// as on the real bus.
+//
+//     var ports = Bus()
+//     ports.attach(SerialPort(...), at: 0x3F8, size: 8)
+//     let status = ports.read(0x3FD, width: 1)
+
+/// A device that a guest can access. It knows neither its address nor its bus: offsets count from
+/// where it was attached. Any vCPU may call it at any time.
+package protocol BusDevice: Sendable {
+  /// Reads `width` (1, 2, 4 or 8) bytes at an offset; bits above the width are ignored.
+  func read(offset: UInt64, width: Int) -> UInt64
+  /// Writes `width` bytes at an offset; bits of the value above the width are 0.
+  func write(offset: UInt64, width: Int, value: UInt64)
+}
+
+/// Addresses and the devices behind them.
+package struct Bus: Sendable {
+  private struct Range {
+    let start: UInt64
+    let end: UInt64
+    let device: any BusDevice
+  }
+  /// In ascending order, not overlapping.
+  private var ranges: [Range] = []
+
+  package init() {}
+
+  /// Puts a device on the bus.
+  ///
+  /// - Returns: false when the range is empty or overlaps another: then nothing changes.
+  @discardableResult
+  package mutating func attach(
+    _ device: any BusDevice, at start: UInt64, size: UInt64
+  ) -> Bool {
+    let (end, overflow) = start.addingReportingOverflow(size)
+    guard size > 0, !overflow else { return false }
+    let position = ranges.firstIndex { $0.start >= start } ?? ranges.count
+    if position > 0, ranges[position - 1].end > start { return false }
+    if position < ranges.count, ranges[position].start < end { return false }
+    ranges.insert(Range(start: start, end: end, device: device), at: position)
+    return true
+  }
+
+  /// The range that holds an address.
+  private func find(_ address: UInt64) -> Range? {
+    var low = 0
+    var high = ranges.count
+    while low < high {
+      let middle = (low + high) / 2
+      if ranges[middle].end <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low < ranges.count, ranges[low].start <= address else { return nil }
+    return ranges[low]
+  }
+
+  /// Reads from whatever device is there; all ones where there is none.
+  package func read(_ address: UInt64, width: Int) -> UInt64 {
+    let mask = Self.mask(width)
+    guard let range = find(address) else { return mask }
+    return range.device.read(offset: address - range.start, width: width) & mask
+  }
+
+  /// Writes to whatever device is there.
+  package func write(_ address: UInt64, width: Int, value: UInt64) {
+    guard let range = find(address) else { return }
+    range.device.write(
+      offset: address - range.start, width: width, value: value & Self.mask(width))
+  }
+
+  private static func mask(_ width: Int) -> UInt64 {
+    width >= 8 ? .max : (1 << UInt64(width * 8)) - 1
+  }
+}
+
+/// A wire from a device to an interrupt chip: called with the level it is to have.
+package typealias InterruptLine = @Sendable (_ level: Bool) -> Void

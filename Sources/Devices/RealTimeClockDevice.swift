@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Synchronization
+
+/// The real-time clock on a bus: index port at offset 0, data port at offset 1.
+package final class RealTimeClockDevice: BusDevice {
+  private struct State {
+    var chip: RealTimeClock
+    var level = false
+  }
+
+  private let state: Mutex<State>
+  private let interrupt: InterruptLine
+  private let now: @Sendable () -> UInt64
+  private let eventChanged: @Sendable () -> Void
+
+  /// - Parameters:
+  ///   - now: the host's time, nanoseconds since 1970 UTC.
+  ///   - eventChanged: called when `nextEvent` may have changed; must not call the clock.
+  package init(
+    interrupt: @escaping InterruptLine, now: @escaping @Sendable () -> UInt64,
+    eventChanged: @escaping @Sendable () -> Void = {}
+  ) {
+    state = Mutex(State(chip: RealTimeClock(now: now())))
+    self.interrupt = interrupt
+    self.now = now
+    self.eventChanged = eventChanged
+  }
+
+  package func read(offset: UInt64, width: Int) -> UInt64 {
+    state.withLock { state in
+      guard offset == 1 else { return 0xFF }
+      let value = state.chip.readData(now: now())
+      updateInterrupt(&state)
+      return UInt64(value)
+    }
+  }
+
+  package func write(offset: UInt64, width: Int, value: UInt64) {
+    let value = UInt8(truncatingIfNeeded: value)
+    state.withLock { state in
+      guard offset == 1 else {
+        // Bit 7 masks NMIs on a PC; nothing here raises any.
+        state.chip.index = value & 0x7F
+        return
+      }
+      state.chip.writeData(value, now: now())
+      updateInterrupt(&state)
+      if state.chip.index == RealTimeClock.Register.b { eventChanged() }
+    }
+  }
+
+  /// Raises the interrupts that are due.
+  ///
+  /// - Returns: the host's time of the next call; nil when none is needed.
+  package func runEvents() -> UInt64? {
+    state.withLock { state in
+      let time = now()
+      state.chip.advance(now: time)
+      updateInterrupt(&state)
+      return state.chip.nextEvent(now: time)
+    }
+  }
+
+  private func updateInterrupt(_ state: inout State) {
+    let level = state.chip.interruptLevel
+    if level != state.level {
+      state.level = level
+      interrupt(level)
+    }
+  }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Synchronization
+
+/// The reset control register of PC chipsets (port 0xCF9): a write with bit 2 set resets.
+package final class ResetRegister: BusDevice {
+  /// Where PCs have it.
+  package static let port: UInt64 = 0xCF9
+  /// What ACPI tells the guest to write: a full reset.
+  package static let resetValue: UInt8 = 0x06
+
+  private static let resetBit: UInt8 = 1 << 2
+  private let value = Mutex<UInt8>(0)
+  private let reset: @Sendable () -> Void
+
+  package init(reset: @escaping @Sendable () -> Void) { self.reset = reset }
+
+  package func read(offset: UInt64, width: Int) -> UInt64 { value.withLock { UInt64($0) } }
+
+  package func write(offset: UInt64, width: Int, value: UInt64) {
+    let new = UInt8(truncatingIfNeeded: value)
+    self.value.withLock { $0 = new & ~Self.resetBit }
+    if new & Self.resetBit != 0 { reset() }
+  }
+}
+
+/// The port through which a test guest ends its machine with a status of its own.
+package final class DebugExit: BusDevice {
+  /// Where test guests expect it.
+  package static let port: UInt64 = 0xF4
+
+  private let exit: @Sendable (UInt8) -> Void
+
+  /// - Parameter exit: called with the status: the written value, shifted left by one, plus one,
+  ///   of which the host keeps 8 bits.
+  package init(exit: @escaping @Sendable (UInt8) -> Void) { self.exit = exit }
+
+  package func read(offset: UInt64, width: Int) -> UInt64 { 0 }
+
+  package func write(offset: UInt64, width: Int, value: UInt64) {
+    exit(UInt8(truncatingIfNeeded: value << 1 | 1))
+  }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The guest-physical address map: the one place that says what lies where.
+//
+//     0x0000_0500   boot GDT                     (boot, the guest's afterwards)
+//     0x0000_6000   PVH start info               (boot)
+//     0x0000_7000   Linux's zero page            (boot)
+//     0x0000_9000   boot page tables, 6 pages    (boot)
+//     0x0002_0000   kernel command line          (boot)
+//     0x0009_FC00   end of the first memory range; reserved up to the tables
+//     0x000E_0000   ACPI tables, RSDP first      (reserved)
+//     0x0010_0000   memory again; the kernel at the address it prefers, the initrd at the end
+//     0xC000_0000   highest end of low memory; the rest goes on at 4 GiB
+//     0xFEC0_0000   IOAPIC
+//     0xFEE0_0000   local APICs
+//     0xFEFF_C000   4 pages that KVM needs for itself on Intel processors
+//     0x1_0000_0000 high memory
+//
+// I/O ports:
+//
+//     0x20 0xA0 8259 pair   0x40 8254   0x61 speaker   (in the hypervisor)
+//     0x60 0x64 i8042       0x70 real-time clock       0xF4 debug exit
+//     0x3F8 serial          0x600 ACPI block           0xCF9 reset register
+//
+// Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI.
+
+/// Guest-physical addresses, ports and interrupt lines.
+package enum GuestMap {
+  package static let bootGDT: UInt64 = 0x500
+  package static let startInfo: UInt64 = 0x6000
+  package static let zeroPage: UInt64 = 0x7000
+  package static let pageTables: UInt64 = 0x9000
+  package static let commandLine: UInt64 = 0x2_0000
+  package static let commandLineSize = 0x1_0000
+  package static let lowMemoryEnd: UInt64 = 0x9_FC00
+  package static let acpiTables: UInt64 = 0xE_0000
+  package static let acpiTablesEnd: UInt64 = 0x10_0000
+  package static let highLoadAddress: UInt64 = 0x10_0000
+  package static let memoryHole: UInt64 = 0xC000_0000
+  package static let ioAPIC: UInt64 = 0xFEC0_0000
+  package static let localAPIC: UInt64 = 0xFEE0_0000
+  package static let identityMapPage: UInt64 = 0xFEFF_C000
+  package static let taskStatePages: UInt64 = 0xFEFF_D000
+  package static let hypervisorPagesEnd: UInt64 = 0xFF00_0000
+  package static let fourGiB: UInt64 = 0x1_0000_0000
+
+  package enum Port {
+    package static let keyboardController: UInt64 = 0x60
+    package static let realTimeClock: UInt64 = 0x70
+    package static let debugExit: UInt64 = 0xF4
+    package static let serial: UInt64 = 0x3F8
+    package static let powerManagement: UInt64 = 0x600
+    package static let reset: UInt64 = 0xCF9
+  }
+
+  package enum Interrupt {
+    package static let timerPin: UInt32 = 2
+    package static let serial: UInt32 = 4
+    package static let realTimeClock: UInt32 = 8
+    package static let acpi: UInt32 = 9
+  }
+
+  /// The smallest and largest memory of a machine, bytes.
+  package static let minimumMemory = 4 << 20
+  package static let maximumMemory = 1 << 40
+}

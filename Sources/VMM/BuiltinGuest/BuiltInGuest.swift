@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A guest that is part of this program, for machines without a Linux at hand: started in real
+/// mode.
+package struct BuiltInGuest: Sendable {
+  /// The bytes of its image.
+  package let image: [UInt8]
+  /// Where they go: the guest-physical address, and where in them the first CPU starts.
+  package let loadAddress: UInt64
+  package let entrySegment: UInt16
+  package let entryOffset: UInt16
+
+  package init(image: [UInt8], loadAddress: UInt64, entrySegment: UInt16, entryOffset: UInt16) {
+    self.image = image
+    self.loadAddress = loadAddress
+    self.entrySegment = entrySegment
+    self.entryOffset = entryOffset
+  }
+
+  /// The guest that runs when no kernel is given; nil while there is none.
+  package static let standard: BuiltInGuest? = nil
+}

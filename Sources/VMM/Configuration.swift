@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the user wants of a machine, checked as far as it can be without touching anything.
+
+import Glibc
+import LinuxBoot
+
+/// The engines that a user can name.
+package enum EngineChoice: String, Sendable, CaseIterable {
+  case auto
+  case soft
+  case kvm
+}
+
+/// A machine to run.
+package struct Configuration: Sendable {
+  package var kernel: String?
+  package var initrd: String?
+  package var append = ""
+  /// Bytes.
+  package var memory = 512 << 20
+  package var processors = 1
+  /// Physical CPUs of the software engine; nil for as many as the host has.
+  package var physicalProcessors: Int?
+  package var engine = EngineChoice.auto
+  package var statistics = false
+
+  /// What the kernel is told before the user's own text.
+  package static let defaultCommandLine = "console=ttyS0"
+  /// As many CPUs as 8-bit APIC identifiers can name.
+  package static let maximumProcessors = 254
+
+  package init() {}
+
+  /// The kernel's command line.
+  package var commandLine: String {
+    append.isEmpty ? Self.defaultCommandLine : Self.defaultCommandLine + " " + append
+  }
+}
+
+extension Configuration {
+  /// Sets the memory from text such as "512M", "2G", "65536K"; a bare number counts MiB.
+  package mutating func setMemory(_ text: String) throws(RunError) {
+    let units: [Character: Int] = ["K": 10, "M": 20, "G": 30, "T": 40]
+    let shift = text.last.flatMap { units[Character($0.uppercased())] }
+    let digits = shift == nil ? text[...] : text.dropLast()
+    guard let number = Int(digits), number >= 0, number <= Int.max >> (shift ?? 20) else {
+      throw RunError("--memory \(text): not a size; write it like 512M or 2G")
+    }
+    let bytes = (number << (shift ?? 20)) & ~4095
+    guard bytes >= GuestMap.minimumMemory else {
+      throw RunError(
+        "--memory \(text): too small; give at least \(GuestMap.minimumMemory >> 20)M")
+    }
+    let limit = min(GuestMap.maximumMemory, Self.hostMemory)
+    guard bytes <= limit else {
+      throw RunError(
+        "--memory \(text): over the limit, this machine has \(limit >> 20)M; give less")
+    }
+    memory = bytes
+  }
+
+  /// Bytes of memory of this machine.
+  package static var hostMemory: Int {
+    sysconf(Int32(_SC_PHYS_PAGES)) * sysconf(Int32(_SC_PAGESIZE))
+  }
+
+  /// Sets the number of CPUs.
+  package mutating func setProcessors(_ text: String) throws(RunError) {
+    guard let number = Int(text), (1...Self.maximumProcessors).contains(number) else {
+      throw RunError("--cpus \(text): give a number from 1 to \(Self.maximumProcessors)")
+    }
+    processors = number
+  }
+
+  /// Sets the number of physical CPUs of the software engine.
+  package mutating func setPhysicalProcessors(_ text: String) throws(RunError) {
+    guard let number = Int(text), (1...Self.maximumProcessors).contains(number) else {
+      throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumProcessors)")
+    }
+    physicalProcessors = number
+  }
+
+  /// Sets the engine by its name.
+  package mutating func setEngine(_ text: String) throws(RunError) {
+    guard let choice = EngineChoice(rawValue: text) else {
+      throw RunError("--engine \(text): unknown engine; give auto, soft or kvm")
+    }
+    engine = choice
+  }
+}

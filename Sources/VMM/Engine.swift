@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An engine is a KVM to run on: a transport, and one line that says which it is and why it was
+// taken. Nothing else in the VMM knows which one it got.
+
+import KVMClient
+import SystemPackage
+
+/// A chosen engine.
+package struct Engine: Sendable {
+  package let transport: any KVMTransport
+  /// One line for the user.
+  package let reason: String
+}
+
+/// The makers of transports that a program has at hand.
+package struct EngineSupply: Sendable {
+  /// Makes a software KVM with a number of physical CPUs (nil: the host's).
+  package typealias SoftwareMaker =
+    @Sendable (_ physicalProcessors: Int?) throws(Errno) -> any KVMTransport
+
+  private let device: any KVMTransport
+  private let software: SoftwareMaker?
+
+  /// - Parameters:
+  ///   - device: the kernel's KVM.
+  ///   - software: nil in a program without the software KVM.
+  package init(device: any KVMTransport = DeviceTransport(), software: SoftwareMaker?) {
+    self.device = device
+    self.software = software
+  }
+
+  /// Takes the engine that a configuration asks for.
+  package func choose(_ configuration: Configuration) throws(RunError) -> Engine {
+    switch configuration.engine {
+    case .soft: return try softEngine(configuration, why: "as asked")
+    case .kvm:
+      guard configuration.physicalProcessors == nil else {
+        throw RunError("--pcpus is for the software engine; leave it out with --engine kvm")
+      }
+      if let problem = deviceProblem() {
+        throw RunError("--engine kvm: \(problem), or give --engine soft")
+      }
+      return Engine(transport: device, reason: "engine kvm (\(device.name)), as asked")
+    case .auto: return try automatic(configuration)
+    }
+  }
+
+  private func automatic(_ configuration: Configuration) throws(RunError) -> Engine {
+    if configuration.physicalProcessors != nil {
+      return try softEngine(configuration, why: "--pcpus asks for its physical CPUs")
+    }
+    if let problem = deviceProblem() { return try softEngine(configuration, why: problem) }
+    let speed: EngineSpeed
+    do throws(Errno) {
+      speed = try EngineProbe.measure(device)
+    } catch {
+      return try softEngine(configuration, why: "\(device.name) fails a probe guest: \(error)")
+    }
+    let figure = Self.nanoseconds(speed.supervisor)
+    if speed.isUsable {
+      return Engine(
+        transport: device,
+        reason: "engine kvm: \(device.name) runs supervisor code at \(figure) an instruction")
+    }
+    let why = "\(device.name) interprets supervisor code at \(figure) an instruction"
+    guard software != nil else {
+      return Engine(transport: device, reason: "engine kvm: \(why), but there is no other here")
+    }
+    return try softEngine(configuration, why: why)
+  }
+
+  private func softEngine(
+    _ configuration: Configuration, why: String
+  ) throws(RunError) -> Engine {
+    guard let software else {
+      throw RunError("the software engine is not in this program; give --engine kvm")
+    }
+    do throws(Errno) {
+      let transport = try software(configuration.physicalProcessors)
+      return Engine(transport: transport, reason: "engine soft (\(transport.name)): \(why)")
+    } catch {
+      throw RunError("the software engine does not start: \(error)")
+    }
+  }
+
+  /// Why the kernel's KVM cannot be used, with the mend; nil when it can.
+  package func deviceProblem() -> String? {
+    do throws(Errno) {
+      _ = try System(transport: device)
+      return nil
+    } catch {
+      switch error {
+      case .noSuchFileOrDirectory, .noSuchAddressOrDevice:
+        return "\(device.name) is missing; load the kvm module"
+      case .permissionDenied, .notPermitted:
+        return "\(device.name) refuses access; join the group that owns it"
+      default: return "\(device.name) cannot be opened: \(error)"
+      }
+    }
+  }
+
+  /// How fast the kernel's KVM is.
+  package func deviceSpeed() throws(Errno) -> EngineSpeed { try EngineProbe.measure(device) }
+
+  /// Whether there is a software KVM in this program.
+  package var hasSoftware: Bool { software != nil }
+
+  /// A time with two digits.
+  package static func nanoseconds(_ value: Double) -> String {
+    value < 10 ? "\((value * 10).rounded() / 10) ns" : "\(Int(value.rounded())) ns"
+  }
+}

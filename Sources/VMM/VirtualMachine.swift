@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A built machine and its run: vCPU threads in the guest, this thread in the event loop.
+//
+//     let machine = try VirtualMachine.make(configuration, engine: engine)
+//     let outcome = try machine.run(input: STDIN_FILENO)
+
+import Devices
+import Glibc
+import Host
+import KVMClient
+import LinuxBoot
+import SystemPackage
+
+/// A machine that runs once.
+package final class VirtualMachine: Sendable {
+  /// Mapped as long as the machine lives.
+  private let memory: GuestMemory
+  private let machine: Machine
+  let board: Board
+  let processors: [VirtualProcessor]
+  private let engine: Engine
+  private let started = HostClock.monotonic()
+
+  init(
+    memory: GuestMemory, machine: Machine, board: Board, processors: [VirtualCPU], engine: Engine
+  ) {
+    self.memory = memory
+    self.machine = machine
+    self.board = board
+    self.processors = processors.enumerated().map { VirtualProcessor(number: $0, cpu: $1) }
+    self.engine = engine
+  }
+
+  /// Builds a machine whose serial port writes to a descriptor.
+  package static func make(
+    _ configuration: Configuration, engine: Engine, output: Int32 = STDOUT_FILENO
+  ) throws(RunError) -> VirtualMachine {
+    try MachineBuilder.build(configuration, engine, output: output)
+  }
+
+  /// Runs the machine to its end. Afterwards the terminal is as it was, all vCPU threads have
+  /// stopped and everything that the guest sent is written.
+  ///
+  /// - Parameter input: what the guest's serial port receives: a terminal (put into raw mode for
+  ///   the time of the run), a pipe or a file.
+  package func run(input: Int32 = STDIN_FILENO) throws(RunError) -> Outcome {
+    var outcome: Outcome
+    do throws(Errno) {
+      // Signals first: the threads inherit what is blocked here.
+      let loop = try EventLoop(self, input: input)
+      let terminal = RawTerminal.isTerminal(input) ? try RawTerminal(descriptor: input) : nil
+      try start()
+      outcome = try loop.run(isTerminal: terminal != nil)
+      try stop()
+      board.console.flush()
+      _ = consume terminal
+    } catch {
+      try? stop()
+      throw RunError("cannot run the machine: \(error)", status: ExitStatus.engineFailed)
+    }
+    if case .halted = outcome, let first = processors.first { outcome = .halted(first.report()) }
+    return outcome
+  }
+
+  private func start() throws(Errno) {
+    for processor in processors { try processor.start(self) }
+  }
+
+  /// Stops all CPUs and waits for their threads.
+  private func stop() throws(Errno) {
+    for processor in processors { processor.stop() }
+    let limit = HostClock.monotonic() + Self.stopLimit
+    while processors.contains(where: { !$0.hasStopped }) {
+      guard HostClock.monotonic() < limit else { throw .timedOut }
+      usleep(200)
+    }
+  }
+
+  private static let stopLimit: UInt64 = 10_000_000_000
+
+  /// What `--stats` prints.
+  package var statistics: String {
+    var exits = ExitCounts()
+    for processor in processors { exits.add(processor.exitCounts) }
+    let elapsed = HostClock.monotonic() - started
+    var usage = rusage()
+    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+    func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1e6 }
+    var lines = [
+      "time: \(Self.rounded(Double(elapsed) / 1e9)) s wall, "
+        + "\(Self.rounded(seconds(usage.ru_utime))) s user, "
+        + "\(Self.rounded(seconds(usage.ru_stime))) s system",
+      "memory: \(usage.ru_maxrss >> 10) MiB resident at most, guest's included",
+      "exits to user space: \(exits.total)",
+    ]
+    lines += exits.rows.map { "  \($0.name): \($0.value)" }
+    lines += engine.transport.statistics().map { "\($0.name): \($0.value)" }
+    return lines.joined(separator: "\n")
+  }
+
+  private static func rounded(_ value: Double) -> Double { (value * 1000).rounded() / 1000 }
+}
+
+extension VirtualMachine: ProcessorHost {
+  func access(_ access: PortAccess) {
+    for index in 0..<access.count {
+      let data = access.data + index * access.width
+      if access.isWrite {
+        board.ports.write(
+          UInt64(access.port), width: access.width, value: Self.load(data, access.width))
+      } else {
+        let value = board.ports.read(UInt64(access.port), width: access.width)
+        Self.store(value, data, access.width)
+      }
+    }
+  }
+
+  func access(_ access: MemoryAccess) {
+    if access.isWrite {
+      board.memoryMapped.write(
+        access.address, width: access.width, value: Self.load(access.data, access.width))
+    } else {
+      let value = board.memoryMapped.read(access.address, width: access.width)
+      Self.store(value, access.data, access.width)
+    }
+  }
+
+  func end(_ outcome: Outcome) { board.control.end(outcome) }
+
+  private static func load(_ data: UnsafeMutableRawPointer, _ width: Int) -> UInt64 {
+    var value: UInt64 = 0
+    withUnsafeMutableBytes(of: &value) {
+      $0.copyMemory(from: UnsafeRawBufferPointer(start: data, count: min(width, 8)))
+    }
+    return value
+  }
+
+  private static func store(_ value: UInt64, _ data: UnsafeMutableRawPointer, _ width: Int) {
+    withUnsafeBytes(of: value) {
+      data.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(data), byteCount: min(width, 8))
+    }
+  }
+}

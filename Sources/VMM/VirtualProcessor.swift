@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A vCPU and its thread. The thread goes through three states:
+//
+//     created ──start──▶ running ──stop, or the guest ends──▶ stopped
+//
+// Other threads talk to it by requests: they set a bit, then kick the CPU out of the guest; the
+// thread looks at the bits before each entry.
+
+import CHost
+import Host
+import KVMClient
+import Synchronization
+import SystemPackage
+
+/// What a vCPU's thread needs of its machine.
+protocol ProcessorHost: AnyObject, Sendable {
+  func access(_ access: PortAccess)
+  func access(_ access: MemoryAccess)
+  /// The run is to end. The first caller's outcome counts.
+  func end(_ outcome: Outcome)
+}
+
+/// A vCPU of a running machine.
+final class VirtualProcessor: Sendable {
+  enum State: UInt8, AtomicRepresentable {
+    case created
+    case running
+    case stopped
+  }
+
+  private enum Request {
+    static let stop: UInt32 = 1
+    static let inspect: UInt32 = 2
+  }
+
+  let number: Int
+  private let cpu: VirtualCPU
+  private let state = Atomic<State>(.created)
+  private let requests = Atomic<UInt32>(0)
+  private let thread = Mutex<ThreadIdentifier?>(nil)
+  /// Exits so far: whoever sees it unchanged for long has the CPU inspected.
+  private let progress = Atomic<UInt64>(0)
+  private let halted = Atomic<Bool>(false)
+  private let counts = Mutex(ExitCounts())
+  private let lastExitText = Mutex("none")
+
+  init(number: Int, cpu: VirtualCPU) {
+    self.number = number
+    self.cpu = cpu
+  }
+
+  /// Starts the thread.
+  func start(_ host: any ProcessorHost) throws(Errno) {
+    state.store(.running, ordering: .releasing)
+    do throws(Errno) {
+      try startThread(host)
+    } catch {
+      state.store(.stopped, ordering: .releasing)
+      throw error
+    }
+  }
+
+  private func startThread(_ host: any ProcessorHost) throws(Errno) {
+    _ = try HostThread(name: "vcpu\(number)") { [self] in
+      thread.withLock { $0 = .current }
+      run(host)
+      thread.withLock { $0 = nil }
+      state.store(.stopped, ordering: .releasing)
+    }
+  }
+
+  /// Asks the thread to leave the guest and end.
+  func stop() { request(Request.stop) }
+
+  /// Asks the thread to look whether its CPU can still go on; see `isHaltedForEver`.
+  func inspect() { request(Request.inspect) }
+
+  private func request(_ bits: UInt32) {
+    requests.bitwiseOr(bits, ordering: .sequentiallyConsistent)
+    // The thread gives its name up under the lock before it ends, and one that has not started
+    // yet looks at its requests first.
+    thread.withLock { if let thread = $0 { cpu.kick(thread) } }
+  }
+
+  var exitsSoFar: UInt64 { progress.load(ordering: .relaxed) }
+
+  /// What the last inspection found.
+  var isHaltedForEver: Bool { halted.load(ordering: .acquiring) }
+
+  /// Exits by reason. Complete when the thread has stopped.
+  var exitCounts: ExitCounts { counts.withLock { $0 } }
+
+  // MARK: The thread
+
+  private func run(_ host: any ProcessorHost) {
+    var counts = ExitCounts()
+    var lastExit: Exit?
+    defer {
+      self.counts.withLock { $0 = counts }
+      lastExitText.withLock { $0 = lastExit?.description ?? "none" }
+    }
+    while true {
+      let requests = self.requests.exchange(0, ordering: .sequentiallyConsistent)
+      if requests & Request.stop != 0 { return }
+      if requests & Request.inspect != 0 { look() }
+      do throws(Errno) {
+        let exit = try cpu.run()
+        counts.count(exit)
+        if case .interrupted = exit { continue }
+        progress.store(counts.total, ordering: .relaxed)
+        guard !handle(exit, host, lastExit) else { return }
+        lastExit = exit
+      } catch {
+        if error == .resourceTemporarilyUnavailable { continue }
+        host.end(.failed("CPU \(number): \(error)", report(lastExit)))
+        return
+      }
+    }
+  }
+
+  /// Serves an exit; true when the CPU must not enter the guest again.
+  private func handle(_ exit: Exit, _ host: any ProcessorHost, _ lastExit: Exit?) -> Bool {
+    switch exit {
+    case .io(let access): host.access(access)
+    case .mmio(let access): host.access(access)
+    case .shutdown:
+      host.end(.crashed(report(lastExit)))
+      return true
+    case .systemEvent(let type):
+      return systemEvent(type, host, lastExit)
+    case .halt, .interrupted, .interruptWindowOpen: break
+    case .failEntry, .internalError, .hardware, .unknown, .debug:
+      host.end(.failed("CPU \(number): \(exit)", report(lastExit)))
+      return true
+    }
+    return false
+  }
+
+  private func systemEvent(_ type: UInt32, _ host: any ProcessorHost, _ lastExit: Exit?) -> Bool {
+    switch Int32(bitPattern: type) {
+    case KVM_SYSTEM_EVENT_SHUTDOWN: host.end(.poweredOff)
+    case KVM_SYSTEM_EVENT_RESET: host.end(.restart)
+    default: host.end(.crashed(report(lastExit)))
+    }
+    return true
+  }
+
+  /// A halted CPU with interrupts off stays so for ever (nothing here raises NMIs), and one that
+  /// waits to be started stays so when all others do.
+  private func look() {
+    let waits = (try? cpu.multiprocessorState()).map { Int32(bitPattern: $0) }
+    switch waits {
+    case KVM_MP_STATE_HALTED:
+      let flags = (try? cpu.registers().rflags) ?? 0
+      halted.store(flags & 1 << 9 == 0, ordering: .releasing)
+    case KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED:
+      halted.store(true, ordering: .releasing)
+    default: halted.store(false, ordering: .releasing)
+    }
+  }
+
+  /// Whether the thread does not run (any more).
+  var hasStopped: Bool { state.load(ordering: .acquiring) != .running }
+
+  /// The state of the CPU, when its thread has stopped.
+  func report() -> CrashReport {
+    CrashReport(cpu, number: number, lastExit: lastExitText.withLock { $0 })
+  }
+
+  private func report(_ lastExit: Exit?) -> CrashReport {
+    CrashReport(cpu, number: number, lastExit: lastExit?.description ?? "none")
+  }
+}
