@@ -90,8 +90,12 @@ extension CPU {
 
   /// One instruction with everything that `slow` asks for around it.
   private func runSlowly() -> Bool {
+    s.pointee.slow &= ~SlowReason.marks
     let before = s.pointee.slow
-    if before & SlowReason.breakpoints != 0, !beforeSlowInstruction() { return false }
+    if before & SlowReason.breakpoints != 0 {
+      if !beforeSlowInstruction() { return false }
+      if s.pointee.slow & SlowReason.delivered != 0 { return true }
+    }
     let retired = s.pointee.retired
     let block: BlockPointer
     do throws(GuestException) {

@@ -1,6 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the run loop asks of event delivery.
+// Delivery of events: exceptions, interrupts, NMIs, software interrupts.
+//
+// An event is first offered to the hypervisor (`intercepts`: the exception bitmap), then takes
+// effect on CR2, DR6 and DR7, then goes through the interrupt table of the mode. A fault in that is
+// the next event: offered in turn, merged into a double fault where the classes say so, and so on to
+// shutdown. Nothing but memory has changed when a delivery faults, so each try starts from the same
+// state (SDM volume 3, "Interrupt and Exception Handling" and "Event Delivery").
+//
+// - `rip` is the address of the instruction that the event belongs to, and what faults of a delivery
+//   push; `returnRIP` is what the first event pushes.
+// - A VM exit in the middle of a delivery reports the event in the IDT-vectoring fields.
 
 import X86
 
@@ -9,7 +19,20 @@ extension CPU {
   /// double faults and delivery through the IDT.
   ///
   /// - Returns: false where it ended in a VM exit, which is then in `exit`.
-  package func handleFault() -> Bool { false }
+  package func handleFault() -> Bool {
+    let error = GuestException(rawValue: s.pointee.pendingException)
+    defer { s.pointee.unblockedNMI = false }
+    if error.isVMExit { return false }
+    return raiseException(error)
+  }
+
+  /// Raises an exception at `rip` as if the instruction there had.
+  ///
+  /// - Returns: false where it ended in a VM exit.
+  package func raiseException(_ error: GuestException) -> Bool {
+    guard let event = offered(error) else { return false }
+    return deliver(event, errorCode: error.errorCode, returnRIP: s.pointee.rip)
+  }
 
   /// Delivers an event through the guest's IDT: an injected or virtual interrupt, an exception, a
   /// software interrupt. Nested faults are handled as the architecture says.
@@ -18,16 +41,130 @@ extension CPU {
   /// - Returns: false where it ended in a VM exit, which is then in `exit`.
   package func deliver(
     _ event: InterruptionInfo, errorCode: UInt32, returnRIP: UInt64
-  ) -> Bool { false }
+  ) -> Bool {
+    var (event, errorCode, returnRIP) = (event, errorCode, returnRIP)
+    while true {
+      do {
+        try deliverThroughTable(event, errorCode, returnRIP)
+        return true
+      } catch {
+        guard let next = nested(error, in: event, errorCode, returnRIP) else { return false }
+        event = next.event
+        errorCode = next.errorCode
+        returnRIP = s.pointee.rip
+      }
+    }
+  }
 
-  /// After an instruction executed while `slow` was set: interrupt shadow, RF, single-step and data
-  /// breakpoint traps. `before` is the value of `slow` before the instruction.
-  ///
-  /// - Returns: false where it ended in a VM exit.
-  package func afterSlowInstruction(before: UInt32) -> Bool { true }
+  /// The event of an exception, after intercepts and with its effect on control and debug registers;
+  /// nil where it exits.
+  private func offered(_ error: GuestException) -> InterruptionInfo? {
+    let event = InterruptionInfo(
+      .hardwareException, vector: error.vector, hasErrorCode: error.hasErrorCode)
+    let qualification = qualification(of: error)
+    if intercepts(event, errorCode: error.errorCode, qualification: qualification) { return nil }
+    switch error.vector {
+    case ExceptionVector.pageFault.rawValue: s.pointee.cr2 = s.pointee.faultAddress
+    case ExceptionVector.debug.rawValue: enterDebugException(qualification)
+    default: break
+    }
+    return event
+  }
 
-  /// Before an instruction is executed while `slow` has `breakpoints`: instruction breakpoints.
-  ///
-  /// - Returns: false where it ended in a VM exit. May have changed `rip`.
-  package func beforeSlowInstruction() -> Bool { true }
+  /// What follows from `error` in the delivery of `event`; nil for a VM exit.
+  private func nested(
+    _ error: GuestException, in event: InterruptionInfo, _ errorCode: UInt32, _ returnRIP: UInt64
+  ) -> (event: InterruptionInfo, errorCode: UInt32)? {
+    let length = UInt32(truncatingIfNeeded: returnRIP &- s.pointee.rip)
+    if error.isVMExit {
+      noteVectoring(event, errorCode, length: length)
+      return nil
+    }
+    let second = InterruptionInfo(
+      .hardwareException, vector: error.vector, hasErrorCode: error.hasErrorCode)
+    if intercepts(
+      second, errorCode: error.errorCode, qualification: qualification(of: error))
+    {
+      noteVectoring(event, errorCode, length: length)
+      return nil
+    }
+    switch FaultClass.combine(FaultClass(event), FaultClass(second)) {
+    case .serial:
+      guard let next = offered(error) else { return nil }
+      return (next, error.errorCode)
+    case .doubleFault:
+      // A page fault that becomes a double fault has been taken as far as CR2 goes.
+      if error.vector == ExceptionVector.pageFault.rawValue {
+        s.pointee.cr2 = s.pointee.faultAddress
+      }
+      guard let next = offered(GuestException(.doubleFault, code: 0)) else { return nil }
+      return (next, 0)
+    case .shutdown:
+      _ = exit(.tripleFault)
+      return nil
+    }
+  }
+
+  /// IDT-vectoring information of an exit that a delivery ended in.
+  private func noteVectoring(_ event: InterruptionInfo, _ errorCode: UInt32, length: UInt32) {
+    let reported = reportable(event)
+    s.pointee.exit.idtVectoringInfo = reported.rawValue
+    s.pointee.exit.idtVectoringErrorCode = reported.hasErrorCode ? errorCode : 0
+    if event.isSoftware { s.pointee.exit.instructionLength = length }
+  }
+
+  private func qualification(of error: GuestException) -> UInt64 {
+    switch error.vector {
+    case ExceptionVector.pageFault.rawValue: s.pointee.faultAddress
+    case ExceptionVector.debug.rawValue: UInt64(error.errorCode)
+    default: 0
+    }
+  }
+}
+
+extension GuestException {
+  /// A debug exception: `bits` are those that DR6 will have (and that a VM exit's qualification has).
+  package static func debug(_ bits: UInt64) -> Self {
+    Self(rawValue: UInt64(ExceptionVector.debug.rawValue) | (bits & 0xFFFF) << 32)
+  }
+}
+
+extension InterruptionInfo {
+  /// INT n, INT1, INT3, INTO: events whose instruction is over when they are delivered.
+  package var isSoftware: Bool {
+    type == .softwareInterrupt || type == .softwareException
+      || type == .privilegedSoftwareException
+  }
+  /// The EXT bit of error codes: the event is not a software interrupt.
+  var isExternal: Bool { type != .softwareInterrupt && type != .softwareException }
+}
+
+/// Classes of exceptions (SDM volume 3, "Interrupt 8: Double Fault Exception").
+private enum FaultClass {
+  case benign, contributory, pageFault, doubleFault
+
+  init(_ event: InterruptionInfo) {
+    guard event.type == .hardwareException else {
+      self = .benign
+      return
+    }
+    switch ExceptionVector(rawValue: event.vector) {
+    case .divideError, .invalidTSS, .segmentNotPresent, .stackFault, .generalProtection,
+      .controlProtection:
+      self = .contributory
+    case .pageFault, .virtualization: self = .pageFault
+    case .doubleFault: self = .doubleFault
+    default: self = .benign
+    }
+  }
+
+  enum Combination { case serial, doubleFault, shutdown }
+
+  static func combine(_ first: FaultClass, _ second: FaultClass) -> Combination {
+    switch (first, second) {
+    case (_, .benign), (.benign, _), (.contributory, .pageFault): .serial
+    case (.doubleFault, _): .shutdown
+    default: .doubleFault
+    }
+  }
 }

@@ -27,8 +27,8 @@ extension CPU {
   func resolve(_ linear: UInt64, _ size: Int, _ kind: AccessKind) throws(GuestException)
     -> ResolvedAccess
   {
-    let linear = is64Bit ? linear : linear & 0xFFFF_FFFF
-    if is64Bit && !isCanonical(linear) { throw .nonCanonical }
+    let linear = isLongMode ? linear : linear & 0xFFFF_FFFF
+    if isLongMode && !isCanonical(linear) { throw .nonCanonical }
     if s.pointee.slow & SlowReason.breakpoints != 0 {
       noteDataAccess(linear, size: size, isWrite: kind == .write)
     }
@@ -95,7 +95,7 @@ extension CPU {
   /// Address of the page after `linear`'s, wrapped to 4 GiB outside 64-bit mode.
   private func nextPage(_ linear: UInt64) -> UInt64 {
     let next = (linear & Page.mask) &+ Page.size
-    return is64Bit ? next : next & 0xFFFF_FFFF
+    return isLongMode ? next : next & 0xFFFF_FFFF
   }
 
   private func loadPart(_ linear: UInt64, _ size: Int) throws(GuestException) -> UInt64 {

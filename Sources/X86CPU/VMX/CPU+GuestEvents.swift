@@ -35,26 +35,6 @@ extension CPU {
     return false
   }
 
-  /// Debug exceptions that a VM entry left pending or an instruction's shadow held back.
-  private func takePendingDebug() -> Bool {
-    if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0 { return true }
-    let causes = s.pointee.pendingDebug
-    s.pointee.pendingDebug = 0
-    s.pointee.activity = ActivityState.active
-    let dr6 = causes & PendingDebug.dr6
-    if s.pointee.vmx.exceptionBitmap & 1 << UInt32(ExceptionVector.debug.rawValue) != 0 {
-      _ = exit(.exceptionOrNMI, qualification: dr6)
-      s.pointee.exit.interruptionInfo =
-        InterruptionInfo(.hardwareException, vector: ExceptionVector.debug.rawValue).rawValue
-      return false
-    }
-    s.pointee.dr6 = s.pointee.dr6 & ~0xF | dr6
-    s.pointee.dr7 &= ~DR7.gd.rawValue
-    return deliver(
-      InterruptionInfo(.hardwareException, vector: ExceptionVector.debug.rawValue), errorCode: 0,
-      returnRIP: s.pointee.rip)
-  }
-
   /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings the
   /// guest here.)
   private func takeTimer() -> Bool {

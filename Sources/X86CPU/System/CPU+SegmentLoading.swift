@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a selector makes of a segment register, in every mode, with the checks of SDM volume 3,
+// "Segment Loading Instructions in IA-32e Mode", "Privilege Level Checking When Accessing Data
+// Segments" and "... When Transferring Program Control".
+//
+// Functions come in two steps so that instructions stay atomic: `data...`, `stack...` and
+// `code...` check and return the new hidden part (they change memory only: the accessed bit), and
+// the caller stores it when nothing can fail any more.
+//
+//     let segment = try c.dataSegment(.ds, selector)
+//     c.segment(.ds).pointee = segment
+
+import X86
+
+/// A code segment and the place in it that control goes to.
+package struct CodeTarget {
+  package var segment: SegmentState
+  package var rip: UInt64
+  /// CPL after the transfer.
+  package var cpl: UInt8
+}
+
+extension CPU {
+  /// Loads ES, SS, DS, FS or GS, for MOV, POP and the LDS family.
+  package func loadSegment(
+    _ register: SegmentRegister, _ selector: UInt16
+  ) throws(GuestException) {
+    segment(register).pointee = try segmentValue(register, selector)
+    if register == .ss { updateMode() }
+  }
+
+  /// What ES, SS, DS, FS or GS become when `selector` is loaded.
+  package func segmentValue(
+    _ register: SegmentRegister, _ selector: UInt16
+  ) throws(GuestException) -> SegmentState {
+    if hasRealModeSegments { return realModeSegment(register, selector) }
+    if register == .ss { return try stackSegment(selector, cpl: cpl, .generalProtection) }
+    return try dataSegment(register, selector)
+  }
+
+  /// Real mode changes only selector and base, so that limits set in protected mode stay; in
+  /// virtual-8086 mode everything is fixed.
+  package func realModeSegment(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
+    var state = segment(register).pointee
+    state.selector = selector
+    state.base = UInt64(selector) << 4
+    if isVirtual8086 && isProtected {
+      state.limit = 0xFFFF
+      state.accessRights = SegmentAccessRights.virtual8086
+    } else if state.rights.isUnusable {
+      state.limit = 0xFFFF
+      state.accessRights = SegmentAccessRights.realMode
+    } else if register != .cs {
+      let kept = SegmentAccessRights.bigBit | SegmentAccessRights.granularityBit
+      state.accessRights = SegmentAccessRights.realMode | state.accessRights & kept
+    }
+    return state
+  }
+
+  /// A null selector in a data segment register: no access is possible through it.
+  package func nullSegment(_ selector: UInt16) -> SegmentState {
+    SegmentState(
+      base: 0, limit: 0xFFFF, accessRights: SegmentAccessRights.unusableBit, selector: selector)
+  }
+
+  /// ES, DS, FS or GS in protected mode.
+  package func dataSegment(
+    _ register: SegmentRegister, _ selector: UInt16
+  ) throws(GuestException) -> SegmentState {
+    if Selector.isNull(selector) { return nullSegment(selector) }
+    var found = try readDescriptor(selector, else: .generalProtection)
+    let rights = found.rights
+    guard rights.isCodeOrData, !rights.isCode || rights.isReadableCodeOrWritableData else {
+      throw .selector(.generalProtection, selector)
+    }
+    if !rights.isCode || !rights.isConformingOrExpandDown {
+      if max(cpl, Selector.rpl(selector)) > rights.dpl {
+        throw .selector(.generalProtection, selector)
+      }
+    }
+    guard rights.isPresent else { throw .selector(.segmentNotPresent, selector) }
+    try markAccessed(&found)
+    return found.segment(selector: selector)
+  }
+
+  /// SS for privilege level `cpl`. `vector` is what bad selectors raise: #GP for instructions, #TS
+  /// for stack switches. `long`: the code that will use it is 64-bit code, which may have no SS.
+  package func stackSegment(
+    _ selector: UInt16, cpl: UInt8, _ vector: ExceptionVector, external: Bool = false,
+    long: Bool? = nil
+  ) throws(GuestException) -> SegmentState {
+    if Selector.isNull(selector) {
+      let allowed = long ?? is64Bit
+      guard allowed, cpl < 3, Selector.rpl(selector) == cpl else {
+        throw GuestException(vector, code: external ? 1 : 0)
+      }
+      return nullStack(cpl: cpl, selector: selector)
+    }
+    var found = try readDescriptor(selector, else: vector, external: external)
+    let rights = found.rights
+    guard rights.isCodeOrData, !rights.isCode, rights.isReadableCodeOrWritableData,
+      Selector.rpl(selector) == cpl, rights.dpl == cpl
+    else { throw .selector(vector, selector, external: external) }
+    guard rights.isPresent else { throw .selector(.stackFault, selector, external: external) }
+    try markAccessed(&found)
+    return found.segment(selector: selector)
+  }
+
+  /// SS of 64-bit code without a stack segment. Its DPL is the CPL all the same.
+  package func nullStack(cpl: UInt8, selector: UInt16? = nil) -> SegmentState {
+    SegmentState(
+      base: 0, limit: 0xFFFF_FFFF,
+      accessRights: SegmentAccessRights.unusableBit | UInt32(cpl) << 5,
+      selector: selector ?? UInt16(cpl))
+  }
+
+  // MARK: Code
+
+  /// The descriptor of a code segment that is reached without a gate, checked for JMP and CALL.
+  package func directCode(
+    _ found: FoundDescriptor, offset: UInt64
+  ) throws(GuestException) -> CodeTarget {
+    let rights = found.rights
+    let allowed =
+      rights.isConformingOrExpandDown
+      ? rights.dpl <= cpl : rights.dpl == cpl && Selector.rpl(found.selector) <= cpl
+    guard rights.isCode, allowed else { throw .selector(.generalProtection, found.selector) }
+    return try codeTarget(found, offset: offset, cpl: cpl)
+  }
+
+  /// The last checks of every transfer to a code segment: long-mode bits, presence, and the offset.
+  /// The privilege checks are the caller's.
+  package func codeTarget(
+    _ found: FoundDescriptor, offset: UInt64, cpl: UInt8, external: Bool = false
+  ) throws(GuestException) -> CodeTarget {
+    let rights = found.rights
+    if isLongMode && rights.isLong && rights.isBig {
+      throw .selector(.generalProtection, found.selector, external: external)
+    }
+    guard rights.isPresent else {
+      throw .selector(.segmentNotPresent, found.selector, external: external)
+    }
+    let inside =
+      isLongMode && rights.isLong ? isCanonical(offset) : offset <= found.descriptor.limit
+    if !inside { throw GuestException(.generalProtection, code: external ? 1 : 0) }
+    var found = found
+    try markAccessed(&found)
+    let selector = found.selector & ~Selector.rplMask | UInt16(cpl)
+    return CodeTarget(segment: found.segment(selector: selector), rip: offset, cpl: cpl)
+  }
+
+  /// CS:IP of real and virtual-8086 mode.
+  package func realModeTarget(
+    _ selector: UInt16, offset: UInt64
+  ) throws(GuestException) -> CodeTarget {
+    let segment = realModeSegment(.cs, selector)
+    if offset > segment.limit { throw .generalProtection }
+    return CodeTarget(segment: segment, rip: offset, cpl: cpl)
+  }
+
+  /// Takes a checked transfer. SS, where it changes, is already loaded.
+  package func enter(_ target: CodeTarget) {
+    segment(.cs).pointee = target.segment
+    s.pointee.rip = target.rip
+    updateMode()
+  }
+
+  /// After a return to less privilege: data segments that it may not use become null (SDM volume 2,
+  /// "RET", "IRET").
+  package func dropPrivilegedSegments(cpl: UInt8) {
+    for register in [SegmentRegister.es, .ds, .fs, .gs] {
+      let state = segment(register)
+      let rights = state.pointee.rights
+      if rights.isUnusable { continue }
+      if rights.dpl < cpl && !(rights.isCode && rights.isConformingOrExpandDown) {
+        state.pointee = nullSegment(0)
+      }
+    }
+  }
+}
+
+extension SegmentAccessRights {
+  /// Present, DPL 0, writable data, accessed.
+  package static let realMode: UInt32 = 0x93
+  /// The same with DPL 3.
+  package static let virtual8086: UInt32 = 0xF3
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// LLDT, LTR, SLDT, STR; and the instructions that look at descriptors without loading them: LAR,
+// LSL, VERR, VERW, ARPL (SDM volume 3, "Pointer Validation").
+
+import X86
+import X86Decoder
+
+enum DescriptorInstructions {
+  static func register(_ t: inout LoweringTable) {
+    t[.sldt] = byMemory(
+      register: { storeSystem($0, $1, .ldtr, memory: false) },
+      memory: { storeSystem($0, $1, .ldtr, memory: true) })
+    t[.str] = byMemory(
+      register: { storeSystem($0, $1, .tr, memory: false) },
+      memory: { storeSystem($0, $1, .tr, memory: true) })
+    t[.lldt] = byMemory(
+      register: { loadSystem($0, $1, .ldtr, memory: false) },
+      memory: { loadSystem($0, $1, .ldtr, memory: true) })
+    t[.ltr] = byMemory(
+      register: { loadSystem($0, $1, .tr, memory: false) },
+      memory: { loadSystem($0, $1, .tr, memory: true) })
+    t[.lar] = byMemory(
+      register: { inspect($0, $1, .lar, memory: false) },
+      memory: { inspect($0, $1, .lar, memory: true) })
+    t[.lsl] = byMemory(
+      register: { inspect($0, $1, .lsl, memory: false) },
+      memory: { inspect($0, $1, .lsl, memory: true) })
+    t[.verr] = byMemory(
+      register: { inspect($0, $1, .verr, memory: false) },
+      memory: { inspect($0, $1, .verr, memory: true) })
+    t[.verw] = byMemory(
+      register: { inspect($0, $1, .verw, memory: false) },
+      memory: { inspect($0, $1, .verw, memory: true) })
+    t[.arpl] = byMemory(
+      register: { adjustRPL($0, $1, memory: false) },
+      memory: { adjustRPL($0, $1, memory: true) })
+  }
+}
+
+// MARK: LDTR and TR
+
+/// SLDT and STR.
+@inline(__always) private func storeSystem(
+  _ c: RawPointer, _ i: RawPointer, _ register: SegmentRegister, memory: Bool
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    if c.hasRealModeSegments { throw .invalidOpcode }
+    if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
+    try c.exitOnSystemSegment(i, identity: register == .ldtr ? 0 : 1, memory: memory)
+    let selector = c.segment(register).pointee.selector
+    if memory {
+      try c.store(selector, at: c.linearAddress(i, size: 2, .write))
+    } else {
+      c.writeSized(UInt64(selector), to: i.pointee.dst, size: i.pointee.operandSize)
+    }
+  }
+}
+
+/// LLDT and LTR.
+@inline(__always) private func loadSystem(
+  _ c: RawPointer, _ i: RawPointer, _ register: SegmentRegister, memory: Bool
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attemptStep(c) { () throws(GuestException) in
+    if c.hasRealModeSegments { throw .invalidOpcode }
+    try c.requirePrivilege()
+    try c.exitOnSystemSegment(i, identity: register == .ldtr ? 2 : 3, memory: memory)
+    let selector = try c.wordOperand(i, i.pointee.dst, memory: memory)
+    if register == .ldtr {
+      c.segment(.ldtr).pointee = try c.localTable(selector)
+    } else {
+      c.segment(.tr).pointee = try c.taskRegister(selector)
+    }
+    return c.reload(i)
+  }
+}
+
+extension CPU {
+  /// LDTR for `selector`; the exception for a bad one is #GP, in a task switch #TS.
+  func localTable(
+    _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
+  ) throws(GuestException) -> SegmentState {
+    if Selector.isNull(selector) { return nullSegment(selector) }
+    if selector & Selector.local != 0 { throw .selector(vector, selector) }
+    let found = try readDescriptor(selector, else: vector)
+    guard !found.rights.isCodeOrData, found.rights.type == SystemDescriptorType.ldt else {
+      throw .selector(vector, selector)
+    }
+    guard found.rights.isPresent else {
+      throw .selector(vector == .invalidTSS ? vector : .segmentNotPresent, selector)
+    }
+    return try systemSegment(found, vector)
+  }
+
+  fileprivate func taskRegister(_ selector: UInt16) throws(GuestException) -> SegmentState {
+    if Selector.isNull(selector) { throw .generalProtection }
+    if selector & Selector.local != 0 { throw .selector(.generalProtection, selector) }
+    let found = try readDescriptor(selector, else: .generalProtection)
+    let type = found.rights.type
+    guard !found.rights.isCodeOrData,
+      type == SystemDescriptorType.tssAvailable
+        || type == SystemDescriptorType.tss16Available && !isLongMode
+    else { throw .selector(.generalProtection, selector) }
+    guard found.rights.isPresent else { throw .selector(.segmentNotPresent, selector) }
+    var state = try systemSegment(found, .generalProtection)
+    try setBusy(found.address, true)
+    state.accessRights |= 2
+    return state
+  }
+
+  private func systemSegment(
+    _ found: FoundDescriptor, _ vector: ExceptionVector
+  ) throws(GuestException) -> SegmentState {
+    var state = found.segment(selector: found.selector)
+    if isLongMode {
+      state.base |= try readUpperHalf(found, else: vector) << 32
+      if !isCanonical(state.base) { throw .selector(vector, found.selector) }
+    }
+    return state
+  }
+
+  /// "LDTR or TR access" exits.
+  fileprivate func exitOnSystemSegment(
+    _ i: MicroOpPointer, identity: UInt32, memory: Bool
+  ) throws(GuestException) {
+    let controls = s.pointee.vmx
+    guard controls.primary & PrimaryControls.secondaryControls != 0,
+      controls.secondary & SecondaryControls.descriptorTableExiting != 0
+    else { return }
+    let displacement = memory ? UInt64(bitPattern: Int64(i.pointee.displacement)) : 0
+    let error = exit(.ldtrOrTRAccess, i, qualification: displacement)
+    s.pointee.exit.instructionInfo = systemInstructionInfo(i, memory: memory) | identity << 28
+    throw error
+  }
+
+  /// VM-exit instruction information in the form of "LLDT, LTR, SLDT, and STR".
+  private func systemInstructionInfo(_ i: MicroOpPointer, memory: Bool) -> UInt32 {
+    if !memory {
+      let number = (i.pointee.dst - raw) / 8
+      return UInt32(number & 15) << 3 | 1 << 10
+    }
+    var info = UInt32(i.pointee.scale) & 3
+    info |= UInt32(i.pointee.addressSize >> 2) << 7
+    info |= UInt32(i.pointee.segment & 7) << 15
+    let index = i.pointee.index - gpr
+    info |= index >= 0 && index < 16 ? UInt32(index) << 18 : 1 << 22
+    let base = i.pointee.base - gpr
+    info |= base >= 0 && base < 16 ? UInt32(base) << 23 : 1 << 27
+    return info
+  }
+}
+
+// MARK: Looking at descriptors
+
+private enum Inspection { case lar, lsl, verr, verw }
+
+/// LAR, LSL, VERR, VERW: ZF says whether the descriptor could be seen.
+@inline(__always) private func inspect(
+  _ c: RawPointer, _ i: RawPointer, _ what: Inspection, memory: Bool
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    if c.hasRealModeSegments { throw .invalidOpcode }
+    let unary = what == .verr || what == .verw
+    let operand = unary ? i.pointee.dst : i.pointee.src
+    let selector = try c.wordOperand(i, operand, memory: memory)
+    let value = try c.inspectDescriptor(selector, what)
+    let zf = RFLAGS.zf.rawValue
+    c.arithmeticFlags = c.arithmeticFlags & ~zf | (value != nil ? zf : 0)
+    if let value, !unary {
+      c.writeSized(value, to: i.pointee.dst, size: i.pointee.operandSize)
+    }
+  }
+}
+
+extension CPU {
+  /// What LAR or LSL returns (0 for VERR and VERW), or nil where the check fails.
+  fileprivate func inspectDescriptor(
+    _ selector: UInt16, _ what: Inspection
+  ) throws(GuestException) -> UInt64? {
+    if Selector.isNull(selector) { return nil }
+    guard let address = descriptorAddress(selector, size: 8) else { return nil }
+    let raw = try loadSystem(address, as: UInt64.self)
+    let rights = SegmentDescriptor(rawValue: raw).accessRights
+    if !rights.isCodeOrData {
+      guard what == .lar || what == .lsl, isInspectable(rights.type, what) else { return nil }
+      if isLongMode && descriptorAddress(selector, size: 16) == nil { return nil }
+    }
+    let conforming = rights.isCode && rights.isConformingOrExpandDown
+    if !conforming && rights.dpl < max(cpl, Selector.rpl(selector)) { return nil }
+    switch what {
+    case .lar: return raw >> 32 & 0x00F0_FF00
+    case .lsl: return UInt64(SegmentDescriptor(rawValue: raw).limit)
+    case .verr: return !rights.isCode || rights.isReadableCodeOrWritableData ? 0 : nil
+    case .verw: return !rights.isCode && rights.isReadableCodeOrWritableData ? 0 : nil
+    }
+  }
+
+  /// The system types that LAR and LSL accept (tables in SDM volume 2).
+  private func isInspectable(_ type: UInt8, _ what: Inspection) -> Bool {
+    let gates: UInt16 = what == .lar ? 1 << 12 | (isLongMode ? 0 : 1 << 4 | 1 << 5) : 0
+    let segments: UInt16 = 1 << 2 | 1 << 9 | 1 << 11 | (isLongMode ? 0 : 1 << 1 | 1 << 3)
+    return (gates | segments) >> UInt16(type) & 1 != 0
+  }
+}
+
+/// ARPL r/m16, r16.
+@inline(__always) private func adjustRPL(
+  _ c: RawPointer, _ i: RawPointer, memory: Bool
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    if c.hasRealModeSegments { throw .invalidOpcode }
+    let rpl = i.pointee.src.load(as: UInt16.self) & Selector.rplMask
+    let address = memory ? try c.linearAddress(i, size: 2, .write) : 0
+    let value =
+      memory ? try c.load(address, as: UInt16.self) : i.pointee.dst.load(as: UInt16.self)
+    let raised = value & Selector.rplMask < rpl
+    if raised {
+      let result = value & ~Selector.rplMask | rpl
+      if memory { try c.store(result, at: address) } else { c.write(result, to: i.pointee.dst) }
+    }
+    let zf = RFLAGS.zf.rawValue
+    c.arithmeticFlags = c.arithmeticFlags & ~zf | (raised ? zf : 0)
+  }
+}
