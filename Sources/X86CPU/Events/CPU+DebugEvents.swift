@@ -34,7 +34,7 @@ extension CPU {
     let linear = is64Bit ? s.pointee.rip : (segment(.cs).pointee.base &+ s.pointee.rip) & 0xFFFF_FFFF
     let (matched, enabled) = matches(linear, 1) { $0 == Breakpoint.execute }
     if !enabled { return true }
-    return raiseException(.debug(matched))
+    return raiseException(.debug(DR6(rawValue: matched)))
   }
 
   /// After an instruction executed while `slow` was set: interrupt shadow, RF, single-step and data
@@ -72,7 +72,7 @@ extension CPU {
     s.pointee.pendingDebug = 0
     if pending & PendingDebug.causes == 0 { return true }
     s.pointee.activity = ActivityState.active
-    return raiseException(.debug(pending & PendingDebug.dr6))
+    return raiseException(.debug(DR6(rawValue: pending & PendingDebug.dr6)))
   }
 
   /// A data access that data breakpoints may watch; called by the slow path of memory accesses, and
@@ -86,6 +86,7 @@ extension CPU {
 
   /// An access to an I/O port that I/O breakpoints (CR4.DE) may watch.
   package func notePortAccess(_ port: UInt16, size: Int) {
+    if s.pointee.dr7 & DR7.anyEnabled.rawValue == 0 { return }
     if s.pointee.cr4 & CR4.de.rawValue == 0 { return }
     let (matched, enabled) = matches(UInt64(port), UInt64(max(size, 1))) { $0 == Breakpoint.port }
     notePending(matched, enabled)

@@ -122,13 +122,6 @@ extension CPU {
   }
 }
 
-extension GuestException {
-  /// A debug exception: `bits` are those that DR6 will have (and that a VM exit's qualification has).
-  package static func debug(_ bits: UInt64) -> Self {
-    Self(rawValue: UInt64(ExceptionVector.debug.rawValue) | (bits & 0xFFFF) << 32)
-  }
-}
-
 extension InterruptionInfo {
   /// INT n, INT1, INT3, INTO: events whose instruction is over when they are delivered.
   package var isSoftware: Bool {

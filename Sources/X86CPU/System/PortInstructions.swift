@@ -129,23 +129,4 @@ extension CPU {
     guard s.pointee.emulation != nil, let context = owner.emulationContext else { return }
     if !context.writePort(port, size: size, value: value) { throw .vmExit }
   }
-
-  /// After an access to a port: an I/O breakpoint (CR4.DE, R/W 2) that it matches becomes a trap.
-  func notePortAccess(_ port: UInt16, size: Int) {
-    if s.pointee.dr7 & DR7.anyEnabled.rawValue == 0 || s.pointee.cr4 & CR4.de.rawValue == 0 {
-      return
-    }
-    let first = UInt64(port)
-    for n in 0..<4 {
-      let control = (s.pointee.dr7 >> UInt64(16 + 4 * n)) & 0xF
-      let isEnabled = (s.pointee.dr7 >> UInt64(2 * n)) & 3 != 0
-      guard isEnabled, control & 3 == 2 else { continue }
-      let length = control >> 2 == 2 ? 8 : (control >> 2) + 1
-      let start = s.pointee.dr[n] & ~(length - 1)
-      if first < start &+ length && start < first + UInt64(size) {
-        s.pointee.pendingDebug |= 1 << UInt64(n) | 1 << 12
-        s.pointee.slow |= SlowReason.dataBreakpoint
-      }
-    }
-  }
 }
