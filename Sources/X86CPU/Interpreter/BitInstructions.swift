@@ -1,5 +1,608 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// BT, BTS, BTR, BTC, BSF, BSR, LZCNT, TZCNT, POPCNT, CRC32, ANDN, BEXTR, BLSI, BLSMSK, BLSR, BZHI,
+// PDEP, PEXT.
+
+import X86
+import X86Decoder
+
+/// What BT and its kin do with the bit.
+enum BitAction { case test, set, reset, complement }
+
+@inline(__always) private func applied<T: OperandInteger>(_ action: BitAction, _ a: T, _ bit: T) -> T {
+  switch action {
+  case .test: a
+  case .set: a | bit
+  case .reset: a & ~bit
+  case .complement: a ^ bit
+  }
+}
+
+/// A bit of a register.
+@inline(__always) private func bitR<T: OperandInteger>(
+  _ t: T.Type, _ action: BitAction, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i).pointee
+  let bit = T(1) &<< c.read(i.src, as: T.self)
+  let a: T = c.read(i.dst)
+  c.setCarry(a & bit != 0)
+  if action != .test { c.write(applied(action, a, bit), to: i.dst) }
+  return Step.next
+}
+
+/// A bit of memory. With a register offset the bit string may lie far from the operand's address.
+@inline(__always) private func bitM<T: OperandInteger & AtomicOperand>(
+  _ t: T.Type, _ action: BitAction, string: Bool, locked: Bool, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let size = MemoryLayout<T>.size
+    let offset: T = c.read(i.pointee.src)
+    let bit = T(1) &<< offset
+    let access: AccessKind = action == .test ? .read : .write
+    let address = string
+      ? try c.bitStringAddress(i, Int64(bitPattern: c.signExtended(offset)), size, access)
+      : try c.linearAddress(i, size: size, access)
+    if action == .test {
+      c.setCarry(try c.load(address, as: T.self) & bit != 0)
+      return
+    }
+    if locked, let p = try c.pointerForModify(address, size: size) {
+      var old = T.atomicLoad(p)
+      while true {
+        let (done, found) = T.atomicCompareExchange(
+          p, expected: old, desired: applied(action, old, bit))
+        if done { break }
+        old = found
+      }
+      c.setCarry(old & bit != 0)
+      return
+    }
+    _ = try c.pointerForModify(address, size: size)
+    let a = try c.load(address, as: T.self)
+    try c.store(applied(action, a, bit), at: address)
+    c.setCarry(a & bit != 0)
+  }
+}
+
+extension CPU {
+  /// The linear address of the operand-sized word that holds a bit of a bit string.
+  @inline(never) func bitStringAddress(
+    _ i: MicroOpPointer, _ bit: Int64, _ size: Int, _ access: AccessKind
+  ) throws(GuestException) -> UInt64 {
+    let word = bit >> Int64(size == 2 ? 4 : size == 4 ? 5 : 6)
+    let offset = effectiveAddress(i) &+ UInt64(bitPattern: word &* Int64(size))
+    let register = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
+    return try linear(register, offset & addressMask(i), size: size, access)
+  }
+}
+
+/// An instruction that computes a result from one register or memory operand.
+protocol UnaryBitOperation {
+  static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T
+}
+
+/// `operand` is 1 where the source is operand 1, 2 where it is operand 2 or for BLS* in VEX form.
+@inline(__always) private func unaryBits<O: UnaryBitOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let a: T
+    if memory {
+      a = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size))
+    } else {
+      a = c.read(i.pointee.src)
+    }
+    c.write(O.apply(c, a, old: c.read(i.pointee.dst)), to: i.pointee.dst)
+  }
+}
+
+/// BSF and BSR: a zero source leaves the destination alone (of a 32-bit one, the upper half too, but
+/// writing it clears that; hosts differ and compilers do not rely on it).
+enum BitScanForward: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    c.setScanFlags(zero: a == 0)
+    return a == 0 ? old : T(a.trailingZeroBitCount)
+  }
+}
+enum BitScanReverse: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    c.setScanFlags(zero: a == 0)
+    return a == 0 ? old : T(T.bitWidth - 1 - a.leadingZeroBitCount)
+  }
+}
+enum LeadingZeroCount: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    let r = T(a.leadingZeroBitCount)
+    c.setCountFlags(carry: a == 0, zero: r == 0)
+    return r
+  }
+}
+enum TrailingZeroCount: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    let r = T(a.trailingZeroBitCount)
+    c.setCountFlags(carry: a == 0, zero: r == 0)
+    return r
+  }
+}
+enum PopulationCount: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    c.arithmeticFlags = a == 0 ? RFLAGS.zf.rawValue : 0
+    return T(a.nonzeroBitCount)
+  }
+}
+enum LowestSetBit: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    let r = a & (0 &- a)
+    c.setLogicFlags(result: r)
+    c.setCarryOverflow(cf: a != 0, of: false)
+    return r
+  }
+}
+enum MaskToLowestSetBit: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    let r = a ^ (a &- 1)
+    c.setLogicFlags(result: r)
+    c.setCarryOverflow(cf: a == 0, of: false)
+    return r
+  }
+}
+enum ResetLowestSetBit: UnaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
+    let r = a & (a &- 1)
+    c.setLogicFlags(result: r)
+    c.setCarryOverflow(cf: a == 0, of: false)
+    return r
+  }
+}
+
+extension CPU {
+  /// ZF alone; the others are undefined and keep their values.
+  @inline(__always) func setScanFlags(zero: Bool) {
+    let flags = arithmeticFlags & ~RFLAGS.zf.rawValue
+    arithmeticFlags = flags | (zero ? RFLAGS.zf.rawValue : 0)
+  }
+
+  /// CF and ZF; the others are undefined and keep their values.
+  @inline(__always) func setCountFlags(carry: Bool, zero: Bool) {
+    let flags = arithmeticFlags & ~(RFLAGS.zf.rawValue | RFLAGS.cf.rawValue)
+    arithmeticFlags =
+      flags | (zero ? RFLAGS.zf.rawValue : 0) | (carry ? RFLAGS.cf.rawValue : 0)
+  }
+}
+
+/// An instruction with two sources: ANDN, BEXTR, BZHI, PDEP, PEXT. `a` is the first in the manual's
+/// formula, `b` the second.
+protocol BinaryBitOperation {
+  static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T
+}
+
+/// Operand 1 is a register, operand 2 register or memory (ANDN, PDEP, PEXT).
+@inline(__always) private func binaryBitsLast<O: BinaryBitOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let b: T
+    if memory {
+      b = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size))
+    } else {
+      b = c.read(c.third(i))
+    }
+    c.write(O.apply(c, c.read(i.pointee.src), b), to: i.pointee.dst)
+  }
+}
+
+/// Operand 1 is register or memory, operand 2 a register (BEXTR, BZHI).
+@inline(__always) private func binaryBitsMiddle<O: BinaryBitOperation, T: OperandInteger>(
+  _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    let a: T
+    if memory {
+      a = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size))
+    } else {
+      a = c.read(i.pointee.src)
+    }
+    c.write(O.apply(c, a, c.read(c.third(i))), to: i.pointee.dst)
+  }
+}
+
+enum AndNot: BinaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    let r = ~a & b
+    c.setLogicFlags(result: r)
+    return r
+  }
+}
+enum ExtractField: BinaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    let start = Int(truncatingIfNeeded: b & 0xFF)
+    let length = Int(truncatingIfNeeded: (b >> 8) & 0xFF)
+    let field = a >> start
+    let r = length >= T.bitWidth ? field : field & ((T(1) << length) &- 1)
+    c.arithmeticFlags = r == 0 ? RFLAGS.zf.rawValue : 0
+    return r
+  }
+}
+enum ZeroHighBits: BinaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    let index = Int(truncatingIfNeeded: b & 0xFF)
+    let r = index >= T.bitWidth ? a : a & ((T(1) << index) &- 1)
+    c.setLogicFlags(result: r)
+    c.setCarryOverflow(cf: index >= T.bitWidth, of: false)
+    return r
+  }
+}
+enum DepositBits: BinaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    var (mask, source, r) = (b, a, T(0))
+    while mask != 0 {
+      let bit = mask & (0 &- mask)
+      if source & 1 != 0 { r |= bit }
+      source >>= 1
+      mask &= mask &- 1
+    }
+    return r
+  }
+}
+enum ExtractBits: BinaryBitOperation {
+  @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {
+    var (mask, r, out) = (b, T(0), T(1))
+    while mask != 0 {
+      let bit = mask & (0 &- mask)
+      if a & bit != 0 { r |= out }
+      out <<= 1
+      mask &= mask &- 1
+    }
+    return r
+  }
+}
+
+/// CRC32 (Castagnoli polynomial, reflected) of the source's bytes into a 32-bit destination.
+@inline(__always) private func crc<T: OperandInteger>(
+  _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
+) -> Int32 {
+  let c = CPU(c)
+  let i = Handlers.op(i)
+  return attempt(c) { () throws(GuestException) in
+    var value: T
+    if memory {
+      value = try c.load(try c.linearAddress(i, size: MemoryLayout<T>.size))
+    } else {
+      value = c.read(i.pointee.src)
+    }
+    var crc: UInt32 = c.read(i.pointee.dst)
+    for _ in 0..<MemoryLayout<T>.size {
+      crc = castagnoli[Int(UInt8(truncatingIfNeeded: crc) ^ UInt8(truncatingIfNeeded: value))] ^ crc >> 8
+      value = T.bitWidth > 8 ? value >> 8 : 0
+    }
+    c.write(crc, to: i.pointee.dst)
+  }
+}
+
+private let castagnoli: InlineArray<256, UInt32> = {
+  var table = InlineArray<256, UInt32>(repeating: 0)
+  for n in 0..<256 {
+    var value = UInt32(n)
+    for _ in 0..<8 { value = value & 1 != 0 ? value >> 1 ^ 0x82F6_3B78 : value >> 1 }
+    table[n] = value
+  }
+  return table
+}()
 
 enum BitInstructions {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    registerBitTests(&t)
+    registerScans(&t)
+    registerBMI(&t)
+    registerCRC(&t)
+  }
+
+  /// By where operand 0 is, whether the offset is a register (a bit string) and LOCK.
+  private static func bitRule(
+    register: WidthHandlers, memory: WidthHandlers, string: WidthHandlers, locked: WidthHandlers,
+    lockedString: WidthHandlers
+  ) -> LoweringRule {
+    .custom { i, _, _ in
+      if i.memoryOperand == nil { return register[i.operandSize] }
+      let isString = i.operands[1].kind == .general
+      if i.prefixes.contains(.lock) {
+        return (isString ? lockedString : locked)[i.operandSize]
+      }
+      return (isString ? string : memory)[i.operandSize]
+    }
+  }
+
+  private static func registerBitTests(_ t: inout LoweringTable) {
+    t[.bt] = bitRule(
+      register: .init(
+        nil,
+        { bitR(UInt16.self, .test, $0, $1) },
+        { bitR(UInt32.self, .test, $0, $1) },
+        { bitR(UInt64.self, .test, $0, $1) }),
+      memory: .init(
+        nil,
+        { bitM(UInt16.self, .test, string: false, locked: false, $0, $1) },
+        { bitM(UInt32.self, .test, string: false, locked: false, $0, $1) },
+        { bitM(UInt64.self, .test, string: false, locked: false, $0, $1) }),
+      string: .init(
+        nil,
+        { bitM(UInt16.self, .test, string: true, locked: false, $0, $1) },
+        { bitM(UInt32.self, .test, string: true, locked: false, $0, $1) },
+        { bitM(UInt64.self, .test, string: true, locked: false, $0, $1) }),
+      locked: .init(
+        nil,
+        { bitM(UInt16.self, .test, string: false, locked: true, $0, $1) },
+        { bitM(UInt32.self, .test, string: false, locked: true, $0, $1) },
+        { bitM(UInt64.self, .test, string: false, locked: true, $0, $1) }),
+      lockedString: .init(
+        nil,
+        { bitM(UInt16.self, .test, string: true, locked: true, $0, $1) },
+        { bitM(UInt32.self, .test, string: true, locked: true, $0, $1) },
+        { bitM(UInt64.self, .test, string: true, locked: true, $0, $1) }))
+    t[.bts] = bitRule(
+      register: .init(
+        nil,
+        { bitR(UInt16.self, .set, $0, $1) },
+        { bitR(UInt32.self, .set, $0, $1) },
+        { bitR(UInt64.self, .set, $0, $1) }),
+      memory: .init(
+        nil,
+        { bitM(UInt16.self, .set, string: false, locked: false, $0, $1) },
+        { bitM(UInt32.self, .set, string: false, locked: false, $0, $1) },
+        { bitM(UInt64.self, .set, string: false, locked: false, $0, $1) }),
+      string: .init(
+        nil,
+        { bitM(UInt16.self, .set, string: true, locked: false, $0, $1) },
+        { bitM(UInt32.self, .set, string: true, locked: false, $0, $1) },
+        { bitM(UInt64.self, .set, string: true, locked: false, $0, $1) }),
+      locked: .init(
+        nil,
+        { bitM(UInt16.self, .set, string: false, locked: true, $0, $1) },
+        { bitM(UInt32.self, .set, string: false, locked: true, $0, $1) },
+        { bitM(UInt64.self, .set, string: false, locked: true, $0, $1) }),
+      lockedString: .init(
+        nil,
+        { bitM(UInt16.self, .set, string: true, locked: true, $0, $1) },
+        { bitM(UInt32.self, .set, string: true, locked: true, $0, $1) },
+        { bitM(UInt64.self, .set, string: true, locked: true, $0, $1) }))
+    t[.btr] = bitRule(
+      register: .init(
+        nil,
+        { bitR(UInt16.self, .reset, $0, $1) },
+        { bitR(UInt32.self, .reset, $0, $1) },
+        { bitR(UInt64.self, .reset, $0, $1) }),
+      memory: .init(
+        nil,
+        { bitM(UInt16.self, .reset, string: false, locked: false, $0, $1) },
+        { bitM(UInt32.self, .reset, string: false, locked: false, $0, $1) },
+        { bitM(UInt64.self, .reset, string: false, locked: false, $0, $1) }),
+      string: .init(
+        nil,
+        { bitM(UInt16.self, .reset, string: true, locked: false, $0, $1) },
+        { bitM(UInt32.self, .reset, string: true, locked: false, $0, $1) },
+        { bitM(UInt64.self, .reset, string: true, locked: false, $0, $1) }),
+      locked: .init(
+        nil,
+        { bitM(UInt16.self, .reset, string: false, locked: true, $0, $1) },
+        { bitM(UInt32.self, .reset, string: false, locked: true, $0, $1) },
+        { bitM(UInt64.self, .reset, string: false, locked: true, $0, $1) }),
+      lockedString: .init(
+        nil,
+        { bitM(UInt16.self, .reset, string: true, locked: true, $0, $1) },
+        { bitM(UInt32.self, .reset, string: true, locked: true, $0, $1) },
+        { bitM(UInt64.self, .reset, string: true, locked: true, $0, $1) }))
+    t[.btc] = bitRule(
+      register: .init(
+        nil,
+        { bitR(UInt16.self, .complement, $0, $1) },
+        { bitR(UInt32.self, .complement, $0, $1) },
+        { bitR(UInt64.self, .complement, $0, $1) }),
+      memory: .init(
+        nil,
+        { bitM(UInt16.self, .complement, string: false, locked: false, $0, $1) },
+        { bitM(UInt32.self, .complement, string: false, locked: false, $0, $1) },
+        { bitM(UInt64.self, .complement, string: false, locked: false, $0, $1) }),
+      string: .init(
+        nil,
+        { bitM(UInt16.self, .complement, string: true, locked: false, $0, $1) },
+        { bitM(UInt32.self, .complement, string: true, locked: false, $0, $1) },
+        { bitM(UInt64.self, .complement, string: true, locked: false, $0, $1) }),
+      locked: .init(
+        nil,
+        { bitM(UInt16.self, .complement, string: false, locked: true, $0, $1) },
+        { bitM(UInt32.self, .complement, string: false, locked: true, $0, $1) },
+        { bitM(UInt64.self, .complement, string: false, locked: true, $0, $1) }),
+      lockedString: .init(
+        nil,
+        { bitM(UInt16.self, .complement, string: true, locked: true, $0, $1) },
+        { bitM(UInt32.self, .complement, string: true, locked: true, $0, $1) },
+        { bitM(UInt64.self, .complement, string: true, locked: true, $0, $1) }))
+  }
+
+  private static func registerScans(_ t: inout LoweringTable) {
+    t[.bsf] = .forms(
+      register: .init(
+        nil,
+        { unaryBits(BitScanForward.self, UInt16.self, memory: false, $0, $1) },
+        { unaryBits(BitScanForward.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(BitScanForward.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        { unaryBits(BitScanForward.self, UInt16.self, memory: true, $0, $1) },
+        { unaryBits(BitScanForward.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(BitScanForward.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.bsr] = .forms(
+      register: .init(
+        nil,
+        { unaryBits(BitScanReverse.self, UInt16.self, memory: false, $0, $1) },
+        { unaryBits(BitScanReverse.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(BitScanReverse.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        { unaryBits(BitScanReverse.self, UInt16.self, memory: true, $0, $1) },
+        { unaryBits(BitScanReverse.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(BitScanReverse.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.lzcnt] = .forms(
+      register: .init(
+        nil,
+        { unaryBits(LeadingZeroCount.self, UInt16.self, memory: false, $0, $1) },
+        { unaryBits(LeadingZeroCount.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(LeadingZeroCount.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        { unaryBits(LeadingZeroCount.self, UInt16.self, memory: true, $0, $1) },
+        { unaryBits(LeadingZeroCount.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(LeadingZeroCount.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.tzcnt] = .forms(
+      register: .init(
+        nil,
+        { unaryBits(TrailingZeroCount.self, UInt16.self, memory: false, $0, $1) },
+        { unaryBits(TrailingZeroCount.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(TrailingZeroCount.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        { unaryBits(TrailingZeroCount.self, UInt16.self, memory: true, $0, $1) },
+        { unaryBits(TrailingZeroCount.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(TrailingZeroCount.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.popcnt] = .forms(
+      register: .init(
+        nil,
+        { unaryBits(PopulationCount.self, UInt16.self, memory: false, $0, $1) },
+        { unaryBits(PopulationCount.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(PopulationCount.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        { unaryBits(PopulationCount.self, UInt16.self, memory: true, $0, $1) },
+        { unaryBits(PopulationCount.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(PopulationCount.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+  }
+
+  private static func registerBMI(_ t: inout LoweringTable) {
+    t[.blsi] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { unaryBits(LowestSetBit.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(LowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { unaryBits(LowestSetBit.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(LowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.blsmsk] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { unaryBits(MaskToLowestSetBit.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(MaskToLowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { unaryBits(MaskToLowestSetBit.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(MaskToLowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.blsr] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { unaryBits(ResetLowestSetBit.self, UInt32.self, memory: false, $0, $1) },
+        { unaryBits(ResetLowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { unaryBits(ResetLowestSetBit.self, UInt32.self, memory: true, $0, $1) },
+        { unaryBits(ResetLowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.andn] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { binaryBitsLast(AndNot.self, UInt32.self, memory: false, $0, $1) },
+        { binaryBitsLast(AndNot.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { binaryBitsLast(AndNot.self, UInt32.self, memory: true, $0, $1) },
+        { binaryBitsLast(AndNot.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.pdep] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { binaryBitsLast(DepositBits.self, UInt32.self, memory: false, $0, $1) },
+        { binaryBitsLast(DepositBits.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { binaryBitsLast(DepositBits.self, UInt32.self, memory: true, $0, $1) },
+        { binaryBitsLast(DepositBits.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.pext] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { binaryBitsLast(ExtractBits.self, UInt32.self, memory: false, $0, $1) },
+        { binaryBitsLast(ExtractBits.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { binaryBitsLast(ExtractBits.self, UInt32.self, memory: true, $0, $1) },
+        { binaryBitsLast(ExtractBits.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.bextr] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { binaryBitsMiddle(ExtractField.self, UInt32.self, memory: false, $0, $1) },
+        { binaryBitsMiddle(ExtractField.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { binaryBitsMiddle(ExtractField.self, UInt32.self, memory: true, $0, $1) },
+        { binaryBitsMiddle(ExtractField.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+    t[.bzhi] = .forms(
+      register: .init(
+        nil,
+        nil,
+        { binaryBitsMiddle(ZeroHighBits.self, UInt32.self, memory: false, $0, $1) },
+        { binaryBitsMiddle(ZeroHighBits.self, UInt64.self, memory: false, $0, $1) }),
+      load: .init(
+        nil,
+        nil,
+        { binaryBitsMiddle(ZeroHighBits.self, UInt32.self, memory: true, $0, $1) },
+        { binaryBitsMiddle(ZeroHighBits.self, UInt64.self, memory: true, $0, $1) }),
+      store: .init())
+  }
+
+  private static func registerCRC(_ t: inout LoweringTable) {
+    let register = WidthHandlers(
+      { crc(UInt8.self, memory: false, $0, $1) },
+      { crc(UInt16.self, memory: false, $0, $1) },
+      { crc(UInt32.self, memory: false, $0, $1) },
+      { crc(UInt64.self, memory: false, $0, $1) })
+    let memory = WidthHandlers(
+      { crc(UInt8.self, memory: true, $0, $1) },
+      { crc(UInt16.self, memory: true, $0, $1) },
+      { crc(UInt32.self, memory: true, $0, $1) },
+      { crc(UInt64.self, memory: true, $0, $1) })
+    t[.crc32] = .custom { i, _, _ in
+      (i.memoryOperand == nil ? register : memory)[i.operands[1].size]
+    }
+  }
 }
