@@ -4,15 +4,16 @@ import X86
 
 extension Disassembler {
   static func text(
-    _ operand: Operand, of instruction: Instruction, at address: UInt64
+    _ index: Int, of instruction: Instruction, at address: UInt64
   ) -> String {
+    let operand = instruction.operands[index]
     switch operand.kind {
     case .none: return ""
     case .general: return generalName(operand.number, size: operand.size)
     case .segment: return segmentNames[Int(operand.number & 7)]
     case .control: return "cr\(operand.number)"
     case .debug: return "dr\(operand.number)"
-    case .x87: return x87Name(operand, of: instruction)
+    case .x87: return x87Name(index, of: instruction)
     case .mmx: return "mm\(operand.number)"
     case .vector: return vectorName(operand.number, size: operand.size)
     case .mask: return "k\(operand.number)"
@@ -30,13 +31,12 @@ extension Disassembler {
     }
   }
 
-  private static func x87Name(_ operand: Operand, of instruction: Instruction) -> String {
-    // ST(0) that is implied is `st`; ST(i) always has its number.
-    let isImplied = operand.number == 0 && instruction.operandCount == 2
-    guard isImplied, instruction.operands[0] != instruction.operands[1] else {
-      return "st(\(operand.number))"
-    }
-    return "st"
+  /// ST(0) that the opcode implies is `st`; ST(i) of ModRM always has its number.
+  private static func x87Name(_ index: Int, of instruction: Instruction) -> String {
+    let opcode = instruction.encoding.opcode
+    let implied = opcode == 0xDC || opcode == 0xDE ? 1 : 0
+    if instruction.operandCount == 2 && index == implied { return "st" }
+    return "st(\(instruction.operands[index].number))"
   }
 
   private static func hex(_ value: UInt64, size: UInt8) -> String {
@@ -72,6 +72,7 @@ extension Disassembler {
       let segment = operand.number == 7 ? "es" : segmentNames[Int(instruction.segment.rawValue)]
       return "\(width)\(segment):[\(register)]"
     }
+    if instruction.isOffsetMove { width = "" }
     if instruction.attributes.contains(.broadcast) {
       width = operand.size == 8 ? "QWORD BCST " : "DWORD BCST "
     }
@@ -137,6 +138,11 @@ extension Instruction {
       return operands[index].number
     }
     return 0
+  }
+
+  /// MOV with an offset and no ModRM.
+  var isOffsetMove: Bool {
+    encoding.map == .oneByte && encoding.opcode & 0xFC == 0xA0
   }
 
   /// D0 to D3 without CL.

@@ -15,8 +15,7 @@ public enum Disassembler {
   public static func text(_ instruction: Instruction, at address: UInt64 = 0) -> String {
     var operands: [String] = []
     for index in 0..<Int(instruction.operandCount) {
-      let operand = instruction.operands[index]
-      operands.append(text(operand, of: instruction, at: address))
+      operands.append(text(index, of: instruction, at: address))
     }
     if instruction.attributes.contains(.suppressExceptions) {
       let isImmediate = instruction.operands[operands.count - 1].kind == .immediate
@@ -64,7 +63,7 @@ public enum Disassembler {
     let opcode = instruction.encoding.opcode
     guard instruction.encoding.map == .oneByte, instruction.mode == .bits64 else { return false }
     if opcode & 0xF8 == 0xB8 { return instruction.operandSize == 8 }
-    return opcode & 0xFC == 0xA0
+    return instruction.isOffsetMove && instruction.addressSize == 8
   }
 
   private static func conditional(_ name: String) -> String {
