@@ -94,7 +94,7 @@ extension PhysicalCPU {
   /// Notes what the next VM entry has to look at.
   @inline(__always) private func mark(_ location: FieldLocation, changed: UInt64) {
     var groups = location.groups
-    if groups == .controls || groups == .registers {
+    if groups == .controls || groups == .registers || groups == .rflags {
       groups = Self.refine(groups, VMCSField(rawValue: UInt32(location.encoding)), changed)
     }
     vmx.pointee.dirty.formUnion(groups)
@@ -109,6 +109,7 @@ extension PhysicalCPU {
     case .primaryControls: changed & ~freePrimaryControls == 0 ? .values : groups
     case .guestCR0: changed & pagingCR0 != 0 ? [groups, .paging] : groups
     case .guestCR3: [groups, .paging]
+    case .guestRFLAGS: changed & RFLAGS.vm.rawValue != 0 ? [groups, .segments] : groups
     case .guestCR4: changed & pagingCR4 != 0 ? [groups, .paging] : groups
     default: groups
     }

@@ -104,6 +104,14 @@ package enum VMXCapabilities {
     1 << 0 | 1 << 6 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21 | 1 << 25
     | 1 << 26 | 1 << 32 | 0xF << 40
 
+  /// Whether an EPT pointer is one that VM entry and INVEPT take.
+  package static func allows(eptPointer pointer: UInt64) -> Bool {
+    let isMemoryType = pointer & 7 == 0 || pointer & 7 == 6
+    let isFourLevels = pointer >> 3 & 7 == 3
+    return isMemoryType && isFourLevels && pointer & 0xF80 == 0
+      && EntryChecks.isHostPage(pointer & Page.mask)
+  }
+
   /// Timer rate, entry control "IA-32e mode guest" kept by exits, HLT, shutdown and wait-for-SIPI
   /// states, CR3 targets, MSR areas of 512, injection with instruction length 0.
   private static let misc: UInt64 =

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Checks on VMX controls: a failure is VMfailValid with error 7.
+
+import X86
+
+extension EntryChecks {
+  /// - Parameter dirty: the groups that changed; event injection alone is checked alone.
+  func checkControls(_ dirty: VMCSGroups) throws(EntryFailure) {
+    if dirty.contains(.controls) {
+      try checkExecutionControls()
+      try checkAddressSpaceControls()
+      try checkExitControls()
+      try require(VMXCapabilities.entry.allows(entry), .entryControls)
+    }
+    if injection.isValid { try checkInjection() }
+    if dirty.contains(.controls) {
+      try checkMSRArea(.entryMSRLoadCount, .entryMSRLoadAddress, .entryMSRLoadAddress)
+    }
+  }
+
+  private func checkExecutionControls() throws(EntryFailure) {
+    try require(VMXCapabilities.pin.allows(pin), .pinControls)
+    try require(VMXCapabilities.primary.allows(primary), .primaryControls)
+    try require(VMXCapabilities.secondary.allows(secondary), .secondaryControls)
+    try require(page(.cr3TargetCount) <= VMXCapabilities.cr3TargetCount, .cr3TargetCount)
+    if primary & PrimaryControls.useIOBitmaps != 0 {
+      try require(
+        Self.isHostPage(page(.ioBitmapA)) && Self.isHostPage(page(.ioBitmapB)), .ioBitmapAddress)
+    }
+    if primary & PrimaryControls.useMSRBitmaps != 0 {
+      try require(Self.isHostPage(page(.msrBitmap)), .msrBitmapAddress)
+    }
+    if pin & PinControls.nmiExiting == 0 {
+      try require(pin & PinControls.virtualNMIs == 0, .virtualNMIsWithoutNMIExiting)
+    }
+    if pin & PinControls.virtualNMIs == 0 {
+      try require(primary & PrimaryControls.nmiWindowExiting == 0, .nmiWindowWithoutVirtualNMIs)
+    }
+  }
+
+  private func checkAddressSpaceControls() throws(EntryFailure) {
+    if secondary & SecondaryControls.enableVPID != 0 {
+      try require(page(.vpid) != 0, .zeroVPID)
+    }
+    if secondary & SecondaryControls.enableEPT != 0 {
+      let pointer = page(.eptPointer)
+      try require(pointer & 7 == 0 || pointer & 7 == 6, .eptMemoryType)
+      try require(pointer >> 3 & 7 == 3, .eptWalkLength)
+      try require(VMXCapabilities.allows(eptPointer: pointer), .eptPointerReserved)
+    }
+    if isUnrestricted {
+      try require(secondary & SecondaryControls.enableEPT != 0, .unrestrictedGuestWithoutEPT)
+    }
+    if secondary & SecondaryControls.useTSCScaling != 0 {
+      try require(page(.tscMultiplier) != 0, .zeroTSCMultiplier)
+    }
+  }
+
+  private func checkExitControls() throws(EntryFailure) {
+    try require(VMXCapabilities.exit.allows(exit), .exitControls)
+    if pin & PinControls.preemptionTimer == 0 {
+      try require(exit & ExitControls.savePreemptionTimer == 0, .saveTimerWithoutTimer)
+    }
+    try checkMSRArea(.exitMSRStoreCount, .exitMSRStoreAddress, .exitMSRStoreAddress)
+    try checkMSRArea(.exitMSRLoadCount, .exitMSRLoadAddress, .exitMSRLoadAddress)
+  }
+
+  private func checkMSRArea(
+    _ count: VMCSField, _ address: VMCSField, _ rule: EntryFailure
+  ) throws(EntryFailure) {
+    let count = page(count)
+    if count == 0 { return }
+    let start = page(address)
+    let last = start &+ count &* 16 &- 1
+    try require(
+      start & 0xF == 0 && start != 0 && start >> VMXCapabilities.hostAddressWidth == 0
+        && last >> VMXCapabilities.hostAddressWidth == 0, rule)
+  }
+
+  // MARK: Event injection
+
+  private func checkInjection() throws(EntryFailure) {
+    guard let type = injection.type else { throw .injectionType }
+    let vector = injection.vector
+    switch type {
+    case .nmi: try require(vector == 2, .injectionVector)
+    case .hardwareException: try require(vector < 32, .injectionVector)
+    case .otherEvent: try require(vector == 0, .injectionVector)
+    default: break
+    }
+    let isReal = isUnrestricted && cpu.s.pointee.cr0 & CR0.pe.rawValue == 0
+    let hasCode = type == .hardwareException && Self.hasErrorCode(vector) && !isReal
+    try require(injection.hasErrorCode == hasCode, .injectionErrorCodeValid)
+    try require(injection.rawValue & 0x7FFF_F000 == 0, .injectionReserved)
+    if hasCode { try require(page(.entryExceptionErrorCode) >> 16 == 0, .injectionErrorCode) }
+    switch type {
+    case .softwareInterrupt, .privilegedSoftwareException, .softwareException:
+      try require(page(.entryInstructionLength) <= 15, .injectionLength)
+    default: break
+    }
+  }
+
+  static func hasErrorCode(_ vector: UInt8) -> Bool {
+    switch ExceptionVector(rawValue: vector) {
+    case .doubleFault, .invalidTSS, .segmentNotPresent, .stackFault, .generalProtection,
+      .pageFault, .alignmentCheck:
+      true
+    default: false
+    }
+  }
+}

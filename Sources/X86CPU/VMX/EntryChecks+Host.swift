@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Checks on the host-state area: a failure is VMfailValid with error 8. Nothing of it is loaded but
+// EFER and PAT (the host is a program), yet what a real processor refuses is refused.
+
+import X86
+
+extension EntryChecks {
+  func checkHostState() throws(EntryFailure) {
+    try checkHostRegisters()
+    try checkHostSegments()
+    try require(exit & ExitControls.hostAddressSpaceSize != 0, .hostAddressSpaceSize)
+    try require(page(.hostCR4) & CR4.pae.rawValue != 0, .hostPAE)
+    try require(Self.isCanonical(page(.hostRIP)), .hostRIP)
+  }
+
+  private func checkHostRegisters() throws(EntryFailure) {
+    let cr0 = page(.hostCR0)
+    try require(
+      cr0 & VMXCapabilities.cr0Fixed0 == VMXCapabilities.cr0Fixed0
+        && cr0 & ~VMXCapabilities.cr0Fixed1 == 0, .hostCR0)
+    let cr4 = page(.hostCR4)
+    try require(
+      cr4 & VMXCapabilities.cr4Fixed0 == VMXCapabilities.cr4Fixed0
+        && cr4 & ~VMXCapabilities.cr4Fixed1 == 0, .hostCR4)
+    try require(Self.isPhysical(page(.hostCR3)), .hostCR3)
+    try require(
+      Self.isCanonical(page(.hostSysenterESP)) && Self.isCanonical(page(.hostSysenterEIP)),
+      .hostSysenter)
+    if exit & ExitControls.loadPAT != 0 { try require(Self.isPAT(page(.hostPAT)), .hostPAT) }
+    if exit & ExitControls.loadEFER != 0 {
+      let efer = page(.hostEFER)
+      try require(efer & ~Self.eferBits == 0, .hostEFERReserved)
+      let is64 = exit & ExitControls.hostAddressSpaceSize != 0
+      let mode = EFER([.lma, .lme]).rawValue
+      try require(efer & mode == (is64 ? mode : 0), .hostEFERMode)
+    }
+  }
+
+  private func checkHostSegments() throws(EntryFailure) {
+    let selectors: InlineArray<7, VMCSField> = [
+      .hostESSelector, .hostCSSelector, .hostSSSelector, .hostDSSelector, .hostFSSelector,
+      .hostGSSelector, .hostTRSelector,
+    ]
+    for n in selectors.indices { try require(page(selectors[n]) & 7 == 0, .hostSelector) }
+    try require(
+      page(.hostCSSelector) != 0 && page(.hostTRSelector) != 0
+        && (page(.hostSSSelector) != 0 || exit & ExitControls.hostAddressSpaceSize != 0),
+      .hostNullSelector)
+    let bases: InlineArray<5, VMCSField> = [
+      .hostFSBase, .hostGSBase, .hostGDTRBase, .hostIDTRBase, .hostTRBase,
+    ]
+    for n in bases.indices { try require(Self.isCanonical(page(bases[n])), .hostBase) }
+  }
+}

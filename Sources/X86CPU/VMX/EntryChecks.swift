@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The checks of VM entry, in the manual's order: each is one `require` with the rule that it is
+// (SDM volume 3, "Checks on VMX Controls and Host-State Area", "Checking and Loading Guest State").
+// Fields are read where they are: controls and host state in the VMCS, guest state in the CPU.
+//
+//     try require(vpid != 0, .zeroVPID)
+
+import X86
+
+struct EntryChecks {
+  let cpu: CPU
+  let unit: UnsafeMutablePointer<VMXUnit>
+
+  /// The controls that many checks ask about.
+  let pin: UInt32
+  let primary: UInt32
+  let secondary: UInt32
+  let exit: UInt32
+  let entry: UInt32
+  let injection: InterruptionInfo
+
+  init(cpu: CPU, unit: UnsafeMutablePointer<VMXUnit>) {
+    self.cpu = cpu
+    self.unit = unit
+    pin = unit.pointee.page32(.pinBasedControls)
+    primary = unit.pointee.page32(.primaryControls)
+    let usesSecondary = primary & PrimaryControls.secondaryControls != 0
+    secondary = usesSecondary ? unit.pointee.page32(.secondaryControls) : 0
+    exit = unit.pointee.page32(.exitControls)
+    entry = unit.pointee.page32(.entryControls)
+    injection = InterruptionInfo(rawValue: unit.pointee.page32(.entryInterruptionInfo))
+  }
+
+  @inline(__always) func require(
+    _ holds: Bool, _ rule: EntryFailure
+  ) throws(EntryFailure) {
+    if !holds { throw rule }
+  }
+
+  func page(_ field: VMCSField) -> UInt64 { unit.pointee.page(field) }
+
+  var isUnrestricted: Bool { secondary & SecondaryControls.unrestrictedGuest != 0 }
+  var isLongModeGuest: Bool { entry & EntryControls.ia32eModeGuest != 0 }
+
+  /// A guest-physical address has no bits beyond the physical-address width.
+  static func isPhysical(_ address: UInt64) -> Bool { address >> CPU.physicalAddressBits == 0 }
+
+  /// A host-physical address of a 4 KiB structure.
+  static func isHostPage(_ address: UInt64) -> Bool {
+    address & Page.offsetMask == 0 && address != 0
+      && address >> VMXCapabilities.hostAddressWidth == 0
+  }
+
+  /// Canonical for the widest linear address that the processor offers (57 bits).
+  static func isCanonical(_ address: UInt64) -> Bool {
+    Int64(bitPattern: address << 7) >> 7 == Int64(bitPattern: address)
+  }
+
+  /// Every byte is UC, WC, WT, WP, WB or UC-.
+  static func isPAT(_ value: UInt64) -> Bool {
+    for shift in stride(from: UInt64(0), to: 64, by: 8) {
+      let type = value >> shift & 0xFF
+      if type > 7 || type == 2 || type == 3 { return false }
+    }
+    return true
+  }
+
+  static let eferBits = EFER([.sce, .lme, .lma, .nxe]).rawValue
+}
