@@ -40,7 +40,7 @@ extension CPU {
   private func takeTimer() -> Bool {
     if s.pointee.request & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
     if s.pointee.vmx.pin & PinControls.preemptionTimer == 0 { return true }
-    if chost_rdtsc() < owner.vmx.pointee.timerDeadline { return true }
+    if HostTSC.read() < owner.vmx.pointee.timerDeadline { return true }
     _ = exit(.preemptionTimer)
     return false
   }

@@ -80,7 +80,7 @@ extension EntryChecks {
     if !held { return }
     let traps = entry & EntryControls.loadDebugControls != 0 ? page(.guestDebugControl) : 0
     let steps = rflags.contains(.tf) && traps & Self.branchTrapFlag == 0
-    try require((pending & PendingDebugField.singleStep != 0) == steps, .pendingDebugSingleStep)
+    try require((pending & PendingDebug.singleStep != 0) == steps, .pendingDebugSingleStep)
   }
 
   func checkLinkPointer() throws(EntryFailure) {

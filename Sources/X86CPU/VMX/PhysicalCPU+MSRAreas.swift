@@ -28,8 +28,8 @@ private struct MSRArea {
   /// Entries that no area may have: bits 63:32, FS and GS base, x2APIC registers.
   func isAllowed(_ n: Int) -> Bool {
     let number = number(n)
-    return reserved(n) == 0 && number != 0xC000_0100 && number != 0xC000_0101
-      && number >> 8 != 0x8
+    return reserved(n) == 0 && number != MSR.fsBase.rawValue && number != MSR.gsBase.rawValue
+      && !(MSR.x2APICFirst.rawValue...MSR.x2APICLast.rawValue).contains(number)
   }
 }
 
@@ -70,10 +70,10 @@ extension PhysicalCPU {
     guard let area = MSRArea(vmx.pointee, .exitMSRLoadCount, .exitMSRLoadAddress) else { return }
     for n in 0..<area.count {
       guard area.isAllowed(n) else { throw abort(.loadingHostMSRs) }
-      switch area.number(n) {
-      case 0xC000_0080: vmx.pointee.rootEFER = area.value(n)
-      case 0x277: vmx.pointee.rootPAT = area.value(n)
-      case 0x174, 0x175, 0x176, 0x1D9: break
+      switch MSR(rawValue: area.number(n)) {
+      case .efer: vmx.pointee.rootEFER = area.value(n)
+      case .pat: vmx.pointee.rootPAT = area.value(n)
+      case .sysenterCS, .sysenterESP, .sysenterEIP, .debugctl: break
       default:
         if (try? cpu.writeMSR(area.number(n), area.value(n))) == nil {
           throw abort(.loadingHostMSRs)

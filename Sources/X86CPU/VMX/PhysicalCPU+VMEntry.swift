@@ -199,6 +199,6 @@ extension PhysicalCPU {
       return
     }
     let ticks = unit.pointee.page(.preemptionTimerValue) << VMXCapabilities.preemptionTimerShift
-    unit.pointee.timerDeadline = chost_rdtsc() &+ ticks
+    unit.pointee.timerDeadline = HostTSC.read() &+ ticks
   }
 }

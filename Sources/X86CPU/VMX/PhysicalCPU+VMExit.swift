@@ -55,7 +55,7 @@ extension PhysicalCPU {
     let deadline = vmx.pointee.timerDeadline
     vmx.pointee.timerDeadline = .max
     if controls & ExitControls.savePreemptionTimer == 0 { return }
-    let now = chost_rdtsc()
+    let now = HostTSC.read()
     let left = deadline > now ? (deadline &- now) >> VMXCapabilities.preemptionTimerShift : 0
     vmx.pointee.setPage(.preemptionTimerValue, left)
   }

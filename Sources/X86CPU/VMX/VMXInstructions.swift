@@ -1,5 +1,106 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// VMX instructions executed by a guest: VM exits, after the checks that come before them (SDM volume
+// 3, "Instructions That Cause VM Exits Unconditionally", and each instruction's operation section).
+// The processor's own VMX operation is the program's, by the verbs of PhysicalCPU.
+//
+// What is not offered is not registered here and raises #UD: VMFUNC (no VM functions), GETSEC (no
+// SMX: CR4.SMXE cannot be 1), and SVM's VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT, INVLPGA.
+
+import X86
+import X86Decoder
 
 enum VMXInstructions {
-  static func register(_ t: inout LoweringTable) {}
+  static func register(_ t: inout LoweringTable) {
+    t[.vmcall] = .single({ system($0, $1, VMXInstructions.vmcall) })
+    t[.vmlaunch] = .single({ system($0, $1, VMXInstructions.vmlaunch) })
+    t[.vmresume] = .single({ system($0, $1, VMXInstructions.vmresume) })
+    t[.vmxoff] = .single({ system($0, $1, VMXInstructions.vmxoff) })
+    t[.vmxon] = rule(.memory, { system($0, $1, VMXInstructions.vmxon) })
+    t[.vmclear] = rule(.memory, { system($0, $1, VMXInstructions.vmclear) })
+    t[.vmptrld] = rule(.memory, { system($0, $1, VMXInstructions.vmptrld) })
+    t[.vmptrst] = rule(.memory, { system($0, $1, VMXInstructions.vmptrst) })
+    t[.vmread] = rule(.field, { system($0, $1, VMXInstructions.vmread) })
+    t[.vmwrite] = rule(.field, { system($0, $1, VMXInstructions.vmwrite) })
+    t[.invept] = rule(.invalidate, { system($0, $1, VMXInstructions.invept) })
+    t[.invvpid] = rule(.invalidate, { system($0, $1, VMXInstructions.invvpid) })
+  }
+
+  private static func rule(
+    _ format: InstructionInformation.Format, _ handler: @escaping Handler
+  ) -> LoweringRule {
+    InstructionInformation.rule(format, handler)
+  }
+
+  /// #UD outside VMX operation, in real and virtual-8086 mode, and in compatibility mode. CPL is not
+  /// looked at: the exit comes first.
+  private static func requireVMXMode(_ c: CPU) throws(GuestException) {
+    let isCompatibility = c.isLongMode && !c.is64Bit
+    if !c.isNonRoot || !c.isProtected || c.isVirtual8086 || isCompatibility {
+      throw .invalidOpcode
+    }
+  }
+
+  private static func plain(
+    _ reason: ExitReason, _ c: CPU, _ i: MicroOpPointer
+  ) throws(GuestException) -> Int32 {
+    try requireVMXMode(c)
+    throw c.exit(reason, i)
+  }
+
+  private static func informed(
+    _ reason: ExitReason, _ c: CPU, _ i: MicroOpPointer
+  ) throws(GuestException) -> Int32 {
+    try requireVMXMode(c)
+    throw c.exitWithInformation(reason, i)
+  }
+
+  static func vmcall(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if !c.isNonRoot { throw .invalidOpcode }
+    throw c.exit(.vmcall, i)
+  }
+
+  static func vmlaunch(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try plain(.vmlaunch, c, i)
+  }
+
+  static func vmresume(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try plain(.vmresume, c, i)
+  }
+
+  static func vmxoff(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try plain(.vmxoff, c, i)
+  }
+
+  static func vmxon(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmxon, c, i)
+  }
+
+  static func vmclear(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmclear, c, i)
+  }
+
+  static func vmptrld(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmptrld, c, i)
+  }
+
+  static func vmptrst(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmptrst, c, i)
+  }
+
+  static func vmread(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmread, c, i)
+  }
+
+  static func vmwrite(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.vmwrite, c, i)
+  }
+
+  static func invept(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.invept, c, i)
+  }
+
+  static func invvpid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try informed(.invvpid, c, i)
+  }
 }
