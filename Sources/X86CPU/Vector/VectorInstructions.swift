@@ -12,21 +12,14 @@ enum VectorInstructions {
     for mnemonic in Mnemonic.allCases where mnemonic.rawValue >= Mnemonic.f2xm1.rawValue {
       t[mnemonic] = .custom(lowerStub)
     }
-    for mnemonic in pending { t[mnemonic] = .undefined }
     t[.fwait] = .single(X87Handlers.wait)
     t[.fninit] = .single(X87Handlers.initialize)
     t[.fnclex] = .single(X87Handlers.clearExceptions)
     t[.emms] = .single(MMXHandlers.empty)
+    VectorControl.register(&t)
+    X87Environment.register(&t)
+    GatherScatter.register(&t)
   }
-
-  /// Instructions that need handlers of their own and have none yet.
-  private static let pending: [Mnemonic] = [
-    .ldmxcsr, .stmxcsr, .vldmxcsr, .vstmxcsr, .maskmovdqu, .vmaskmovdqu, .maskmovq, .fldenv,
-    .fnstenv, .fnsave, .frstor, .vzeroall, .vzeroupper,
-    .vgatherdpd, .vgatherdps, .vgatherqpd, .vgatherqps, .vpgatherdd, .vpgatherdq, .vpgatherqd,
-    .vpgatherqq, .vscatterdpd, .vscatterdps, .vscatterqpd, .vscatterqps, .vpscatterdd,
-    .vpscatterdq, .vpscatterqd, .vpscatterqq,
-  ]
 
   /// Whether host and mode have the instruction.
   static func isAvailable(_ i: Instruction, _ c: CPU) -> Bool {
