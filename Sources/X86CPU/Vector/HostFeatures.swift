@@ -3,7 +3,6 @@
 // What the host processor can execute, by CPUID and XCR0: a guest's vector instruction runs on the
 // host itself, so one that the host has not is #UD.
 
-import CHost
 import Host
 import X86
 import X86Decoder
@@ -22,15 +21,15 @@ package struct HostFeatures: Sendable {
   package var hasWideMasks: Bool { has(.avx512bw) }
 
   private init() {
-    let one = Self.cpuid(1, 0)
-    let seven = Self.cpuid(7, 0)
+    let one = HostCPUID.leaf(1)
+    let seven = HostCPUID.leaf(7)
     words[0] = one.edx
     words[1] = one.ecx
     words[2] = seven.ebx
     words[3] = seven.ecx
     words[4] = seven.edx
-    words[5] = seven.eax >= 1 ? Self.cpuid(7, 1).eax : 0
-    words[6] = Self.cpuid(0x8000_0001, 0).ecx
+    words[5] = seven.eax >= 1 ? HostCPUID.leaf(7, 1).eax : 0
+    words[6] = HostCPUID.leaf(0x8000_0001).ecx
     xcr0 = one.ecx & 1 << 27 != 0 ? Self.readXCR0() : 0
   }
 
@@ -94,14 +93,6 @@ package struct HostFeatures: Sendable {
     case .avx512bf16: (5, 5)
     default: nil
     }
-  }
-
-  private static func cpuid(
-    _ leaf: UInt32, _ subleaf: UInt32
-  ) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
-    var (a, b, c, d): (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
-    _ = __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d)
-    return (a, b, c, d)
   }
 
   /// XGETBV has no function in C without compiler flags: it runs from generated code.

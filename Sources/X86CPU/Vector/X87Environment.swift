@@ -20,38 +20,35 @@ import X86Decoder
 enum X87Environment {
   static func register(_ t: inout LoweringTable) {
     t[.fnstenv] = .single { c, i in
-      execute(c, i, X87ControlGate.self) { c, i throws(GuestException) in
-        try c.storeEnvironment(i, withRegisters: false)
+      let c = CPU(c)
+      return attempt(c) { () throws(GuestException) in
+        try X87ControlGate.check(c)
+        try c.storeEnvironment(Handlers.op(i), withRegisters: false)
         c.fcw |= X87Status.exceptions
         c.updateExceptionSummary()
       }
     }
     t[.fnsave] = .single { c, i in
-      execute(c, i, X87ControlGate.self) { c, i throws(GuestException) in
-        try c.storeEnvironment(i, withRegisters: true)
+      let c = CPU(c)
+      return attempt(c) { () throws(GuestException) in
+        try X87ControlGate.check(c)
+        try c.storeEnvironment(Handlers.op(i), withRegisters: true)
         c.initializeX87()
       }
     }
     t[.fldenv] = .single { c, i in
-      execute(c, i, X87Gate.self) { c, i throws(GuestException) in
-        try c.loadEnvironment(i, withRegisters: false)
+      let c = CPU(c)
+      return attempt(c) { () throws(GuestException) in
+        try X87Gate.check(c)
+        try c.loadEnvironment(Handlers.op(i), withRegisters: false)
       }
     }
     t[.frstor] = .single { c, i in
-      execute(c, i, X87Gate.self) { c, i throws(GuestException) in
-        try c.loadEnvironment(i, withRegisters: true)
+      let c = CPU(c)
+      return attempt(c) { () throws(GuestException) in
+        try X87Gate.check(c)
+        try c.loadEnvironment(Handlers.op(i), withRegisters: true)
       }
-    }
-  }
-
-  private static func execute<G: VectorGate>(
-    _ c: RawPointer, _ i: RawPointer, _ gate: G.Type,
-    _ body: (CPU, MicroOpPointer) throws(GuestException) -> Void
-  ) -> Int32 {
-    let c = CPU(c)
-    return attempt(c) { () throws(GuestException) in
-      try G.check(c)
-      try body(c, Handlers.op(i))
     }
   }
 }
