@@ -8,7 +8,7 @@
 // `code...` check and return the new hidden part (they change memory only: the accessed bit), and
 // the caller stores it when nothing can fail any more.
 //
-//     let segment = try c.dataSegment(.ds, selector)
+//     let segment = try c.dataSegment(selector)
 //     c.segment(.ds).pointee = segment
 
 import X86
@@ -36,7 +36,7 @@ extension CPU {
   ) throws(GuestException) -> SegmentState {
     if hasRealModeSegments { return realModeSegment(register, selector) }
     if register == .ss { return try stackSegment(selector, cpl: cpl, .generalProtection) }
-    return try dataSegment(register, selector)
+    return try dataSegment(selector)
   }
 
   /// Real mode changes only selector and base, so that limits set in protected mode stay; in
@@ -64,20 +64,19 @@ extension CPU {
       base: 0, limit: 0xFFFF, accessRights: SegmentAccessRights.unusableBit, selector: selector)
   }
 
-  /// ES, DS, FS or GS in protected mode.
+  /// ES, DS, FS or GS in protected mode. `vector` is what bad selectors raise: #GP for instructions,
+  /// #TS for task switches.
   package func dataSegment(
-    _ register: SegmentRegister, _ selector: UInt16
+    _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
   ) throws(GuestException) -> SegmentState {
     if Selector.isNull(selector) { return nullSegment(selector) }
-    var found = try readDescriptor(selector, else: .generalProtection)
+    var found = try readDescriptor(selector, else: vector)
     let rights = found.rights
     guard rights.isCodeOrData, !rights.isCode || rights.isReadableCodeOrWritableData else {
-      throw .selector(.generalProtection, selector)
+      throw .selector(vector, selector)
     }
     if !rights.isCode || !rights.isConformingOrExpandDown {
-      if max(cpl, Selector.rpl(selector)) > rights.dpl {
-        throw .selector(.generalProtection, selector)
-      }
+      if max(cpl, Selector.rpl(selector)) > rights.dpl { throw .selector(vector, selector) }
     }
     guard rights.isPresent else { throw .selector(.segmentNotPresent, selector) }
     try markAccessed(&found)
@@ -169,7 +168,9 @@ extension CPU {
   /// After a return to less privilege: data segments that it may not use become null (SDM volume 2,
   /// "RET", "IRET").
   package func dropPrivilegedSegments(cpl: UInt8) {
-    for register in [SegmentRegister.es, .ds, .fs, .gs] {
+    for number in SegmentRegister.es.rawValue...SegmentRegister.gs.rawValue {
+      guard let register = SegmentRegister(rawValue: number), register != .cs, register != .ss
+      else { continue }
       let state = segment(register)
       let rights = state.pointee.rights
       if rights.isUnusable { continue }
