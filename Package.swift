@@ -36,18 +36,25 @@ let package = Package(
       swiftSettings: common),
     .target(name: "X86", swiftSettings: common),
     .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
-    .target(name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
+    .target(
+      name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
     .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
     .target(
       name: "KVM",
       dependencies: ["CHost", "Host", "X86", "X86CPU", "InterruptChips"], swiftSettings: common),
     .target(
-      name: "KVMClient", dependencies: ["CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system")],
+      name: "KVMClient",
+      dependencies: [
+        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: common),
     .target(name: "KVMLoopback", dependencies: ["KVM", "KVMClient"], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(
-      name: "LinuxBoot", dependencies: ["CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system")],
+      name: "LinuxBoot",
+      dependencies: [
+        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: common),
     .target(
       name: "VMM",
@@ -63,7 +70,8 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
-    .testTarget(name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
+    .testTarget(
+      name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
     // Tests of the VMM's side.
     .target(
       name: "HostTestSupport",
@@ -93,5 +101,20 @@ let package = Package(
     .executableTarget(
       name: "martlet-bench", dependencies: ["X86", "X86CPU", "Support"],
       path: "Benchmarks/MartletBench", swiftSettings: common),
+    .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: common),
+    .testTarget(
+      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "HostTestSupport"],
+      swiftSettings: common),
+    .testTarget(
+      name: "VMMTests",
+      dependencies: ["VMM", "KVMClient", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
+    .testTarget(
+      name: "MartletTests",
+      dependencies: [
+        "martlet", "CHost", "Host", "HostTestSupport",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: common),
   ]
 )

@@ -8,9 +8,8 @@
 //     try poller.add(wake.descriptor.rawValue, token: 1)
 //     try poller.wait { token, _ in if token == 1 { wake.consume() } }
 
-import SystemPackage
-
 import CHost
+import SystemPackage
 
 #if canImport(Glibc)
   import Glibc

@@ -6,9 +6,8 @@
 //     let thread = try HostThread(name: "vcpu0") { runGuest() }
 //     thread.join()
 
-import SystemPackage
-
 import CHost
+import SystemPackage
 
 #if canImport(Glibc)
   import Glibc

@@ -7,9 +7,8 @@
 //     let memory = try Mapping(anonymous: 512 << 20, hugePages: true)
 //     memory.address.storeBytes(of: 1, as: UInt32.self)
 
-import SystemPackage
-
 import CHost
+import SystemPackage
 
 #if canImport(Glibc)
   import Glibc

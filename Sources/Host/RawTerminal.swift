@@ -8,9 +8,8 @@
 //     defer { terminal.restore() }
 
 import CHost
-import SystemPackage
-
 import Synchronization
+import SystemPackage
 
 #if canImport(Glibc)
   import Glibc

@@ -106,7 +106,8 @@ package struct ACPITables: Sendable {
     private static let noFixedRTCWake: UInt32 = 1 << 6
     private static let timer32: UInt32 = 1 << 8
     private static let resetRegister: UInt32 = 1 << 10
-    static let all = wbinvd | allProcessorsC1 | noSleepButton | noFixedRTCWake | timer32 | resetRegister
+    static let all =
+      wbinvd | allProcessorsC1 | noSleepButton | noFixedRTCWake | timer32 | resetRegister
   }
 
   /// A generic address structure for a port.

@@ -19,7 +19,8 @@ enum AML {
   static func name(_ text: String) -> [UInt8] {
     let absolute = text.hasPrefix("\\")
     let segment = absolute ? text.dropFirst() : text[...]
-    let padded = Array(segment.utf8.prefix(4)) + Array(repeating: 0x5F, count: max(0, 4 - segment.utf8.count))
+    let padded =
+      Array(segment.utf8.prefix(4)) + Array(repeating: 0x5F, count: max(0, 4 - segment.utf8.count))
     return (absolute ? [root] : []) + padded
   }
 

@@ -67,7 +67,9 @@ package struct BootLoader {
   }
 
   private func check(_ written: Bool) throws(LoadError) {
-    if !written { throw LoadError("the boot data does not fit into memory; give more with --memory") }
+    if !written {
+      throw LoadError("the boot data does not fit into memory; give more with --memory")
+    }
   }
 
   private func writeCommandLine(_ text: String, limit: Int) throws(LoadError) {

@@ -83,7 +83,9 @@ package struct ELFImage: Sendable {
       else { return nil }
       let name = position + 12
       let content = name + (Int(nameSize) + 3) & ~3
-      if kind == entryNote, nameSize == 4, file[name..<min(name + 4, end)].elementsEqual(Array("Xen\0".utf8)) {
+      if kind == entryNote, nameSize == 4,
+        file[name..<min(name + 4, end)].elementsEqual(Array("Xen\0".utf8))
+      {
         return file.load(UInt32.self, at: content)
       }
       position = content + (Int(size) + 3) & ~3

@@ -58,11 +58,19 @@ package final class GuestMemory: Sendable {
   /// Copies bytes in.
   ///
   /// - Returns: false when they do not fit; nothing is written then.
-  package func write(_ bytes: some Collection<UInt8>, at address: UInt64) -> Bool {
-    let count = bytes.count
-    guard let target = host(address, count: count) else { return false }
-    UnsafeMutableRawBufferPointer(start: target, count: count).copyBytes(from: bytes)
+  package func write(_ bytes: ArraySlice<UInt8>, at address: UInt64) -> Bool {
+    guard let target = host(address, count: bytes.count) else { return false }
+    bytes.withUnsafeBytes { source in
+      UnsafeMutableRawBufferPointer(start: target, count: source.count).copyMemory(from: source)
+    }
     return true
+  }
+
+  /// Copies bytes in.
+  ///
+  /// - Returns: false when they do not fit; nothing is written then.
+  package func write(_ bytes: [UInt8], at address: UInt64) -> Bool {
+    write(bytes[...], at: address)
   }
 
   /// Copies bytes out; nil when they do not lie in memory.

@@ -80,8 +80,10 @@ package struct Doctor {
       let user = EngineSupply.nanoseconds(speed.user)
       return [
         "kvm: usable, \(supervisor) an instruction in supervisor mode, \(user) in user mode"
-          + (speed.isUsable ? "" : "; it interprets supervisor code, nested virtualization in "
-            + "hardware on the host below would mend that")
+          + (speed.isUsable
+            ? ""
+            : "; it interprets supervisor code, nested virtualization in "
+              + "hardware on the host below would mend that")
       ]
     } catch {
       return ["kvm: opens, but fails a probe guest: \(error)"]

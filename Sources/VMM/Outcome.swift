@@ -66,7 +66,10 @@ package struct CrashReport: Sendable, Hashable, CustomStringConvertible {
       [("R8 ", general.r8), ("R9 ", general.r9), ("R10", general.r10), ("R11", general.r11)],
       [("R12", general.r12), ("R13", general.r13), ("R14", general.r14), ("R15", general.r15)],
       [("CR0", special.cr0), ("CR2", special.cr2), ("CR3", special.cr3), ("CR4", special.cr4)],
-      [("GDT", special.gdt.base), ("IDT", special.idt.base), ("TR ", special.tr.base), ("EFER", special.efer)],
+      [
+        ("GDT", special.gdt.base), ("IDT", special.idt.base), ("TR ", special.tr.base),
+        ("EFER", special.efer),
+      ],
     ]
     func hex(_ value: UInt64) -> String {
       let digits = String(value, radix: 16)

@@ -1,0 +1,73 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Fetches Debian's kernels and a static busybox as packages into .guest/, without installing
+# anything, and builds two initial RAM disks there:
+#
+#   .guest/vmlinuz-cloud-amd64      Debian's kernel for virtual machines
+#   .guest/vmlinuz-amd64            Debian's generic kernel
+#   .guest/busybox                  a static busybox
+#   .guest/initramfs-shell.cpio     an interactive shell on the console
+#   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
+#
+# usage: Scripts/fetch-guest.sh [--cloud]     --cloud leaves the generic kernel out
+# What is there already is not fetched again.
+
+set -eu
+cd "$(dirname "$0")/.."
+guest=$PWD/.guest
+mkdir -p "$guest"
+
+for tool in apt-get apt-cache dpkg-deb; do
+  if ! command -v "$tool" >/dev/null 2>&1; then
+    echo "fetch-guest: $tool is missing: put vmlinuz-cloud-amd64, vmlinuz-amd64 and busybox" \
+      "(static) into $guest by hand, from Debian's linux-image-* and busybox-static packages" >&2
+    missing=yes
+  fi
+done
+
+# Downloads a package and unpacks it into the directory $2.
+unpack() {
+  mkdir -p "$2"
+  (cd "$2" && apt-get download "$1" >download.log 2>&1) || {
+    echo "fetch-guest: apt-get download $1 failed:" >&2
+    tail -n 2 "$2/download.log" >&2
+    echo "fetch-guest: is there a network, and has apt-get update been run?" >&2
+    exit 1
+  }
+  for package in "$2"/*.deb; do dpkg-deb -x "$package" "$2"; done
+}
+
+# Fetches the kernel that the meta package $1 depends on as $2.
+kernel() {
+  [ -s "$guest/$2" ] && return
+  [ -z "${missing:-}" ] || exit 1
+  package=$(apt-cache depends "$1" 2>/dev/null |
+    sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+  if [ -z "$package" ]; then
+    echo "fetch-guest: apt knows no $1: run apt-get update, or add Debian's main archive" >&2
+    exit 1
+  fi
+  echo "fetch-guest: $package"
+  work=$(mktemp -d)
+  unpack "$package" "$work"
+  cp "$work"/boot/vmlinuz-* "$guest/$2"
+  rm -r "$work"
+}
+
+kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64
+[ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
+
+if [ ! -s "$guest/busybox" ]; then
+  [ -z "${missing:-}" ] || exit 1
+  echo "fetch-guest: busybox-static"
+  work=$(mktemp -d)
+  unpack busybox-static "$work"
+  cp "$work"/*bin/busybox "$guest/busybox" 2>/dev/null || cp "$work"/usr/bin/busybox "$guest/busybox"
+  chmod 755 "$guest/busybox"
+  rm -r "$work"
+fi
+
+for kind in shell marker; do
+  Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
+done

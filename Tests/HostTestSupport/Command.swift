@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Glibc
+import Host
+import SystemPackage
+
+/// The built `martlet`, run as a user would.
+package enum Command {
+  package struct Result: Sendable {
+    package var status: Int32
+    package var output: String
+    package var errors: String
+    /// Lines on standard error.
+    package var errorLines: [String] { errors.split(separator: "\n").map(String.init) }
+  }
+
+  /// Where the package is built.
+  private static let products: String = {
+    let root = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
+    #if DEBUG
+      return "/\(root)/.build/debug"
+    #else
+      return "/\(root)/.build/release"
+    #endif
+  }()
+
+  /// Starts the program with descriptors for its input, output and errors.
+  package static func start(
+    _ arguments: [String], input: Int32, output: Int32, errors: Int32
+  ) throws(Errno) -> pid_t {
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    for (target, source) in [input, output, errors].enumerated() {
+      posix_spawn_file_actions_adddup2(&actions, source, Int32(target))
+    }
+    // Threads that run tests may block signals; a program starts with none blocked.
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    sigemptyset(&none)
+    posix_spawnattr_setsigmask(&attributes, &none)
+    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
+    let path = products + "/martlet"
+    var words: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) }
+    defer { for word in words { free(word) } }
+    words.append(nil)
+    var process = pid_t()
+    try threadCall { posix_spawn(&process, path, &actions, &attributes, words, environ) }
+    return process
+  }
+
+  /// Waits for a program's end: its exit status, or 128 and the number of the signal.
+  package static func wait(_ process: pid_t) throws(Errno) -> Int32 {
+    var status: Int32 = 0
+    _ = try systemCall { () -> Int32 in waitpid(process, &status, 0) }
+    return status & 0x7F == 0 ? (status >> 8) & 0xFF : 128 + (status & 0x7F)
+  }
+
+  /// Runs the program to its end.
+  package static func run(_ arguments: [String], input: String = "") throws(Errno) -> Result {
+    let files = try [0, 1, 2].map { (_: Int) throws(Errno) in
+      try systemCall { () -> Int32 in memfd_create("test", UInt32(MFD_CLOEXEC)) }
+    }
+    defer { for file in files { close(file) } }
+    let pipe = try Pipe()
+    writeText(pipe.writer.rawValue, input)
+    let process = try start(
+      arguments, input: pipe.reader.rawValue, output: files[1], errors: files[2])
+    let status = try wait(process)
+    return Result(status: status, output: contents(files[1]), errors: contents(files[2]))
+  }
+
+  private static func contents(_ file: Int32) -> String {
+    lseek(file, 0, SEEK_SET)
+    var bytes = [UInt8](repeating: 0, count: 1 << 20)
+    let count = bytes.withUnsafeMutableBytes { (try? Host.read(file, into: $0)) ?? 0 }
+    return String(decoding: bytes[..<count], as: UTF8.self)
+  }
+
+  /// Writes a file for the program to read and gives its path.
+  package static func temporaryFile(_ bytes: [UInt8]) throws(Errno) -> String {
+    var template = Array("/tmp/martlet-test-XXXXXX".utf8CString)
+    let file = try systemCall { () -> Int32 in mkstemp(&template) }
+    defer { close(file) }
+    var written: Errno?
+    bytes.withUnsafeBytes {
+      do throws(Errno) { try writeAll(file, $0) } catch { written = error }
+    }
+    if let written { throw written }
+    return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+  }
+}
+
+/// A pipe with both its ends.
+package struct Pipe: ~Copyable {
+  package let reader: OwnedFileDescriptor
+  package let writer: OwnedFileDescriptor
+
+  package init() throws(Errno) {
+    var ends: [Int32] = [0, 0]
+    _ = try systemCall { () -> Int32 in pipe(&ends) }
+    for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+    reader = OwnedFileDescriptor(owning: ends[0])
+    writer = OwnedFileDescriptor(owning: ends[1])
+  }
+}

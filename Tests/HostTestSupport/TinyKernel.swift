@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// Kernels of a few instructions in the form of a bzImage, for tests of everything around a guest.
+package struct TinyKernel {
+  /// The file.
+  package var bytes: [UInt8]
+
+  private static let loadAddress: UInt64 = 0x100_0000
+  private static let setupSectors = 1
+
+  /// - Parameter code: 64-bit code, started by Linux's boot protocol.
+  package init(_ code: [UInt8]) {
+    var file = [UInt8](repeating: 0, count: (Self.setupSectors + 1) * 512)
+    file[0x1F1] = UInt8(Self.setupSectors)
+    let paragraphs = (0x200 + code.count + 15) / 16
+    Self.store(UInt64(paragraphs), 4, at: 0x1F4, &file)
+    Self.store(0xAA55, 2, at: 0x1FE, &file)
+    (file[0x200], file[0x201]) = (0xEB, 0x66)
+    Self.store(0x5372_6448, 4, at: 0x202, &file)
+    Self.store(0x020F, 2, at: 0x206, &file)
+    file[0x211] = 1  // loaded high
+    Self.store(0x7FFF_FFFF, 4, at: 0x22C, &file)
+    Self.store(0x20_0000, 4, at: 0x230, &file)
+    file[0x234] = 1  // relocatable
+    Self.store(1, 2, at: 0x236, &file)  // 64-bit entry
+    Self.store(255, 4, at: 0x238, &file)
+    Self.store(Self.loadAddress, 8, at: 0x258, &file)
+    Self.store(0x1_0000, 4, at: 0x260, &file)
+    file += [UInt8](repeating: 0xCC, count: 0x200) + code
+    file += [UInt8](repeating: 0, count: paragraphs * 16 - 0x200 - code.count)
+    bytes = file
+  }
+
+  private static func store(_ value: UInt64, _ size: Int, at offset: Int, _ file: inout [UInt8]) {
+    for index in 0..<size { file[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index)) }
+  }
+
+  /// mov dx, port; mov al, value; out dx, al
+  private static func output(_ value: UInt8, to port: UInt16) -> [UInt8] {
+    [0x66, 0xBA, UInt8(port & 0xFF), UInt8(port >> 8), 0xB0, value, 0xEE]
+  }
+  private static let halt: [UInt8] = [0xFA, 0xF4, 0xEB, 0xFD]  // cli; hlt; jmp hlt
+
+  private static func text(_ text: String) -> [UInt8] {
+    text.utf8.flatMap { output($0, to: 0x3F8) }
+  }
+
+  /// Prints text and powers off by ACPI.
+  package static func printing(_ message: String) -> TinyKernel {
+    // mov dx, 0x604; mov ax, 0x3400; out dx, ax
+    TinyKernel(text(message) + [0x66, 0xBA, 0x04, 0x06, 0x66, 0xB8, 0x00, 0x34, 0x66, 0xEF] + halt)
+  }
+
+  /// Sends what it receives back until it gets a line feed, then powers off.
+  package static let echoing = TinyKernel(
+    [
+      0x66, 0xBA, 0xFD, 0x03,  // 0:  mov dx, 0x3FD
+      0xEC,  // 4:  in al, dx
+      0xA8, 0x01,  // 5:  test al, 1
+      0x74, 0xF7,  // 7:  jz 0
+      0x66, 0xBA, 0xF8, 0x03,  // 9:  mov dx, 0x3F8
+      0xEC,  // 13: in al, dx
+      0xEE,  // 14: out dx, al
+      0x3C, 0x0A,  // 15: cmp al, 10
+      0x75, 0xED,  // 17: jnz 0
+      0x66, 0xBA, 0x04, 0x06, 0x66, 0xB8, 0x00, 0x34, 0x66, 0xEF,
+    ] + halt)
+
+  /// Ends with a status through the debug-exit port.
+  package static func exiting(_ value: UInt8) -> TinyKernel {
+    TinyKernel(output(value, to: 0xF4) + halt)
+  }
+
+  /// Resets through the keyboard controller.
+  package static let resetting = TinyKernel(output(0xFE, to: 0x64) + halt)
+  /// Takes an exception without an interrupt table.
+  package static let crashing = TinyKernel(text("x") + [0x0F, 0x0B])
+  /// Halts with interrupts off.
+  package static let halting = TinyKernel(text("h") + halt)
+  /// Runs for ever.
+  package static let spinning = TinyKernel(text("s") + [0xEB, 0xFE])
+}

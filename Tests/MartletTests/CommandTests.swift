@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The built program as a user meets it. Guests of a few instructions run on whatever engine it
+// takes; bad input is refused with one line and the terminal left as it was.
+
+import CHost
+import Glibc
+import Host
+import HostTestSupport
+import SystemPackage
+import Testing
+
+@Suite struct BadInputTests {
+  /// Runs and expects one line on standard error.
+  func refused(_ arguments: [String], _ text: String, status: Int32 = 2) throws {
+    let result = try Command.run(["run"] + arguments)
+    #expect(result.status == status && result.output == "")
+    #expect(result.errorLines.count == 1, "\(result.errors)")
+    #expect(result.errors.contains(text), "\(result.errors)")
+  }
+
+  @Test func kernels() throws {
+    try refused(
+      ["--kernel", "/nonexistent"], "--kernel /nonexistent: no such file; check the path")
+    try refused(["--kernel", "/"], "--kernel /: is a directory; give a file")
+    let text = try Command.temporaryFile(Array("not a kernel at all".utf8))
+    try refused(["--kernel", text], "\(text): not a Linux kernel; give a bzImage")
+    let empty = try Command.temporaryFile([])
+    try refused(["--kernel", empty], "\(empty): not a Linux kernel")
+    let whole = TinyKernel.exiting(0).bytes
+    let cut = try Command.temporaryFile(whole.dropLast(100))
+    try refused(
+      ["--kernel", cut], "\(cut): truncated, has \(whole.count - 100) of \(whole.count) bytes")
+    for path in [text, empty, cut] { unlink(path) }
+  }
+
+  @Test func initialRAMDisks() throws {
+    let kernel = try Command.temporaryFile(TinyKernel.exiting(0).bytes)
+    let initrd = try Command.temporaryFile([UInt8](repeating: 1, count: 40 << 20))
+    try refused(
+      ["--kernel", kernel, "--initrd", "/nonexistent"], "--initrd /nonexistent: no such file")
+    try refused(
+      ["--kernel", kernel, "--initrd", initrd, "--memory", "32M"],
+      "\(initrd): an initrd of 40960K does not fit beside the kernel into 32M; give --memory 58M")
+    for path in [kernel, initrd] { unlink(path) }
+  }
+
+  @Test(arguments: [
+    (["--memory", "1K"], "too small; give at least 4M"),
+    (["--memory", "900T"], "over the limit"), (["--memory", "lots"], "not a size"),
+    (["--cpus", "0"], "--cpus 0: give a number from 1 to 254"),
+    (["--cpus", "4000"], "--cpus 4000: give a number from 1 to 254"),
+    (["--engine", "steam"], "--engine steam: unknown engine; give auto, soft or kvm"),
+  ])
+  func options(arguments: [String], text: String) throws { try refused(arguments, text) }
+
+  @Test func aKernelThatNeedsMoreMemory() throws {
+    let kernel = try Command.temporaryFile(TinyKernel.exiting(0).bytes)
+    try refused(
+      ["--kernel", kernel, "--memory", "8M"], "does not fit into 8M of memory; give --memory 17M")
+    unlink(kernel)
+  }
+}
+
+@Suite(.serialized) struct GuestTests {
+  func run(_ kernel: TinyKernel, _ arguments: [String] = [], input: String = "") throws
+    -> Command.Result
+  {
+    let path = try Command.temporaryFile(kernel.bytes)
+    defer { unlink(path) }
+    return try Command.run(["run", "--kernel", path, "--memory", "32M"] + arguments, input: input)
+  }
+
+  @Test func powerOffIsSuccess() throws {
+    let result = try run(.printing("hello, host\n"))
+    #expect(result.status == 0 && result.output == "hello, host\n")
+    #expect(result.errorLines.count == 1 && result.errors.contains("engine "))
+  }
+
+  @Test(arguments: [0, 16, 127] as [UInt8]) func debugExitGivesTheStatus(value: UInt8) throws {
+    #expect(try run(.exiting(value)).status == Int32(value) * 2 + 1)
+  }
+
+  @Test func inputFromAPipeReachesTheGuest() throws {
+    let result = try run(.echoing, input: "echo this\n")
+    #expect(result.status == 0 && result.output == "echo this\n")
+  }
+
+  @Test func aRestartEndsTheRun() throws {
+    let result = try run(.resetting)
+    #expect(result.status == 8 && result.errors.contains("asked for a restart"))
+  }
+
+  @Test func aTripleFaultIsReported() throws {
+    let result = try run(.crashing)
+    #expect(result.status == 4 && result.output == "x")
+    #expect(
+      result.errors.contains("triple fault") && result.errors.contains("RIP 0000000001000207"))
+    #expect(result.errors.contains("last exit: port write 0x3f8"))
+  }
+
+  @Test func aGuestHaltedForEverIsReported() throws {
+    let result = try run(.halting, ["--cpus", "2"])
+    #expect(result.status == 6 && result.output == "h")
+    #expect(result.errors.contains("halted with interrupts off") && result.errors.contains("RIP"))
+  }
+
+  @Test func statisticsArePrinted() throws {
+    let result = try run(.printing("statistics"), ["--stats"])
+    #expect(result.status == 0 && result.errors.contains("port I/O: 11"))
+    #expect(result.errors.contains("wall") && result.errors.contains("exits to user space"))
+  }
+
+  @Test(arguments: [SIGTERM, SIGINT]) func aSignalEndsTheRunCleanly(signal: Int32) throws {
+    let path = try Command.temporaryFile(TinyKernel.spinning.bytes)
+    defer { unlink(path) }
+    let input = try Pipe()
+    let output = try Pipe()
+    let process = try Command.start(
+      ["run", "--kernel", path, "--memory", "32M"], input: input.reader.rawValue,
+      output: output.writer.rawValue, errors: output.writer.rawValue)
+    try waitFor("s", output.reader.rawValue)
+    kill(process, signal)
+    #expect(try Command.wait(process) == 128 + signal)
+  }
+
+  /// Reads until a line with only this text has come.
+  func waitFor(_ text: String, _ file: Int32) throws {
+    var seen: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 256)
+    while !String(decoding: seen, as: UTF8.self).hasSuffix(text) {
+      let count = try chunk.withUnsafeMutableBytes { try Host.read(file, into: $0) }
+      try #require(count > 0, "\(String(decoding: seen, as: UTF8.self))")
+      seen += chunk[..<count]
+    }
+  }
+
+  @Test(arguments: [true, false]) func theTerminalIsRawAndRestored(quits: Bool) throws {
+    let path = try Command.temporaryFile(TinyKernel.spinning.bytes)
+    defer { unlink(path) }
+    let pair = try PseudoTerminal()
+    let before = pair.mode()
+    let process = try Command.start(
+      ["run", "--kernel", path, "--memory", "32M"], input: pair.terminal.rawValue,
+      output: pair.terminal.rawValue, errors: pair.terminal.rawValue)
+    try waitFor("s", pair.user.rawValue)
+    #expect(pair.mode().c_lflag & UInt32(ICANON | ECHO | ISIG) == 0)
+    if quits {
+      writeText(pair.user.rawValue, "\u{1}h")
+      try waitFor("Ctrl-A to the guest\r\n", pair.user.rawValue)
+      writeText(pair.user.rawValue, "\u{1}x")
+      #expect(try Command.wait(process) == 0)
+    } else {
+      kill(process, SIGTERM)
+      #expect(try Command.wait(process) == 143)
+    }
+    #expect(pair.mode().c_lflag == before.c_lflag && pair.mode().c_oflag == before.c_oflag)
+  }
+}
+
+@Suite struct DoctorTests {
+  @Test func theReportNamesWhatARunWouldTake() throws {
+    let result = try Command.run(["doctor"])
+    #expect(result.status == 0)
+    for word in ["processor: ", "features: ", "memory: ", "kvm: ", "run: ", "limit of "] {
+      #expect(result.output.contains(word), "\(word)")
+    }
+  }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import KVMClient
+import SystemPackage
+import Testing
+import VMM
+
+@Suite struct ConfigurationTests {
+  @Test(arguments: [
+    ("512M", 512 << 20), ("1G", 1 << 30), ("65536K", 64 << 20), ("64", 64 << 20), ("1g", 1 << 30),
+  ])
+  func sizesHaveSuffixes(text: String, bytes: Int) throws {
+    var configuration = Configuration()
+    try configuration.setMemory(text)
+    #expect(configuration.memory == bytes)
+  }
+
+  @Test(arguments: [
+    "", "M", "-1M", "12X", "1.5G", "0", "1M", "999999999T", "9223372036854775807", "100T",
+  ])
+  func badSizesAreNamed(text: String) {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) { try configuration.setMemory(text) }
+    #expect(error?.description.hasPrefix("--memory \(text): ") == true && error?.status == 2)
+  }
+
+  @Test(arguments: ["0", "-1", "255", "x", "", "99999999999999999999"])
+  func badProcessorCountsAreNamed(text: String) {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) { try configuration.setProcessors(text) }
+    #expect(error?.description == "--cpus \(text): give a number from 1 to 254")
+    #expect(throws: RunError.self) { try configuration.setPhysicalProcessors(text) }
+  }
+
+  @Test func theUsersTextIsAdded() {
+    var configuration = Configuration()
+    #expect(configuration.commandLine == "console=ttyS0")
+    configuration.append = "quiet"
+    #expect(configuration.commandLine == "console=ttyS0 quiet")
+  }
+}
+
+@Suite struct EngineSupplyTests {
+  private let missing = EngineSupply(
+    device: DeviceTransport(path: "/dev/no-kvm"),
+    software: { (_: Int?) throws(Errno) in DeviceTransport(path: "/dev/soft") })
+
+  @Test func aMissingDeviceIsNamed() throws {
+    var configuration = Configuration()
+    try configuration.setEngine("kvm")
+    #expect(
+      throws: RunError(
+        "--engine kvm: /dev/no-kvm is missing; load the kvm module, or give --engine soft")
+    ) {
+      _ = try missing.choose(configuration)
+    }
+    configuration.physicalProcessors = 1
+    #expect(throws: RunError.self) { _ = try missing.choose(configuration) }
+  }
+
+  @Test func autoTakesTheSoftwareWhereThereIsNoDevice() throws {
+    let engine = try missing.choose(Configuration())
+    #expect(engine.transport.name == "/dev/soft")
+    #expect(engine.reason.contains("/dev/no-kvm is missing"))
+  }
+
+  @Test func aProgramWithoutSoftwareSaysSo() throws {
+    let supply = EngineSupply(device: DeviceTransport(path: "/dev/no-kvm"), software: nil)
+    #expect(throws: RunError.self) { _ = try supply.choose(Configuration()) }
+  }
+}
+
+@Suite struct EscapeKeysTests {
+  @Test func commandsAreSplitFromInput() {
+    var keys = EscapeKeys()
+    #expect(keys.take([0x61, 1]) == [.input(0x61)])
+    #expect(keys.take([1, 0x62]) == [.input(1), .input(0x62)])
+    #expect(keys.take([1, UInt8(ascii: "a"), 1, UInt8(ascii: "A")]) == [.input(1), .input(1)])
+    #expect(keys.take([1, UInt8(ascii: "h"), 1, UInt8(ascii: "?")]) == [.help, .help])
+    #expect(keys.take([1, UInt8(ascii: "z"), 0x63]) == [.input(0x63)])
+    #expect(keys.take([1, UInt8(ascii: "x")]) == [.quit])
+  }
+}
