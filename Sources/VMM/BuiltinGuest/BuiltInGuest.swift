@@ -17,6 +17,7 @@ package struct BuiltInGuest: Sendable {
     self.entryOffset = entryOffset
   }
 
-  /// The guest that runs when no kernel is given; nil while there is none.
-  package static let standard: BuiltInGuest? = nil
+  /// The guest that runs when no kernel is given.
+  package static let standard: BuiltInGuest? = BuiltInGuest(
+    image: builtInGuestImage, loadAddress: 0x8000, entrySegment: 0, entryOffset: 0x8000)
 }
