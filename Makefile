@@ -6,7 +6,7 @@ MARTLET = .build/release/martlet
 # Arguments for the program: make run ARGS="--cpus 2"
 ARGS ?=
 
-.PHONY: all build run guest test bench check format clean
+.PHONY: all build run guest guests test bench check format clean
 
 all: build
 
@@ -32,6 +32,10 @@ guest:
 test:
 	$(SWIFT) build --build-tests
 	$(SWIFT) test
+
+# The built-in guest, assembled into Swift source.
+guests:
+	Guests/embed.sh Sources/VMM/BuiltinGuest/BuiltInGuestImage.swift
 
 bench: build
 	@if [ -x Scripts/bench.sh ]; then Scripts/bench.sh; else echo "no benchmarks yet"; fi
