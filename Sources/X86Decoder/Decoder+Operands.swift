@@ -22,7 +22,9 @@ extension DecodeState {
   private mutating func operand(_ spec: OperandSpec) throws(DecodeError) -> Operand {
     let modRM = out.encoding.modRM
     switch spec.method {
-    case .regGeneral: return general(modRM >> 3 & 7 | extendReg, spec)
+    case .regGeneral:
+      guard highReg == 0 else { throw .invalidOpcode }
+      return general(modRM >> 3 & 7 | extendReg, spec)
     case .rmGeneral:
       return isMemory ? memory(spec) : general(modRM & 7 | extendBase, spec)
     case .rmGeneralOnly:

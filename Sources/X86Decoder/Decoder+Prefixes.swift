@@ -159,6 +159,7 @@ extension DecodeState {
     w = out.encoding.vexW
     mandatory = Int(payload & 3)
     out.encoding.vvvv = ~payload >> 3 & 0xF
+    unusedVVVV = out.encoding.vvvv
     guard is64 else {
       out.encoding.vvvv &= 7
       return

@@ -86,18 +86,16 @@ extension DecodeState {
   /// LOCK needs a row that allows it and memory as the destination.
   private func checkLock() throws(DecodeError) {
     let isMemory = out.encoding.hasModRM && out.encoding.modRM < 0xC0
-    let method = row.pointee.operands.0.method
-    guard out.attributes.contains(.lockable), isMemory,
-      method == .rmGeneral || method == .memory
-    else { throw .invalidOpcode }
+    guard out.attributes.contains(.lockable), isMemory else { throw .invalidOpcode }
   }
 
   private mutating func checkVEX() throws(DecodeError) {
     if !flags.contains(.usesVVVV) {
       // With a vector index V' belongs to the index.
-      let vector = flags.isDisjoint(with: [.vsib, .vsibHalf]) ? out.encoding.vvvv
-        : out.encoding.vvvv & 0xF
-      guard vector == 0 else { throw .invalidOpcode }
+      let ownsHigh = flags.isDisjoint(with: [.vsib, .vsibHalf])
+      guard unusedVVVV == 0, !ownsHigh || out.encoding.vvvv & 0x10 == 0 else {
+        throw .invalidOpcode
+      }
     }
     if flags.contains(.scalar) { out.encoding.vectorLength = 16 }
     if flags.contains(.integer256) && out.encoding.vectorLength == 32 { out.feature = .avx2 }
@@ -131,18 +129,18 @@ extension DecodeState {
 
   /// L'L is the vector length, unless the b bit with registers makes it the rounding mode.
   private mutating func setEVEXLength(isMemory: Bool) throws(DecodeError) {
-    if flags.contains(.scalar) {
-      out.encoding.vectorLength = 16
-      return
-    }
     if out.encoding.evexB && !isMemory {
-      out.encoding.vectorLength = 64
+      out.encoding.vectorLength = flags.contains(.scalar) ? 16 : 64
       return
     }
     guard vectorBits != 3, !(vectorBits == 0 && flags.contains(.not128)) else {
       throw .invalidOpcode
     }
-    if out.encoding.vectorLength < 64 { out.attributes.insert(.vectorLength) }
+    if flags.contains(.scalar) {
+      out.encoding.vectorLength = 16
+    } else if out.encoding.vectorLength < 64 {
+      out.attributes.insert(.vectorLength)
+    }
   }
 }
 

@@ -70,6 +70,8 @@ struct DecodeState {
   var highReg: UInt8 = 0
   var highRM: UInt8 = 0
   var highIndex: UInt8 = 0
+  /// vvvv before the mode limits it: 0 where the instruction has no use for it.
+  var unusedVVVV: UInt8 = 0
   var overridden = false
   /// Bytes that disp8 counts in.
   var displacementUnit: UInt8 = 1

@@ -177,10 +177,11 @@ extension OpcodeTableBuilder {
       default: if spec.method.isModRM { row.flags.insert(.hasModRM) }
       }
     }
+    let first = traits.operands.first ?? OperandSpec()
+    let writesMemory = first.access.contains(.write) && [.rmGeneral, .memory].contains(first.method)
+    if !writesMemory { row.attributes.remove(.lockable) }
     if !hasAligned || traits.unaligned { row.attributes.remove(.aligned) }
-    if let first = traits.operands.first, first.width == .byte,
-      first.method != .immediate, first.method != .relative
-    {
+    if first.width == .byte, first.method != .immediate, first.method != .relative {
       row.flags.insert(.byteSize)
     }
     if traits.conditionMask & (Condition.modRM | Condition.register) != 0 {

@@ -24,7 +24,7 @@ struct ListedInstruction {
     return String(decoding: text, as: UTF8.self)
   }
 
-  var isBad: Bool { text.contains("(bad)") || text.hasPrefix(".") }
+  var isBad: Bool { text.contains("(bad)") || text.contains("bad}") || text.hasPrefix(".") }
 }
 
 struct ToolFailure: Error, CustomStringConvertible {

@@ -36,7 +36,8 @@ extension OpcodeText {
     2A.f3 vcvtsi2ss =Vo,Ho,Ey | 2D.f3 vcvtss2si =Gy,Wd | 79.f3 vcvtss2usi =Gy,Wd
     7B.f3 vcvtusi2ss =Vo,Ho,Ey | 2A.f2.w1.x64 vcvtsi2sd =Vo,Ho,Ey | 2D.f2 vcvtsd2si =Gy,Wq
     79.f2 vcvtsd2usi =Gy,Wq | 7B.f2.w1.x64 vcvtusi2sd =Vo,Ho,Ey
-    @ avx512f vec fp sc
+    # Exact conversions: the b bit is allowed with registers and does nothing.
+    @ avx512f vec fp sc sae
     2A.f2 vcvtsi2sd =Vo,Ho,Ed | 7B.f2 vcvtusi2sd =Vo,Ho,Ed
     @ avx512f vec fp sae sc
     2C.f3 vcvttss2si =Gy,Wd | 78.f3 vcvttss2usi =Gy,Wd | 2C.f2 vcvttsd2si =Gy,Wq
@@ -46,11 +47,11 @@ extension OpcodeText {
     5A.np.w0 vcvtps2pd =Vx,Wh b4 sae | 5A.66.w1 vcvtpd2ps =Vh,Wx b8 er
     5A.f3.w0 vcvtss2sd =Vo,Ho,Wd sae sc | 5A.f2.w1 vcvtsd2ss =Vo,Ho,Wq er sc
     5B.np.w0 vcvtdq2ps =Vx,Wx b4 er | 5B.66.w0 vcvtps2dq =Vx,Wx b4 er
-    5B.f3.w0 vcvttps2dq =Vx,Wx b4 sae | E6.f3.w0 vcvtdq2pd =Vx,Wh b4
+    5B.f3.w0 vcvttps2dq =Vx,Wx b4 sae | E6.f3.w0 vcvtdq2pd =Vx,Wh b4 sae
     E6.66.w1 vcvttpd2dq =Vh,Wx b8 sae | E6.f2.w1 vcvtpd2dq =Vh,Wx b8 er
     78.np.w0 vcvttps2udq =Vx,Wx b4 sae | 78.np.w1 vcvttpd2udq =Vh,Wx b8 sae
     79.np.w0 vcvtps2udq =Vx,Wx b4 er | 79.np.w1 vcvtpd2udq =Vh,Wx b8 er
-    7A.f3.w0 vcvtudq2pd =Vx,Wh b4 | 7A.f2.w0 vcvtudq2ps =Vx,Wx b4 er
+    7A.f3.w0 vcvtudq2pd =Vx,Wh b4 sae | 7A.f2.w0 vcvtudq2ps =Vx,Wx b4 er
     @ avx512dq vec fp kz
     5B.np.w1 vcvtqq2ps =Vh,Wx b8 er | E6.f3.w1 vcvtqq2pd =Vx,Wx b8 er
     78.66.w0 vcvttps2uqq =Vx,Wh b4 sae | 78.66.w1 vcvttpd2uqq =Vx,Wx b8 sae

@@ -77,7 +77,7 @@ extension OpcodeText {
     AE/7m.np clflush Mb | AE/7m.66 clflushopt Mb ?clflushopt | AE/6m.66 clwb Mb ?clwb
     1C/0m.np cldemote Mb ?cldemote
     @ base
-    0D/r nop Ev | 18 nop Ev | 19 nop Ev | 1A nop Ev | 1B nop Ev | 1C nop Ev | 1D nop Ev
+    18 nop Ev | 19 nop Ev | 1A nop Ev | 1B nop Ev | 1C nop Ev | 1D nop Ev
     1E/7r2.f3 endbr64 | 1E/7r3.f3 endbr32 | 1E nop Ev | 1F nop Ev
     # Moves
     @ cmov fr

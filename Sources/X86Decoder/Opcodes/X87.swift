@@ -31,6 +31,9 @@ extension OpcodeText {
     @ fpu x87 : r : Tt
     D9/0 fld | DD/0 ffree =Tt | DF/0 ffreep =Tt | DD/2 fst =Tt | DD/3 fstp =Tt
     DD/4 fucom | DD/5 fucomp
+    # Second encodings that processors have kept from the 8087
+    DC/2 fcom %st,Tt | DC/3 fcomp %st,Tt | DE/2 fcomp %st,Tt | DD/1 fxch +%st,+Tt
+    DF/1 fxch +%st,+Tt | D9/3 fstp =Tt | DF/2 fstp =Tt | DF/3 fstp =Tt
     @ fpu x87
     D9/2r0 fnop | DA/5r1 fucompp | DE/3r1 fcompp
     D9/4r0 fchs | D9/4r1 fabs | D9/4r4 ftst | D9/4r5 fxam
