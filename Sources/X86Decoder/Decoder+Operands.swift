@@ -164,7 +164,8 @@ extension DecodeState {
       out.immediate = try spec.width == .byte ? signed(Int8.self) : signedByOperandSize()
       return Operand(.relative, number: 0, size: out.operandSize, access: .read)
     case .farPointer:
-      out.immediate = try out.operandSize == 2
+      out.immediate =
+        try out.operandSize == 2
         ? signed(Int16.self) & 0xFFFF : signed(Int32.self) & 0xFFFF_FFFF
       out.immediate2 = UInt16(truncatingIfNeeded: try signed(Int16.self))
       return Operand(.farPointer, number: 0, size: out.operandSize &+ 2, access: .read)

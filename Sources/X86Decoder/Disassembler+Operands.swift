@@ -80,7 +80,8 @@ extension Disassembler {
   }
 
   private static func segmentPrefix(_ instruction: Instruction) -> String {
-    let isAbsolute = instruction.base == Instruction.noRegister
+    let isAbsolute =
+      instruction.base == Instruction.noRegister
       && instruction.index == Instruction.noRegister
     let usesStack = instruction.base == 4 || instruction.base == 5
     let usual: SegmentRegister = usesStack ? .ss : .ds
@@ -97,7 +98,8 @@ extension Disassembler {
     }
     if instruction.index != Instruction.noRegister {
       let isVector = instruction.attributes.contains(.vsib)
-      let name = isVector
+      let name =
+        isVector
         ? vectorName(instruction.index, size: instruction.vectorIndexSize)
         : generalName(instruction.index, size: instruction.addressSize)
       text += (text.isEmpty ? "" : "+") + name

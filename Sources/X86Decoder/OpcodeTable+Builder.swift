@@ -178,7 +178,8 @@ extension OpcodeTableBuilder {
       }
     }
     let first = traits.operands.first ?? OperandSpec()
-    let writesMemory = first.access.contains(.write) && [.rmGeneral, .memory].contains(first.method)
+    let writesMemory =
+      first.access.contains(.write) && [.rmGeneral, .memory].contains(first.method)
     if !writesMemory { row.attributes.remove(.lockable) }
     if !hasAligned || traits.unaligned { row.attributes.remove(.aligned) }
     if first.width == .byte, first.method != .immediate, first.method != .relative {

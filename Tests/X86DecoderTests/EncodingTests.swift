@@ -114,7 +114,8 @@ private func bytes(_ text: String) -> [UInt8] {
   }
 
   private static let invalid: [(CodeMode, String, String)] = [
-    (.bits64, "06", "PUSH ES"), (.bits64, "60", "PUSHA"), (.bits64, "9a 00 00 00 00 00 00", "CALLF"),
+    (.bits64, "06", "PUSH ES"), (.bits64, "60", "PUSHA"),
+    (.bits64, "9a 00 00 00 00 00 00", "CALLF"),
     (.bits64, "82 c0 01", "alias of 80"), (.bits64, "d6", "SALC"), (.bits64, "27", "DAA"),
     (.bits64, "f0 01 d8", "LOCK with a register"), (.bits64, "f0 03 00", "LOCK with a source"),
     (.bits64, "f0 8b 00", "LOCK MOV"), (.bits64, "f0 39 00", "LOCK CMP"),

@@ -132,7 +132,8 @@ enum Spelling {
   /// width, a left-out or an added operand, a comparison as part of the name).
   private static let unlike: Set<String> = [
     "nop", "xchg", "xlat", "lar", "lsl", "lss", "lfs", "lgs", "lgdt", "lidt", "sgdt", "sidt",
-    "invlpg", "lddqu", "vlddqu", "invept", "invvpid", "invpcid", "movdir64b", "fxch", "fcom", "fcomp",
+    "invlpg", "lddqu", "vlddqu", "invept", "invvpid", "invpcid", "movdir64b", "fxch", "fcom",
+    "fcomp",
     "fucom", "fucomp", "fneni", "fndisi", "fnsetpm", "sysretd", "sysexitd", "cldemote", "fwait",
     "vmovss", "vmovsd", "monitor", "mwait", "monitorx", "mwaitx", "ud0", "prefetch", "ud1",
     "vmrun", "vmload", "vmsave", "invlpga", "skinit", "clzero", "maskmovq", "umonitor",
@@ -163,8 +164,9 @@ enum Spelling {
     if name.contains("cmp") || name.contains("pclmul") { return true }
     let other = mnemonic(theirs)
     let bare = name == "iretw" ? "iret" : name
-    guard other == name || other == bare
-      || (sized.contains(name) && ["w", "d", "q"].contains { other == bare + $0 })
+    guard
+      other == name || other == bare
+        || (sized.contains(name) && ["w", "d", "q"].contains { other == bare + $0 })
     else { return false }
     if mine.operandCount == 1, mine.operands[0].kind == .relative { return true }
     return operands(Disassembler.text(mine, at: address)) == operands(theirs)
@@ -186,6 +188,7 @@ enum Spelling {
       result = result.replacingOccurrences(of: "{1to\(elements)}", with: "")
     }
     // An absolute address with an index of zero has brackets only there.
-    return result.replacingOccurrences(of: "[0x", with: "0x").replacingOccurrences(of: "]", with: "")
+    return result.replacingOccurrences(of: "[0x", with: "0x").replacingOccurrences(
+      of: "]", with: "")
   }
 }

@@ -53,7 +53,8 @@ struct SeededGenerator: RandomNumberGenerator {
         "\(hexText(listed.bytes)): \(mine.length) \(text), objdump \(listed.text)")
     }
     #expect(compared > 12_000)
-    #expect(differences.isEmpty, "\(differences.count) differ: \(differences.prefix(30).joined(separator: "\n"))")
+    let shown = differences.prefix(30).joined(separator: "\n")
+    #expect(differences.isEmpty, "\(differences.count) differ: \(shown)")
   }
 
   /// Bytes that are likely to be an instruction: prefixes, an opcode of any map, random rest.
