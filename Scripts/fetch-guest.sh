@@ -21,7 +21,8 @@ mkdir -p "$guest"
 for tool in apt-get apt-cache dpkg-deb; do
   if ! command -v "$tool" >/dev/null 2>&1; then
     echo "fetch-guest: $tool is missing: put vmlinuz-cloud-amd64, vmlinuz-amd64 and busybox" \
-      "(static) into $guest by hand, from Debian's linux-image-* and busybox-static packages" >&2
+      "(static) into $guest by hand, from Debian's linux-image-* and busybox-static packages;" \
+      "\"martlet run\" without a kernel starts a built-in guest" >&2
     missing=yes
   fi
 done

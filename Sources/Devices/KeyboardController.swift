@@ -45,6 +45,7 @@ package final class KeyboardController: BusDevice {
         return UInt64(
           Self.systemFlag | Self.unlocked | (state.output == nil ? 0 : Self.outputFull))
       }
+      guard offset == 0 else { return 0xFF }
       defer { state.output = nil }
       return UInt64(state.output ?? 0)
     }
@@ -53,7 +54,11 @@ package final class KeyboardController: BusDevice {
   package func write(offset: UInt64, width: Int, value: UInt64) {
     let value = UInt8(truncatingIfNeeded: value)
     let asksForReset = state.withLock { state in
-      offset == 4 ? Self.command(value, &state) : Self.data(value, &state)
+      switch offset {
+      case 0: Self.data(value, &state)
+      case 4: Self.command(value, &state)
+      default: false
+      }
     }
     if asksForReset { reset() }
   }

@@ -4,7 +4,6 @@ import KVMClient
 
 /// How often a CPU came out of the guest to the VMM, by reason. Owned by the CPU's thread.
 struct ExitCounts: Sendable {
-  private(set) var counts: [String: UInt64] = [:]
   private(set) var total: UInt64 = 0
   private var perKind = [UInt64](repeating: 0, count: Self.names.count)
 

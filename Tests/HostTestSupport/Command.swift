@@ -15,14 +15,18 @@ package enum Command {
     package var errorLines: [String] { errors.split(separator: "\n").map(String.init) }
   }
 
-  /// Where the package is built.
+  /// The directory of the built program: that of the test bundle, whose path is among the
+  /// arguments however the tests were started.
   private static let products: String = {
-    let root = #filePath.split(separator: "/").dropLast(3).joined(separator: "/")
-    #if DEBUG
-      return "/\(root)/.build/debug"
-    #else
-      return "/\(root)/.build/release"
-    #endif
+    let bundle = CommandLine.arguments.first { $0.contains(".xctest") } ?? ""
+    return bundle.split(separator: "/", omittingEmptySubsequences: false)
+      .prefix { !$0.hasSuffix(".xctest") }.joined(separator: "/")
+  }()
+
+  /// The package's directory.
+  package static let package: String = {
+    let parts = #filePath.split(separator: "/", omittingEmptySubsequences: false)
+    return parts.dropLast(3).joined(separator: "/")
   }()
 
   /// Starts the program with descriptors for its input, output and errors.
@@ -52,15 +56,22 @@ package enum Command {
     return process
   }
 
-  /// Waits for a program's end: its exit status, or 128 and the number of the signal.
-  package static func wait(_ process: pid_t) throws(Errno) -> Int32 {
+  /// Waits for a program's end: its exit status, or 128 and the number of the signal. A program
+  /// that has not ended after `limit` seconds is killed.
+  package static func wait(_ process: pid_t, limit: UInt64 = 60) throws(Errno) -> Int32 {
     var status: Int32 = 0
-    _ = try systemCall { () -> Int32 in waitpid(process, &status, 0) }
+    let deadline = HostClock.monotonic() + limit * 1_000_000_000
+    while try systemCall({ () -> Int32 in waitpid(process, &status, WNOHANG) }) == 0 {
+      if HostClock.monotonic() > deadline { kill(process, SIGKILL) }
+      usleep(2000)
+    }
     return status & 0x7F == 0 ? (status >> 8) & 0xFF : 128 + (status & 0x7F)
   }
 
   /// Runs the program to its end.
-  package static func run(_ arguments: [String], input: String = "") throws(Errno) -> Result {
+  package static func run(
+    _ arguments: [String], input: String = "", limit: UInt64 = 60
+  ) throws(Errno) -> Result {
     let files = try [0, 1, 2].map { (_: Int) throws(Errno) in
       try systemCall { () -> Int32 in memfd_create("test", UInt32(MFD_CLOEXEC)) }
     }
@@ -69,7 +80,7 @@ package enum Command {
     writeText(pipe.writer.rawValue, input)
     let process = try start(
       arguments, input: pipe.reader.rawValue, output: files[1], errors: files[2])
-    let status = try wait(process)
+    let status = try wait(process, limit: limit)
     return Result(status: status, output: contents(files[1]), errors: contents(files[2]))
   }
 
