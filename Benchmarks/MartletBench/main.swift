@@ -60,3 +60,4 @@ for kernel in kernels {
   let seconds = Double(time.components.attoseconds) / 1e18 + Double(time.components.seconds)
   print(kernel.name, "rip", m.cpu.s.pointee.rip, "MIPS", (count / seconds / 1e6).rounded())
 }
+try measureExitRoundTrip()
