@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A TestMachine whose guest is run by the verbs of VT-x: VMXON, a VMCS with valid fields, VM entries.
+// A TestMachine whose guest is run by the verbs of VT-x: VMXON, a VMCS with valid fields, VM
+// entries.
 //
 //     let m = try VMXMachine()                 // a 64-bit guest at 0x1000, CPL 0
 //     m.test.load([0xEB, 0xFE], at: 0x1000)

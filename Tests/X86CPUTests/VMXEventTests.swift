@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guests that run by VM entries: exits of VMX instructions, event injection, windows, timer, monitor
-// trap flag, activity states, MSR areas.
+// Guests that run by VM entries: exits of VMX instructions, event injection, windows, timer,
+// monitor trap flag, activity states, MSR areas.
 
 import Support
 import Testing
@@ -49,12 +49,18 @@ import X86CPU
     #expect(p.vmread(.guestActivityState) == 0)
   }
 
-  static let instructions: [(bytes: [UInt8], reason: ExitReason, qualification: UInt64, info: UInt64)] =
+  typealias InstructionRow = (
+    bytes: [UInt8], reason: ExitReason, qualification: UInt64, info: UInt64
+  )
+  static let instructions: [InstructionRow] =
     [
       ([0x0F, 0x78, 0xD8], .vmread, 0, 3 << 28 | 1 << 10),
       ([0x0F, 0x79, 0xD8], .vmwrite, 0, 3 << 28 | 1 << 10),
       ([0x0F, 0xC7, 0x70, 0x08], .vmptrld, 8, 2 << 7 | 3 << 15 | 1 << 22),
-      ([0x66, 0x0F, 0xC7, 0x74, 0x8B, 0xF0], .vmclear, ~15, 2 | 2 << 7 | 3 << 15 | 1 << 18 | 3 << 23),
+      (
+        [0x66, 0x0F, 0xC7, 0x74, 0x8B, 0xF0], .vmclear, ~15,
+        2 | 2 << 7 | 3 << 15 | 1 << 18 | 3 << 23
+      ),
       ([0xF3, 0x0F, 0xC7, 0x30], .vmxon, 0, 2 << 7 | 3 << 15 | 1 << 22),
       ([0x0F, 0xC7, 0x38], .vmptrst, 0, 2 << 7 | 3 << 15 | 1 << 22),
       ([0x66, 0x0F, 0x38, 0x80, 0x10], .invept, 0, 2 << 28 | 2 << 7 | 3 << 15 | 1 << 22),

@@ -6,8 +6,8 @@
 import X86
 
 extension CPU {
-  /// Records a VM exit caused by the running instruction, and returns what to throw. RIP will be the
-  /// instruction's own.
+  /// Records a VM exit caused by the running instruction, and returns what to throw. RIP will be
+  /// the instruction's own.
   ///
   ///     if c.s.pointee.vmx.primary & PrimaryControls.hltExiting != 0 { throw c.exit(.hlt, i) }
   package func exit(

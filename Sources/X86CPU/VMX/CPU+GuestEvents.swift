@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Events at instruction boundaries of VMX non-root operation, in the order of their priority (SDM
-// volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM Exits"):
+// volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM
+// Exits"):
 //
 //     monitor trap flag -> pending debug exceptions -> preemption timer -> NMI window
 //     -> interrupt window -> external interrupt (a kick)
@@ -35,8 +36,8 @@ extension CPU {
     return false
   }
 
-  /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings the
-  /// guest here.)
+  /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings
+  /// the guest here.)
   private func takeTimer() -> Bool {
     if s.pointee.request & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
     if s.pointee.vmx.pin & PinControls.preemptionTimer == 0 { return true }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checks on guest control registers, debug registers and MSRs. A failure of any check on guest state
-// is an entry-failure exit with reason 33.
+// Checks on guest control registers, debug registers and MSRs. A failure of any check on guest
+// state is an entry-failure exit with reason 33.
 
 import X86
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a VM entry does between loading guest state and the first guest instruction (SDM volume 3,
-// "Event Injection" and "Special Features of VM Entry"): the injected event, then whatever is due at
-// this instruction boundary.
+// "Event Injection" and "Special Features of VM Entry"): the injected event, then whatever is due
+// at this instruction boundary.
 
 import X86
 

@@ -25,7 +25,8 @@ extension PhysicalCPU {
 
   /// INVVPID.
   ///
-  /// - Parameter type: 0 drops one linear address of a VPID, 1 the VPID's, 2 all VPIDs', 3 the VPID's
+  /// - Parameter type: 0 drops one linear address of a VPID, 1 the VPID's, 2 all VPIDs', 3 the
+  /// VPID's
   ///   but for global pages (which go too).
   /// - Throws: error 28 for another type, VPID 0 (but of type 2), or an address not canonical.
   package func invvpid(

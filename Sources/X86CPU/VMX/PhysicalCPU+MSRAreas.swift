@@ -36,7 +36,8 @@ private struct MSRArea {
 extension PhysicalCPU {
   /// The VM-entry MSR-load area.
   ///
-  /// - Returns: false where an entry cannot be loaded; the entry-failure exit (34, qualification: the
+  /// - Returns: false where an entry cannot be loaded; the entry-failure exit (34, qualification:
+  /// the
   ///   entry's number from 1) is then recorded.
   func loadEntryMSRs() -> Bool {
     guard let area = MSRArea(vmx.pointee, .entryMSRLoadCount, .entryMSRLoadAddress) else {
@@ -64,8 +65,8 @@ extension PhysicalCPU {
     }
   }
 
-  /// The VM-exit MSR-load area. What root operation has for itself (EFER, PAT) is kept apart from the
-  /// guest's state, which stays in the CPU.
+  /// The VM-exit MSR-load area. What root operation has for itself (EFER, PAT) is kept apart from
+  /// the guest's state, which stays in the CPU.
   func loadExitMSRs() throws(VMXError) {
     guard let area = MSRArea(vmx.pointee, .exitMSRLoadCount, .exitMSRLoadAddress) else { return }
     for n in 0..<area.count {

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VM entry (SDM volume 3, "VM Entries"): checks, guest state, MSRs, event injection, then guest code
-// until a VM exit.
+// VM entry (SDM volume 3, "VM Entries"): checks, guest state, MSRs, event injection, then guest
+// code until a VM exit.
 //
-// Only groups of fields that changed since the last entry are looked at again (`VMXUnit.dirty`): the
-// guest's own instructions keep its state valid, so an exit and re-entry in which the hypervisor
-// touched nothing but RIP, RFLAGS and the injection fields costs a few loads and compares.
+// Only groups of fields that changed since the last entry are looked at again (`VMXUnit.dirty`):
+// the guest's own instructions keep its state valid, so an exit and re-entry in which the
+// hypervisor touched nothing but RIP, RFLAGS and the injection fields costs a few loads and
+// compares.
 
 import X86
 
 extension PhysicalCPU {
-  /// Enters the guest of a "clear" VMCS, which is "launched" afterwards, and runs it until it exits.
+  /// Enters the guest of a "clear" VMCS, which is "launched" afterwards, and runs it until it
+  /// exits.
   ///
   /// - Returns: the basic exit reason. 33 and 34 are entry failures: nothing was executed.
   /// - Throws: `failInvalid` without a current VMCS; error 4 (not clear), 7 (controls), 8 (host
@@ -54,7 +56,10 @@ extension PhysicalCPU {
   /// - Returns: false where it ended in an entry-failure exit, which is then recorded.
   private func prepare() throws(VMXError) -> Bool {
     let unit = vmx
-    if unit.pointee.dirty.contains(.controls) { unit.pointee.dirty = .all }
+    if unit.pointee.dirty.contains(.controls) {
+      // What translations depend on is compared by itself (`adoptTranslations`).
+      unit.pointee.dirty.formUnion(VMCSGroups.all.subtracting(.paging))
+    }
     let dirty = unit.pointee.dirty
     unit.pointee.entryFailure = nil
     let checks = EntryChecks(cpu: cpu, unit: unit)
@@ -161,10 +166,11 @@ extension PhysicalCPU {
     let unit = vmx
     let controls = s.pointee.vmx.entry
     let loadsDebug = controls & EntryControls.loadDebugControls != 0
-    let dr7 = loadsDebug ? unit.pointee.page(.guestDR7) : DR7.initial.rawValue
+    var dr7 = loadsDebug ? unit.pointee.page(.guestDR7) : DR7.initial.rawValue
+    dr7 = dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
     s.pointee.debugctl = loadsDebug ? unit.pointee.page(.guestDebugControl) : 0
     if dr7 != s.pointee.dr7 {
-      s.pointee.dr7 = dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
+      s.pointee.dr7 = dr7
       cpu.updateSlow()
       cpu.flushTLB()
     }

@@ -32,9 +32,9 @@ extension PhysicalCPU {
     return ExitReason(rawValue: UInt16(truncatingIfNeeded: s.pointee.exit.reason))
   }
 
-  /// After an entry-failure exit: the guest's state was not loaded and is not saved; the fields keep
-  /// their values and the injection stays valid (SDM volume 3, "VM-Entry Failures During or After
-  /// Loading Guest State").
+  /// After an entry-failure exit: the guest's state was not loaded and is not saved; the fields
+  /// keep their values and the injection stays valid (SDM volume 3, "VM-Entry Failures During or
+  /// After Loading Guest State").
   func completeFailedEntry() throws(VMXError) -> ExitReason {
     loadRootMSRs(vmx.pointee.page32(.exitControls))
     if vmx.pointee.exitMSRCounts != 0 { try loadExitMSRs() }

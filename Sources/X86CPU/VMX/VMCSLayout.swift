@@ -10,10 +10,10 @@
 //     0x500  VM-execution controls     0x800  VM-exit information fields
 //
 // Every field has 8 bytes there, zero-extended. While a VMCS is current, most guest-state and all
-// exit-information fields live in CPUState instead ("lazy state"): the row of such a field names the
-// place, VMREAD and VMWRITE go there directly, and VMCLEAR or the VMPTRLD of another VMCS writes
-// them back. The fields whose loading and saving the entry and exit controls switch (EFER, PAT,
-// DEBUGCTL, DR7) stay in memory and are moved by entry and exit.
+// exit-information fields live in CPUState instead ("lazy state"): the row of such a field names
+// the place, VMREAD and VMWRITE go there directly, and VMCLEAR or the VMPTRLD of another VMCS
+// writes them back. The fields whose loading and saving the entry and exit controls switch (EFER,
+// PAT, DEBUGCTL, DR7) stay in memory and are moved by entry and exit.
 //
 //     VMCSLayout.locations[VMCSLayout.slot(.guestRIP)]   // page offset, CPUState.rip, 8 bytes
 

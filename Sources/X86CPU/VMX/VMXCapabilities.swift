@@ -91,10 +91,7 @@ package enum VMXCapabilities {
   package static let cr0Fixed0 = CR0([.pe, .ne, .pg]).rawValue
   package static let cr0Fixed1: UInt64 = 0xFFFF_FFFF
   package static let cr4Fixed0 = CR4.vmxe.rawValue
-  package static let cr4Fixed1 = CR4([
-    .vme, .pvi, .tsd, .de, .pse, .pae, .mce, .pge, .pce, .osfxsr, .osxmmexcpt, .umip, .la57,
-    .vmxe, .fsgsbase, .pcide, .osxsave, .smep, .smap, .pke,
-  ]).rawValue
+  package static let cr4Fixed1 = CR4.supported.union(.vmxe).rawValue
 
   // MARK: EPT and VPID
 
