@@ -41,6 +41,7 @@ extension CPU {
     _ number: UInt32, hostInitiated: Bool = false
   ) throws(GuestException) -> UInt64 {
     guard let rule = MSRModel.rule(number) else {
+      if let value = VMXCapabilities.value(ofMSR: number) { return value }
       throw .generalProtection
     }
     switch rule.storage {
