@@ -9,6 +9,7 @@
 //
 // Each function returns false where the guest has left.
 
+import CHost
 import X86
 
 extension CPU {

@@ -8,6 +8,7 @@
 // hypervisor touched nothing but RIP, RFLAGS and the injection fields costs a few loads and
 // compares.
 
+import CHost
 import X86
 
 extension PhysicalCPU {

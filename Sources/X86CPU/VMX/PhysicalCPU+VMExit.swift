@@ -4,6 +4,7 @@
 // the rest in `CPUState.exit`; the guest's state stays where it is. What remains is what the exit
 // controls ask for: registers that the VMCS keeps in memory, the timer, MSR areas, root's MSRs.
 
+import CHost
 import X86
 
 extension PhysicalCPU {
