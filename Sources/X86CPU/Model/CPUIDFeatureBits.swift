@@ -3,6 +3,8 @@
 // The feature words of CPUID, bit by bit: what this processor offers, what only if the host executes
 // it, and what it leaves out and why. A bit that is in no row is 0: reserved, or of another vendor.
 
+import X86
+
 /// A feature word: a register of a leaf.
 package enum FeatureWord: Int, CaseIterable, Sendable {
   case leaf1ECX, leaf1EDX, leaf7EBX, leaf7ECX, leaf7EDX, leaf7_1EAX, leafD_1EAX
@@ -14,8 +16,9 @@ struct FeatureBit: Sendable {
   enum Policy: Sendable {
     /// The processor does it by itself.
     case offered
-    /// The host executes the instructions, so the host must have the same bit.
-    case host
+    /// The host executes the instructions, so the host must have the same bit, and its kernel these
+    /// state components enabled.
+    case hostWith(XCR0)
     /// 0 here; reflects CR4 when CPUID is executed.
     case dynamic
     /// 0, for this reason.
@@ -33,6 +36,9 @@ struct FeatureBit: Sendable {
     self.policy = policy
   }
 
+  private static let host = Policy.hostWith([])
+  private static let ymm = Policy.hostWith([.sse, .avx])
+  private static let zmm = Policy.hostWith([.sse, .avx, .avx512])
   private static let thermal = Policy.excluded("no thermal or power management")
   private static let tracing = Policy.excluded("no debug store, tracing or performance monitoring")
   private static let noSMX = Policy.excluded("no safer mode and no enclaves")
@@ -44,8 +50,8 @@ struct FeatureBit: Sendable {
   static let table: [FeatureBit] = leaf1 + leaf7 + extendedState + extended
 
   private static let leaf1: [FeatureBit] = [
-    .init(.leaf1ECX, 0, "sse3", .host),
-    .init(.leaf1ECX, 1, "pclmulqdq", .host),
+    .init(.leaf1ECX, 0, "sse3", host),
+    .init(.leaf1ECX, 1, "pclmulqdq", host),
     .init(.leaf1ECX, 2, "dtes64", tracing),
     .init(.leaf1ECX, 3, "monitor", .offered),
     .init(.leaf1ECX, 4, "ds-cpl", tracing),
@@ -53,25 +59,25 @@ struct FeatureBit: Sendable {
     .init(.leaf1ECX, 6, "smx", noSMX),
     .init(.leaf1ECX, 7, "eist", thermal),
     .init(.leaf1ECX, 8, "tm2", thermal),
-    .init(.leaf1ECX, 9, "ssse3", .host),
+    .init(.leaf1ECX, 9, "ssse3", host),
     .init(.leaf1ECX, 11, "sdbg", tracing),
-    .init(.leaf1ECX, 12, "fma", .host),
+    .init(.leaf1ECX, 12, "fma", ymm),
     .init(.leaf1ECX, 13, "cx16", .offered),
     .init(.leaf1ECX, 14, "xtpr", .excluded("chipset messages have no receiver")),
     .init(.leaf1ECX, 15, "pdcm", tracing),
     .init(.leaf1ECX, 17, "pcid", .offered),
     .init(.leaf1ECX, 18, "dca", .excluded("no direct cache access")),
-    .init(.leaf1ECX, 19, "sse4.1", .host),
-    .init(.leaf1ECX, 20, "sse4.2", .host),
+    .init(.leaf1ECX, 19, "sse4.1", host),
+    .init(.leaf1ECX, 20, "sse4.2", host),
     .init(.leaf1ECX, 21, "x2apic", .offered),
     .init(.leaf1ECX, 22, "movbe", .offered),
     .init(.leaf1ECX, 23, "popcnt", .offered),
     .init(.leaf1ECX, 24, "tsc-deadline", .offered),
-    .init(.leaf1ECX, 25, "aes", .host),
+    .init(.leaf1ECX, 25, "aes", host),
     .init(.leaf1ECX, 26, "xsave", .offered),
     .init(.leaf1ECX, 27, "osxsave", .dynamic),
-    .init(.leaf1ECX, 28, "avx", .host),
-    .init(.leaf1ECX, 29, "f16c", .host),
+    .init(.leaf1ECX, 28, "avx", ymm),
+    .init(.leaf1ECX, 29, "f16c", ymm),
     .init(.leaf1ECX, 30, "rdrand", .offered),
     .init(.leaf1EDX, 0, "fpu", .offered),
     .init(.leaf1EDX, 1, "vme", .offered),
@@ -110,44 +116,44 @@ struct FeatureBit: Sendable {
     .init(.leaf7EBX, 2, "sgx", noSMX),
     .init(.leaf7EBX, 3, "bmi1", .offered),
     .init(.leaf7EBX, 4, "hle", noTSX),
-    .init(.leaf7EBX, 5, "avx2", .host),
-    .init(.leaf7EBX, 6, "fdp-excptn-only", .host),
+    .init(.leaf7EBX, 5, "avx2", ymm),
+    .init(.leaf7EBX, 6, "fdp-excptn-only", host),
     .init(.leaf7EBX, 7, "smep", .offered),
     .init(.leaf7EBX, 8, "bmi2", .offered),
     .init(.leaf7EBX, 9, "erms", .offered),
     .init(.leaf7EBX, 10, "invpcid", .offered),
     .init(.leaf7EBX, 11, "rtm", noTSX),
     .init(.leaf7EBX, 12, "rdt-m", other),
-    .init(.leaf7EBX, 13, "no-fpu-cs-ds", .host),
+    .init(.leaf7EBX, 13, "no-fpu-cs-ds", host),
     .init(.leaf7EBX, 14, "mpx", .excluded("withdrawn from the architecture")),
     .init(.leaf7EBX, 15, "rdt-a", other),
-    .init(.leaf7EBX, 16, "avx512f", .host),
-    .init(.leaf7EBX, 17, "avx512dq", .host),
+    .init(.leaf7EBX, 16, "avx512f", zmm),
+    .init(.leaf7EBX, 17, "avx512dq", zmm),
     .init(.leaf7EBX, 18, "rdseed", .offered),
     .init(.leaf7EBX, 19, "adx", .offered),
     .init(.leaf7EBX, 20, "smap", .offered),
-    .init(.leaf7EBX, 21, "avx512ifma", .host),
+    .init(.leaf7EBX, 21, "avx512ifma", zmm),
     .init(.leaf7EBX, 23, "clflushopt", .offered),
     .init(.leaf7EBX, 24, "clwb", .offered),
     .init(.leaf7EBX, 25, "intel-pt", tracing),
-    .init(.leaf7EBX, 28, "avx512cd", .host),
-    .init(.leaf7EBX, 29, "sha", .host),
-    .init(.leaf7EBX, 30, "avx512bw", .host),
-    .init(.leaf7EBX, 31, "avx512vl", .host),
-    .init(.leaf7ECX, 1, "avx512vbmi", .host),
+    .init(.leaf7EBX, 28, "avx512cd", zmm),
+    .init(.leaf7EBX, 29, "sha", host),
+    .init(.leaf7EBX, 30, "avx512bw", zmm),
+    .init(.leaf7EBX, 31, "avx512vl", zmm),
+    .init(.leaf7ECX, 1, "avx512vbmi", zmm),
     .init(.leaf7ECX, 2, "umip", .offered),
     .init(.leaf7ECX, 3, "pku", .offered),
     .init(.leaf7ECX, 4, "ospke", .dynamic),
     .init(.leaf7ECX, 5, "waitpkg", other),
-    .init(.leaf7ECX, 6, "avx512vbmi2", .host),
+    .init(.leaf7ECX, 6, "avx512vbmi2", zmm),
     .init(.leaf7ECX, 7, "cet-ss", noCET),
-    .init(.leaf7ECX, 8, "gfni", .host),
-    .init(.leaf7ECX, 9, "vaes", .host),
-    .init(.leaf7ECX, 10, "vpclmulqdq", .host),
-    .init(.leaf7ECX, 11, "avx512vnni", .host),
-    .init(.leaf7ECX, 12, "avx512bitalg", .host),
+    .init(.leaf7ECX, 8, "gfni", host),
+    .init(.leaf7ECX, 9, "vaes", ymm),
+    .init(.leaf7ECX, 10, "vpclmulqdq", ymm),
+    .init(.leaf7ECX, 11, "avx512vnni", zmm),
+    .init(.leaf7ECX, 12, "avx512bitalg", zmm),
     .init(.leaf7ECX, 13, "tme", other),
-    .init(.leaf7ECX, 14, "avx512vpopcntdq", .host),
+    .init(.leaf7ECX, 14, "avx512vpopcntdq", zmm),
     .init(.leaf7ECX, 16, "la57", .offered),
     .init(.leaf7ECX, 22, "rdpid", .offered),
     .init(.leaf7ECX, 23, "key-locker", other),
@@ -159,7 +165,7 @@ struct FeatureBit: Sendable {
     .init(.leaf7ECX, 30, "sgx-lc", noSMX),
     .init(.leaf7ECX, 31, "pks", other),
     .init(.leaf7EDX, 4, "fsrm", .offered),
-    .init(.leaf7EDX, 8, "avx512vp2intersect", .host),
+    .init(.leaf7EDX, 8, "avx512vp2intersect", zmm),
     .init(.leaf7EDX, 10, "md-clear", .excluded("not affected: see IA32_ARCH_CAPABILITIES")),
     .init(.leaf7EDX, 14, "serialize", .offered),
     .init(.leaf7EDX, 15, "hybrid", .excluded("all CPUs are alike")),
@@ -179,18 +185,18 @@ struct FeatureBit: Sendable {
     .init(.leaf7EDX, 29, "arch-capabilities", .offered),
     .init(.leaf7EDX, 30, "core-capabilities", other),
     .init(.leaf7EDX, 31, "ssbd", .offered),
-    .init(.leaf7_1EAX, 4, "avx-vnni", .host),
-    .init(.leaf7_1EAX, 5, "avx512bf16", .host),
+    .init(.leaf7_1EAX, 4, "avx-vnni", ymm),
+    .init(.leaf7_1EAX, 5, "avx512bf16", zmm),
     .init(.leaf7_1EAX, 10, "fast-zero-rep-movsb", .offered),
     .init(.leaf7_1EAX, 11, "fast-short-rep-stosb", .offered),
     .init(.leaf7_1EAX, 26, "lam", other),
   ]
 
   private static let extendedState: [FeatureBit] = [
-    .init(.leafD_1EAX, 0, "xsaveopt", .host),
-    .init(.leafD_1EAX, 1, "xsavec", .host),
-    .init(.leafD_1EAX, 2, "xgetbv1", .host),
-    .init(.leafD_1EAX, 3, "xsaves", .host),
+    .init(.leafD_1EAX, 0, "xsaveopt", host),
+    .init(.leafD_1EAX, 1, "xsavec", host),
+    .init(.leafD_1EAX, 2, "xgetbv1", host),
+    .init(.leafD_1EAX, 3, "xsaves", host),
     .init(.leafD_1EAX, 4, "xfd", noAMX),
   ]
 

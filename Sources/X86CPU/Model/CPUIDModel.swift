@@ -36,7 +36,10 @@ package enum CPUIDModel {
       let mask = UInt32(1) << row.bit
       switch row.policy {
       case .offered: words[row.word.rawValue] |= mask
-      case .host: words[row.word.rawValue] |= host[row.word.rawValue] & mask
+      case .hostWith(let components):
+        if XCR0(rawValue: HostFeatures.current.xcr0).isSuperset(of: components) {
+          words[row.word.rawValue] |= host[row.word.rawValue] & mask
+        }
       case .dynamic, .excluded: break
       }
     }

@@ -185,6 +185,18 @@ extension CPU {
   /// comes after the instruction, so event processing does it.
   func virtualizeTPR() { owner.request(CPURequest.events) }
 
+  /// The exit for a virtual task priority below the TPR threshold, where interrupts are not delivered
+  /// virtually. It is trap-like: event processing asks for it between instructions.
+  ///
+  /// - Returns: false where the guest has left.
+  func checkTPRThreshold() -> Bool {
+    guard let tpr = virtualTPR, !secondary(SecondaryControls.virtualInterruptDelivery),
+      (tpr.pointee >> 4) & 0xF < s.pointee.vmx.tprThreshold & 0xF
+    else { return true }
+    _ = exit(.tprBelowThreshold)
+    return false
+  }
+
   // MARK: XCR0
 
   /// XSETBV of XCR0 after exits.

@@ -64,7 +64,9 @@ enum StringPortInstructions {
       if !isRepeated { return c.reload(i) }
       advance(c, 1, by: .max, mask)
       if c.gpr[1] & mask == 0 { return c.reload(i) }
-      if c.s.pointee.request != 0 || c.s.pointee.slow != 0 {
+      // An emulation goes on: it was entered to get the transfer done.
+      let isAsked = c.s.pointee.request != 0 && c.s.pointee.emulation == nil
+      if isAsked || c.s.pointee.slow != 0 {
         c.s.pointee.rip = c.currentRIP(i)
         return Step.reload
       }

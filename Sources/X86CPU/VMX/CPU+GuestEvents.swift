@@ -4,7 +4,7 @@
 // volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM
 // Exits"):
 //
-//     monitor trap flag -> pending debug exceptions -> preemption timer -> NMI window
+//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI window
 //     -> interrupt window -> external interrupt (a kick)
 //
 // Each function returns false where the guest has left.
@@ -24,7 +24,7 @@ extension CPU {
     if requests & CPURequest.events != 0 { _ = owner.takeRequest(CPURequest.events) }
     if s.pointee.slow & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
     if s.pointee.pendingDebug & PendingDebug.causes != 0, !takePendingDebug() { return false }
-    if !takeTimer() || !takeWindows() { return false }
+    if !checkTPRThreshold() || !takeTimer() || !takeWindows() { return false }
     if s.pointee.request & CPURequest.kick != 0 { return takeKick() }
     if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
     return true

@@ -159,6 +159,13 @@ private let movRAXDR5: [UInt8] = [0x0F, 0x21, 0xE8]
     #expect(try m.execute([0x44, 0x0F, 0x22, 0xC0]) == .fault(.generalProtection))
     #expect(try m.execute([0x44, 0x0F, 0x20, 0xC0]) == .next)
     #expect(m.cpu.gpr[0] == 9)
+    // Below the threshold: a trap-like exit, after the instruction.
+    m.cpu.s.pointee.vmx.tprThreshold = 5
+    m.load([0x44, 0x0F, 0x22, 0xC0, 0xF4], at: 0x1000)
+    m.cpu.gpr[0] = 4
+    m.cpu.s.pointee.cr4 |= CR4.vmxe.rawValue
+    #expect(m.run(from: 0x1000) == .tprBelowThreshold)
+    #expect(m.cpu.s.pointee.rip == 0x1004)
   }
 
   @Test func debugRegisters() throws {
