@@ -107,10 +107,10 @@ extension PhysicalCPU {
   ) -> VMCSGroups {
     switch field {
     case .primaryControls: changed & ~freePrimaryControls == 0 ? .values : groups
-    case .guestCR0: changed & pagingCR0 != 0 ? [groups, .paging] : groups
+    case .guestCR0: changed & CR0.paging.rawValue != 0 ? [groups, .paging] : groups
     case .guestCR3: [groups, .paging]
     case .guestRFLAGS: changed & RFLAGS.vm.rawValue != 0 ? [groups, .segments] : groups
-    case .guestCR4: changed & pagingCR4 != 0 ? [groups, .paging] : groups
+    case .guestCR4: changed & CR4.paging.rawValue != 0 ? [groups, .paging] : groups
     default: groups
     }
   }
@@ -121,8 +121,4 @@ extension PhysicalCPU {
     PrimaryControls.interruptWindowExiting | PrimaryControls.monitorTrapFlag
       | PrimaryControls.useTSCOffsetting | PrimaryControls.hltExiting
       | PrimaryControls.movDRExiting)
-  private static let pagingCR0 = CR0([.pe, .wp, .pg]).rawValue
-  private static let pagingCR4 = CR4([
-    .pse, .pae, .pge, .la57, .pcide, .smep, .smap, .pke,
-  ]).rawValue
 }

@@ -88,7 +88,7 @@ package enum VMXCapabilities {
 
   // MARK: Control registers
 
-  package static let cr0Fixed0 = CR0([.pe, .ne, .pg]).rawValue
+  package static let cr0Fixed0 = CR0.fixedInVMX.rawValue
   package static let cr0Fixed1: UInt64 = 0xFFFF_FFFF
   package static let cr4Fixed0 = CR4.vmxe.rawValue
   package static let cr4Fixed1 = CR4.supported.union(.vmxe).rawValue
