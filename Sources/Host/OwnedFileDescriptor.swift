@@ -91,7 +91,8 @@ package func contentsOfFile(_ path: String) throws(Errno) -> [UInt8] {
   var status = stat()
   _ = try systemCall { () -> Int32 in fstat(file.rawValue, &status) }
   if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
-  var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size), 4096))
+  // One byte more than the file has, so that its end shows without growing.
+  var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size) + 1, 4096))
   var count = 0
   while true {
     if count == bytes.count { bytes.append(contentsOf: repeatElement(0, count: bytes.count)) }

@@ -55,6 +55,12 @@ package protocol KVMTransport: AnyObject, Sendable {
   func statistics() -> [(name: String, value: UInt64)]
 }
 
+/// Names of statistics that others compute with.
+package enum KVMStatistic {
+  /// Instructions that guests retired.
+  package static let instructions = "instructions retired"
+}
+
 extension KVMTransport {
   package func statistics() -> [(name: String, value: UInt64)] { [] }
 }

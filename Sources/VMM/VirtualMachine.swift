@@ -95,7 +95,13 @@ package final class VirtualMachine: Sendable {
       "exits to user space: \(exits.total)",
     ]
     lines += exits.rows.map { "  \($0.name): \($0.value)" }
-    lines += engine.transport.statistics().map { "\($0.name): \($0.value)" }
+    let counts = engine.transport.statistics()
+    lines += counts.map { "\($0.name): \($0.value)" }
+    let used = processors.reduce(UInt64(0)) { $0 &+ $1.processorTime }
+    if used > 0, let retired = counts.first(where: { $0.name == KVMStatistic.instructions }) {
+      let millions = Double(retired.value) / 1e6
+      lines.append("MIPS: \(Self.rounded(millions / (Double(used) / 1e9))) of vCPU thread time")
+    }
     return lines.joined(separator: "\n")
   }
 

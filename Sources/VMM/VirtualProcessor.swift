@@ -44,6 +44,7 @@ final class VirtualProcessor: Sendable {
   private let halted = Atomic<Bool>(false)
   private let counts = Mutex(ExitCounts())
   private let lastExitText = Mutex("none")
+  private let time = Atomic<UInt64>(0)
 
   init(number: Int, cpu: VirtualCPU) {
     self.number = number
@@ -88,6 +89,9 @@ final class VirtualProcessor: Sendable {
   /// What the last inspection found.
   var isHaltedForEver: Bool { halted.load(ordering: .acquiring) }
 
+  /// Nanoseconds of the host's processor time that the thread has used, once it has stopped.
+  var processorTime: UInt64 { time.load(ordering: .acquiring) }
+
   /// Exits by reason. Complete when the thread has stopped.
   var exitCounts: ExitCounts { counts.withLock { $0 } }
 
@@ -97,6 +101,7 @@ final class VirtualProcessor: Sendable {
     var counts = ExitCounts()
     var lastExit: Exit?
     defer {
+      time.store(HostClock.threadCPU(), ordering: .releasing)
       self.counts.withLock { $0 = counts }
       lastExitText.withLock { $0 = lastExit?.description ?? "none" }
     }
