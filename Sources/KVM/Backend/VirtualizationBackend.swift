@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The vendor seam: what the hypervisor asks of VT-x (and will ask of SVM) for one vCPU. A backend
+// owns the vCPU's control block and is written in the processor's verbs; nothing above it names a
+// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
+
+import X86
+import X86CPU
+import SystemPackage
+
+/// Guest registers that the control block holds (the general registers, CR2 and the syscall MSRs
+/// are in the physical CPU itself; see GuestContext).
+package enum ControlBlockRegister: Int, Sendable, CaseIterable {
+  case rip, rsp, rflags
+  /// As the guest sees them, not as the processor runs them.
+  case cr0, cr3, cr4, efer, pat, dr7, debugctl
+  case sysenterCS, sysenterESP, sysenterEIP
+  case gdtrBase, gdtrLimit, idtrBase, idtrLimit
+  case pdptr0, pdptr1, pdptr2, pdptr3
+  /// Blocking by STI, MOV SS and NMI (`Interruptibility`).
+  case interruptibility
+  case pendingDebug
+}
+
+/// An event on its way into the guest.
+struct GuestEvent: Sendable, Equatable {
+  var info: InterruptionInfo
+  var errorCode: UInt32 = 0
+  /// Bytes of the instruction that raised it, for software events.
+  var instructionLength: UInt32 = 0
+}
+
+/// How the run loop goes on after an exit.
+enum Disposition {
+  /// Enter again.
+  case resume
+  /// `kvm_run` is filled: KVM_RUN returns 0.
+  case userSpace
+}
+
+protocol VirtualizationBackend: AnyObject {
+  /// Enters VMX (SVM) operation on a physical CPU.
+  static func enable(_ cpu: PhysicalCPU) throws(Errno)
+
+  /// Makes the control block current on `cpu`.
+  func load(on cpu: PhysicalCPU)
+  /// Writes everything cached back and makes the control block free to load elsewhere.
+  func unload(from cpu: PhysicalCPU)
+
+  /// Enters the guest and returns after its exit.
+  func run()
+  /// Handles the exit that `run` returned from, by its reason.
+  func handleExit(_ vcpu: VirtualCPU) -> Disposition
+
+  subscript(_ register: ControlBlockRegister) -> UInt64 { get set }
+  func segment(_ register: SegmentRegister) -> SegmentState
+  func setSegment(_ register: SegmentRegister, _ value: SegmentState)
+
+  /// Queues an event for the next entry, which delivers it once.
+  func inject(_ event: GuestEvent)
+  /// The event that the last exit interrupted on its way into the guest, if any; or one that was
+  /// queued and not delivered.
+  func takeInterruptedEvent() -> GuestEvent?
+  /// Exit as soon as an interrupt could be delivered.
+  func setInterruptWindow(_ open: Bool)
+  /// Exit as soon as an NMI could be delivered.
+  func setNMIWindow(_ open: Bool)
+
+  func setTSCOffset(_ offset: UInt64)
+  /// Which CR4 bits the guest may set without an exit.
+  func setGuestCR4(allowed: UInt64)
+  /// Names the root of the nested page tables.
+  func setNestedTables(_ root: UInt64)
+  /// Drops what the physical CPU has cached of nested tables.
+  func invalidateNestedMappings()
+}

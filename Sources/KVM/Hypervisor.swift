@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Our KVM: what `/dev/kvm` is to a program. It owns the physical CPUs of the software processor and
+// the table of handles by which clients name machines and vCPUs.
+//
+//     let hypervisor = try Hypervisor(physicalCPUs: 2)
+//     let system = hypervisor.open()
+//     let machine = try hypervisor.ioctl(system, CKVM_CREATE_VM, 0)
+//     let cpu = try hypervisor.ioctl(machine, CKVM_CREATE_VCPU, 0)
+//     ... _ = try hypervisor.ioctl(cpu, CKVM_RUN, 0)
+//
+// Locks, in the order in which they may be taken: a vCPU's ioctl lock, the machine's ioctl lock,
+// memory slots, nested tables; the interrupt chips, the machine's CPU list, a local APIC. The
+// pool's lock is taken below an ioctl lock and takes none.
+
+import CHost
+import Host
+import Synchronization
+import SystemPackage
+import X86CPU
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+package final class Hypervisor: Sendable {
+  let pool: PhysicalCPUPool
+  /// Goes up whenever nested mappings of any machine were taken away. A physical CPU whose slot has
+  /// an older number drops what it has cached before it enters a guest.
+  let mappings = Atomic<UInt64>(1)
+
+  enum Object {
+    case system
+    case machine(Machine)
+    /// The machine is kept open by its vCPUs' handles.
+    case virtualCPU(VirtualCPU, Machine)
+  }
+
+  private let handles = Mutex<[Object?]>([])
+
+  /// - Parameter physicalCPUs: 1 to 64; nil: as many as the host has.
+  package init(physicalCPUs: Int? = nil) throws(Errno) {
+    let count = physicalCPUs ?? Self.hostCPUs
+    guard (1...64).contains(count) else { throw .invalidArgument }
+    pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in try VMX.enable(cpu) }
+  }
+
+  package var physicalCPUCount: Int { pool.slots.count }
+
+  /// Opens the system, as `open("/dev/kvm")` does.
+  package func open() -> Int32 { add(.system) }
+
+  /// Calls an ioctl; see `KVMTransport.ioctl`.
+  package func ioctl(
+    _ handle: Int32, _ request: UInt32, _ argument: UInt
+  ) throws(Errno) -> Int32 {
+    switch try object(handle) {
+    case .system: return try Self.ioctls.call(self, request, argument)
+    case .machine(let machine): return try Machine.ioctls.call(machine, request, argument)
+    case .virtualCPU(let vcpu, _): return try vcpu.ioctl(request, argument)
+    }
+  }
+
+  /// The pages that a vCPU shares with its client: `VirtualCPU.sharedSize` bytes, valid until the
+  /// last handle of its machine is closed.
+  package func sharedPages(_ handle: Int32) throws(Errno) -> UnsafeMutableRawPointer {
+    guard case .virtualCPU(let vcpu, _) = try object(handle) else { throw .invalidArgument }
+    return vcpu.pages
+  }
+
+  /// Makes a vCPU leave KVM_RUN, as a signal to its thread does. From any thread.
+  package func kick(_ handle: Int32) {
+    guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return }
+    vcpu.request(.kick)
+  }
+
+  package func close(_ handle: Int32) {
+    let closed = handles.withLock { handles -> Object? in
+      let index = Int(handle) - 1
+      guard handles.indices.contains(index) else { return nil }
+      let object = handles[index]
+      handles[index] = nil
+      return object
+    }
+    _ = closed  // Freed outside the lock: closing a machine ends its threads.
+  }
+
+  func add(_ object: sending Object) -> Int32 {
+    handles.withLock { handles in
+      let index = handles.firstIndex { $0 == nil } ?? handles.count
+      if index == handles.count { handles.append(object) } else { handles[index] = object }
+      return Int32(truncatingIfNeeded: index + 1)
+    }
+  }
+
+  func object(_ handle: Int32) throws(Errno) -> Object {
+    let object = handles.withLock { handles -> Object? in
+      let index = Int(handle) - 1
+      return handles.indices.contains(index) ? handles[index] : nil
+    }
+    guard let object else { throw .badFileDescriptor }
+    return object
+  }
+
+  private static let hostCPUs = max(1, min(64, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))))
+}

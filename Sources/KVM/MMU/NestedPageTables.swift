@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// EPT paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
+// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism").
+//
+//     entry  bits 2:0 read, write, execute   5:3 memory type (leaf)   7 large page   51:12 address
+//
+// Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
+// old or the new.
+
+import X86
+
+struct NestedPageTables: @unchecked Sendable {
+  private enum Entry {
+    static let read: UInt64 = 1 << 0
+    static let write: UInt64 = 1 << 1
+    static let execute: UInt64 = 1 << 2
+    static let all: UInt64 = read | write | execute
+    static let writeBack: UInt64 = 6 << 3
+    static let largePage: UInt64 = 1 << 7
+    static let address: UInt64 = 0x000F_FFFF_FFFF_F000
+  }
+
+  private typealias Table = UnsafeMutablePointer<UInt64>
+
+  private final class Pages {
+    var pages: [UnsafeMutablePointer<UInt64>] = []
+    func make() -> UnsafeMutablePointer<UInt64> {
+      let raw = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
+      let table = raw.bindMemory(to: UInt64.self, capacity: 512)
+      table.initialize(repeating: 0, count: 512)
+      pages.append(table)
+      return table
+    }
+    deinit { for page in pages { page.deallocate() } }
+  }
+
+  private let top: Pages
+  private var lower = Pages()
+  private let rootTable: UnsafeMutablePointer<UInt64>
+
+  init() {
+    top = Pages()
+    rootTable = top.make()
+  }
+
+  /// The address of the top table.
+  var root: UInt64 { UInt64(UInt(bitPattern: rootTable)) }
+
+  /// Takes all entries away.
+  mutating func clear() {
+    rootTable.update(repeating: 0, count: 512)
+    lower = Pages()
+  }
+
+  /// Maps the largest page around `address` that `slot` holds; where that is 4 KiB, all of the
+  /// slot's pages in the same 2 MiB, because they will be wanted too.
+  mutating func map(_ address: UInt64, _ slot: MemorySlot) {
+    guard address >> 48 == 0 else { return }
+    var table: Table = rootTable
+    for level in [3, 2, 1] {
+      let shift = UInt64(12 + 9 * level)
+      if level < 3, place(in: table, address, shift, slot) { return }
+      table = child(of: table, Int((address >> shift) & 511))
+    }
+    let first = address & ~0x1F_FFFF
+    for index in 0..<512 {
+      let page = first &+ UInt64(index) << 12
+      guard slot.contains(page) else { continue }
+      table[index] = leaf(page, slot)
+    }
+  }
+
+  /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
+  private func place(
+    in table: Table, _ address: UInt64, _ shift: UInt64, _ slot: MemorySlot
+  ) -> Bool {
+    let size: UInt64 = 1 &<< shift
+    let start = address & ~(size &- 1)
+    guard start >= slot.base, slot.contains(start), slot.end &- start >= size,
+      slot.offset & (size &- 1) == 0
+    else { return false }
+    table[Int((address >> shift) & 511)] = leaf(start, slot) | Entry.largePage
+    return true
+  }
+
+  private func leaf(_ address: UInt64, _ slot: MemorySlot) -> UInt64 {
+    let rights = slot.isReadOnly ? Entry.read | Entry.execute : Entry.all
+    return (address &+ slot.offset) & Entry.address | Entry.writeBack | rights
+  }
+
+  private func child(of table: Table, _ index: Int) -> Table {
+    let entry = table[index]
+    if entry & Entry.all != 0, entry & Entry.largePage == 0,
+      let next = Table(bitPattern: UInt(entry & Entry.address))
+    {
+      return next
+    }
+    let next = lower.make()
+    table[index] = UInt64(UInt(bitPattern: next)) | Entry.all
+    return next
+  }
+}
