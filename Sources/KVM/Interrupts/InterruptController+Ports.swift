@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest access to the chips: the ports of the 8259 pair and the 8254, and the I/O APIC's window.
+
+import Host
+import InterruptChips
+import X86
+
+extension InterruptController {
+  /// Which ports the chips answer, as `port & 0xFFFF` ranges: asked at every port exit.
+  @inline(__always) static func ownsPort(_ port: UInt16) -> Bool {
+    switch port {
+    case 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40...0x43, 0x61: true
+    default: false
+    }
+  }
+
+  /// Reads a port of the chips; nil where none answers. Wider accesses read the first byte.
+  func readPort(_ port: UInt16) -> UInt64? {
+    chips.withLock { chips in
+      switch port {
+      case 0x40...0x43, 0x61:
+        guard chips.pit != nil, port != 0x61 || chips.hasSpeaker else { return nil }
+        let now = HostClock.monotonic()
+        return chips.pit.map { pit -> UInt64 in
+          var pit = pit
+          defer { chips.pit = pit }
+          return UInt64(pit.read(port: port, at: now))
+        }
+      default:
+        let value = UInt64(chips.pic.read(port: port))
+        updatePIC(&chips)
+        return value
+      }
+    }
+  }
+
+  /// Writes a port of the chips; false where none answers.
+  func writePort(_ port: UInt16, _ value: UInt64) -> Bool {
+    let byte = UInt8(truncatingIfNeeded: value)
+    return chips.withLock { chips in
+      switch port {
+      case 0x40...0x43, 0x61:
+        guard chips.pit != nil, port != 0x61 || chips.hasSpeaker else { return false }
+        let now = HostClock.monotonic()
+        chips.pit?.write(port: port, byte, at: now)
+        armPIT(&chips, now)
+      default:
+        chips.pic.write(port: port, byte)
+        updatePIC(&chips)
+      }
+      return true
+    }
+  }
+
+  /// Whether a guest-physical address is in the I/O APIC's window.
+  @inline(__always) static func ownsAddress(_ address: UInt64) -> Bool {
+    address &- IOAPIC.defaultAddress < IOAPIC.windowSize
+  }
+
+  func readIOAPIC(_ address: UInt64, size: Int) -> UInt64 {
+    chips.withLock { chips in
+      let value = UInt64(chips.ioapic.read(Int(address &- IOAPIC.defaultAddress) & ~0xF))
+      return size >= 8 ? value : value & (1 &<< UInt64(truncatingIfNeeded: size &* 8)) &- 1
+    }
+  }
+
+  func writeIOAPIC(_ address: UInt64, _ value: UInt64) {
+    chips.withLock { chips in
+      let offset = Int(address &- IOAPIC.defaultAddress) & ~0xF
+      switch chips.ioapic.write(offset, UInt32(truncatingIfNeeded: value)) {
+      case .none: break
+      case .send(let message, let pin): send(message, pin: pin, &chips)
+      case .service(let pins): service(pins, &chips)
+      }
+    }
+  }
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The machine's interrupt chips and the wires between them: GSIs to the 8259 pair and the I/O APIC,
+// their outputs and MSIs to local APICs, the 8254 to IRQ0.
+//
+//     setLine(gsi, level) -> 8259 pin -> INTR -> vCPUs whose LINT0 lets it through
+//                         -> I/O APIC pin -> message -> the local APICs that it names
+//
+// The chips are values under one lock. It may be held while a message is delivered (that takes the
+// CPU list's lock and then a local APIC's); nobody who holds one of those takes it.
+
+import Host
+import InterruptChips
+import Synchronization
+import X86
+
+final class InterruptController: @unchecked Sendable {
+  struct Chips: Sendable {
+    var pic = PIC8259Pair()
+    var ioapic = IOAPIC()
+    var pit: PIT8254?
+    /// The 8254 was made with its speaker port.
+    var hasSpeaker = false
+    var pitFlags: UInt32 = 0
+    var routing = GSIRoutingTable.standard
+    /// Whoever asserts each GSI: bit 0 the client, bit 1 the 8254.
+    var levels: [UInt8] = Array(repeating: 0, count: 64)
+    /// Last CPU that took a lowest-priority message.
+    var lastLowest = 0
+  }
+
+  enum Source {
+    static let client: UInt8 = 1 << 0
+    static let pit: UInt8 = 1 << 1
+  }
+
+  unowned let machine: Machine
+  let chips: Mutex<Chips>
+  /// The 8259's INTR.
+  let isPICRequesting = Atomic<Bool>(false)
+  /// When OUT of the 8254's channel 0 rises next, in monotonic nanoseconds.
+  let pitDeadline = Atomic<UInt64>(.max)
+
+  init(machine: Machine) {
+    self.machine = machine
+    chips = Mutex(Chips())
+  }
+
+  // MARK: Lines
+
+  /// Drives a GSI.
+  ///
+  /// - Returns: above 0 when a CPU (or the 8259) took it, 0 when it joined one that was pending or
+  ///   nothing was to be delivered, -1 when there is no such route or it is masked.
+  @discardableResult
+  func setLine(_ gsi: UInt32, _ level: Bool, source: UInt8 = Source.client) -> Int32 {
+    chips.withLock { chips in
+      let combined = Self.combine(&chips, gsi, level, source)
+      var result: Int32 = -1
+      for route in chips.routing[gsi: gsi] {
+        result = max(result, drive(&chips, route, combined))
+      }
+      return result
+    }
+  }
+
+  private static func combine(
+    _ chips: inout Chips, _ gsi: UInt32, _ level: Bool, _ source: UInt8
+  ) -> Bool {
+    guard Int(gsi) < chips.levels.count else { return level }
+    if level { chips.levels[Int(gsi)] |= source } else { chips.levels[Int(gsi)] &= ~source }
+    return chips.levels[Int(gsi)] != 0
+  }
+
+  private func drive(_ chips: inout Chips, _ route: GSIRoute, _ level: Bool) -> Int32 {
+    if let line = route.picLine {
+      chips.pic.setLine(line, asserted: level)
+      updatePIC(&chips)
+      return 1
+    }
+    switch route {
+    case .ioapic(let pin):
+      switch chips.ioapic.setLine(Int(pin), asserted: level) {
+      case .idle: return level ? 0 : 1
+      case .send(let message): return send(message, pin: Int(pin), &chips)
+      case .masked: return -1
+      case .coalesced: return 0
+      }
+    case .message(let message):
+      return level ? deliver(message.message(), &chips) : 0
+    case .picMaster, .picSlave: return -1
+    }
+  }
+
+  @discardableResult
+  func send(_ message: InterruptMessage, pin: Int, _ chips: inout Chips) -> Int32 {
+    let result = deliver(message, &chips)
+    if result < 0 { chips.ioapic.deliveryFailed(pin) }
+    return result
+  }
+
+  /// KVM_SIGNAL_MSI.
+  func signal(_ message: MessageSignalledInterrupt) -> Int32 {
+    chips.withLock { deliver(message.message(), &$0) }
+  }
+
+  // MARK: Messages
+
+  /// Hands a message to the local APICs that it names.
+  ///
+  /// - Returns: how many took it; 0 when it joined pending ones; -1 when none is named.
+  @discardableResult
+  private func deliver(_ message: InterruptMessage, _ chips: inout Chips) -> Int32 {
+    machine.cpus.withLock { cpus in
+      if message.deliveryMode == .lowestPriority {
+        return deliverLowest(message, cpus, &chips.lastLowest)
+      }
+      var result: Int32 = -1
+      for index in cpus.all.indices where cpus.identities[index].matches(message) {
+        result = max(result, 0) + (cpus.all[index].accept(message) ? 1 : 0)
+      }
+      return result
+    }
+  }
+
+  /// One of the CPUs named, in turn.
+  private func deliverLowest(
+    _ message: InterruptMessage, _ cpus: Machine.CPUList, _ last: inout Int
+  ) -> Int32 {
+    let count = cpus.all.count
+    for step in 1...max(count, 1) where count > 0 {
+      let index = (last &+ step) % count
+      let identity = cpus.identities[index]
+      if identity.isSoftwareEnabled, identity.matches(message) {
+        last = index
+        return cpus.all[index].accept(message) ? 1 : 0
+      }
+    }
+    return -1
+  }
+
+  /// Routes an interprocessor interrupt.
+  func send(_ interrupt: InterprocessorInterrupt, from sender: VirtualCPU) {
+    if interrupt.message.deliveryMode == .lowestPriority {
+      chips.withLock { _ = deliver(interrupt.message, &$0) }
+      return
+    }
+    machine.cpus.withLock { cpus in
+      for index in cpus.all.indices {
+        let vcpu = cpus.all[index]
+        if cpus.identities[index].matches(interrupt, isSender: vcpu === sender) {
+          vcpu.accept(interrupt.message)
+        }
+      }
+    }
+  }
+
+  /// A local APIC ended a level-triggered vector.
+  func endOfInterrupt(_ vector: UInt8) {
+    chips.withLock { chips in
+      service(chips.ioapic.endOfInterrupt(vector: vector), &chips)
+    }
+  }
+
+  func service(_ pins: IOAPIC.Pins, _ chips: inout Chips) {
+    for pin in pins {
+      if let message = chips.ioapic.service(pin) { send(message, pin: pin, &chips) }
+    }
+  }
+
+  // MARK: 8259
+
+  /// Tells the vCPUs about a change of INTR.
+  func updatePIC(_ chips: inout Chips) {
+    let requested = chips.pic.isInterruptRequested
+    let was = isPICRequesting.exchange(requested, ordering: .sequentiallyConsistent)
+    guard requested != was else { return }
+    for vcpu in machine.virtualCPUs { vcpu.picChanged(requested) }
+  }
+
+  /// The INTA cycle.
+  func acknowledgePIC() -> UInt8 {
+    chips.withLock { chips in
+      let vector = chips.pic.acknowledge()
+      updatePIC(&chips)
+      return vector
+    }
+  }
+
+  // MARK: 8254
+
+  /// IRQ0's edges that are due at `now`.
+  func firePIT(_ now: UInt64) {
+    let pulses = chips.withLock { chips -> UInt64 in
+      guard chips.pit != nil else {
+        pitDeadline.store(.max, ordering: .sequentiallyConsistent)
+        return 0
+      }
+      let pulses = chips.pit?.advance(to: now) ?? 0
+      armPIT(&chips, now)
+      return pulses
+    }
+    guard pulses > 0 else { return }
+    // Edges missed are one: what a guest would see of pulses that it has no time for.
+    setLine(0, true, source: Source.pit)
+    setLine(0, false, source: Source.pit)
+  }
+
+  /// Puts the 8254's next edge where the timer thread sees it; at most 10000 wake-ups a second.
+  func armPIT(_ chips: inout Chips, _ now: UInt64) {
+    let next = chips.pit?.nextDeadline ?? .max
+    pitDeadline.store(
+      next == .max ? .max : max(next, now &+ 100_000), ordering: .sequentiallyConsistent)
+    machine.timers.note(pitDeadline.load(ordering: .relaxed))
+  }
+}

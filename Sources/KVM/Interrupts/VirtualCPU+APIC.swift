@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A vCPU and its local APIC: what arrives from the bus, what its registers' effects ask for, and
+// the timer.
+
+import CHost
+import Host
+import InterruptChips
+import Synchronization
+import X86
+
+extension LocalAPIC {
+  /// KVM's reset state: LINT0 of the boot CPU lets the 8259 through.
+  mutating func acceptExternalAtReset() {
+    var image = registerImage(at: Time(nanoseconds: 0), wideID: false)
+    image[APICRegister.lvtLINT0 >> 2] = UInt32(DeliveryMode.external.rawValue) << 8
+    _ = load(registerImage: image, at: Time(nanoseconds: 0), wideID: false)
+  }
+}
+
+extension VirtualCPU {
+  // MARK: From the bus; any thread
+
+  /// Takes a message.
+  ///
+  /// - Returns: false when it joined one that was pending, or was ignored.
+  @discardableResult
+  func accept(_ message: InterruptMessage) -> Bool {
+    guard let apic else { return false }
+    return note(apic.state.withLock { $0.deliver(message) })
+  }
+
+  /// The 8259's INTR changed.
+  func picChanged(_ asserted: Bool) {
+    guard let apic else { return }
+    note(apic.state.withLock { $0.setLINT(0, asserted: asserted) })
+  }
+
+  /// Tells the run loop what a delivery wants.
+  @discardableResult
+  func note(_ delivery: LocalAPIC.Delivery) -> Bool {
+    switch delivery {
+    case .ignored, .coalesced: return false
+    case .requested, .external: request(.interrupt)
+    case .nmi: queueNMI()
+    case .smi: return false
+    case .initialize: request(.initSignal)
+    case .startup(let page):
+      startupVector.store(page, ordering: .sequentiallyConsistent)
+      request(.startup)
+    }
+    return true
+  }
+
+  /// At most two NMIs wait: one in service, one latched.
+  func queueNMI() {
+    if pendingNMIs.load(ordering: .sequentiallyConsistent) < 2 {
+      pendingNMIs.add(1, ordering: .sequentiallyConsistent)
+    }
+    request(.nmi)
+  }
+
+  // MARK: The vCPU's own accesses
+
+  /// Both clocks that a local APIC timer may count.
+  var apicTime: LocalAPIC.Time {
+    LocalAPIC.Time(nanoseconds: HostClock.monotonic(), tsc: HostTSC.read() &+ tscOffset)
+  }
+
+  /// Does what a register write asks for.
+  func perform(_ effect: LocalAPIC.Effect) {
+    mustCheckEvents = true
+    switch effect {
+    case .none: break
+    case .send(let interrupt): machine.interrupts?.send(interrupt, from: self)
+    case .endOfInterrupt(let vector): machine.interrupts?.endOfInterrupt(vector)
+    case .timerChanged: armTimer()
+    case .identityChanged: apicIdentityChanged()
+    case .linesChanged:
+      if machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) == true {
+        picChanged(true)
+      }
+    }
+  }
+
+  /// Tells the bus how this local APIC is addressed now.
+  func apicIdentityChanged() {
+    guard let identity = apic?.state.withLock({ $0.identity }) else { return }
+    machine.cpus.withLock { cpus in
+      if index < cpus.identities.count { cpus.identities[index] = identity }
+    }
+  }
+
+  // MARK: Timer
+
+  /// Puts the timer's next deadline where the timer thread sees it.
+  func armTimer() {
+    guard let apic else { return }
+    let deadline: UInt64
+    switch apic.state.withLock({ $0.nextDeadline }) {
+    case nil: deadline = .max
+    case .nanoseconds(let time): deadline = time
+    case .tsc(let value):
+      let time = apicTime
+      let distance = value > time.tsc ? HostTSC.nanoseconds(value &- time.tsc) : 0
+      let (sum, overflow) = time.nanoseconds.addingReportingOverflow(distance)
+      // Rounded up: a timer must not come before its time.
+      deadline = overflow || sum == .max ? .max &- 1 : sum &+ 1
+    }
+    timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
+    if deadline != .max { machine.timers.note(deadline) }
+  }
+
+  /// The timer's deadline has come.
+  func expireTimer() {
+    guard let apic else { return }
+    let time = apicTime
+    note(apic.state.withLock { $0.expireTimer(at: time) })
+    armTimer()
+  }
+}

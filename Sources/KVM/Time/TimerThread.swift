@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One thread per machine that watches the deadlines of its local APIC timers and of the 8254.
+//
+// A deadline is one atomic word of its owner. Whoever sets one calls `note`, which wakes the thread
+// only if it would sleep past it; a deadline that moves further away costs nothing, the thread wakes
+// once in vain. A vCPU that is halted waits for its own deadline itself, so the thread skips it.
+//
+// `target` is when the thread will wake; `.max` while it looks at the deadlines, so that one set
+// meanwhile is never missed.
+
+import Host
+import Synchronization
+import SystemPackage
+
+final class TimerThread: @unchecked Sendable {
+  private unowned let machine: Machine
+  private let target = Atomic<UInt64>(.max)
+  private let isStopping = Atomic<Bool>(false)
+  private let parker = Parker()
+  private let ended = Parker()
+
+  init(machine: Machine) { self.machine = machine }
+
+  func start() throws(Errno) {
+    let thread = try HostThread(name: "kvm-timer", stackSize: 256 << 10) { [unowned self] in
+      self.run()
+      self.ended.unpark()
+    }
+    _ = consume thread
+  }
+
+  /// Ends the thread and waits until it has ended.
+  func stop() {
+    isStopping.store(true, ordering: .sequentiallyConsistent)
+    parker.unpark()
+    ended.park()
+  }
+
+  /// A deadline (monotonic nanoseconds) was set.
+  func note(_ deadline: UInt64) {
+    if deadline < target.load(ordering: .sequentiallyConsistent) { parker.unpark() }
+  }
+
+  private func run() {
+    while !isStopping.load(ordering: .sequentiallyConsistent) {
+      target.store(.max, ordering: .sequentiallyConsistent)
+      let next = fireDue(HostClock.monotonic())
+      target.store(next, ordering: .sequentiallyConsistent)
+      parker.park(until: next)
+    }
+  }
+
+  /// Tells the owners of deadlines that have come; returns the next one.
+  private func fireDue(_ now: UInt64) -> UInt64 {
+    var next = UInt64.max
+    for vcpu in machine.virtualCPUs where !vcpu.isParked {
+      let deadline = vcpu.timerDeadline.load(ordering: .sequentiallyConsistent)
+      if deadline > now {
+        next = min(next, deadline)
+      } else if vcpu.timerDeadline.compareExchange(
+        expected: deadline, desired: .max, ordering: .sequentiallyConsistent
+      ).exchanged {
+        vcpu.request(.timer)
+      }
+    }
+    if let interrupts = machine.interrupts {
+      if interrupts.pitDeadline.load(ordering: .sequentiallyConsistent) <= now {
+        interrupts.firePIT(now)
+      }
+      next = min(next, interrupts.pitDeadline.load(ordering: .sequentiallyConsistent))
+    }
+    return next
+  }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Power-up, INIT and start-up states (SDM volume 3, "Processor State After Reset").
+
+import CHost
+import Synchronization
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  /// Power-up.
+  func reset() {
+    resetRegisters()
+    let s = cpu.s
+    s.pointee.xcr0 = XCR0.x87.rawValue
+    s.pointee.pkru = 0
+    cpu.vector.initialize(to: VectorState())
+    ExtendedState.initializeX87(cpu)
+    backend[.cr0] = Self.resetCR0
+    backend[.pat] = 0x0007_0406_0007_0406
+    backend.setNestedTables(machine.memory.root)
+    backend.setTSCOffset(tscOffset)
+    backend.setGuestCR4(allowed: cpuid.allowedCR4)
+  }
+
+  /// INIT: what INIT and power-up have in common.
+  func resetRegisters() {
+    let s = cpu.s
+    for index in 0..<16 { s.pointee.gpr[index] = 0 }
+    s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
+    s.pointee.cr2 = 0
+    s.pointee.cr8 = 0
+    for index in 0..<4 { s.pointee.dr[index] = 0 }
+    s.pointee.dr6 = DR6.initial.rawValue
+    for (register, value) in Self.resetValues { backend[register] = value }
+    for register in SegmentRegister.allCases {
+      backend.setSegment(register, Self.resetSegment(register))
+    }
+  }
+
+  static let resetCR0 = CR0([.cd, .nw, .et]).rawValue
+
+  private static let resetValues: [(ControlBlockRegister, UInt64)] = [
+    (.rip, 0xFFF0), (.rsp, 0), (.rflags, RFLAGS.fixed.rawValue), (.efer, 0), (.cr0, resetCR0),
+    (.cr3, 0), (.cr4, 0), (.dr7, DR7.initial.rawValue), (.debugctl, 0), (.sysenterCS, 0),
+    (.sysenterESP, 0), (.sysenterEIP, 0), (.gdtrBase, 0), (.gdtrLimit, 0xFFFF), (.idtrBase, 0),
+    (.idtrLimit, 0xFFFF), (.interruptibility, 0), (.pendingDebug, 0),
+  ]
+
+  private static func resetSegment(_ register: SegmentRegister) -> SegmentState {
+    switch register {
+    case .cs: SegmentState(base: 0xFFFF_0000, limit: 0xFFFF, accessRights: 0x9B, selector: 0xF000)
+    case .ldtr: SegmentState(base: 0, limit: 0xFFFF, accessRights: 0x82, selector: 0)
+    case .tr: SegmentState(base: 0, limit: 0xFFFF, accessRights: 0x8B, selector: 0)
+    default: SegmentState(base: 0, limit: 0xFFFF, accessRights: 0x93, selector: 0)
+    }
+  }
+
+  /// INIT from another CPU: the boot CPU starts again, the others wait for a start-up message.
+  func handleINIT() {
+    let keep = backend[.cr0] & CR0([.cd, .nw]).rawValue
+    resetRegisters()
+    backend[.cr0] = keep | CR0.et.rawValue
+    backend.setInterruptWindow(false)
+    backend.setNMIWindow(false)
+    pendingException = nil
+    pendingNMIs.store(0, ordering: .relaxed)
+    apic?.state.withLock { $0.initialize() }
+    apicIdentityChanged()
+    timerDeadline.store(.max, ordering: .sequentiallyConsistent)
+    mpState = UInt32(msrs.isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED)
+    mustCheckEvents = true
+  }
+
+  /// Start-up message: real mode at page `vector`.
+  func handleStartup() {
+    guard mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED) else { return }
+    let vector = UInt64(startupVector.load(ordering: .sequentiallyConsistent))
+    backend.setSegment(
+      .cs,
+      SegmentState(
+        base: vector << 12, limit: 0xFFFF, accessRights: 0x9B, selector: UInt16(vector) << 8))
+    backend[.rip] = 0
+    mpState = UInt32(KVM_MP_STATE_RUNNABLE)
+  }
+}

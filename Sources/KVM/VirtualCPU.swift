@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A virtual CPU. One thread at a time is in one of its ioctls (`ioctlLock`); KVM_RUN is the one
+// that stays. Everything here belongs to that thread, except what is atomic or locked: `requests`
+// and the local APIC, by which others reach it.
+//
+//     requests   what others want of the run loop, one bit each (VCPURequest)
+//     runningOn  the physical CPU that is in this vCPU's guest code now
+//
+// A request is first set, then the vCPU is kicked out of guest code or woken; the run loop first
+// says that it is in guest code, then looks at the requests. So none is missed.
+
+import CHost
+import Host
+import InterruptChips
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+/// Bits of `VirtualCPU.requests`.
+struct VCPURequest: OptionSet, Sendable {
+  let rawValue: UInt64
+  /// The client wants KVM_RUN to return.
+  static let kick = Self(rawValue: 1 << 0)
+  /// A local APIC or 8259 has something new.
+  static let interrupt = Self(rawValue: 1 << 1)
+  static let nmi = Self(rawValue: 1 << 2)
+  static let initSignal = Self(rawValue: 1 << 3)
+  static let startup = Self(rawValue: 1 << 4)
+  /// The local APIC timer's deadline has come.
+  static let timer = Self(rawValue: 1 << 5)
+  /// Memory changes: stay out of guest code until the gate opens.
+  static let gate = Self(rawValue: 1 << 6)
+  /// kvmclock was set: write the time structure anew.
+  static let clock = Self(rawValue: 1 << 7)
+  /// What changes whether an interrupt can be delivered.
+  static let events: Self = [.interrupt, .nmi]
+}
+
+/// A local APIC with its lock.
+final class LockedAPIC: Sendable {
+  let state: Mutex<LocalAPIC>
+  init(_ apic: LocalAPIC) { state = Mutex(apic) }
+}
+
+final class VirtualCPU: @unchecked Sendable {
+  unowned(unsafe) let machine: Machine
+  let hypervisor: Hypervisor
+  /// KVM's vcpu_id; its APIC identifier.
+  let id: UInt32
+  /// Place in the machine's list.
+  let index: Int
+  let pages: UnsafeMutableRawPointer
+  let backend: any VirtualizationBackend
+  let ioctlLock = Mutex<Bool>(false)
+
+  // MARK: Reached by others
+
+  let requests = Atomic<UInt64>(0)
+  /// Index of the slot whose CPU is in this vCPU's guest code; -1 outside.
+  let runningOn = Atomic<Int>(-1)
+  private let parked = Atomic<Bool>(false)
+  let parker = Parker()
+  let gateParker = Parker()
+  /// When the local APIC timer has something to do, in monotonic nanoseconds.
+  let timerDeadline = Atomic<UInt64>(.max)
+  let startupVector = Atomic<UInt8>(0)
+  let pendingNMIs = Atomic<Int>(0)
+  let apic: LockedAPIC?
+
+  // MARK: The ioctl thread's
+
+  /// The physical CPU that this vCPU has now.
+  var slot: PhysicalCPUSlot?
+  /// State of the CPU in `slot`.
+  var cpu: CPU
+  private var context = GuestContext()
+  var mpState: UInt32
+  /// What the next KVM_RUN has to finish.
+  var completion: Completion = .none
+  let emulation = InstructionEmulation()
+  /// An exception that an exit handler raised.
+  var pendingException: GuestException?
+  /// KVM_INTERRUPT's vector, without interrupt chips.
+  var queuedInterrupt: UInt8?
+  /// Whether interrupts have to be looked at before the next entry.
+  var mustCheckEvents = true
+  /// An event was handed to the backend and not delivered yet.
+  var eventInFlight = false
+  var cpuid = GuestCPUID([])
+  var msrs = MSRStore()
+  var tscOffset: UInt64
+  var clockPage: UInt64 = 0
+  var clockFlags: UInt8 = ParavirtualClock.tscStable
+  var statistics = RunStatistics()
+  var tripleFaultPending = false
+
+  static let sharedSize = 3 * 4096
+
+  var run: UnsafeMutablePointer<kvm_run> { pages.assumingMemoryBound(to: kvm_run.self) }
+
+  init(machine: Machine, id: UInt32, index: Int, isBootCPU: Bool) throws(Errno) {
+    self.machine = machine
+    hypervisor = machine.hypervisor
+    self.id = id
+    self.index = index
+    pages = .allocate(byteCount: Self.sharedSize, alignment: 4096)
+    pages.initializeMemory(as: UInt8.self, repeating: 0, count: Self.sharedSize)
+    backend = VMX()
+    cpu = hypervisor.pool.slots[0].cpu.cpu
+    tscOffset = machine.clock.reference.tscOffset
+    if machine.interrupts != nil {
+      var local = LocalAPIC(id: id, isBootstrapProcessor: isBootCPU)
+      // Until the client enables the local APIC's LINT0, the 8259 reaches the boot CPU directly.
+      if isBootCPU { local.acceptExternalAtReset() }
+      apic = LockedAPIC(local)
+      mpState = UInt32(isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED)
+    } else {
+      apic = nil
+      mpState = UInt32(KVM_MP_STATE_RUNNABLE)
+    }
+    msrs.isBootCPU = isBootCPU
+    emulation.vcpu = self
+    withLoaded { reset() }
+  }
+
+  deinit { pages.deallocate() }
+
+  // MARK: Requests
+
+  /// Asks the run loop for something, from any thread.
+  func request(_ request: VCPURequest) {
+    requests.bitwiseOr(request.rawValue, ordering: .sequentiallyConsistent)
+    let running = runningOn.load(ordering: .sequentiallyConsistent)
+    if running >= 0 {
+      hypervisor.pool.slots[running].cpu.kick()
+    } else if parked.load(ordering: .sequentiallyConsistent) {
+      parker.unpark()
+    }
+  }
+
+  var isInGuest: Bool { runningOn.load(ordering: .sequentiallyConsistent) >= 0 }
+  var isParked: Bool { parked.load(ordering: .sequentiallyConsistent) }
+
+  /// Sleeps until a request comes or the timer's deadline.
+  func park() {
+    parked.store(true, ordering: .sequentiallyConsistent)
+    let deadline = timerDeadline.load(ordering: .sequentiallyConsistent)
+    if requests.load(ordering: .sequentiallyConsistent) == 0, !parker.park(until: deadline) {
+      requests.bitwiseOr(VCPURequest.timer.rawValue, ordering: .sequentiallyConsistent)
+    }
+    parked.store(false, ordering: .sequentiallyConsistent)
+    if deadline != .max { machine.timers.note(deadline) }
+  }
+
+  /// Takes the requests in `mask`; returns those that were set.
+  func takeRequests(_ mask: VCPURequest) -> VCPURequest {
+    let old = requests.bitwiseAnd(~mask.rawValue, ordering: .sequentiallyConsistent).oldValue
+    return VCPURequest(rawValue: old).intersection(mask)
+  }
+
+  // MARK: On a physical CPU
+
+  /// Called by the pool, under its lock.
+  func load(on physical: PhysicalCPU) {
+    cpu = physical.cpu
+    backend.load(on: physical)
+    context.restore(to: cpu)
+  }
+
+  /// Called by the pool, under its lock.
+  func unload(from physical: PhysicalCPU) {
+    context.save(from: physical.cpu)
+    backend.unload(from: physical)
+  }
+
+  /// Makes sure that this vCPU has a physical CPU.
+  func takeSlot() -> PhysicalCPUSlot {
+    if let slot { return slot }
+    let slot = hypervisor.pool.acquire(self)
+    self.slot = slot
+    return slot
+  }
+
+  func releaseSlot() {
+    guard let slot else { return }
+    self.slot = nil
+    hypervisor.pool.release(slot)
+  }
+
+  /// Runs `body` with the vCPU's state in a physical CPU.
+  func withLoaded<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    if slot != nil { return try body() }
+    _ = takeSlot()
+    defer { releaseSlot() }
+    return try body()
+  }
+}
