@@ -34,6 +34,8 @@ struct VCPURequest: OptionSet, Sendable {
   static let gate = Self(rawValue: 1 << 6)
   /// kvmclock was set: write the time structure anew.
   static let clock = Self(rawValue: 1 << 7)
+  /// End a halt (KVM_HC_KICK_CPU).
+  static let wake = Self(rawValue: 1 << 8)
   /// What changes whether an interrupt can be delivered.
   static let events: Self = [.interrupt, .nmi]
 }
@@ -76,6 +78,10 @@ final class VirtualCPU: @unchecked Sendable {
   /// State of the CPU in `slot`.
   var cpu: CPU
   private var context = GuestContext()
+  /// `loadCount` when the client was asked for the pending access.
+  var emulationLoadCount: UInt64 = 0
+  /// Entries made to replay the instruction that is being emulated.
+  var replayEntries = 0
   var mpState: UInt32
   /// What the next KVM_RUN has to finish.
   var completion: Completion = .none
@@ -84,17 +90,18 @@ final class VirtualCPU: @unchecked Sendable {
   var pendingException: GuestException?
   /// KVM_INTERRUPT's vector, without interrupt chips.
   var queuedInterrupt: UInt8?
+  /// An event that an exit interrupted on its way into the guest.
+  var interruptedEvent: GuestEvent?
   /// Whether interrupts have to be looked at before the next entry.
   var mustCheckEvents = true
-  /// An event was handed to the backend and not delivered yet.
-  var eventInFlight = false
+  /// Goes up when the state in the physical CPU may no longer be what the last exit left.
+  var loadCount: UInt64 = 0
   var cpuid = GuestCPUID([])
   var msrs = MSRStore()
   var tscOffset: UInt64
   var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
-  var tripleFaultPending = false
 
   static let sharedSize = 3 * 4096
 
@@ -107,7 +114,7 @@ final class VirtualCPU: @unchecked Sendable {
     self.index = index
     pages = .allocate(byteCount: Self.sharedSize, alignment: 4096)
     pages.initializeMemory(as: UInt8.self, repeating: 0, count: Self.sharedSize)
-    backend = VMX()
+    backend = VMX(hypervisor.pool.slots[0].cpu)
     cpu = hypervisor.pool.slots[0].cpu.cpu
     tscOffset = machine.clock.reference.tscOffset
     if machine.interrupts != nil {
@@ -165,6 +172,7 @@ final class VirtualCPU: @unchecked Sendable {
   /// Called by the pool, under its lock.
   func load(on physical: PhysicalCPU) {
     cpu = physical.cpu
+    loadCount &+= 1
     backend.load(on: physical)
     context.restore(to: cpu)
   }

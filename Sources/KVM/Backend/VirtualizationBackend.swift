@@ -52,6 +52,9 @@ protocol VirtualizationBackend: AnyObject {
   /// Handles the exit that `run` returned from, by its reason.
   func handleExit(_ vcpu: VirtualCPU) -> Disposition
 
+  /// Bytes of the instruction that exited.
+  var instructionLength: UInt64 { get }
+
   subscript(_ register: ControlBlockRegister) -> UInt64 { get set }
   func segment(_ register: SegmentRegister) -> SegmentState
   func setSegment(_ register: SegmentRegister, _ value: SegmentState)

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_RUN.
+//
+//     finish what the client answered -> loop {
+//       do what others requested; sleep while halted
+//       take a physical CPU; enter the guest with the event that is due
+//       dispatch the exit to its handler
+//     }
+//
+// The rule for staying or returning: KVM_RUN returns 0 when a handler filled `kvm_run` with
+// something that the client has to do (`Disposition.userSpace`), EINTR when the client asked for it
+// by `immediate_exit` or a kick, and never otherwise.
+
+import CHost
+import Host
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+/// What KVM_RUN does first with the client's answer to the last exit.
+enum Completion: Equatable {
+  case none
+  /// OUT: nothing but RIP.
+  case portOut
+  /// IN of so many bytes: into RAX.
+  case portIn(UInt8)
+  /// MMIO or string I/O: execute the instruction again with one more access answered.
+  case emulation
+}
+
+extension VirtualCPU {
+  /// KVM_RUN.
+  func runIoctl() throws(Errno) -> Int32 {
+    defer {
+      statistics.instructions &+= 0
+      releaseSlot()
+    }
+    if isWaitingForStartup { try waitForStartup() }
+    _ = takeSlot()
+    if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
+    guard try complete() else { return finishRun() }
+    if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
+    if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
+      mustCheckEvents = true
+    }
+    try loop()
+    return finishRun()
+  }
+
+  /// What `kvm_run` says after every return.
+  private func finishRun() -> Int32 {
+    statistics.userExits &+= 1
+    publishState()
+    return 0
+  }
+
+  private func publishState() {
+    guard slot != nil else { return }
+    let canInterrupt = isInterruptAllowed
+    run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
+    if let apic {
+      run.pointee.ready_for_interrupt_injection = 1
+      apic.state.withLock {
+        run.pointee.cr8 = UInt64($0.cr8)
+        run.pointee.apic_base = $0.base
+      }
+    } else {
+      run.pointee.ready_for_interrupt_injection =
+        canInterrupt && queuedInterrupt == nil && interruptedEvent == nil ? 1 : 0
+      run.pointee.cr8 = cpu.s.pointee.cr8
+      run.pointee.apic_base = msrs.apicBaseWithoutChip
+    }
+  }
+
+  /// EINTR.
+  private func leaveInterrupted() throws(Errno) -> Never {
+    _ = takeRequests(.kick)
+    run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+    publishState()
+    throw .interrupted
+  }
+
+  // MARK: The loop
+
+  private func loop() throws(Errno) {
+    while true {
+      if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
+      if mpState != UInt32(KVM_MP_STATE_RUNNABLE), !wakes() {
+        statistics.halts &+= 1
+        releaseSlot()
+        park()
+        continue
+      }
+      if let slot, slot.shouldYield.load(ordering: .relaxed) { releaseSlot() }
+      let slot = takeSlot()
+      guard enterGuest(slot) else { continue }
+      backend.run()
+      runningOn.store(-1, ordering: .sequentiallyConsistent)
+      if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
+      let disposition = backend.handleExit(self)
+      if disposition == .userSpace { return }
+      if completion == .emulation { checkReplay() }
+    }
+  }
+
+  /// Says that guest code (or its emulation) runs now. False, having taken it back, when a request
+  /// or the memory gate is in the way.
+  func enterGuest(_ slot: PhysicalCPUSlot) -> Bool {
+    runningOn.store(slot.index, ordering: .sequentiallyConsistent)
+    if machine.memory.gate.load(ordering: .sequentiallyConsistent) != 0 {
+      runningOn.store(-1, ordering: .sequentiallyConsistent)
+      gateParker.park(until: HostClock.monotonic() &+ 1_000_000)
+      return false
+    }
+    let generation = hypervisor.mappings.load(ordering: .acquiring)
+    if slot.mappingGeneration != generation {
+      slot.mappingGeneration = generation
+      loadCount &+= 1
+      backend.invalidateNestedMappings()
+    }
+    let unwanted = requests.load(ordering: .sequentiallyConsistent) & ~VCPURequest.gate.rawValue
+    if unwanted != 0 {
+      runningOn.store(-1, ordering: .sequentiallyConsistent)
+      return false
+    }
+    injectEvents()
+    return true
+  }
+
+  func leaveGuest() { runningOn.store(-1, ordering: .sequentiallyConsistent) }
+
+  private func handleRequests() throws(Errno) {
+    let all = takeRequests(VCPURequest(rawValue: .max))
+    if !all.isDisjoint(with: .events) { mustCheckEvents = true }
+    if all.contains(.timer) { expireTimer() }
+    if !all.isDisjoint(with: [.initSignal, .startup, .clock]) {
+      _ = takeSlot()
+      if all.contains(.initSignal) { handleINIT() }
+      if all.contains(.startup) { handleStartup() }
+      if all.contains(.clock) { writeClock() }
+    }
+    if all.contains(.wake), mpState == UInt32(KVM_MP_STATE_HALTED) {
+      mpState = UInt32(KVM_MP_STATE_RUNNABLE)
+    }
+    if all.contains(.kick) { try leaveInterrupted() }
+  }
+
+  // MARK: Not running
+
+  private var isWaitingForStartup: Bool {
+    mpState == UInt32(KVM_MP_STATE_UNINITIALIZED) || mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED)
+  }
+
+  /// KVM_RUN on a CPU that was never started: waits for the start-up message, then has the client
+  /// call again (EAGAIN), as Linux does.
+  private func waitForStartup() throws(Errno) {
+    while isWaitingForStartup {
+      if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
+      if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
+      releaseSlot()
+      if isWaitingForStartup { park() }
+    }
+    throw .resourceTemporarilyUnavailable
+  }
+
+  /// A halted CPU goes on when it has an NMI or an interrupt that it would take.
+  private func wakes() -> Bool {
+    guard mpState == UInt32(KVM_MP_STATE_HALTED) else { return false }
+    if pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
+      guard hasPendingInterrupt else { return false }
+      _ = takeSlot()
+      guard isInterruptAllowed else { return false }
+    }
+    mpState = UInt32(KVM_MP_STATE_RUNNABLE)
+    mustCheckEvents = true
+    return true
+  }
+}

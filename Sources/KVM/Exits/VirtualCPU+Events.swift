@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What is delivered to the guest at the next entry, in the order in which a processor takes it: an
+// event whose delivery was interrupted, an exception, an NMI, an interrupt. One event fits into an
+// entry; for others that wait, a window exit is asked for.
+
+import CHost
+import Synchronization
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  /// Interrupts could be delivered at this instruction.
+  var isInterruptAllowed: Bool {
+    cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
+      && backend[.interruptibility]
+        & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
+  }
+
+  /// An interrupt waits that priority lets through.
+  var hasPendingInterrupt: Bool {
+    guard let apic else { return queuedInterrupt != nil }
+    if isPICRequesting, apic.state.withLock({ $0.acceptsExternalInterrupts }) { return true }
+    return apic.state.withLock { $0.hasDeliverableInterrupt }
+  }
+
+  private var isPICRequesting: Bool {
+    machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) ?? false
+  }
+
+  /// The vector to deliver; the chip takes it as accepted.
+  private func takeInterrupt() -> UInt8? {
+    guard let apic else {
+      defer { queuedInterrupt = nil }
+      return queuedInterrupt
+    }
+    if isPICRequesting, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
+      return machine.interrupts?.acknowledgePIC()
+    }
+    return apic.state.withLock { $0.acceptHighest() }
+  }
+
+  /// The last thing before an entry.
+  func injectEvents() {
+    // An instruction that is executed in steps comes first: its exit is on the way.
+    if completion == .emulation { return }
+    var isTaken = injectException()
+    guard mustCheckEvents else { return }
+    mustCheckEvents = false
+    if pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 { injectNMI(&isTaken) }
+    injectInterrupt(isTaken)
+  }
+
+  /// Whether an event was queued.
+  private func injectException() -> Bool {
+    if let event = interruptedEvent {
+      interruptedEvent = nil
+      backend.inject(event)
+      return true
+    }
+    guard let exception = pendingException else { return false }
+    pendingException = nil
+    backend.inject(
+      GuestEvent(
+        info: InterruptionInfo(
+          .hardwareException, vector: exception.vector, hasErrorCode: exception.hasErrorCode),
+        errorCode: exception.errorCode))
+    return true
+  }
+
+  private func injectNMI(_ isTaken: inout Bool) {
+    let blocking = UInt64(
+      Interruptibility.blockingByNMI | Interruptibility.blockingBySTI
+        | Interruptibility.blockingByMovSS)
+    if !isTaken, backend[.interruptibility] & blocking == 0 {
+      isTaken = true
+      backend.inject(
+        GuestEvent(info: InterruptionInfo(.nmi, vector: ExceptionVector.nmi.rawValue)))
+      pendingNMIs.subtract(1, ordering: .sequentiallyConsistent)
+    }
+    let more = pendingNMIs.load(ordering: .sequentiallyConsistent) != 0
+    backend.setNMIWindow(more)
+    if more { mustCheckEvents = true }
+  }
+
+  private func injectInterrupt(_ isTaken: Bool) {
+    let clientWaits = apic == nil && run.pointee.request_interrupt_window != 0
+    guard hasPendingInterrupt else {
+      backend.setInterruptWindow(clientWaits)
+      return
+    }
+    if !isTaken, isInterruptAllowed, let vector = takeInterrupt() {
+      backend.inject(GuestEvent(info: InterruptionInfo(.externalInterrupt, vector: vector)))
+      backend.setInterruptWindow(clientWaits || hasPendingInterrupt)
+    } else {
+      backend.setInterruptWindow(true)
+    }
+  }
+
+  /// Raises an exception of the instruction at RIP.
+  func raise(_ exception: GuestException) { pendingException = exception }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// IN and OUT: answered by the interrupt chips, or by the client through the port data page. RIP
+// stays on the instruction until the client has answered, as Linux leaves it.
+
+import CHost
+import Synchronization
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  /// Where the data of a port access lie, relative to `kvm_run`.
+  static let portDataOffset = 4096
+
+  var portData: UnsafeMutableRawPointer { pages + Self.portDataOffset }
+
+  /// An IN or OUT of `size` bytes at RIP.
+  func accessPort(_ port: UInt16, size: UInt8, isInput: Bool) -> Disposition {
+    if InterruptController.ownsPort(port) {
+      if isInput {
+        if let value = readChipPort(port) {
+          setAccumulator(value, size)
+          advance()
+          return .resume
+        }
+      } else if writeChipPort(port, cpu.gpr[0]) {
+        advance()
+        return .resume
+      }
+    }
+    fillPort(port, Int(size), value: isInput ? nil : cpu.gpr[0])
+    completion = isInput ? .portIn(size) : .portOut
+    return .userSpace
+  }
+
+  func readChipPort(_ port: UInt16) -> UInt64? {
+    guard InterruptController.ownsPort(port) else { return nil }
+    return machine.interrupts?.readPort(port)
+  }
+
+  func writeChipPort(_ port: UInt16, _ value: UInt64) -> Bool {
+    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts else {
+      return false
+    }
+    return interrupts.writePort(port, value)
+  }
+
+  /// KVM_EXIT_IO for one item; `value` nil for an input.
+  func fillPort(_ port: UInt16, _ size: Int, value: UInt64?) {
+    run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
+    run.pointee.io.direction = UInt8(value == nil ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT)
+    run.pointee.io.size = UInt8(truncatingIfNeeded: size)
+    run.pointee.io.port = port
+    run.pointee.io.count = 1
+    run.pointee.io.data_offset = UInt64(Self.portDataOffset)
+    portData.storeBytes(of: value ?? 0, as: UInt64.self)
+  }
+
+  /// Finishes what the last exit asked the client for. False where it needs the client again.
+  func complete() -> Bool {
+    switch completion {
+    case .none: break
+    case .portOut:
+      completion = .none
+      advance()
+    case .portIn(let size):
+      completion = .none
+      setAccumulator(portData.load(as: UInt64.self), size)
+      advance()
+    case .emulation: return completeEmulation()
+    }
+    return true
+  }
+
+  /// AL, AX or EAX.
+  func setAccumulator(_ value: UInt64, _ size: UInt8) {
+    switch size {
+    case 1: cpu.gpr[0] = cpu.gpr[0] & ~0xFF | value & 0xFF
+    case 2: cpu.gpr[0] = cpu.gpr[0] & ~0xFFFF | value & 0xFFFF
+    default: cpu.gpr[0] = value & 0xFFFF_FFFF
+    }
+  }
+
+  // MARK: The end of an instruction
+
+  /// Moves RIP behind the instruction that exited.
+  func advance() {
+    let next = backend[.rip] &+ backend.instructionLength
+    let is64Bit =
+      cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
+    backend[.rip] = is64Bit ? next : next & 0xFFFF_FFFF
+    clearShadow()
+  }
+
+  /// The shadow of STI or MOV SS ends with the instruction, and a single-step trap follows it.
+  func clearShadow() {
+    let shadows = UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS)
+    let state = backend[.interruptibility]
+    if state & shadows != 0 { backend[.interruptibility] = state & ~shadows }
+    if cpu.s.pointee.rflags & RFLAGS.tf.rawValue != 0 {
+      backend[.pendingDebug] |= PendingDebug.singleStep
+    }
+  }
+
+  // MARK: Exits that end the run
+
+  func internalError(_ suberror: Int32, data: [UInt64] = []) -> Disposition {
+    run.pointee.exit_reason = UInt32(KVM_EXIT_INTERNAL_ERROR)
+    run.pointee.internal.suberror = UInt32(bitPattern: suberror)
+    run.pointee.internal.ndata = UInt32(min(data.count, 16))
+    withUnsafeMutableBytes(of: &run.pointee.internal.data) { place in
+      for (index, value) in data.prefix(16).enumerated() {
+        place.storeBytes(of: value, toByteOffset: index * 8, as: UInt64.self)
+      }
+    }
+    return .userSpace
+  }
+
+  func entryFailed(_ reason: UInt64) -> Disposition {
+    run.pointee.exit_reason = UInt32(KVM_EXIT_FAIL_ENTRY)
+    run.pointee.fail_entry.hardware_entry_failure_reason = reason
+    run.pointee.fail_entry.cpu = UInt32(slot?.index ?? 0)
+    return .userSpace
+  }
+
+  func shutDown() -> Disposition {
+    run.pointee.exit_reason = UInt32(KVM_EXIT_SHUTDOWN)
+    return .userSpace
+  }
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What follows each exit reason: one flat table, one small function per reason. The functions
+// translate VMX's exit information into what the vCPU is asked to do.
+
+import CHost
+import X86
+import X86CPU
+
+extension VMX {
+  typealias Handler = @Sendable (VMX, VirtualCPU) -> Disposition
+
+  /// By basic exit reason.
+  private static let handlers: [Handler] = {
+    var table = [Handler](repeating: exitUnexpected, count: ExitReason.count)
+    for (reason, handler) in entries { table[Int(reason.rawValue)] = handler }
+    return table
+  }()
+
+  private static let entries: [(ExitReason, Handler)] = [
+    (.exceptionOrNMI, exitExceptionOrNMI), (.externalInterrupt, exitExternalInterrupt),
+    (.tripleFault, exitTripleFault), (.interruptWindow, exitInterruptWindow),
+    (.nmiWindow, exitNMIWindow), (.taskSwitch, exitTaskSwitch), (.cpuid, exitCPUID),
+    (.getsec, exitUndefined), (.hlt, exitHLT), (.invd, exitNothing), (.invlpg, exitINVLPG),
+    (.rdpmc, exitRDPMC), (.rdtsc, exitRDTSC), (.rsm, exitUndefined), (.vmcall, exitVMCALL),
+    (.vmclear, exitUndefined), (.vmlaunch, exitUndefined), (.vmptrld, exitUndefined),
+    (.vmptrst, exitUndefined), (.vmread, exitUndefined), (.vmresume, exitUndefined),
+    (.vmwrite, exitUndefined), (.vmxoff, exitUndefined), (.vmxon, exitUndefined),
+    (.controlRegisterAccess, exitControlRegister), (.debugRegisterAccess, exitDebugRegister),
+    (.ioInstruction, exitIOInstruction), (.rdmsr, exitRDMSR), (.wrmsr, exitWRMSR),
+    (.invalidGuestState, exitInvalidGuestState), (.msrLoading, exitInvalidGuestState),
+    (.mwait, exitNothing), (.monitorTrapFlag, exitMonitorTrapFlag), (.monitor, exitNothing),
+    (.pause, exitPause), (.machineCheckDuringEntry, exitInvalidGuestState),
+    (.tprBelowThreshold, exitTPRBelowThreshold), (.gdtrOrIDTRAccess, exitEmulated),
+    (.ldtrOrTRAccess, exitEmulated), (.eptViolation, exitEPTViolation),
+    (.eptMisconfiguration, exitEPTMisconfiguration), (.invept, exitUndefined),
+    (.rdtscp, exitRDTSCP), (.preemptionTimer, exitExternalInterrupt),
+    (.invvpid, exitUndefined), (.wbinvd, exitNothing), (.xsetbv, exitXSETBV),
+    (.invpcid, exitEmulated), (.vmfunc, exitUndefined), (.encls, exitUndefined),
+    (.rdrand, exitEmulated), (.rdseed, exitEmulated),
+  ]
+
+  func handleExit(_ vcpu: VirtualCPU) -> Disposition {
+    if let failure { return entryFailed(vcpu, failure) }
+    let reason = Int(cpu.vmread(.exitReason) & 0xFFFF)
+    guard reason < ExitReason.count else { return Self.exitUnexpected(self, vcpu) }
+    vcpu.statistics.exits[reason] &+= 1
+    return Self.handlers[reason](self, vcpu)
+  }
+
+  /// VMLAUNCH or VMRESUME refused the VMCS.
+  private func entryFailed(_ vcpu: VirtualCPU, _ failure: VMXError) -> Disposition {
+    guard case .failValid(let number) = failure else { return vcpu.entryFailed(0) }
+    return vcpu.entryFailed(UInt64(number.rawValue))
+  }
+
+  private var qualification: UInt64 { cpu.vmread(.exitQualification) }
+
+  // MARK: Events
+
+  private static let exitExceptionOrNMI: Handler = { vmx, vcpu in
+    // No exception is intercepted, and the host has no NMIs for us.
+    vcpu.internalError(
+      KVM_INTERNAL_ERROR_SIMUL_EX, data: [vmx.cpu.vmread(.exitInterruptionInfo)])
+  }
+
+  /// Somebody wants the CPU; the run loop looks who.
+  private static let exitExternalInterrupt: Handler = { _, _ in .resume }
+
+  private static let exitTripleFault: Handler = { _, vcpu in vcpu.shutDown() }
+
+  private static let exitInterruptWindow: Handler = { vmx, vcpu in
+    vmx.setInterruptWindow(false)
+    vcpu.mustCheckEvents = true
+    guard vcpu.apic == nil, vcpu.run.pointee.request_interrupt_window != 0,
+      vcpu.queuedInterrupt == nil
+    else { return .resume }
+    vcpu.run.pointee.exit_reason = UInt32(KVM_EXIT_IRQ_WINDOW_OPEN)
+    return .userSpace
+  }
+
+  private static let exitNMIWindow: Handler = { vmx, vcpu in
+    vmx.setNMIWindow(false)
+    vcpu.mustCheckEvents = true
+    return .resume
+  }
+
+  private static let exitTaskSwitch: Handler = { vmx, vcpu in
+    vcpu.internalError(KVM_INTERNAL_ERROR_EMULATION, data: [vmx.qualification])
+  }
+
+  private static let exitMonitorTrapFlag: Handler = { _, _ in .resume }
+  private static let exitTPRBelowThreshold: Handler = { _, vcpu in
+    vcpu.mustCheckEvents = true
+    return .resume
+  }
+
+  // MARK: Instructions
+
+  private static let exitCPUID: Handler = { _, vcpu in vcpu.emulateCPUID() }
+  private static let exitHLT: Handler = { _, vcpu in vcpu.emulateHLT() }
+  private static let exitRDMSR: Handler = { _, vcpu in vcpu.emulateRDMSR() }
+  private static let exitWRMSR: Handler = { _, vcpu in vcpu.emulateWRMSR() }
+  private static let exitXSETBV: Handler = { _, vcpu in vcpu.emulateXSETBV() }
+  private static let exitPause: Handler = { _, vcpu in vcpu.emulatePause() }
+  private static let exitVMCALL: Handler = { _, vcpu in vcpu.emulateHypercall() }
+
+  /// WBINVD, INVD, MONITOR, MWAIT: caches are coherent, and waiting is never needed.
+  private static let exitNothing: Handler = { _, vcpu in
+    vcpu.advance()
+    return .resume
+  }
+
+  /// An instruction that this machine does not have.
+  private static let exitUndefined: Handler = { _, vcpu in
+    vcpu.raise(.invalidOpcode)
+    return .resume
+  }
+
+  /// No counters are offered.
+  private static let exitRDPMC: Handler = { _, vcpu in
+    vcpu.raise(.generalProtection)
+    return .resume
+  }
+
+  /// One whose exit is not asked for: the processor itself is the best emulator.
+  private static let exitEmulated: Handler = { _, vcpu in vcpu.emulateInstruction() }
+
+  private static let exitINVLPG: Handler = { vmx, vcpu in
+    do throws(VMXError) {
+      try vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
+    } catch {
+      vmx.failure = error
+    }
+    vcpu.advance()
+    return .resume
+  }
+
+  private static let exitRDTSC: Handler = { _, vcpu in
+    let value = HostTSC.read() &+ vcpu.tscOffset
+    vcpu.cpu.gpr[0] = value & 0xFFFF_FFFF
+    vcpu.cpu.gpr[2] = value >> 32
+    vcpu.advance()
+    return .resume
+  }
+
+  private static let exitRDTSCP: Handler = { vmx, vcpu in
+    vcpu.cpu.gpr[1] = vcpu.cpu.s.pointee.tscAux & 0xFFFF_FFFF
+    return exitRDTSC(vmx, vcpu)
+  }
+
+  /// Qualification: 3:0 register, 5:4 access (0 to, 1 from, 2 CLTS, 3 LMSW), 11:8 general register.
+  private static let exitControlRegister: Handler = { vmx, vcpu in
+    let qualification = vmx.qualification
+    let general = Int(qualification >> 8) & 15
+    let isWrite = (qualification >> 4) & 3 == 0
+    switch qualification & 15 {
+    case 0 where isWrite:
+      // Only NE is not the guest's own. With the shadow as it wants it, the write needs no exit.
+      let value = vcpu.cpu.gpr[general]
+      let shadow = vmx.cpu.vmread(.cr0ReadShadow)
+      vmx.cpu.vmwrite(
+        .cr0ReadShadow, shadow & ~CR0.ne.rawValue | value & CR0.ne.rawValue)
+    case 4 where isWrite:
+      // A bit that its CPUID does not offer.
+      vcpu.raise(.generalProtection)
+    case 8: return vcpu.accessCR8(general, isWrite: isWrite)
+    default: return exitUnexpected(vmx, vcpu)
+    }
+    return .resume
+  }
+
+  /// Debug registers are the guest's own.
+  private static let exitDebugRegister: Handler = { vmx, vcpu in exitUnexpected(vmx, vcpu) }
+
+  /// Qualification: 2:0 size - 1, 3 IN, 4 string, 5 REP, 6 immediate, 31:16 port.
+  private static let exitIOInstruction: Handler = { vmx, vcpu in
+    let qualification = vmx.qualification
+    if qualification & 1 << 4 != 0 { return vcpu.emulateInstruction() }
+    return vcpu.accessPort(
+      UInt16(truncatingIfNeeded: qualification >> 16),
+      size: UInt8(qualification & 7) + 1, isInput: qualification & 1 << 3 != 0)
+  }
+
+  // MARK: Memory
+
+  /// Qualification: 0 read, 1 write, 2 fetch.
+  private static let exitEPTViolation: Handler = { vmx, vcpu in
+    let address = vmx.cpu.vmread(.guestPhysicalAddress)
+    let isWrite = vmx.qualification & 2 != 0
+    if vcpu.machine.memory.map(address, writing: isWrite) { return .resume }
+    if vcpu.interruptedEvent != nil {
+      // An event cannot be delivered through a device.
+      return vcpu.internalError(
+        KVM_INTERNAL_ERROR_DELIVERY_EV,
+        data: [UInt64(vcpu.interruptedEvent?.info.rawValue ?? 0), address])
+    }
+    return vcpu.emulateInstruction()
+  }
+
+  private static let exitEPTMisconfiguration: Handler = { vmx, vcpu in
+    vcpu.internalError(
+      KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+      data: [49, vmx.cpu.vmread(.guestPhysicalAddress)])
+  }
+
+  // MARK: Failures
+
+  private static let exitInvalidGuestState: Handler = { vmx, vcpu in
+    vcpu.entryFailed(vmx.cpu.vmread(.exitReason))
+  }
+
+  private static let exitUnexpected: Handler = { vmx, vcpu in
+    vcpu.internalError(
+      KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+      data: [vmx.cpu.vmread(.exitReason), UInt64(vcpu.slot?.index ?? 0)])
+  }
+}

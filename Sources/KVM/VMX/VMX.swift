@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One vCPU on VT-x: its VMCS, written and read with the processor's verbs, and the entry into the
+// guest. See VMX+State for the registers and VMX+ExitTable for what follows an exit.
+//
+// The guest runs with EPT, VPID and as an unrestricted guest: real mode needs no help. CR0.NE and
+// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4 bits
+// that its CPUID offers, are its own.
+//
+// Invariant: the VMCS is clear (in memory) unless `cpu` is the physical CPU that it is current on.
+
+import X86
+import X86CPU
+import Synchronization
+import SystemPackage
+
+final class VMX: VirtualizationBackend {
+  /// Where the VMCS is current.
+  private(set) unowned(unsafe) var cpu: PhysicalCPU
+  private let vmcs: VMXRegion
+  private var isLaunched = false
+  /// The verb that failed, where the last entry did.
+  var failure: VMXError?
+  private let vpid: UInt16
+  private static let nextVPID = Atomic<UInt16>(0)
+
+  /// - Parameter cpu: any; `load` names the one that counts.
+  init(_ cpu: PhysicalCPU) {
+    self.cpu = cpu
+    vmcs = VMXRegion()
+    // 0 is the host's; numbers may be reused, which the tables' address tells apart.
+    vpid = max(1, Self.nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
+  }
+
+  static func enable(_ cpu: PhysicalCPU) throws(Errno) {
+    // The region lives as long as the process, as the CPU's VMX operation does.
+    let region = Unmanaged.passRetained(VMXRegion()).takeUnretainedValue()
+    do throws(VMXError) { try cpu.vmxon(region.address) } catch { throw .ioError }
+  }
+
+  var vpidValue: UInt16 { vpid }
+  var instructionLength: UInt64 { cpu.vmread(.exitInstructionLength) }
+
+  // MARK: The VMCS
+
+  private var isInitialized = false
+
+  func load(on cpu: PhysicalCPU) {
+    self.cpu = cpu
+    do throws(VMXError) {
+      if !isInitialized { try cpu.vmclear(vmcs.address) }
+      try cpu.vmptrld(vmcs.address)
+      isLaunched = false
+      if !isInitialized {
+        isInitialized = true
+        writeConstantFields()
+      }
+    } catch {
+      failure = error
+    }
+  }
+
+  func unload(from cpu: PhysicalCPU) {
+    do throws(VMXError) { try cpu.vmclear(vmcs.address) } catch { failure = error }
+  }
+
+  func run() {
+    failure = nil
+    do throws(VMXError) {
+      if isLaunched {
+        try cpu.vmresume()
+      } else {
+        isLaunched = true
+        try cpu.vmlaunch()
+      }
+    } catch {
+      isLaunched = false
+      failure = error
+    }
+  }
+
+  func invalidateNestedMappings() {
+    // Type 2: all contexts.
+    do throws(VMXError) { try cpu.invept(2, eptPointer: 0) } catch { failure = error }
+  }
+
+  // MARK: Controls
+
+  private static let pin =
+    VMXCapabilities.pin.required | PinControls.externalInterruptExiting | PinControls.nmiExiting
+    | PinControls.virtualNMIs
+  static let primary =
+    VMXCapabilities.primary.required | PrimaryControls.useTSCOffsetting
+    | PrimaryControls.hltExiting | PrimaryControls.mwaitExiting | PrimaryControls.rdpmcExiting
+    | PrimaryControls.cr8LoadExiting | PrimaryControls.cr8StoreExiting
+    | PrimaryControls.unconditionalIOExiting | PrimaryControls.useMSRBitmaps
+    | PrimaryControls.monitorExiting | PrimaryControls.secondaryControls
+  private static let secondary =
+    (SecondaryControls.enableEPT | SecondaryControls.enableRDTSCP | SecondaryControls.enableVPID
+      | SecondaryControls.wbinvdExiting | SecondaryControls.unrestrictedGuest
+      | SecondaryControls.pauseLoopExiting | SecondaryControls.enableINVPCID
+      | SecondaryControls.enableXSAVES) & VMXCapabilities.secondary.allowed
+  private static let exit =
+    VMXCapabilities.exit.required | ExitControls.hostAddressSpaceSize
+    | ExitControls.saveDebugControls | ExitControls.savePAT | ExitControls.loadPAT
+    | ExitControls.saveEFER | ExitControls.loadEFER
+  private static let entry =
+    VMXCapabilities.entry.required | EntryControls.loadDebugControls | EntryControls.loadPAT
+    | EntryControls.loadEFER
+
+  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks.
+  private static let pauseLoop: (gap: UInt64, window: UInt64) = (128, 40_000)
+
+  private func writeConstantFields() {
+    let fields: [(VMCSField, UInt64)] = [
+      (.pinBasedControls, UInt64(Self.pin)), (.primaryControls, UInt64(Self.primary)),
+      (.secondaryControls, UInt64(Self.secondary)), (.exitControls, UInt64(Self.exit)),
+      (.entryControls, UInt64(Self.entry)), (.vpid, UInt64(vpid)),
+      (.msrBitmap, VMXMSRBitmap.shared.address), (.vmcsLinkPointer, .max),
+      (.pleGap, Self.pauseLoop.gap), (.pleWindow, Self.pauseLoop.window),
+      (.cr0Mask, CR0.ne.rawValue),
+      // Root operation is this program; the processor only checks that a host could be there.
+      (.hostCR0, CR0([.pe, .et, .ne, .pg]).rawValue),
+      (.hostCR4, CR4([.pae, .vmxe]).rawValue), (.hostCSSelector, 8), (.hostTRSelector, 16),
+      (.hostEFER, EFER([.lme, .lma]).rawValue), (.hostPAT, 0x0007_0406_0007_0406),
+    ]
+    for (field, value) in fields { cpu.vmwrite(field, value) }
+  }
+
+  func setNestedTables(_ root: UInt64) {
+    // Write-back, four levels.
+    cpu.vmwrite(.eptPointer, root | 6 | 3 << 3)
+  }
+
+  func setTSCOffset(_ offset: UInt64) { cpu.vmwrite(.tscOffset, offset) }
+
+  func setGuestCR4(allowed: UInt64) {
+    let mask = ~allowed | CR4.vmxe.rawValue
+    cpu.vmwrite(.cr4Mask, mask)
+  }
+
+  // MARK: Events
+
+  func inject(_ event: GuestEvent) {
+    cpu.vmwrite(.entryInterruptionInfo, UInt64(event.info.rawValue))
+    if event.info.hasErrorCode { cpu.vmwrite(.entryExceptionErrorCode, UInt64(event.errorCode)) }
+    if event.info.typeBits >= InterruptionInfo.EventType.softwareInterrupt.rawValue {
+      cpu.vmwrite(.entryInstructionLength, UInt64(event.instructionLength))
+    }
+  }
+
+  func takeInterruptedEvent() -> GuestEvent? {
+    var info = InterruptionInfo(
+      rawValue: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringInfo)))
+    guard info.isValid else { return nil }
+    info.rawValue &= ~InterruptionInfo.nmiUnblockingBit
+    var event = GuestEvent(info: info)
+    if info.hasErrorCode {
+      event.errorCode = UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringErrorCode))
+    }
+    event.instructionLength = UInt32(truncatingIfNeeded: cpu.vmread(.exitInstructionLength))
+    if info.type == .nmi {
+      // Its delivery blocked NMIs already, and will again.
+      let state = cpu.vmread(.guestInterruptibility)
+      cpu.vmwrite(.guestInterruptibility, state & ~UInt64(Interruptibility.blockingByNMI))
+    }
+    return event
+  }
+
+  func setInterruptWindow(_ open: Bool) {
+    setPrimary(PrimaryControls.interruptWindowExiting, open)
+  }
+
+  func setNMIWindow(_ open: Bool) { setPrimary(PrimaryControls.nmiWindowExiting, open) }
+
+  private func setPrimary(_ bit: UInt32, _ on: Bool) {
+    let old = cpu.vmread(.primaryControls)
+    let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
+    if new != old { cpu.vmwrite(.primaryControls, new) }
+  }
+}
+
+/// A page that a verb takes: VMXON region or VMCS, with the revision identifier.
+final class VMXRegion: @unchecked Sendable {
+  private let page: UnsafeMutableRawPointer
+
+  init() {
+    page = .allocate(byteCount: 4096, alignment: 4096)
+    page.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
+    page.storeBytes(of: VMXCapabilities.revision, as: UInt32.self)
+  }
+
+  deinit { page.deallocate() }
+
+  var address: UInt64 { UInt64(UInt(bitPattern: page)) }
+}
+
+/// Which MSRs the guest reaches without an exit (SDM volume 3, "MSR-Bitmap Address").
+final class VMXMSRBitmap: @unchecked Sendable {
+  static let shared = VMXMSRBitmap()
+  private let page: UnsafeMutableRawPointer
+
+  private init() {
+    page = .allocate(byteCount: 4096, alignment: 4096)
+    page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
+    for msr in Self.readable { allow(msr, 0) }
+    for msr in Self.writable { allow(msr, 2048) }
+  }
+
+  var address: UInt64 { UInt64(UInt(bitPattern: page)) }
+
+  /// Their values are in the control block or in the physical CPU, and the processor checks them.
+  private static let writable: [UInt32] = [
+    0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084,
+    0xC000_0100, 0xC000_0101, 0xC000_0102, 0xC000_0103,
+  ]
+  private static let readable: [UInt32] = writable + [0x10]
+
+  private func allow(_ msr: UInt32, _ base: Int) {
+    let place = base + (msr >= 0xC000_0000 ? 1024 : 0) + Int(msr & 0x1FFF) / 8
+    let old = page.load(fromByteOffset: place, as: UInt8.self)
+    page.storeBytes(of: old & ~(1 << UInt8(msr & 7)), toByteOffset: place, as: UInt8.self)
+  }
+}
