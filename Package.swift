@@ -41,14 +41,22 @@ let package = Package(
     .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
     .target(
       name: "KVM",
-      dependencies: ["CHost", "Host", "X86", "X86CPU", "InterruptChips"], swiftSettings: common),
+      dependencies: [
+        "CHost", "Host", "X86", "X86CPU", "InterruptChips",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .target(
       name: "KVMClient",
       dependencies: [
         "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
-    .target(name: "KVMLoopback", dependencies: ["KVM", "KVMClient"], swiftSettings: common),
+    .target(
+      name: "KVMLoopback",
+      dependencies: [
+        "CHost", "Host", "KVM", "KVMClient",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(
       name: "LinuxBoot",

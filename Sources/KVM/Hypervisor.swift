@@ -45,6 +45,9 @@ package final class Hypervisor: Sendable {
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in try VMX.enable(cpu) }
   }
 
+  /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.
+  package static let sharedSize = VirtualCPU.sharedSize
+
   package var physicalCPUCount: Int { pool.slots.count }
 
   /// Opens the system, as `open("/dev/kvm")` does.

@@ -7,6 +7,7 @@
 import Host
 import Synchronization
 import X86
+import X86CPU
 
 final class MachineClock: Sendable {
   struct State: Sendable {

@@ -7,7 +7,7 @@ import X86
 
 extension MSRRule.Check {
   /// Whether `value` may be written.
-  func allows(_ value: UInt64, _ c: CPU) -> Bool {
+  package func allows(_ value: UInt64, _ c: CPU) -> Bool {
     switch self {
     case .readOnly: return false
     case .ignored: return true

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import InterruptChips
+import Synchronization
+import SystemPackage
+
+/// The ioctls of a machine: vCPUs, capabilities, addresses. Families with more of their own are in
+/// files of their own.
+extension Machine {
+  typealias Method = IoctlTable<Machine>.Method
+
+  static let ioctls = IoctlTable<Machine>([
+    general, memoryIoctls, interruptIoctls, timerIoctls,
+  ])
+
+  private static let general: [(UInt32, Method)] = [
+    (CKVM_CREATE_VCPU, { (machine, argument) throws(Errno) in
+      try machine.createVirtualCPU(argument.value)
+    }),
+    (CKVM_CHECK_EXTENSION, { (machine, argument) throws(Errno) in
+      Capabilities.value(argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount)
+    }),
+    (CKVM_SET_TSS_ADDR, { (machine, argument) throws(Errno) in
+      // Three pages below 4 GiB; unrestricted guests need none of them.
+      guard argument.value <= UInt(UInt32.max) - 3 * 4096 else { throw .invalidArgument }
+      machine.configure { $0.tssAddress = UInt64(argument.value) }
+      return 0
+    }),
+    (CKVM_SET_IDENTITY_MAP_ADDR, { (machine, argument) throws(Errno) in
+      let address: UInt64 = try argument.read()
+      guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+      machine.configure { $0.identityMapAddress = address == 0 ? 0xFFFB_C000 : address }
+      return 0
+    }),
+    (CKVM_SET_BOOT_CPU_ID, { (machine, argument) throws(Errno) in
+      guard machine.virtualCPUs.isEmpty else { throw .resourceBusy }
+      machine.configure { $0.bootCPU = UInt32(truncatingIfNeeded: argument.value) }
+      return 0
+    }),
+    (CKVM_ENABLE_CAP, { (machine, argument) throws(Errno) in try machine.enable(argument) }),
+    (CKVM_SET_NR_MMU_PAGES, { (_, argument) throws(Errno) in
+      // There is no limit to keep.
+      guard argument.value >= 64 else { throw .invalidArgument }
+      return 0
+    }),
+  ]
+
+  func configure(_ change: (inout Configuration) -> Void) {
+    ioctlLock.withLock { change(&$0) }
+  }
+
+  private func enable(_ argument: Argument) throws(Errno) -> Int32 {
+    let capability: kvm_enable_cap = try argument.read()
+    guard capability.flags == 0 else { throw .invalidArgument }
+    switch Int32(bitPattern: capability.cap) {
+    case KVM_CAP_MAX_VCPU_ID:
+      let limit = capability.args.0
+      guard limit > 0, limit <= UInt64(Self.maxVirtualCPUs), virtualCPUs.isEmpty else {
+        throw .invalidArgument
+      }
+      configure { $0.maxCPUID = UInt32(limit) }
+      return 0
+    default: throw .invalidArgument
+    }
+  }
+
+  private func createVirtualCPU(_ number: UInt) throws(Errno) -> Int32 {
+    let vcpu = try ioctlLock.withLock { (configuration) throws(Errno) -> VirtualCPU in
+      guard number < UInt(configuration.maxCPUID) else { throw .invalidArgument }
+      let id = UInt32(number)
+      let existing = virtualCPUs
+      guard existing.count < Int(Self.maxVirtualCPUs) else { throw .invalidArgument }
+      guard !existing.contains(where: { $0.id == id }) else { throw .fileExists }
+      let vcpu = try VirtualCPU(
+        machine: self, id: id, index: existing.count, isBootCPU: id == configuration.bootCPU)
+      let identity = vcpu.apic?.state.withLock { $0.identity }
+      cpus.withLock {
+        $0.all.append(vcpu)
+        $0.identities.append(
+          identity ?? LocalAPICIdentity(mode: .disabled, id: id, logicalID: 0))
+      }
+      return vcpu
+    }
+    return hypervisor.add(.virtualCPU(vcpu, self))
+  }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import InterruptChips
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+/// The ioctls of a vCPU. Each but KVM_RUN is called with the vCPU's state in a physical CPU.
+extension VirtualCPU {
+  typealias Method = IoctlTable<VirtualCPU>.Method
+
+  private static let ioctls = IoctlTable<VirtualCPU>([
+    control, registerIoctls, extendedStateIoctls, modelIoctls, eventIoctls,
+  ])
+
+  /// Calls an ioctl; one at a time, so that another thread's call waits for the end of KVM_RUN.
+  func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+    try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+      if request == CKVM_RUN {
+        guard argument == 0 else { throw .invalidArgument }
+        return try runIoctl()
+      }
+      return try withLoaded { () throws(Errno) in
+        try Self.ioctls.call(self, request, argument)
+      }
+    }
+  }
+
+  private static let control: [(UInt32, Method)] = [
+    (CKVM_GET_MP_STATE, { (vcpu, argument) throws(Errno) in
+      try argument.write(kvm_mp_state(mp_state: vcpu.mpState))
+      return 0
+    }),
+    (CKVM_SET_MP_STATE, { (vcpu, argument) throws(Errno) in
+      try vcpu.setMPState(argument.read(kvm_mp_state.self).mp_state)
+      return 0
+    }),
+    (CKVM_GET_LAPIC, { (vcpu, argument) throws(Errno) in
+      guard let apic = vcpu.apic else { throw .invalidArgument }
+      let time = vcpu.apicTime
+      try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: false) })
+      return 0
+    }),
+    (CKVM_SET_LAPIC, { (vcpu, argument) throws(Errno) in
+      guard let apic = vcpu.apic else { throw .invalidArgument }
+      let image: InlineArray<256, UInt32> = try argument.read()
+      let time = vcpu.apicTime
+      let done = apic.state.withLock {
+        $0.load(registerImage: image, at: time, wideID: false)
+      }
+      guard done else { throw .invalidArgument }
+      vcpu.apicIdentityChanged()
+      vcpu.armTimer()
+      vcpu.mustCheckEvents = true
+      return 0
+    }),
+    (CKVM_ENABLE_CAP, { (_, _) throws(Errno) in throw .invalidArgument }),
+  ]
+
+  private func setMPState(_ state: UInt32) throws(Errno) {
+    let known: [Int32] = [
+      KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED,
+      KVM_MP_STATE_HALTED, KVM_MP_STATE_SIPI_RECEIVED,
+    ]
+    guard known.contains(Int32(bitPattern: state)),
+      apic != nil || state == UInt32(KVM_MP_STATE_RUNNABLE)
+    else { throw .invalidArgument }
+    if state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) {
+      mpState = UInt32(KVM_MP_STATE_INIT_RECEIVED)
+      request(.startup)
+    } else {
+      mpState = state
+    }
+    mustCheckEvents = true
+  }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_GET_SUPPORTED_CPUID: what the processor has, less what this hypervisor does not pass on, and
+// what it adds: the local APIC's features and its own leaves.
+
+import CHost
+import X86CPU
+
+enum SupportedCPUID {
+  /// Bits of leaf 1 ECX that differ from the processor's.
+  private enum Leaf1ECX {
+    /// MWAIT would not wait.
+    static let monitor: UInt32 = 1 << 3
+    /// No nesting yet.
+    static let vmx: UInt32 = 1 << 5
+    static let x2APIC: UInt32 = 1 << 21
+    static let tscDeadline: UInt32 = 1 << 24
+    static let hypervisor: UInt32 = 1 << 31
+    static let removed = monitor | vmx
+    static let added = x2APIC | tscDeadline | hypervisor
+  }
+
+  private static let apicBit: UInt32 = 1 << 9
+
+  /// Every leaf, by function and index.
+  static let entries: [kvm_cpuid_entry2] = {
+    var list: [kvm_cpuid_entry2] = []
+    for function in 0...CPUIDModel.lastBasicLeaf {
+      if let count = subleaves[function] {
+        for index in 0..<count { add(&list, function, index, significant: true) }
+      } else {
+        add(&list, function, 0, significant: false)
+      }
+    }
+    list += paravirtual
+    for function in 0x8000_0000...CPUIDModel.lastExtendedLeaf {
+      add(&list, function, 0, significant: false)
+    }
+    return list
+  }()
+
+  /// How many subleaves the leaves with an index have.
+  private static let subleaves: [UInt32: UInt32] = [
+    4: 5, 7: 2, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2,
+  ]
+
+  private static func add(
+    _ list: inout [kvm_cpuid_entry2], _ function: UInt32, _ index: UInt32, significant: Bool
+  ) {
+    var leaf = CPUIDModel.leaf(function, index)
+    if function == 1 {
+      leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
+      leaf.edx |= apicBit
+    }
+    if function == 0xD, index > 1, leaf.eax == 0 { return }
+    var entry = kvm_cpuid_entry2()
+    entry.function = function
+    entry.index = index
+    entry.flags = significant ? UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX) : 0
+    (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
+    list.append(entry)
+  }
+
+  /// Linux, "KVM CPUID bits": both clocks, no I/O delay needed, wake-up hypercall, stable clock.
+  private static let features: UInt32 =
+    1 << UInt32(KVM_FEATURE_CLOCKSOURCE) | 1 << UInt32(KVM_FEATURE_NOP_IO_DELAY)
+    | 1 << UInt32(KVM_FEATURE_CLOCKSOURCE2) | 1 << UInt32(KVM_FEATURE_PV_UNHALT)
+    | 1 << UInt32(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT)
+
+  private static var paravirtual: [kvm_cpuid_entry2] {
+    var name = kvm_cpuid_entry2()
+    name.function = 0x4000_0000
+    name.eax = 0x4000_0001
+    (name.ebx, name.ecx, name.edx) = (0x4B4D_564B, 0x564B_4D56, 0x4D)  // "KVMKVMKVM"
+    var leaf = kvm_cpuid_entry2()
+    leaf.function = 0x4000_0001
+    leaf.eax = features
+    return [name, leaf]
+  }
+}

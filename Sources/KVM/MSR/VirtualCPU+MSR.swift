@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Model-specific registers as the guest's RDMSR and WRMSR (where they exit) and the client's
+// KVM_GET_MSRS and KVM_SET_MSRS see them.
+//
+// Four kinds: those with a function here (clocks, local APIC, kvmclock); those in the control block
+// or in the physical CPU, which the processor's own rules check; those that only store, in
+// `MSRStore`, by the processor's table; and those that do not exist: nil, false, #GP.
+
+import CHost
+import InterruptChips
+import Synchronization
+import X86
+import X86CPU
+
+/// The MSRs of a vCPU that only store a value.
+struct MSRStore {
+  /// By `MSRRule.slot`.
+  var slots: InlineArray<112, UInt64> = MSRModel.initialSlots
+  var isBootCPU = false
+  /// IA32_APIC_BASE where the client has the local APIC.
+  var apicBaseWithoutChip: UInt64 = APICBase.defaultAddress | APICBase.en.rawValue
+  var tscAdjust: UInt64 = 0
+  var wallClock: UInt64 = 0
+  var systemTime: UInt64 = 0
+  var pollControl: UInt64 = 1
+}
+
+/// The numbers of KVM's own MSRs (Linux, "KVM-specific MSRs").
+enum ParavirtualMSR {
+  static let oldWallClock: UInt32 = 0x11
+  static let oldSystemTime: UInt32 = 0x12
+  static let wallClock: UInt32 = 0x4B56_4D00
+  static let systemTime: UInt32 = 0x4B56_4D01
+  static let pollControl: UInt32 = 0x4B56_4D05
+}
+
+extension VirtualCPU {
+  /// MSRs in the control block's memory: read and written there.
+  private static func controlBlockRegister(_ number: UInt32) -> ControlBlockRegister? {
+    switch MSR(rawValue: number) {
+    case .efer: .efer
+    case .pat: .pat
+    case .debugctl: .debugctl
+    default: nil
+    }
+  }
+
+  /// The value of an MSR; nil where it does not exist. The vCPU is loaded.
+  ///
+  /// - Parameter byHost: the client asks, not the guest.
+  func readMSR(_ number: UInt32, byHost: Bool) -> UInt64? {
+    if let register = Self.controlBlockRegister(number) { return backend[register] }
+    switch number {
+    case APICRegister.x2APICBase...MSR.x2APICLast.rawValue:
+      let time = apicTime
+      return apic?.state.withLock { $0.readMSR(number, at: time) }
+    case MSR.apicBase.rawValue:
+      return apic?.state.withLock { $0.base } ?? msrs.apicBaseWithoutChip
+    case MSR.timeStampCounter.rawValue: return HostTSC.read() &+ tscOffset
+    case MSR.tscAdjust.rawValue: return msrs.tscAdjust
+    case MSR.tscDeadline.rawValue: return apic?.state.withLock { $0.readTSCDeadline() } ?? 0
+    case MSR.featureControl.rawValue: return 1
+    case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock: return msrs.wallClock
+    case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
+    case ParavirtualMSR.pollControl: return msrs.pollControl
+    default: return readModelMSR(number)
+    }
+  }
+
+  private func readModelMSR(_ number: UInt32) -> UInt64? {
+    guard let rule = MSRModel.rule(number) else { return nil }
+    if case .slot = rule.storage { return msrs.slots[rule.slot] }
+    return try? cpu.readMSR(number, hostInitiated: true)
+  }
+
+  /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
+  func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
+    switch number {
+    case MSR.efer.rawValue: return writeEFER(value)
+    case MSR.pat.rawValue, MSR.debugctl.rawValue: return writeControlBlock(number, value)
+    case APICRegister.x2APICBase...MSR.x2APICLast.rawValue: return writeX2APIC(number, value)
+    case MSR.apicBase.rawValue: return writeAPICBase(value, byHost: byHost)
+    case MSR.timeStampCounter.rawValue: return writeTSC(value, byHost: byHost)
+    case MSR.tscAdjust.rawValue: return writeTSCAdjust(value, byHost: byHost)
+    case MSR.tscDeadline.rawValue: return writeTSCDeadline(value, byHost: byHost)
+    case MSR.featureControl.rawValue: return byHost
+    case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock:
+      msrs.wallClock = value
+      writeWallClock()
+    case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime:
+      msrs.systemTime = value
+      writeClock()
+    case ParavirtualMSR.pollControl:
+      guard value & ~1 == 0 else { return false }
+      msrs.pollControl = value
+    default: return writeModelMSR(number, value, byHost: byHost)
+    }
+    return true
+  }
+
+  private func writeModelMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
+    guard let rule = MSRModel.rule(number) else { return false }
+    if case .slot = rule.storage {
+      guard byHost || rule.check.allows(value, cpu) else { return false }
+      msrs.slots[rule.slot] = value
+      return true
+    }
+    if byHost, case .constant(let constant) = rule.storage { return value == constant || value == 0 }
+    do throws(GuestException) {
+      try cpu.writeMSR(number, value, hostInitiated: byHost)
+      return true
+    } catch {
+      return false
+    }
+  }
+
+  private func writeControlBlock(_ number: UInt32, _ value: UInt64) -> Bool {
+    guard let register = Self.controlBlockRegister(number),
+      let rule = MSRModel.rule(number), rule.check.allows(value, cpu)
+    else { return false }
+    backend[register] = value
+    return true
+  }
+
+  /// The client's write: LMA is as it says only through KVM_SET_SREGS.
+  private func writeEFER(_ value: UInt64) -> Bool {
+    let allowed: EFER = [.sce, .lme, .lma, .nxe]
+    guard EFER(rawValue: value).isSubset(of: allowed) else { return false }
+    backend[.efer] = value & ~EFER.lma.rawValue | backend[.efer] & EFER.lma.rawValue
+    return true
+  }
+
+  // MARK: Local APIC
+
+  private func writeX2APIC(_ number: UInt32, _ value: UInt64) -> Bool {
+    guard let apic else { return false }
+    let time = apicTime
+    guard let effect = apic.state.withLock({ $0.writeMSR(number, value, at: time) }) else {
+      return false
+    }
+    perform(effect)
+    return true
+  }
+
+  private func writeAPICBase(_ value: UInt64, byHost: Bool) -> Bool {
+    guard let apic else {
+      msrs.apicBaseWithoutChip = value
+      return true
+    }
+    let done = apic.state.withLock {
+      byHost
+        ? $0.restoreBase(value)
+        : $0.writeBase(value, physicalAddressWidth: Int(CPUIDModel.physicalAddressBits))
+    }
+    if done {
+      apicIdentityChanged()
+      armTimer()
+      mustCheckEvents = true
+    }
+    return done
+  }
+
+  private func writeTSCDeadline(_ value: UInt64, byHost: Bool) -> Bool {
+    guard let apic else { return byHost }
+    if byHost {
+      apic.state.withLock { $0.restoreTSCDeadline(value) }
+      armTimer()
+    } else {
+      perform(apic.state.withLock { $0.writeTSCDeadline(value) })
+    }
+    return true
+  }
+
+  // MARK: Clocks
+
+  private func writeTSC(_ value: UInt64, byHost: Bool) -> Bool {
+    if byHost {
+      setTSCOffset(machine.clock.offset(forWriting: value))
+    } else {
+      let offset = value &- HostTSC.read()
+      msrs.tscAdjust &+= offset &- tscOffset
+      setTSCOffset(offset)
+    }
+    return true
+  }
+
+  private func writeTSCAdjust(_ value: UInt64, byHost: Bool) -> Bool {
+    if !byHost { setTSCOffset(tscOffset &+ value &- msrs.tscAdjust) }
+    msrs.tscAdjust = value
+    return true
+  }
+
+  private func setTSCOffset(_ offset: UInt64) {
+    tscOffset = offset
+    backend.setTSCOffset(offset)
+    armTimer()
+    writeClock()
+  }
+
+  /// Writes the vCPU's kvmclock structure, if the guest has named one.
+  func writeClock() {
+    guard msrs.systemTime & 1 != 0,
+      let place = machine.memory.pointer(
+        msrs.systemTime & ~1, count: ParavirtualClock.size, writing: true),
+      Int(bitPattern: place) & 3 == 0
+    else { return }
+    ParavirtualClock.write(place, machine.clock, tscOffset: tscOffset, flags: clockFlags)
+    clockFlags &= ~ParavirtualClock.guestStopped
+  }
+
+  private func writeWallClock() {
+    guard let place = machine.memory.pointer(msrs.wallClock, count: 12, writing: true),
+      Int(bitPattern: place) & 3 == 0
+    else { return }
+    ParavirtualClock.writeWallClock(place, machine.clock)
+  }
+}
+
+/// The MSRs that the client may save and restore.
+enum MSRLists {
+  /// KVM_GET_MSR_INDEX_LIST.
+  static let saved: [UInt32] = {
+    let own: [UInt32] = [
+      ParavirtualMSR.wallClock, ParavirtualMSR.systemTime, ParavirtualMSR.oldWallClock,
+      ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, MSR.tscDeadline.rawValue,
+    ]
+    let rules = MSRModel.rules.filter {
+      if case .constant = $0.storage { return false }
+      return $0.number != MSR.apicBase.rawValue
+    }
+    return rules.map(\.number) + own
+  }()
+
+  /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
+  static let features: [UInt32] = [MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue]
+
+  static func feature(_ number: UInt32) -> UInt64? {
+    guard features.contains(number), let rule = MSRModel.rule(number),
+      case .constant(let value) = rule.storage
+    else { return nil }
+    return value
+  }
+}

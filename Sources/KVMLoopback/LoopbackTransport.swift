@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Host
+import KVM
+import KVMClient
+import SystemPackage
+
+/// Our KVM as a transport: its ioctls are calls into this process.
+package final class LoopbackTransport: KVMTransport {
+  package let name = "the software KVM"
+  package let hypervisor: Hypervisor
+
+  /// - Parameter physicalCPUs: how many processors the software has; nil: as many as the host.
+  package init(physicalCPUs: Int? = nil) throws(Errno) {
+    hypervisor = try Hypervisor(physicalCPUs: physicalCPUs)
+  }
+
+  package func open() throws(Errno) -> Int32 { hypervisor.open() }
+
+  package func ioctl(
+    _ handle: Int32, _ request: UInt32, _ argument: UInt
+  ) throws(Errno) -> Int32 {
+    try hypervisor.ioctl(handle, request, argument)
+  }
+
+  package func mapRun(_ vcpu: Int32, size: Int) throws(Errno) -> UnsafeMutableRawPointer {
+    guard size <= Hypervisor.sharedSize else { throw .invalidArgument }
+    return try hypervisor.sharedPages(vcpu)
+  }
+
+  /// The pages are the vCPU's own and end with it.
+  package func unmapRun(_ vcpu: Int32, _ pages: UnsafeMutableRawPointer, size: Int) {}
+
+  package func close(_ handle: Int32) { hypervisor.close(handle) }
+
+  package func kick(_ vcpu: Int32, thread: ThreadIdentifier) { hypervisor.kick(vcpu) }
+}
