@@ -29,7 +29,7 @@ package final class Hypervisor: Sendable {
   /// an older number drops what it has cached before it enters a guest.
   let mappings = Atomic<UInt64>(1)
 
-  enum Object {
+  enum Object: Sendable {
     case system
     case machine(Machine)
     /// The machine is kept open by its vCPUs' handles.
@@ -88,7 +88,7 @@ package final class Hypervisor: Sendable {
     _ = closed  // Freed outside the lock: closing a machine ends its threads.
   }
 
-  func add(_ object: sending Object) -> Int32 {
+  func add(_ object: Object) -> Int32 {
     handles.withLock { handles in
       let index = handles.firstIndex { $0 == nil } ?? handles.count
       if index == handles.count { handles.append(object) } else { handles[index] = object }

@@ -27,13 +27,13 @@ final class Machine: @unchecked Sendable {
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
 
-  struct CPUList {
+  struct CPUList: Sendable {
     var all: [VirtualCPU] = []
     var identities: [LocalAPICIdentity] = []
   }
 
   /// What ioctls configure.
-  struct Configuration {
+  struct Configuration: Sendable {
     var bootCPU: UInt32 = 0
     var tssAddress: UInt64?
     var identityMapAddress: UInt64 = 0xFFFB_C000

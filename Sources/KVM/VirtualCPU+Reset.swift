@@ -3,6 +3,7 @@
 // Power-up, INIT and start-up states (SDM volume 3, "Processor State After Reset").
 
 import CHost
+import InterruptChips
 import Synchronization
 import X86
 import X86CPU

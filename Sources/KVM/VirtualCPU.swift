@@ -43,7 +43,7 @@ struct VCPURequest: OptionSet, Sendable {
 /// A local APIC with its lock.
 final class LockedAPIC: Sendable {
   let state: Mutex<LocalAPIC>
-  init(_ apic: LocalAPIC) { state = Mutex(apic) }
+  init(_ apic: consuming LocalAPIC) { state = Mutex(apic) }
 }
 
 final class VirtualCPU: @unchecked Sendable {

@@ -46,15 +46,19 @@ enum ChipState {
     return chip
   }
 
+  /// Where `redirtbl` is, a union of bit fields that Swift does not see.
+  private static let redirectionOffset = 24
+
   static func ioapic(_ chip: IOAPIC.State) -> kvm_ioapic_state {
     var state = kvm_ioapic_state()
     state.base_address = chip.baseAddress
     state.ioregsel = chip.select
     state.id = chip.id
     state.irr = chip.irr
-    withUnsafeMutableBytes(of: &state.redirtbl) { table in
+    withUnsafeMutableBytes(of: &state) { bytes in
       for pin in 0..<IOAPIC.pinCount {
-        table.storeBytes(of: chip.entries[pin], toByteOffset: pin * 8, as: UInt64.self)
+        bytes.storeBytes(
+          of: chip.entries[pin], toByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
       }
     }
     return state
@@ -66,9 +70,10 @@ enum ChipState {
     chip.select = state.ioregsel
     chip.id = state.id
     chip.irr = state.irr
-    withUnsafeBytes(of: state.redirtbl) { table in
+    withUnsafeBytes(of: state) { bytes in
       for pin in 0..<IOAPIC.pinCount {
-        chip.entries[pin] = table.loadUnaligned(fromByteOffset: pin * 8, as: UInt64.self)
+        chip.entries[pin] = bytes.loadUnaligned(
+          fromByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
       }
     }
     return chip

@@ -63,9 +63,8 @@ enum SupportedCPUID {
 
   /// Linux, "KVM CPUID bits": both clocks, no I/O delay needed, wake-up hypercall, stable clock.
   private static let features: UInt32 =
-    1 << UInt32(KVM_FEATURE_CLOCKSOURCE) | 1 << UInt32(KVM_FEATURE_NOP_IO_DELAY)
-    | 1 << UInt32(KVM_FEATURE_CLOCKSOURCE2) | 1 << UInt32(KVM_FEATURE_PV_UNHALT)
-    | 1 << UInt32(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT)
+    ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
+    | ParavirtualFeature.clockSource2 | ParavirtualFeature.unhalt | ParavirtualFeature.stableClock
 
   private static var paravirtual: [kvm_cpuid_entry2] {
     var name = kvm_cpuid_entry2()

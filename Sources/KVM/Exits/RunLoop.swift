@@ -14,6 +14,7 @@
 
 import CHost
 import Host
+import InterruptChips
 import Synchronization
 import SystemPackage
 import X86
@@ -34,13 +35,12 @@ extension VirtualCPU {
   /// KVM_RUN.
   func runIoctl() throws(Errno) -> Int32 {
     defer {
-      statistics.instructions &+= 0
       releaseSlot()
     }
     if isWaitingForStartup { try waitForStartup() }
     _ = takeSlot()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
-    guard try complete() else { return finishRun() }
+    guard complete() else { return finishRun() }
     if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
     if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
       mustCheckEvents = true

@@ -5,6 +5,7 @@
 // entry; for others that wait, a window exit is asked for.
 
 import CHost
+import InterruptChips
 import Synchronization
 import X86
 import X86CPU

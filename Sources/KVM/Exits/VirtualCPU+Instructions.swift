@@ -96,13 +96,13 @@ extension VirtualCPU {
     let number = cpu.gpr[0] & mask
     var result: UInt64
     if cpu.cpl != 0 {
-      result = UInt64(bitPattern: Int64(-KVM_EPERM))
+      result = UInt64(bitPattern: Hypercall.notPermitted)
     } else {
       switch number {
-      case UInt64(KVM_HC_KICK_CPU):
+      case Hypercall.kickCPU:
         machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
         result = 0
-      default: result = UInt64(bitPattern: Int64(-KVM_ENOSYS))
+      default: result = UInt64(bitPattern: Hypercall.notImplemented)
       }
     }
     if !is64Bit { result &= 0xFFFF_FFFF }

@@ -4,6 +4,7 @@
 
 import Host
 import InterruptChips
+import Synchronization
 import X86
 
 extension InterruptController {

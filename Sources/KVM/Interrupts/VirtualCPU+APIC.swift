@@ -8,6 +8,7 @@ import Host
 import InterruptChips
 import Synchronization
 import X86
+import X86CPU
 
 extension LocalAPIC {
   /// KVM's reset state: LINT0 of the boot CPU lets the 8259 through.

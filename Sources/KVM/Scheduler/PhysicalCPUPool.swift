@@ -41,12 +41,12 @@ final class PhysicalCPUPool: @unchecked Sendable {
   /// How long a vCPU may run while others wait.
   static let timeSlice: UInt64 = 10_000_000
 
-  private final class Waiter {
+  private final class Waiter: @unchecked Sendable {
     let parker = Parker()
     var slot: PhysicalCPUSlot?
   }
 
-  private struct State {
+  private struct State: Sendable {
     var queue: [Waiter] = []
   }
 

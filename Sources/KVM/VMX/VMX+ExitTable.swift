@@ -127,11 +127,7 @@ extension VMX {
   private static let exitEmulated: Handler = { _, vcpu in vcpu.emulateInstruction() }
 
   private static let exitINVLPG: Handler = { vmx, vcpu in
-    do throws(VMXError) {
-      try vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
-    } catch {
-      vmx.failure = error
-    }
+    vmx.cpu.cpu.flushPage(vmx.qualification)
     vcpu.advance()
     return .resume
   }

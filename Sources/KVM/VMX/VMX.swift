@@ -80,8 +80,7 @@ final class VMX: VirtualizationBackend {
   }
 
   func invalidateNestedMappings() {
-    // Type 2: all contexts.
-    do throws(VMXError) { try cpu.invept(2, eptPointer: 0) } catch { failure = error }
+    cpu.cpu.flushTLB()
   }
 
   // MARK: Controls
