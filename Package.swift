@@ -124,5 +124,11 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
+    .testTarget(
+      name: "KVMTests",
+      dependencies: [
+        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
   ]
 )
