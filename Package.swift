@@ -75,6 +75,7 @@ let package = Package(
       name: "martlet",
       dependencies: [
         "VMM", "KVMLoopback", "Host",
+        .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),

@@ -3,6 +3,8 @@
 import ArgumentParser
 import Glibc
 import Host
+import KVMLoopback
+import SystemPackage
 import VMM
 
 @main
@@ -13,7 +15,9 @@ struct Martlet: ParsableCommand {
     subcommands: [Run.self, DoctorCommand.self])
 
   /// The engines of this program.
-  static let engines = EngineSupply(software: nil)
+  static let engines = EngineSupply { (physicalProcessors) throws(Errno) in
+    try LoopbackTransport(physicalCPUs: physicalProcessors)
+  }
 
   /// One line on standard error.
   static func say(_ text: String) { writeText(STDERR_FILENO, "martlet: \(text)\n") }

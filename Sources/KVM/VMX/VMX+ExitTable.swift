@@ -127,7 +127,11 @@ extension VMX {
   private static let exitEmulated: Handler = { _, vcpu in vcpu.emulateInstruction() }
 
   private static let exitINVLPG: Handler = { vmx, vcpu in
-    vmx.cpu.cpu.flushPage(vmx.qualification)
+    do throws(VMXError) {
+      try vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
+    } catch {
+      vmx.failure = error
+    }
     vcpu.advance()
     return .resume
   }

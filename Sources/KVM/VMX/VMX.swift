@@ -80,7 +80,8 @@ final class VMX: VirtualizationBackend {
   }
 
   func invalidateNestedMappings() {
-    cpu.cpu.flushTLB()
+    // Type 2: all contexts.
+    do throws(VMXError) { try cpu.invept(2) } catch { failure = error }
   }
 
   // MARK: Controls
