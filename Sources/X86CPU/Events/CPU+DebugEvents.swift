@@ -31,8 +31,7 @@ extension CPU {
   package func beforeSlowInstruction() -> Bool {
     if s.pointee.rflags & RFLAGS.rf.rawValue != 0 { return true }
     if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0 { return true }
-    let linear = is64Bit ? s.pointee.rip : (segment(.cs).pointee.base &+ s.pointee.rip) & 0xFFFF_FFFF
-    let (matched, enabled) = matches(linear, 1) { $0 == Breakpoint.execute }
+    let (matched, enabled) = matches(codeLinear, 1) { $0 == Breakpoint.execute }
     if !enabled { return true }
     return raiseException(.debug(DR6(rawValue: matched)))
   }

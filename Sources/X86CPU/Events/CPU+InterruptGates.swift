@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One delivery of one event through the interrupt table: real mode's vectors, the gates of protected
-// mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling Procedures" and
+// One delivery of one event through the interrupt table: real mode's vectors, the gates of
+// protected mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling Procedures" and
 // "Interrupt and Exception Handling in IA-32e Mode"). A throw leaves every register as it was.
 
 import X86
@@ -36,8 +36,8 @@ extension CPU {
     if event.type == .nmi { s.pointee.interruptibility |= Interruptibility.blockingByNMI }
   }
 
-  /// After a delivery: the CPU is no longer in the shadow of an instruction, nor halted. `slow` as it
-  /// was before: if not 0, the instruction has an end that must not trap.
+  /// After a delivery: the CPU is no longer in the shadow of an instruction, nor halted. `slow` as
+  /// it was before: if not 0, the instruction has an end that must not trap.
   func noteDelivered(slow: UInt32) {
     let both = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
     s.pointee.interruptibility &= ~both

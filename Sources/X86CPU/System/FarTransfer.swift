@@ -19,14 +19,16 @@ enum FarTransfer {
       return { farCall($0, $1, memory: false) }
     }
     t[.retFar] = .custom { i, op, _ in
-      op.pointee.immediate = i.operandCount == 0 ? 0 : UInt64(UInt16(truncatingIfNeeded: i.immediate))
+      let release = UInt64(UInt16(truncatingIfNeeded: i.immediate))
+      op.pointee.immediate = i.operandCount == 0 ? 0 : release
       return { farReturn($0, $1) }
     }
   }
 
   /// A direct far pointer goes into `immediate`: offset in bits 31:0, selector above.
   private static func packPointer(_ i: Instruction, _ op: MicroOpPointer) {
-    let offset: UInt64 = UInt64(bitPattern: i.immediate) & (i.operandSize == 2 ? 0xFFFF : 0xFFFF_FFFF)
+    let mask: UInt64 = i.operandSize == 2 ? 0xFFFF : 0xFFFF_FFFF
+    let offset = UInt64(bitPattern: i.immediate) & mask
     op.pointee.immediate = offset | UInt64(i.immediate2) << 32
   }
 }
