@@ -173,7 +173,9 @@ package enum MSRModel {
   package static let initialSlots: InlineArray<112, UInt64> = {
     var values = InlineArray<112, UInt64>(repeating: 0)
     for rule in rules {
-      if case .slot(let value) = rule.storage, rule.slot < values.count { values[rule.slot] = value }
+      if case .slot(let value) = rule.storage, rule.slot < values.count {
+        values[rule.slot] = value
+      }
     }
     return values
   }()

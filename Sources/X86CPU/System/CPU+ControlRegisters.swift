@@ -38,7 +38,8 @@ extension CPU {
     let new = value & CR0.writable.rawValue | CR0.et.rawValue
     try checkCR0(old: CR0(rawValue: old), new: CR0(rawValue: new))
     let changed = CR0(rawValue: old ^ new)
-    let usesPDPTEs = new & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0
+    let usesPDPTEs =
+      new & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0
       && s.pointee.efer & EFER.lme.rawValue == 0
     if usesPDPTEs && !changed.isDisjoint(with: [.pg, .cd, .nw]) {
       try loadPDPTEs(root: s.pointee.cr3)

@@ -14,7 +14,8 @@ enum CacheAndTLBInstructions {
     t[.wbinvd] = .single({ system($0, $1, CacheAndTLBInstructions.wbinvd) })
     t[.wbnoinvd] = .single({ system($0, $1, CacheAndTLBInstructions.wbinvd) })
     t[.invlpg] = .single({ system($0, $1, CacheAndTLBInstructions.invlpg) })
-    t[.invpcid] = InstructionInformation.rule(.invalidate, { system($0, $1, CacheAndTLBInstructions.invpcid) })
+    t[.invpcid] = InstructionInformation.rule(
+      .invalidate, { system($0, $1, CacheAndTLBInstructions.invpcid) })
     for flush in [Mnemonic.clflush, .clflushopt, .clwb] {
       t[flush] = .single({ system($0, $1, CacheAndTLBInstructions.cacheLine) })
     }

@@ -27,7 +27,10 @@ enum ControlRegisterAccess {
 
 enum ControlRegisterInstructions {
   static func register(_ t: inout LoweringTable) {
-    t[.movControl] = choose({ system($0, $1, ControlRegisterInstructions.movTo) }, { system($0, $1, ControlRegisterInstructions.movFrom) }) {
+    t[.movControl] = choose(
+      { system($0, $1, ControlRegisterInstructions.movTo) },
+      { system($0, $1, ControlRegisterInstructions.movFrom) }
+    ) {
       $0.operands[0].kind == .control
     }
     t[.movDebug] = choose(
@@ -35,17 +38,23 @@ enum ControlRegisterInstructions {
       { system($0, $1, DebugRegisterInstructions.movFrom) }
     ) { $0.operands[0].kind == .debug }
     t[.clts] = .single({ system($0, $1, ControlRegisterInstructions.clts) })
-    t[.lmsw] = choose({ system($0, $1, ControlRegisterInstructions.lmswRegister) }, { system($0, $1, ControlRegisterInstructions.lmswMemory) }) {
+    t[.lmsw] = choose(
+      { system($0, $1, ControlRegisterInstructions.lmswRegister) },
+      { system($0, $1, ControlRegisterInstructions.lmswMemory) }
+    ) {
       $0.memoryOperand == nil
     }
     t[.smsw] = .forms(
       register: .init(
-        nil, { ControlRegisterInstructions.smswRegister(UInt16.self, $0, $1) }, { ControlRegisterInstructions.smswRegister(UInt32.self, $0, $1) },
+        nil, { ControlRegisterInstructions.smswRegister(UInt16.self, $0, $1) },
+        { ControlRegisterInstructions.smswRegister(UInt32.self, $0, $1) },
         { ControlRegisterInstructions.smswRegister(UInt64.self, $0, $1) }),
       load: .init(),
       store: .init(
-        { system($0, $1, ControlRegisterInstructions.smswMemory) }, { system($0, $1, ControlRegisterInstructions.smswMemory) },
-        { system($0, $1, ControlRegisterInstructions.smswMemory) }, { system($0, $1, ControlRegisterInstructions.smswMemory) }))
+        { system($0, $1, ControlRegisterInstructions.smswMemory) },
+        { system($0, $1, ControlRegisterInstructions.smswMemory) },
+        { system($0, $1, ControlRegisterInstructions.smswMemory) },
+        { system($0, $1, ControlRegisterInstructions.smswMemory) }))
     t[.xgetbv] = .single({ system($0, $1, ControlRegisterInstructions.xgetbv) })
     t[.xsetbv] = .single({ system($0, $1, ControlRegisterInstructions.xsetbv) })
     t[.clac] = .single({ system($0, $1, ControlRegisterInstructions.clac) })
@@ -68,7 +77,8 @@ enum ControlRegisterInstructions {
     try c.requirePrivilege()
     let source = c.read(i.pointee.src, as: UInt64.self)
     let value = c.is64Bit ? source : source & 0xFFFF_FFFF
-    let qualification = UInt64(number) | ControlRegisterAccess.movTo
+    let qualification =
+      UInt64(number) | ControlRegisterAccess.movTo
       | UInt64(i.pointee.register1) << ControlRegisterAccess.generalShift
     switch number {
     case 0: try movToCR0(c, i, value, qualification)
@@ -121,7 +131,8 @@ enum ControlRegisterInstructions {
     let number = i.pointee.register1
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
-    let qualification = UInt64(number) | ControlRegisterAccess.movFrom
+    let qualification =
+      UInt64(number) | ControlRegisterAccess.movFrom
       | UInt64(i.pointee.register0) << ControlRegisterAccess.generalShift
     let value: UInt64
     switch number {
@@ -182,7 +193,8 @@ enum ControlRegisterInstructions {
     let pe = CR0.pe.rawValue
     let setsPE = vmx & source & ~shadow & pe != 0
     if setsPE || (source ^ shadow) & vmx & 0xE != 0 {
-      let qualification = ControlRegisterAccess.lmsw
+      let qualification =
+        ControlRegisterAccess.lmsw
         | (memory == nil ? 0 : ControlRegisterAccess.lmswMemory)
         | source << ControlRegisterAccess.sourceShift
       let exit = c.exit(.controlRegisterAccess, i, qualification: qualification)

@@ -22,13 +22,17 @@ enum FastSystemCalls {
     t[.sysexit] = .single({ system($0, $1, FastSystemCalls.sysexit) })
     t[.swapgs] = .single({ system($0, $1, FastSystemCalls.swapgs) })
     t[.rdfsbase] = baseRule(
-      { FastSystemCalls.readBase(.fs, UInt32.self, $0, $1) }, { FastSystemCalls.readBase(.fs, UInt64.self, $0, $1) })
+      { FastSystemCalls.readBase(.fs, UInt32.self, $0, $1) },
+      { FastSystemCalls.readBase(.fs, UInt64.self, $0, $1) })
     t[.rdgsbase] = baseRule(
-      { FastSystemCalls.readBase(.gs, UInt32.self, $0, $1) }, { FastSystemCalls.readBase(.gs, UInt64.self, $0, $1) })
+      { FastSystemCalls.readBase(.gs, UInt32.self, $0, $1) },
+      { FastSystemCalls.readBase(.gs, UInt64.self, $0, $1) })
     t[.wrfsbase] = baseRule(
-      { FastSystemCalls.writeBase(.fs, UInt32.self, $0, $1) }, { FastSystemCalls.writeBase(.fs, UInt64.self, $0, $1) })
+      { FastSystemCalls.writeBase(.fs, UInt32.self, $0, $1) },
+      { FastSystemCalls.writeBase(.fs, UInt64.self, $0, $1) })
     t[.wrgsbase] = baseRule(
-      { FastSystemCalls.writeBase(.gs, UInt32.self, $0, $1) }, { FastSystemCalls.writeBase(.gs, UInt64.self, $0, $1) })
+      { FastSystemCalls.writeBase(.gs, UInt32.self, $0, $1) },
+      { FastSystemCalls.writeBase(.gs, UInt64.self, $0, $1) })
   }
 
   private static func baseRule(

@@ -68,7 +68,8 @@ enum PortInstructions {
     let port = UInt16(truncatingIfNeeded: isImmediate ? i.pointee.immediate : c.gpr[2])
     try c.requirePort(port, size: size)
     if c.portExits(port, size: size) {
-      let qualification = UInt64(size - 1) | direction
+      let qualification =
+        UInt64(size - 1) | direction
         | (isImmediate ? PortAccess.immediate : 0) | UInt64(port) << PortAccess.portShift
       throw c.exit(.ioInstruction, i, qualification: qualification)
     }

@@ -77,7 +77,8 @@ enum StringPortInstructions {
     _ c: CPU, _ i: MicroOpPointer, _ isInput: Bool, _ port: UInt16, _ segment: SegmentRegister,
     _ offset: UInt64
   ) -> GuestException {
-    let qualification = UInt64(i.pointee.operandSize &- 1)
+    let qualification =
+      UInt64(i.pointee.operandSize &- 1)
       | (isInput ? PortAccess.input : 0) | PortAccess.string
       | (i.pointee.register0 != 0 ? PortAccess.rep : 0) | UInt64(port) << PortAccess.portShift
     let exit = c.exit(.ioInstruction, i, qualification: qualification)
