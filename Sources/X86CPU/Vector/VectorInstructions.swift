@@ -16,6 +16,7 @@ enum VectorInstructions {
     t[.fninit] = .single(X87Handlers.initialize)
     t[.fnclex] = .single(X87Handlers.clearExceptions)
     t[.emms] = .single(MMXHandlers.empty)
+    VectorMoves.register(&t)
     VectorControl.register(&t)
     X87Environment.register(&t)
     GatherScatter.register(&t)
