@@ -55,7 +55,7 @@ struct XorShift: RandomNumberGenerator {
     for n in 0..<256 { m.c.vector.pointee.zmm[n] = generator.next() }
     for n in 0..<8 { m.c.vector.pointee.opmask[n] = generator.next() }
     // Small indices for gathers and scatters; memory that LDMXCSR can load.
-    for n in 0..<8 { m[zmm: 4, n] = generator.next() & 0xFF_0000_00FF }
+    for n in 0..<8 { m[zmm: 4, n] = generator.next() & 0xFF }
     for n in 0..<16 { m.c.gpr[n] = 0x4000 }
     m.machine.memory.storeBytes(of: 0x1F80, toByteOffset: 0x4000, as: UInt32.self)
   }
