@@ -181,14 +181,21 @@ extension CPU {
     var offset = 0
     while offset < size {
       let address = linear &+ UInt64(offset)
-      let part = min(8, size - offset, Int(Page.size - address & Page.offsetMask))
-      let value = try loadPart(address, part)
-      for n in 0..<part {
+      let part = min(size - offset, Int(Page.size - address & Page.offsetMask))
+      if case .host(let host) = try resolve(address, part, .read) {
+        (bounce + offset).copyMemory(
+          from: UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped, byteCount: part)
+        offset += part
+        continue
+      }
+      let piece = min(8, part)
+      let value = try loadPart(address, piece)
+      for n in 0..<piece {
         bounce.storeBytes(
           of: UInt8(truncatingIfNeeded: value >> UInt64(n * 8)), toByteOffset: offset + n,
           as: UInt8.self)
       }
-      offset += part
+      offset += piece
     }
     return UnsafeRawPointer(bounce)
   }
