@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The components of extended state: which are in use, and copies between the processor's registers and
-// an image of each component as XSAVE has it (SDM volume 1, "Managing State Using the XSAVE Feature
-// Set"). Outside 64-bit mode the registers that it alone can name are left out.
+// The components of extended state: which are in use, and copies between the processor's registers
+// and an image of each component as XSAVE has it (SDM volume 1, "Managing State Using the XSAVE
+// Feature Set"). Outside 64-bit mode the registers that it alone can name are left out.
 
 import X86
 
@@ -64,8 +64,8 @@ extension CPU {
 
   // MARK: Out
 
-  /// The x87 part of the legacy area: bytes 0 to 23 and 32 to 159. Without REX.W the pointers have 32
-  /// bits and selectors, which are 0.
+  /// The x87 part of the legacy area: bytes 0 to 23 and 32 to 159. Without REX.W the pointers have
+  /// 32 bits and selectors, which are 0.
   func saveX87(_ area: UnsafeMutableRawPointer, wide: Bool) {
     let image = vectorRaw + VectorLayout.fx
     area.copyMemory(from: image, byteCount: LegacyArea.mxcsr)

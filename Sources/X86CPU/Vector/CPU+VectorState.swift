@@ -53,7 +53,9 @@ extension CPU {
   @inline(__always) func st(_ index: Int) -> UnsafeMutableRawPointer {
     vectorRaw + VectorLayout.st + index * 16
   }
-  @inline(__always) var opmask: UnsafeMutablePointer<UInt64> { field(VectorLayout.opmask, UInt64.self) }
+  @inline(__always) var opmask: UnsafeMutablePointer<UInt64> {
+    field(VectorLayout.opmask, UInt64.self)
+  }
 
   /// FNINIT: registers keep their contents but are empty.
   package func initializeX87() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Fault suppression: which parts of its memory operand a masked instruction may touch (SDM volume 2,
-// "Exceptions Type E4, E5, E6, E10" and the NF classes, which do not suppress).
+// Fault suppression: which parts of its memory operand a masked instruction may touch (SDM volume
+// 2, "Exceptions Type E4, E5, E6, E10" and the NF classes, which do not suppress).
 
 import X86
 import X86Decoder

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // FXSAVE, FXRSTOR and the XSAVE family (SDM volume 1, "Managing State Using the XSAVE Feature Set";
-// volume 2 for each instruction). They run on every context switch of a guest, so the usual case, an
-// area within pages that have host pointers, is plain copying.
+// volume 2 for each instruction). They run on every context switch of a guest, so the usual case,
+// an area within pages that have host pointers, is plain copying.
 
 import X86
 import X86Decoder
@@ -126,8 +126,11 @@ extension CPU {
     if form.isCompacted && mxcsr != MXCSR.initial { used |= requested & XCR0.sse.rawValue }
     let size = areaSize(requested, compacted: form.isCompacted)
     let address = try areaAddress(i, size, .write)
-    let old = form.isCompacted ? 0 : try load(
-      address &+ UInt64(LegacyArea.xstateBV), as: UInt64.self)
+    let old =
+      form.isCompacted
+      ? 0
+      : try load(
+        address &+ UInt64(LegacyArea.xstateBV), as: UInt64.self)
     let image = XSaveImage(
       form: form, requested: requested, saved: form == .standard ? requested : used,
       stateBV: form.isCompacted ? used : old & ~requested | used,
@@ -154,7 +157,8 @@ extension CPU {
   private func fill(_ area: UnsafeMutableRawPointer, _ image: XSaveImage) {
     if image.saved & 1 != 0 { saveX87(area, wide: image.wide) }
     let compacted = image.form.isCompacted
-    let wantsMXCSR = compacted
+    let wantsMXCSR =
+      compacted
       ? image.saved & XCR0.sse.rawValue : image.requested & XCR0([.sse, .avx]).rawValue
     if wantsMXCSR != 0 { saveMXCSR(area) }
     if image.saved & XCR0.sse.rawValue != 0 { saveXMM(area) }
@@ -220,7 +224,8 @@ extension CPU {
     let size = areaSize(layout, compacted: compacted)
     let area = try pointerForRead(address, size: size)
     let restored = requested & stateBV
-    let wantsMXCSR = compacted
+    let wantsMXCSR =
+      compacted
       ? restored & XCR0.sse.rawValue : requested & XCR0([.sse, .avx]).rawValue
     let control = area.loadUnaligned(fromByteOffset: LegacyArea.mxcsr, as: UInt32.self)
     if wantsMXCSR != 0 {

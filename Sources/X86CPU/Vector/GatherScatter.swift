@@ -143,7 +143,8 @@ extension CPU {
     _ element: Int, _ access: IndexedAccess, _ i: MicroOpPointer, _ kind: AccessKind
   ) throws(GuestException) -> UInt64 {
     let indices = vectorRegister(access.index)
-    let index = access.indexSize == 8
+    let index =
+      access.indexSize == 8
       ? indices.load(fromByteOffset: element * 8, as: UInt64.self)
       : UInt64(
         bitPattern: Int64(indices.load(fromByteOffset: element * 4, as: Int32.self)))

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Whether the current state of the control registers lets a vector or x87 instruction execute (SDM
-// volume 2, "Instruction Exception Specification"; volume 3, "Processor Control of x87 FPU, MMX, and
-// SSE"). #UD comes before #NM, #NM before #MF, and all of them before the memory operand's faults.
+// volume 2, "Instruction Exception Specification"; volume 3, "Processor Control of x87 FPU, MMX,
+// and SSE"). #UD comes before #NM, #NM before #MF, and all of them before the memory operand's
+// faults.
 
 import X86
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which handler a vector or x87 instruction gets. Most run their stub (VectorStub); plain moves, what
-// needs more than one access to memory, and what only touches control words have their own.
+// Which handler a vector or x87 instruction gets. Most run their stub (VectorStub); plain moves,
+// what needs more than one access to memory, and what only touches control words have their own.
 
 import X86
 import X86Decoder

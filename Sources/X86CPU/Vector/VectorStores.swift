@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stores of more than 8 bytes, and masked accesses. A store that may fault is checked on every page it
-// touches before the first byte changes.
+// Stores of more than 8 bytes, and masked accesses. A store that may fault is checked on every page
+// it touches before the first byte changes.
 
 import X86
 

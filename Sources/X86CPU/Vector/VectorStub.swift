@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Stubs: vector and x87 instructions are executed by the host. The one instruction, with memory and
-// general registers redirected (`Instruction.hostBytes`), is wrapped into a small function that loads
-// the vector registers it names from `VectorState`, executes it and stores what it wrote. There are
-// no hand-written semantics, so what the host computes is what the guest gets.
+// general registers redirected (`Instruction.hostBytes`), is wrapped into a small function that
+// loads the vector registers it names from `VectorState`, executes it and stores what it wrote.
+// There are no hand-written semantics, so what the host computes is what the guest gets.
 //
 //     vaddpd zmm1{k2}, zmm3, [rax]         stub(rdi: VectorState, rsi: host address of [rax])
 //         vmovups zmm1, [rdi + 64]             (the mask merges into it)
@@ -14,10 +14,10 @@
 //         vzeroupper
 //         ret
 //
-// Widths: a legacy instruction loads and stores 16 bytes, so the upper part in memory stays; VEX and
-// EVEX instructions store the whole register, which the instruction itself has zero-extended.
-// Floating-point instructions run with the guest's MXCSR and everything masked; an exception that the
-// guest has unmasked is reported instead of storing anything.
+// Widths: a legacy instruction loads and stores 16 bytes, so the upper part in memory stays; VEX
+// and EVEX instructions store the whole register, which the instruction itself has zero-extended.
+// Floating-point instructions run with the guest's MXCSR and everything masked; an exception that
+// the guest has unmasked is reported instead of storing anything.
 //
 // Stubs are shared by all processors, never change and are never freed: micro-ops point at them.
 
@@ -27,8 +27,8 @@ import SystemPackage
 import X86
 import X86Decoder
 
-/// VectorState, host address of the memory operand, the general register's cell (of PCMPESTRI and its
-/// kin: of RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
+/// VectorState, host address of the memory operand, the general register's cell (of PCMPESTRI and
+/// its kin: of RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
 typealias StubCode =
   @convention(c) (
     UnsafeMutableRawPointer, UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt64

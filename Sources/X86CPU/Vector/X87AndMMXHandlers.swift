@@ -2,10 +2,10 @@
 //
 // Execution of x87 and MMX instructions by their stubs.
 //
-// An x87 stub loads the guest's whole x87 state and saves it again; the exceptions that the guest has
-// unmasked become pending there and are raised by the guest's next waiting instruction, as on
-// hardware. The instruction and data pointers that the host would record are its own: the guest's are
-// set by software.
+// An x87 stub loads the guest's whole x87 state and saves it again; the exceptions that the guest
+// has unmasked become pending there and are raised by the guest's next waiting instruction, as on
+// hardware. The instruction and data pointers that the host would record are its own: the guest's
+// are set by software.
 
 import X86
 import X86Decoder

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, "Saving the x87 FPU's State with FSTENV/FNSTENV and
-// FSAVE/FNSAVE"). The state is kept as an FXSAVE image; these convert.
+// FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, "Saving the x87 FPU's State with FSTENV/FNSTENV
+// and FSAVE/FNSAVE"). The state is kept as an FXSAVE image; these convert.
 //
 //     byte  32-bit protected     32-bit real                16-bit protected   16-bit real
 //     0     FCW                  FCW                        FCW                FCW

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every vector instruction that the decoder knows, in each of its prefixes, lengths and forms, through
-// lowering and its handler. What the results are is for the oracle; here nothing may trap the program,
-// and the program's own floating-point environment must survive.
+// Every vector instruction that the decoder knows, in each of its prefixes, lengths and forms,
+// through lowering and its handler. What the results are is for the oracle; here nothing may trap
+// the program, and the program's own floating-point environment must survive.
 
 import Foundation
 import Support
@@ -115,7 +115,8 @@ struct XorShift: RandomNumberGenerator {
     }
   }
 
-  private func appendEVEX(_ opcode: UInt8, _ modRM: UInt8, _ tail: [UInt8], _ all: inout [[UInt8]]) {
+  private func appendEVEX(_ opcode: UInt8, _ modRM: UInt8, _ tail: [UInt8], _ all: inout [[UInt8]])
+  {
     for map in 1...3 as ClosedRange<UInt8> {
       for w in [0, 0x80] as [UInt8] {
         for pp in 0..<4 as Range<UInt8> {

@@ -82,7 +82,9 @@ import X86CPU
     #expect(m[zmm: 4, 2] == 0, "a component without its bit is initialised")
   }
 
-  @Test(arguments: [(0x20_0010, 0, 0), (0x20_0000, 8, 0), (0x20_0000, 0, 1)] as [(UInt64, UInt64, UInt64)])
+  @Test(
+    arguments: [(0x20_0010, 0, 0), (0x20_0000, 8, 0), (0x20_0000, 0, 1)]
+      as [(UInt64, UInt64, UInt64)])
   func badAreaFaults(address: UInt64, stateBV: UInt64, compBV: UInt64) {
     let m = filled()
     m.catchExceptions()
