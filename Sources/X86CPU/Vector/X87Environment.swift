@@ -8,7 +8,7 @@
 //     4/2   FSW                  FSW                        FSW                FSW
 //     8/4   FTW (full)           FTW                        FTW                FTW
 //     12/6  FIP                  FIP 15:0                   FIP                FIP 15:0
-//     16/8  FOP << 16 | FCS      FIP 31:16 << 12 | FOP      FCS                FIP 19:16 << 12 | FOP
+//     16/8  FOP << 16 | FCS      FIP 31:16 << 12 |  FOP     FCS               FIP 19:16 << 12 | FOP
 //     20/10 FDP                  FDP 15:0                   FDP                FDP 15:0
 //     24/12 FDS                  FDP 31:16 << 12            FDS                FDP 19:16 << 12
 //
