@@ -37,7 +37,7 @@ package struct RawTerminal: ~Copyable, Sendable {
     guard Self.active.load(ordering: .acquiring) == -1 else { throw .resourceBusy }
     Self.saved.initialize(to: mode)
     Self.active.store(descriptor, ordering: .releasing)
-    Self.installHandlers()
+    Self.prepare()
     cfmakeraw(&mode)
     do throws(Errno) {
       _ = try systemCall { () -> Int32 in tcsetattr(descriptor, TCSADRAIN, &mode) }
@@ -58,25 +58,40 @@ package struct RawTerminal: ~Copyable, Sendable {
     if descriptor >= 0 { tcsetattr(descriptor, TCSANOW, saved) }
   }
 
-  private static let exitHook: Void = { _ = atexit { RawTerminal.restoreActive() } }()
+  /// Makes the process restore the terminal before it dies of a signal or calls exit. Call it before
+  /// anything else handles signals; a handler installed later has to pass on what it does not want.
+  package static func prepare() { handlers }
 
-  /// A handler that restores the terminal and then lets the signal do what it would have done. A
-  /// signal that has a handler already is left to that handler.
-  private static func installHandlers() {
-    exitHook
+  private static let handlers: Void = {
+    _ = atexit { RawTerminal.restoreActive() }
+    // Swift's own handlers would start an interactive backtrace. They stay only where asked for.
+    let keepsOld = getenv("SWIFT_BACKTRACE") != nil
     for signal in fatalSignals {
-      var old = sigaction()
-      sigaction(signal, nil, &old)
-      guard unsafeBitCast(old.__sigaction_handler, to: Int.self) == 0 else { continue }
       var action = sigaction()
-      action.__sigaction_handler.sa_handler = { number in
+      action.__sigaction_handler.sa_sigaction = { number, information, _ in
         RawTerminal.restoreActive()
-        Glibc.signal(number, SIG_DFL)
-        raise(number)
+        var old = sigaction()
+        if let saved = RawTerminal.oldActions { old = saved[Int(number)] }
+        sigaction(number, &old, nil)
+        // A fault comes again when its instruction is run again; anything else is sent again.
+        let isFault = number != SIGTRAP && (information?.pointee.si_code ?? 0) > 0
+        if !isFault { raise(number) }
       }
       sigemptyset(&action.sa_mask)
-      action.sa_flags = Int32(bitPattern: UInt32(SA_NODEFER))
+      action.sa_flags = Int32(SA_SIGINFO) | Int32(SA_ONSTACK) | Int32(SA_NODEFER)
+      var old = sigaction()
+      sigaction(signal, nil, &old)
+      let ignored = unsafeBitCast(SIG_IGN, to: Int.self)
+      if unsafeBitCast(old.__sigaction_handler, to: Int.self) == ignored { continue }
       sigaction(signal, &action, nil)
+      oldActions?[Int(signal)] = keepsOld ? old : sigaction()
     }
-  }
+  }()
+
+  /// What to do after the terminal is restored, by signal number.
+  nonisolated(unsafe) private static let oldActions: UnsafeMutablePointer<sigaction>? = {
+    let actions = UnsafeMutablePointer<sigaction>.allocate(capacity: 65)
+    actions.initialize(repeating: sigaction(), count: 65)
+    return actions
+  }()
 }

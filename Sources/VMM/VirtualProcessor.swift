@@ -75,7 +75,10 @@ final class VirtualProcessor: Sendable {
   func stop() { request(Request.stop) }
 
   /// Asks the thread to look whether its CPU can still go on; see `isHaltedForEver`.
-  func inspect() { request(Request.inspect) }
+  func inspect() {
+    halted.store(false, ordering: .releasing)
+    request(Request.inspect)
+  }
 
   private func request(_ bits: UInt32) {
     requests.bitwiseOr(bits, ordering: .sequentiallyConsistent)

@@ -70,6 +70,7 @@ struct Run: ParsableCommand {
   }
 
   private func runMachine() throws(RunError) -> Int32 {
+    RawTerminal.prepare()
     let configuration = try makeConfiguration()
     let engine = try Martlet.engines.choose(configuration)
     let machine = try VirtualMachine.make(configuration, engine: engine)

@@ -135,7 +135,9 @@ import Testing
     }
   }
 
-  @Test(arguments: [true, false]) func theTerminalIsRawAndRestored(quits: Bool) throws {
+  /// Quits by keys, or ends by a signal that the program handles, or by one that kills it.
+  @Test(arguments: [0, SIGTERM, SIGABRT, SIGSEGV])
+  func theTerminalIsRawAndRestored(signal: Int32) throws {
     let path = try Command.temporaryFile(TinyKernel.spinning.bytes)
     defer { unlink(path) }
     let pair = try PseudoTerminal()
@@ -145,14 +147,14 @@ import Testing
       output: pair.terminal.rawValue, errors: pair.terminal.rawValue)
     try waitFor("s", pair.user.rawValue)
     #expect(pair.mode().c_lflag & UInt32(ICANON | ECHO | ISIG) == 0)
-    if quits {
+    if signal == 0 {
       writeText(pair.user.rawValue, "\u{1}h")
       try waitFor("Ctrl-A to the guest\r\n", pair.user.rawValue)
       writeText(pair.user.rawValue, "\u{1}x")
       #expect(try Command.wait(process) == 0)
     } else {
-      kill(process, SIGTERM)
-      #expect(try Command.wait(process) == 143)
+      kill(process, signal)
+      #expect(try Command.wait(process) == 128 + signal)
     }
     #expect(pair.mode().c_lflag == before.c_lflag && pair.mode().c_oflag == before.c_oflag)
   }
