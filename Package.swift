@@ -104,6 +104,16 @@ let package = Package(
     .testTarget(
       name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support"],
       swiftSettings: common),
+    .target(
+      name: "Oracle",
+      dependencies: ["X86", "X86Decoder", "X86CPU", "Host", "CHost", "Support"],
+      path: "Tests/Oracle", swiftSettings: common),
+    .executableTarget(
+      name: "oracle-run", dependencies: ["X86", "X86Decoder", "X86CPU", "Oracle"],
+      path: "Tests/OracleRun", swiftSettings: common),
+    .testTarget(
+      name: "OracleTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Oracle"],
+      swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],
       swiftSettings: common),

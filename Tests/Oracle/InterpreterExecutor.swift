@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs a slot on the software processor: 64-bit mode, CPL 3, every exception intercepted. Landing
+// pads are UD2.
+
+import Support
+import X86
+import X86CPU
+
+package final class InterpreterExecutor: Executor {
+  package let name = "interpreter"
+  package let machine: TestMachine
+  package let sandbox: UnsafeMutableRawPointer
+  private let cpu: CPU
+
+  private enum Physical {
+    static let root = 0x10000
+    static let pageTables = 0x20000
+    static let code = 0x100000
+    static let sandbox = 0x180000
+  }
+
+  package init() {
+    machine = TestMachine(megabytes: 2)
+    machine.setLongMode(cpl: 3)
+    sandbox = machine.memory + Physical.sandbox
+    cpu = machine.cpu
+    let s = cpu.s
+    s.pointee.cr4 |= CR4.osxsave.rawValue | CR4.fsgsbase.rawValue
+    s.pointee.xcr0 = HostFeatures.current.xcr0 & 0xE7 | 1
+    s.pointee.vmx.exceptionBitmap = .max
+    mapPages()
+    cpu.updateMode()
+    cpu.flushTLB()
+  }
+
+  /// 4 KiB pages for slots and sandbox, in the tables that the machine has made.
+  private func mapPages() {
+    machine.store(UInt64(0x12007), at: 0x11000)
+    for n in 0..<512 { machine.store(UInt64(0), at: 0x12000 + n * 8) }
+    map(Layout.slots, size: Layout.slotBytes, to: Physical.code, bits: 5)
+    map(Layout.sandbox, size: Layout.writableSize, to: Physical.sandbox, bits: 7 | 1 << 63)
+    map(
+      Layout.sandbox + UInt64(Layout.writableSize), size: Layout.sandboxSize - Layout.writableSize,
+      to: Physical.sandbox + Layout.writableSize, bits: 5 | 1 << 63)
+  }
+
+  private var tables: Int = 0
+
+  private func map(_ linear: UInt64, size: Int, to physical: Int, bits: UInt64) {
+    let directoryEntry = 0x12000 + Int(linear >> 21 & 511) * 8
+    if machine.read(directoryEntry, as: UInt64.self) == 0 {
+      machine.store(UInt64(Physical.pageTables + tables * 4096) | 7, at: directoryEntry)
+      tables += 1
+    }
+    let table = Int(machine.read(directoryEntry, as: UInt64.self) & ~0xFFF)
+    for page in stride(from: 0, to: size, by: 4096) {
+      let entry = table + Int((linear + UInt64(page)) >> 12 & 511) * 8
+      machine.store(UInt64(physical + page) | bits | 0x60, at: entry)
+    }
+  }
+
+  package func startRound() {
+    PhysicalCPU.noteHostWrite(machine.memory + Physical.code, count: Layout.slotBytes)
+  }
+
+  package func load(_ bytes: UnsafeRawBufferPointer, slot: Int) {
+    let base = machine.memory + Physical.code + slot * Layout.slotSize
+    for pad in Layout.padOffsets { emitPad(base + pad) }
+    let start = base + Layout.instructionOffset
+    start.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+    emitPad(start + bytes.count)
+  }
+
+  private func emitPad(_ place: UnsafeMutableRawPointer) {
+    place.storeBytes(of: 0x0B0F, as: UInt16.self)
+  }
+
+  package func run(
+    _ input: UnsafePointer<Registers>, vector: UnsafeMutablePointer<VectorState>?,
+    into outcome: UnsafeMutablePointer<Outcome>
+  ) {
+    let s = cpu.s
+    s.pointee.gpr = input.pointee.gpr
+    cpu.flags = input.pointee.flags
+    cpu.updateSlow()
+    s.pointee.rip = input.pointee.rip
+    cpu.segment(.gs).pointee.base = input.pointee.gsBase
+    cpu.segment(.fs).pointee.base = input.pointee.fsBase
+    if let vector { cpu.vector.pointee = vector.pointee }
+    s.pointee.exit.reason = 0xFFFF
+    cpu.runGuest()
+    if let vector { vector.pointee = cpu.vector.pointee }
+    outcome.pointee.registers.gpr = s.pointee.gpr
+    outcome.pointee.registers.flags = cpu.flags
+    outcome.pointee.registers.rip = s.pointee.rip
+    outcome.pointee.registers.gsBase = cpu.segment(.gs).pointee.base
+    outcome.pointee.registers.fsBase = cpu.segment(.fs).pointee.base
+    outcome.pointee.fault = fault(since: input.pointee.rip)
+  }
+
+  private func fault(since start: UInt64) -> Fault {
+    let exit = cpu.s.pointee.exit
+    var fault = Fault()
+    guard exit.reason == ExitReason.exceptionOrNMI.rawValue else {
+      // Another VM exit: no number of a vector.
+      fault.vector = 0x1_0000 | UInt64(exit.reason)
+      return fault
+    }
+    let info = InterruptionInfo(rawValue: exit.interruptionInfo)
+    if info.vector == ExceptionVector.invalidOpcode.rawValue && cpu.s.pointee.rip != start {
+      return fault
+    }
+    fault.vector = UInt64(info.vector)
+    fault.errorCode = UInt64(exit.interruptionErrorCode)
+    if info.vector == ExceptionVector.pageFault.rawValue { fault.address = exit.qualification }
+    return fault
+  }
+}
