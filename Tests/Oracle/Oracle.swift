@@ -17,6 +17,8 @@ import X86Decoder
 package struct OracleReport {
   package var pairs = 0
   package var faults = 0
+  /// How many differ, and the text of the first of each row.
+  package var differing = 0
   package var mismatches: [String] = []
   /// Rows that were compared, and those that were not with the reason, by row.
   package var coveredRows = 0
@@ -36,6 +38,7 @@ package final class Oracle {
   private let others: [any Executor]
   private let rows: [RowTemplate]
   private var counts: [Int: Int] = [:]
+  private var noted: Set<Int> = []
   private var report = OracleReport()
 
   /// - Parameters:
@@ -121,7 +124,12 @@ package final class Oracle {
       if memcmp(host.sandbox, other.sandbox, Layout.sandboxSize) != 0 {
         if !comparison.ignoresDestination { agrees = false }
       }
-      if !agrees { note(e, input, batch, other, comparison, expected, actual) }
+      if !agrees {
+        report.differing += 1
+        if noted.insert(row.index).inserted {
+          note(e, input, batch, other, comparison, expected, actual)
+        }
+      }
       if !agrees || comparison.ignoresDestination {
         other.sandbox.copyMemory(from: host.sandbox, byteCount: Layout.sandboxSize)
       }

@@ -14,7 +14,7 @@ let oracle = try Oracle(
   seed: seed, pairs: pairs, onlyBatch: number("BATCH").map { Int($0) }, only: only,
   maximumMismatches: Int(number("MAX") ?? 20))
 let report = oracle.run()
-print("seed \(seed) \(report.pairs) pairs in \(Date().timeIntervalSince(start)) s, \(report.faults) faults, \(report.coveredRows) rows, \(report.mismatches.count) differ")
+print("seed \(seed) \(report.pairs) pairs in \(Date().timeIntervalSince(start)) s, \(report.faults) faults, \(report.coveredRows) rows, \(report.differing) differ in \(report.mismatches.count) rows")
 for mismatch in report.mismatches { print(mismatch) }
 if pairs > 500000 || report.mismatches.isEmpty { print("UNCOVERED", report.uncovered) }
 for (reason, rows) in Dictionary(grouping: report.excluded, by: \.reason).sorted(by: { $0.key < $1.key }) {
