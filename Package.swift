@@ -109,10 +109,10 @@ let package = Package(
       dependencies: ["X86", "X86Decoder", "X86CPU", "Host", "CHost", "Support"],
       path: "Tests/Oracle", swiftSettings: common),
     .executableTarget(
-      name: "oracle-run", dependencies: ["X86", "X86Decoder", "X86CPU", "Oracle"],
+      name: "martlet-oracle", dependencies: ["Oracle"],
       path: "Tests/OracleRun", swiftSettings: common),
     .testTarget(
-      name: "OracleTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Oracle"],
+      name: "OracleTests", dependencies: ["Oracle"],
       swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],

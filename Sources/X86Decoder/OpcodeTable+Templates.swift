@@ -108,9 +108,11 @@ extension RowTemplate {
     w = flag(Condition.w)
     is64Bit = flag(Condition.mode64)
     rexB = flag(Condition.rexB)
-    length = row.conditionMask & Condition.length == 0
+    length =
+      row.conditionMask & Condition.length == 0
       ? nil : UInt8(truncatingIfNeeded: row.condition >> Condition.lengthShift & 3)
-    operandSize = row.conditionMask & Condition.size == 0
+    operandSize =
+      row.conditionMask & Condition.size == 0
       ? nil : 2 << UInt8(truncatingIfNeeded: row.condition >> Condition.sizeShift & 3)
     usesVVVV = row.flags.contains(.usesVVVV)
     needsMask = row.flags.contains(.maskRequired)

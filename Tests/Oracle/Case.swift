@@ -97,5 +97,7 @@ package struct OracleRandom: RandomNumberGenerator {
   }
   /// True once in `n`.
   @inline(__always) package mutating func oneIn(_ n: Int) -> Bool { below(n) == 0 }
-  @inline(__always) package mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: next() >> 24) }
+  @inline(__always) package mutating func byte() -> UInt8 {
+    UInt8(truncatingIfNeeded: next() >> 24)
+  }
 }

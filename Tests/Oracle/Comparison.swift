@@ -9,7 +9,8 @@ import X86Decoder
 
 struct Comparison {
   /// Flags that are compared: IF, DF, ID and the arithmetic ones.
-  static let flags = RFLAGS.arithmetic.rawValue | RFLAGS.df.rawValue | RFLAGS.id.rawValue
+  static let flags =
+    RFLAGS.arithmetic.rawValue | RFLAGS.df.rawValue | RFLAGS.id.rawValue
     | RFLAGS.if.rawValue
 
   let instruction: Instruction
@@ -51,7 +52,8 @@ struct Comparison {
       if x != y { lines.append("  \(name): \(Self.hex(x)) | \(Self.hex(y))") }
     }
     for n in 0..<16 { line(Self.names[n], a.registers.gpr[n], b.registers.gpr[n]) }
-    line("flags", a.registers.flags & Self.flags & ~ignored, b.registers.flags & Self.flags & ~ignored)
+    line(
+      "flags", a.registers.flags & Self.flags & ~ignored, b.registers.flags & Self.flags & ~ignored)
     line("rip", a.registers.rip, b.registers.rip)
     line("gs", a.registers.gsBase, b.registers.gsBase)
     line("fs", a.registers.fsBase, b.registers.fsBase)

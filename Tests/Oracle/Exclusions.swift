@@ -11,6 +11,9 @@ import X86Decoder
 package enum Exclusions {
   /// Why a whole row is left out, or nil.
   package static func reason(_ row: RowTemplate) -> String? {
+    if row.mnemonic == .nop && row.map == 1 && row.opcode == 0x0D {
+      return "a NOP on some processors, #UD on others"
+    }
     if row.is64Bit == false { return "outside 64-bit mode only" }
     if let text = mnemonics[row.mnemonic] { return text }
     if row.attributes.contains(.privileged) { return "privileged" }
@@ -33,12 +36,21 @@ package enum Exclusions {
     .callFar: descriptors, .jmpFar: descriptors, .retFar: descriptors, .iret: descriptors,
     .lss: descriptors, .lfs: descriptors, .lgs: descriptors, .popSegment: descriptors,
     .movSegment: "selectors are the host kernel's", .pushSegment: "selectors are the host kernel's",
+    .clzero: "the processor model does not offer it",
     .ud2: "is the landing pad of the interpreter",
   ]
 
   /// Single encodings that differ between vendors or reach outside.
   static func excludes(_ i: Instruction) -> Bool {
-    false
+    switch i.mnemonic {
+    // 0F 0D with a register: NOP or #UD.
+    case .nop: return i.encoding.map == .map0F && i.encoding.opcode == 0x0D
+    // A repeat prefix changes the condition on some processors.
+    case .loope, .loopne: return !i.prefixes.isDisjoint(with: [.rep, .repne])
+    // The 16-bit form reads 2 bytes, or 4.
+    case .movsxd: return i.operandSize == 2
+    default: return false
+    }
   }
 
   /// Whether the host offers a feature.

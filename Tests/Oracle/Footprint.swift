@@ -11,7 +11,9 @@ enum Footprint {
   static func isSafe(_ i: Instruction, _ r: Registers) -> Bool {
     if i.attributes.contains(.string) { return areStringsSafe(i, r) }
     if let operand = i.memoryIndex, i.mnemonic != .lea, i.mnemonic != .nop {
-      guard isSafe(address(i, r, operand), 64) else { return false }
+      guard isSafe(address(i, r, operand), 64), !isHalfCanonical(i, r, operand) else {
+        return false
+      }
     }
     return areImplicitSafe(i, r)
   }
@@ -46,6 +48,16 @@ enum Footprint {
     return masked(offset, i) &+ segmentBase(i, r)
   }
 
+  /// With FS or GS an offset that is not canonical may make a linear address that is: only the latter
+  /// counts by the manuals, but not on every host.
+  private static func isHalfCanonical(_ i: Instruction, _ r: Registers, _ operand: Int) -> Bool {
+    isHalfCanonical(address(i, r, operand), segmentBase(i, r))
+  }
+
+  private static func isHalfCanonical(_ linear: UInt64, _ base: UInt64) -> Bool {
+    base != 0 && StateGenerator.isCanonical(linear) && !StateGenerator.isCanonical(linear &- base)
+  }
+
   static func masked(_ offset: UInt64, _ i: Instruction) -> UInt64 {
     i.addressSize == 4 ? offset & 0xFFFF_FFFF : offset
   }
@@ -74,7 +86,8 @@ enum Footprint {
     for n in 0..<Int(i.operandCount) where i.operands[n].kind == .memory {
       let number = i.operands[n].number
       let base = number == 6 ? segmentBase(i, r) : 0
-      if !isSafe(masked(r.gpr[Int(number)], i) &+ base, 64) { return false }
+      let linear = masked(r.gpr[Int(number)], i) &+ base
+      if !isSafe(linear, 64) || isHalfCanonical(linear, base) { return false }
     }
     return true
   }
@@ -85,7 +98,9 @@ enum Footprint {
       return isSafe(r.gpr[4] &- 16, 32)
     case .enter: return isSafe(r.gpr[4] &- 1024, 1024) && isSafe(r.gpr[5] &- 256, 256)
     case .leave: return isSafe(r.gpr[5], 8)
-    case .xlat: return isSafe(masked(r.gpr[3] &+ r.gpr[0] & 0xFF, i) &+ segmentBase(i, r), 8)
+    case .xlat:
+      let linear = masked(r.gpr[3] &+ r.gpr[0] & 0xFF, i) &+ segmentBase(i, r)
+      return isSafe(linear, 8) && !isHalfCanonical(linear, segmentBase(i, r))
     case .maskmovq, .maskmovdqu, .vmaskmovdqu:
       return isSafe(masked(r.gpr[7], i) &+ segmentBase(i, r), 16)
     case .clzero: return isSafe(masked(r.gpr[0], i) & ~63, 64)

@@ -99,7 +99,8 @@ package final class NativeExecutor: Executor {
   private static let fixedNoReplace: Int32 = 0x10_0000
 
   private static func map(
-    _ address: UInt64, _ size: Int, _ protection: Int32, descriptor: Int32 = -1, replace: Bool = false
+    _ address: UInt64, _ size: Int, _ protection: Int32, descriptor: Int32 = -1,
+    replace: Bool = false
   ) throws(Errno) -> UnsafeMutableRawPointer {
     var flags = descriptor < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED
     flags |= replace ? MAP_FIXED : fixedNoReplace
@@ -291,5 +292,9 @@ extension NativeExecutor {
     let vectorNumber = outcome.pointee.fault.vector
     if vectorNumber != 14 { outcome.pointee.fault.address = 0 }
     if vectorNumber == Fault.none { outcome.pointee.fault.errorCode = 0 }
+    // Whether a page of the sandbox was in memory just then is the host kernel's affair.
+    if outcome.pointee.fault.address &- Layout.sandbox < UInt64(Layout.sandboxSize) {
+      outcome.pointee.fault.errorCode |= 1
+    }
   }
 }

@@ -69,7 +69,8 @@ package final class Oracle {
       if onlyBatch != nil { break }
     }
     for row in rows {
-      let name = "\(row.mnemonic) \(row.space) \(row.map) \(String(row.opcode, radix: 16))"
+      let name =
+        "\(row.mnemonic) \(row.space) \(row.map) \(String(row.opcode, radix: 16))"
         + (row.modRMMask & 0x38 != 0 ? "/\(row.modRM >> 3 & 7)" : "")
       if counts[row.index, default: 0] > 0 {
         report.coveredRows += 1

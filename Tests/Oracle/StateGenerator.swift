@@ -107,7 +107,8 @@ extension StateGenerator {
     for n in 0..<Int(i.operandCount) where i.operands[n].kind == .memory {
       let number = Int(i.operands[n].number)
       let base = number == 6 ? Footprint.segmentBase(i, r) : 0
-      let target = random.oneIn(60)
+      let target =
+        random.oneIn(60)
         ? Target.bad(&random)
         : Target.random(&random, size: Int(i.operandSize), alignment: 1)
       r.gpr[number] = (i.addressSize == 4 ? (target &- base) & 0xFFFF_FFFF : target &- base) | upper
@@ -131,7 +132,8 @@ extension StateGenerator {
   /// Makes the memory operand's address a chosen one.
   private mutating func solve(_ r: inout Registers, _ e: Encoding, _ operand: Int) {
     let i = e.instruction
-    let target = random.oneIn(60)
+    let target =
+      random.oneIn(60)
       ? Target.bad(&random)
       : Target.random(&random, size: Int(i.operands[operand].size), alignment: i.alignment)
     var offset = target &- Footprint.segmentBase(i, r)
@@ -195,7 +197,9 @@ extension StateGenerator {
   private func write(_ value: UInt64, at address: UInt64) {
     let offset = address &- Layout.sandbox
     guard offset <= UInt64(Layout.sandboxSize - 8) else { return }
-    for sandbox in sandboxes { sandbox.storeBytes(of: value, toByteOffset: Int(offset), as: UInt64.self) }
+    for sandbox in sandboxes {
+      sandbox.storeBytes(of: value, toByteOffset: Int(offset), as: UInt64.self)
+    }
   }
 }
 

@@ -54,8 +54,7 @@ import X86Decoder
   if accumulator == a {
     c.write(c.read(i.src, as: T.self), to: i.dst)
   } else {
-    // The destination is written too, with its own value (a 32-bit one loses its upper half).
-    c.write(a, to: i.dst)
+    // Unlike memory, a register is not written: a 32-bit one keeps its upper half.
     c.write(a, to: c.raw)
   }
   return Step.next

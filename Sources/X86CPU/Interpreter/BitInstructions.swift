@@ -82,6 +82,12 @@ extension CPU {
 /// An instruction that computes a result from one register or memory operand.
 protocol UnaryBitOperation {
   static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T
+  /// A zero source leaves the destination as it is.
+  static var keepsDestination: Bool { get }
+}
+
+extension UnaryBitOperation {
+  @inline(__always) static var keepsDestination: Bool { false }
 }
 
 /// `operand` is 1 where the source is operand 1, 2 where it is operand 2 or for BLS* in VEX form.
@@ -97,19 +103,22 @@ protocol UnaryBitOperation {
     } else {
       a = c.read(i.pointee.src)
     }
-    c.write(O.apply(c, a, old: c.read(i.pointee.dst)), to: i.pointee.dst)
+    let result = O.apply(c, a, old: c.read(i.pointee.dst))
+    if O.keepsDestination && a == 0 { return }
+    c.write(result, to: i.pointee.dst)
   }
 }
 
-/// BSF and BSR: a zero source leaves the destination alone (of a 32-bit one, the upper half too, but
-/// writing it clears that; hosts differ and compilers do not rely on it).
+/// BSF and BSR: a zero source leaves the destination alone, the upper half of a 32-bit one too.
 enum BitScanForward: UnaryBitOperation {
+  @inline(__always) static var keepsDestination: Bool { true }
   @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
     c.setScanFlags(zero: a == 0)
     return a == 0 ? old : T(a.trailingZeroBitCount)
   }
 }
 enum BitScanReverse: UnaryBitOperation {
+  @inline(__always) static var keepsDestination: Bool { true }
   @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
     c.setScanFlags(zero: a == 0)
     return a == 0 ? old : T(T.bitWidth - 1 - a.leadingZeroBitCount)

@@ -254,18 +254,18 @@ enum MultiplyDivide {
         { multiplyFlagless(UInt32.self, memory: true, $0, $1) },
         { multiplyFlagless(UInt64.self, memory: true, $0, $1) }),
       store: .init())
-    t[.adcx] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { addCarryFlag(UInt32.self, overflowFlag: false, memory: false, $0, $1) },
-        { addCarryFlag(UInt64.self, overflowFlag: false, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { addCarryFlag(UInt32.self, overflowFlag: false, memory: true, $0, $1) },
-        { addCarryFlag(UInt64.self, overflowFlag: false, memory: true, $0, $1) }),
-      store: .init())
+    // 66 is a part of ADCX's opcode: the operands have the size.
+    t[.adcx] = .custom { i, _, _ in
+      let isMemory = i.memoryOperand != nil
+      if i.operands[0].size == 8 {
+        return isMemory
+          ? { addCarryFlag(UInt64.self, overflowFlag: false, memory: true, $0, $1) }
+          : { addCarryFlag(UInt64.self, overflowFlag: false, memory: false, $0, $1) }
+      }
+      return isMemory
+        ? { addCarryFlag(UInt32.self, overflowFlag: false, memory: true, $0, $1) }
+        : { addCarryFlag(UInt32.self, overflowFlag: false, memory: false, $0, $1) }
+    }
     t[.adox] = .forms(
       register: .init(
         nil,

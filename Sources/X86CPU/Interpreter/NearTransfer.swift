@@ -55,6 +55,7 @@ enum NearTransfer {
     }
     t[.call] = .custom { i, op, _ in
       if i.operands[0].kind == .relative {
+        op.pointee.segment = SegmentRegister.ss.rawValue
         return relative(i, op, { callRelative64($0, $1) }, callRelativeLegacy)
       }
       return i.memoryOperand == nil ? callRegister : callMemory
@@ -62,6 +63,7 @@ enum NearTransfer {
     t[.ret] = .custom { i, op, _ in
       // `immediate` is what RET imm16 releases; 0 without one.
       if i.immediateOperandCount == 0 { op.pointee.immediate = 0 }
+      op.pointee.segment = SegmentRegister.ss.rawValue
       return i.mode == .bits64 ? ret64 : retLegacy
     }
     t[.loop] = .single(loopAlways)
@@ -122,7 +124,13 @@ extension CPU {
   }
 
   fileprivate func callIndirect(_ i: MicroOpPointer, memory: Bool) throws(GuestException) -> UInt64 {
-    let target = try jumpIndirect(i, memory: memory)
+    let operand = memory ? try transferOperand(i) : i.pointee.dst.load(as: UInt64.self)
+    if is64Bit && !isCanonical(operand) {
+      // The stack's faults come before the target's.
+      try probePush()
+      throw .generalProtection
+    }
+    let target = try branchTarget(operand, size: i.pointee.operandSize)
     try push(nextRIP(i), size: i.pointee.operandSize)
     return target
   }

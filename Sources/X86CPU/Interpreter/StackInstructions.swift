@@ -59,6 +59,15 @@ extension CPU {
     setStackPointer(sp)
   }
 
+  /// Faults as a push of 8 bytes would, in 64-bit mode.
+  func probePush() throws(GuestException) {
+    do throws(GuestException) {
+      _ = try pointerForModify(gpr[4] &- 8, size: 8)
+    } catch {
+      throw stackError(error)
+    }
+  }
+
   /// The value that a pop would return.
   @inline(__always) package func peekStack(
     size: UInt8, offset: UInt64 = 0
@@ -79,7 +88,7 @@ extension CPU {
   }
 
   /// A stack address that is not canonical is #SS(0).
-  @inline(__always) private func stackError(_ error: GuestException) -> GuestException {
+  @inline(__always) func stackError(_ error: GuestException) -> GuestException {
     error.rawValue & GuestException.nonCanonicalBit != 0 ? .stackFault : error
   }
 }
@@ -223,7 +232,7 @@ private let enter: Handler = { c, i in
     } catch {
       c.gpr[4] = savedSP
       c.gpr[5] = savedBP
-      throw error
+      throw c.stackError(error)
     }
   }
 }

@@ -163,7 +163,13 @@ extension CPU {
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeMutableRawPointer? {
     try checkAlignment(linear, size)
-    if linear & Page.offsetMask &+ UInt64(size) > Page.size { return nil }
+    let first = Int(Page.size - linear & Page.offsetMask)
+    if first < size {
+      // The caller's load comes first, but must fault as its store would, in the order of the pages.
+      _ = try resolve(linear, first, .write)
+      _ = try resolve(nextPage(linear), size - first, .write)
+      return nil
+    }
     switch try resolve(linear, size, .write) {
     case .host(let host): return UnsafeMutableRawPointer(bitPattern: UInt(host))
     case .mmio: return nil
