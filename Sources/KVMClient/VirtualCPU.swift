@@ -99,6 +99,13 @@ extension VirtualCPU {
   /// x87 and SSE state.
   package func setFPU(_ value: kvm_fpu) throws(Errno) { try set(CKVM_SET_FPU, value) }
 
+  /// Delivers an interrupt, where the interrupt chips are not in the kernel.
+  ///
+  /// - Throws: `Errno.fileExists` while one waits already.
+  package func interrupt(_ vector: UInt32) throws(Errno) {
+    try set(CKVM_INTERRUPT, kvm_interrupt(irq: vector))
+  }
+
   /// Whether the CPU runs, waits for start-up, or is halted (`KVM_MP_STATE_...`).
   package func multiprocessorState() throws(Errno) -> UInt32 {
     try get(CKVM_GET_MP_STATE, kvm_mp_state()).mp_state

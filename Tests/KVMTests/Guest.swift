@@ -8,7 +8,7 @@
 //     let exit = try guest.cpu.run()
 
 import CHost
-import Foundation
+import Glibc
 import Host
 import KVM
 import KVMClient
@@ -114,3 +114,19 @@ final class Guest {
     return (access.port, value)
   }
 }
+
+extension Guest {
+  /// DS with another base.
+  func setDataBase(_ base: UInt64) throws {
+    var sregs = try cpu.specialRegisters()
+    sregs.ds.base = base
+    try cpu.setSpecialRegisters(sregs)
+  }
+
+  func isHalt() throws -> Bool {
+    if case .halt = try run() { return true }
+    return false
+  }
+}
+
+func sleepMilliseconds(_ count: UInt32) { usleep(count * 1000) }

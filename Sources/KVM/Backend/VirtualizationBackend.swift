@@ -52,6 +52,8 @@ protocol VirtualizationBackend: AnyObject {
   /// Handles the exit that `run` returned from, by its reason.
   func handleExit(_ vcpu: VirtualCPU) -> Disposition
 
+  /// The processor changed guest registers outside the guest: the next entry checks all of them.
+  func stateChangedInPlace()
   /// Bytes of the instruction that exited.
   var instructionLength: UInt64 { get }
 

@@ -33,10 +33,13 @@ final class InstructionEmulation: EmulationContext {
   private(set) var pending: Access?
   /// RIP of the instruction that the log belongs to.
   private(set) var rip: UInt64 = 0
+  /// RCX when the log's accesses were made.
+  private var count: UInt64 = 0
 
   /// Before an instruction is executed from its start.
   func begin(at rip: UInt64) {
     if rip != self.rip { log.removeAll(keepingCapacity: true) }
+    if log.isEmpty { count = vcpu.cpu.gpr[1] }
     self.rip = rip
     position = 0
     pending = nil
@@ -61,6 +64,12 @@ final class InstructionEmulation: EmulationContext {
   private func perform(
     _ kind: Kind, _ address: UInt64, _ size: Int, _ value: UInt64, _ device: () -> UInt64?
   ) -> UInt64? {
+    // A repeated instruction has finished the iterations that RCX has counted.
+    if vcpu.cpu.gpr[1] != count {
+      log.removeAll(keepingCapacity: true)
+      position = 0
+      count = vcpu.cpu.gpr[1]
+    }
     if position < log.count {
       position += 1
       return log[position - 1].value

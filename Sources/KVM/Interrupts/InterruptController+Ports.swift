@@ -62,7 +62,8 @@ extension InterruptController {
   func readIOAPIC(_ address: UInt64, size: Int) -> UInt64 {
     chips.withLock { chips in
       let value = UInt64(chips.ioapic.read(Int(address &- IOAPIC.defaultAddress) & ~0xF))
-      return size >= 8 ? value : value & (1 &<< UInt64(truncatingIfNeeded: size &* 8)) &- 1
+      let mask: UInt64 = size >= 8 ? .max : (1 &<< UInt64(truncatingIfNeeded: size &* 8)) &- 1
+      return value & mask
     }
   }
 

@@ -85,8 +85,11 @@ extension VMX {
     return .resume
   }
 
+  /// Qualification: 15:0 selector of the TSS, 31:30 what started it.
   private static let exitTaskSwitch: Handler = { vmx, vcpu in
-    vcpu.internalError(KVM_INTERNAL_ERROR_EMULATION, data: [vmx.qualification])
+    vcpu.switchTask(
+      selector: UInt16(truncatingIfNeeded: vmx.qualification),
+      source: TaskSwitchSource(rawValue: (vmx.qualification >> 30) & 3) ?? .call)
   }
 
   private static let exitMonitorTrapFlag: Handler = { _, _ in .resume }

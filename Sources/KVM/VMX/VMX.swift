@@ -84,6 +84,13 @@ final class VMX: VirtualizationBackend {
     do throws(VMXError) { try cpu.invept(2) } catch { failure = error }
   }
 
+  func stateChangedInPlace() {
+    // What is current lives in the physical CPU, so it needs no copy; a reload has it all checked.
+    let cpu = cpu
+    unload(from: cpu)
+    load(on: cpu)
+  }
+
   // MARK: Controls
 
   private static let pin =

@@ -93,6 +93,7 @@ package enum Lowering {
     { DecimalAdjust.register(&$0) },
     { AtomicInstructions.register(&$0) },
     { SegmentInstructions.register(&$0) },
+    { ProtectionKeyInstructions.register(&$0) },
     { FarTransfer.register(&$0) },
     { InterruptInstructions.register(&$0) },
     { FlagInstructions.register(&$0) },

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The hardware task switch, which always exits: the processor has checked the gate, the rest is
+// done here by the processor's own routine (SDM volume 3, "Treatment of Task Switches").
+
+import CHost
+import Synchronization
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  func switchTask(selector: UInt16, source: TaskSwitchSource) -> Disposition {
+    guard let slot else { return .resume }
+    let event = interruptedEvent
+    interruptedEvent = nil
+    var returnRIP = backend[.rip]
+    // Only an instruction is behind itself; an interrupt or a fault returns to where it came.
+    let type = event?.info.type
+    if source != .interrupt || type == .softwareInterrupt || type == .softwareException
+      || type == .privilegedSoftwareException
+    {
+      returnRIP &+= backend.instructionLength
+    }
+    let code = event.flatMap { $0.info.hasErrorCode ? $0.errorCode : nil }
+    runningOn.store(slot.index, ordering: .sequentiallyConsistent)
+    defer { leaveGuest() }
+    do throws(GuestException) {
+      try cpu.emulateTaskSwitch(
+        selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
+    } catch {
+      if error.isVMExit { return internalError(KVM_INTERNAL_ERROR_EMULATION) }
+      if error.vector == ExceptionVector.pageFault.rawValue {
+        cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
+      }
+      raise(error)
+    }
+    // It changed registers behind the control block's back.
+    backend.stateChangedInPlace()
+    return .resume
+  }
+}
