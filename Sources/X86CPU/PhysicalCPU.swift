@@ -76,7 +76,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   }
 
   deinit {
-    CPURegistry.shared.remove(number)
+    CPURegistry.shared.remove(shootdowns)
     physicalCache.deallocate()
     executePages.deallocate()
     bounce.deallocate()
@@ -85,7 +85,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     cpu.raw.deallocate()
   }
 
-  private var requestWord: UnsafeMutablePointer<Atomic<UInt64>> {
+  var requestWord: UnsafeMutablePointer<Atomic<UInt64>> {
     (cpu.raw + MemoryLayout<CPUState>.offset(of: \.request)!)
       .assumingMemoryBound(to: Atomic<UInt64>.self)
   }

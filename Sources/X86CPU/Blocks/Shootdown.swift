@@ -9,25 +9,42 @@
 import Synchronization
 import X86
 
-/// Every CPU of this process.
+/// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes itself
+/// when it goes away, and its request word is touched only under the lock.
 final class CPURegistry: Sendable {
   static let shared = CPURegistry()
-  private let cpus = Mutex<[Int: Weak]>([:])
 
-  private struct Weak: @unchecked Sendable { weak var cpu: PhysicalCPU? }
+  private struct Entry: @unchecked Sendable {
+    let number: Int
+    let queue: ShootdownQueue
+    let requests: UnsafeMutablePointer<Atomic<UInt64>>
+  }
+
+  private let entries = Mutex<[Entry]>([])
 
   func add(_ cpu: PhysicalCPU) {
-    cpus.withLock { $0[cpu.number] = Weak(cpu: cpu) }
+    let entry = Entry(number: cpu.number, queue: cpu.shootdowns, requests: cpu.requestWord)
+    entries.withLock { $0.append(entry) }
   }
 
-  func remove(_ number: Int) {
-    cpus.withLock { if $0[number]?.cpu == nil { $0[number] = nil } }
+  func remove(_ queue: ShootdownQueue) {
+    entries.withLock { $0.removeAll { $0.queue === queue } }
   }
 
-  var all: [PhysicalCPU] { cpus.withLock { $0.values.compactMap(\.cpu) } }
-
-  func others(than cpu: PhysicalCPU) -> [PhysicalCPU] {
-    cpus.withLock { $0.values.compactMap(\.cpu).filter { $0 !== cpu } }
+  /// Sends a request to every CPU but one; returns the queues with the request's number in each.
+  @discardableResult
+  func send(
+    _ request: ShootdownQueue.Request, except own: ShootdownQueue?
+  ) -> [(queue: ShootdownQueue, number: UInt64)] {
+    entries.withLock { entries in
+      var sent: [(queue: ShootdownQueue, number: UInt64)] = []
+      for entry in entries where entry.queue !== own {
+        sent.append((entry.queue, entry.queue.add(request)))
+        entry.requests.pointee.bitwiseOr(
+          CPURequest.shootdown, ordering: .sequentiallyConsistent)
+      }
+      return sent
+    }
   }
 }
 
@@ -95,14 +112,9 @@ extension PhysicalCPU {
   func markCode(_ page: UInt64) {
     if !CodePages.shared.insert(page) { return }
     dropWriteTranslations(page)
-    var waits: [(PhysicalCPU, UInt64)] = []
-    for other in CPURegistry.shared.others(than: self) {
-      waits.append((other, other.shootdowns.add(.protect(page))))
-      other.request(CPURequest.shootdown)
-    }
-    for (other, number) in waits {
-      while other.shootdowns.inGuest.load(ordering: .sequentiallyConsistent),
-        other.shootdowns.processed.load(ordering: .sequentiallyConsistent) < number
+    for (queue, number) in CPURegistry.shared.send(.protect(page), except: shootdowns) {
+      while queue.inGuest.load(ordering: .sequentiallyConsistent),
+        queue.processed.load(ordering: .sequentiallyConsistent) < number
       {
         // Two CPUs may wait for each other: each answers while it waits.
         processShootdowns()
@@ -134,10 +146,7 @@ extension CPU {
     if !CodePages.shared.remove(page) { return }
     let owner = owner
     owner.blocks.drop(page: page)
-    for other in CPURegistry.shared.others(than: owner) {
-      _ = other.shootdowns.add(.dropCode(page))
-      other.request(CPURequest.shootdown)
-    }
+    CPURegistry.shared.send(.dropCode(page), except: owner.shootdowns)
   }
 }
 
@@ -150,10 +159,7 @@ extension PhysicalCPU {
     let end = UInt64(UInt(bitPattern: host)) + UInt64(count)
     while page < end {
       if CodePages.shared.remove(page) {
-        for cpu in CPURegistry.shared.all {
-          _ = cpu.shootdowns.add(.dropCode(page))
-          cpu.request(CPURequest.shootdown)
-        }
+        CPURegistry.shared.send(.dropCode(page), except: nil)
       }
       page += Page.size
     }
