@@ -140,6 +140,8 @@ long_mode:
         mov     $PM1_CONTROL, %dx
         mov     $POWER_OFF, %ax
         out     %ax, %dx
+1:      hlt                             # the machine is on its way out
+        jmp     1b
 failed: lea     message_failed(%rip), %rsi
         call    print
         mov     $1, %al
