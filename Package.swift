@@ -54,7 +54,7 @@ let package = Package(
     .target(
       name: "KVMLoopback",
       dependencies: [
-        "CHost", "Host", "KVM", "KVMClient",
+        "CHost", "Host", "KVM", "KVMClient", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),

@@ -96,6 +96,9 @@ package final class Hypervisor: Sendable {
     }
   }
 
+  /// All that is open.
+  var objects: [Object] { handles.withLock { $0.compactMap(\.self) } }
+
   func object(_ handle: Int32) throws(Errno) -> Object {
     let object = handles.withLock { handles -> Object? in
       let index = Int(handle) - 1

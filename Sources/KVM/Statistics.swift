@@ -29,4 +29,16 @@ extension Hypervisor {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return nil }
     return vcpu.statistics
   }
+
+  /// What all vCPUs together did so far; exact while none is running.
+  package var totalStatistics: RunStatistics {
+    var total = RunStatistics()
+    for case .virtualCPU(let vcpu, _) in objects {
+      for reason in 0..<65 { total.exits[reason] &+= vcpu.statistics.exits[reason] }
+      total.userExits &+= vcpu.statistics.userExits
+      total.halts &+= vcpu.statistics.halts
+      total.instructions &+= vcpu.statistics.instructions
+    }
+    return total
+  }
 }

@@ -5,6 +5,7 @@ import Host
 import KVM
 import KVMClient
 import SystemPackage
+import X86
 
 /// Our KVM as a transport: its ioctls are calls into this process.
 package final class LoopbackTransport: KVMTransport {
@@ -35,4 +36,17 @@ package final class LoopbackTransport: KVMTransport {
   package func close(_ handle: Int32) { hypervisor.close(handle) }
 
   package func kick(_ vcpu: Int32, thread: ThreadIdentifier) { hypervisor.kick(vcpu) }
+
+  package func statistics() -> [(name: String, value: UInt64)] {
+    let total = hypervisor.totalStatistics
+    let exits = total.byReason
+    var rows = [(name: "VM exits", value: exits.reduce(0) { $0 &+ $1.count })]
+    rows += exits.map { (name: "  \($0.reason.name)", value: $0.count) }
+    rows.append((name: "halts", value: total.halts))
+    // The processor does not count instructions everywhere; then there is nothing to tell.
+    if total.instructions > 0 {
+      rows.append((name: KVMStatistic.instructions, value: total.instructions))
+    }
+    return rows
+  }
 }
