@@ -61,3 +61,4 @@ for kernel in kernels {
   print(kernel.name, "rip", m.cpu.s.pointee.rip, "MIPS", (count / seconds / 1e6).rounded())
 }
 try measureExitRoundTrip()
+try measureHypervisorRoundTrips()

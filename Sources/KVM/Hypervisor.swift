@@ -37,6 +37,8 @@ package final class Hypervisor: Sendable {
   }
 
   private let handles = Mutex<[Object?]>([])
+  /// What the vCPUs of closed machines did.
+  let finished = Mutex(RunStatistics())
 
   /// - Parameter physicalCPUs: 1 to 64; nil: as many as the host has.
   package init(physicalCPUs: Int? = nil) throws(Errno) {
@@ -96,8 +98,6 @@ package final class Hypervisor: Sendable {
     }
   }
 
-  /// All that is open.
-  var objects: [Object] { handles.withLock { $0.compactMap(\.self) } }
 
   func object(_ handle: Int32) throws(Errno) -> Object {
     let object = handles.withLock { handles -> Object? in
@@ -106,6 +106,16 @@ package final class Hypervisor: Sendable {
     }
     guard let object else { throw .badFileDescriptor }
     return object
+  }
+
+  /// The machines that have a handle.
+  var machines: [Machine] {
+    handles.withLock { handles in
+      handles.compactMap {
+        if case .machine(let machine)? = $0 { return machine }
+        return nil
+      }
+    }
   }
 
   private static let hostCPUs = max(1, min(64, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN)))))

@@ -51,7 +51,10 @@ final class Machine: @unchecked Sendable {
 
   deinit {
     if interrupts != nil { timers.stop() }
-    for vcpu in cpus.withLock({ $0.all }) { hypervisor.pool.evict(vcpu) }
+    for vcpu in cpus.withLock({ $0.all }) {
+      hypervisor.pool.evict(vcpu)
+      hypervisor.finished.withLock { $0.add(vcpu.statistics) }
+    }
     // Another machine's memory may come to lie where this one's was.
     hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Synchronization
 import X86
 
 /// What a vCPU did.
@@ -15,6 +16,13 @@ package struct RunStatistics: Sendable {
 
   package init() {}
 
+  package mutating func add(_ other: RunStatistics) {
+    for reason in 0..<65 { exits[reason] &+= other.exits[reason] }
+    userExits &+= other.userExits
+    halts &+= other.halts
+    instructions &+= other.instructions
+  }
+
   /// Reasons that occurred with their counts, most frequent first.
   package var byReason: [(reason: ExitReason, count: UInt64)] {
     (0..<65).filter { exits[$0] != 0 }
@@ -24,20 +32,11 @@ package struct RunStatistics: Sendable {
 }
 
 extension Hypervisor {
-  /// What a vCPU did so far; exact while it is not running.
-  package func statistics(_ handle: Int32) -> RunStatistics? {
-    guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return nil }
-    return vcpu.statistics
-  }
-
-  /// What all vCPUs together did so far; exact while none is running.
+  /// What all vCPUs did since the hypervisor was made; exact while none runs.
   package var totalStatistics: RunStatistics {
-    var total = RunStatistics()
-    for case .virtualCPU(let vcpu, _) in objects {
-      for reason in 0..<65 { total.exits[reason] &+= vcpu.statistics.exits[reason] }
-      total.userExits &+= vcpu.statistics.userExits
-      total.halts &+= vcpu.statistics.halts
-      total.instructions &+= vcpu.statistics.instructions
+    var total = finished.withLock { $0 }
+    for machine in machines {
+      for vcpu in machine.virtualCPUs { total.add(vcpu.statistics) }
     }
     return total
   }

@@ -96,7 +96,9 @@ extension VirtualCPU {
       if let slot, slot.shouldYield.load(ordering: .relaxed) { releaseSlot() }
       let slot = takeSlot()
       guard enterGuest(slot) else { continue }
+      let retired = cpu.s.pointee.retired
       backend.run()
+      statistics.instructions &+= cpu.s.pointee.retired &- retired
       runningOn.store(-1, ordering: .sequentiallyConsistent)
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
       let disposition = backend.handleExit(self)
