@@ -15,22 +15,28 @@ import X86CPU
   import Glibc
 #endif
 
+/// The vCPUs of a machine in order of creation, and how their local APICs are addressed. A part of
+/// the machine for those who must not keep it alive: the timer thread and the interrupt chips.
+final class CPUBus: Sendable {
+  struct List: Sendable {
+    var all: [VirtualCPU] = []
+    var identities: [LocalAPICIdentity] = []
+  }
+
+  let list = Mutex(List())
+  var all: [VirtualCPU] { list.withLock { $0.all } }
+}
+
 final class Machine: @unchecked Sendable {
   let hypervisor: Hypervisor
   let memory: MachineMemory
   let clock: MachineClock
-  /// The vCPUs in order of creation and how their local APICs are addressed.
-  let cpus = Mutex(CPUList())
-  private(set) lazy var timers = TimerThread(machine: self)
+  let bus = CPUBus()
+  let timers: TimerThread
   /// Serialises the ioctls that change the machine.
   let ioctlLock = Mutex(Configuration())
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
-
-  struct CPUList: Sendable {
-    var all: [VirtualCPU] = []
-    var identities: [LocalAPICIdentity] = []
-  }
 
   /// What ioctls configure.
   struct Configuration: Sendable {
@@ -47,11 +53,12 @@ final class Machine: @unchecked Sendable {
     self.hypervisor = hypervisor
     memory = try MachineMemory()
     clock = MachineClock()
+    timers = TimerThread(bus: bus)
   }
 
   deinit {
     if interrupts != nil { timers.stop() }
-    for vcpu in cpus.withLock({ $0.all }) {
+    for vcpu in bus.all {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
@@ -60,11 +67,12 @@ final class Machine: @unchecked Sendable {
   }
 
   /// The vCPUs now.
-  var virtualCPUs: [VirtualCPU] { cpus.withLock { $0.all } }
+  var virtualCPUs: [VirtualCPU] { bus.all }
 
   func installInterruptController() throws(Errno) {
-    interrupts = InterruptController(machine: self)
-    try timers.start()
+    let controller = InterruptController(bus: bus, timers: timers)
+    try timers.start(controller)
+    interrupts = controller
   }
 
   /// Runs `change` while no vCPU is in guest code, then has every physical CPU drop its cached

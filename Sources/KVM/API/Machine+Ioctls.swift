@@ -75,7 +75,7 @@ extension Machine {
       let vcpu = try VirtualCPU(
         machine: self, id: id, index: existing.count, isBootCPU: id == configuration.bootCPU)
       let identity = vcpu.apic?.state.withLock { $0.identity }
-      cpus.withLock {
+      bus.list.withLock {
         $0.all.append(vcpu)
         $0.identities.append(
           identity ?? LocalAPICIdentity(mode: .disabled, id: id, logicalID: 0))

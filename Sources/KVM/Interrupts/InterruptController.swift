@@ -34,15 +34,17 @@ final class InterruptController: @unchecked Sendable {
     static let pit: UInt8 = 1 << 1
   }
 
-  unowned let machine: Machine
+  private let bus: CPUBus
+  private let timers: TimerThread
   let chips: Mutex<Chips>
   /// The 8259's INTR.
   let isPICRequesting = Atomic<Bool>(false)
   /// When OUT of the 8254's channel 0 rises next, in monotonic nanoseconds.
   let pitDeadline = Atomic<UInt64>(.max)
 
-  init(machine: Machine) {
-    self.machine = machine
+  init(bus: CPUBus, timers: TimerThread) {
+    self.bus = bus
+    self.timers = timers
     chips = Mutex(Chips())
   }
 
@@ -111,7 +113,7 @@ final class InterruptController: @unchecked Sendable {
   /// - Returns: how many took it; 0 when it joined pending ones; -1 when none is named.
   @discardableResult
   private func deliver(_ message: InterruptMessage, _ chips: inout Chips) -> Int32 {
-    machine.cpus.withLock { cpus in
+    bus.list.withLock { cpus in
       if message.deliveryMode == .lowestPriority {
         return deliverLowest(message, cpus, &chips.lastLowest)
       }
@@ -125,7 +127,7 @@ final class InterruptController: @unchecked Sendable {
 
   /// One of the CPUs named, in turn.
   private func deliverLowest(
-    _ message: InterruptMessage, _ cpus: Machine.CPUList, _ last: inout Int
+    _ message: InterruptMessage, _ cpus: CPUBus.List, _ last: inout Int
   ) -> Int32 {
     let count = cpus.all.count
     for step in 1...max(count, 1) where count > 0 {
@@ -145,7 +147,7 @@ final class InterruptController: @unchecked Sendable {
       chips.withLock { _ = deliver(interrupt.message, &$0) }
       return
     }
-    machine.cpus.withLock { cpus in
+    bus.list.withLock { cpus in
       for index in cpus.all.indices {
         let vcpu = cpus.all[index]
         if cpus.identities[index].matches(interrupt, isSender: vcpu === sender) {
@@ -175,7 +177,7 @@ final class InterruptController: @unchecked Sendable {
     let requested = chips.pic.isInterruptRequested
     let was = isPICRequesting.exchange(requested, ordering: .sequentiallyConsistent)
     guard requested != was else { return }
-    for vcpu in machine.virtualCPUs { vcpu.picChanged(requested) }
+    for vcpu in bus.all { vcpu.picChanged(requested) }
   }
 
   /// The INTA cycle.
@@ -211,6 +213,6 @@ final class InterruptController: @unchecked Sendable {
     let next = chips.pit?.nextDeadline ?? .max
     pitDeadline.store(
       next == .max ? .max : max(next, now &+ 100_000), ordering: .sequentiallyConsistent)
-    machine.timers.note(pitDeadline.load(ordering: .relaxed))
+    timers.note(pitDeadline.load(ordering: .relaxed))
   }
 }

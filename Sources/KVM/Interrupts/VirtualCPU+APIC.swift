@@ -87,7 +87,7 @@ extension VirtualCPU {
   /// Tells the bus how this local APIC is addressed now.
   func apicIdentityChanged() {
     guard let identity = apic?.state.withLock({ $0.identity }) else { return }
-    machine.cpus.withLock { cpus in
+    machine.bus.list.withLock { cpus in
       if index < cpus.identities.count { cpus.identities[index] = identity }
     }
   }

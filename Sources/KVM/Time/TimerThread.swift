@@ -14,27 +14,32 @@ import Synchronization
 import SystemPackage
 
 final class TimerThread: @unchecked Sendable {
-  private unowned let machine: Machine
+  private let bus: CPUBus
+  /// Set before the thread starts.
+  private var interrupts: InterruptController?
   private let target = Atomic<UInt64>(.max)
   private let isStopping = Atomic<Bool>(false)
   private let parker = Parker()
   private let ended = Parker()
 
-  init(machine: Machine) { self.machine = machine }
+  init(bus: CPUBus) { self.bus = bus }
 
-  func start() throws(Errno) {
-    let thread = try HostThread(name: "kvm-timer", stackSize: 256 << 10) { [unowned self] in
+  func start(_ interrupts: InterruptController) throws(Errno) {
+    self.interrupts = interrupts
+    let thread = try HostThread(name: "kvm-timer", stackSize: 256 << 10) { [self] in
       self.run()
       self.ended.unpark()
     }
     _ = consume thread
   }
 
-  /// Ends the thread and waits until it has ended.
+  /// Ends the thread and waits until it has ended. Not called by the thread itself: it knows the
+  /// machine's parts, never the machine.
   func stop() {
     isStopping.store(true, ordering: .sequentiallyConsistent)
     parker.unpark()
     ended.park()
+    interrupts = nil
   }
 
   /// A deadline (monotonic nanoseconds) was set.
@@ -54,7 +59,7 @@ final class TimerThread: @unchecked Sendable {
   /// Tells the owners of deadlines that have come; returns the next one.
   private func fireDue(_ now: UInt64) -> UInt64 {
     var next = UInt64.max
-    for vcpu in machine.virtualCPUs where !vcpu.isParked {
+    for vcpu in bus.all where !vcpu.isParked {
       let deadline = vcpu.timerDeadline.load(ordering: .sequentiallyConsistent)
       if deadline > now {
         next = min(next, deadline)
@@ -64,7 +69,7 @@ final class TimerThread: @unchecked Sendable {
         vcpu.request(.timer)
       }
     }
-    if let interrupts = machine.interrupts {
+    if let interrupts {
       if interrupts.pitDeadline.load(ordering: .sequentiallyConsistent) <= now {
         interrupts.firePIT(now)
       }
