@@ -98,7 +98,6 @@ package final class Hypervisor: Sendable {
     }
   }
 
-
   func object(_ handle: Int32) throws(Errno) -> Object {
     let object = handles.withLock { handles -> Object? in
       let index = Int(handle) - 1
