@@ -3,6 +3,7 @@
 import CHost
 import Host
 import KVMClient
+import Synchronization
 import SystemPackage
 import Testing
 
@@ -128,19 +129,25 @@ import Testing
   @Test func fourCPUsShareOne() throws {
     let guest = try Guest(.software, cpus: 4, physicalCPUs: 1)
     var threads: [ThreadIdentifier] = []
+    let ended = Counter()
     for (number, cpu) in guest.cpus.enumerated() {
       // inc dword [0x6000 + 4 * number]; jmp back
       let address = UInt8(number * 4)
       guest.load([0x66, 0xFF, 0x06, address, 0x60, 0xEB, 0xF9], at: 0x1000 + number * 0x100)
       try guest.setRealMode(cpu, rip: UInt64(0x1000 + number * 0x100))
-      let thread = try HostThread(name: "cpu\(number)") { runUntilInterrupted(cpu) }
+      let thread = try HostThread(name: "cpu\(number)") {
+        runUntilInterrupted(cpu)
+        ended.value.add(1, ordering: .sequentiallyConsistent)
+      }
       threads.append(thread.identifier)
       _ = consume thread
     }
-    sleepMilliseconds(300)
+    func counts() -> [UInt32] { (0..<4).map { guest.read(0x6000 + $0 * 4, as: UInt32.self) } }
+    // Each for itself would take them all: none may wait for ever.
+    for _ in 0..<1000 where counts().contains(where: { $0 < 1000 }) { sleepMilliseconds(10) }
+    #expect(counts().allSatisfy { $0 >= 1000 }, "\(counts())")
     for number in 0..<4 { guest.cpus[number].kick(threads[number]) }
-    sleepMilliseconds(200)
-    for number in 0..<4 { #expect(guest.read(0x6000 + number * 4, as: UInt32.self) > 1000) }
+    while ended.value.load(ordering: .sequentiallyConsistent) < 4 { sleepMilliseconds(1) }
   }
 
   /// Without chips the client delivers: request a window, then inject.
@@ -162,6 +169,10 @@ import Testing
     let out = try #require(try guest.nextOut())
     #expect(out.port == 0x90 && out.value == 0x33)
   }
+}
+
+final class Counter: Sendable {
+  let value = Atomic<Int>(0)
 }
 
 /// Runs a CPU until it is kicked.
