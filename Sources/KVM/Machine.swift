@@ -5,10 +5,10 @@
 
 import CHost
 import Host
+import InterruptChips
 import Synchronization
 import SystemPackage
 import X86
-import InterruptChips
 import X86CPU
 
 #if canImport(Glibc)

@@ -9,28 +9,40 @@ import SystemPackage
 extension Machine {
   static let interruptIoctls: [(UInt32, Method)] = [
     (CKVM_CREATE_IRQCHIP, { (machine, _) throws(Errno) in try machine.createChips() }),
-    (CKVM_IRQ_LINE, { (machine, argument) throws(Errno) in
-      let level: kvm_irq_level = try argument.read()
-      _ = try machine.requireChips().setLine(level.irq, level.level != 0)
-      return 0
-    }),
-    (CKVM_IRQ_LINE_STATUS, { (machine, argument) throws(Errno) in
-      var level: kvm_irq_level = try argument.read()
-      level.status = try machine.requireChips().setLine(level.irq, level.level != 0)
-      try argument.write(level)
-      return 0
-    }),
-    (CKVM_SET_GSI_ROUTING, { (machine, argument) throws(Errno) in
-      try machine.setRouting(argument)
-    }),
-    (CKVM_SIGNAL_MSI, { (machine, argument) throws(Errno) in
-      let message: kvm_msi = try argument.read()
-      guard message.flags == 0 else { throw .invalidArgument }
-      let result = try machine.requireChips(.invalidArgument).signal(
-        MessageSignalledInterrupt(
-          addressLow: message.address_lo, addressHigh: message.address_hi, data: message.data))
-      return max(result, 0)
-    }),
+    (
+      CKVM_IRQ_LINE,
+      { (machine, argument) throws(Errno) in
+        let level: kvm_irq_level = try argument.read()
+        _ = try machine.requireChips().setLine(level.irq, level.level != 0)
+        return 0
+      }
+    ),
+    (
+      CKVM_IRQ_LINE_STATUS,
+      { (machine, argument) throws(Errno) in
+        var level: kvm_irq_level = try argument.read()
+        level.status = try machine.requireChips().setLine(level.irq, level.level != 0)
+        try argument.write(level)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_GSI_ROUTING,
+      { (machine, argument) throws(Errno) in
+        try machine.setRouting(argument)
+      }
+    ),
+    (
+      CKVM_SIGNAL_MSI,
+      { (machine, argument) throws(Errno) in
+        let message: kvm_msi = try argument.read()
+        guard message.flags == 0 else { throw .invalidArgument }
+        let result = try machine.requireChips(.invalidArgument).signal(
+          MessageSignalledInterrupt(
+            addressLow: message.address_lo, addressHigh: message.address_hi, data: message.data))
+        return max(result, 0)
+      }
+    ),
     (CKVM_GET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.getChip(argument) }),
     (CKVM_SET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.setChip(argument) }),
   ]

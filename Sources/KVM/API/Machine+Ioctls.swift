@@ -15,35 +15,53 @@ extension Machine {
   ])
 
   private static let general: [(UInt32, Method)] = [
-    (CKVM_CREATE_VCPU, { (machine, argument) throws(Errno) in
-      try machine.createVirtualCPU(argument.value)
-    }),
-    (CKVM_CHECK_EXTENSION, { (machine, argument) throws(Errno) in
-      Capabilities.value(argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount)
-    }),
-    (CKVM_SET_TSS_ADDR, { (machine, argument) throws(Errno) in
-      // Three pages below 4 GiB; unrestricted guests need none of them.
-      guard argument.value <= UInt(UInt32.max) - 3 * 4096 else { throw .invalidArgument }
-      machine.configure { $0.tssAddress = UInt64(argument.value) }
-      return 0
-    }),
-    (CKVM_SET_IDENTITY_MAP_ADDR, { (machine, argument) throws(Errno) in
-      let address: UInt64 = try argument.read()
-      guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
-      machine.configure { $0.identityMapAddress = address == 0 ? 0xFFFB_C000 : address }
-      return 0
-    }),
-    (CKVM_SET_BOOT_CPU_ID, { (machine, argument) throws(Errno) in
-      guard machine.virtualCPUs.isEmpty else { throw .resourceBusy }
-      machine.configure { $0.bootCPU = UInt32(truncatingIfNeeded: argument.value) }
-      return 0
-    }),
+    (
+      CKVM_CREATE_VCPU,
+      { (machine, argument) throws(Errno) in
+        try machine.createVirtualCPU(argument.value)
+      }
+    ),
+    (
+      CKVM_CHECK_EXTENSION,
+      { (machine, argument) throws(Errno) in
+        Capabilities.value(argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount)
+      }
+    ),
+    (
+      CKVM_SET_TSS_ADDR,
+      { (machine, argument) throws(Errno) in
+        // Three pages below 4 GiB; unrestricted guests need none of them.
+        guard argument.value <= UInt(UInt32.max) - 3 * 4096 else { throw .invalidArgument }
+        machine.configure { $0.tssAddress = UInt64(argument.value) }
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_IDENTITY_MAP_ADDR,
+      { (machine, argument) throws(Errno) in
+        let address: UInt64 = try argument.read()
+        guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+        machine.configure { $0.identityMapAddress = address == 0 ? 0xFFFB_C000 : address }
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_BOOT_CPU_ID,
+      { (machine, argument) throws(Errno) in
+        guard machine.virtualCPUs.isEmpty else { throw .resourceBusy }
+        machine.configure { $0.bootCPU = UInt32(truncatingIfNeeded: argument.value) }
+        return 0
+      }
+    ),
     (CKVM_ENABLE_CAP, { (machine, argument) throws(Errno) in try machine.enable(argument) }),
-    (CKVM_SET_NR_MMU_PAGES, { (_, argument) throws(Errno) in
-      // There is no limit to keep.
-      guard argument.value >= 64 else { throw .invalidArgument }
-      return 0
-    }),
+    (
+      CKVM_SET_NR_MMU_PAGES,
+      { (_, argument) throws(Errno) in
+        // There is no limit to keep.
+        guard argument.value >= 64 else { throw .invalidArgument }
+        return 0
+      }
+    ),
   ]
 
   func configure(_ change: (inout Configuration) -> Void) {

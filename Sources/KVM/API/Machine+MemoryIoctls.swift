@@ -11,11 +11,14 @@ extension Machine {
   static let maxMemorySlots: UInt32 = 32764
 
   static let memoryIoctls: [(UInt32, Method)] = [
-    (CKVM_SET_USER_MEMORY_REGION, { (machine, argument) throws(Errno) in
-      let region: kvm_userspace_memory_region = try argument.read()
-      try machine.ioctlLock.withLock { (_) throws(Errno) in try machine.setMemory(region) }
-      return 0
-    })
+    (
+      CKVM_SET_USER_MEMORY_REGION,
+      { (machine, argument) throws(Errno) in
+        let region: kvm_userspace_memory_region = try argument.read()
+        try machine.ioctlLock.withLock { (_) throws(Errno) in try machine.setMemory(region) }
+        return 0
+      }
+    )
   ]
 
   private static let pageMask: UInt64 = 4095

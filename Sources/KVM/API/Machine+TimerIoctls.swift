@@ -10,50 +10,71 @@ import X86CPU
 /// The 8254 and kvmclock.
 extension Machine {
   static let timerIoctls: [(UInt32, Method)] = [
-    (CKVM_CREATE_PIT2, { (machine, argument) throws(Errno) in
-      let configuration: kvm_pit_config = try argument.read()
-      return try machine.createPIT(flags: configuration.flags)
-    }),
-    (CKVM_CREATE_PIT, { (machine, _) throws(Errno) in
-      try machine.createPIT(flags: UInt32(KVM_PIT_SPEAKER_DUMMY))
-    }),
-    (CKVM_GET_PIT2, { (machine, argument) throws(Errno) in
-      let now = HostClock.monotonic()
-      let state = try machine.requireChips().chips.withLock {
-        (chips) throws(Errno) -> kvm_pit_state2 in
-        guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
-        return ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
+    (
+      CKVM_CREATE_PIT2,
+      { (machine, argument) throws(Errno) in
+        let configuration: kvm_pit_config = try argument.read()
+        return try machine.createPIT(flags: configuration.flags)
       }
-      try argument.write(state)
-      return 0
-    }),
-    (CKVM_SET_PIT2, { (machine, argument) throws(Errno) in
-      let state: kvm_pit_state2 = try argument.read()
-      let controller = try machine.requireChips()
-      let now = HostClock.monotonic()
-      try controller.chips.withLock { (chips) throws(Errno) in
-        guard chips.pit != nil else { throw .noSuchAddressOrDevice }
-        chips.pit?.load(ChipState.pit(state), at: now)
-        chips.pitFlags = state.flags & UInt32(KVM_PIT_FLAGS_HPET_LEGACY)
-        controller.armPIT(&chips, now)
+    ),
+    (
+      CKVM_CREATE_PIT,
+      { (machine, _) throws(Errno) in
+        try machine.createPIT(flags: UInt32(KVM_PIT_SPEAKER_DUMMY))
       }
-      return 0
-    }),
-    (CKVM_REINJECT_CONTROL, { (machine, argument) throws(Errno) in
-      // Edges missed are one interrupt, whatever is asked for.
-      let control: kvm_reinject_control = try argument.read()
-      _ = try machine.requireChips()
-      guard control.pit_reinject <= 1 else { throw .invalidArgument }
-      return 0
-    }),
-    (CKVM_GET_CLOCK, { (machine, argument) throws(Errno) in
-      try argument.write(machine.readClock())
-      return 0
-    }),
-    (CKVM_SET_CLOCK, { (machine, argument) throws(Errno) in
-      try machine.setClock(argument.read())
-      return 0
-    }),
+    ),
+    (
+      CKVM_GET_PIT2,
+      { (machine, argument) throws(Errno) in
+        let now = HostClock.monotonic()
+        let state = try machine.requireChips().chips.withLock {
+          (chips) throws(Errno) -> kvm_pit_state2 in
+          guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
+          return ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
+        }
+        try argument.write(state)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_PIT2,
+      { (machine, argument) throws(Errno) in
+        let state: kvm_pit_state2 = try argument.read()
+        let controller = try machine.requireChips()
+        let now = HostClock.monotonic()
+        try controller.chips.withLock { (chips) throws(Errno) in
+          guard chips.pit != nil else { throw .noSuchAddressOrDevice }
+          chips.pit?.load(ChipState.pit(state), at: now)
+          chips.pitFlags = state.flags & UInt32(KVM_PIT_FLAGS_HPET_LEGACY)
+          controller.armPIT(&chips, now)
+        }
+        return 0
+      }
+    ),
+    (
+      CKVM_REINJECT_CONTROL,
+      { (machine, argument) throws(Errno) in
+        // Edges missed are one interrupt, whatever is asked for.
+        let control: kvm_reinject_control = try argument.read()
+        _ = try machine.requireChips()
+        guard control.pit_reinject <= 1 else { throw .invalidArgument }
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_CLOCK,
+      { (machine, argument) throws(Errno) in
+        try argument.write(machine.readClock())
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_CLOCK,
+      { (machine, argument) throws(Errno) in
+        try machine.setClock(argument.read())
+        return 0
+      }
+    ),
   ]
 
   private func createPIT(flags: UInt32) throws(Errno) -> Int32 {

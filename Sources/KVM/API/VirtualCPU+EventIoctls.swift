@@ -9,27 +9,39 @@ import X86CPU
 /// Interrupts and events from the client.
 extension VirtualCPU {
   static let eventIoctls: [(UInt32, Method)] = [
-    (CKVM_INTERRUPT, { (vcpu, argument) throws(Errno) in
-      let interrupt: kvm_interrupt = try argument.read()
-      guard interrupt.irq < 256 else { throw .invalidArgument }
-      guard vcpu.apic == nil else { throw .noSuchAddressOrDevice }
-      guard vcpu.queuedInterrupt == nil else { throw .fileExists }
-      vcpu.queuedInterrupt = UInt8(interrupt.irq)
-      vcpu.mustCheckEvents = true
-      return 0
-    }),
-    (CKVM_NMI, { (vcpu, _) throws(Errno) in
-      vcpu.queueNMI()
-      return 0
-    }),
-    (CKVM_GET_VCPU_EVENTS, { (vcpu, argument) throws(Errno) in
-      try argument.write(vcpu.events)
-      return 0
-    }),
-    (CKVM_SET_VCPU_EVENTS, { (vcpu, argument) throws(Errno) in
-      try vcpu.setEvents(argument.read())
-      return 0
-    }),
+    (
+      CKVM_INTERRUPT,
+      { (vcpu, argument) throws(Errno) in
+        let interrupt: kvm_interrupt = try argument.read()
+        guard interrupt.irq < 256 else { throw .invalidArgument }
+        guard vcpu.apic == nil else { throw .noSuchAddressOrDevice }
+        guard vcpu.queuedInterrupt == nil else { throw .fileExists }
+        vcpu.queuedInterrupt = UInt8(interrupt.irq)
+        vcpu.mustCheckEvents = true
+        return 0
+      }
+    ),
+    (
+      CKVM_NMI,
+      { (vcpu, _) throws(Errno) in
+        vcpu.queueNMI()
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_VCPU_EVENTS,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(vcpu.events)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_VCPU_EVENTS,
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.setEvents(argument.read())
+        return 0
+      }
+    ),
   ]
 
   private var events: kvm_vcpu_events {

@@ -8,39 +8,60 @@ import X86CPU
 /// x87, vector and other XSAVE-managed state.
 extension VirtualCPU {
   static let extendedStateIoctls: [(UInt32, Method)] = [
-    (CKVM_GET_FPU, { (vcpu, argument) throws(Errno) in
-      try argument.write(ExtendedState.fpu(vcpu.cpu))
-      return 0
-    }),
-    (CKVM_SET_FPU, { (vcpu, argument) throws(Errno) in
-      ExtendedState.setFPU(vcpu.cpu, try argument.read())
-      return 0
-    }),
-    (CKVM_GET_XSAVE, { (vcpu, argument) throws(Errno) in
-      ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: 4096)
-      return 0
-    }),
-    (CKVM_GET_XSAVE2, { (vcpu, argument) throws(Errno) in
-      ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: ExtendedState.areaSize)
-      return 0
-    }),
-    (CKVM_SET_XSAVE, { (vcpu, argument) throws(Errno) in
-      try ExtendedState.restore(vcpu.cpu, from: argument.pointer())
-      return 0
-    }),
-    (CKVM_GET_XCRS, { (vcpu, argument) throws(Errno) in
-      var value = kvm_xcrs()
-      value.nr_xcrs = 1
-      value.xcrs.0.value = vcpu.cpu.s.pointee.xcr0
-      try argument.write(value)
-      return 0
-    }),
-    (CKVM_SET_XCRS, { (vcpu, argument) throws(Errno) in
-      let value: kvm_xcrs = try argument.read()
-      guard value.flags == 0, value.nr_xcrs <= 16 else { throw .invalidArgument }
-      try vcpu.setXCRs(value)
-      return 0
-    }),
+    (
+      CKVM_GET_FPU,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(ExtendedState.fpu(vcpu.cpu))
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_FPU,
+      { (vcpu, argument) throws(Errno) in
+        ExtendedState.setFPU(vcpu.cpu, try argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_XSAVE,
+      { (vcpu, argument) throws(Errno) in
+        ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: 4096)
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_XSAVE2,
+      { (vcpu, argument) throws(Errno) in
+        ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: ExtendedState.areaSize)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_XSAVE,
+      { (vcpu, argument) throws(Errno) in
+        try ExtendedState.restore(vcpu.cpu, from: argument.pointer())
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_XCRS,
+      { (vcpu, argument) throws(Errno) in
+        var value = kvm_xcrs()
+        value.nr_xcrs = 1
+        value.xcrs.0.value = vcpu.cpu.s.pointee.xcr0
+        try argument.write(value)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_XCRS,
+      { (vcpu, argument) throws(Errno) in
+        let value: kvm_xcrs = try argument.read()
+        guard value.flags == 0, value.nr_xcrs <= 16 else { throw .invalidArgument }
+        try vcpu.setXCRs(value)
+        return 0
+      }
+    ),
   ]
 
   private func setXCRs(_ value: kvm_xcrs) throws(Errno) {
@@ -61,7 +82,8 @@ extension VirtualCPU {
 /// The vector state in KVM's structs and back.
 enum ExtendedState {
   /// Bytes of the whole XSAVE area, at least the 4096 of `kvm_xsave`.
-  static let areaSize = max(4096, Int(ExtendedStateLayout.standardSize(ExtendedStateLayout.supported)))
+  static let areaSize = max(
+    4096, Int(ExtendedStateLayout.standardSize(ExtendedStateLayout.supported)))
 
   /// SDM volume 2, "XSETBV": x87 always, AVX with SSE, AVX-512's three together and with AVX.
   static func isValidXCR0(_ value: UInt64, supported: UInt64) -> Bool {

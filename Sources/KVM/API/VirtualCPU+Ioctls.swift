@@ -29,33 +29,45 @@ extension VirtualCPU {
   }
 
   private static let control: [(UInt32, Method)] = [
-    (CKVM_GET_MP_STATE, { (vcpu, argument) throws(Errno) in
-      try argument.write(kvm_mp_state(mp_state: vcpu.mpState))
-      return 0
-    }),
-    (CKVM_SET_MP_STATE, { (vcpu, argument) throws(Errno) in
-      try vcpu.setMPState(argument.read(kvm_mp_state.self).mp_state)
-      return 0
-    }),
-    (CKVM_GET_LAPIC, { (vcpu, argument) throws(Errno) in
-      guard let apic = vcpu.apic else { throw .invalidArgument }
-      let time = vcpu.apicTime
-      try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: false) })
-      return 0
-    }),
-    (CKVM_SET_LAPIC, { (vcpu, argument) throws(Errno) in
-      guard let apic = vcpu.apic else { throw .invalidArgument }
-      let image: InlineArray<256, UInt32> = try argument.read()
-      let time = vcpu.apicTime
-      let done = apic.state.withLock {
-        $0.load(registerImage: image, at: time, wideID: false)
+    (
+      CKVM_GET_MP_STATE,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(kvm_mp_state(mp_state: vcpu.mpState))
+        return 0
       }
-      guard done else { throw .invalidArgument }
-      vcpu.apicIdentityChanged()
-      vcpu.armTimer()
-      vcpu.mustCheckEvents = true
-      return 0
-    }),
+    ),
+    (
+      CKVM_SET_MP_STATE,
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.setMPState(argument.read(kvm_mp_state.self).mp_state)
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_LAPIC,
+      { (vcpu, argument) throws(Errno) in
+        guard let apic = vcpu.apic else { throw .invalidArgument }
+        let time = vcpu.apicTime
+        try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: false) })
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_LAPIC,
+      { (vcpu, argument) throws(Errno) in
+        guard let apic = vcpu.apic else { throw .invalidArgument }
+        let image: InlineArray<256, UInt32> = try argument.read()
+        let time = vcpu.apicTime
+        let done = apic.state.withLock {
+          $0.load(registerImage: image, at: time, wideID: false)
+        }
+        guard done else { throw .invalidArgument }
+        vcpu.apicIdentityChanged()
+        vcpu.armTimer()
+        vcpu.mustCheckEvents = true
+        return 0
+      }
+    ),
     (CKVM_ENABLE_CAP, { (_, _) throws(Errno) in throw .invalidArgument }),
   ]
 

@@ -10,65 +10,92 @@ import X86CPU
 /// General, special and debug registers.
 extension VirtualCPU {
   static let registerIoctls: [(UInt32, Method)] = [
-    (CKVM_GET_REGS, { (vcpu, argument) throws(Errno) in
-      try argument.write(vcpu.generalRegisters)
-      return 0
-    }),
-    (CKVM_SET_REGS, { (vcpu, argument) throws(Errno) in
-      vcpu.setGeneralRegisters(try argument.read())
-      return 0
-    }),
-    (CKVM_GET_SREGS, { (vcpu, argument) throws(Errno) in
-      try argument.write(vcpu.specialRegisters)
-      return 0
-    }),
-    (CKVM_SET_SREGS, { (vcpu, argument) throws(Errno) in
-      let value: kvm_sregs = try argument.read()
-      try vcpu.setSpecialRegisters(value)
-      vcpu.loadPDPTRs()
-      vcpu.setInterruptBitmap(value)
-      return 0
-    }),
-    (CKVM_GET_SREGS2, { (vcpu, argument) throws(Errno) in
-      try argument.write(vcpu.specialRegisters2)
-      return 0
-    }),
-    (CKVM_SET_SREGS2, { (vcpu, argument) throws(Errno) in
-      try vcpu.setSpecialRegisters2(argument.read())
-      return 0
-    }),
-    (CKVM_GET_DEBUGREGS, { (vcpu, argument) throws(Errno) in
-      var value = kvm_debugregs()
-      let s = vcpu.cpu.s
-      value.db = (s.pointee.dr[0], s.pointee.dr[1], s.pointee.dr[2], s.pointee.dr[3])
-      value.dr6 = s.pointee.dr6
-      value.dr7 = vcpu.backend[.dr7]
-      try argument.write(value)
-      return 0
-    }),
-    (CKVM_SET_DEBUGREGS, { (vcpu, argument) throws(Errno) in
-      let value: kvm_debugregs = try argument.read()
-      guard value.flags == 0, value.dr6 >> 32 == 0, value.dr7 >> 32 == 0 else {
-        throw .invalidArgument
+    (
+      CKVM_GET_REGS,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(vcpu.generalRegisters)
+        return 0
       }
-      let s = vcpu.cpu.s
-      (s.pointee.dr[0], s.pointee.dr[1]) = (value.db.0, value.db.1)
-      (s.pointee.dr[2], s.pointee.dr[3]) = (value.db.2, value.db.3)
-      s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
-      vcpu.backend[.dr7] = value.dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
-      vcpu.stateChanged()
-      return 0
-    }),
-    (CKVM_TRANSLATE, { (vcpu, argument) throws(Errno) in
-      var value: kvm_translation = try argument.read()
-      let physical = vcpu.translate(value.linear_address)
-      value.physical_address = physical ?? .max
-      value.valid = physical == nil ? 0 : 1
-      value.writeable = 1
-      value.usermode = 0
-      try argument.write(value)
-      return 0
-    }),
+    ),
+    (
+      CKVM_SET_REGS,
+      { (vcpu, argument) throws(Errno) in
+        vcpu.setGeneralRegisters(try argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_SREGS,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(vcpu.specialRegisters)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_SREGS,
+      { (vcpu, argument) throws(Errno) in
+        let value: kvm_sregs = try argument.read()
+        try vcpu.setSpecialRegisters(value)
+        vcpu.loadPDPTRs()
+        vcpu.setInterruptBitmap(value)
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_SREGS2,
+      { (vcpu, argument) throws(Errno) in
+        try argument.write(vcpu.specialRegisters2)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_SREGS2,
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.setSpecialRegisters2(argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_DEBUGREGS,
+      { (vcpu, argument) throws(Errno) in
+        var value = kvm_debugregs()
+        let s = vcpu.cpu.s
+        value.db = (s.pointee.dr[0], s.pointee.dr[1], s.pointee.dr[2], s.pointee.dr[3])
+        value.dr6 = s.pointee.dr6
+        value.dr7 = vcpu.backend[.dr7]
+        try argument.write(value)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_DEBUGREGS,
+      { (vcpu, argument) throws(Errno) in
+        let value: kvm_debugregs = try argument.read()
+        guard value.flags == 0, value.dr6 >> 32 == 0, value.dr7 >> 32 == 0 else {
+          throw .invalidArgument
+        }
+        let s = vcpu.cpu.s
+        (s.pointee.dr[0], s.pointee.dr[1]) = (value.db.0, value.db.1)
+        (s.pointee.dr[2], s.pointee.dr[3]) = (value.db.2, value.db.3)
+        s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
+        vcpu.backend[.dr7] = value.dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
+        vcpu.stateChanged()
+        return 0
+      }
+    ),
+    (
+      CKVM_TRANSLATE,
+      { (vcpu, argument) throws(Errno) in
+        var value: kvm_translation = try argument.read()
+        let physical = vcpu.translate(value.linear_address)
+        value.physical_address = physical ?? .max
+        value.valid = physical == nil ? 0 : 1
+        value.writeable = 1
+        value.usermode = 0
+        try argument.write(value)
+        return 0
+      }
+    ),
   ]
 
   /// The client changed what the last exit left.

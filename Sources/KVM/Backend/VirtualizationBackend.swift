@@ -4,9 +4,9 @@
 // owns the vCPU's control block and is written in the processor's verbs; nothing above it names a
 // VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
 
+import SystemPackage
 import X86
 import X86CPU
-import SystemPackage
 
 /// Guest registers that the control block holds (the general registers, CR2 and the syscall MSRs
 /// are in the physical CPU itself; see GuestContext).

@@ -83,8 +83,13 @@ struct GuestCPUID {
   }
 
   private func isBeyondLast(_ function: UInt32) -> Bool {
-    let base = function & 0x8000_0000 != 0 ? 0x8000_0000 : function & 0xF000_0000 == 0x4000_0000
-      ? function & 0xFFFF_FF00 : 0
+    let base: UInt32
+    if function & 0x8000_0000 != 0 {
+      base = 0x8000_0000
+    } else {
+      // Hypervisors' leaves come in blocks of 256.
+      base = function & 0xF000_0000 == 0x4000_0000 ? function & 0xFFFF_FF00 : 0
+    }
     guard let last = entry(base, 0)?.eax else { return true }
     return function > last
   }

@@ -219,7 +219,9 @@ extension VirtualCPU {
       return Self.load(memory, size)
     }
     guard let apic, let interrupts = machine.interrupts else { return nil }
-    if InterruptController.ownsAddress(address) { return interrupts.readIOAPIC(address, size: size) }
+    if InterruptController.ownsAddress(address) {
+      return interrupts.readIOAPIC(address, size: size)
+    }
     let time = apicTime
     return apic.state.withLock { apic in
       guard apic.mode == .xAPIC, address & ~0xFFF == apic.baseAddress else { return nil }
@@ -229,7 +231,9 @@ extension VirtualCPU {
 
   func writeDevice(_ address: UInt64, size: Int, value: UInt64) -> Bool {
     if let memory = machine.memory.pointer(address, count: size, writing: true) {
-      withUnsafeBytes(of: value) { memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, 8)) }
+      withUnsafeBytes(of: value) {
+        memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
+      }
       PhysicalCPU.noteHostWrite(memory, count: size)
       return true
     }

@@ -106,7 +106,9 @@ extension VirtualCPU {
       msrs.slots[rule.slot] = value
       return true
     }
-    if byHost, case .constant(let constant) = rule.storage { return value == constant || value == 0 }
+    if byHost, case .constant(let constant) = rule.storage {
+      return value == constant || value == 0
+    }
     do throws(GuestException) {
       try cpu.writeMSR(number, value, hostInitiated: byHost)
       return true

@@ -9,10 +9,10 @@
 //
 // Invariant: the VMCS is clear (in memory) unless `cpu` is the physical CPU that it is current on.
 
-import X86
-import X86CPU
 import Synchronization
 import SystemPackage
+import X86
+import X86CPU
 
 final class VMX: VirtualizationBackend {
   /// Where the VMCS is current.
