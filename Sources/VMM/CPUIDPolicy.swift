@@ -10,6 +10,7 @@ import CHost
 struct CPUIDPolicy {
   private enum Leaf {
     static let features: UInt32 = 1
+    static let structuredFeatures: UInt32 = 7
     static let deterministicCache: UInt32 = 4
     static let extendedTopology: UInt32 = 0xB
     static let extendedTopology2: UInt32 = 0x1F
@@ -20,6 +21,7 @@ struct CPUIDPolicy {
   private static let hypervisorBit: UInt32 = 1 << 31
   private static let deadlineTimerBit: UInt32 = 1 << 24
   private static let hyperThreadingBit: UInt32 = 1 << 28
+  private static let la57Bit: UInt32 = 1 << 16
   private static let threadLevel: UInt32 = 1
   private static let coreLevel: UInt32 = 2
 
@@ -58,6 +60,8 @@ struct CPUIDPolicy {
       } else {
         entry.edx &= ~Self.hyperThreadingBit
       }
+    // A guest that sees LA57 walks five levels of page tables; no machine of ours needs 57 bits.
+    case Leaf.structuredFeatures where entry.index == 0: entry.ecx &= ~Self.la57Bit
     case Leaf.deterministicCache where entry.eax & 0x1F != 0:
       // Caches of levels 1 and 2 belong to a core, others to the package.
       let level = (entry.eax >> 5) & 7
