@@ -32,9 +32,38 @@ struct Comparison {
     difference |= a.registers.gsBase ^ b.registers.gsBase
     difference |= a.registers.fsBase ^ b.registers.fsBase
     difference |= a.fault.vector ^ b.fault.vector
-    difference |= a.fault.address ^ b.fault.address
+    difference |= addressDifference(a.fault.address, b.fault.address)
     difference |= (a.fault.errorCode ^ b.fault.errorCode) & errorMask(a.fault)
     return difference == 0
+  }
+
+  /// Offsets in the FXSAVE image that are compared: FCW, FSW and FTW; MXCSR; ST(0) to ST(7). The last
+  /// instruction's pointers are not: a host may keep them after unmasked exceptions only.
+  private static let x87Parts = [0..<5, 24..<28, 32..<160]
+  private static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
+  private static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
+
+  /// Which of the masked elements, or of an environment's fields, faults first is not architectural.
+  private func addressDifference(_ a: UInt64, _ b: UInt64) -> UInt64 {
+    if isMasked && a &- b &+ 128 < 256 { return 0 }
+    return a ^ b
+  }
+
+  private var isMasked: Bool {
+    if instruction.encoding.evexMask != 0 || instruction.attributes.contains(.vsib) { return true }
+    switch instruction.mnemonic {
+    case .frstor, .fldenv, .vmaskmovps, .vmaskmovpd, .vpmaskmovd, .vpmaskmovq:
+      return true
+    default: return false
+    }
+  }
+
+  func agree(_ a: UnsafePointer<VectorState>, _ b: UnsafePointer<VectorState>) -> Bool {
+    let (a, b) = (UnsafeRawPointer(a), UnsafeRawPointer(b))
+    if memcmp(a, b, 2048) != 0 || memcmp(a + Self.opmask, b + Self.opmask, 64) != 0 { return false }
+    return Self.x87Parts.allSatisfy {
+      memcmp(a + Self.fx + $0.lowerBound, b + Self.fx + $0.lowerBound, $0.count) == 0
+    }
   }
 
   /// The host's kernel hides from user mode what is mapped in its own half.
@@ -60,6 +89,45 @@ struct Comparison {
     line("vector", a.fault.vector, b.fault.vector)
     line("error", a.fault.errorCode, b.fault.errorCode)
     line("address", a.fault.address, b.fault.address)
+    return lines
+  }
+
+  func differences(
+    _ input: UnsafePointer<VectorState>, _ a: UnsafePointer<VectorState>,
+    _ b: UnsafePointer<VectorState>
+  ) -> [String] {
+    var lines: [String] = []
+    let raw = [UnsafeRawPointer(input), UnsafeRawPointer(a), UnsafeRawPointer(b)]
+    func bytes(_ p: UnsafeRawPointer, _ offset: Int, _ count: Int) -> String {
+      (0..<count).reversed().map { n in
+        let byte = p.load(fromByteOffset: offset + n, as: UInt8.self)
+        return (byte < 16 ? "0" : "") + String(byte, radix: 16)
+      }.joined()
+    }
+    func line(_ name: String, _ offset: Int, _ count: Int) {
+      let texts = raw.map { bytes($0, offset, count) }
+      if texts[1] != texts[2] {
+        lines.append("  \(name): \(texts[0]) -> \(texts[1]) | \(texts[2])")
+      }
+    }
+    for n in 0..<32 { line("zmm\(n)", n * 64, 64) }
+    for n in 0..<8 { line("k\(n)", Self.opmask + n * 8, 8) }
+    line("fcw", Self.fx, 2)
+    line("fsw", Self.fx + 2, 2)
+    line("ftw", Self.fx + 4, 1)
+    line("mxcsr", Self.fx + 24, 4)
+    for n in 0..<8 { line("st\(n)", Self.fx + 32 + n * 16, 16) }
+    let mask = Int(instruction.encoding.evexMask)
+    if mask != 0 { lines.append("  from k\(mask) \(bytes(raw[0], Self.opmask + mask * 8, 8))") }
+    lines.append(
+      "  fcw \(bytes(raw[0], Self.fx, 2)) fsw \(bytes(raw[0], Self.fx + 2, 2))"
+        + " ftw \(bytes(raw[0], Self.fx + 4, 1)) mxcsr \(bytes(raw[0], Self.fx + 24, 4))")
+    for operand in 0..<Int(instruction.operandCount) {
+      let register = instruction.operands[operand]
+      if register.kind == .vector {
+        lines.append("  from zmm\(register.number) \(bytes(raw[0], Int(register.number) * 64, 64))")
+      }
+    }
     return lines
   }
 

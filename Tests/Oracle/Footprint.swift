@@ -18,6 +18,26 @@ enum Footprint {
     return areImplicitSafe(i, r)
   }
 
+  /// Faults that are the implementation's choice: legacy SHA instructions need alignment by one
+  /// vendor's manual only; aligned moves under a mask that is all 0 need it or not; byte-masked stores
+  /// fault or not where no byte is selected.
+  static func areFaultsAgreed(_ i: Instruction, _ r: Registers) -> Bool {
+    switch i.mnemonic {
+    case .maskmovq, .maskmovdqu, .vmaskmovdqu:
+      let offset = masked(r.gpr[7], i) &+ segmentBase(i, r) &- Layout.sandbox
+      return offset <= UInt64(Layout.writableSize - 16)
+    case .wrfsbase, .wrgsbase:
+      // Canonical by the linear-address width in use, or by the widest there is.
+      let high = r.gpr[Int(i.operands[0].number)] >> 56
+      return high != 0 && high != 0xFF || i.operandSize != 8
+        || StateGenerator.isCanonical(r.gpr[Int(i.operands[0].number)])
+    default: break
+    }
+    let isMasked = i.attributes.contains(.aligned) && i.encoding.evexMask != 0
+    guard i.feature == .sha || isMasked, let operand = i.memoryIndex else { return true }
+    return address(i, r, operand) & UInt64(max(1, i.operands[operand].size) - 1) == 0
+  }
+
   /// Nothing in the process is at these addresses but the sandbox.
   static func isSafe(_ address: UInt64, _ size: UInt64) -> Bool {
     if address >= Layout.sandbox - Layout.guardSize + 64

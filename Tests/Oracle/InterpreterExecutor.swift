@@ -29,6 +29,13 @@ package final class InterpreterExecutor: Executor {
     s.pointee.cr4 |= CR4.osxsave.rawValue | CR4.fsgsbase.rawValue
     s.pointee.xcr0 = HostFeatures.current.xcr0 & 0xE7 | 1
     s.pointee.vmx.exceptionBitmap = .max
+    // Linux's selectors of a 64-bit process, and a TSS without an I/O bitmap.
+    for register in [SegmentRegister.ds, .es, .fs, .gs] {
+      cpu.segment(register).pointee.selector = 0
+    }
+    cpu.segment(.cs).pointee.selector = 0x33
+    cpu.segment(.ss).pointee.selector = 0x2B
+    cpu.segment(.tr).pointee.limit = 0x20
     mapPages()
     cpu.updateMode()
     cpu.flushTLB()

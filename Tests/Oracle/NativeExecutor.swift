@@ -284,7 +284,10 @@ extension NativeExecutor {
     at(Context.mxcsr, UInt64.self).pointee = 0x1F80
     let which = vector == nil ? 0 : 1
     at(Context.capture, UInt64.self).pointee = capture[which]
-    if let vector { at(Context.vectorIn, VectorState.self).pointee = vector.pointee }
+    if let vector {
+      at(Context.vectorIn, VectorState.self).pointee = vector.pointee
+      at(Context.vectorOut, VectorState.self).pointee = vector.pointee
+    }
     unsafeBitCast(UInt(enter[which]), to: Stub.self)()
     if let vector { vector.pointee = at(Context.vectorOut, VectorState.self).pointee }
     outcome.pointee.registers = at(Context.output, Registers.self).pointee

@@ -37,6 +37,8 @@ package final class Oracle {
   private let host: NativeExecutor
   private let others: [any Executor]
   private let rows: [RowTemplate]
+  /// Vector state before, and after on the host and on another.
+  private let vectors: UnsafeMutablePointer<VectorState>
   private var counts: [Int: Int] = [:]
   private var noted: Set<Int> = []
   private var report = OracleReport()
@@ -56,7 +58,11 @@ package final class Oracle {
     host = try NativeExecutor()
     others = [InterpreterExecutor()]
     rows = Decoder.rowTemplates
+    vectors = .allocate(capacity: 3)
+    vectors.initialize(repeating: VectorState(), count: 3)
   }
+
+  deinit { vectors.deallocate() }
 
   package func run() -> OracleReport {
     let active = rows.filter {
@@ -99,6 +105,7 @@ package final class Oracle {
     var input = Registers()
     for _ in 0..<Self.statesPerBatch {
       guard states.fill(&input, for: encoding) else { continue }
+      if encoding.instruction.usesVectorState { states.fill(vectors, for: encoding) }
       compare(encoding, &input, row, batch)
       if report.mismatches.count >= maximumMismatches { return }
     }
@@ -116,12 +123,16 @@ package final class Oracle {
   ) {
     var expected = Outcome()
     var actual = Outcome()
-    host.run(&input, vector: nil, into: &expected)
+    let usesVectors = e.instruction.usesVectorState
+    if usesVectors { vectors[1] = vectors[0] }
+    host.run(&input, vector: usesVectors ? vectors + 1 : nil, into: &expected)
     let comparison = Comparison(e, input)
     for other in others {
-      other.run(&input, vector: nil, into: &actual)
+      if usesVectors { vectors[2] = vectors[0] }
+      other.run(&input, vector: usesVectors ? vectors + 2 : nil, into: &actual)
       report.pairs += 1
       var agrees = comparison.agree(expected, actual)
+      if usesVectors && !comparison.agree(vectors + 1, vectors + 2) { agrees = false }
       if memcmp(host.sandbox, other.sandbox, Layout.sandboxSize) != 0 {
         if !comparison.ignoresDestination { agrees = false }
       }
@@ -150,6 +161,9 @@ package final class Oracle {
     ]
     lines += comparison.differences(expected, actual)
     lines += memoryDifferences(other)
+    if e.instruction.usesVectorState {
+      lines += comparison.differences(vectors, vectors + 1, vectors + 2)
+    }
     report.mismatches.append(lines.joined(separator: "\n"))
   }
 

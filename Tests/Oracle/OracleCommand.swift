@@ -50,6 +50,7 @@ package struct OracleCommand {
     for (reason, rows) in reasons.sorted(by: { $0.key < $1.key }) {
       print("oracle: not compared, \(rows.count) rows: \(reason)")
     }
+    for condition in Exclusions.conditions { print("oracle: not compared, states: \(condition)") }
     if isWhole { for row in report.uncovered { print("oracle: not compared: \(row)") } }
     return report
   }

@@ -20,6 +20,7 @@ struct StateGenerator {
         solve(&r, e, operand)
       }
       guard Footprint.isSafe(e.instruction, r) else { continue }
+      guard Footprint.areFaultsAgreed(e.instruction, r) else { continue }
       if e.instruction.attributes.contains(.branch) && !aim(&r, e) { continue }
       return true
     }
@@ -73,7 +74,12 @@ extension StateGenerator {
     let i = e.instruction
     if i.attributes.contains(.string) { return prepareString(&r, i) }
     switch i.mnemonic {
-    case .push, .pushf, .pop, .call, .ret, .enter, .leave:
+    case .popf:
+      // No single steps, no alignment checks: the flags of the native executor's own code.
+      r.gpr[4] = Layout.sandbox &+ UInt64(random.below(Layout.sandboxSize - 8))
+      let changeable = RFLAGS.arithmetic.rawValue | RFLAGS.df.rawValue | RFLAGS.id.rawValue
+      write(random.next() & (changeable | 0x3200) | 2, at: r.gpr[4])
+    case .push, .pushf, .pushSegment, .pop, .call, .ret, .enter, .leave:
       r.gpr[4] = stackPointer()
       r.gpr[5] = stackPointer()
     case .div, .idiv: prepareDivision(&r, i)
@@ -89,6 +95,9 @@ extension StateGenerator {
       if Footprint.isBitString(i) {
         r.gpr[Int(i.operands[1].number)] = UInt64(bitPattern: Int64(random.below(65536) - 32768))
       }
+    case .maskmovq, .maskmovdqu, .vmaskmovdqu:
+      let target = Target.random(&random, size: 16, alignment: 1)
+      r.gpr[7] = target &- Footprint.segmentBase(i, r)
     case .clzero: r.gpr[0] = Target.random(&random, size: 64, alignment: 1)
     case .movdir64b:
       r.gpr[Int(i.operands[0].number)] = Target.random(&random, size: 64, alignment: 64)
@@ -160,6 +169,11 @@ extension StateGenerator {
       if !Self.isCanonical(r.gsBase) { r.gsBase = 0 }
       if !Self.isCanonical(r.fsBase) { r.fsBase = 0 }
     }
+    if i.mnemonic == .ldmxcsr || i.mnemonic == .vldmxcsr {
+      // Bits above 15 are reserved, but one of them not on every host.
+      let value = mxcsr() | (random.oneIn(20) ? 0x10_0000 << UInt32(random.below(12)) : 0)
+      write32(value, at: Footprint.address(i, r, operand))
+    }
     if i.mnemonic == .cmpxchg || i.mnemonic == .cmpxchg8b || i.mnemonic == .cmpxchg16b {
       prepareCompare(&r, i, operand)
     }
@@ -192,6 +206,14 @@ extension StateGenerator {
     let offset = address &- Layout.sandbox
     guard offset <= UInt64(Layout.sandboxSize - 8) else { return nil }
     return sandboxes[0].loadUnaligned(fromByteOffset: Int(offset), as: UInt64.self)
+  }
+
+  func write32(_ value: UInt32, at address: UInt64) {
+    let offset = address &- Layout.sandbox
+    guard offset <= UInt64(Layout.sandboxSize - 4) else { return }
+    for sandbox in sandboxes {
+      sandbox.storeBytes(of: value, toByteOffset: Int(offset), as: UInt32.self)
+    }
   }
 
   private func write(_ value: UInt64, at address: UInt64) {

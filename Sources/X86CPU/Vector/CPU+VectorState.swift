@@ -59,6 +59,7 @@ extension CPU {
 
   /// FNINIT: registers keep their contents but are empty.
   package func initializeX87() {
+    setTopZero()
     fcw = 0x37F
     fsw = 0
     ftw = 0
@@ -92,8 +93,12 @@ extension CPU {
   /// MMX instructions leave TOP 0 and all registers valid. ST(i) is stored relative to TOP, so
   /// another TOP before moves them.
   @inline(__always) func enterMMX() {
-    if fsw & X87Status.top != 0 { rotateToTopZero() }
+    setTopZero()
     ftw = 0xFF
+  }
+
+  @inline(__always) func setTopZero() {
+    if fsw & X87Status.top != 0 { rotateToTopZero() }
   }
 
   @inline(never) private func rotateToTopZero() {

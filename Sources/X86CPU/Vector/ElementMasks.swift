@@ -13,7 +13,7 @@ extension Instruction {
       return signMask(memorySize)
     default: break
     }
-    guard prefixes.contains(.evex), encoding.evexMask != 0, !Self.unsuppressed.contains(mnemonic)
+    guard prefixes.contains(.evex), encoding.evexMask != 0, !accessesAll
     else { return ElementMask() }
     var mask = ElementMask()
     mask.register = encoding.evexMask
@@ -24,6 +24,12 @@ extension Instruction {
       mask.elementSize = UInt8(memorySize)
       let element = isBroadcast ? destinationElement : max(destinationElement, memorySize)
       mask.elements = UInt8(min(max(vector / element, 1), 64))
+      if isBroadcast && element < memorySize {
+        // Several elements that repeat: VBROADCASTI32X2 and the like.
+        mask.kind = .repeated
+        mask.elementSize = UInt8(element)
+        mask.repeats = UInt8(memorySize / element)
+      }
       return mask
     }
     mask.kind = Self.counted.contains(mnemonic) ? .count : .opmask
@@ -31,6 +37,16 @@ extension Instruction {
     mask.elementSize = UInt8(element)
     mask.elements = UInt8(memorySize / element)
     return mask
+  }
+
+  /// The shifts suppress faults in their forms with an immediate only.
+  private var accessesAll: Bool {
+    guard Self.unsuppressed.contains(mnemonic) else { return false }
+    switch mnemonic {
+    case .vpslld, .vpsllq, .vpsllw, .vpsrad, .vpsraq, .vpsraw, .vpsrld, .vpsrlq, .vpsrlw:
+      return operands[2].kind != .immediate
+    default: return true
+    }
   }
 
   private func signMask(_ memorySize: Int) -> ElementMask {
@@ -117,7 +133,7 @@ extension Instruction {
 
   /// Every byte of the operand is accessed whatever the mask says.
   private static let unsuppressed: Set<Mnemonic> = [
-    .valignd, .valignq, .vdbpsadbw, .vextractf32x4, .vextractf32x8, .vextractf64x2,
+    .valignd, .valignq, .vcvtne2ps2bf16, .vpconflictd, .vpconflictq, .vdbpsadbw, .vextractf32x4, .vextractf32x8, .vextractf64x2,
     .vextractf64x4, .vextracti32x4, .vextracti32x8, .vextracti64x2, .vextracti64x4,
     .vgf2p8affineinvqb, .vgf2p8affineqb, .vinsertf32x4, .vinsertf32x8, .vinsertf64x2,
     .vinsertf64x4, .vinserti32x4, .vinserti32x8, .vinserti64x2, .vinserti64x4, .vmovddup,
@@ -125,7 +141,7 @@ extension Instruction {
     .vpermd, .vpermi2b, .vpermi2d, .vpermi2pd, .vpermi2ps, .vpermi2q, .vpermi2w, .vpermilpd,
     .vpermilps, .vpermpd, .vpermps, .vpermq, .vpermt2b, .vpermt2d, .vpermt2pd, .vpermt2ps,
     .vpermt2q, .vpermt2w, .vpermw, .vpmaddubsw, .vpmaddwd, .vpmultishiftqb, .vpshufb,
-    .vpshufbitqmb, .vpshufd, .vpshufhw, .vpshuflw, .vpslld, .vpsllq, .vpsllw, .vpsrad, .vpsraq,
+    .vpshufd, .vpshufhw, .vpshuflw, .vpslld, .vpsllq, .vpsllw, .vpsrad, .vpsraq,
     .vpsraw, .vpsrld, .vpsrlq, .vpsrlw, .vpunpckhbw, .vpunpckhdq, .vpunpckhqdq, .vpunpckhwd,
     .vpunpcklbw, .vpunpckldq, .vpunpcklqdq, .vpunpcklwd, .vshuff32x4, .vshuff64x2, .vshufi32x4,
     .vshufi64x2, .vshufpd, .vshufps, .vunpckhpd, .vunpckhps, .vunpcklpd, .vunpcklps,

@@ -91,8 +91,7 @@ enum GatherScatter {
       let size = Int(access.dataSize)
       for element in 0..<Int(access.count) {
         let signByte = mask + element * size + size - 1
-        if signByte.load(as: UInt8.self) & 0x80 == 0 { continue }
-        try c.gather(element, access, i)
+        if signByte.load(as: UInt8.self) & 0x80 != 0 { try c.gather(element, access, i) }
         (mask + element * size).initializeMemory(as: UInt8.self, repeating: 0, count: size)
       }
       mask.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
@@ -107,8 +106,11 @@ enum GatherScatter {
       try AVX512Gate.check(c)
       let access = IndexedAccess(packed: i.pointee.immediate)
       let mask = c.opmask + Int(access.opmask & 7)
+      let length = Int(access.count) * Int(max(access.dataSize, access.indexSize))
       for element in 0..<Int(access.count) where mask.pointee >> UInt64(element) & 1 != 0 {
         try c.gather(element, access, i)
+        // A fault of a later element finds what lies above the vector length cleared.
+        c.clearAbove(i.pointee.dst, length)
         mask.pointee &= ~(1 << UInt64(element))
       }
       mask.pointee = 0

@@ -125,6 +125,8 @@ extension CPU {
     let mask = stub.pointee.mask
     guard mask.kind != .none else {
       let reservation = try reserveWrite(address, size: stub.pointee.memorySize)
+      // A masked store that may touch all of its operand still changes the active elements only.
+      prefill(bounce, from: reservation)
       try runReporting(stub, i, bounce)
       try commit(reservation, from: bounce)
       return

@@ -34,6 +34,17 @@ extension CPU {
     return reservation
   }
 
+  /// Copies what now stands in the reserved bytes, where they have host pointers.
+  func prefill(_ target: UnsafeMutableRawPointer, from reservation: WriteReservation) {
+    if let first = reservation.first {
+      target.copyMemory(from: first, byteCount: reservation.split)
+    }
+    if let second = reservation.second {
+      (target + reservation.split).copyMemory(
+        from: second, byteCount: reservation.size - reservation.split)
+    }
+  }
+
   /// Writes the reserved bytes.
   func commit(
     _ reservation: WriteReservation, from source: UnsafeRawPointer
@@ -86,6 +97,12 @@ extension CPU {
     case .none: return all
     case .opmask: return bits
     case .any: return bits == 0 ? 0 : 1
+    case .repeated:
+      var folded: UInt64 = 0
+      for element in 0..<UInt64(mask.elements) where bits >> element & 1 != 0 {
+        folded |= 1 << (element % UInt64(max(mask.repeats, 1)))
+      }
+      return folded
     case .count:
       let count = UInt64(bits.nonzeroBitCount)
       return count >= 64 ? .max : (1 &<< count) &- 1

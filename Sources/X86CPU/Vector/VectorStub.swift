@@ -65,6 +65,8 @@ struct ElementMask {
     case count
     /// The one there is, if any bit is set (broadcast).
     case any
+    /// The bits select among elements that repeat `repeats` by `repeats` (VBROADCASTI32X2, ...).
+    case repeated
     /// Those whose sign bits are set in a vector register (VMASKMOV).
     case signs
   }
@@ -73,6 +75,8 @@ struct ElementMask {
   var elementSize: UInt8 = 0
   /// Mask bits that count.
   var elements: UInt8 = 0
+  /// Of `repeated`: elements in memory.
+  var repeats: UInt8 = 0
 }
 
 enum VectorStubs {

@@ -113,7 +113,7 @@ enum MMXHandlers {
     let c = CPU(c)
     return attempt(c) { () throws(GuestException) in
       try MMXGate.check(c)
-      c.fsw &= ~X87Status.top
+      c.setTopZero()
       c.ftw = 0
     }
   }

@@ -39,8 +39,9 @@ extension OpcodeText {
     @ avx512bw vec k : 66 : =kq,Hx,Wx,Ib
     3E.w0 vpcmpub | 3E.w1 vpcmpuw | 3F.w0 vpcmpb | 3F.w1 vpcmpw
     @ avx512dq vec k : 66
-    66.w0 vfpclassps =kq,Wx,Ib b4 | 66.w1 vfpclasspd =kq,Wx,Ib b8 | 67.w0 vfpclassss =kq,Wd,Ib sc
-    67.w1 vfpclasssd =kq,Wq,Ib sc
+    66.w0 vfpclassps =kq,Wx,Ib b4 fp | 66.w1 vfpclasspd =kq,Wx,Ib b8 fp
+    67.w0 vfpclassss =kq,Wd,Ib sc fp
+    67.w1 vfpclasssd =kq,Wq,Ib sc fp
     # Floating point
     @ avx512f vec fp kz sae : 66
     08.w0 vrndscaleps =Vx,Wx,Ib b4 | 09.w1 vrndscalepd =Vx,Wx,Ib b8
