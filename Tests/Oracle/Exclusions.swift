@@ -25,6 +25,9 @@ package enum Exclusions {
     if row.attributes.contains(.notForOracle) && !unprivileged.contains(row.mnemonic) {
       return "its result depends on the host or its kernel"
     }
+    if !CPUIDModel.offers(row.feature) {
+      return "the processor model does not offer \(row.feature)"
+    }
     if !hostHas(row.feature) { return "the host has no \(row.feature)" }
     return nil
   }
@@ -42,7 +45,6 @@ package enum Exclusions {
     .callFar: descriptors, .jmpFar: descriptors, .retFar: descriptors, .iret: descriptors,
     .lss: descriptors, .lfs: descriptors, .lgs: descriptors, .popSegment: descriptors,
     .fnsave: pointers, .fnstenv: pointers,
-    .clzero: "the processor model does not offer it",
     .ud2: "is the landing pad of the interpreter",
   ]
 

@@ -133,7 +133,8 @@ extension Instruction {
 
   /// Every byte of the operand is accessed whatever the mask says.
   private static let unsuppressed: Set<Mnemonic> = [
-    .valignd, .valignq, .vcvtne2ps2bf16, .vpconflictd, .vpconflictq, .vdbpsadbw, .vextractf32x4, .vextractf32x8, .vextractf64x2,
+    .valignd, .valignq, .vcvtne2ps2bf16, .vpconflictd, .vpconflictq,
+    .vdbpsadbw, .vextractf32x4, .vextractf32x8, .vextractf64x2,
     .vextractf64x4, .vextracti32x4, .vextracti32x8, .vextracti64x2, .vextracti64x4,
     .vgf2p8affineinvqb, .vgf2p8affineqb, .vinsertf32x4, .vinsertf32x8, .vinsertf64x2,
     .vinsertf64x4, .vinserti32x4, .vinserti32x8, .vinserti64x2, .vinserti64x4, .vmovddup,

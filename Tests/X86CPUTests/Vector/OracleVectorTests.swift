@@ -72,7 +72,7 @@ import X86CPU
     #expect(m[zmm: 0, 1] == 7)
   }
 
-  @Test(.enabled(if: HostFeatures.current.has(.avx2)))
+  @Test(.enabled(if: hasAVX512))
   func faultingGatherHasClearedTheMaskBeforeTheFault() {
     let m = VectorMachine()
     m.catchExceptions()
