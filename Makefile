@@ -3,7 +3,7 @@
 SWIFT ?= swift
 RELEASE = -c release -Xswiftc -static-stdlib
 MARTLET = .build/release/martlet
-# Arguments for the program: make run ARGS="--cpus 2"
+# Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick"
 ARGS ?=
 
 .PHONY: all build run guest guests test bench check format clean
@@ -42,7 +42,8 @@ guests:
 	Guests/embed.sh Sources/VMM/BuiltinGuest/BuiltInGuestImage.swift
 
 bench: build
-	@if [ -x Scripts/bench.sh ]; then Scripts/bench.sh; else echo "no benchmarks yet"; fi
+	$(SWIFT) build $(RELEASE) --product martlet-bench
+	Scripts/bench.sh $(ARGS)
 
 # Formatting, and a build in which warnings are errors.
 check:

@@ -119,7 +119,10 @@ let package = Package(
       swiftSettings: common),
     .executableTarget(
       name: "martlet-bench",
-      dependencies: ["X86", "X86CPU", "Support", "Host", "KVMClient", "KVMLoopback", "CHost"],
+      dependencies: [
+        "X86", "X86CPU", "Support", "Host", "CHost", "KVMClient", "KVMLoopback",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       path: "Benchmarks/MartletBench", swiftSettings: common),
     .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: common),
     .testTarget(

@@ -4,10 +4,11 @@
 # Writes an initial RAM disk (cpio, "newc" format) with busybox and an init script. The format is
 # written here by hand, so that neither root (for the device node) nor cpio is needed.
 #
-# usage: Scripts/make-initramfs.sh BUSYBOX INIT OUTPUT
+# usage: Scripts/make-initramfs.sh BUSYBOX INIT OUTPUT [PROGRAM...]     PROGRAMs go into /bin
 
 set -eu
 busybox=$1 init=$2 output=$3
+shift 3
 inode=0
 
 # One member: name, mode, size, major, minor. All other fields are 0.
@@ -46,6 +47,7 @@ link() {
   device dev/null 1 3
   file bin/busybox "$busybox"
   link bin/sh busybox
+  for program in "$@"; do file "bin/${program##*/}" "$program"; done
   file init "$init"
   header 'TRAILER!!!' 0 0 0 0
 } >"$output.new"

@@ -91,7 +91,8 @@ package final class VirtualMachine: Sendable {
       "time: \(Self.rounded(Double(elapsed) / 1e9)) s wall, "
         + "\(Self.rounded(seconds(usage.ru_utime))) s user, "
         + "\(Self.rounded(seconds(usage.ru_stime))) s system",
-      "memory: \(usage.ru_maxrss >> 10) MiB resident at most, guest's included",
+      "memory: \(usage.ru_maxrss >> 10) MiB resident at most, "
+        + "\(memory.residentBytes >> 20) MiB the guest's",
       "exits to user space: \(exits.total)",
     ]
     lines += exits.rows.map { "  \($0.name): \($0.value)" }

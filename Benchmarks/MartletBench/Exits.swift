@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How long a guest waits for its hypervisor, through the KVM API as any client uses it: exits that
+// the hypervisor answers itself, and exits that go to user space and back through KVM_RUN. The same
+// guests on the software KVM and on the kernel's.
+
+import CHost
+import Host
+import KVMClient
+import KVMLoopback
+import SystemPackage
+import X86
+
+/// Prints nanoseconds for each round, the two instructions of the guest's loop included.
+func measureExits() throws {
+  let software = try LoopbackTransport(physicalCPUs: 1)
+  for entry in exitLoops {
+    print("exit soft \(entry.name) \(rounded(try best(entry, software), 1))")
+  }
+  let device = DeviceTransport()
+  guard (try? System(transport: device)) != nil else { return }
+  for entry in exitLoops {
+    guard let time = try? best(entry, device) else { continue }
+    print("exit kvm \(entry.name) \(rounded(time, 1))")
+  }
+}
+
+private let exitLoops: [(name: String, body: [UInt8])] = [
+  ("cpuid", [0x31, 0xC0, 0x0F, 0xA2]),  // xor eax, eax; cpuid
+  ("vmcall", [0xB8, 0xFF, 0xFF, 0x00, 0x00, 0x0F, 0x01, 0xC1]),  // mov eax, 0xffff; vmcall
+  ("port-out", [0xE6, 0xE9]),  // out 0xe9, al
+  ("port-in", [0xE4, 0xE9]),  // in al, 0xe9
+  ("mmio-write", [0xA3, 0x00, 0x00, 0x00, 0xD0]),  // mov [0xd0000000], eax
+  ("mmio-read", [0xA1, 0x00, 0x00, 0x00, 0xD0]),  // mov eax, [0xd0000000]
+]
+
+/// Nanoseconds of the thread's CPU time for each round: the best of several batches, each long enough
+/// to measure on a fast KVM and short enough on a slow one.
+private func best(
+  _ entry: (name: String, body: [UInt8]), _ transport: any KVMTransport
+) throws -> Double {
+  let guest = try ExitGuest(transport, entry.body)
+  let first = try guest.run(rounds: 200)
+  let rounds = UInt64(min(max(20e6 / first, 200), 200_000))
+  return try (0..<7).map { _ in try guest.run(rounds: rounds) }.min() ?? first
+}
+
+/// A machine with one CPU in flat 32-bit mode that executes a body ESI times and halts.
+private struct ExitGuest {
+  private static let start: UInt64 = 0x1000
+  private static let memorySize = 2 << 20
+
+  private let machine: Machine
+  private let cpu: VirtualCPU
+  private let memory: SharedMapping
+
+  init(_ transport: any KVMTransport, _ body: [UInt8]) throws {
+    let system = try System(transport: transport)
+    machine = try system.createMachine()
+    memory = try SharedMapping(Self.memorySize)
+    let back = UInt8(truncatingIfNeeded: -(body.count + 3))
+    let code = body + [0x4E, 0x75, back, 0xF4]  // dec esi; jnz; hlt
+    memory.address.advanced(by: Int(Self.start))
+      .copyMemory(from: code, byteCount: code.count)
+    try machine.setMemory(
+      slot: 0, guestAddress: 0, size: UInt64(Self.memorySize), hostAddress: memory.address)
+    cpu = try machine.createVirtualCPU(0)
+    try cpu.setCPUID(try system.supportedCPUID())
+    var special = try cpu.specialRegisters()
+    special.cr0 = CR0([.pe, .et]).rawValue
+    special.cs = Self.segment(type: 11)
+    special.ss = Self.segment(type: 3)
+    (special.ds, special.es) = (special.ss, special.ss)
+    try cpu.setSpecialRegisters(special)
+  }
+
+  /// Nanoseconds of CPU time for each round.
+  func run(rounds: UInt64) throws -> Double {
+    var registers = kvm_regs()
+    registers.rip = Self.start
+    registers.rsi = rounds
+    registers.rflags = RFLAGS([.fixed]).rawValue
+    try cpu.setRegisters(registers)
+    let begin = HostClock.threadCPU()
+    while true {
+      switch try cpu.run() {
+      case .halt: return Double(HostClock.threadCPU() &- begin) / Double(rounds)
+      case .io(let access) where !access.isWrite:
+        access.data.storeBytes(of: 0xFF, as: UInt8.self)
+      case .mmio(let access) where !access.isWrite:
+        access.data.storeBytes(of: 0x1234_5678, as: UInt32.self)
+      case .io, .mmio, .interrupted: continue
+      case let exit: throw BenchError("the guest came out with \(exit)")
+      }
+    }
+  }
+
+  private static func segment(type: UInt8) -> kvm_segment {
+    var segment = kvm_segment()
+    segment.limit = 0xFFFF_FFFF
+    segment.selector = type == 11 ? 8 : 16
+    segment.type = type
+    segment.present = 1
+    segment.db = 1
+    segment.s = 1
+    segment.g = 1
+    return segment
+  }
+}
+
+/// A mapping that a copyable owner shares.
+private final class SharedMapping {
+  private let mapping: Mapping
+  var address: UnsafeMutableRawPointer { mapping.address }
+  init(_ size: Int) throws(Errno) { mapping = try Mapping(anonymous: size, hugePages: true) }
+}

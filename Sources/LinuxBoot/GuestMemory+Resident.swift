@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Glibc
+
+extension GuestMemory {
+  /// Bytes that have host memory behind them: what the guest and its loader touched. 0 where the
+  /// host does not tell.
+  package var residentBytes: Int {
+    let pageSize = 4096
+    var pages = [UInt8](repeating: 0, count: size / pageSize)
+    guard let start = regions.first?.hostAddress else { return 0 }
+    // The regions lie one after the other in one mapping.
+    guard mincore(start, size, &pages) == 0 else { return 0 }
+    return pages.reduce(0) { $0 + Int($1 & 1) } * pageSize
+  }
+}
