@@ -5,6 +5,7 @@
 
 import Host
 import Support
+import SystemPackage
 import X86
 import X86CPU
 
@@ -21,7 +22,7 @@ func measureLoops() throws {
     guard let mips = loop.millionsPerSecond() else {
       throw BenchError("the loop \(loop.name) did not reach its end")
     }
-    print("mips \(loop.name) \(rounded(mips, 1))")
+    report("mips \(loop.name) \(rounded(mips, 1))")
   }
 }
 
@@ -49,6 +50,11 @@ extension CodeLoop {
     }
     return best
   }
+}
+
+/// Prints a line at once, so that what was measured is there even if the next hangs.
+func report(_ line: String) {
+  _ = try? FileDescriptor.standardOutput.writeAll((line + "\n").utf8)
 }
 
 /// With a given number of decimal digits, for people.

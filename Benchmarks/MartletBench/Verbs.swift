@@ -24,5 +24,5 @@ func measureVerbs() throws {
     }
     best = min(best, Double(HostClock.threadCPU() &- begin) / Double(rounds))
   }
-  print("exit verbs vmcall \(rounded(best, 1))")
+  report("exit verbs vmcall \(rounded(best, 1))")
 }
