@@ -2,6 +2,7 @@
 
 import Synchronization
 import X86
+import X86CPU
 
 /// What a vCPU did.
 package struct RunStatistics: Sendable {
@@ -39,5 +40,21 @@ extension Hypervisor {
       for vcpu in machine.virtualCPUs { total.add(vcpu.statistics) }
     }
     return total
+  }
+
+  /// What the TLBs and block caches of all physical CPUs did, for people to read; exact while no
+  /// vCPU runs.
+  package var cacheStatistics: [(name: String, value: UInt64)] {
+    var caches = CacheStatistics()
+    for slot in pool.slots { caches.add(slot.cpu.cacheStatistics) }
+    return [
+      (name: "TLB entries made", value: caches.tlbFills),
+      (name: "  address spaces flushed", value: caches.addressSpaceFlushes),
+      (name: "  pages flushed", value: caches.pageFlushes),
+      (name: "  wiped", value: caches.tlbWipes),
+      (name: "blocks decoded", value: caches.blocksBuilt),
+      (name: "  dropped, written over", value: caches.blocksDropped),
+      (name: "  cache dropped, full", value: caches.blockCacheFlushes),
+    ]
   }
 }

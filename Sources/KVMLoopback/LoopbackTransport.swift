@@ -47,6 +47,6 @@ package final class LoopbackTransport: KVMTransport {
     if total.instructions > 0 {
       rows.append((name: KVMStatistic.instructions, value: total.instructions))
     }
-    return rows
+    return rows + hypervisor.cacheStatistics
   }
 }

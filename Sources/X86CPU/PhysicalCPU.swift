@@ -32,6 +32,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   var jumpEpoch: UInt64 = 0
   /// The next TLB context that is free.
   var nextContext: UInt64 = 1
+  var tlbCounts = TLBCounts()
   var pcidContexts: [(pcid: UInt64, root: UInt64, context: UInt64)] = []
   /// Linear range in which pages larger than 4 KiB have entries.
   var largePages: (low: UInt64, high: UInt64)?

@@ -36,6 +36,7 @@ extension CPU {
       flushAddressSpace(keepGlobal: false)
       return
     }
+    owner.tlbCounts.pageFlushes &+= 1
     let index = Int((linear >> Page.shift) & TLB.indexMask)
     for bank in 0..<TLB.bankCount {
       owner.tlbBanks[bank * TLB.entriesPerBank + index] = .invalid
@@ -57,6 +58,7 @@ extension PhysicalCPU {
   /// A context that no valid TLB entry has.
   func newContext() -> UInt64 {
     if nextContext > TLB.lastContext {
+      tlbCounts.wipes &+= 1
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
       executePages.update(
         repeating: ExecutePage.invalid, count: Int(PhysicalCPU.executePagesMask) + 1)
@@ -65,6 +67,7 @@ extension PhysicalCPU {
       jumpEpoch &+= 1
       nextContext = 0
     }
+    tlbCounts.contexts &+= 1
     nextContext += 1
     return nextContext - 1
   }

@@ -68,6 +68,7 @@ extension CPU {
       owner.noteLargePage(linear)
     }
     if t.global { info |= TLBEntry.global }
+    s.pointee.tlbFills &+= 1
     tlbEntry(linear).pointee = TLBEntry(
       readTag: page.rights & EPTEntry.read != 0 ? key : .max,
       writeTag: mayWrite && !isCode ? key : .max,

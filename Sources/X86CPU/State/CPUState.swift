@@ -162,6 +162,9 @@ package struct CPUState {
   package var physicalCache: UnsafeMutablePointer<PhysicalPage>
   package var executePages: UnsafeMutablePointer<ExecutePage>
 
+  /// TLB entries made after page walks, since start.
+  package var tlbFills: UInt64 = 0
+
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
     physicalCache: UnsafeMutablePointer<PhysicalPage>,
