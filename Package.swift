@@ -17,6 +17,17 @@ let hot: [SwiftSetting] =
     .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release))
   ]
 
+/// The release program has the standard library inside, and symbols but no debug information. The
+/// two libraries are parts of FoundationEssentials, which swift-argument-parser imports: linking
+/// it statically does not name them by itself.
+let standalone: [LinkerSetting] = [
+  .unsafeFlags(
+    [
+      "-static-stdlib", "-l_FoundationCollections", "-l_FoundationCShims", "-Xlinker",
+      "--strip-debug",
+    ], .when(configuration: .release))
+]
+
 /// A target may import only targets that stand above it in this list (ARCHITECTURE.md has the map).
 let package = Package(
   name: "martlet",
@@ -78,7 +89,8 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
-      ], swiftSettings: common),
+      ], swiftSettings: common,
+      linkerSettings: standalone),
     .testTarget(
       name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
     // Tests of the VMM's side.
@@ -135,7 +147,7 @@ let package = Package(
     .testTarget(
       name: "MartletTests",
       dependencies: [
-        "martlet", "CHost", "Host", "HostTestSupport",
+        "CHost", "Host", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),

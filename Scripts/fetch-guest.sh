@@ -11,7 +11,8 @@
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
 #
 # usage: Scripts/fetch-guest.sh [--cloud]     --cloud leaves the generic kernel out
-# What is there already is not fetched again.
+# What is there already is not fetched again. Where apt has no package lists, they are fetched into
+# .guest/apt, so that root is not needed.
 
 set -eu
 cd "$(dirname "$0")/.."
@@ -27,13 +28,28 @@ for tool in apt-get apt-cache dpkg-deb; do
   fi
 done
 
+# Options that make apt use lists of our own; empty while the system's lists serve.
+lists=
+own_lists() {
+  mkdir -p "$guest/apt/lists/partial" "$guest/apt/cache/archives/partial"
+  lists="-o Dir::State::Lists=$guest/apt/lists -o Dir::Cache=$guest/apt/cache"
+  lists="$lists -o APT::Sandbox::User=$(id -un)"
+  apt-get $lists update >"$guest/apt/log" 2>&1 || true
+}
+
+# The kernel package that the meta package $1 depends on.
+kernel_package() {
+  apt-cache $lists depends "$1" 2>/dev/null |
+    sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1
+}
+
 # Downloads a package and unpacks it into the directory $2.
 unpack() {
   mkdir -p "$2"
-  (cd "$2" && apt-get download "$1" >download.log 2>&1) || {
+  (cd "$2" && apt-get $lists download "$1" >download.log 2>&1) || {
     echo "fetch-guest: apt-get download $1 failed:" >&2
     tail -n 2 "$2/download.log" >&2
-    echo "fetch-guest: is there a network, and has apt-get update been run?" >&2
+    echo "fetch-guest: is there a network? Old package lists are renewed by apt-get update" >&2
     exit 1
   }
   for package in "$2"/*.deb; do dpkg-deb -x "$package" "$2"; done
@@ -43,10 +59,14 @@ unpack() {
 kernel() {
   [ -s "$guest/$2" ] && return
   [ -z "${missing:-}" ] || exit 1
-  package=$(apt-cache depends "$1" 2>/dev/null |
-    sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+  package=$(kernel_package "$1")
+  if [ -z "$package" ] && [ -z "$lists" ]; then
+    own_lists
+    package=$(kernel_package "$1")
+  fi
   if [ -z "$package" ]; then
-    echo "fetch-guest: apt knows no $1: run apt-get update, or add Debian's main archive" >&2
+    echo "fetch-guest: apt knows no $1, also after apt-get update: is there a network, and is" \
+      "Debian's main archive among apt's sources?" >&2
     exit 1
   fi
   echo "fetch-guest: $package"

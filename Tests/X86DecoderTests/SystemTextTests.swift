@@ -69,7 +69,7 @@ enum KernelImage {
   static func vmlinux() throws -> String {
     guard let image = FileManager.default.contents(atPath: path) else {
       throw ToolFailure(
-        description: "no kernel at \(path): set MARTLET_TEST_KERNEL to Debian's cloud kernel")
+        description: "no kernel at \(path): run Scripts/fetch-guest.sh, or set MARTLET_TEST_KERNEL")
     }
     let payload = try payload(of: [UInt8](image))
     let base = NSTemporaryDirectory() + "martlet-vmlinux-\(getpid())"
