@@ -9,7 +9,6 @@
 //     m.run(from: 0x1000)
 //     #expect(m.cpu.gpr[0] == 3)
 
-import Foundation
 import Synchronization
 import X86
 import X86CPU
