@@ -49,11 +49,16 @@ let package = Package(
     .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
     .target(
       name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
+    .target(
+      name: "X86JIT", dependencies: [
+        "X86", "X86Decoder", "X86CPU", "Host",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: hot),
     .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
     .target(
       name: "KVM",
       dependencies: [
-        "CHost", "Host", "X86", "X86CPU", "InterruptChips",
+        "CHost", "Host", "X86", "X86CPU", "X86JIT", "InterruptChips",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
     .target(
@@ -111,7 +116,7 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .target(
-      name: "Support", dependencies: ["X86", "X86CPU"], path: "Tests/Support",
+      name: "Support", dependencies: ["X86", "X86CPU", "X86JIT"], path: "Tests/Support",
       swiftSettings: common),
     .testTarget(
       name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support"],
@@ -125,6 +130,9 @@ let package = Package(
       path: "Tests/OracleRun", swiftSettings: common),
     .testTarget(
       name: "OracleTests", dependencies: ["Oracle"],
+      swiftSettings: common),
+    .testTarget(
+      name: "X86JITTests", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support"],
       swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],

@@ -23,6 +23,10 @@ func measureLoops() throws {
       throw BenchError("the loop \(loop.name) did not reach its end")
     }
     report("mips \(loop.name) \(rounded(mips, 1))")
+    guard let translated = loop.millionsPerSecond(threshold: 32) else {
+      throw BenchError("the loop \(loop.name), translated, did not reach its end")
+    }
+    report("translated \(loop.name) \(rounded(translated, 1))")
   }
 }
 
@@ -31,9 +35,9 @@ extension CodeLoop {
   private static let start: UInt64 = 0x1000
 
   /// The best of several batches, by the thread's CPU time: other load on the machine only ever adds.
-  /// Nil when the code ends elsewhere than at its HLT.
-  func millionsPerSecond() -> Double? {
-    let machine = TestMachine()
+  /// Nil when the code ends elsewhere than at its HLT. A threshold other than 0 is the translator's.
+  func millionsPerSecond(threshold: UInt32 = 0) -> Double? {
+    let machine = TestMachine(threshold: threshold)
     machine.setLongMode()
     machine.load(code, at: Int(Self.start))
     let state = machine.cpu.s

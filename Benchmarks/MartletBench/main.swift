@@ -5,7 +5,8 @@
 //
 //     martlet-bench [loops] [verbs] [exits]      default: all three
 //
-//     mips NAME MILLIONS-OF-INSTRUCTIONS-PER-SECOND
+//     mips NAME MILLIONS-OF-INSTRUCTIONS-PER-SECOND            the interpreter's
+//     translated NAME MILLIONS-OF-INSTRUCTIONS-PER-SECOND      the translator's
 //     exit ENGINE NAME NANOSECONDS
 
 import Glibc

@@ -18,6 +18,7 @@ import Host
 import Synchronization
 import SystemPackage
 import X86CPU
+import X86JIT
 
 #if canImport(Glibc)
   import Glibc
@@ -40,11 +41,16 @@ package final class Hypervisor: Sendable {
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
-  /// - Parameter physicalCPUs: 1 to 64; nil: as many as the host has.
-  package init(physicalCPUs: Int? = nil) throws(Errno) {
+  /// - Parameters:
+  ///   - physicalCPUs: 1 to 64; nil: as many as the host has.
+  ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
+  package init(physicalCPUs: Int? = nil, translates: Bool = false) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
-    pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in try VMX.enable(cpu) }
+    pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
+      try VMX.enable(cpu)
+      if translates { try Translator.install(on: cpu) }
+    }
   }
 
   /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.

@@ -12,9 +12,11 @@ package final class LoopbackTransport: KVMTransport {
   package let name = "the software KVM"
   package let hypervisor: Hypervisor
 
-  /// - Parameter physicalCPUs: how many processors the software has; nil: as many as the host.
-  package init(physicalCPUs: Int? = nil) throws(Errno) {
-    hypervisor = try Hypervisor(physicalCPUs: physicalCPUs)
+  /// - Parameters:
+  ///   - physicalCPUs: how many processors the software has; nil: as many as the host.
+  ///   - translates: whether they translate hot code.
+  package init(physicalCPUs: Int? = nil, translates: Bool = false) throws(Errno) {
+    hypervisor = try Hypervisor(physicalCPUs: physicalCPUs, translates: translates)
   }
 
   package func open() throws(Errno) -> Int32 { hypervisor.open() }

@@ -22,6 +22,8 @@ package struct Configuration: Sendable {
   package var processors = 1
   /// Physical CPUs of the software engine; nil for as many as the host has.
   package var physicalProcessors: Int?
+  /// The software engine translates hot code.
+  package var translates = false
   package var engine = EngineChoice.auto
   package var statistics = false
 
@@ -79,6 +81,15 @@ extension Configuration {
       throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumProcessors)")
     }
     physicalProcessors = number
+  }
+
+  /// Switches the software engine's translator.
+  package mutating func setTranslator(_ text: String) throws(RunError) {
+    switch text {
+    case "on": translates = true
+    case "off": translates = false
+    default: throw RunError("--translator \(text): give on or off")
+    }
   }
 
   /// Sets the engine by its name.

@@ -15,9 +15,9 @@ package struct Engine: Sendable {
 
 /// The makers of transports that a program has at hand.
 package struct EngineSupply: Sendable {
-  /// Makes a software KVM with a number of physical CPUs (nil: the host's).
+  /// Makes a software KVM with the physical CPUs that a configuration asks for.
   package typealias SoftwareMaker =
-    @Sendable (_ physicalProcessors: Int?) throws(Errno) -> any KVMTransport
+    @Sendable (_ configuration: Configuration) throws(Errno) -> any KVMTransport
 
   private let device: any KVMTransport
   private let software: SoftwareMaker?
@@ -77,7 +77,7 @@ package struct EngineSupply: Sendable {
       throw RunError("the software engine is not in this program; give --engine kvm")
     }
     do throws(Errno) {
-      let transport = try software(configuration.physicalProcessors)
+      let transport = try software(configuration)
       return Engine(transport: transport, reason: "engine soft (\(transport.name)): \(why)")
     } catch {
       throw RunError("the software engine does not start: \(error)")

@@ -46,6 +46,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
   /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
   package var waitForRequest: ((UInt64) -> Void)?
+  /// Translates hot blocks, if there is one (see NativeCode).
+  package var translator: (any BlockTranslator)?
 
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
@@ -53,7 +55,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   package init(number: Int, blockOps: Int = 1 << 18) {
     self.number = number
     let size = CPU.vectorOffset + MemoryLayout<VectorState>.size
-    let raw = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 4096)
+    let raw = NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
@@ -83,7 +85,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     bounce.deallocate()
     vmx.deallocate()
     tlbBanks.deallocate()
-    cpu.raw.deallocate()
+    NativeStack.deallocate(state: cpu.raw)
   }
 
   var requestWord: UnsafeMutablePointer<Atomic<UInt64>> {

@@ -57,6 +57,12 @@ extension CPU {
 
   /// Runs a block from its start. False where a VM exit is recorded.
   @inline(__always) private func run(_ block: BlockPointer) -> Bool {
+    if block.pointee.native != 0 { return runNative(block) }
+    block.pointee.heat &-= 1
+    if block.pointee.heat == 0 {
+      owner.translator?.translate(block)
+      if block.pointee.native != 0 { return runNative(block) }
+    }
     s.pointee.blockRIP = s.pointee.rip
     let first = block.pointee.ops
     var op = first
@@ -109,7 +115,7 @@ extension CPU {
   }
 
   /// Ends a block that ended otherwise than by a branch.
-  @inline(never) private func finish(_ step: Int32, _ op: MicroOpPointer) -> Bool {
+  @inline(never) func finish(_ step: Int32, _ op: MicroOpPointer) -> Bool {
     switch step {
     case Step.reload:
       return processEvents()

@@ -15,8 +15,9 @@ struct Martlet: ParsableCommand {
     subcommands: [Run.self, DoctorCommand.self])
 
   /// The engines of this program.
-  static let engines = EngineSupply { (physicalProcessors) throws(Errno) in
-    try LoopbackTransport(physicalCPUs: physicalProcessors)
+  static let engines = EngineSupply { (configuration) throws(Errno) in
+    try LoopbackTransport(
+      physicalCPUs: configuration.physicalProcessors, translates: configuration.translates)
   }
 
   /// One line on standard error.
@@ -55,6 +56,9 @@ struct Run: ParsableCommand {
   @Option(help: "What runs the guest: auto, soft (the software KVM) or kvm (the kernel's).")
   var engine = "auto"
 
+  @Option(help: "Translate hot guest code to host code (software engine): on or off.")
+  var translator = "off"
+
   @Flag(help: "Print counts and times at the end.")
   var stats = false
 
@@ -91,6 +95,7 @@ struct Run: ParsableCommand {
     try configuration.setProcessors(cpus)
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
+    try configuration.setTranslator(translator)
     return configuration
   }
 }

@@ -9,9 +9,11 @@
 //     m.run(from: 0x1000)
 //     #expect(m.cpu.gpr[0] == 3)
 
+import Glibc
 import Synchronization
 import X86
 import X86CPU
+import X86JIT
 
 package final class TestMachine {
   package let processor: PhysicalCPU
@@ -22,8 +24,21 @@ package final class TestMachine {
   private let tables: UnsafeMutableRawPointer
   private static let nextNumber = Atomic<Int>(0)
 
-  /// - Parameter megabytes: guest memory, a multiple of 2.
-  package init(megabytes: Int = 8) {
+  /// The translator, where the machine has one.
+  package private(set) var translator: Translator?
+
+  /// How machines are made where the caller does not say: `MARTLET_TRANSLATOR=N` gives all a
+  /// translator with threshold N, so that any suite runs both ways.
+  private static let defaultThreshold =
+    getenv("MARTLET_TRANSLATOR").flatMap { UInt32(String(cString: $0)) } ?? 0
+
+  /// - Parameters:
+  ///   - megabytes: guest memory, a multiple of 2.
+  ///   - threshold: executions before a block is translated; 0 for the interpreter alone.
+  ///   - codeBytes: the translator's code memory.
+  package init(
+    megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20
+  ) {
     processor = PhysicalCPU(
       number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, blockOps: 1 << 14)
     memorySize = megabytes << 20
@@ -35,6 +50,10 @@ package final class TestMachine {
     cpu.s.pointee.vmx.primary = PrimaryControls.hltExiting | PrimaryControls.secondaryControls
       | PrimaryControls.unconditionalIOExiting
     cpu.s.pointee.vmx.secondary = SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest
+    let threshold = threshold ?? Self.defaultThreshold
+    if threshold > 0 {
+      translator = try? Translator.install(on: processor, threshold: threshold, codeBytes: codeBytes)
+    }
   }
 
   deinit {

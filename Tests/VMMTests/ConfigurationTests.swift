@@ -43,7 +43,7 @@ import VMM
 @Suite struct EngineSupplyTests {
   private let missing = EngineSupply(
     device: DeviceTransport(path: "/dev/no-kvm"),
-    software: { (_: Int?) throws(Errno) in DeviceTransport(path: "/dev/soft") })
+    software: { (_: Configuration) throws(Errno) in DeviceTransport(path: "/dev/soft") })
 
   @Test func aMissingDeviceIsNamed() throws {
     var configuration = Configuration()

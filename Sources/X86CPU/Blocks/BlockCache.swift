@@ -31,21 +31,25 @@ package struct Block {
   /// Next block in the hash chain and in the page's list; -1 ends them.
   var nextInHash: Int32
   var nextInPage: Int32
+  /// Executions until the block is offered to the translator.
+  package var heat: UInt32 = 0
+  /// Where the block's translation starts; 0 without one.
+  package var native: UInt = 0
 }
 
 package typealias BlockPointer = UnsafeMutablePointer<Block>
 
 package struct JumpCacheEntry {
-  var linear: UInt64
-  var context: UInt64
-  var block: BlockPointer?
+  package var linear: UInt64
+  package var context: UInt64
+  package var block: BlockPointer?
   /// Makes the stride a power of two.
   var padding: UInt64 = 0
 }
 
 package final class BlockCache {
   static let maximumInstructions = 48
-  static let jumpCacheMask: UInt64 = 4095
+  package static let jumpCacheMask: UInt64 = 4095
   static let hashMask: UInt64 = 16383
 
   let opCapacity: Int
@@ -62,6 +66,8 @@ package final class BlockCache {
   package private(set) var flushes: UInt64 = 0
   package private(set) var built: UInt64 = 0
   package private(set) var invalidated: UInt64 = 0
+  /// Heat of a new block. 0, without a translator, wraps: it takes 2^32 executions to run out.
+  package var initialHeat: UInt32 = 0
 
   /// - Parameter opCapacity: micro-ops (64 bytes each) that the cache holds.
   init(opCapacity: Int) {
@@ -92,8 +98,16 @@ package final class BlockCache {
     Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & Self.hashMask)
   }
 
+  /// Forgets every translation.
+  package func forgetNative() {
+    for n in 0..<blockCount {
+      blocks[n].native = 0
+      blocks[n].heat = initialHeat
+    }
+  }
+
   /// The valid block that starts at a host address in a mode.
-  func find(host: UInt64, modeKey: UInt16) -> BlockPointer? {
+  package func find(host: UInt64, modeKey: UInt16) -> BlockPointer? {
     var index = hash[bucket(host, modeKey)]
     while index >= 0 {
       let block = blocks + Int(index)
@@ -118,6 +132,7 @@ package final class BlockCache {
     let index = Int32(blockCount)
     let pointer = blocks + blockCount
     pointer.initialize(to: block)
+    pointer.pointee.heat = initialHeat
     let bucket = bucket(block.host, block.modeKey)
     pointer.pointee.nextInHash = hash[bucket]
     hash[bucket] = index
@@ -161,6 +176,7 @@ package final class BlockCache {
     let block = blocks + Int(index)
     if !block.pointee.isValid { return }
     block.pointee.isValid = false
+    block.pointee.native = 0
     invalidated += 1
     for n in 0..<Int(block.pointee.count) { block.pointee.ops[n].handler = staleBlock }
     // Out of the hash, and unreachable through the jump cache by its handlers and `isValid`.

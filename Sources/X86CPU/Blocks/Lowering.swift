@@ -211,5 +211,12 @@ extension Instruction {
   }
 }
 
+extension MicroOp {
+  /// The processor does not have the instruction: its handler raises #UD.
+  package var isUndefined: Bool {
+    unsafeBitCast(handler, to: Int.self) == unsafeBitCast(undefinedOpcode, to: Int.self)
+  }
+}
+
 /// #UD: what an instruction without a rule does.
 private let undefinedOpcode: Handler = { c, _ in CPU(c).raise(.invalidOpcode) }

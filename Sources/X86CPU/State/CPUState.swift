@@ -165,6 +165,9 @@ package struct CPUState {
   /// TLB entries made after page walks, since start.
   package var tlbFills: UInt64 = 0
 
+  /// What translated code uses (see NativeCode).
+  package var native = NativeState()
+
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
     physicalCache: UnsafeMutablePointer<PhysicalPage>,

@@ -158,7 +158,7 @@ extension Instruction {
     return false
   }
 
-  var writesHostFlags: Bool {
+  package var writesHostFlags: Bool {
     if attributes.contains(.writesFlags) || comparesStrings { return true }
     switch mnemonic {
     case .comiss, .comisd, .ucomiss, .ucomisd, .vcomiss, .vcomisd, .vucomiss, .vucomisd, .ptest,

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The instructions of the translator's own sequences. Those named `64` or without a number are
+// 64-bit operations.
+
+extension Assembler {
+  // MARK: Moves: no flags
+
+  package mutating func move(_ to: HostRegister, _ from: HostRegister) {
+    emit(Form(0x8B, wide: true), reg: to.rawValue, rm: .register(from))
+  }
+
+  package mutating func load(_ to: HostRegister, _ from: Place) {
+    emit(Form(0x8B, wide: true), reg: to.rawValue, rm: from)
+  }
+
+  package mutating func store(_ to: Place, _ from: HostRegister) {
+    emit(Form(0x89, wide: true), reg: from.rawValue, rm: to)
+  }
+
+  package mutating func lea(_ to: HostRegister, _ from: Place) {
+    emit(Form(0x8D, wide: true), reg: to.rawValue, rm: from)
+  }
+
+  /// The address computed in 32 bits, zero-extended.
+  package mutating func lea32(_ to: HostRegister, _ from: Place) {
+    emit(Form(0x8D), reg: to.rawValue, rm: from)
+  }
+
+  /// The shortest form that loads the value.
+  package mutating func move(_ to: HostRegister, immediate value: UInt64) {
+    if value <= 0xFFFF_FFFF {
+      if to.rawValue >= 8 { byte(0x41) }
+      byte(0xB8 | to.rawValue & 7)
+      append(value, 4)
+    } else if Int64(bitPattern: value) >= Int64(Int32.min) && Int64(bitPattern: value) < 0 {
+      emit(Form(0xC7, wide: true), reg: 0, rm: .register(to))
+      append(value, 4)
+    } else {
+      byte(to.rawValue >= 8 ? 0x49 : 0x48)
+      byte(0xB8 | to.rawValue & 7)
+      append(value, 8)
+    }
+  }
+
+  /// A sign-extended 32-bit immediate to a 64-bit place.
+  package mutating func store(_ to: Place, immediate value: Int32) {
+    emit(Form(0xC7, wide: true), reg: 0, rm: to)
+    int32(value)
+  }
+
+  package mutating func rorx(_ to: HostRegister, _ from: HostRegister, _ count: UInt8) {
+    emitVEX(
+      Form(0xF0, map: .three3A, wide: true), prefix: 3, reg: to.rawValue, vvvv: 0,
+      rm: .register(from))
+    byte(count)
+  }
+
+  // MARK: Arithmetic: flags
+
+  /// ADD, OR, ADC, SBB, AND, SUB, XOR, CMP by their number in the opcode.
+  package enum Arithmetic: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
+
+  package mutating func arithmetic(_ kind: Arithmetic, _ to: HostRegister, _ from: Place) {
+    emit(Form(kind.rawValue << 3 | 3, wide: true), reg: to.rawValue, rm: from)
+  }
+
+  package mutating func arithmetic32(_ kind: Arithmetic, _ to: HostRegister, _ from: Place) {
+    emit(Form(kind.rawValue << 3 | 3), reg: to.rawValue, rm: from)
+  }
+
+  package mutating func arithmetic(
+    _ kind: Arithmetic, _ to: Place, immediate: Int32, wide: Bool = true
+  ) {
+    if immediate >= -128 && immediate <= 127 {
+      emit(Form(0x83, wide: wide), reg: kind.rawValue, rm: to)
+      byte(UInt8(truncatingIfNeeded: immediate))
+    } else {
+      emit(Form(0x81, wide: wide), reg: kind.rawValue, rm: to)
+      int32(immediate)
+    }
+  }
+
+  package mutating func shiftRight(_ register: HostRegister, _ count: UInt8) {
+    emit(Form(0xC1, wide: true), reg: 5, rm: .register(register))
+    byte(count)
+  }
+
+  package mutating func shiftLeft32(_ register: HostRegister, _ count: UInt8) {
+    emit(Form(0xC1), reg: 4, rm: .register(register))
+    byte(count)
+  }
+
+  package mutating func test(_ register: HostRegister) {
+    emit(Form(0x85, wide: true), reg: register.rawValue, rm: .register(register))
+  }
+
+  package mutating func test32(_ register: HostRegister) {
+    emit(Form(0x85), reg: register.rawValue, rm: .register(register))
+  }
+
+  // MARK: Control and stack
+
+  package mutating func jump(_ register: HostRegister) {
+    emit(Form(0xFF), reg: 4, rm: .register(register))
+  }
+
+  package mutating func call(_ register: HostRegister) {
+    emit(Form(0xFF), reg: 2, rm: .register(register))
+  }
+
+  package mutating func ret() { byte(0xC3) }
+
+  package mutating func push(_ register: HostRegister) {
+    if register.rawValue >= 8 { byte(0x41) }
+    byte(0x50 | register.rawValue & 7)
+  }
+
+  package mutating func pop(_ register: HostRegister) {
+    if register.rawValue >= 8 { byte(0x41) }
+    byte(0x58 | register.rawValue & 7)
+  }
+
+  // MARK: Flags
+
+  /// Stores OF and the flags of LAHF as 16 bits, by way of `temporary`. No flag changes.
+  package mutating func saveFlags(_ to: Place, temporary: HostRegister) {
+    move(temporary, .rax)
+    emit(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+    var form = Form(0x89)
+    form.operandSize16 = true
+    emit(form, reg: 0, rm: to)
+    move(.rax, temporary)
+  }
+
+  /// The reverse of `saveFlags`.
+  package mutating func restoreFlags(_ from: Place, temporary: HostRegister) {
+    move(temporary, .rax)
+    emit(Form(0xB7, map: .two), reg: 0, rm: from)  // movzx eax, word
+    emit(0x04, 0x7F, 0x9E)  // add al, 0x7F: OF where it was 1; sahf
+    move(.rax, temporary)
+  }
+}

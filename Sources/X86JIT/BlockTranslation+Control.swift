@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Ends of blocks. A successor in the same page is jumped to directly: it stays in the same host page
+// under the same linear page, whatever else changes, and its translations are dropped together with
+// this one. Every other successor is looked up in the jump cache, which knows the address space.
+//
+// Every loop passes a look at `request`: at jumps backwards and at look-ups.
+
+import X86
+import X86CPU
+import X86Decoder
+
+extension BlockTranslation {
+  // MARK: Edges
+
+  /// Goes on at an offset of the page, which may lie outside of it. Flags are in the state.
+  mutating func edge(to offset: Int, from n: Int) {
+    guard offset >= 0 && offset < Int(Page.size) else {
+      pageRelative(.r13, offset)
+      a.jump(to: thunks.dispatch)
+      return
+    }
+    let exit = exitLabel(offset)
+    if offset <= self.offset(n) {
+      a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
+      a.jump(if: Self.notEqual, exit)
+    }
+    let target = block.pointee.host & Page.mask | UInt64(offset)
+    if offset == pageOffset {
+      a.jump(entry)
+    } else if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
+      found.pointee.native != 0
+    {
+      a.jump(to: found.pointee.native)
+    } else {
+      a.jump(exit)
+      links.append(BlockLink(position: a.position - 4, target: target))
+    }
+  }
+
+  /// An instruction that may have changed modes, mappings or events is followed by a look at `slow`
+  /// and a look-up.
+  mutating func edgeAfterSystemInstruction(to offset: Int) {
+    a.arithmetic(.cmp, .state(StateOffset.slow), immediate: 0, wide: false)
+    a.jump(if: Self.notEqual, exitLabel(offset))
+    pageRelative(.r13, offset)
+    a.jump(to: thunks.dispatch)
+  }
+
+  /// Where the run loop is returned to with RIP at an offset of the page.
+  private mutating func exitLabel(_ offset: Int) -> Label {
+    if let known = exits.first(where: { $0.offset == offset }) { return known.label }
+    let label = a.label()
+    exits.append((label, offset))
+    return label
+  }
+
+  /// register = RIP of an offset of the page.
+  private mutating func pageRelative(_ register: HostRegister, _ offset: Int) {
+    a.load(register, .state(StateOffset.codePage))
+    a.lea(register, .memory(register, Int32(truncatingIfNeeded: offset)))
+  }
+
+  private func target(_ n: Int) -> Int { nextOffset(n) + Int(instructions[n].immediate) }
+
+  // MARK: Look-ups
+
+  /// R15 = translation of the block at R13, or a jump to `miss`. Clobbers R14.
+  private mutating func lookUp(_ miss: Label) {
+    thunks.lookUp(&a, miss)
+  }
+
+  /// To the translation in R15, whose RIP is in R13.
+  private mutating func enterLookedUp() {
+    a.arithmetic(.and, .register(.r13), immediate: -4096)
+    a.store(.state(StateOffset.codePage), .r13)
+    a.jump(.r15)
+  }
+
+  // MARK: Instructions
+
+  mutating func lowerConditionalJump(_ n: Int) {
+    guard let condition = instructions[n].condition else { return }
+    saveFlags(.all)
+    needFlags(n)
+    let taken = a.label()
+    a.jump(if: condition, taken)
+    edge(to: nextOffset(n), from: n)
+    a.bind(taken)
+    edge(to: target(n), from: n)
+  }
+
+  mutating func lowerJump(_ n: Int) {
+    if instructions[n].operands[0].kind == .relative {
+      saveFlags(.all)
+      edge(to: target(n), from: n)
+      return
+    }
+    let miss = missLabel()
+    clobberFlags(n)
+    loadTarget(n, miss)
+    lookUp(miss)
+    enterLookedUp()
+    endAccess(n, miss)
+  }
+
+  /// R13 = operand of an indirect jump or call.
+  private mutating func loadTarget(_ n: Int, _ miss: Label) {
+    let i = instructions[n]
+    if let m = i.memoryOperand {
+      accessOperand(n, i.operands[m], miss)
+      a.load(.r13, .memory(.r13))
+    } else if let host = RegisterMap.host(i.operands[0].number) {
+      a.move(.r13, host)
+    } else {
+      a.load(.r13, RegisterMap.place(i.operands[0].number))
+    }
+  }
+
+  mutating func lowerCall(_ n: Int) {
+    let miss = missLabel()
+    clobberFlags(n)
+    if instructions[n].operands[0].kind == .relative {
+      accessPush(miss)
+      pageRelative(.r15, nextOffset(n))
+      a.store(.memory(.r13), .r15)
+      a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+      edge(to: target(n), from: n)
+      endAccess(n, miss)
+      return
+    }
+    loadTarget(n, miss)
+    a.store(.state(StateOffset.temporary0), .r13)
+    accessPush(miss)
+    a.store(.state(StateOffset.temporary1), .r13)
+    a.load(.r13, .state(StateOffset.temporary0))
+    lookUp(miss)
+    // From here on nothing can fail.
+    a.load(.r13, .state(StateOffset.temporary1))
+    pageRelative(.r14, nextOffset(n))
+    a.store(.memory(.r13), .r14)
+    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+    a.load(.r13, .state(StateOffset.temporary0))
+    enterLookedUp()
+    endAccess(n, miss)
+  }
+
+  mutating func lowerReturn(_ n: Int) {
+    let miss = missLabel()
+    clobberFlags(n)
+    a.move(.r13, RegisterMap.stackPointer)
+    translateAddress(size: 8, write: false, miss)
+    a.load(.r13, .memory(.r13))
+    lookUp(miss)
+    let i = instructions[n]
+    let released = i.operandCount > 0 ? Int32(UInt16(truncatingIfNeeded: i.immediate)) : 0
+    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8 + released))
+    enterLookedUp()
+    endAccess(n, miss)
+  }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Integer instructions: the guest's opcode is emitted with the registers and the address that stand
+// for its operands.
+
+import X86
+import X86CPU
+import X86Decoder
+
+extension BlockTranslation {
+  /// Everything with a ModRM byte.
+  mutating func lowerModRM(_ n: Int) {
+    let i = instructions[n]
+    let fields = EncodingFields(i)
+    var miss: Label?
+    var rm = Place.memory(.r13)
+    if let m = i.memoryOperand {
+      let label = missLabel()
+      miss = label
+      accessOperand(n, i.operands[m], label)
+    }
+    needFlags(n)
+    var pool: [HostRegister] = miss == nil ? [.r13, .r14, .r15] : [.r14, .r15]
+    let high = fields.hasHighByte
+    let reg = fields.reg.map { register($0, i, high, &pool).rawValue } ?? fields.opcodeExtension
+    if let number = fields.rm { rm = .register(register(number, i, high, &pool)) }
+    if kinds[n] == .vex {
+      let vvvv = fields.vvvv.map { register($0, i, false, &pool).rawValue } ?? 0
+      // BLSI and its kin have their destination in vvvv and an opcode extension in reg.
+      a.emitVEX(
+        fields.form, prefix: i.encoding.mandatoryPrefix, reg: reg, vvvv: vvvv, rm: rm)
+    } else {
+      a.emit(fields.form, reg: reg, rm: rm)
+    }
+    if i.encoding.immediateLength > 0 {
+      a.append(UInt64(bitPattern: i.immediate), Int(i.encoding.immediateLength))
+    }
+    storeScratch(i)
+    noteFlags(n)
+    if let miss { endAccess(n, miss) }
+  }
+
+  /// The host register that stands for a guest register in the current instruction: its own, or a
+  /// scratch register, loaded if the instruction looks at it. With AH to BH, encodings are the
+  /// guest's.
+  private mutating func register(
+    _ guest: UInt8, _ i: Instruction, _ high: Bool, _ pool: inout [HostRegister]
+  ) -> HostRegister {
+    if high { return HostRegister(rawValue: guest) ?? .rax }
+    if let host = RegisterMap.host(guest) { return host }
+    if let known = scratch.first(where: { $0.guest == guest }) { return known.host }
+    let host = pool.removeLast()
+    scratch.append((guest, host))
+    let use = use(of: guest, i)
+    if use.access.contains(.read) || use.size < 4 { a.load(host, RegisterMap.place(guest)) }
+    return host
+  }
+
+  /// How the instruction accesses a register, and how much of it at least.
+  private func use(of guest: UInt8, _ i: Instruction) -> (access: Operand.Access, size: UInt8) {
+    var access: Operand.Access = []
+    var size: UInt8 = 8
+    for n in 0..<Int(i.operandCount)
+    where i.operands[n].kind == .general && i.operands[n].number == guest {
+      access.formUnion(i.operands[n].access)
+      size = min(size, i.operands[n].size)
+    }
+    return (access, size)
+  }
+
+  /// Puts written scratch registers back.
+  private mutating func storeScratch(_ i: Instruction) {
+    for entry in scratch where use(of: entry.guest, i).access.contains(.write) {
+      a.store(RegisterMap.place(entry.guest), entry.host)
+    }
+  }
+
+  /// `op rAX, imm`, CBW, CWD and their kin.
+  mutating func lowerAccumulator(_ n: Int) {
+    let i = instructions[n]
+    needFlags(n)
+    if i.operandSize == 2 { a.byte(0x66) }
+    if i.operandSize == 8 { a.byte(0x48) }
+    a.byte(i.encoding.opcode)
+    a.append(UInt64(bitPattern: i.immediate), Int(i.encoding.immediateLength))
+    noteFlags(n)
+  }
+
+  mutating func lowerLEA(_ n: Int) {
+    let i = instructions[n]
+    let guest = i.operands[0].number
+    let place = guestAddress(n)
+    let host = RegisterMap.host(guest)
+    let target = host ?? .r15
+    if i.operandSize == 2 {
+      if host == nil { a.load(target, RegisterMap.place(guest)) }
+      var form = Form(0x8D)
+      form.operandSize16 = true
+      a.emit(form, reg: target.rawValue, rm: place)
+    } else if i.operandSize == 4 || i.addressSize == 4 {
+      a.lea32(target, place)
+    } else {
+      a.lea(target, place)
+    }
+    if host == nil { a.store(RegisterMap.place(guest), target) }
+  }
+
+  mutating func lowerMoveImmediate(_ n: Int) {
+    let i = instructions[n]
+    let operand = i.operands[0]
+    let value = UInt64(bitPattern: i.immediate)
+    switch i.operandSize {
+    case 8, 4:
+      let whole = i.operandSize == 4 ? value & 0xFFFF_FFFF : value
+      if let host = RegisterMap.host(operand.number) {
+        a.move(host, immediate: whole)
+      } else {
+        a.move(.r15, immediate: whole)
+        a.store(RegisterMap.place(operand.number), .r15)
+      }
+    case 2:
+      var form = Form(0xC7)
+      form.operandSize16 = true
+      a.emit(form, reg: 0, rm: wholePlace(operand.number))
+      a.append(value, 2)
+    default:
+      var form = Form(0xC6)
+      form.forceREX = operand.number < 16 && operand.number >= 4
+      let place =
+        operand.number >= 16
+        ? Place.register(HostRegister(rawValue: operand.number - 12) ?? .rax)
+        : wholePlace(operand.number)
+      a.emit(form, reg: 0, rm: place)
+      a.append(value, 1)
+    }
+  }
+
+  /// A guest register as an operand, in its host register or in the state.
+  private func wholePlace(_ guest: UInt8) -> Place {
+    RegisterMap.host(guest).map { .register($0) } ?? RegisterMap.place(guest)
+  }
+
+  mutating func lowerByteSwap(_ n: Int) {
+    let i = instructions[n]
+    let guest = i.operands[0].number
+    let host = RegisterMap.host(guest)
+    let target = host ?? .r15
+    if host == nil { a.load(target, RegisterMap.place(guest)) }
+    let rex: UInt8 = (i.operandSize == 8 ? 8 : 0) | target.rawValue >> 3
+    if rex != 0 { a.byte(0x40 | rex) }
+    a.emit(0x0F, 0xC8 | target.rawValue & 7)
+    if host == nil { a.store(RegisterMap.place(guest), target) }
+  }
+}

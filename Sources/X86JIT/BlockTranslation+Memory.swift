@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory operands: the linear address, then the TLB inline. R13 is the address, first linear and
+// then the host's; R14 and R15 are clobbered on the way, and the flags.
+
+import X86
+import X86CPU
+import X86Decoder
+
+extension BlockTranslation {
+  /// The memory operand of `n` as an address of the host's registers, without its segment's base.
+  /// What is not in a register is loaded to R13 (base) and R14 (index).
+  mutating func guestAddress(_ n: Int) -> Place {
+    let i = instructions[n]
+    var place = Place.memory(nil, Int32(truncatingIfNeeded: i.displacement))
+    if i.base == Instruction.ripRegister {
+      a.load(.r13, .state(StateOffset.codePage))
+      place.base = .r13
+      place.displacement = Int32(truncatingIfNeeded: i.displacement + Int64(nextOffset(n)))
+    } else if i.base != Instruction.noRegister {
+      place.base = inRegister(i.base, .r13)
+    }
+    if i.index != Instruction.noRegister {
+      place.index = inRegister(i.index, .r14)
+      place.scale = i.scale
+    }
+    return place
+  }
+
+  /// The host register of a guest register, or `scratch` with its value.
+  private mutating func inRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
+    if let host = RegisterMap.host(guest) { return host }
+    a.load(scratch, RegisterMap.place(guest))
+    return scratch
+  }
+
+  /// R13 = linear address of the memory operand of `n`.
+  mutating func linearAddress(_ n: Int) {
+    let i = instructions[n]
+    let place = guestAddress(n)
+    if i.addressSize == 4 { a.lea32(.r13, place) } else { a.lea(.r13, place) }
+    if i.segment == .fs || i.segment == .gs {
+      let offset = StateOffset.segments
+        + Int(i.segment.rawValue) * MemoryLayout<SegmentState>.stride
+        + MemoryLayout<SegmentState>.offset(of: \.base)!
+      a.arithmetic(.add, .r13, .state(offset))
+    }
+  }
+
+  /// R13 = host address of the linear address in R13, or a jump to `miss`.
+  mutating func translateAddress(size: Int, write: Bool, _ miss: Label) {
+    a.rorx(.r14, .r13, 7)  // index * 32 with other bits around
+    a.arithmetic(.and, .register(.r14), immediate: Int32(TLB.indexMask << 5), wide: false)
+    if size > 1 {
+      a.lea(.r15, .memory(.r13, Int32(size - 1)))
+    } else {
+      a.move(.r15, .r13)
+    }
+    a.arithmetic(.and, .register(.r15), immediate: -4096)
+    a.arithmetic(.add, .r14, .state(StateOffset.tlb))
+    a.arithmetic(.or, .r15, .state(StateOffset.tlbContext))
+    let tag = write ? StateOffset.writeTag : StateOffset.readTag
+    a.arithmetic(.cmp, .r15, .memory(.r14, Int32(tag)))
+    a.jump(if: Self.notEqual, miss)
+    a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
+  }
+
+  static let notEqual: UInt8 = 5
+
+  /// R13 = host address of the memory operand of `n`.
+  mutating func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
+    clobberFlags(n)
+    linearAddress(n)
+    translateAddress(
+      size: Int(operand.size), write: operand.access.contains(.write), miss)
+  }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// PUSH, POP, LEAVE with 64-bit operands. The stack pointer is R12 of the host.
+
+import X86
+import X86CPU
+import X86Decoder
+
+extension BlockTranslation {
+  private static var sp: HostRegister { RegisterMap.stackPointer }
+
+  /// R13 = host address of the eight bytes below the stack pointer.
+  mutating func accessPush(_ miss: Label) {
+    a.lea(.r13, .memory(Self.sp, -8))
+    translateAddress(size: 8, write: true, miss)
+  }
+
+  mutating func lowerPush(_ n: Int) {
+    let operand = instructions[n].operands[0]
+    let miss = missLabel()
+    clobberFlags(n)
+    accessPush(miss)
+    if operand.kind == .immediate {
+      a.store(.memory(.r13), immediate: Int32(truncatingIfNeeded: instructions[n].immediate))
+    } else if let host = RegisterMap.host(operand.number) {
+      a.store(.memory(.r13), host)
+    } else {
+      a.load(.r15, RegisterMap.place(operand.number))
+      a.store(.memory(.r13), .r15)
+    }
+    a.lea(Self.sp, .memory(Self.sp, -8))
+    endAccess(n, miss)
+  }
+
+  mutating func lowerPop(_ n: Int) {
+    let guest = instructions[n].operands[0].number
+    let miss = missLabel()
+    clobberFlags(n)
+    a.move(.r13, Self.sp)
+    translateAddress(size: 8, write: false, miss)
+    a.lea(Self.sp, .memory(Self.sp, 8))
+    if let host = RegisterMap.host(guest) {
+      a.load(host, .memory(.r13))
+    } else {
+      a.load(.r15, .memory(.r13))
+      a.store(RegisterMap.place(guest), .r15)
+    }
+    endAccess(n, miss)
+  }
+
+  mutating func lowerLeave(_ n: Int) {
+    let miss = missLabel()
+    clobberFlags(n)
+    a.move(.r13, .rbp)
+    translateAddress(size: 8, write: false, miss)
+    a.lea(Self.sp, .memory(.rbp, 8))
+    a.load(.rbp, .memory(.r13))
+    endAccess(n, miss)
+  }
+}

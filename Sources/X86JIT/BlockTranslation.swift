@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The translation of one block.
+//
+// Flags. The guest's arithmetic flags stay in the host's from the instruction that makes them to
+// those that read them. Before something clobbers the host's flags, they are saved to the state, if
+// liveness says that anyone will look; a reader that finds them only there has them restored. A
+// handler, a memory access (which may fault) and the end of the block look at all of them. At the
+// block's edges they are in the state.
+//
+// Faults. Nothing of an instruction has happened when its memory operand misses the TLB: the whole
+// instruction is then left to its handler, out of line, and the code after it goes on. So faults,
+// MMIO, code pages and page crossings need no code of their own.
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// A jump that can be sent to another block's translation, and where it leads.
+struct BlockLink {
+  /// Of the 32-bit displacement, from the start of the code.
+  var position: Int
+  /// Host address of the target.
+  var target: UInt64
+}
+
+struct BlockTranslation {
+  enum FlagPlace { case state, host, both }
+
+  struct OutOfLine {
+    var start: Label
+    var back: Label
+    var index: Int
+    var restoresFlags: Bool
+  }
+
+  var a: Assembler
+  let thunks: Thunks
+  let cache: BlockCache
+  let block: BlockPointer
+  /// Offset of the block in its page.
+  let pageOffset: Int
+  let instructions: [Instruction]
+  let kinds: [LoweringKind]
+  let effects: [FlagEffect]
+  /// Flags that are looked at after each instruction.
+  let liveAfter: [FlagSet]
+  var flags = FlagPlace.state
+  var outOfLine: [OutOfLine] = []
+  var exits: [(label: Label, offset: Int)] = []
+  var links: [BlockLink] = []
+  /// Scratch registers of the current instruction that hold guest registers.
+  var scratch: [(guest: UInt8, host: HostRegister)] = []
+  let entry: Label
+
+  /// Nil where the block's bytes are not what they were when it was decoded.
+  init?(
+    _ block: BlockPointer, origin: UInt, thunks: Thunks, cache: BlockCache, host: HostFeatures
+  ) {
+    self.block = block
+    self.thunks = thunks
+    self.cache = cache
+    pageOffset = Int(block.pointee.host & Page.offsetMask)
+    guard let instructions = Self.decode(block) else { return nil }
+    self.instructions = instructions
+    let ops = block.pointee.ops
+    kinds = instructions.indices.map {
+      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
+    }
+    effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
+    liveAfter = Self.liveness(instructions, kinds, effects)
+    a = Assembler(origin: origin)
+    entry = a.label()
+  }
+
+  private static func decode(_ block: BlockPointer) -> [Instruction]? {
+    let bytes = UnsafeRawPointer(bitPattern: UInt(block.pointee.host)).unsafelyUnwrapped
+    var result: [Instruction] = []
+    var offset = 0
+    let room = Int(Page.size - block.pointee.host & Page.offsetMask)
+    for n in 0..<Int(block.pointee.count) {
+      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
+      guard offset < room, let instruction = try? Decoder.decode(rest, mode: .bits64),
+        instruction.length == block.pointee.ops[n].length
+      else { return nil }
+      result.append(instruction)
+      offset += Int(instruction.length)
+    }
+    return result
+  }
+
+  private static func liveness(
+    _ instructions: [Instruction], _ kinds: [LoweringKind], _ effects: [FlagEffect]
+  ) -> [FlagSet] {
+    var result = Array(repeating: FlagSet.all, count: instructions.count)
+    var live = FlagSet.all
+    for n in instructions.indices.reversed() {
+      result[n] = live
+      live = live.subtracting(effects[n].writes).union(effects[n].reads)
+      if LoweringKind.accessesMemory(instructions[n], kinds[n]) { live = .all }
+    }
+    return result
+  }
+
+  // MARK: Positions
+
+  /// Offset of an instruction in the page.
+  func offset(_ n: Int) -> Int { pageOffset + Int(block.pointee.ops[n].offset) }
+
+  func nextOffset(_ n: Int) -> Int { offset(n) + Int(instructions[n].length) }
+
+  // MARK: The block
+
+  mutating func translate() {
+    a.bind(entry)
+    a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
+    for n in instructions.indices {
+      scratch.removeAll(keepingCapacity: true)
+      lower(n)
+    }
+    finishLast()
+    emitOutOfLine()
+    emitExits()
+    a.resolve()
+  }
+
+  private mutating func lower(_ n: Int) {
+    switch kinds[n] {
+    case .modRM, .vex: lowerModRM(n)
+    case .accumulator: lowerAccumulator(n)
+    case .lea: lowerLEA(n)
+    case .moveImmediate: lowerMoveImmediate(n)
+    case .bswap: lowerByteSwap(n)
+    case .push: lowerPush(n)
+    case .pop: lowerPop(n)
+    case .leave: lowerLeave(n)
+    case .nop: break
+    case .jump: lowerJump(n)
+    case .conditionalJump: lowerConditionalJump(n)
+    case .call: lowerCall(n)
+    case .ret: lowerReturn(n)
+    case .handler: leaveToHandler(n)
+    }
+  }
+
+  /// The way on from a block that its last instruction did not end with a jump of its own.
+  private mutating func finishLast() {
+    let last = instructions.count - 1
+    switch kinds[last] {
+    case .jump, .conditionalJump, .call, .ret: return
+    default: break
+    }
+    saveFlags(.all)
+    if instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) {
+      edge(to: nextOffset(last), from: last)
+    } else {
+      edgeAfterSystemInstruction(to: nextOffset(last))
+    }
+  }
+
+  // MARK: Flags
+
+  /// Before the host's flags are clobbered: saves them if any of `live` is only there.
+  mutating func saveFlags(_ live: FlagSet) {
+    if flags == .host && !live.isEmpty {
+      a.saveFlags(.state(StateOffset.hostFlags), temporary: .r14)
+    }
+    flags = flags == .host && !live.isEmpty ? .both : flags
+  }
+
+  /// Saves what is live before instruction `n`, whose code clobbers flags.
+  mutating func clobberFlags(_ n: Int) {
+    saveFlags(.all)
+    flags = .state
+  }
+
+  /// The host's flags hold what instruction `n` reads or passes on.
+  mutating func needFlags(_ n: Int) {
+    let effect = effects[n]
+    let kept = effect.touches ? liveAfter[n].subtracting(effect.writes) : []
+    if flags == .state && !effect.reads.union(kept).isEmpty {
+      a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
+      flags = .both
+    }
+  }
+
+  /// After the guest's instruction has been emitted.
+  mutating func noteFlags(_ n: Int) {
+    if effects[n].touches { flags = liveAfter[n].isEmpty ? .state : .host }
+  }
+
+  // MARK: Handlers
+
+  mutating func leaveToHandler(_ n: Int) {
+    clobberFlags(n)
+    callHandler(n)
+  }
+
+  /// Code that has the handler execute instruction `n` and goes on after it.
+  mutating func callHandler(_ n: Int) {
+    let op = block.pointee.ops + n
+    a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
+    a.move(.r14, immediate: UInt64(information(n).rawValue))
+    a.call(thunks.handler)
+  }
+
+  private func information(_ n: Int) -> HandlerInformation {
+    let i = instructions[n]
+    let effect = effects[n]
+    var reads = effect.touches || !effect.reads.isEmpty
+    var writes = effect.touches
+    if kinds[n] == .handler {
+      let system = !i.attributes.isDisjoint(with: [.branch, .serializes, .privileged])
+      writes = system || i.attributes.contains(.writesFlags) || i.writesHostFlags
+      reads = writes || i.attributes.contains(.readsFlags)
+    }
+    return HandlerInformation(
+      blockOffset: pageOffset, remaining: instructions.count - 1 - n, reads: reads, writes: writes,
+      mnemonic: i.mnemonic)
+  }
+
+  /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.
+  mutating func missLabel() -> Label { a.label() }
+
+  /// After the inline code of `n`: where its out-of-line way comes back.
+  mutating func endAccess(_ n: Int, _ miss: Label) {
+    let back = a.label()
+    a.bind(back)
+    outOfLine.append(
+      OutOfLine(start: miss, back: back, index: n, restoresFlags: flags != .state))
+  }
+
+  private mutating func emitOutOfLine() {
+    for way in outOfLine {
+      a.bind(way.start)
+      callHandler(way.index)
+      if way.restoresFlags {
+        a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
+      }
+      a.jump(way.back)
+    }
+  }
+
+  private mutating func emitExits() {
+    for exit in exits {
+      a.bind(exit.label)
+      a.load(.r13, .state(StateOffset.codePage))
+      if exit.offset != 0 {
+        a.lea(.r13, .memory(.r13, Int32(truncatingIfNeeded: exit.offset)))
+      }
+      a.jump(to: thunks.exitAt)
+    }
+  }
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One instruction of translated code executed by its interpreter handler.
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// What the call needs to know about the instruction besides its micro-op.
+struct HandlerInformation {
+  /// Bits 11:0 offset of the block in its page, 17:12 instructions of the block after this one,
+  /// 18 the handler needs the flags, 19 it may write them, 31:20 mnemonic.
+  var rawValue: UInt32
+
+  init(rawValue: UInt32) { self.rawValue = rawValue }
+
+  init(blockOffset: Int, remaining: Int, reads: Bool, writes: Bool, mnemonic: Mnemonic) {
+    rawValue =
+      UInt32(truncatingIfNeeded: blockOffset) | UInt32(truncatingIfNeeded: remaining) << 12
+      | (reads ? 1 << 18 : 0) | (writes ? 1 << 19 : 0) | UInt32(mnemonic.rawValue) << 20
+  }
+
+  var blockOffset: UInt64 { UInt64(rawValue & 0xFFF) }
+  var remaining: UInt64 { UInt64(rawValue >> 12 & 0x3F) }
+  var reads: Bool { rawValue & 1 << 18 != 0 }
+  var writes: Bool { rawValue & 1 << 19 != 0 }
+  var mnemonic: Int { Int(rawValue >> 20) }
+}
+
+typealias HandlerCall =
+  @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt32) -> Int32
+
+/// Runs the handler of a micro-op; the registers are in the state. Returns 0 to go on behind it, or
+/// the step to leave with, the flags then being in `flagResult` and `flagAux`.
+let runHandler: HandlerCall = { state, op, information in
+  let c = CPU(state)
+  let op = op.assumingMemoryBound(to: MicroOp.self)
+  let information = HandlerInformation(rawValue: information)
+  let native = c.s
+  native.pointee.native.handlerCounts?[information.mnemonic] &+= 1
+  native.pointee.blockRIP = native.pointee.native.codePage &+ information.blockOffset
+  if information.reads { c.flagImage = native.pointee.native.hostFlags }
+  let handler = op.pointee.handler
+  let step = handler(state, UnsafeMutableRawPointer(op))
+  if step == Step.next {
+    // A dropped block's micro-ops have another handler: what follows may be other code now.
+    if unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self) {
+      if information.writes { native.pointee.native.hostFlags = c.flagImage }
+      return 0
+    }
+    native.pointee.rip = c.nextRIP(op)
+  }
+  if !information.reads { c.flagImage = native.pointee.native.hostFlags }
+  native.pointee.retired &-= information.remaining
+  native.pointee.native.faultingOp = op
+  return step == Step.next ? Step.branch : step
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How an instruction is translated. What is not here, or not in a form that can be emitted, is left
+// to its interpreter handler.
+
+import X86
+import X86CPU
+import X86Decoder
+
+enum LoweringKind {
+  /// The guest's opcode again, with host registers and a host address (see `lowerModRM`).
+  case modRM
+  /// The same, VEX-encoded.
+  case vex
+  /// Bytes without ModRM on the accumulator and RDX: `add al, imm`, CBW and CWD.
+  case accumulator
+  case lea, moveImmediate, bswap, push, pop, leave, nop
+  case jump, conditionalJump, call, ret
+  case handler
+
+  init(_ i: Instruction, host: HostFeatures) {
+    self = Self.byMnemonic(i)
+    guard i.mode == .bits64, host.has(i.feature), Self.addressFits(i) else {
+      self = .handler
+      return
+    }
+    if self == .modRM || self == .vex, !EncodingFields(i).isEncodable { self = .handler }
+  }
+
+  private static func byMnemonic(_ i: Instruction) -> LoweringKind {
+    switch i.mnemonic {
+    case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test:
+      return i.encoding.hasModRM ? .modRM : .accumulator
+    case .inc, .dec, .neg, .not, .mul, .imul, .movzx, .movsx, .movsxd, .xadd, .cmpxchg, .bsf,
+      .bsr, .tzcnt, .lzcnt, .popcnt, .shl, .shr, .sar, .rol, .ror, .rcl, .rcr, .shld, .shrd,
+      .movbe, .movnti, .adcx, .adox:
+      return .modRM
+    case .mov: return move(i)
+    case .xchg: return i.encoding.hasModRM ? .modRM : .handler
+    case .bt, .bts, .btr, .btc:
+      return i.memoryOperand != nil && i.operands[1].kind == .general ? .handler : .modRM
+    case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
+      .shrx:
+      return .vex
+    case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo: return .accumulator
+    case .lea: return .lea
+    case .bswap: return i.operandSize == 2 ? .handler : .bswap
+    case .nop, .endbr64, .endbr32, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta: return .nop
+    default: return control(i)
+    }
+  }
+
+  private static func move(_ i: Instruction) -> LoweringKind {
+    if i.encoding.hasModRM { return .modRM }
+    return i.encoding.opcode & 0xF0 == 0xB0 ? .moveImmediate : .handler
+  }
+
+  private static func control(_ i: Instruction) -> LoweringKind {
+    if i.isConditionalJump { return .conditionalJump }
+    if i.condition != nil { return .modRM }
+    guard i.operandSize == 8 else { return .handler }
+    switch i.mnemonic {
+    case .push: return i.memoryOperand == nil ? .push : .handler
+    case .pop: return i.memoryOperand == nil ? .pop : .handler
+    case .leave: return .leave
+    case .jmp: return .jump
+    case .call: return .call
+    case .ret: return .ret
+    default: return .handler
+    }
+  }
+
+  /// The displacement fits an instruction, with room for a page's offset where it is relative.
+  private static func addressFits(_ i: Instruction) -> Bool {
+    if i.memoryOperand == nil { return true }
+    let limit = Int64(Int32.max) - 16384
+    return i.displacement <= limit && i.displacement >= -limit || i.base != Instruction.ripRegister
+  }
+
+  /// Whether the instruction accesses memory, so that it may fault.
+  static func accessesMemory(_ i: Instruction, _ kind: LoweringKind) -> Bool {
+    switch kind {
+    case .push, .pop, .leave, .call, .ret, .handler: true
+    case .jump: i.operands[0].kind != .relative
+    case .lea, .nop: false
+    default: i.memoryOperand != nil
+    }
+  }
+}
+
+/// The register fields of an encoding as guest register numbers.
+struct EncodingFields {
+  /// ModRM.reg where it names a register; nil where it is part of the opcode.
+  var reg: UInt8?
+  /// The reg field as it stands.
+  var opcodeExtension: UInt8
+  /// ModRM.rm where it is a register.
+  var rm: UInt8?
+  var vvvv: UInt8?
+  /// A byte register 4 to 7 that needs REX, one that is AH to BH.
+  var needsREX = false
+  var hasHighByte = false
+  /// RSP is an operand: its host register needs REX.
+  private var hasStackPointer = false
+  var form: Form
+
+  init(_ i: Instruction) {
+    let e = i.encoding
+    form = Form(e.opcode, map: Form.Map(rawValue: e.map.rawValue) ?? .one)
+    opcodeExtension = e.modRM >> 3 & 7
+    let number = opcodeExtension | (e.rex & 4) << 1
+    reg = Self.isExtension(e) ? nil : number
+    rm = i.memoryOperand == nil ? e.modRM & 7 | (e.rex & 1) << 3 : nil
+    if i.prefixes.contains(.vex) {
+      form.wide = i.operandSize == 8
+      if i.mnemonic != .rorx { vvvv = e.vvvv }
+    } else {
+      setPrefixes(i)
+    }
+    for n in 0..<Int(i.operandCount) where i.operands[n].kind == .general {
+      let number = i.operands[n].number
+      if number == 4 { hasStackPointer = true }
+      if i.operands[n].size > 1 { continue }
+      if number >= 16 { hasHighByte = true } else if number >= 4 { needsREX = true }
+    }
+    form.forceREX = needsREX
+  }
+
+  private mutating func setPrefixes(_ i: Instruction) {
+    let isByte = i.condition != nil && i.encoding.opcode & 0xF0 == 0x90
+    form.wide = i.operandSize == 8 && !isByte
+    form.operandSize16 = i.operandSize == 2 && !isByte || i.mnemonic == .adcx
+    form.lock = i.prefixes.contains(.lock)
+    switch i.mnemonic {
+    case .popcnt, .tzcnt, .lzcnt, .adox: form.repeatPrefix = 0xF3
+    default: break
+    }
+  }
+
+  private static func isExtension(_ e: Instruction.Encoding) -> Bool {
+    switch e.map {
+    case .oneByte:
+      switch e.opcode {
+      case 0x80...0x83, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, 0xD0...0xD3, 0xF6, 0xF7, 0xFE, 0xFF: true
+      default: false
+      }
+    case .map0F: e.opcode & 0xF0 == 0x90 || e.opcode == 0xBA || e.opcode == 0xC7
+    case .map0F38: e.opcode == 0xF3
+    default: false
+    }
+  }
+
+  /// AH to BH cannot stand beside anything that needs a REX prefix.
+  var isEncodable: Bool {
+    if !hasHighByte { return true }
+    guard let rm, !needsREX, !hasStackPointer, !form.wide else { return false }
+    // Numbers 4 to 7 are bytes here, or word and larger registers with the same encoding.
+    let registers = [rm, reg ?? 0]
+    return registers.allSatisfy { $0 < 8 }
+  }
+}

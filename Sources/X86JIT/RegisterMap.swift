@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where guest registers are while translated code runs. RSP is the CPUState; R13 to R15 are
+// scratch; RSP of the guest is R12, and what that displaces (R12 to R15) stays in the state.
+
+import X86CPU
+
+enum RegisterMap {
+  /// The host register of a guest register; nil for one that is in the state.
+  static func host(_ guest: UInt8) -> HostRegister? {
+    switch guest {
+    case 4: .r12
+    case 0...11: HostRegister(rawValue: guest)
+    default: nil
+    }
+  }
+
+  static let stackPointer = HostRegister.r12
+
+  /// Guest registers that have a host register.
+  static let mapped: [UInt8] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+
+  static func place(_ guest: UInt8) -> Place { .state(Int(guest) * 8) }
+}
+
+/// Offsets of the fields that translated code uses.
+enum StateOffset {
+  static let rip = MemoryLayout<CPUState>.offset(of: \.rip)!
+  static let tlb = MemoryLayout<CPUState>.offset(of: \.tlb)!
+  static let tlbContext = MemoryLayout<CPUState>.offset(of: \.tlbContext)!
+  static let request = MemoryLayout<CPUState>.offset(of: \.request)!
+  static let retired = MemoryLayout<CPUState>.offset(of: \.retired)!
+  static let slow = MemoryLayout<CPUState>.offset(of: \.slow)!
+  static let blockContext = MemoryLayout<CPUState>.offset(of: \.blockContext)!
+  static let jumpCache = MemoryLayout<CPUState>.offset(of: \.jumpCache)!
+  static let segments = MemoryLayout<CPUState>.offset(of: \.segments)!
+  private static let native = MemoryLayout<CPUState>.offset(of: \.native)!
+  static let codePage = native + MemoryLayout<NativeState>.offset(of: \.codePage)!
+  static let hostFlags = native + MemoryLayout<NativeState>.offset(of: \.hostFlags)!
+  static let hostStack = native + MemoryLayout<NativeState>.offset(of: \.hostStack)!
+  static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
+  static let temporary1 = native + MemoryLayout<NativeState>.offset(of: \.temporary1)!
+
+  static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
+  static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!
+  static let addend = MemoryLayout<TLBEntry>.offset(of: \.addend)!
+  static let jumpLinear = MemoryLayout<JumpCacheEntry>.offset(of: \.linear)!
+  static let jumpContext = MemoryLayout<JumpCacheEntry>.offset(of: \.context)!
+  static let jumpBlock = MemoryLayout<JumpCacheEntry>.offset(of: \.block)!
+  static let blockNative = MemoryLayout<Block>.offset(of: \.native)!
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The code that every translation shares: entry from and exit to Swift, handler calls, look-ups.
+// It stands at the start of the code memory.
+//
+//     enter      C function (state, address) -> step: loads the guest's registers, jumps to address
+//     exit       stores them and returns Step.branch with the flags in the image; RIP is set
+//     exitAt     the same with RIP in R13
+//     dispatch   goes on at R13: the block's translation if the jump cache has one, else exit
+//     handler    called with micro-op in R13 and HandlerInformation in R14: has the handler execute
+//                the instruction, returns or leaves with the step
+
+import X86CPU
+
+struct Thunks {
+  private(set) var enter: UInt = 0
+  private(set) var exitAt: UInt = 0
+  private(set) var dispatch: UInt = 0
+  private(set) var handler: UInt = 0
+  private(set) var code: [UInt8] = []
+
+  private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
+
+  init(origin: UInt) {
+    var a = Assembler(origin: origin)
+    func here() -> UInt { origin + UInt(a.position) }
+    let leave = a.label()
+    enter = here()
+    Self.emitEnter(&a)
+    exitAt = here()
+    Self.emitExit(&a, leave)
+    dispatch = here()
+    let exit = exitAt
+    let miss = a.label()
+    lookUp(&a, miss)
+    a.arithmetic(.and, .register(.r13), immediate: -4096)
+    a.store(.state(StateOffset.codePage), .r13)
+    a.jump(.r15)
+    a.bind(miss)
+    a.jump(to: exit)
+    handler = here()
+    Self.emitHandler(&a, leave)
+    a.resolve()
+    code = a.bytes
+  }
+
+  private static func emitEnter(_ a: inout Assembler) {
+    for register in saved { a.push(register) }
+    a.store(.memory(.rdi, Int32(StateOffset.hostStack)), .rsp)
+    a.move(.rsp, .rdi)
+    a.move(.r13, .rsi)
+    loadRegisters(&a, 0)
+    a.jump(.r13)
+  }
+
+  private static func emitExit(_ a: inout Assembler, _ leave: Label) {
+    a.store(.state(StateOffset.rip), .r13)
+    storeRegisters(&a, 0)
+    a.move(.rax, immediate: UInt64(Step.branch | NativeState.flagsInImage))
+    a.bind(leave)
+    a.load(.rsp, .state(StateOffset.hostStack))
+    for register in saved.reversed() { a.pop(register) }
+    a.ret()
+  }
+
+  /// RSP is 8 below the state here: the return address.
+  private static func emitHandler(_ a: inout Assembler, _ leave: Label) {
+    storeRegisters(&a, 8)
+    a.lea(.rsp, .memory(.rsp, -8))
+    a.lea(.rdi, .memory(.rsp, 16))
+    a.move(.rsi, .r13)
+    a.move(.rdx, .r14)
+    a.move(.rax, immediate: UInt64(UInt(bitPattern: unsafeBitCast(runHandler, to: Int.self))))
+    a.call(.rax)
+    a.lea(.rsp, .memory(.rsp, 8))
+    a.test32(.rax)
+    let done = a.label()
+    a.jump(if: 4, done)
+    a.lea(.rsp, .memory(.rsp, 8))
+    a.jump(leave)
+    a.bind(done)
+    loadRegisters(&a, 8)
+    a.ret()
+  }
+
+  private static func loadRegisters(_ a: inout Assembler, _ offset: Int) {
+    for guest in RegisterMap.mapped {
+      guard let host = RegisterMap.host(guest) else { continue }
+      a.load(host, .state(Int(guest) * 8 + offset))
+    }
+  }
+
+  private static func storeRegisters(_ a: inout Assembler, _ offset: Int) {
+    for guest in RegisterMap.mapped {
+      guard let host = RegisterMap.host(guest) else { continue }
+      a.store(.state(Int(guest) * 8 + offset), host)
+    }
+  }
+
+  /// R15 = translation of the block at linear address R13, or a jump to `miss`, also where something
+  /// is requested. Clobbers R14 and flags.
+  func lookUp(_ a: inout Assembler, _ miss: Label) {
+    a.move(.r14, .r13)
+    a.shiftRight(.r14, 12)
+    a.arithmetic32(.xor, .r14, .register(.r13))
+    a.arithmetic(
+      .and, .register(.r14), immediate: Int32(BlockCache.jumpCacheMask), wide: false)
+    a.shiftLeft32(.r14, UInt8(MemoryLayout<JumpCacheEntry>.stride.trailingZeroBitCount))
+    a.arithmetic(.add, .r14, .state(StateOffset.jumpCache))
+    a.arithmetic(.cmp, .r13, .memory(.r14, Int32(StateOffset.jumpLinear)))
+    a.jump(if: BlockTranslation.notEqual, miss)
+    a.load(.r15, .state(StateOffset.blockContext))
+    a.arithmetic(.cmp, .r15, .memory(.r14, Int32(StateOffset.jumpContext)))
+    a.jump(if: BlockTranslation.notEqual, miss)
+    a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
+    a.jump(if: BlockTranslation.notEqual, miss)
+    a.load(.r15, .memory(.r14, Int32(StateOffset.jumpBlock)))
+    a.load(.r15, .memory(.r15, Int32(StateOffset.blockNative)))
+    a.test(.r15)
+    a.jump(if: 4, miss)
+  }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The second tier of the software processor: hot blocks of 64-bit code as host code.
+//
+// Guest and host speak the same instruction set, so that a translation is mostly the guest's own
+// instructions with memory operands led through the TLB (see BlockTranslation). Each physical CPU has
+// its own translator and its own code; only the thread that runs the CPU touches either.
+//
+//     let translator = try Translator.install(on: cpu)      // from now on hot blocks are translated
+//     translator.statistics.blocks
+//
+// Invariants:
+// - A block's `native` is 0 or the start of code that does what its micro-ops do.
+// - Code is never freed piece by piece. A dropped block's code is not reachable any more (jumps lead
+//   into a page only from the same page, and a page's blocks are dropped together); when the memory
+//   is full, or the block cache starts anew, everything goes at once.
+
+import Host
+import SystemPackage
+import X86
+import X86CPU
+import X86Decoder
+
+package final class Translator: BlockTranslator {
+  /// Figures since installation.
+  package struct Statistics: Sendable, Equatable {
+    /// Blocks translated, and their code's bytes.
+    package var blocks: UInt64 = 0
+    package var codeBytes: UInt64 = 0
+    package var instructions: UInt64 = 0
+    /// Blocks that were left to the interpreter.
+    package var refused: UInt64 = 0
+    /// How often all code was dropped.
+    package var resets: UInt64 = 0
+  }
+
+  private final class Code {
+    let memory: CodeMemory
+    init(size: Int) throws(Errno) { memory = try CodeMemory(size: size) }
+  }
+
+  private struct Site {
+    var position: Int
+    var modeKey: UInt16
+  }
+
+  package private(set) var statistics = Statistics()
+  private let cache: BlockCache
+  private let code: Code
+  private let thunks: Thunks
+  private let host = HostFeatures.current
+  private var used: Int
+  /// `BlockCache.flushes` that the code belongs to.
+  private var generation: UInt64
+  /// Jumps that wait for a translation of their target, by its host address.
+  private var waiting: [UInt64: [Site]] = [:]
+  private let handlerCounts: UnsafeMutablePointer<UInt64>
+
+  /// Gives a CPU a translator.
+  ///
+  /// - Parameters:
+  ///   - threshold: executions of a block after which it is translated; 1 is at once.
+  ///   - codeBytes: size of the code memory.
+  /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
+  /// - Throws: where memory cannot be mapped.
+  @discardableResult
+  package static func install(
+    on cpu: PhysicalCPU, threshold: UInt32 = 32, codeBytes: Int = 32 << 20
+  ) throws(Errno) -> Translator? {
+    guard HostFeatures.current.has(.bmi2) else { return nil }
+    let translator = try Translator(cpu, codeBytes: max(codeBytes, 1 << 15))
+    cpu.translator = translator
+    cpu.blocks.initialHeat = max(threshold, 1)
+    cpu.blocks.forgetNative()
+    let state = cpu.cpu.s
+    let enter = UnsafeRawPointer(bitPattern: translator.thunks.enter).unsafelyUnwrapped
+    state.pointee.native.enter = unsafeBitCast(enter, to: type(of: state.pointee.native.enter))
+    state.pointee.native.handlerCounts = translator.handlerCounts
+    return translator
+  }
+
+  private init(_ cpu: PhysicalCPU, codeBytes: Int) throws(Errno) {
+    cache = cpu.blocks
+    code = try Code(size: codeBytes)
+    thunks = Thunks(origin: UInt(bitPattern: code.memory.executable))
+    code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
+    used = (thunks.code.count + 63) & ~63
+    generation = cache.flushes
+    handlerCounts = .allocate(capacity: 4096)
+    handlerCounts.initialize(repeating: 0, count: 4096)
+  }
+
+  deinit { handlerCounts.deallocate() }
+
+  /// How often each instruction was left to its handler, those first that were most often.
+  package var handlerUse: [(mnemonic: Mnemonic, count: UInt64)] {
+    Mnemonic.allCases
+      .map { ($0, handlerCounts[Int($0.rawValue)]) }
+      .filter { $0.1 > 0 }
+      .sorted { $0.1 > $1.1 }
+  }
+
+  package func translate(_ block: BlockPointer) {
+    if generation != cache.flushes { reset() }
+    let mode = CodeMode(rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
+    guard mode == .bits64, block.pointee.secondPage == 0, block.pointee.count > 0,
+      let translation = translation(of: block)
+    else {
+      statistics.refused += 1
+      return
+    }
+    let bytes = translation.a.bytes
+    if used + bytes.count > code.memory.size {
+      // The next time it is hot.
+      reset()
+      return
+    }
+    (code.memory.writable + used).copyMemory(from: bytes, byteCount: bytes.count)
+    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
+    for link in translation.links {
+      waiting[link.target, default: []].append(
+        Site(position: used + link.position, modeKey: block.pointee.modeKey))
+    }
+    used = (used + bytes.count + 15) & ~15
+    block.pointee.native = start
+    connect(block, start)
+    statistics.blocks += 1
+    statistics.codeBytes += UInt64(bytes.count)
+    statistics.instructions += UInt64(block.pointee.count)
+  }
+
+  private func translation(of block: BlockPointer) -> BlockTranslation? {
+    let origin = UInt(bitPattern: code.memory.executable) + UInt(used)
+    guard
+      var translation = BlockTranslation(
+        block, origin: origin, thunks: thunks, cache: cache, host: host)
+    else { return nil }
+    translation.translate()
+    return translation
+  }
+
+  /// Sends the jumps that wait for this block to its code.
+  private func connect(_ block: BlockPointer, _ start: UInt) {
+    guard let sites = waiting[block.pointee.host] else { return }
+    for site in sites where site.modeKey == block.pointee.modeKey {
+      let next = UInt(bitPattern: code.memory.executable) + UInt(site.position + 4)
+      let distance = Int32(truncatingIfNeeded: Int(bitPattern: start &- next))
+      code.memory.writable.storeBytes(of: distance, toByteOffset: site.position, as: Int32.self)
+    }
+    waiting[block.pointee.host] = sites.filter { $0.modeKey != block.pointee.modeKey }
+  }
+
+  /// Drops all code.
+  private func reset() {
+    cache.forgetNative()
+    waiting.removeAll(keepingCapacity: true)
+    used = (thunks.code.count + 63) & ~63
+    generation = cache.flushes
+    statistics.resets += 1
+  }
+}

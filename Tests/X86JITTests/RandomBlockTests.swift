@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Random blocks of integer instructions, each run by the interpreter and by the translator from the
+// same state. Registers, flags (those that are defined), memory, RIP, exit reason and the number of
+// instructions must agree.
+
+import Support
+import Testing
+import X86
+import X86CPU
+import X86Decoder
+import X86JIT
+
+@Suite struct RandomBlockTests {
+  @Test(arguments: 1...4) func interpreterAndTranslatorAgree(_ seed: UInt64) {
+    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93)
+    #if DEBUG
+      let rounds = 300
+    #else
+      let rounds = 20_000
+    #endif
+    for round in 0..<rounds {
+      guard let difference = rig.round() else { continue }
+      Issue.record("seed \(seed), round \(round): \(difference)")
+      return
+    }
+  }
+}
+
+/// SplitMix64.
+struct SplitMix: RandomNumberGenerator {
+  var state: UInt64
+  mutating func next() -> UInt64 {
+    state &+= 0x9E37_79B9_7F4A_7C15
+    var z = state
+    z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
+    z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
+    return z ^ z >> 31
+  }
+}
+
+/// Two machines that get the same code and state.
+struct ComparisonRig {
+  let reference = TestMachine(megabytes: 2, threshold: 0)
+  let subject = TestMachine(megabytes: 2, threshold: 1, codeBytes: 1 << 18)
+  var random: SplitMix
+  var generator = InstructionGenerator()
+
+  static let code = 0x20000
+  static let data = 0x40000
+
+  init(seed: UInt64) {
+    random = SplitMix(state: seed)
+    for m in [reference, subject] {
+      m.setLongMode()
+      m.cpu.s.pointee.vmx.exceptionBitmap = .max
+      // 0x40000 to 0x44FFF is data, the page after it is absent: a 4 KiB table for the first 2 MiB.
+      m.store(UInt64(0x13007), at: 0x12000)
+      for page in 0..<512 where page != 0x45 {
+        m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8)
+      }
+      m.cpu.flushTLB()
+    }
+  }
+
+  /// Runs one block on both; what differs, or nil.
+  mutating func round() -> String? {
+    let program = generator.block(&random)
+    var registers = (0..<16).map { _ in randomValue() }
+    registers[4] = UInt64(Self.data + 0x2000 + Int.random(in: 0..<8, using: &random) * 8)
+    let flags = random.next() & 0x8D5 | 2
+    let pattern = random.next()
+    for m in [reference, subject] {
+      m.load(program.bytes, at: Self.code)
+      for n in 0..<16 { m.cpu.gpr[n] = registers[n] }
+      m.cpu.flags = flags
+      m.memory.advanced(by: Self.data).initializeMemory(
+        as: UInt64.self, repeating: pattern, count: 0x5000 / 8)
+      m.cpu.s.pointee.retired = 0
+      m.run(from: UInt64(Self.code))
+    }
+    guard let difference = compare(program) else { return nil }
+    let bytes = program.bytes.map { String($0, radix: 16) }.joined(separator: " ")
+    return "\(difference)\n\(bytes)\n\(program.text.joined(separator: "\n"))"
+  }
+
+  /// Small numbers, addresses of the data, and anything.
+  private mutating func randomValue() -> UInt64 {
+    switch Int.random(in: 0..<8, using: &random) {
+    case 0: UInt64.random(in: 0..<64, using: &random)
+    case 1, 2, 3: UInt64(Self.data) + UInt64.random(in: 0..<0x5020, using: &random)
+    case 4: UInt64(bitPattern: -Int64.random(in: 0..<300, using: &random))
+    default: random.next()
+    }
+  }
+
+  private func compare(_ program: InstructionGenerator.Program) -> String? {
+    let (a, b) = (reference.cpu, subject.cpu)
+    let offset = Int(truncatingIfNeeded: a.s.pointee.rip) &- Self.code
+    let undefined = program.undefinedBefore[offset] ?? program.undefinedFlags
+    if a.s.pointee.rip != b.s.pointee.rip {
+      return "rip \(String(a.s.pointee.rip, radix: 16)) \(String(b.s.pointee.rip, radix: 16))"
+    }
+    for n in 0..<16 where a.gpr[n] != b.gpr[n] {
+      return "register \(n): \(String(a.gpr[n], radix: 16)) \(String(b.gpr[n], radix: 16))"
+    }
+    if (a.flags ^ b.flags) & ~undefined != 0 {
+      return "flags \(String(a.flags, radix: 16)) \(String(b.flags, radix: 16)) of"
+        + " \(String(~undefined & 0x8D5, radix: 16))"
+    }
+    if a.s.pointee.exit.reason != b.s.pointee.exit.reason { return "exit reason" }
+    if a.s.pointee.retired != b.s.pointee.retired {
+      return "retired \(a.s.pointee.retired) \(b.s.pointee.retired)"
+    }
+    let count = 0x5000
+    let (p, q) = (reference.memory + Self.data, subject.memory + Self.data)
+    for offset in stride(from: 0, to: count, by: 8)
+    where p.load(fromByteOffset: offset, as: UInt64.self)
+      != q.load(fromByteOffset: offset, as: UInt64.self)
+    {
+      return "memory at \(String(offset, radix: 16))"
+    }
+    return nil
+  }
+}

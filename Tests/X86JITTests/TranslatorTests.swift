@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Support
+import Testing
+import X86
+import X86CPU
+import X86JIT
+
+@Suite struct TranslatorTests {
+  /// add eax, ecx ; dec ecx ; jnz -6 ; hlt
+  private static let loop: [UInt8] = [0x01, 0xC8, 0xFF, 0xC9, 0x75, 0xFA, 0xF4]
+
+  private func machine(threshold: UInt32 = 1, codeBytes: Int = 1 << 20) -> TestMachine {
+    let m = TestMachine(threshold: threshold, codeBytes: codeBytes)
+    m.setLongMode()
+    m.cpu.gpr[4] = 0x8000
+    return m
+  }
+
+  @Test func loopIsTranslated() throws {
+    let m = machine(threshold: 4)
+    m.load(Self.loop, at: 0x1000)
+    m.cpu.gpr[1] = 1000
+    let before = m.cpu.s.pointee.retired
+    #expect(m.run(from: 0x1000) == .hlt)
+    #expect(m.cpu.gpr[0] == 500_500)
+    #expect(m.cpu.gpr[1] == 0)
+    #expect(m.cpu.flags & 0x40 != 0)
+    #expect(m.cpu.s.pointee.rip == 0x1006)
+    #expect(m.cpu.s.pointee.retired - before == 3000)
+    #expect(try #require(m.translator).statistics.blocks >= 1)
+  }
+
+  @Test func callsAndReturns() {
+    let m = machine()
+    // call 0x2000 ; dec ecx ; jnz -9 ; hlt  |  0x2000: add eax, 3 ; push r13 ; pop r14 ; ret
+    m.load([0xE8, 0xFB, 0x0F, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0xF4], at: 0x1000)
+    m.load([0x83, 0xC0, 0x03, 0x41, 0x55, 0x41, 0x5E, 0xC3], at: 0x2000)
+    m.cpu.gpr[1] = 100
+    m.cpu.gpr[13] = 77
+    m.run(from: 0x1000)
+    #expect(m.cpu.gpr[0] == 300)
+    #expect(m.cpu.gpr[4] == 0x8000)
+    #expect(m.cpu.gpr[14] == 77)
+  }
+
+  /// A page fault in the middle of a block: registers, flags and RIP are those of the instruction.
+  @Test func faultInTheMiddleOfABlock() {
+    let m = machine()
+    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    // add al, 0xFF (0x1000) ; mov r12d, 5 ; mov rbx, [0x40000000] ; mov r12d, 6 ; hlt
+    m.load(
+      [
+        0x04, 0xFF, 0x41, 0xBC, 5, 0, 0, 0, 0x48, 0x8B, 0x1C, 0x25, 0, 0, 0, 0x40, 0x41, 0xBC, 6, 0,
+        0, 0, 0xF4,
+      ], at: 0x1000)
+    m.cpu.gpr[0] = 1
+    m.cpu.gpr[3] = 99
+    let before = m.cpu.s.pointee.retired
+    #expect(m.run(from: 0x1000) == .exceptionOrNMI)
+    #expect(m.cpu.s.pointee.rip == 0x1008)
+    #expect(m.cpu.gpr[12] == 5)
+    #expect(m.cpu.gpr[3] == 99)
+    #expect(m.cpu.flags & 0x8D5 == 0x55)
+    #expect(m.cpu.s.pointee.retired - before == 2)
+  }
+
+  /// A request ends an endless loop, of one block and of two.
+  @Test(arguments: [[0xEB, 0xFE], [0x90, 0xEB, 0x02, 0x90, 0x90, 0xEB, 0xF9]] as [[UInt8]])
+  func requestEndsALoop(_ code: [UInt8]) {
+    let m = machine()
+    m.load(code, at: 0x1000)
+    let processor = m.processor
+    // A thread of its own: the test blocks one of the few that tasks run on.
+    Thread.detachNewThread {
+      usleep(20_000)
+      processor.kick()
+    }
+    #expect(m.run(from: 0x1000) == .externalInterrupt)
+  }
+
+  /// Code memory for a few blocks only: everything is dropped again and again.
+  @Test func tinyCodeMemory() throws {
+    let m = machine(codeBytes: 1 << 15)
+    // 1200 blocks: add eax, 1 ; jmp +0, then dec ecx ; jnz back
+    var code: [UInt8] = []
+    for _ in 0..<1200 { code += [0x83, 0xC0, 0x01, 0xEB, 0x00] }
+    code += [0xFF, 0xC9, 0x0F, 0x85]
+    let distance = Int32(-(code.count + 4))
+    for n in 0..<4 { code.append(UInt8(truncatingIfNeeded: distance >> Int32(n * 8))) }
+    code.append(0xF4)
+    m.load(code, at: 0x20000)
+    m.cpu.gpr[1] = 20
+    m.run(from: 0x20000)
+    #expect(m.cpu.gpr[0] == 24000)
+    #expect(try #require(m.translator).statistics.resets > 0)
+  }
+}
