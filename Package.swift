@@ -93,7 +93,6 @@ let package = Package(
         "VMM", "KVMLoopback", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common,
       linkerSettings: standalone),
     .testTarget(

@@ -49,6 +49,9 @@ package struct RawTerminal: ~Copyable, Sendable {
 
   deinit { Self.restoreActive() }
 
+  /// Whether a terminal is raw now: then a line ends with "\r\n".
+  package static var isActive: Bool { active.load(ordering: .acquiring) >= 0 }
+
   /// Whether a descriptor is a terminal.
   package static func isTerminal(_ descriptor: Int32) -> Bool { isatty(descriptor) == 1 }
 

@@ -22,24 +22,23 @@ package enum InterruptionPolicy: Sendable {
 }
 
 /// Runs a system call that returns -1 on failure and throws its errno.
-@inline(never)
 package func systemCall(
   interruption: InterruptionPolicy = .repeatCall, _ call: () -> Int32
 ) throws(Errno) -> Int32 {
-  while true {
-    let result = call()
-    if result != -1 { return result }
-    let code = errno
-    if code == EINTR && interruption == .repeatCall { continue }
-    throw Errno(rawValue: code)
-  }
+  try checkedCall(interruption, call)
 }
 
 /// Runs a system call that returns -1 on failure and throws its errno.
-@inline(never)
 package func systemCall(
   interruption: InterruptionPolicy = .repeatCall, _ call: () -> Int
 ) throws(Errno) -> Int {
+  try checkedCall(interruption, call)
+}
+
+@inline(never)
+private func checkedCall<Result: SignedInteger>(
+  _ interruption: InterruptionPolicy, _ call: () -> Result
+) throws(Errno) -> Result {
   while true {
     let result = call()
     if result != -1 { return result }

@@ -57,6 +57,7 @@ package struct EngineSupply: Sendable {
     } catch {
       return try softEngine(configuration, why: "\(device.name) fails a probe guest: \(error)")
     }
+    log.debug("\(device.name): \(speed.supervisor) ns supervisor, \(speed.user) ns user")
     let figure = Self.nanoseconds(speed.supervisor)
     if speed.isUsable {
       return Engine(

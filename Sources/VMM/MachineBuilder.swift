@@ -22,6 +22,7 @@ enum MachineBuilder {
       () throws(Errno) in try GuestMemory(size: configuration.memory)
     }
     let entry = try image.load(into: memory, configuration)
+    log.debug("entry: \(entry)")
 
     let system = try step("open the engine") { () throws(Errno) in
       try System(transport: engine.transport)
@@ -47,6 +48,8 @@ enum MachineBuilder {
     try machine.createInterruptChips()
     try machine.createTimer()
     for (slot, region) in memory.regions.enumerated() {
+      let start = String(region.guestAddress, radix: 16)
+      log.debug("memory slot \(slot): \(region.size >> 10)K at 0x\(start)")
       try machine.setMemory(
         slot: UInt32(slot), guestAddress: region.guestAddress, size: region.size,
         hostAddress: region.hostAddress)

@@ -103,7 +103,10 @@ final class VirtualProcessor: Sendable {
   private func run(_ host: any ProcessorHost) {
     var counts = ExitCounts()
     var lastExit: Exit?
+    let traces = log.logLevel <= .trace
+    log.debug("CPU \(number) starts")
     defer {
+      log.debug("CPU \(number) ends after \(counts.total) exits")
       time.store(HostClock.threadCPU(), ordering: .releasing)
       self.counts.withLock { $0 = counts }
       lastExitText.withLock { $0 = lastExit?.description ?? "none" }
@@ -116,6 +119,7 @@ final class VirtualProcessor: Sendable {
         let exit = try cpu.run()
         counts.count(exit)
         if case .interrupted = exit { continue }
+        if traces { log.trace("CPU \(number): \(exit)") }
         progress.store(counts.total, ordering: .relaxed)
         guard !handle(exit, host, lastExit) else { return }
         lastExit = exit

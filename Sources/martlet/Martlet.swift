@@ -59,6 +59,10 @@ struct Run: ParsableCommand {
   @Option(help: "Translate hot guest code to host code (software engine): on or off.")
   var translator = "off"
 
+  @Option(
+    help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")
+  var log = Diagnostics.defaultLevel
+
   @Flag(help: "Print counts and times at the end.")
   var stats = false
 
@@ -75,6 +79,7 @@ struct Run: ParsableCommand {
 
   private func runMachine() throws(RunError) -> Int32 {
     RawTerminal.prepare()
+    try Diagnostics.start(level: log)
     let configuration = try makeConfiguration()
     let engine = try Martlet.engines.choose(configuration)
     let machine = try VirtualMachine.make(configuration, engine: engine)

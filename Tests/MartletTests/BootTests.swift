@@ -26,7 +26,8 @@ enum BootGuest {
   func boot(_ kernel: String, _ arguments: [String], append: String = "") throws -> Command.Result {
     try #require(
       BootGuest.isThere,
-      "no guests in \(BootGuest.directory): run Scripts/fetch-guest.sh, which needs apt and a network")
+      "no guests in \(BootGuest.directory): run Scripts/fetch-guest.sh, which needs apt and a network"
+    )
     return try Command.run(
       [
         "run", "--engine", "soft", "--kernel", BootGuest.path(kernel), "--initrd",

@@ -50,6 +50,7 @@ import Testing
     (["--memory", "900T"], "over the limit"), (["--memory", "lots"], "not a size"),
     (["--cpus", "0"], "--cpus 0: give a number from 1 to 254"),
     (["--cpus", "4000"], "--cpus 4000: give a number from 1 to 254"),
+    (["--log", "loud"], "--log loud: unknown level; give one of trace, debug"),
     (["--engine", "steam"], "--engine steam: unknown engine; give auto, soft or kvm"),
   ])
   func options(arguments: [String], text: String) throws { try refused(arguments, text) }
@@ -109,6 +110,14 @@ import Testing
     let result = try run(.printing("statistics"), ["--stats"])
     #expect(result.status == 0 && result.errors.contains("port I/O: 11"))
     #expect(result.errors.contains("wall") && result.errors.contains("exits to user space"))
+  }
+
+  @Test func diagnosticsAreWrittenWhereAskedFor() throws {
+    let result = try run(.printing("log"), ["--log", "trace"])
+    #expect(result.status == 0 && result.output == "log")
+    for text in ["debug: CPU 0 starts", "trace: CPU 0: port write 0x3f8"] {
+      #expect(result.errors.contains("martlet: " + text), "\(text)")
+    }
   }
 
   @Test(arguments: [SIGTERM, SIGINT]) func aSignalEndsTheRunCleanly(signal: Int32) throws {

@@ -47,7 +47,8 @@ package final class TestMachine {
     tables = .allocate(byteCount: 3 * 4096, alignment: 4096)
     tables.initializeMemory(as: UInt8.self, repeating: 0, count: 3 * 4096)
     buildEPT()
-    cpu.s.pointee.vmx.primary = PrimaryControls.hltExiting | PrimaryControls.secondaryControls
+    cpu.s.pointee.vmx.primary =
+      PrimaryControls.hltExiting | PrimaryControls.secondaryControls
       | PrimaryControls.unconditionalIOExiting
     cpu.s.pointee.vmx.secondary = SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest
     let threshold = threshold ?? Self.defaultThreshold

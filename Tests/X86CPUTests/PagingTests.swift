@@ -23,38 +23,52 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
   static let table: [PageFaultCase] = [
     .init(name: "read of an absent page", entry: 0, access: .read, code: [.user]),
     .init(name: "write to an absent page", entry: 0, access: .write, code: [.user, .write]),
-    .init(name: "fetch from an absent page", entry: 0, access: .execute,
+    .init(
+      name: "fetch from an absent page", entry: 0, access: .execute,
       code: [.user, .instructionFetch]),
     .init(name: "supervisor read of an absent page", entry: 0, access: .read, cpl: 0, code: []),
     .init(name: "user read", entry: 7, access: .read, code: nil),
     .init(name: "user write", entry: 7, access: .write, code: nil),
     .init(name: "user fetch", entry: 7, access: .execute, code: nil),
-    .init(name: "user write to a read-only page", entry: 5, access: .write,
+    .init(
+      name: "user write to a read-only page", entry: 5, access: .write,
       code: [.user, .write, .present]),
-    .init(name: "supervisor write to a read-only page with WP", entry: 5, access: .write, cpl: 0,
+    .init(
+      name: "supervisor write to a read-only page with WP", entry: 5, access: .write, cpl: 0,
       code: [.write, .present]),
-    .init(name: "user read of a supervisor page", entry: 3, access: .read, code: [.user, .present]),
-    .init(name: "fetch from an execute-disabled page", entry: 7 | 1 << 63, access: .execute,
+    .init(
+      name: "user read of a supervisor page", entry: 3, access: .read, code: [.user, .present]),
+    .init(
+      name: "fetch from an execute-disabled page", entry: 7 | 1 << 63, access: .execute,
       code: [.user, .instructionFetch, .present]),
     .init(name: "read of an execute-disabled page", entry: 7 | 1 << 63, access: .read, code: nil),
-    .init(name: "SMEP", entry: 7, access: .execute, cpl: 0, cr4: .smep,
+    .init(
+      name: "SMEP", entry: 7, access: .execute, cpl: 0, cr4: .smep,
       code: [.instructionFetch, .present]),
-    .init(name: "SMEP and a supervisor page", entry: 3, access: .execute, cpl: 0, cr4: .smep,
+    .init(
+      name: "SMEP and a supervisor page", entry: 3, access: .execute, cpl: 0, cr4: .smep,
       code: nil),
     .init(name: "SMAP read", entry: 7, access: .read, cpl: 0, cr4: .smap, code: [.present]),
-    .init(name: "SMAP read with AC", entry: 7, access: .read, cpl: 0, cr4: .smap,
+    .init(
+      name: "SMAP read with AC", entry: 7, access: .read, cpl: 0, cr4: .smap,
       alignmentFlag: true, code: nil),
-    .init(name: "SMAP and a supervisor page", entry: 3, access: .write, cpl: 0, cr4: .smap,
+    .init(
+      name: "SMAP and a supervisor page", entry: 3, access: .write, cpl: 0, cr4: .smap,
       code: nil),
-    .init(name: "reserved bit", entry: 7 | 1 << 51, access: .read,
+    .init(
+      name: "reserved bit", entry: 7 | 1 << 51, access: .read,
       code: [.user, .present, .reserved]),
-    .init(name: "PKU access disabled", entry: 7 | 1 << 59, access: .read, cr4: .pke, pkru: 0b0100,
+    .init(
+      name: "PKU access disabled", entry: 7 | 1 << 59, access: .read, cr4: .pke, pkru: 0b0100,
       code: [.user, .present, .protectionKey]),
-    .init(name: "PKU write disabled", entry: 7 | 1 << 59, access: .write, cr4: .pke, pkru: 0b1000,
+    .init(
+      name: "PKU write disabled", entry: 7 | 1 << 59, access: .write, cr4: .pke, pkru: 0b1000,
       code: [.user, .write, .present, .protectionKey]),
-    .init(name: "PKU write disabled, read", entry: 7 | 1 << 59, access: .read, cr4: .pke,
+    .init(
+      name: "PKU write disabled, read", entry: 7 | 1 << 59, access: .read, cr4: .pke,
       pkru: 0b1000, code: nil),
-    .init(name: "PKU does not stop fetches", entry: 7 | 1 << 59, access: .execute, cr4: .pke,
+    .init(
+      name: "PKU does not stop fetches", entry: 7 | 1 << 59, access: .execute, cr4: .pke,
       pkru: 0b1100, code: nil),
   ]
 }

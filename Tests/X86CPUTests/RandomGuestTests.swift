@@ -76,7 +76,8 @@ private final class Noise: EmulationContext {
     var code = (0..<0x2000).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
     // Prefixes and two-byte opcodes more often than chance has them.
     for n in stride(from: 0, to: code.count, by: 3) where generator.next() & 3 == 0 {
-      code[n] = [0x0F, 0x48, 0x66, 0xF3, 0xF2, 0x0F, 0x67, 0xC5, 0x62, 0xF0][Int(generator.next() % 10)]
+      code[n] =
+        [0x0F, 0x48, 0x66, 0xF3, 0xF2, 0x0F, 0x67, 0xC5, 0x62, 0xF0][Int(generator.next() % 10)]
     }
     m.load(code, at: 0x1000)
     // Descriptor tables of noise, with an IDT that leads to the code now and then.

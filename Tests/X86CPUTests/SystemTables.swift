@@ -108,7 +108,11 @@ extension TestMachine {
   func setHandlers(long: Bool) {
     for vector in 0..<33 {
       load([0xF4], at: Int(handler(vector)))
-      if long { setLongGate(vector, to: handler(vector)) } else { setGate(vector, to: handler(vector)) }
+      if long {
+        setLongGate(vector, to: handler(vector))
+      } else {
+        setGate(vector, to: handler(vector))
+      }
     }
   }
 

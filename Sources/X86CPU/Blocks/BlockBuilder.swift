@@ -121,7 +121,9 @@ extension CPU {
     let low = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
     let high = UnsafeRawPointer(bitPattern: UInt(second)).unsafelyUnwrapped
     for n in 0..<first { bytes[n] = low.load(fromByteOffset: n, as: UInt8.self) }
-    for n in first..<(first + 15) { bytes[n] = high.load(fromByteOffset: n - first, as: UInt8.self) }
+    for n in first..<(first + 15) {
+      bytes[n] = high.load(fromByteOffset: n - first, as: UInt8.self)
+    }
     let instruction: Instruction
     do throws(DecodeError) {
       instruction = try unsafe withUnsafeBytes(of: &bytes) { buffer throws(DecodeError) in

@@ -22,7 +22,8 @@ package final class CodePages: Sendable {
 
   private init() {
     let map = mmap(
-      nil, Self.byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+      nil, Self.byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+      0)
     guard let map, map != MAP_FAILED else {
       // Without it no guest can be run correctly.
       fatalError("cannot reserve 4 GiB of address space for the code page map (ulimit -v?)")

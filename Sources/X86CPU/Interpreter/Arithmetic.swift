@@ -124,7 +124,6 @@ typealias RawPointer = UnsafeMutableRawPointer
   }
 }
 
-
 /// LOCK memory op= register or immediate: atomic against other CPUs and against the host.
 @inline(__always) func binaryLocked<O: BinaryOperation, T: OperandInteger & AtomicOperand>(
   _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer

@@ -9,7 +9,9 @@ import X86Decoder
 /// What BT and its kin do with the bit.
 enum BitAction { case test, set, reset, complement }
 
-@inline(__always) private func applied<T: OperandInteger>(_ action: BitAction, _ a: T, _ bit: T) -> T {
+@inline(__always) private func applied<T: OperandInteger>(_ action: BitAction, _ a: T, _ bit: T)
+  -> T
+{
   switch action {
   case .test: a
   case .set: a | bit
@@ -19,7 +21,7 @@ enum BitAction { case test, set, reset, complement }
 }
 
 /// A bit of a register.
-@inline(__always) private func bitR<T: OperandInteger>(
+@inline(__always) func bitR<T: OperandInteger>(
   _ t: T.Type, _ action: BitAction, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -32,7 +34,7 @@ enum BitAction { case test, set, reset, complement }
 }
 
 /// A bit of memory. With a register offset the bit string may lie far from the operand's address.
-@inline(__always) private func bitM<T: OperandInteger & AtomicOperand>(
+@inline(__always) func bitM<T: OperandInteger & AtomicOperand>(
   _ t: T.Type, _ action: BitAction, string: Bool, locked: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -42,7 +44,8 @@ enum BitAction { case test, set, reset, complement }
     let offset: T = c.read(i.pointee.src)
     let bit = T(1) &<< offset
     let access: AccessKind = action == .test ? .read : .write
-    let address = string
+    let address =
+      string
       ? try c.bitStringAddress(i, Int64(bitPattern: c.signExtended(offset)), size, access)
       : try c.linearAddress(i, size: size, access)
     if action == .test {
@@ -91,7 +94,7 @@ extension UnaryBitOperation {
 }
 
 /// `operand` is 1 where the source is operand 1, 2 where it is operand 2 or for BLS* in VEX form.
-@inline(__always) private func unaryBits<O: UnaryBitOperation, T: OperandInteger>(
+@inline(__always) func unaryBits<O: UnaryBitOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -191,7 +194,7 @@ protocol BinaryBitOperation {
 }
 
 /// Operand 1 is a register, operand 2 register or memory (ANDN, PDEP, PEXT).
-@inline(__always) private func binaryBitsLast<O: BinaryBitOperation, T: OperandInteger>(
+@inline(__always) func binaryBitsLast<O: BinaryBitOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -208,7 +211,7 @@ protocol BinaryBitOperation {
 }
 
 /// Operand 1 is register or memory, operand 2 a register (BEXTR, BZHI).
-@inline(__always) private func binaryBitsMiddle<O: BinaryBitOperation, T: OperandInteger>(
+@inline(__always) func binaryBitsMiddle<O: BinaryBitOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -276,7 +279,7 @@ enum ExtractBits: BinaryBitOperation {
 }
 
 /// CRC32 (Castagnoli polynomial, reflected) of the source's bytes into a 32-bit destination.
-@inline(__always) private func crc<T: OperandInteger>(
+@inline(__always) func crc<T: OperandInteger>(
   _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)
@@ -290,7 +293,9 @@ enum ExtractBits: BinaryBitOperation {
     }
     var crc: UInt32 = c.read(i.pointee.dst)
     for _ in 0..<MemoryLayout<T>.size {
-      crc = castagnoli[Int(UInt8(truncatingIfNeeded: crc) ^ UInt8(truncatingIfNeeded: value))] ^ crc >> 8
+      crc =
+        castagnoli[Int(UInt8(truncatingIfNeeded: crc) ^ UInt8(truncatingIfNeeded: value))] ^ crc
+        >> 8
       value = T.bitWidth > 8 ? value >> 8 : 0
     }
     c.write(crc, to: i.pointee.dst)
@@ -306,312 +311,3 @@ private let castagnoli: InlineArray<256, UInt32> = {
   }
   return table
 }()
-
-enum BitInstructions {
-  static func register(_ t: inout LoweringTable) {
-    registerBitTests(&t)
-    registerScans(&t)
-    registerBMI(&t)
-    registerCRC(&t)
-  }
-
-  /// By where operand 0 is, whether the offset is a register (a bit string) and LOCK.
-  private static func bitRule(
-    register: WidthHandlers, memory: WidthHandlers, string: WidthHandlers, locked: WidthHandlers,
-    lockedString: WidthHandlers
-  ) -> LoweringRule {
-    .custom { i, _, _ in
-      if i.memoryOperand == nil { return register[i.operandSize] }
-      let isString = i.operands[1].kind == .general
-      if i.prefixes.contains(.lock) {
-        return (isString ? lockedString : locked)[i.operandSize]
-      }
-      return (isString ? string : memory)[i.operandSize]
-    }
-  }
-
-  private static func registerBitTests(_ t: inout LoweringTable) {
-    t[.bt] = bitRule(
-      register: .init(
-        nil,
-        { bitR(UInt16.self, .test, $0, $1) },
-        { bitR(UInt32.self, .test, $0, $1) },
-        { bitR(UInt64.self, .test, $0, $1) }),
-      memory: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: false, locked: false, $0, $1) },
-        { bitM(UInt32.self, .test, string: false, locked: false, $0, $1) },
-        { bitM(UInt64.self, .test, string: false, locked: false, $0, $1) }),
-      string: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: true, locked: false, $0, $1) },
-        { bitM(UInt32.self, .test, string: true, locked: false, $0, $1) },
-        { bitM(UInt64.self, .test, string: true, locked: false, $0, $1) }),
-      locked: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: false, locked: true, $0, $1) },
-        { bitM(UInt32.self, .test, string: false, locked: true, $0, $1) },
-        { bitM(UInt64.self, .test, string: false, locked: true, $0, $1) }),
-      lockedString: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: true, locked: true, $0, $1) },
-        { bitM(UInt32.self, .test, string: true, locked: true, $0, $1) },
-        { bitM(UInt64.self, .test, string: true, locked: true, $0, $1) }))
-    t[.bts] = bitRule(
-      register: .init(
-        nil,
-        { bitR(UInt16.self, .set, $0, $1) },
-        { bitR(UInt32.self, .set, $0, $1) },
-        { bitR(UInt64.self, .set, $0, $1) }),
-      memory: .init(
-        nil,
-        { bitM(UInt16.self, .set, string: false, locked: false, $0, $1) },
-        { bitM(UInt32.self, .set, string: false, locked: false, $0, $1) },
-        { bitM(UInt64.self, .set, string: false, locked: false, $0, $1) }),
-      string: .init(
-        nil,
-        { bitM(UInt16.self, .set, string: true, locked: false, $0, $1) },
-        { bitM(UInt32.self, .set, string: true, locked: false, $0, $1) },
-        { bitM(UInt64.self, .set, string: true, locked: false, $0, $1) }),
-      locked: .init(
-        nil,
-        { bitM(UInt16.self, .set, string: false, locked: true, $0, $1) },
-        { bitM(UInt32.self, .set, string: false, locked: true, $0, $1) },
-        { bitM(UInt64.self, .set, string: false, locked: true, $0, $1) }),
-      lockedString: .init(
-        nil,
-        { bitM(UInt16.self, .set, string: true, locked: true, $0, $1) },
-        { bitM(UInt32.self, .set, string: true, locked: true, $0, $1) },
-        { bitM(UInt64.self, .set, string: true, locked: true, $0, $1) }))
-    t[.btr] = bitRule(
-      register: .init(
-        nil,
-        { bitR(UInt16.self, .reset, $0, $1) },
-        { bitR(UInt32.self, .reset, $0, $1) },
-        { bitR(UInt64.self, .reset, $0, $1) }),
-      memory: .init(
-        nil,
-        { bitM(UInt16.self, .reset, string: false, locked: false, $0, $1) },
-        { bitM(UInt32.self, .reset, string: false, locked: false, $0, $1) },
-        { bitM(UInt64.self, .reset, string: false, locked: false, $0, $1) }),
-      string: .init(
-        nil,
-        { bitM(UInt16.self, .reset, string: true, locked: false, $0, $1) },
-        { bitM(UInt32.self, .reset, string: true, locked: false, $0, $1) },
-        { bitM(UInt64.self, .reset, string: true, locked: false, $0, $1) }),
-      locked: .init(
-        nil,
-        { bitM(UInt16.self, .reset, string: false, locked: true, $0, $1) },
-        { bitM(UInt32.self, .reset, string: false, locked: true, $0, $1) },
-        { bitM(UInt64.self, .reset, string: false, locked: true, $0, $1) }),
-      lockedString: .init(
-        nil,
-        { bitM(UInt16.self, .reset, string: true, locked: true, $0, $1) },
-        { bitM(UInt32.self, .reset, string: true, locked: true, $0, $1) },
-        { bitM(UInt64.self, .reset, string: true, locked: true, $0, $1) }))
-    t[.btc] = bitRule(
-      register: .init(
-        nil,
-        { bitR(UInt16.self, .complement, $0, $1) },
-        { bitR(UInt32.self, .complement, $0, $1) },
-        { bitR(UInt64.self, .complement, $0, $1) }),
-      memory: .init(
-        nil,
-        { bitM(UInt16.self, .complement, string: false, locked: false, $0, $1) },
-        { bitM(UInt32.self, .complement, string: false, locked: false, $0, $1) },
-        { bitM(UInt64.self, .complement, string: false, locked: false, $0, $1) }),
-      string: .init(
-        nil,
-        { bitM(UInt16.self, .complement, string: true, locked: false, $0, $1) },
-        { bitM(UInt32.self, .complement, string: true, locked: false, $0, $1) },
-        { bitM(UInt64.self, .complement, string: true, locked: false, $0, $1) }),
-      locked: .init(
-        nil,
-        { bitM(UInt16.self, .complement, string: false, locked: true, $0, $1) },
-        { bitM(UInt32.self, .complement, string: false, locked: true, $0, $1) },
-        { bitM(UInt64.self, .complement, string: false, locked: true, $0, $1) }),
-      lockedString: .init(
-        nil,
-        { bitM(UInt16.self, .complement, string: true, locked: true, $0, $1) },
-        { bitM(UInt32.self, .complement, string: true, locked: true, $0, $1) },
-        { bitM(UInt64.self, .complement, string: true, locked: true, $0, $1) }))
-  }
-
-  private static func registerScans(_ t: inout LoweringTable) {
-    t[.bsf] = .forms(
-      register: .init(
-        nil,
-        { unaryBits(BitScanForward.self, UInt16.self, memory: false, $0, $1) },
-        { unaryBits(BitScanForward.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(BitScanForward.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        { unaryBits(BitScanForward.self, UInt16.self, memory: true, $0, $1) },
-        { unaryBits(BitScanForward.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(BitScanForward.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.bsr] = .forms(
-      register: .init(
-        nil,
-        { unaryBits(BitScanReverse.self, UInt16.self, memory: false, $0, $1) },
-        { unaryBits(BitScanReverse.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(BitScanReverse.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        { unaryBits(BitScanReverse.self, UInt16.self, memory: true, $0, $1) },
-        { unaryBits(BitScanReverse.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(BitScanReverse.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.lzcnt] = .forms(
-      register: .init(
-        nil,
-        { unaryBits(LeadingZeroCount.self, UInt16.self, memory: false, $0, $1) },
-        { unaryBits(LeadingZeroCount.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(LeadingZeroCount.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        { unaryBits(LeadingZeroCount.self, UInt16.self, memory: true, $0, $1) },
-        { unaryBits(LeadingZeroCount.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(LeadingZeroCount.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.tzcnt] = .forms(
-      register: .init(
-        nil,
-        { unaryBits(TrailingZeroCount.self, UInt16.self, memory: false, $0, $1) },
-        { unaryBits(TrailingZeroCount.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(TrailingZeroCount.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        { unaryBits(TrailingZeroCount.self, UInt16.self, memory: true, $0, $1) },
-        { unaryBits(TrailingZeroCount.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(TrailingZeroCount.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.popcnt] = .forms(
-      register: .init(
-        nil,
-        { unaryBits(PopulationCount.self, UInt16.self, memory: false, $0, $1) },
-        { unaryBits(PopulationCount.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(PopulationCount.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        { unaryBits(PopulationCount.self, UInt16.self, memory: true, $0, $1) },
-        { unaryBits(PopulationCount.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(PopulationCount.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-  }
-
-  private static func registerBMI(_ t: inout LoweringTable) {
-    t[.blsi] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { unaryBits(LowestSetBit.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(LowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { unaryBits(LowestSetBit.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(LowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.blsmsk] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { unaryBits(MaskToLowestSetBit.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(MaskToLowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { unaryBits(MaskToLowestSetBit.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(MaskToLowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.blsr] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { unaryBits(ResetLowestSetBit.self, UInt32.self, memory: false, $0, $1) },
-        { unaryBits(ResetLowestSetBit.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { unaryBits(ResetLowestSetBit.self, UInt32.self, memory: true, $0, $1) },
-        { unaryBits(ResetLowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.andn] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { binaryBitsLast(AndNot.self, UInt32.self, memory: false, $0, $1) },
-        { binaryBitsLast(AndNot.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { binaryBitsLast(AndNot.self, UInt32.self, memory: true, $0, $1) },
-        { binaryBitsLast(AndNot.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.pdep] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { binaryBitsLast(DepositBits.self, UInt32.self, memory: false, $0, $1) },
-        { binaryBitsLast(DepositBits.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { binaryBitsLast(DepositBits.self, UInt32.self, memory: true, $0, $1) },
-        { binaryBitsLast(DepositBits.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.pext] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { binaryBitsLast(ExtractBits.self, UInt32.self, memory: false, $0, $1) },
-        { binaryBitsLast(ExtractBits.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { binaryBitsLast(ExtractBits.self, UInt32.self, memory: true, $0, $1) },
-        { binaryBitsLast(ExtractBits.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.bextr] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { binaryBitsMiddle(ExtractField.self, UInt32.self, memory: false, $0, $1) },
-        { binaryBitsMiddle(ExtractField.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { binaryBitsMiddle(ExtractField.self, UInt32.self, memory: true, $0, $1) },
-        { binaryBitsMiddle(ExtractField.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-    t[.bzhi] = .forms(
-      register: .init(
-        nil,
-        nil,
-        { binaryBitsMiddle(ZeroHighBits.self, UInt32.self, memory: false, $0, $1) },
-        { binaryBitsMiddle(ZeroHighBits.self, UInt64.self, memory: false, $0, $1) }),
-      load: .init(
-        nil,
-        nil,
-        { binaryBitsMiddle(ZeroHighBits.self, UInt32.self, memory: true, $0, $1) },
-        { binaryBitsMiddle(ZeroHighBits.self, UInt64.self, memory: true, $0, $1) }),
-      store: .init())
-  }
-
-  private static func registerCRC(_ t: inout LoweringTable) {
-    let register = WidthHandlers(
-      { crc(UInt8.self, memory: false, $0, $1) },
-      { crc(UInt16.self, memory: false, $0, $1) },
-      { crc(UInt32.self, memory: false, $0, $1) },
-      { crc(UInt64.self, memory: false, $0, $1) })
-    let memory = WidthHandlers(
-      { crc(UInt8.self, memory: true, $0, $1) },
-      { crc(UInt16.self, memory: true, $0, $1) },
-      { crc(UInt32.self, memory: true, $0, $1) },
-      { crc(UInt64.self, memory: true, $0, $1) })
-    t[.crc32] = .custom { i, _, _ in
-      (i.memoryOperand == nil ? register : memory)[i.operands[1].size]
-    }
-  }
-}

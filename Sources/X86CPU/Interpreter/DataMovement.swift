@@ -63,7 +63,8 @@ import X86Decoder
   return Step.next
 }
 
-@inline(__always) private func extendL<S: FixedWidthInteger & Sendable, U: OperandInteger, D: OperandInteger>(
+@inline(__always)
+private func extendL<S: FixedWidthInteger & Sendable, U: OperandInteger, D: OperandInteger>(
   _ s: S.Type, _ u: U.Type, _ d: D.Type, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
   let c = CPU(c)

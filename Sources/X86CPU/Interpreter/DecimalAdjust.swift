@@ -97,7 +97,9 @@ enum DecimalAdjust {
       return Step.next
     }
     t[.bound] = .single(bound)
-    for mnemonic in [Mnemonic.nop, .endbr32, .endbr64] { t[mnemonic] = .single { _, _ in Step.next } }
+    for mnemonic in [Mnemonic.nop, .endbr32, .endbr64] {
+      t[mnemonic] = .single { _, _ in Step.next }
+    }
   }
 }
 
@@ -112,10 +114,14 @@ private let bound: Handler = { c, i in
     let (index, lower, upper): (Int64, Int64, Int64)
     if size == 2 {
       index = Int64(i.pointee.dst.load(as: Int16.self))
-      (lower, upper) = (Int64(Int16(truncatingIfNeeded: low)), Int64(Int16(truncatingIfNeeded: high)))
+      (lower, upper) = (
+        Int64(Int16(truncatingIfNeeded: low)), Int64(Int16(truncatingIfNeeded: high))
+      )
     } else {
       index = Int64(i.pointee.dst.load(as: Int32.self))
-      (lower, upper) = (Int64(Int32(truncatingIfNeeded: low)), Int64(Int32(truncatingIfNeeded: high)))
+      (lower, upper) = (
+        Int64(Int32(truncatingIfNeeded: low)), Int64(Int32(truncatingIfNeeded: high))
+      )
     }
     if index < lower || index > upper { throw GuestException(.boundRange) }
   }

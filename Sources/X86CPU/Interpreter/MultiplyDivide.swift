@@ -67,7 +67,8 @@ private enum WideOperation { case multiply, signedMultiply, divide, signedDivide
 }
 
 /// IDIV by magnitudes, so that every quotient that fits is found and no other is computed.
-@inline(__always) private func signedDivide<
+@inline(__always)
+private func signedDivide<
   T: OperandInteger, S: FixedWidthInteger & SignedInteger
 >(_ c: CPU, _ s: S.Type, _ low: T, _ high: T, _ divisor: T) throws(GuestException) {
   if divisor == 0 { throw .divideError }
@@ -91,9 +92,12 @@ private enum WideOperation { case multiply, signedMultiply, divide, signedDivide
 }
 
 /// IMUL with two or three operands: dst = a * b.
-@inline(__always) private func multiplyTruncated<
+@inline(__always)
+private func multiplyTruncated<
   T: OperandInteger, S: FixedWidthInteger & SignedInteger
->(_ t: T.Type, _ s: S.Type, memory: Bool, immediate: Bool, _ c: RawPointer, _ i: RawPointer) -> Int32 {
+>(_ t: T.Type, _ s: S.Type, memory: Bool, immediate: Bool, _ c: RawPointer, _ i: RawPointer)
+  -> Int32
+{
   let c = CPU(c)
   let i = Handlers.op(i)
   return attempt(c) { () throws(GuestException) in

@@ -49,7 +49,8 @@ enum NearTransfer {
   static func register(_ t: inout LoweringTable) {
     t[.jmp] = .custom { i, op, _ in
       if i.operands[0].kind == .relative {
-        return relative(i, op, { jumpRelative64($0, $1) }, { jumpRelativeLegacy(CPU($0), Handlers.op($1)) })
+        return relative(
+          i, op, { jumpRelative64($0, $1) }, { jumpRelativeLegacy(CPU($0), Handlers.op($1)) })
       }
       return i.memoryOperand == nil ? jumpRegister : jumpMemory
     }
@@ -118,12 +119,14 @@ extension CPU {
     return try load(address, size: i.pointee.operandSize)
   }
 
-  fileprivate func jumpIndirect(_ i: MicroOpPointer, memory: Bool) throws(GuestException) -> UInt64 {
+  fileprivate func jumpIndirect(_ i: MicroOpPointer, memory: Bool) throws(GuestException) -> UInt64
+  {
     let operand = memory ? try transferOperand(i) : i.pointee.dst.load(as: UInt64.self)
     return try branchTarget(operand, size: i.pointee.operandSize)
   }
 
-  fileprivate func callIndirect(_ i: MicroOpPointer, memory: Bool) throws(GuestException) -> UInt64 {
+  fileprivate func callIndirect(_ i: MicroOpPointer, memory: Bool) throws(GuestException) -> UInt64
+  {
     let operand = memory ? try transferOperand(i) : i.pointee.dst.load(as: UInt64.self)
     if is64Bit && !isCanonical(operand) {
       // The stack's faults come before the target's.

@@ -208,7 +208,8 @@ enum FlaglessShift { case left, right, arithmeticRight, rotateRight }
     } else {
       a = c.read(i.pointee.src)
     }
-    let count = kind == .rotateRight
+    let count =
+      kind == .rotateRight
       ? i.pointee.immediate : c.third(i).load(as: UInt64.self)
     c.write(flagless(kind, c, a, count), to: i.pointee.dst)
   }

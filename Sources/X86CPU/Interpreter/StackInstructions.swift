@@ -99,7 +99,8 @@ enum StackInstructions {
       if i.memoryOperand != nil { return pushMemory }
       // The immediate stands in operand 0, where no pointer is made for it.
       if i.operands[0].kind == .immediate {
-        op.pointee.dst = UnsafeMutableRawPointer(op) + MemoryLayout<MicroOp>.offset(of: \.immediate)!
+        op.pointee.dst =
+          UnsafeMutableRawPointer(op) + MemoryLayout<MicroOp>.offset(of: \.immediate)!
       }
       op.pointee.segment = SegmentRegister.ss.rawValue
       return i.operandSize == 8 ? push64 : pushLegacy
@@ -112,7 +113,8 @@ enum StackInstructions {
     t[.pusha] = .single(pushAll)
     t[.popa] = .single(popAll)
     t[.enter] = .custom { i, op, _ in
-      op.pointee.immediate = UInt64(UInt16(truncatingIfNeeded: i.immediate)) | UInt64(i.immediate2) << 16
+      op.pointee.immediate =
+        UInt64(UInt16(truncatingIfNeeded: i.immediate)) | UInt64(i.immediate2) << 16
       return enter
     }
     t[.leave] = .single(leave)

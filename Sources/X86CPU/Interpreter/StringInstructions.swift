@@ -44,7 +44,9 @@ struct StringState {
     try c.linear(.es, c.gpr[7] & mask, size: size, access)
   }
 
-  @inline(__always) func advanceSource(_ delta: UInt64) { c.writeAddressSized(6, c.gpr[6] &+ delta, i) }
+  @inline(__always) func advanceSource(_ delta: UInt64) {
+    c.writeAddressSized(6, c.gpr[6] &+ delta, i)
+  }
   @inline(__always) func advanceDestination(_ delta: UInt64) {
     c.writeAddressSized(7, c.gpr[7] &+ delta, i)
   }

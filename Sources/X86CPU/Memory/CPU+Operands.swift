@@ -12,7 +12,8 @@ extension CPU {
   @inline(__always) package func linearAddress(
     _ i: MicroOpPointer, size: Int, _ access: AccessKind = .read
   ) throws(GuestException) -> UInt64 {
-    let offset = i.pointee.base.pointee
+    let offset =
+      i.pointee.base.pointee
       &+ (i.pointee.index.pointee &<< UInt64(i.pointee.scale))
       &+ UInt64(bitPattern: Int64(i.pointee.displacement))
     if i.pointee.addressFlags == 0 {
@@ -23,7 +24,8 @@ extension CPU {
 
   /// The effective address (offset), masked to the address size: LEA, and operands of bit strings.
   @inline(__always) package func effectiveAddress(_ i: MicroOpPointer) -> UInt64 {
-    let offset = i.pointee.base.pointee
+    let offset =
+      i.pointee.base.pointee
       &+ (i.pointee.index.pointee &<< UInt64(i.pointee.scale))
       &+ UInt64(bitPattern: Int64(i.pointee.displacement))
     let flags = i.pointee.addressFlags

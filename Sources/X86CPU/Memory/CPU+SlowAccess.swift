@@ -119,7 +119,9 @@ extension CPU {
     case 8: return host.loadUnaligned(as: UInt64.self)
     default:
       var value: UInt64 = 0
-      for n in 0..<size { value |= UInt64(host.load(fromByteOffset: n, as: UInt8.self)) << UInt64(n * 8) }
+      for n in 0..<size {
+        value |= UInt64(host.load(fromByteOffset: n, as: UInt8.self)) << UInt64(n * 8)
+      }
       return value
     }
   }

@@ -75,7 +75,8 @@ extension CPU {
         let host = entry & EPTEntry.addressMask & ~offsetMask | page & offsetMask
         // Without the dirty flag a write must come this way again.
         let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
-        return PhysicalPage(tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write)
+        return PhysicalPage(
+          tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write)
       }
       table = entry & EPTEntry.addressMask
       level -= 1

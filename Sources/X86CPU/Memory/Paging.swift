@@ -56,7 +56,8 @@ extension CPU {
     if isLongMode {
       let levels = s.pointee.cr4 & CR4.la57.rawValue != 0 ? 5 : 4
       return PagingMode(
-        levels: levels, entrySize: 8, indexBits: 9, root: s.pointee.cr3 & PageTableEntry.addressMask,
+        levels: levels, entrySize: 8, indexBits: 9,
+        root: s.pointee.cr3 & PageTableEntry.addressMask,
         reserved: high | noExecute, isPAE: false)
     }
     if s.pointee.cr4 & CR4.pae.rawValue != 0 {
@@ -187,7 +188,8 @@ extension CPU {
     var allowed: Bool
     switch kind {
     case .execute:
-      allowed = t.executable && (isUser ? t.user : !(t.user && s.pointee.cr4 & CR4.smep.rawValue != 0))
+      allowed =
+        t.executable && (isUser ? t.user : !(t.user && s.pointee.cr4 & CR4.smep.rawValue != 0))
     case .read, .write:
       allowed = isUser ? t.user : !(t.user && smapApplies(bank))
       if kind == .write { allowed = allowed && (t.writable || !isUser && !writeProtect) }

@@ -23,7 +23,8 @@ extension CPU {
     let cs = segment(.cs).pointee.rights
     let ss = segment(.ss).pointee.rights
     let mode: CodeMode =
-      isLongMode && cs.isLong ? .bits64 : (cs.isBig && isProtected && !isVirtual8086 ? .bits32 : .bits16)
+      isLongMode && cs.isLong
+      ? .bits64 : (cs.isBig && isProtected && !isVirtual8086 ? .bits32 : .bits16)
     let state = s
     state.pointee.codeMode = mode.rawValue
     state.pointee.cpl = !isProtected ? 0 : isVirtual8086 ? 3 : ss.dpl
@@ -54,7 +55,8 @@ extension CPU {
 
   /// Recomputes the parts of `slow` that follow from RFLAGS and DR7.
   package func updateSlow() {
-    var slow = s.pointee.slow
+    var slow =
+      s.pointee.slow
       & ~(SlowReason.trapFlag | SlowReason.resumeFlag | SlowReason.breakpoints)
     if s.pointee.rflags & RFLAGS.tf.rawValue != 0 { slow |= SlowReason.trapFlag }
     if s.pointee.rflags & RFLAGS.rf.rawValue != 0 { slow |= SlowReason.resumeFlag }

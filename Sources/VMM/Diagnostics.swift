@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the VMM tells about its own work, for whoever looks for the reason of something. Messages
+// for the user do not go this way: they are errors, outcomes and the engine's line.
+//
+//     log.debug("CPU 0 starts")        // seen with --log debug
+
+import Glibc
+import Host
+import Logging
+
+/// The log of the VMM.
+let log = Logger(label: "martlet")
+
+package enum Diagnostics {
+  /// Only what is wrong and yet does not end the run.
+  package static let defaultLevel = Logger.Level.warning.rawValue
+
+  /// Sends messages of a level and above to standard error. To be called once, before a machine is
+  /// made.
+  package static func start(level text: String) throws(RunError) {
+    guard let level = Logger.Level(rawValue: text) else {
+      let names = Logger.Level.allCases.map(\.rawValue).joined(separator: ", ")
+      throw RunError("--log \(text): unknown level; give one of \(names)")
+    }
+    LoggingSystem.bootstrap { _ in StandardErrorHandler(logLevel: level) }
+  }
+}
+
+/// One line for each message, without a time: most messages come before the guest starts.
+private struct StandardErrorHandler: LogHandler {
+  var logLevel: Logger.Level
+  var metadata: Logger.Metadata = [:]
+  var metadataProvider: Logger.MetadataProvider?
+
+  subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+    get { metadata[key] }
+    set { metadata[key] = newValue }
+  }
+
+  func log(event: LogEvent) {
+    let end = RawTerminal.isActive ? "\r\n" : "\n"
+    writeText(STDERR_FILENO, "martlet: \(event.level): \(event.message)\(end)")
+  }
+}
