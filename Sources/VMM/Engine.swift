@@ -4,6 +4,7 @@
 // taken. Nothing else in the VMM knows which one it got.
 
 import KVMClient
+import Logging
 import SystemPackage
 
 /// A chosen engine.

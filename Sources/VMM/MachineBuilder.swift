@@ -7,6 +7,7 @@ import Devices
 import Host
 import KVMClient
 import LinuxBoot
+import Logging
 import SystemPackage
 import X86
 

@@ -10,6 +10,7 @@
 import CHost
 import Host
 import KVMClient
+import Logging
 import Synchronization
 import SystemPackage
 
