@@ -98,9 +98,6 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     UnsafeMutableRawBufferPointer(start: address, count: size)
   }
 
-  /// Gives the kernel advice about the pages (`MADV_...`); refused advice is no error.
-  package func advise(_ advice: Int32) { _ = madvise(address, size, advice) }
-
   /// Bytes of the mapping that are in memory now.
   package func residentBytes() throws(Errno) -> Int {
     var pages = [UInt8](repeating: 0, count: size / 4096)

@@ -36,13 +36,6 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
     return Int(status.st_size)
   }
 
-  /// Whether the file is a regular one (not a directory, pipe or device).
-  package func isRegularFile() throws(Errno) -> Bool {
-    var status = stat()
-    _ = try systemCall { () -> Int32 in fstat(rawValue, &status) }
-    return status.st_mode & S_IFMT == S_IFREG
-  }
-
   /// Reads at most `buffer.count` bytes; 0 is the end of the file.
   package func read(
     into buffer: UnsafeMutableRawBufferPointer, interruption: InterruptionPolicy = .repeatCall

@@ -110,9 +110,6 @@ extension VirtualCPU {
   package func multiprocessorState() throws(Errno) -> UInt32 {
     try get(CKVM_GET_MP_STATE, kvm_mp_state()).mp_state
   }
-  package func setMultiprocessorState(_ state: UInt32) throws(Errno) {
-    try set(CKVM_SET_MP_STATE, kvm_mp_state(mp_state: state))
-  }
 
   /// The local APIC's registers, 1 KiB.
   package func localAPIC() throws(Errno) -> kvm_lapic_state {
@@ -127,11 +124,6 @@ extension VirtualCPU {
     try CPUIDList.write(entries) { (argument) throws(Errno) in
       _ = try transport.ioctl(handle, CKVM_SET_CPUID2, argument)
     }
-  }
-
-  /// The guest's time-stamp counter frequency in kHz.
-  package func timeStampCounterKilohertz() throws(Errno) -> Int32 {
-    try transport.ioctl(handle, CKVM_GET_TSC_KHZ, 0)
   }
 
   /// Sets model-specific registers, in order.

@@ -121,7 +121,6 @@ enum ZeroPage {
   private static let rsdp = 0x70
   private static let initrdAddressHigh = 0xC0
   private static let initrdSizeHigh = 0xC4
-  private static let commandLineHigh = 0xC8
   private static let mapCount = 0x1E8
   private static let map = 0x2D0
   private static let unknownLoader: UInt8 = 0xFF

@@ -105,9 +105,6 @@ package struct EngineSupply: Sendable {
   /// How fast the kernel's KVM is.
   package func deviceSpeed() throws(Errno) -> EngineSpeed { try EngineProbe.measure(device) }
 
-  /// Whether there is a software KVM in this program.
-  package var hasSoftware: Bool { software != nil }
-
   /// A time with two digits.
   package static func nanoseconds(_ value: Double) -> String {
     value < 10 ? "\((value * 10).rounded() / 10) ns" : "\(Int(value.rounded())) ns"

@@ -92,8 +92,6 @@ package final class BlockCache {
     jumpCache.deallocate()
   }
 
-  package var opsInUse: Int { opCount }
-
   @inline(__always) private func bucket(_ host: UInt64, _ modeKey: UInt16) -> Int {
     Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & Self.hashMask)
   }

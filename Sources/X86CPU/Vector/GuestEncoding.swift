@@ -145,12 +145,4 @@ extension Instruction {
     default: false
     }
   }
-
-  /// Implicit lengths in EAX and EDX.
-  var comparesExplicitStrings: Bool {
-    switch mnemonic {
-    case .pcmpestri, .pcmpestrm, .vpcmpestri, .vpcmpestrm: true
-    default: false
-    }
-  }
 }
