@@ -26,7 +26,7 @@ wants() { case ,$sections, in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
 
 # Guests, where a section needs them.
 prepare() {
-  if { wants suite || wants boot || wants memory; } &&
+  if { wants suite || wants smp || wants boot || wants memory; } &&
     { [ ! -s "$kernel" ] || [ ! -s .guest/initramfs-marker.cpio ]; }; then
     Scripts/fetch-guest.sh --cloud || :
   fi
@@ -37,11 +37,11 @@ prepare() {
 
 describe_machine() {
   local model load
-  model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+  model=$(sed -n '/^model name/{s/^[^:]*: //p;q}' /proc/cpuinfo)
   read -r load _ </proc/loadavg
   echo "Host: $model, $(nproc) CPUs, Linux $(uname -r), load $load"
   echo "Martlet: $martlet, engine $engine, $(git describe --always --dirty 2>/dev/null || echo '-')"
-  [ -z "$qemu" ] || echo "QEMU: $("$qemu" --version | head -n 1), TCG, -M q35 -cpu max"
+  [ -z "$qemu" ] || echo "QEMU: $("$qemu" --version | sed -n 1p), TCG, -M q35 -cpu max"
   echo "Figures: $statistic of $runs run(s)"
   if awk "BEGIN { exit !($load > 0.7) }"; then
     echo "The machine is busy: times of this run are not to be quoted."
@@ -72,16 +72,17 @@ reduce() {
 
 # The command that boots an initial RAM disk with text on the kernel's command line, as the array
 # `command`. The same kernel, disk, memory and text for all.
+# usage: boot_command ENGINE DISK TEXT [CPUS]
 boot_command() {
-  local which=$1 disk=$2 text=$3
+  local which=$1 disk=$2 text=$3 cpus=${4:-1}
   case $which in
     martlet)
       command=("$martlet" run --engine "$engine" --kernel "$kernel" --initrd "$disk"
-        --memory "$memory" --append "$text" --stats "${martlet_arguments[@]}")
+        --memory "$memory" --cpus "$cpus" --append "$text" --stats "${martlet_arguments[@]}")
       ;;
     qemu)
-      command=("$qemu" -M q35 -accel tcg -cpu max -m "$memory" -nodefaults -display none
-        -serial stdio -no-reboot -kernel "$kernel" -initrd "$disk" -append "console=ttyS0 $text")
+      command=("$qemu" -M q35 -accel tcg -cpu max -smp "$cpus" -m "$memory" -nodefaults
+        -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$disk" -append "console=ttyS0 $text")
       ;;
   esac
 }
@@ -114,22 +115,25 @@ section_suite() {
   for ((run = 1; run <= runs; run++)); do
     # shellcheck disable=SC2086
     .guest/suite "$scale" ${kernels//,/ } | sed -n 's/^suite /native /p' >>"$work/suite"
-    for which in "${engines[@]}"; do suite_in_guest "$which"; done
+    for which in "${engines[@]}"; do suite_in_guest "$which" "$kernels" >>"$work/suite"; done
   done
   awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
     -f Scripts/bench-suite.awk "$work/suite" || failures=1
   suite_speed
 }
 
+# Prints the lines of a guest's suite with the engine's name in place of "suite".
+# usage: suite_in_guest ENGINE KERNELS [CPUS COPIES]
 suite_in_guest() {
-  local text="quiet suite.scale=$scale"
-  [ -z "$kernels" ] || text+=" suite.only=$kernels"
-  boot_command "$1" .guest/initramfs-suite.cpio "$text"
-  timeout 3600 "${command[@]}" </dev/null >"$work/$1.out" 2>"$work/$1.err" || :
-  tr -d '\r' <"$work/$1.out" | sed -n "s/^suite /$1 /p" >>"$work/suite"
+  local text="quiet suite.scale=$scale suite.copies=${4:-1}"
+  [ -z "$2" ] || text+=" suite.only=$2"
+  boot_command "$1" .guest/initramfs-suite.cpio "$text" "${3:-1}"
+  timeout --foreground 3600 "${command[@]}" </dev/null >"$work/$1.out" 2>"$work/$1.err" || :
+  tr -d '\r' <"$work/$1.out" | sed -n "s/^suite /$1 /p"
   grep -q 'SUITE-ENDS status=0' "$work/$1.out" || {
     complain "the suite did not finish on $1; its last lines:"
-    tail -n 5 "$work/$1.out" "$work/$1.err" >&2
+    tail -n 5 "$work/$1.out" >&2
+    tail -n 5 "$work/$1.err" >&2
   }
 }
 
@@ -139,6 +143,54 @@ suite_speed() {
   [ -n "$mips" ] || return 0
   echo "Martlet over the last run, the kernel's boot included: $mips MIPS"
   summarise "suite.martlet.mips $mips"
+}
+
+# Two CPUs
+
+smp_kernels=sieve,crc,nbody,recursion
+
+section_smp() {
+  heading "Two busy CPUs: work done by two processes at once, in multiples of what one does alone"
+  if [ -z "$have_guest" ] || ! Scripts/build-suite.sh; then
+    echo "skipped: no guest"
+    return
+  fi
+  if [ "$(nproc)" -lt 2 ]; then
+    echo "skipped: this machine has one CPU"
+    return
+  fi
+  local run which copies name gain
+  : >"$work/smp"
+  for ((run = 1; run <= runs; run++)); do
+    for copies in 1 2; do
+      smp_native "$copies" | sed "s/^/$copies /" >>"$work/smp"
+      for which in "${engines[@]}"; do
+        suite_in_guest "$which" "$smp_kernels" 2 "$copies" | sed "s/^/$copies /" >>"$work/smp"
+      done
+    done
+  done
+  for which in native "${engines[@]}"; do
+    gain=$(for name in ${smp_kernels//,/ }; do
+      echo "$(smp_time 1 "$which" "$name")" "$(smp_time 2 "$which" "$name")"
+    done | awk '$1 > 0 && $2 > 0 { s += log(2 * $1 / $2); n++ }
+      END { if (n) printf "%.2f", exp(s / n); else print "-" }')
+    printf '%-12s %8s\n' "$which" "$gain"
+    summarise "smp.$which.gain $gain"
+  done
+}
+
+smp_time() {
+  awk -v key="$1 $2 $3" '$1 " " $2 " " $3 == key { print $5 }' "$work/smp" | reduce
+}
+
+smp_native() {
+  local copy
+  for ((copy = 0; copy < $1; copy++)); do
+    # shellcheck disable=SC2086
+    .guest/suite "$scale" ${smp_kernels//,/ } >"$work/native.$copy" &
+  done
+  wait
+  for ((copy = 0; copy < $1; copy++)); do sed 's/^suite /native /' "$work/native.$copy"; done
 }
 
 # Instructions and exits, measured from inside
@@ -272,7 +324,7 @@ section_memory() {
 memory_of() {
   local name=$1 peak guest
   shift
-  timeout 300 "$@" </dev/null >"$work/memory.out" 2>"$work/memory.err" || :
+  timeout --foreground 300 "$@" </dev/null >"$work/memory.out" 2>"$work/memory.err" || :
   peak=$(sed -n 's/^memory: \([0-9]*\) MiB.*/\1/p' "$work/memory.err")
   guest=$(sed -n 's/^memory: .* \([0-9]*\) MiB the guest.*/\1/p' "$work/memory.err")
   if [ -z "$peak" ] || [ -z "$guest" ]; then

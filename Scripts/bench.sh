@@ -11,7 +11,8 @@
 #   --best             the best of the runs instead of their median: for a machine that is not idle
 #   --scale S          work of the guest suite (default 0.2)
 #   --kernels A,B      these kernels of the suite alone
-#   --sections A,B     these sections alone: suite, mips, exits, boot, memory, startup
+#   --sections A,B     these sections alone: suite, smp, mips, exits, boot, memory,
+#                      startup
 #   --engine E         martlet's engine (default soft)
 #   --memory M         memory of guests (default 512M)
 #   --martlet-args S   more arguments for "martlet run"
@@ -26,7 +27,8 @@ export LC_ALL=C
 cd "$(dirname "$0")/.."
 . Scripts/bench-lib.sh
 
-runs=3 scale=0.2 kernels='' sections=suite,mips,exits,boot,memory,startup engine=soft memory=512M
+runs=3 scale=0.2 kernels='' engine=soft memory=512M
+sections=suite,smp,mips,exits,boot,memory,startup
 statistic=median output='' martlet_arguments=()
 martlet=${MARTLET:-.build/release/martlet}
 martlet_bench=${MARTLET_BENCH:-.build/release/martlet-bench}
@@ -38,7 +40,7 @@ while [ $# -gt 0 ]; do
     --best) statistic=best ;;
     --no-qemu) qemu= ;;
     --help | -h)
-      sed -n 's/^# \{0,1\}//; 4,/^$/p' "$0"
+      sed -n '4,/^set /s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     --runs | --scale | --kernels | --sections | --engine | --memory | --martlet-args | --output)
@@ -63,8 +65,8 @@ done
 [[ $scale =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--scale takes a number, not $scale"
 for section in ${sections//,/ }; do
   case $section in
-    suite | mips | exits | boot | memory | startup) ;;
-    *) fail "there is no section $section: suite, mips, exits, boot, memory, startup" ;;
+    suite | smp | mips | exits | boot | memory | startup) ;;
+    *) fail "there is no section $section: suite, smp, mips, exits, boot, memory, startup" ;;
   esac
 done
 

@@ -26,8 +26,8 @@ if ! newer "$guest/suite" "$source"; then
   done
   if [ -z "${built:-}" ]; then
     [ ! -s "$guest/suite.log" ] || tail -n 3 "$guest/suite.log" >&2
-    echo "build-suite: no compiler makes a static program here: install libc6-dev and clang or gcc," \
-      "or name the compiler in CC" >&2
+    echo "build-suite: no compiler makes a static program here: install libc6-dev and clang or" \
+      "gcc, or name the compiler in CC" >&2
     exit 1
   fi
   rm -f "$guest/suite.log"

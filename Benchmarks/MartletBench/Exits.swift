@@ -37,8 +37,8 @@ private let exitLoops: [(name: String, body: [UInt8])] = [
   ("mmio-read", [0xA1, 0x00, 0x00, 0x00, 0xD0]),  // mov eax, [0xd0000000]
 ]
 
-/// Nanoseconds of the thread's CPU time for each round: the best of several batches, each long enough
-/// to measure on a fast KVM and short enough on a slow one.
+/// Nanoseconds of the thread's CPU time for each round: the best of several batches, each long
+/// enough to measure on a fast KVM and short enough on a slow one.
 private func best(
   _ entry: (name: String, body: [UInt8]), _ transport: any KVMTransport
 ) throws -> Double {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The processor alone, without a hypervisor: loops of machine code in 64-bit mode with paging, whose
-// instructions are counted by the processor itself.
+// The processor alone, without a hypervisor: loops of machine code in 64-bit mode with paging,
+// whose instructions the processor itself counts.
 
 import Host
 import Support
@@ -16,7 +16,7 @@ struct CodeLoop {
   let code: [UInt8]
 }
 
-/// Prints MIPS of each loop, and the geometric mean of those with integer instructions.
+/// Prints MIPS of each loop.
 func measureLoops() throws {
   for loop in codeLoops {
     guard let mips = loop.millionsPerSecond() else {
@@ -34,7 +34,7 @@ extension CodeLoop {
   private static let batches = 5
   private static let start: UInt64 = 0x1000
 
-  /// The best of several batches, by the thread's CPU time: other load on the machine only ever adds.
+  /// The best of several batches, by the thread's CPU time: other load on the machine only adds.
   /// Nil when the code ends elsewhere than at its HLT. A threshold other than 0 is the translator's.
   func millionsPerSecond(threshold: UInt32 = 0) -> Double? {
     let machine = TestMachine(threshold: threshold)
