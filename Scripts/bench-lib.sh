@@ -82,7 +82,8 @@ boot_command() {
       ;;
     qemu)
       command=("$qemu" -M q35 -accel tcg -cpu max -smp "$cpus" -m "$memory" -nodefaults
-        -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$disk" -append "console=ttyS0 $text")
+        -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$disk"
+        -append "console=ttyS0 $text")
       ;;
   esac
 }
@@ -177,6 +178,10 @@ section_smp() {
     printf '%-12s %8s\n' "$which" "$gain"
     summarise "smp.$which.gain $gain"
   done
+  # COPIES ENGINE KERNEL CLASS SECONDS CHECKSUM
+  awk '$2 == "native" { right[$3] = $6 }
+    $2 != "native" && $6 != right[$3] { print "WRONG on " $2 ": " $3 " " $6; wrong = 1 }
+    END { exit wrong }' "$work/smp" || failures=1
 }
 
 smp_time() {
