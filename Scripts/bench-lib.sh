@@ -218,18 +218,28 @@ run_martlet_bench() {
 section_mips() {
   heading 'The processor alone: millions of instructions a second of CPU time'
   run_martlet_bench loops || return 0
-  local name value
+  local name kind value line
+  printf '%-12s %12s %12s\n' '' interpreter translator
   for name in $(awk '$1 == "mips" && !seen[$2]++ { print $2 }' "$work/inside"); do
-    # More is better here: the best is the least of the negated.
-    value=$(awk -v name="$name" '$1 == "mips" && $2 == name { print -$3 }' "$work/inside" | reduce)
-    value=${value#-}
-    printf '%-12s %8.1f\n' "$name" "$value"
-    summarise "mips.$name $value"
+    line=$(printf '%-12s' "$name")
+    for kind in mips translated; do
+      # More is better here: the best is the least of the negated.
+      value=$(awk -v kind="$kind" -v name="$name" '$1 == kind && $2 == name { print -$3 }' \
+        "$work/inside" | reduce)
+      value=${value#-}
+      [ -z "$value" ] || summarise "$kind.$name $value"
+      line+=$(printf ' %12s' "${value:--}")
+    done
+    echo "$line"
   done
-  value=$(awk '$1 ~ /^mips\./ && $1 != "mips.vector" { s += log($2); n++ }
-    END { if (n) printf "%.1f", exp(s / n) }' "$work/summary")
-  printf '%-12s %8.1f   geometric mean, vector left out\n' integer "$value"
-  summarise "mips.integer $value"
+  line=$(printf '%-12s' integer)
+  for kind in mips translated; do
+    value=$(awk -v kind="$kind" 'index($1, kind ".") == 1 && $1 != kind ".vector" {
+      s += log($2); n++ } END { if (n) printf "%.1f", exp(s / n) }' "$work/summary")
+    [ -z "$value" ] || summarise "$kind.integer $value"
+    line+=$(printf ' %12s' "${value:--}")
+  done
+  echo "$line   geometric mean, vector left out"
 }
 
 section_exits() {

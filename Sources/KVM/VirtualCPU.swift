@@ -83,6 +83,8 @@ final class VirtualCPU: @unchecked Sendable {
   /// Entries made to replay the instruction that is being emulated.
   var replayEntries = 0
   var mpState: UInt32
+  /// KVM_HC_KICK_CPU came: the next halt, or the one that lasts, ends.
+  var wakePending = false
   /// What the next KVM_RUN has to finish.
   var completion: Completion = .none
   let emulation = InstructionEmulation()

@@ -69,6 +69,29 @@ import Testing
     }
   }
 
+  /// A guest that waits for a lock may be woken between its look at the lock and its HLT.
+  @Test func hypercallWakesNextHalt() throws {
+    let guest = try Guest(.software, chips: true)
+    guest.load([
+      0x66, 0xB8, 0x05, 0x00, 0x00, 0x00,  // mov eax, 5 (kick a CPU)
+      0x66, 0x31, 0xDB, 0x66, 0x31, 0xC9,  // xor ebx, ebx; xor ecx, ecx: this one
+      0x0F, 0x01, 0xC1, 0xF4,  // vmcall; hlt, with interrupts disabled
+      0xE6, 0x91, 0xF4,  // out 0x91, al; hlt
+    ])
+    let (cpu, thread) = (guest.cpu, ThreadIdentifier.current)
+    let rescue = try HostThread(name: "rescue") {
+      sleepMilliseconds(300)
+      cpu.kick(thread)
+    }
+    #expect(try guest.nextOut()?.port == 0x91)
+    // Once only: the second halt lasts until the kick.
+    guard case .interrupted = try guest.run() else {
+      Issue.record("the wake-up counted twice")
+      return
+    }
+    rescue.join()
+  }
+
   @Test func kickEndsLoop() throws {
     let guest = try Guest(.software)
     guest.load([0xEB, 0xFE])

@@ -143,9 +143,7 @@ extension VirtualCPU {
       if all.contains(.startup) { handleStartup() }
       if all.contains(.clock) { writeClock() }
     }
-    if all.contains(.wake), mpState == UInt32(KVM_MP_STATE_HALTED) {
-      mpState = UInt32(KVM_MP_STATE_RUNNABLE)
-    }
+    if all.contains(.wake) { wakePending = true }
     if all.contains(.kick) { try leaveInterrupted() }
   }
 
@@ -167,14 +165,17 @@ extension VirtualCPU {
     throw .resourceTemporarilyUnavailable
   }
 
-  /// A halted CPU goes on when it has an NMI or an interrupt that it would take.
+  /// A halted CPU goes on when it has an NMI or an interrupt that it would take, or was woken by a
+  /// hypercall. One that came before the HLT counts: a guest that waits for a lock looks at it,
+  /// then halts, and whoever frees the lock in between wakes it once.
   private func wakes() -> Bool {
     guard mpState == UInt32(KVM_MP_STATE_HALTED) else { return false }
-    if pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
+    if !wakePending, pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
       guard hasPendingInterrupt else { return false }
       _ = takeSlot()
       guard isInterruptAllowed else { return false }
     }
+    wakePending = false
     mpState = UInt32(KVM_MP_STATE_RUNNABLE)
     mustCheckEvents = true
     return true
