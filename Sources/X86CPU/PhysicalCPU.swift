@@ -40,6 +40,9 @@ package final class PhysicalCPU: @unchecked Sendable {
   let bounce: UnsafeMutableRawPointer
   /// Whose accesses `emulate` serves.
   var emulationContext: (any EmulationContext)?
+  /// Where translated code finds its successors.
+  let nativeJumps = NativeJumps()
+  let requestLine: RequestLine
   let shootdowns = ShootdownQueue()
   /// VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
@@ -73,6 +76,9 @@ package final class PhysicalCPU: @unchecked Sendable {
         tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
         executePages: executePages))
     cpu.vector.initialize(to: VectorState())
+    requestLine = RequestLine(cpu, table: nativeJumps)
+    let jumps = nativeJumps
+    blocks.nativeDropped = { jumps.empty() }
     cpu.s.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
     cpu.updateMode()
     CPURegistry.shared.add(self)
@@ -83,14 +89,10 @@ package final class PhysicalCPU: @unchecked Sendable {
     physicalCache.deallocate()
     executePages.deallocate()
     bounce.deallocate()
+    nativeJumps.deallocate()
     vmx.deallocate()
     tlbBanks.deallocate()
     NativeStack.deallocate(state: cpu.raw)
-  }
-
-  var requestWord: UnsafeMutablePointer<Atomic<UInt64>> {
-    (cpu.raw + MemoryLayout<CPUState>.offset(of: \.request)!)
-      .assumingMemoryBound(to: Atomic<UInt64>.self)
   }
 
   /// From any thread: the guest leaves with an external-interrupt exit at the next block.
@@ -98,11 +100,11 @@ package final class PhysicalCPU: @unchecked Sendable {
 
   /// From any thread: sets bits of `CPUState.request`.
   package func request(_ bits: UInt64) {
-    requestWord.pointee.bitwiseOr(bits, ordering: .sequentiallyConsistent)
+    requestLine.raise(bits)
   }
 
   /// Clears bits of `CPUState.request`; returns those that were set.
   package func takeRequest(_ bits: UInt64) -> UInt64 {
-    requestWord.pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent).oldValue & bits
+    requestLine.take(bits)
   }
 }

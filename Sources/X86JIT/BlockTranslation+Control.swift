@@ -149,7 +149,7 @@ extension BlockTranslation {
     let miss = missLabel()
     clobberFlags(n)
     a.move(.r13, RegisterMap.stackPointer)
-    translateAddress(size: 8, write: false, miss)
+    translateStackAddress(size: 8, miss)
     a.load(.r13, .memory(.r13))
     lookUp(miss)
     let i = instructions[n]

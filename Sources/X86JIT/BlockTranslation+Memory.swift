@@ -71,7 +71,45 @@ extension BlockTranslation {
   mutating func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     clobberFlags(n)
     linearAddress(n)
-    translateAddress(
-      size: Int(operand.size), write: operand.access.contains(.write), miss)
+    let size = Int(operand.size)
+    if instructions[n].base == GeneralRegister.rsp.rawValue && !usesSegmentBase(n) {
+      translateStackAddress(size: size, miss)
+    } else {
+      translateAddress(size: size, write: operand.access.contains(.write), miss)
+    }
+  }
+
+  private func usesSegmentBase(_ n: Int) -> Bool {
+    instructions[n].segment == .fs || instructions[n].segment == .gs
+  }
+
+  // MARK: The stack
+
+  /// The same for an address near the stack pointer: the state remembers the stack's page, known to be
+  /// writable, so that most accesses need no look-up. Whoever changes translations forgets it.
+  mutating func translateStackAddress(size: Int, _ miss: Label) {
+    let way = StackWay(look: a.label(), back: a.label(), size: size, miss: miss)
+    a.move(.r15, .r13)
+    a.arithmetic(.sub, .r15, .state(StateOffset.stackPage))
+    a.arithmetic(.cmp, .register(.r15), immediate: Int32(4096 - size))
+    a.jump(if: Self.above, way.look)
+    a.arithmetic(.add, .r13, .state(StateOffset.stackAddend))
+    a.bind(way.back)
+    stackWays.append(way)
+  }
+
+  static let above: UInt8 = 7
+
+  /// Out of line: the look-up for a write, and the page remembered.
+  mutating func emitStackWays() {
+    for way in stackWays {
+      a.bind(way.look)
+      translateAddress(size: way.size, write: true, way.miss)
+      a.arithmetic(.and, .register(.r15), immediate: -4096)
+      a.store(.state(StateOffset.stackPage), .r15)
+      a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
+      a.store(.state(StateOffset.stackAddend), .r15)
+      a.jump(way.back)
+    }
   }
 }

@@ -12,7 +12,7 @@ extension BlockTranslation {
   /// R13 = host address of the eight bytes below the stack pointer.
   mutating func accessPush(_ miss: Label) {
     a.lea(.r13, .memory(Self.sp, -8))
-    translateAddress(size: 8, write: true, miss)
+    translateStackAddress(size: 8, miss)
   }
 
   mutating func lowerPush(_ n: Int) {
@@ -37,7 +37,7 @@ extension BlockTranslation {
     let miss = missLabel()
     clobberFlags(n)
     a.move(.r13, Self.sp)
-    translateAddress(size: 8, write: false, miss)
+    translateStackAddress(size: 8, miss)
     a.lea(Self.sp, .memory(Self.sp, 8))
     if let host = RegisterMap.host(guest) {
       a.load(host, .memory(.r13))
@@ -52,7 +52,7 @@ extension BlockTranslation {
     let miss = missLabel()
     clobberFlags(n)
     a.move(.r13, .rbp)
-    translateAddress(size: 8, write: false, miss)
+    translateStackAddress(size: 8, miss)
     a.lea(Self.sp, .memory(.rbp, 8))
     a.load(.rbp, .memory(.r13))
     endAccess(n, miss)

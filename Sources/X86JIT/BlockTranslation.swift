@@ -27,6 +27,14 @@ struct BlockLink {
 struct BlockTranslation {
   enum FlagPlace { case state, host, both }
 
+  /// A stack access whose page is not the remembered one.
+  struct StackWay {
+    var look: Label
+    var back: Label
+    var size: Int
+    var miss: Label
+  }
+
   struct OutOfLine {
     var start: Label
     var back: Label
@@ -47,6 +55,7 @@ struct BlockTranslation {
   let liveAfter: [FlagSet]
   var flags = FlagPlace.state
   var outOfLine: [OutOfLine] = []
+  var stackWays: [StackWay] = []
   var exits: [(label: Label, offset: Int)] = []
   var links: [BlockLink] = []
   /// Scratch registers of the current instruction that hold guest registers.
@@ -119,6 +128,7 @@ struct BlockTranslation {
       lower(n)
     }
     finishLast()
+    emitStackWays()
     emitOutOfLine()
     emitExits()
     a.resolve()

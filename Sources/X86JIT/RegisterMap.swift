@@ -32,11 +32,13 @@ enum StateOffset {
   static let retired = MemoryLayout<CPUState>.offset(of: \.retired)!
   static let slow = MemoryLayout<CPUState>.offset(of: \.slow)!
   static let blockContext = MemoryLayout<CPUState>.offset(of: \.blockContext)!
-  static let jumpCache = MemoryLayout<CPUState>.offset(of: \.jumpCache)!
   static let segments = MemoryLayout<CPUState>.offset(of: \.segments)!
   private static let native = MemoryLayout<CPUState>.offset(of: \.native)!
   static let codePage = native + MemoryLayout<NativeState>.offset(of: \.codePage)!
   static let hostFlags = native + MemoryLayout<NativeState>.offset(of: \.hostFlags)!
+  static let jumps = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
+  static let stackPage = native + MemoryLayout<NativeState>.offset(of: \.stackPage)!
+  static let stackAddend = native + MemoryLayout<NativeState>.offset(of: \.stackAddend)!
   static let hostStack = native + MemoryLayout<NativeState>.offset(of: \.hostStack)!
   static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
   static let temporary1 = native + MemoryLayout<NativeState>.offset(of: \.temporary1)!
@@ -44,8 +46,7 @@ enum StateOffset {
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
   static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!
   static let addend = MemoryLayout<TLBEntry>.offset(of: \.addend)!
-  static let jumpLinear = MemoryLayout<JumpCacheEntry>.offset(of: \.linear)!
-  static let jumpContext = MemoryLayout<JumpCacheEntry>.offset(of: \.context)!
-  static let jumpBlock = MemoryLayout<JumpCacheEntry>.offset(of: \.block)!
-  static let blockNative = MemoryLayout<Block>.offset(of: \.native)!
+  static let jumpLinear = MemoryLayout<NativeJump>.offset(of: \.linear)!
+  static let jumpContext = MemoryLayout<NativeJump>.offset(of: \.context)!
+  static let jumpCode = MemoryLayout<NativeJump>.offset(of: \.code)!
 }

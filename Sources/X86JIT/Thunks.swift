@@ -98,25 +98,20 @@ struct Thunks {
   }
 
   /// R15 = translation of the block at linear address R13, or a jump to `miss`, also where something
-  /// is requested. Clobbers R14 and flags.
+  /// is requested (the table is then the empty one). Clobbers R14 and flags.
   func lookUp(_ a: inout Assembler, _ miss: Label) {
     a.move(.r14, .r13)
     a.shiftRight(.r14, 12)
     a.arithmetic32(.xor, .r14, .register(.r13))
     a.arithmetic(
-      .and, .register(.r14), immediate: Int32(BlockCache.jumpCacheMask), wide: false)
-    a.shiftLeft32(.r14, UInt8(MemoryLayout<JumpCacheEntry>.stride.trailingZeroBitCount))
-    a.arithmetic(.add, .r14, .state(StateOffset.jumpCache))
+      .and, .register(.r14), immediate: Int32(NativeJumps.mask), wide: false)
+    a.shiftLeft32(.r14, UInt8(MemoryLayout<NativeJump>.stride.trailingZeroBitCount))
+    a.arithmetic(.add, .r14, .state(StateOffset.jumps))
     a.arithmetic(.cmp, .r13, .memory(.r14, Int32(StateOffset.jumpLinear)))
     a.jump(if: BlockTranslation.notEqual, miss)
     a.load(.r15, .state(StateOffset.blockContext))
     a.arithmetic(.cmp, .r15, .memory(.r14, Int32(StateOffset.jumpContext)))
     a.jump(if: BlockTranslation.notEqual, miss)
-    a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
-    a.jump(if: BlockTranslation.notEqual, miss)
-    a.load(.r15, .memory(.r14, Int32(StateOffset.jumpBlock)))
-    a.load(.r15, .memory(.r15, Int32(StateOffset.blockNative)))
-    a.test(.r15)
-    a.jump(if: 4, miss)
+    a.load(.r15, .memory(.r14, Int32(StateOffset.jumpCode)))
   }
 }

@@ -50,7 +50,7 @@ package struct JumpCacheEntry {
 package final class BlockCache {
   static let maximumInstructions = 48
   package static let jumpCacheMask: UInt64 = 4095
-  static let hashMask: UInt64 = 16383
+  static let hashMask: UInt64 = 65535
 
   let opCapacity: Int
   let blockCapacity: Int
@@ -66,6 +66,9 @@ package final class BlockCache {
   package private(set) var flushes: UInt64 = 0
   package private(set) var built: UInt64 = 0
   package private(set) var invalidated: UInt64 = 0
+  /// Called when translations went away, before anything runs again.
+  var nativeDropped: () -> Void = {}
+  private var lostNative = false
   /// Heat of a new block. 0, without a translator, wraps: it takes 2^32 executions to run out.
   package var initialHeat: UInt32 = 0
 
@@ -98,6 +101,7 @@ package final class BlockCache {
 
   /// Forgets every translation.
   package func forgetNative() {
+    nativeDropped()
     for n in 0..<blockCount {
       blocks[n].native = 0
       blocks[n].heat = initialHeat
@@ -157,6 +161,7 @@ package final class BlockCache {
       repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
       count: Int(Self.jumpCacheMask) + 1)
     flushes += 1
+    nativeDropped()
   }
 
   /// Drops the code of one host page. The running block may be among it.
@@ -168,12 +173,15 @@ package final class BlockCache {
       index = next
     }
     for index in crossing.removeValue(forKey: page) ?? [] { invalidate(index) }
+    if lostNative { nativeDropped() }
+    lostNative = false
   }
 
   private func invalidate(_ index: Int32) {
     let block = blocks + Int(index)
     if !block.pointee.isValid { return }
     block.pointee.isValid = false
+    if block.pointee.native != 0 { lostNative = true }
     block.pointee.native = 0
     invalidated += 1
     for n in 0..<Int(block.pointee.count) { block.pointee.ops[n].handler = staleBlock }

@@ -14,6 +14,7 @@
 //   own block is dropped. `slow` is 0 whenever it runs.
 
 import Glibc
+import Synchronization
 import X86
 
 /// Translates blocks for one physical CPU.
@@ -35,11 +36,21 @@ package struct NativeState {
   package var temporary1: UInt64 = 0
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
+  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
+  /// requested, so that one look serves both questions. Atomic.
+  package var jumps: UInt64 = 0
+  /// The linear page that the stack was last found in, with what to add for the host address. Writable,
+  /// and valid for the current TLB bank and context; `noPage` otherwise.
+  package var stackPage: UInt64 = NativeState.noPage
+  package var stackAddend: UInt64 = 0
   /// Enters code: (state, address) -> step.
   package var enter:
     (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
+
+  /// Not canonical, and far from every address that is.
+  package static let noPage: UInt64 = 0x4000_0000_0000_0000
 
   /// Bit of what translated code returns.
   package static let flagsInImage: Int32 = 0x100
@@ -61,6 +72,8 @@ extension CPU {
     guard let enter = state.pointee.native.enter,
       let code = UnsafeMutableRawPointer(bitPattern: block.pointee.native)
     else { return true }
+    owner.nativeJumps.enter(
+      linear: state.pointee.rip, context: state.pointee.blockContext, code: block.pointee.native)
     state.pointee.native.codePage = state.pointee.rip & Page.mask
     state.pointee.native.hostFlags = flagImage
     let result = enter(raw, code)
@@ -69,6 +82,82 @@ extension CPU {
     if step == Step.branch { return true }
     guard let op = state.pointee.native.faultingOp else { return processEvents() }
     return finish(step, op)
+  }
+}
+
+/// One way from a linear address to translated code.
+package struct NativeJump {
+  package var linear: UInt64
+  /// `CPUState.blockContext`; never 0 for a way that exists.
+  package var context: UInt64
+  package var code: UInt
+  /// Makes the stride a power of two.
+  var padding: UInt64 = 0
+}
+
+/// The table in which translated code finds its successors, direct mapped by linear address. The run
+/// loop enters what it is about to run; dropping any translation empties the table.
+package struct NativeJumps: @unchecked Sendable {
+  package static let mask: UInt64 = 8191
+  private static let byteCount = (Int(mask) + 1) * MemoryLayout<NativeJump>.stride
+
+  /// The table that leads nowhere.
+  static let none = NativeJumps()
+
+  let base: UnsafeMutablePointer<NativeJump>
+
+  /// Zeroes lead nowhere: no context is 0.
+  init() {
+    let memory = UnsafeMutableRawPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
+    memory.initializeMemory(as: UInt8.self, repeating: 0, count: Self.byteCount)
+    base = memory.assumingMemoryBound(to: NativeJump.self)
+  }
+
+  func deallocate() { UnsafeMutableRawPointer(base).deallocate() }
+
+  var address: UInt64 { UInt64(UInt(bitPattern: base)) }
+
+  func enter(linear: UInt64, context: UInt64, code: UInt) {
+    base[Int((linear ^ linear >> 12) & Self.mask)] = NativeJump(
+      linear: linear, context: context, code: code)
+  }
+
+  func empty() { memset(base, 0, Self.byteCount) }
+}
+
+/// How other threads ask a CPU to leave guest code: the bits of `CPUState.request`, and translated
+/// code's table, which is exchanged for the empty one so that its next look-up fails.
+struct RequestLine: @unchecked Sendable {
+  let bits: UnsafeMutablePointer<Atomic<UInt64>>
+  let jumps: UnsafeMutablePointer<Atomic<UInt64>>
+  let table: UInt64
+
+  init(_ cpu: CPU, table: NativeJumps) {
+    let offset = MemoryLayout<CPUState>.offset(of: \.request)!
+    bits = (cpu.raw + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
+    let native = MemoryLayout<CPUState>.offset(of: \.native)!
+    let field = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
+    jumps = (cpu.raw + field).assumingMemoryBound(to: Atomic<UInt64>.self)
+    self.table = table.address
+    jumps.pointee.store(table.address, ordering: .sequentiallyConsistent)
+  }
+
+  func raise(_ requests: UInt64) {
+    bits.pointee.bitwiseOr(requests, ordering: .sequentiallyConsistent)
+    jumps.pointee.store(NativeJumps.none.address, ordering: .sequentiallyConsistent)
+  }
+
+  /// By the CPU's own thread: clears bits and returns those that were set.
+  func take(_ requests: UInt64) -> UInt64 {
+    let old = bits.pointee.bitwiseAnd(~requests, ordering: .sequentiallyConsistent).oldValue
+    if old & ~requests == 0 {
+      jumps.pointee.store(table, ordering: .sequentiallyConsistent)
+      // Someone may have raised a bit between the two.
+      if bits.pointee.load(ordering: .sequentiallyConsistent) != 0 {
+        jumps.pointee.store(NativeJumps.none.address, ordering: .sequentiallyConsistent)
+      }
+    }
+    return old & requests
   }
 }
 

@@ -14,16 +14,15 @@ import X86
 final class CPURegistry: Sendable {
   static let shared = CPURegistry()
 
-  private struct Entry: @unchecked Sendable {
-    let number: Int
+  private struct Entry: Sendable {
     let queue: ShootdownQueue
-    let requests: UnsafeMutablePointer<Atomic<UInt64>>
+    let requests: RequestLine
   }
 
   private let entries = Mutex<[Entry]>([])
 
   func add(_ cpu: PhysicalCPU) {
-    let entry = Entry(number: cpu.number, queue: cpu.shootdowns, requests: cpu.requestWord)
+    let entry = Entry(queue: cpu.shootdowns, requests: cpu.requestLine)
     entries.withLock { $0.append(entry) }
   }
 
@@ -40,8 +39,7 @@ final class CPURegistry: Sendable {
       var sent: [(queue: ShootdownQueue, number: UInt64)] = []
       for entry in entries where entry.queue !== own {
         sent.append((entry.queue, entry.queue.add(request)))
-        entry.requests.pointee.bitwiseOr(
-          CPURequest.shootdown, ordering: .sequentiallyConsistent)
+        entry.requests.raise(CPURequest.shootdown)
       }
       return sent
     }
@@ -124,6 +122,7 @@ extension PhysicalCPU {
 
   /// Write tags of a host page go; reads stay.
   private func dropWriteTranslations(_ page: UInt64) {
+    cpu.s.pointee.native.stackPage = NativeState.noPage
     for n in 0..<(TLB.entriesPerBank * TLB.bankCount) {
       let entry = tlbBanks + n
       if entry.pointee.writeTag == .max { continue }

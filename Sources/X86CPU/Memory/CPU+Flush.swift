@@ -48,6 +48,7 @@ extension CPU {
 
   /// Recomputes what a jump-cache entry must match: address space, mode, privilege and epoch.
   package func updateBlockContext() {
+    s.pointee.native.stackPage = NativeState.noPage
     s.pointee.blockContext =
       s.pointee.tlbContext | UInt64(s.pointee.modeKey) << 12
       | (s.pointee.cpl == 3 ? 1 << 28 : 0) | owner.jumpEpoch << 29
