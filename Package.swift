@@ -58,7 +58,7 @@ let package = Package(
     .target(
       name: "KVM",
       dependencies: [
-        "CHost", "Host", "X86", "X86CPU", "X86JIT", "InterruptChips",
+        "CHost", "Host", "X86", "X86Decoder", "X86CPU", "X86JIT", "InterruptChips",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
     .target(

@@ -49,6 +49,6 @@ package final class LoopbackTransport: KVMTransport {
     if total.instructions > 0 {
       rows.append((name: KVMStatistic.instructions, value: total.instructions))
     }
-    return rows + hypervisor.cacheStatistics
+    return rows + hypervisor.cacheStatistics + hypervisor.translatorStatistics
   }
 }

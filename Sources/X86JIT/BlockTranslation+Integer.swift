@@ -43,7 +43,7 @@ extension BlockTranslation {
   /// The host register that stands for a guest register in the current instruction: its own, or a
   /// scratch register, loaded if the instruction looks at it. With AH to BH, encodings are the
   /// guest's.
-  private mutating func register(
+  mutating func register(
     _ guest: UInt8, _ i: Instruction, _ high: Bool, _ pool: inout [HostRegister]
   ) -> HostRegister {
     if high { return HostRegister(rawValue: guest) ?? .rax }
@@ -69,7 +69,7 @@ extension BlockTranslation {
   }
 
   /// Puts written scratch registers back.
-  private mutating func storeScratch(_ i: Instruction) {
+  mutating func storeScratch(_ i: Instruction) {
     for entry in scratch where use(of: entry.guest, i).access.contains(.write) {
       a.store(RegisterMap.place(entry.guest), entry.host)
     }

@@ -40,6 +40,9 @@ struct BlockTranslation {
     var back: Label
     var index: Int
     var restoresFlags: Bool
+    /// Translated code is left afterwards.
+    var leaves = false
+    var vectors = VectorKnowledge()
   }
 
   var a: Assembler
@@ -60,6 +63,8 @@ struct BlockTranslation {
   var links: [BlockLink] = []
   /// Scratch registers of the current instruction that hold guest registers.
   var scratch: [(guest: UInt8, host: HostRegister)] = []
+  var vectors = VectorKnowledge()
+  let hasAVX512: Bool
   let entry: Label
 
   /// Nil where the block's bytes are not what they were when it was decoded.
@@ -69,6 +74,7 @@ struct BlockTranslation {
     self.block = block
     self.thunks = thunks
     self.cache = cache
+    hasAVX512 = host.hasAVX512
     pageOffset = Int(block.pointee.host & Page.offsetMask)
     guard let instructions = Self.decode(block) else { return nil }
     self.instructions = instructions
@@ -149,6 +155,7 @@ struct BlockTranslation {
     case .conditionalJump: lowerConditionalJump(n)
     case .call: lowerCall(n)
     case .ret: lowerReturn(n)
+    case .vector: lowerVector(n)
     case .handler: leaveToHandler(n)
     }
   }
@@ -204,17 +211,18 @@ struct BlockTranslation {
   mutating func leaveToHandler(_ n: Int) {
     clobberFlags(n)
     callHandler(n)
+    vectors.forgetRegisters()
   }
 
   /// Code that has the handler execute instruction `n` and goes on after it.
-  mutating func callHandler(_ n: Int) {
+  mutating func callHandler(_ n: Int, leaves: Bool = false) {
     let op = block.pointee.ops + n
     a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
-    a.move(.r14, immediate: UInt64(information(n).rawValue))
+    a.move(.r14, immediate: UInt64(information(n, leaves).rawValue))
     a.call(thunks.handler)
   }
 
-  private func information(_ n: Int) -> HandlerInformation {
+  private func information(_ n: Int, _ leaves: Bool) -> HandlerInformation {
     let i = instructions[n]
     let effect = effects[n]
     var reads = effect.touches || !effect.reads.isEmpty
@@ -226,7 +234,7 @@ struct BlockTranslation {
     }
     return HandlerInformation(
       blockOffset: pageOffset, remaining: instructions.count - 1 - n, reads: reads, writes: writes,
-      mnemonic: i.mnemonic)
+      leaves: leaves, mnemonic: i.mnemonic)
   }
 
   /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.
@@ -237,13 +245,16 @@ struct BlockTranslation {
     let back = a.label()
     a.bind(back)
     outOfLine.append(
-      OutOfLine(start: miss, back: back, index: n, restoresFlags: flags != .state))
+      OutOfLine(
+        start: miss, back: back, index: n, restoresFlags: flags != .state, vectors: vectors))
   }
 
   private mutating func emitOutOfLine() {
     for way in outOfLine {
       a.bind(way.start)
-      callHandler(way.index)
+      callHandler(way.index, leaves: way.leaves)
+      if way.leaves { continue }
+      restoreVectors(way.vectors)
       if way.restoresFlags {
         a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
       }

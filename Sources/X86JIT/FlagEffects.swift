@@ -5,6 +5,7 @@
 // at all. Flags that the manuals leave undefined count as written, except where processors keep
 // them.
 
+import X86CPU
 import X86Decoder
 
 struct FlagSet: OptionSet {
@@ -64,6 +65,7 @@ struct FlagEffect {
     case .shld, .shrd: self = FlagEffect(shift: i, writes: .all, reads: [])
     default:
       self = .none
+      if i.attributes.contains(.vector) && i.writesHostFlags { self = .sets(.all) }
       if let condition = i.condition { reads = FlagSet(condition: condition) }
     }
   }

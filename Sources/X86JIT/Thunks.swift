@@ -56,6 +56,7 @@ struct Thunks {
   private static func emitExit(_ a: inout Assembler, _ leave: Label) {
     a.store(.state(StateOffset.rip), .r13)
     storeRegisters(&a, 0)
+    putBackMXCSR(&a, 0)
     a.move(.rax, immediate: UInt64(Step.branch | NativeState.flagsInImage))
     a.bind(leave)
     a.load(.rsp, .state(StateOffset.hostStack))
@@ -66,6 +67,7 @@ struct Thunks {
   /// RSP is 8 below the state here: the return address.
   private static func emitHandler(_ a: inout Assembler, _ leave: Label) {
     storeRegisters(&a, 8)
+    putBackMXCSR(&a, 8)
     a.lea(.rsp, .memory(.rsp, -8))
     a.lea(.rdi, .memory(.rsp, 16))
     a.move(.rsi, .r13)
@@ -81,6 +83,17 @@ struct Thunks {
     a.bind(done)
     loadRegisters(&a, 8)
     a.ret()
+  }
+
+  /// The guest's MXCSR gets its flags if the host's is its own. The program goes on with them: they
+  /// mean nothing to it, and the control bits are its own.
+  private static func putBackMXCSR(_ a: inout Assembler, _ offset: Int) {
+    let done = a.label()
+    a.arithmetic(.cmp, .state(VectorOffset.isLive + offset), immediate: 0)
+    a.jump(if: 4, done)
+    a.emit(Form(0xAE, map: .two), reg: 3, rm: .state(VectorOffset.mxcsr + offset))
+    a.store(.state(VectorOffset.isLive + offset), immediate: 0)
+    a.bind(done)
   }
 
   private static func loadRegisters(_ a: inout Assembler, _ offset: Int) {

@@ -32,6 +32,16 @@ package final class Translator: BlockTranslator {
     package var refused: UInt64 = 0
     /// How often all code was dropped.
     package var resets: UInt64 = 0
+
+    package init() {}
+
+    package mutating func add(_ other: Statistics) {
+      blocks &+= other.blocks
+      codeBytes &+= other.codeBytes
+      instructions &+= other.instructions
+      refused &+= other.refused
+      resets &+= other.resets
+    }
   }
 
   private final class Code {

@@ -5,9 +5,13 @@
 // undefined flag, or depend on one, the generator puts a TEST before it.
 
 import X86
+import X86CPU
 import X86Decoder
 
 struct InstructionGenerator {
+  /// Three in four instructions are SSE or AVX.
+  var isVector = false
+
   struct Program {
     var bytes: [UInt8] = []
     var text: [String] = []
@@ -64,6 +68,7 @@ struct InstructionGenerator {
   }
 
   private func candidate(_ random: inout SplitMix) -> [UInt8] {
+    if isVector && Int.random(in: 0..<4, using: &random) != 0 { return vectorCandidate(&random) }
     let choice = Int.random(in: 0..<10, using: &random)
     if choice == 0 { return vexCandidate(&random) }
     var bytes: [UInt8] = []
@@ -82,6 +87,23 @@ struct InstructionGenerator {
     bytes += opcode
     if choice < 8 { bytes += modRM(&random) }
     return bytes
+  }
+
+  private func vectorCandidate(_ random: inout SplitMix) -> [UInt8] {
+    let opcode = UInt8.random(in: 0...255, using: &random)
+    let map = [1, 1, 1, 2, 2, 3][Int.random(in: 0..<6, using: &random)] as UInt8
+    let prefix = UInt8.random(in: 0...3, using: &random)
+    if Int.random(in: 0..<2, using: &random) == 0 {
+      let high = UInt8.random(in: 0...7, using: &random) << 5
+      let second = UInt8.random(in: 0...255, using: &random) & 0xFC | prefix
+      let none = Int.random(in: 0..<2, using: &random) == 0 ? second | 0x78 : second
+      return [0xC4, high | map, none, opcode] + modRM(&random)
+    }
+    var bytes = [[], [0x66], [0xF3], [0xF2]][Int(prefix)] as [UInt8]
+    if Int.random(in: 0..<3, using: &random) != 0 {
+      bytes.append(UInt8.random(in: 0x40...0x4F, using: &random))
+    }
+    return bytes + [[0x0F], [0x0F, 0x38], [0x0F, 0x3A]][Int(map) - 1] + [opcode] + modRM(&random)
   }
 
   private func vexCandidate(_ random: inout SplitMix) -> [UInt8] {
@@ -104,6 +126,10 @@ struct InstructionGenerator {
   }
 
   private func isWanted(_ i: Instruction) -> Bool {
+    if i.attributes.contains(.vector) {
+      return isVector && !i.usesMMX && i.attributes.isDisjoint(with: [.x87, .mmx, .vsib])
+    }
+    if i.attributes.contains(.notForOracle) && i.mnemonic != .popf { return false }
     switch i.mnemonic {
     case .call, .jmp, .callFar, .jmpFar, .ret, .ud2, .xabort, .xbegin, .div, .idiv: return false
     case .pop, .mov, .lea, .movzx, .movsx, .movsxd, .xchg: return true
@@ -127,7 +153,7 @@ struct InstructionGenerator {
     program.undefinedBefore[program.bytes.count] = program.undefinedFlags
     program.bytes += bytes
     program.text.append("\(Disassembler.text(i, at: 0))")
-    if i.attributes.contains(.writesFlags) {
+    if i.attributes.contains(.writesFlags) || i.writesHostFlags {
       program.undefinedFlags = undefined(i) | program.undefinedFlags & keeps(i)
     }
   }
@@ -139,7 +165,7 @@ struct InstructionGenerator {
     case .rol, .ror, .rcl, .rcr, .shl, .shr, .sar, .shld, .shrd: Self.all
     case .stc, .clc, .cmc: Self.all & ~Self.cf
     case .bt, .bts, .btr, .btc: Self.all & ~Self.cf
-    case .bsf, .bsr: Self.all & ~Self.zf
+    case .bsf, .bsr, .cmpxchg8b, .cmpxchg16b: Self.all & ~Self.zf
     case .tzcnt, .lzcnt: Self.all & ~(Self.zf | Self.cf)
     case .sahf: Self.of
     default: 0

@@ -12,12 +12,16 @@ import X86Decoder
 import X86JIT
 
 @Suite struct RandomBlockTests {
-  @Test(arguments: 1...4) func interpreterAndTranslatorAgree(_ seed: UInt64) {
-    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93)
+  @Test(arguments: 1...4) func integerBlocks(_ seed: UInt64) { run(seed, vector: false) }
+
+  @Test(arguments: 5...8) func vectorBlocks(_ seed: UInt64) { run(seed, vector: true) }
+
+  private func run(_ seed: UInt64, vector: Bool) {
+    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93, vector: vector)
     #if DEBUG
       let rounds = 300
     #else
-      let rounds = 20_000
+      let rounds = 5000
     #endif
     for round in 0..<rounds {
       guard let difference = rig.round() else { continue }
@@ -49,11 +53,16 @@ struct ComparisonRig {
   static let code = 0x20000
   static let data = 0x40000
 
-  init(seed: UInt64) {
+  init(seed: UInt64, vector: Bool) {
     random = SplitMix(state: seed)
+    generator.isVector = vector
     for m in [reference, subject] {
       m.setLongMode()
       m.cpu.s.pointee.vmx.exceptionBitmap = .max
+      if vector {
+        m.cpu.s.pointee.cr4 |= CR4.osxsave.rawValue
+        m.cpu.s.pointee.xcr0 = 7
+      }
       // 0x40000 to 0x44FFF is data, the page after it is absent: a 4 KiB table for the first 2 MiB.
       m.store(UInt64(0x13007), at: 0x12000)
       for page in 0..<512 where page != 0x45 {
@@ -77,11 +86,31 @@ struct ComparisonRig {
       m.memory.advanced(by: Self.data).initializeMemory(
         as: UInt64.self, repeating: pattern, count: 0x5000 / 8)
       m.cpu.s.pointee.retired = 0
+      if generator.isVector { setVectors(m, seed: pattern) }
       m.run(from: UInt64(Self.code))
     }
     guard let difference = compare(program) else { return nil }
     let bytes = program.bytes.map { String($0, radix: 16) }.joined(separator: " ")
     return "\(difference)\n\(bytes)\n\(program.text.joined(separator: "\n"))"
+  }
+
+  /// Ordinary floating-point numbers, extreme ones and anything; MXCSR mostly as programs have it.
+  private func setVectors(_ m: TestMachine, seed: UInt64) {
+    var random = SplitMix(state: seed)
+    for n in 0..<256 {
+      let word = random.next()
+      m.cpu.vector.pointee.zmm[n] =
+        switch word & 7 {
+        case 0: 0
+        case 1, 2: (Double(word >> 40) / 64).bitPattern
+        case 3: UInt64((Float(word >> 44) / 8).bitPattern) &* 0x1_0000_0001
+        case 4: 0x7FF0_0000_7F80_0000
+        default: word
+        }
+    }
+    let controls: [UInt64] = [0x1F80, 0x1F80, 0x1F80, 0x1FA1, 0x1F9F, 0x9FC0, 0x7F80, 0x1D80]
+    let mxcsr = controls[Int(random.next() & 7)]
+    m.cpu.vector.pointee.fx[3] = m.cpu.vector.pointee.fx[3] & ~0xFFFF_FFFF | mxcsr
   }
 
   /// Small numbers, addresses of the data, and anything.
@@ -111,6 +140,13 @@ struct ComparisonRig {
     if a.s.pointee.exit.reason != b.s.pointee.exit.reason { return "exit reason" }
     if a.s.pointee.retired != b.s.pointee.retired {
       return "retired \(a.s.pointee.retired) \(b.s.pointee.retired)"
+    }
+    for n in 0..<256 where a.vector.pointee.zmm[n] != b.vector.pointee.zmm[n] {
+      return "zmm\(n / 8) word \(n % 8)"
+    }
+    if a.vector.pointee.fx[3] != b.vector.pointee.fx[3] {
+      return "mxcsr \(String(a.vector.pointee.fx[3], radix: 16))"
+        + " \(String(b.vector.pointee.fx[3], radix: 16))"
     }
     let count = 0x5000
     let (p, q) = (reference.memory + Self.data, subject.memory + Self.data)

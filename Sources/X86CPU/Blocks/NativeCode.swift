@@ -34,6 +34,8 @@ package struct NativeState {
   /// Temporaries of one instruction.
   package var temporary0: UInt64 = 0
   package var temporary1: UInt64 = 0
+  /// 1 while the host's MXCSR is the guest's; its flags are then only there.
+  package var mxcsrIsLive: UInt64 = 0
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
   /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is

@@ -119,7 +119,7 @@ struct StubBuilder {
 
 extension Instruction {
   /// Operands that live in the vector state, each once, implicit ones included.
-  var hostOperands: [Operand] {
+  package var hostOperands: [Operand] {
     var all: [Operand] = []
     func add(_ operand: Operand) {
       if let n = all.firstIndex(where: { $0.kind == operand.kind && $0.number == operand.number }) {
@@ -153,7 +153,7 @@ extension Instruction {
     return all
   }
 
-  var usesMMX: Bool {
+  package var usesMMX: Bool {
     for n in 0..<Int(operandCount) where operands[n].kind == .mmx { return true }
     return false
   }
