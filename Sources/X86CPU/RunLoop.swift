@@ -63,6 +63,10 @@ extension CPU {
       owner.translator?.translate(block)
       if block.pointee.native != 0 { return runNative(block) }
     }
+    return interpret(block)
+  }
+
+  @inline(__always) func interpret(_ block: BlockPointer) -> Bool {
     s.pointee.blockRIP = s.pointee.rip
     let first = block.pointee.ops
     var op = first

@@ -99,12 +99,6 @@ extension Assembler {
     emit(Form(0x85), reg: register.rawValue, rm: .register(register))
   }
 
-  /// TEST of the low 32 bits.
-  package mutating func test(_ place: Place, immediate: Int32) {
-    emit(Form(0xF7), reg: 0, rm: place)
-    int32(immediate)
-  }
-
   // MARK: Control and stack
 
   package mutating func jump(_ register: HostRegister) {

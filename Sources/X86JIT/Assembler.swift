@@ -155,23 +155,16 @@ package struct Assembler {
     modRM(reg, rm)
   }
 
-  /// VEX encoding of BMI1 and BMI2, AVX and AVX2. `prefix` as VEX.pp numbers it.
+  /// VEX encoding with 128-bit length: BMI1 and BMI2. `prefix` as VEX.pp numbers it.
   package mutating func emitVEX(
-    _ form: Form, prefix: UInt8, reg: UInt8, vvvv: UInt8, rm: Place, is256: Bool = false
+    _ form: Form, prefix: UInt8, reg: UInt8, vvvv: UInt8, rm: Place
   ) {
     byte(0xC4)
     byte(
       (reg & 8 == 0 ? 0x80 : 0) | (indexBit(rm) == 0 ? 0x40 : 0) | (baseBit(rm) == 0 ? 0x20 : 0)
         | form.map.rawValue)
-    byte((form.wide ? 0x80 : 0) | (~vvvv & 0xF) << 3 | (is256 ? 4 : 0) | prefix)
+    byte((form.wide ? 0x80 : 0) | (~vvvv & 0xF) << 3 | prefix)
     byte(form.opcode)
-    modRM(reg, rm)
-  }
-
-  /// VMOVUPS of ZMM0 to ZMM15 (opcode 10 loads, 11 stores) at a place without index whose
-  /// displacement is not a byte (EVEX counts those in vector lengths).
-  package mutating func moveWhole(_ opcode: UInt8, _ reg: UInt8, _ rm: Place) {
-    emit(0x62, (reg & 8 == 0 ? 0x80 : 0) | 0x71, 0x7C, 0x48, opcode)
     modRM(reg, rm)
   }
 

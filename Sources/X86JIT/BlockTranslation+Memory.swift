@@ -71,6 +71,11 @@ extension BlockTranslation {
   mutating func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     clobberFlags(n)
     linearAddress(n)
+    translateOperand(n, operand, miss)
+  }
+
+  /// R13 = host address of the memory operand of `n`, whose linear address is in R13.
+  mutating func translateOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     let size = Int(operand.size)
     if instructions[n].base == GeneralRegister.rsp.rawValue && !usesSegmentBase(n) {
       translateStackAddress(size: size, miss)

@@ -1,229 +1,328 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// SSE and AVX instructions. Vector registers have the guest's numbers. They are loaded from the state
-// where an instruction needs them, stay in the host's registers until something clobbers those, and
-// each write is stored at once; so the state is always whole, and whoever clobbers need not save.
+// Vector and x87 instructions: emitted as they stand, on the same registers.
 //
-// Whether control registers allow such instructions is looked at once for each class and block; what
-// changes them ends a block. Floating-point instructions run with the guest's MXCSR, which differs
-// from the program's at most in its flags: it is loaded where `mxcsrIsLive` is 0 and put back by
-// whoever leaves translated code. With any other control bits the handlers execute, and translated
-// code is left after each.
+// A guest's vector register is in the host's register of the same number from its first use in a
+// block; what the block has changed goes back to the state before anything leaves the block or calls
+// a handler. A block that branches to itself keeps its registers from round to round. The way out of
+// line of a missing access stores what is changed before it and loads everything after it.
+//
+// Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a register
+// that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
+// instructions zero it: a register that they write is held, and stored, as a whole.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// What is known about the vector unit at a point of a block.
-struct VectorKnowledge {
-  /// Bytes of each register that agree with the state: 0, 16 or 64.
-  var valid = InlineArray<16, UInt8>(repeating: 0)
-  var sseIsEnabled = false
-  var avxIsEnabled = false
-  var mxcsrIsLoaded = false
-
-  /// The host's registers and MXCSR have been used by others.
-  mutating func forgetRegisters() {
-    valid = InlineArray(repeating: 0)
-    mxcsrIsLoaded = false
-  }
-}
-
-enum VectorOffset {
-  static let registers = CPU.vectorOffset + MemoryLayout<VectorState>.offset(of: \.zmm)!
-  static let mxcsr = CPU.vectorOffset + MemoryLayout<VectorState>.offset(of: \.fx)! + 24
-  static let isLive = MemoryLayout<CPUState>.offset(of: \.native)!
-    + MemoryLayout<NativeState>.offset(of: \.mxcsrIsLive)!
-  static let cr0 = MemoryLayout<CPUState>.offset(of: \.cr0)!
-  static let cr4 = MemoryLayout<CPUState>.offset(of: \.cr4)!
-  static let xcr0 = MemoryLayout<CPUState>.offset(of: \.xcr0)!
-
-  static func register(_ number: UInt8) -> Place { .state(registers + Int(number) * 64) }
-}
-
-extension LoweringKind {
-  /// Whether a vector instruction can be executed in line.
-  static func isInlineVector(_ i: Instruction, _ host: HostFeatures) -> Bool {
-    guard i.attributes.contains(.vector), host.has(i), !i.usesMMX,
-      i.attributes.isDisjoint(with: [.x87, .mmx, .vsib]), !i.prefixes.contains(.evex),
-      i.encoding.hasModRM, i.encoding.immediateLength <= 1, !excluded.contains(i.mnemonic)
-    else { return false }
-    for n in 0..<Int(i.operandCount) {
-      let operand = i.operands[n]
-      switch operand.kind {
-      case .vector, .immediate: break
-      case .general: if operand.number >= 16 { return false }
-      case .memory:
-        if operand.size == 0 || operand.size > 32 { return false }
-        let isWritten = operand.access.contains(.write)
-        if isWritten && i.attributes.contains(.floatingPoint) { return false }
-      default: return false
-      }
-    }
-    return true
-  }
-
-  /// What has operands that are not named, or is not a matter of registers alone.
-  private static let excluded: Set<Mnemonic> = [
-    .ldmxcsr, .vldmxcsr, .stmxcsr, .vstmxcsr, .vzeroupper, .vzeroall, .maskmovdqu, .vmaskmovdqu,
-    .maskmovq, .vmaskmovps, .vmaskmovpd, .vpmaskmovd, .vpmaskmovq, .pcmpestri, .pcmpestrm,
-    .pcmpistri, .pcmpistrm, .vpcmpestri, .vpcmpestrm, .vpcmpistri, .vpcmpistrm, .extrq, .insertq,
-  ]
+/// A test of `vectorReady` that failed.
+struct VectorEntry {
+  var start: Label
+  var back: Label
+  /// What must be usable; without, the code is left to the interpreter.
+  var usable: VectorReadiness
+  /// Thunk that loads what is needed, if that is what was missing.
+  var load: UInt?
+  /// The instruction to go on with in the interpreter, and those that are counted but will not run.
+  var index: Int
+  var uncounted: Int
 }
 
 extension BlockTranslation {
-  mutating func lowerVector(_ n: Int) {
-    let i = instructions[n]
-    let isVEX = i.prefixes.contains(.vex)
-    let leave = a.label()
-    let miss = missLabel()
-    checkEnabled(n, isVEX, leave)
-    if i.attributes.contains(.floatingPoint) { loadMXCSR(n, leave) }
-    var rm = Place.memory(.r13)
-    if let m = i.memoryOperand { accessVector(n, i.operands[m], miss) }
-    needFlags(n)
-    let operands = i.hostOperands
-    for operand in operands { loadVector(operand.number, whole: isVEX) }
-    let e = i.encoding
-    var reg = e.modRM >> 3 & 7 | (e.rex & 4) << 1
-    let number = e.modRM & 7 | (e.rex & 1) << 3
-    if i.memoryOperand == nil { rm = .register(HostRegister(rawValue: number) ?? .rax) }
-    var pool: [HostRegister] = [.r14, .r15]
-    if i.hasGeneralOperand {
-      if i.namesGeneralInReg {
-        reg = register(reg, i, false, &pool).rawValue
-      } else if i.memoryOperand == nil {
-        rm = .register(register(number, i, false, &pool))
+  // MARK: Start of the block
+
+  /// Before the block's instructions are counted.
+  mutating func enterVectors() {
+    loopHead = a.label()
+    let last = instructions.count - 1
+    let isLoop = plan.isLoop && kinds[last] == .conditionalJump
+      && nextOffset(last) + Int(instructions[last].immediate) == pageOffset
+    keepsVectors = isLoop
+    if kinds.first == .handler || !kinds.contains(.vector) { return }
+    makeReady(0, counted: false)
+    if isLoop {
+      for number in 0..<32 where plan.used >> UInt32(number) & 1 != 0 { hold(UInt8(number), true) }
+      for number in 0..<8 where plan.masksUsed >> UInt8(number) & 1 != 0 {
+        holdMask(UInt8(number), true)
       }
-    }
-    emitVector(i, reg, rm)
-    for operand in operands where operand.access.contains(.write) {
-      storeVector(operand.number, whole: isVEX)
-    }
-    storeScratch(i)
-    noteFlags(n)
-    outOfLine.append(
-      OutOfLine(start: leave, back: leave, index: n, restoresFlags: false, leaves: true))
-    endAccess(n, miss)
-  }
-
-  private mutating func emitVector(_ i: Instruction, _ reg: UInt8, _ rm: Place) {
-    let e = i.encoding
-    var form = Form(e.opcode, map: Form.Map(rawValue: e.map.rawValue) ?? .two)
-    if i.prefixes.contains(.vex) {
-      form.wide = e.vexW || e.rex & 8 != 0
-      a.emitVEX(
-        form, prefix: e.mandatoryPrefix, reg: reg, vvvv: e.vvvv, rm: rm,
-        is256: e.vectorLength == 32)
-    } else {
-      form.wide = e.rex & 8 != 0
-      form.operandSize16 = e.mandatoryPrefix == 1
-      form.repeatPrefix = e.mandatoryPrefix == 2 ? 0xF3 : e.mandatoryPrefix == 3 ? 0xF2 : 0
-      a.emit(form, reg: reg, rm: rm)
-    }
-    if e.immediateLength > 0 { a.byte(UInt8(truncatingIfNeeded: i.immediate)) }
-  }
-
-  // MARK: Conditions
-
-  /// Leaves where CR0, CR4 or XCR0 do not allow the instruction.
-  private mutating func checkEnabled(_ n: Int, _ isVEX: Bool, _ leave: Label) {
-    if isVEX ? vectors.avxIsEnabled : vectors.sseIsEnabled { return }
-    clobberFlags(n)
-    let blocked = isVEX ? CR0.ts.rawValue : CR0.ts.rawValue | CR0.em.rawValue
-    a.test(.state(VectorOffset.cr0), immediate: Int32(blocked))
-    a.jump(if: Self.notEqual, leave)
-    let enabled = isVEX ? CR4.osxsave.rawValue : CR4.osfxsr.rawValue
-    a.test(.state(VectorOffset.cr4), immediate: Int32(enabled))
-    a.jump(if: 4, leave)
-    if isVEX {
-      let components: XCR0 = [.sse, .avx]
-      a.load(.r14, .state(VectorOffset.xcr0))
-      a.arithmetic(.and, .register(.r14), immediate: Int32(components.rawValue))
-      a.arithmetic(.cmp, .register(.r14), immediate: Int32(components.rawValue))
-      a.jump(if: Self.notEqual, leave)
-      vectors.avxIsEnabled = true
-    } else {
-      vectors.sseIsEnabled = true
+      vectors.dirty = plan.written
+      vectors.masksDirty = plan.masksWritten
+      a.bind(loopHead)
     }
   }
 
-  /// The host's MXCSR becomes the guest's, if that has the program's control bits.
-  private mutating func loadMXCSR(_ n: Int, _ leave: Label) {
-    if vectors.mxcsrIsLoaded { return }
-    clobberFlags(n)
-    let loaded = a.label()
-    a.arithmetic(.cmp, .state(VectorOffset.isLive), immediate: 0)
-    a.jump(if: Self.notEqual, loaded)
-    a.emit(Form(0x8B), reg: HostRegister.r14.rawValue, rm: .state(VectorOffset.mxcsr))
-    a.arithmetic(.and, .register(.r14), immediate: -64, wide: false)
-    a.arithmetic(.cmp, .register(.r14), immediate: 0x1F80, wide: false)
-    a.jump(if: Self.notEqual, leave)
-    emitLoadMXCSR()
-    a.bind(loaded)
-    vectors.mxcsrIsLoaded = true
-  }
-
-  private mutating func emitLoadMXCSR() {
-    a.emit(Form(0xAE, map: .two), reg: 2, rm: .state(VectorOffset.mxcsr))
-    a.store(.state(VectorOffset.isLive), immediate: 1)
-  }
-
-  private mutating func accessVector(_ n: Int, _ operand: Operand, _ miss: Label) {
-    clobberFlags(n)
-    linearAddress(n)
-    if instructions[n].attributes.contains(.aligned) && operand.size > 1 {
-      a.test(.register(.r13), immediate: Int32(operand.size) - 1)
-      a.jump(if: Self.notEqual, miss)
+  /// Before instruction `n` of any kind: what it does not know of is in the state.
+  mutating func prepareVectors(_ n: Int) {
+    switch kinds[n] {
+    case .handler:
+      spillVectors()
+      vectors = VectorCache()
+    case .jump, .call, .ret, .conditionalJump:
+      if keepsVectors && n == instructions.count - 1 { return }
+      spillVectors()
+      vectors.held = 0
+      vectors.masksHeld = 0
+    default: break
     }
-    translateAddress(size: Int(operand.size), write: operand.access.contains(.write), miss)
+  }
+
+  /// The last instruction of a block that keeps its registers while it repeats.
+  mutating func lowerLoopJump(_ n: Int) {
+    guard let condition = instructions[n].condition else { return }
+    saveFlags(.all)
+    needFlags(n)
+    let taken = a.label()
+    let leaves = a.label()
+    let changed = vectors
+    a.jump(if: condition, taken)
+    spillVectors()
+    edge(to: nextOffset(n), from: n)
+    a.bind(taken)
+    a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
+    a.jump(if: Self.notEqual, leaves)
+    a.jump(loopHead)
+    a.bind(leaves)
+    vectors = changed
+    spillVectors()
+    edge(to: pageOffset, from: n)
+  }
+
+  // MARK: Readiness
+
+  /// What instructions `n` and those after it need, up to the next that is left to its handler.
+  private func needs(from n: Int) -> VectorNeeds {
+    var needs = VectorNeeds.none
+    for index in n..<instructions.count {
+      if kinds[index] == .handler { break }
+      if kinds[index] == .vector { needs.formUnion(VectorNeeds(instructions[index])) }
+    }
+    return needs
+  }
+
+  /// Tests that what follows may be executed, and has what it needs loaded. No vector register is
+  /// held. Clobbers flags.
+  private mutating func makeReady(_ n: Int, counted: Bool) {
+    let needs = needs(from: n)
+    vectors.ready = needs
+    let uncounted = counted ? instructions.count - n : 0
+    if needs.x87 {
+      require(.x87Loaded, .x87, thunks.vectors.loadX87, n, uncounted)
+    }
+    if needs.level > 0 {
+      require(
+        needs.levelBit, needs.usableBit, needs.isArithmetic ? thunks.vectors.loadMXCSR : nil, n,
+        uncounted)
+    }
+  }
+
+  private mutating func require(
+    _ bit: VectorReadiness, _ usable: VectorReadiness, _ load: UInt?, _ n: Int, _ uncounted: Int
+  ) {
+    let entry = VectorEntry(
+      start: a.label(), back: a.label(), usable: usable, load: load, index: n,
+      uncounted: uncounted)
+    a.testByte(.state(VectorOffset.ready), UInt8(truncatingIfNeeded: bit.rawValue))
+    a.jump(if: Self.equal, entry.start)
+    a.bind(entry.back)
+    vectorEntries.append(entry)
+  }
+
+  static let equal: UInt8 = 4
+
+  mutating func emitVectorEntries() {
+    for entry in vectorEntries {
+      a.bind(entry.start)
+      if let load = entry.load {
+        let unusable = a.label()
+        a.testByte(
+          .state(VectorOffset.ready), UInt8(truncatingIfNeeded: entry.usable.rawValue))
+        a.jump(if: Self.equal, unusable)
+        a.call(load)
+        a.jump(entry.back)
+        a.bind(unusable)
+      }
+      if entry.uncounted > 0 {
+        a.arithmetic(
+          .sub, .state(StateOffset.retired), immediate: Int32(entry.uncounted))
+      }
+      a.load(.r13, .state(StateOffset.codePage))
+      a.lea(.r13, .memory(.r13, Int32(offset(entry.index))))
+      a.jump(to: thunks.interpret)
+    }
   }
 
   // MARK: Registers
 
-  /// Loads a register unless it agrees with the state: all of it, or 16 bytes.
-  private mutating func loadVector(_ number: UInt8, whole: Bool) {
-    let need: UInt8 = whole ? 64 : 16
-    if vectors.valid[Int(number)] >= need { return }
-    moveVector(number, whole: whole, store: false)
-    vectors.valid[Int(number)] = need
+  private mutating func move(_ number: UInt8, _ direction: Assembler.Direction) {
+    a.vectorMove(
+      number, width: plan.width[Int(number)], direction,
+      displacement: VectorOffset.vector(number))
   }
 
-  private mutating func storeVector(_ number: UInt8, whole: Bool) {
-    moveVector(number, whole: whole, store: true)
-    vectors.valid[Int(number)] = max(vectors.valid[Int(number)], whole ? 64 : 16)
+  private mutating func moveMask(_ number: UInt8, _ direction: Assembler.Direction) {
+    a.maskMove(
+      number, wide: host.hasWideMasks, direction, displacement: VectorOffset.mask(number))
   }
 
-  private mutating func moveVector(_ number: UInt8, whole: Bool, store: Bool) {
-    let opcode: UInt8 = store ? 0x11 : 0x10
-    let place = VectorOffset.register(number)
-    if !whole {
-      a.emit(Form(opcode, map: .two), reg: number, rm: place)
-    } else if hasAVX512 {
-      a.moveWhole(opcode, number, place)
-    } else {
-      a.emitVEX(
-        Form(opcode, map: .two), prefix: 0, reg: number, vvvv: 0, rm: place, is256: true)
+  private mutating func hold(_ number: UInt8, _ loads: Bool) {
+    if vectors.held >> UInt32(number) & 1 != 0 { return }
+    vectors.held |= 1 << UInt32(number)
+    if loads { move(number, .load) }
+  }
+
+  private mutating func holdMask(_ number: UInt8, _ loads: Bool) {
+    if vectors.masksHeld >> number & 1 != 0 { return }
+    vectors.masksHeld |= 1 << number
+    if loads { moveMask(number, .load) }
+  }
+
+  /// Stores what is changed. No flag changes.
+  mutating func spillVectors() {
+    storeVectors(vectors)
+    vectors.dirty = 0
+    vectors.masksDirty = 0
+  }
+
+  private mutating func storeVectors(_ cache: VectorCache) {
+    for number in 0..<32 as Range<UInt8> where cache.dirty >> UInt32(number) & 1 != 0 {
+      move(number, .store)
+    }
+    for number in 0..<8 as Range<UInt8> where cache.masksDirty >> number & 1 != 0 {
+      moveMask(number, .store)
     }
   }
 
-  /// After a handler ran out of line: what the code it returns to relies on.
-  mutating func restoreVectors(_ known: VectorKnowledge) {
-    for number in 0..<16 where known.valid[number] > 0 {
-      moveVector(UInt8(number), whole: known.valid[number] == 64, store: false)
+  /// Out of line, around the handler of an instruction whose access missed.
+  mutating func leaveVectors(_ way: OutOfLine) { storeVectors(way.before) }
+
+  mutating func reenterVectors(_ way: OutOfLine) {
+    let ready = way.after.ready
+    if ready.x87 {
+      a.call(thunks.vectors.loadX87)
+    } else if ready.isArithmetic {
+      a.call(thunks.vectors.loadMXCSR)
     }
-    if known.mxcsrIsLoaded { emitLoadMXCSR() }
-  }
-}
-
-extension Instruction {
-  fileprivate var hasGeneralOperand: Bool {
-    for n in 0..<Int(operandCount) where operands[n].kind == .general { return true }
-    return false
+    for number in 0..<32 as Range<UInt8> where way.after.held >> UInt32(number) & 1 != 0 {
+      move(number, .load)
+    }
+    for number in 0..<8 as Range<UInt8> where way.after.masksHeld >> number & 1 != 0 {
+      moveMask(number, .load)
+    }
   }
 
-  /// MOVMSKPS, CVTSD2SI, PMOVMSKB, PEXTRW: the general register is in ModRM.reg.
-  fileprivate var namesGeneralInReg: Bool {
-    encoding.map == .map0F && [0x2C, 0x2D, 0x50, 0xC5, 0xD7].contains(encoding.opcode)
+  /// The operands of an instruction are in the host's registers.
+  private mutating func holdOperands(_ i: Instruction, _ operands: [Operand]) {
+    let isLegacy = i.prefixes.isDisjoint(with: [.vex, .evex])
+    let isZeroing = VectorLowering.isZeroing(i)
+    for operand in operands {
+      if operand.kind == .mask { holdMask(operand.number, true) }
+      guard operand.kind == .vector else { continue }
+      var isNew = isZeroing
+      if operand.access == .write {
+        isNew = isLegacy ? VectorLowering.writesWhole(i) : i.encoding.evexMask == 0
+      }
+      if isLegacy && plan.width[Int(operand.number)] != 16 { isNew = false }
+      hold(operand.number, !isNew)
+    }
+  }
+
+  private mutating func noteWrites(_ operands: [Operand]) {
+    for operand in operands where operand.access.contains(.write) {
+      if operand.kind == .mask { vectors.masksDirty |= 1 << operand.number }
+      if operand.kind == .vector { vectors.dirty |= 1 << UInt32(operand.number) }
+    }
+  }
+
+  // MARK: Instructions
+
+  mutating func lowerVector(_ n: Int) {
+    let i = instructions[n]
+    if vectors.ready == .none {
+      clobberFlags(n)
+      makeReady(n, counted: true)
+    }
+    if i.mnemonic == .vzeroupper { return lowerZeroUpper(n) }
+    if i.mnemonic == .fldcw { return lowerLoadControlWord(n) }
+    let operands = i.hostOperands
+    holdOperands(i, operands)
+    let before = vectors
+    let miss = i.memoryOperand.map { accessVectorOperand(n, i.operands[$0]) }
+    needFlags(n)
+    emitVector(i)
+    noteWrites(operands)
+    noteFlags(n)
+    if let miss { endAccess(n, miss, before) }
+  }
+
+  /// R13 = host address of the operand, which is aligned as it must be.
+  private mutating func accessVectorOperand(_ n: Int, _ operand: Operand) -> Label {
+    let i = instructions[n]
+    let miss = missLabel()
+    clobberFlags(n)
+    linearAddress(n)
+    if i.attributes.contains(.aligned) && operand.size > 1 {
+      a.testByte(.register(.r13), operand.size - 1)
+      a.jump(if: Self.notEqual, miss)
+    }
+    translateOperand(n, operand, miss)
+    return miss
+  }
+
+  private mutating func emitVector(_ i: Instruction) {
+    var places = HostPlaces(address: HostRegister.r13.rawValue)
+    let general = i.attributes.contains(.x87) ? nil : i.generalOperand
+    var scratch: HostRegister?
+    if let general {
+      if let host = RegisterMap.host(general.number) {
+        places.general = host.rawValue
+      } else {
+        scratch = .r15
+        places.general = HostRegister.r15.rawValue
+        a.load(.r15, RegisterMap.place(general.number))
+      }
+    }
+    for byte in i.hostCode(places) { a.byte(byte) }
+    if let general, let scratch, general.access.contains(.write) {
+      a.store(RegisterMap.place(general.number), scratch)
+    }
+  }
+
+  /// FLDCW of a word that masks every exception; the rest of the block relies on that.
+  private mutating func lowerLoadControlWord(_ n: Int) {
+    let i = instructions[n]
+    let special = accessVectorOperand(n, i.operands[0])
+    a.emit(Form(0xB7, map: .two), reg: HostRegister.r14.rawValue, rm: .memory(.r13))
+    let masks: Int32 = 0x3F
+    a.arithmetic(.and, .register(.r14), immediate: masks, wide: false)
+    a.arithmetic(.cmp, .register(.r14), immediate: masks, wide: false)
+    a.jump(if: Self.notEqual, special)
+    emitVector(i)
+    leavingHandlers.append((special, n, vectors))
+  }
+
+  /// Instructions after whose handlers the run loop looks at the state anew.
+  mutating func emitLeavingHandlers() {
+    for (start, n, cache) in leavingHandlers {
+      a.bind(start)
+      storeVectors(cache)
+      callHandler(n)
+      if instructions.count - 1 > n {
+        a.arithmetic(
+          .sub, .state(StateOffset.retired), immediate: Int32(instructions.count - 1 - n))
+      }
+      a.load(.r13, .state(StateOffset.codePage))
+      a.lea(.r13, .memory(.r13, Int32(nextOffset(n))))
+      a.jump(to: thunks.exitAt)
+    }
+  }
+
+  /// VZEROUPPER also changes the registers that are not held.
+  private mutating func lowerZeroUpper(_ n: Int) {
+    clobberFlags(n)
+    spillVectors()
+    let scratch: UInt32 = 1 << 31
+    a.call(thunks.vectors.zeroUpper)
+    a.emit(0xC5, 0xF8, 0x77)
+    if vectors.held & scratch != 0 { move(31, .load) }
   }
 }

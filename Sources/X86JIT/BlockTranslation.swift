@@ -40,9 +40,9 @@ struct BlockTranslation {
     var back: Label
     var index: Int
     var restoresFlags: Bool
-    /// Translated code is left afterwards.
-    var leaves = false
-    var vectors = VectorKnowledge()
+    /// Vector registers before and after the instruction.
+    var before: VectorCache
+    var after: VectorCache
   }
 
   var a: Assembler
@@ -63,9 +63,15 @@ struct BlockTranslation {
   var links: [BlockLink] = []
   /// Scratch registers of the current instruction that hold guest registers.
   var scratch: [(guest: UInt8, host: HostRegister)] = []
-  var vectors = VectorKnowledge()
-  let hasAVX512: Bool
   let entry: Label
+  let host: HostFeatures
+  let plan: VectorPlan
+  var vectors = VectorCache()
+  var vectorEntries: [VectorEntry] = []
+  var leavingHandlers: [(start: Label, index: Int, cache: VectorCache)] = []
+  /// The block branches to `loopHead` with its vector registers in place.
+  var keepsVectors = false
+  var loopHead: Label
 
   /// Nil where the block's bytes are not what they were when it was decoded.
   init?(
@@ -74,7 +80,6 @@ struct BlockTranslation {
     self.block = block
     self.thunks = thunks
     self.cache = cache
-    hasAVX512 = host.hasAVX512
     pageOffset = Int(block.pointee.host & Page.offsetMask)
     guard let instructions = Self.decode(block) else { return nil }
     self.instructions = instructions
@@ -84,8 +89,11 @@ struct BlockTranslation {
     }
     effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
     liveAfter = Self.liveness(instructions, kinds, effects)
+    self.host = host
+    plan = VectorPlan(instructions, kinds, host: host)
     a = Assembler(origin: origin)
     entry = a.label()
+    loopHead = entry
   }
 
   private static func decode(_ block: BlockPointer) -> [Instruction]? {
@@ -109,10 +117,12 @@ struct BlockTranslation {
   ) -> [FlagSet] {
     var result = Array(repeating: FlagSet.all, count: instructions.count)
     var live = FlagSet.all
+    let tests = VectorPlan.tests(kinds)
     for n in instructions.indices.reversed() {
       result[n] = live
       live = live.subtracting(effects[n].writes).union(effects[n].reads)
-      if LoweringKind.accessesMemory(instructions[n], kinds[n]) { live = .all }
+      let accesses = LoweringKind.accessesMemory(instructions[n], kinds[n])
+      if accesses || tests.contains(n) { live = .all }
     }
     return result
   }
@@ -128,6 +138,7 @@ struct BlockTranslation {
 
   mutating func translate() {
     a.bind(entry)
+    enterVectors()
     a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
     for n in instructions.indices {
       scratch.removeAll(keepingCapacity: true)
@@ -136,12 +147,16 @@ struct BlockTranslation {
     finishLast()
     emitStackWays()
     emitOutOfLine()
+    emitVectorEntries()
+    emitLeavingHandlers()
     emitExits()
     a.resolve()
   }
 
   private mutating func lower(_ n: Int) {
+    prepareVectors(n)
     switch kinds[n] {
+    case .vector: lowerVector(n)
     case .modRM, .vex: lowerModRM(n)
     case .accumulator: lowerAccumulator(n)
     case .lea: lowerLEA(n)
@@ -152,10 +167,10 @@ struct BlockTranslation {
     case .leave: lowerLeave(n)
     case .nop: break
     case .jump: lowerJump(n)
+    case .conditionalJump where keepsVectors: lowerLoopJump(n)
     case .conditionalJump: lowerConditionalJump(n)
     case .call: lowerCall(n)
     case .ret: lowerReturn(n)
-    case .vector: lowerVector(n)
     case .handler: leaveToHandler(n)
     }
   }
@@ -168,6 +183,7 @@ struct BlockTranslation {
     default: break
     }
     saveFlags(.all)
+    spillVectors()
     if instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) {
       edge(to: nextOffset(last), from: last)
     } else {
@@ -211,18 +227,17 @@ struct BlockTranslation {
   mutating func leaveToHandler(_ n: Int) {
     clobberFlags(n)
     callHandler(n)
-    vectors.forgetRegisters()
   }
 
   /// Code that has the handler execute instruction `n` and goes on after it.
-  mutating func callHandler(_ n: Int, leaves: Bool = false) {
+  mutating func callHandler(_ n: Int) {
     let op = block.pointee.ops + n
     a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
-    a.move(.r14, immediate: UInt64(information(n, leaves).rawValue))
+    a.move(.r14, immediate: UInt64(information(n).rawValue))
     a.call(thunks.handler)
   }
 
-  private func information(_ n: Int, _ leaves: Bool) -> HandlerInformation {
+  private func information(_ n: Int) -> HandlerInformation {
     let i = instructions[n]
     let effect = effects[n]
     var reads = effect.touches || !effect.reads.isEmpty
@@ -234,27 +249,28 @@ struct BlockTranslation {
     }
     return HandlerInformation(
       blockOffset: pageOffset, remaining: instructions.count - 1 - n, reads: reads, writes: writes,
-      leaves: leaves, mnemonic: i.mnemonic)
+      mnemonic: i.mnemonic, isHandler: kinds[n] == .handler)
   }
 
   /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.
   mutating func missLabel() -> Label { a.label() }
 
   /// After the inline code of `n`: where its out-of-line way comes back.
-  mutating func endAccess(_ n: Int, _ miss: Label) {
+  mutating func endAccess(_ n: Int, _ miss: Label, _ before: VectorCache? = nil) {
     let back = a.label()
     a.bind(back)
     outOfLine.append(
       OutOfLine(
-        start: miss, back: back, index: n, restoresFlags: flags != .state, vectors: vectors))
+        start: miss, back: back, index: n, restoresFlags: flags != .state,
+        before: before ?? vectors, after: vectors))
   }
 
   private mutating func emitOutOfLine() {
     for way in outOfLine {
       a.bind(way.start)
-      callHandler(way.index, leaves: way.leaves)
-      if way.leaves { continue }
-      restoreVectors(way.vectors)
+      leaveVectors(way)
+      callHandler(way.index)
+      reenterVectors(way)
       if way.restoresFlags {
         a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
       }

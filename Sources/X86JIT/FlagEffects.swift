@@ -63,6 +63,10 @@ struct FlagEffect {
     case .rol, .ror: self = FlagEffect(shift: i, writes: [.cf, .of], reads: [])
     case .rcl, .rcr: self = FlagEffect(shift: i, writes: [.cf, .of], reads: .cf)
     case .shld, .shrd: self = FlagEffect(shift: i, writes: .all, reads: [])
+    case .fcmovb, .fcmovnb: self = FlagEffect(reads: .cf)
+    case .fcmove, .fcmovne: self = FlagEffect(reads: .zf)
+    case .fcmovbe, .fcmovnbe: self = FlagEffect(reads: [.cf, .zf])
+    case .fcmovu, .fcmovnu: self = FlagEffect(reads: .pf)
     default:
       self = .none
       if i.attributes.contains(.vector) && i.writesHostFlags { self = .sets(.all) }

@@ -9,26 +9,28 @@ import X86Decoder
 /// What the call needs to know about the instruction besides its micro-op.
 struct HandlerInformation {
   /// Bits 11:0 offset of the block in its page, 17:12 instructions of the block after this one,
-  /// 18 the handler needs the flags, 19 it may write them, 30:20 mnemonic, 31 leave afterwards.
+  /// 18 the handler needs the flags, 19 it may write them, 30:20 mnemonic, 31 the instruction is not
+  /// lowered: it may change what translated code knows of the vector state.
   var rawValue: UInt32
 
   init(rawValue: UInt32) { self.rawValue = rawValue }
 
   init(
-    blockOffset: Int, remaining: Int, reads: Bool, writes: Bool, leaves: Bool, mnemonic: Mnemonic
+    blockOffset: Int, remaining: Int, reads: Bool, writes: Bool, mnemonic: Mnemonic,
+    isHandler: Bool
   ) {
     rawValue =
       UInt32(truncatingIfNeeded: blockOffset) | UInt32(truncatingIfNeeded: remaining) << 12
-      | (reads ? 1 << 18 : 0) | (writes ? 1 << 19 : 0)
-      | UInt32(mnemonic.rawValue & 0x7FF) << 20 | (leaves ? 1 << 31 : 0)
+      | (reads ? 1 << 18 : 0) | (writes ? 1 << 19 : 0) | UInt32(mnemonic.rawValue & 0x7FF) << 20
+      | (isHandler ? 1 << 31 : 0)
   }
 
   var blockOffset: UInt64 { UInt64(rawValue & 0xFFF) }
   var remaining: UInt64 { UInt64(rawValue >> 12 & 0x3F) }
   var reads: Bool { rawValue & 1 << 18 != 0 }
   var writes: Bool { rawValue & 1 << 19 != 0 }
-  var leaves: Bool { rawValue & 1 << 31 != 0 }
   var mnemonic: Int { Int(rawValue >> 20 & 0x7FF) }
+  var isHandler: Bool { rawValue >> 31 != 0 }
 }
 
 typealias HandlerCall =
@@ -48,10 +50,9 @@ let runHandler: HandlerCall = { state, op, information in
   let step = handler(state, UnsafeMutableRawPointer(op))
   if step == Step.next {
     // A dropped block's micro-ops have another handler: what follows may be other code now.
-    if !information.leaves,
-      unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self)
-    {
+    if unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self) {
       if information.writes { native.pointee.native.hostFlags = c.flagImage }
+      if information.isHandler { c.updateVectorReadiness() }
       return 0
     }
     native.pointee.rip = c.nextRIP(op)

@@ -16,7 +16,7 @@ enum LoweringKind {
   case accumulator
   case lea, moveImmediate, bswap, push, pop, leave, nop
   case jump, conditionalJump, call, ret
-  /// SSE and AVX (see `lowerVector`).
+  /// Vector and x87 instructions, on the same registers (see `lowerVector`).
   case vector
   case handler
 
@@ -26,7 +26,7 @@ enum LoweringKind {
       self = .handler
       return
     }
-    if self == .handler && Self.isInlineVector(i, host) { self = .vector }
+    if self == .handler, VectorLowering.isNative(i, host) { self = .vector }
     if self == .modRM || self == .vex, !EncodingFields(i).isEncodable { self = .handler }
   }
 
@@ -80,10 +80,10 @@ enum LoweringKind {
     return i.displacement <= limit && i.displacement >= -limit || i.base != Instruction.ripRegister
   }
 
-  /// Whether the instruction may fault.
+  /// Whether the instruction accesses memory, so that it may fault.
   static func accessesMemory(_ i: Instruction, _ kind: LoweringKind) -> Bool {
     switch kind {
-    case .push, .pop, .leave, .call, .ret, .vector, .handler: true
+    case .push, .pop, .leave, .call, .ret, .handler: true
     case .jump: i.operands[0].kind != .relative
     case .lea, .nop: false
     default: i.memoryOperand != nil

@@ -6,6 +6,7 @@
 //     enter      C function (state, address) -> step: loads the guest's registers, jumps to address
 //     exit       stores them and returns Step.branch with the flags in the image; RIP is set
 //     exitAt     the same with RIP in R13
+//     interpret  the same, asking that the block at RIP be interpreted
 //     dispatch   goes on at R13: the block's translation if the jump cache has one, else exit
 //     handler    called with micro-op in R13 and HandlerInformation in R14: has the handler execute
 //                the instruction, returns or leaves with the step
@@ -17,6 +18,8 @@ struct Thunks {
   private(set) var exitAt: UInt = 0
   private(set) var dispatch: UInt = 0
   private(set) var handler: UInt = 0
+  private(set) var interpret: UInt = 0
+  private(set) var vectors = VectorThunks()
   private(set) var code: [UInt8] = []
 
   private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
@@ -40,6 +43,10 @@ struct Thunks {
     a.jump(to: exit)
     handler = here()
     Self.emitHandler(&a, leave)
+    interpret = here()
+    Self.emitLeave(&a, Step.branch | NativeState.flagsInImage | NativeState.interpret)
+    a.jump(leave)
+    vectors.emit(&a, hasAVX512: HostFeatures.current.hasAVX512)
     a.resolve()
     code = a.bytes
   }
@@ -54,20 +61,24 @@ struct Thunks {
   }
 
   private static func emitExit(_ a: inout Assembler, _ leave: Label) {
-    a.store(.state(StateOffset.rip), .r13)
-    storeRegisters(&a, 0)
-    putBackMXCSR(&a, 0)
-    a.move(.rax, immediate: UInt64(Step.branch | NativeState.flagsInImage))
+    emitLeave(&a, Step.branch | NativeState.flagsInImage)
     a.bind(leave)
     a.load(.rsp, .state(StateOffset.hostStack))
     for register in saved.reversed() { a.pop(register) }
     a.ret()
   }
 
+  private static func emitLeave(_ a: inout Assembler, _ result: Int32) {
+    a.store(.state(StateOffset.rip), .r13)
+    VectorThunks.store(&a, offset: 0)
+    storeRegisters(&a, 0)
+    a.move(.rax, immediate: UInt64(result))
+  }
+
   /// RSP is 8 below the state here: the return address.
   private static func emitHandler(_ a: inout Assembler, _ leave: Label) {
+    VectorThunks.store(&a, offset: 8)
     storeRegisters(&a, 8)
-    putBackMXCSR(&a, 8)
     a.lea(.rsp, .memory(.rsp, -8))
     a.lea(.rdi, .memory(.rsp, 16))
     a.move(.rsi, .r13)
@@ -83,17 +94,6 @@ struct Thunks {
     a.bind(done)
     loadRegisters(&a, 8)
     a.ret()
-  }
-
-  /// The guest's MXCSR gets its flags if the host's is its own. The program goes on with them: they
-  /// mean nothing to it, and the control bits are its own.
-  private static func putBackMXCSR(_ a: inout Assembler, _ offset: Int) {
-    let done = a.label()
-    a.arithmetic(.cmp, .state(VectorOffset.isLive + offset), immediate: 0)
-    a.jump(if: 4, done)
-    a.emit(Form(0xAE, map: .two), reg: 3, rm: .state(VectorOffset.mxcsr + offset))
-    a.store(.state(VectorOffset.isLive + offset), immediate: 0)
-    a.bind(done)
   }
 
   private static func loadRegisters(_ a: inout Assembler, _ offset: Int) {

@@ -34,8 +34,10 @@ package struct NativeState {
   /// Temporaries of one instruction.
   package var temporary0: UInt64 = 0
   package var temporary1: UInt64 = 0
-  /// 1 while the host's MXCSR is the guest's; its flags are then only there.
-  package var mxcsrIsLive: UInt64 = 0
+  /// See VectorReadiness.
+  package var vectorReady: UInt32 = 0
+  /// MXCSR as the program has it.
+  package var hostMXCSR: UInt32 = MXCSR.initial
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
   /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
@@ -54,8 +56,9 @@ package struct NativeState {
   /// Not canonical, and far from every address that is.
   package static let noPage: UInt64 = 0x4000_0000_0000_0000
 
-  /// Bit of what translated code returns.
+  /// Bits of what translated code returns. The second: the block at RIP must be interpreted.
   package static let flagsInImage: Int32 = 0x100
+  package static let interpret: Int32 = 0x200
 }
 
 extension CPU {
@@ -78,10 +81,16 @@ extension CPU {
       linear: state.pointee.rip, context: state.pointee.blockContext, code: block.pointee.native)
     state.pointee.native.codePage = state.pointee.rip & Page.mask
     state.pointee.native.hostFlags = flagImage
+    updateVectorReadiness()
     let result = enter(raw, code)
     if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.native.hostFlags }
     let step = result & 0xFF
-    if step == Step.branch { return true }
+    if step == Step.branch {
+      guard result & NativeState.interpret != 0, let next = try? self.block(at: codeLinear) else {
+        return true
+      }
+      return interpret(next)
+    }
     guard let op = state.pointee.native.faultingOp else { return processEvents() }
     return finish(step, op)
   }

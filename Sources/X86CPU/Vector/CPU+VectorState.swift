@@ -120,4 +120,6 @@ package enum MXCSR {
   package static let initial: UInt32 = 0x1F80
   /// Bits that may be set; DAZ is one, AMD's misaligned-access bit is not.
   package static let mask: UInt32 = 0xFFFF
+  /// PM to IM: set where an exception is masked.
+  package static let masks: UInt32 = 0x1F80
 }

@@ -1,17 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A guest's instruction as the host shall execute it: the same opcode, vector registers and
-// immediates, but memory is always [RSI] and a general register always RAX. Prefixes that mean
-// nothing are gone, so that what does the same has the same bytes.
+// immediates, but memory is [RSI] and a general register RAX, or what `HostPlaces` says. Prefixes
+// that mean nothing are gone, so that what does the same has the same bytes.
 
 import X86
 import X86Decoder
 
+/// Host registers, by number, that an instruction's operands are replaced by.
+package struct HostPlaces: Sendable {
+  /// Holds the memory operand's address; not RSP or R12.
+  package var address: UInt8
+  /// Stands for the general register operand.
+  package var general: UInt8
+
+  package init(address: UInt8 = 6, general: UInt8 = 0) {
+    self.address = address
+    self.general = general
+  }
+}
+
 extension Instruction {
+  /// `hostBytes` as an array.
+  package func hostCode(_ places: HostPlaces) -> [UInt8] {
+    let bytes = hostBytes(places)
+    return (0..<bytes.count).map { bytes[$0] }
+  }
+
   /// Bytes to execute on the host, in 64-bit mode.
-  var hostBytes: CodeBytes {
+  func hostBytes(_ places: HostPlaces = HostPlaces()) -> CodeBytes {
     var bytes = CodeBytes()
-    let fields = HostFields(self)
+    let fields = HostFields(self, places)
     if prefixes.contains(.evex) {
       appendEVEX(fields, &bytes)
     } else if prefixes.contains(.vex) {
@@ -19,7 +38,10 @@ extension Instruction {
     } else {
       appendLegacy(fields, &bytes)
     }
-    if encoding.hasModRM { bytes.append(fields.modRM) }
+    if encoding.hasModRM {
+      bytes.append(fields.modRM)
+      if fields.hasDisplacement { bytes.append(0) }
+    }
     if encoding.immediateLength > 0 {
       bytes.append(UInt8(truncatingIfNeeded: immediate))
     }
@@ -90,7 +112,7 @@ private struct HostFields {
   var w: Bool
   var isMemory: Bool
 
-  init(_ i: Instruction) {
+  init(_ i: Instruction, _ places: HostPlaces) {
     let e = i.encoding
     reg = e.modRM >> 3 & 7 | (e.rex & 4) << 1
     rm = e.modRM & 7 | (e.rex & 1) << 3
@@ -100,9 +122,9 @@ private struct HostFields {
       rm |= (e.rex & 2) << 3
     }
     isMemory = i.hasModRMMemory
-    if isMemory { rm = 6 }
+    if isMemory { rm = places.address }
     if i.generalOperand != nil {
-      if i.hasGeneralInReg { reg = 0 } else if !isMemory { rm = 0 }
+      if i.hasGeneralInReg { reg = places.general } else if !isMemory { rm = places.general }
     }
     // Outside 64-bit mode W does not widen a general register.
     let usesGeneral = i.generalOperand != nil || i.comparesStrings
@@ -110,12 +132,17 @@ private struct HostFields {
     if i.attributes.contains(.x87) {
       // FNSTSW AX and FCOM's register forms: ModRM as it stands, REX means nothing.
       reg &= 7
-      rm = isMemory ? 6 : e.modRM & 7
+      rm = isMemory ? places.address : e.modRM & 7
       w = false
     }
   }
 
-  var modRM: UInt8 { (isMemory ? 0 : 0xC0) | (reg & 7) << 3 | rm & 7 }
+  /// [RBP] and [R13] have no form without a displacement.
+  var hasDisplacement: Bool { isMemory && rm & 7 == 5 }
+
+  var modRM: UInt8 {
+    (isMemory ? hasDisplacement ? 0x40 : 0 : 0xC0) | (reg & 7) << 3 | rm & 7
+  }
 }
 
 extension Instruction {
@@ -124,7 +151,7 @@ extension Instruction {
   }
 
   /// The operand that is a general register.
-  var generalOperand: Operand? {
+  package var generalOperand: Operand? {
     for n in 0..<Int(operandCount) where operands[n].kind == .general { return operands[n] }
     return nil
   }
@@ -137,7 +164,7 @@ extension Instruction {
   }
 
   /// PCMPESTRI and so on, which have implicit operands.
-  var comparesStrings: Bool {
+  package var comparesStrings: Bool {
     switch mnemonic {
     case .pcmpestri, .pcmpestrm, .pcmpistri, .pcmpistrm, .vpcmpestri, .vpcmpestrm, .vpcmpistri,
       .vpcmpistrm:

@@ -166,21 +166,21 @@ enum StubResult {
 }
 
 /// Offsets in `VectorState`.
-enum VectorLayout {
-  static let zmm = MemoryLayout<VectorState>.offset(of: \.zmm)!
-  static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
-  static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
-  static let scratch = MemoryLayout<VectorState>.offset(of: \.scratch)!
+package enum VectorLayout {
+  package static let zmm = MemoryLayout<VectorState>.offset(of: \.zmm)!
+  package static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
+  package static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
+  package static let scratch = MemoryLayout<VectorState>.offset(of: \.scratch)!
   /// Fields of the FXSAVE image (SDM volume 1, "FXSAVE area").
-  static let fcw = fx
-  static let fsw = fx + 2
-  static let ftw = fx + 4
-  static let fop = fx + 6
-  static let fip = fx + 8
-  static let fdp = fx + 16
-  static let mxcsr = fx + 24
-  static let mxcsrMask = fx + 28
-  static let st = fx + 32
+  package static let fcw = fx
+  package static let fsw = fx + 2
+  package static let ftw = fx + 4
+  package static let fop = fx + 6
+  package static let fip = fx + 8
+  package static let fdp = fx + 16
+  package static let mxcsr = fx + 24
+  package static let mxcsrMask = fx + 28
+  package static let st = fx + 32
   /// Four bytes for STMXCSR and LDMXCSR; the start of `scratch` is the bounce buffer.
-  static let mxcsrScratch = scratch + 496
+  package static let mxcsrScratch = scratch + 496
 }

@@ -107,7 +107,7 @@ enum VectorStubs {
   /// The stub of an instruction; nil where the host cannot execute it.
   static func stub(_ i: Instruction) -> StubPointer? {
     guard HostFeatures.current.has(i) else { return nil }
-    let bytes = i.hostBytes
+    let bytes = i.hostBytes()
     guard bytes.count <= 15 else { return nil }
     let size = i.memoryOperand.map { i.operands[$0].size } ?? 0
     let key = Key(bytes: bytes, memorySize: size, is64Bit: i.mode == .bits64)

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which vector and x87 instructions a translation executes itself, and what a block makes of the
+// vector registers: how much of each must be in the host's register, and whether the block is a loop
+// that can keep them there.
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// What must be usable or loaded before an instruction executes.
+struct VectorNeeds: Equatable {
+  /// 0 nothing, 1 SSE, 2 AVX, 3 AVX-512.
+  var level: UInt8 = 0
+  var isArithmetic = false
+  var x87 = false
+
+  static let none = VectorNeeds()
+
+  mutating func formUnion(_ other: VectorNeeds) {
+    level = max(level, other.level)
+    isArithmetic = isArithmetic || other.isArithmetic
+    x87 = x87 || other.x87
+  }
+
+  init() {}
+
+  init(_ i: Instruction) {
+    x87 = i.attributes.contains(.x87) || i.usesMMX || i.mnemonic == .emms
+    if i.attributes.contains(.x87) || i.mnemonic == .emms { return }
+    isArithmetic = i.attributes.contains(.floatingPoint)
+    let operands = i.hostOperands
+    if i.prefixes.contains(.evex) || operands.contains(where: { $0.kind == .mask }) {
+      level = 3
+    } else if i.prefixes.contains(.vex) {
+      level = 2
+    } else if !i.usesMMX || isArithmetic || operands.contains(where: { $0.kind == .vector }) {
+      level = 1
+    }
+  }
+
+  /// The bit that must be set besides that of x87.
+  var levelBit: VectorReadiness {
+    let usable: VectorReadiness = level == 3 ? .avx512 : level == 2 ? .avx : .sse
+    return isArithmetic
+      ? VectorReadiness(rawValue: usable.rawValue << UInt32(VectorReadiness.arithmeticShift))
+      : usable
+  }
+
+  var usableBit: VectorReadiness { level == 3 ? .avx512 : level == 2 ? .avx : .sse }
+}
+
+enum VectorLowering {
+  /// Whether translated code executes the instruction itself. The others change control words,
+  /// address memory by other means than one operand, or have operands that are not encoded.
+  static func isNative(_ i: Instruction, _ host: HostFeatures) -> Bool {
+    guard i.attributes.contains(.vector) || i.attributes.contains(.x87), host.has(i),
+      i.attributes.isDisjoint(with: [.vsib, .branch, .serializes, .privileged]),
+      !i.comparesStrings, !convertsMemoryToVector(i), !excluded.contains(i.mnemonic)
+    else { return false }
+    if let m = i.memoryOperand {
+      guard i.operands[m].size > 0, i.encoding.hasModRM, i.encoding.modRM < 0xC0 else {
+        return false
+      }
+    }
+    // The registers are moved by VEX and EVEX forms.
+    guard host.hasAVX else { return false }
+    return i.mnemonic != .vzeroupper || host.hasAVX512
+  }
+
+  /// CVTPI2PS of memory may use the x87 unit, which no operand says.
+  private static func convertsMemoryToVector(_ i: Instruction) -> Bool {
+    i.memoryOperand != nil && (i.mnemonic == .cvtpi2ps || i.mnemonic == .cvtpi2pd)
+  }
+
+  private static let excluded: Set<Mnemonic> = [
+    .ldmxcsr, .vldmxcsr, .stmxcsr, .vstmxcsr, .vzeroall, .maskmovq, .maskmovdqu, .vmaskmovdqu,
+    .fldenv, .fnstenv, .fnsave, .frstor, .fninit, .fneni, .fndisi, .fnsetpm, .vp2intersectd,
+    .vp2intersectq,
+  ]
+
+  /// Whether a legacy instruction gives all 16 bytes of its destination a new value.
+  static func writesWhole(_ i: Instruction) -> Bool {
+    switch i.mnemonic {
+    case .movups, .movaps, .movupd, .movapd, .movdqa, .movdqu, .lddqu, .movd, .movq, .pshufd: true
+    case .movss, .movsd: i.memoryOperand == 1
+    default: false
+    }
+  }
+
+  /// XOR of a register with itself.
+  static func isZeroing(_ i: Instruction) -> Bool {
+    switch i.mnemonic {
+    case .pxor, .xorps, .xorpd, .vpxor, .vxorps, .vxorpd: break
+    default: return false
+    }
+    if i.encoding.evexMask != 0 { return false }
+    let first = i.operands[0]
+    for n in 1..<Int(i.operandCount)
+    where i.operands[n].kind != first.kind || i.operands[n].number != first.number { return false }
+    return first.kind == .vector
+  }
+}
+
+/// The vector registers of a block.
+struct VectorPlan {
+  /// Bytes of each register that the block needs in the host's: 16, 32 or 64.
+  var width = [UInt8](repeating: 16, count: 32)
+  var used: UInt32 = 0
+  var written: UInt32 = 0
+  var masksUsed: UInt8 = 0
+  var masksWritten: UInt8 = 0
+  /// The block branches to itself and leaves nothing to handlers.
+  var isLoop = false
+
+  init(_ instructions: [Instruction], _ kinds: [LoweringKind], host: HostFeatures) {
+    var hasHandler = false
+    for (i, kind) in zip(instructions, kinds) {
+      if kind == .handler { hasHandler = true }
+      if kind == .vector { note(i, host) }
+    }
+    isLoop = !hasHandler && (used != 0 || masksUsed != 0)
+  }
+
+  /// The first vector instructions after those that are left to handlers: what they need is tested
+  /// there, and where it is missing the code is left.
+  static func tests(_ kinds: [LoweringKind]) -> Set<Int> {
+    var result: Set<Int> = []
+    var isKnown = true
+    for (n, kind) in kinds.enumerated() {
+      if kind == .handler { isKnown = false }
+      if kind == .vector && !isKnown {
+        result.insert(n)
+        isKnown = true
+      }
+    }
+    return result
+  }
+
+  private mutating func note(_ i: Instruction, _ host: HostFeatures) {
+    let isLegacy = i.prefixes.isDisjoint(with: [.vex, .evex])
+    let full: UInt8 = host.hasAVX512 ? 64 : 32
+    for operand in i.hostOperands {
+      let number = Int(operand.number & 31)
+      let writes = operand.access.contains(.write)
+      if operand.kind == .mask {
+        masksUsed |= 1 << operand.number
+        if writes { masksWritten |= 1 << operand.number }
+      }
+      guard operand.kind == .vector else { continue }
+      used |= 1 << UInt32(number)
+      if writes { written |= 1 << UInt32(number) }
+      if number >= 16 || !isLegacy && (writes || operand.size > 32) {
+        width[number] = full
+      } else if !isLegacy && operand.size > 16 {
+        width[number] = max(width[number], 32)
+      }
+    }
+  }
+}
+
+/// What the host's registers hold at a point of the code.
+struct VectorCache {
+  var held: UInt32 = 0
+  /// Of those: what may differ from the state.
+  var dirty: UInt32 = 0
+  var masksHeld: UInt8 = 0
+  var masksDirty: UInt8 = 0
+  /// What has been tested and is loaded.
+  var ready = VectorNeeds.none
+}
