@@ -50,7 +50,8 @@ let package = Package(
     .target(
       name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
     .target(
-      name: "X86JIT", dependencies: [
+      name: "X86JIT",
+      dependencies: [
         "X86", "X86Decoder", "X86CPU", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
@@ -96,7 +97,8 @@ let package = Package(
       ], swiftSettings: common,
       linkerSettings: standalone),
     .testTarget(
-      name: "X86DecoderTests", dependencies: ["X86", "X86Decoder"], swiftSettings: common),
+      name: "X86DecoderTests", dependencies: ["X86", "X86Decoder", "TestRandom"],
+      swiftSettings: common),
     // Tests of the VMM's side.
     .target(
       name: "HostTestSupport",
@@ -114,11 +116,12 @@ let package = Package(
         "KVMClient", "Host", "CHost", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: common),
     .target(
       name: "Support", dependencies: ["X86", "X86CPU", "X86JIT"], path: "Tests/Support",
       swiftSettings: common),
     .testTarget(
-      name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support"],
+      name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support", "TestRandom"],
       swiftSettings: common),
     .target(
       name: "Oracle",
@@ -134,7 +137,7 @@ let package = Package(
       name: "X86JITTests", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support"],
       swiftSettings: common),
     .testTarget(
-      name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86"],
+      name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86", "TestRandom"],
       swiftSettings: common),
     .executableTarget(
       name: "martlet-bench",

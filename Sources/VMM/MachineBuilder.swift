@@ -95,18 +95,16 @@ enum MachineBuilder {
 
 /// What firmware leaves in a CPU's registers.
 private enum ProcessorReset {
-  private static let miscEnable: UInt32 = 0x1A0
   private static let fastStrings: UInt64 = 1
-  private static let memoryTypeDefault: UInt32 = 0x2FF
   /// Memory type range registers on, everything write-back.
   private static let allWriteBack: UInt64 = 1 << 11 | 6
-  private static let localVector0 = 0x350
-  private static let localVector1 = 0x360
   private static let externalInterrupt: UInt32 = 7 << 8
   private static let nonMaskableInterrupt: UInt32 = 4 << 8
 
   static func apply(to cpu: VirtualCPU) throws(Errno) {
-    _ = try cpu.setMSRs([(miscEnable, fastStrings), (memoryTypeDefault, allWriteBack)])
+    _ = try cpu.setMSRs([
+      (MSR.miscEnable.rawValue, fastStrings), (MSR.mtrrDefType.rawValue, allWriteBack),
+    ])
     var fpu = kvm_fpu()
     fpu.fcw = 0x37F
     fpu.mxcsr = 0x1F80
@@ -114,8 +112,10 @@ private enum ProcessorReset {
     // The 8259's output on LINT0 and NMIs on LINT1, as the MP specification's virtual wire mode.
     var apic = try cpu.localAPIC()
     withUnsafeMutableBytes(of: &apic) { registers in
-      registers.storeBytes(of: externalInterrupt, toByteOffset: localVector0, as: UInt32.self)
-      registers.storeBytes(of: nonMaskableInterrupt, toByteOffset: localVector1, as: UInt32.self)
+      registers.storeBytes(
+        of: externalInterrupt, toByteOffset: APICRegister.lvtLINT0, as: UInt32.self)
+      registers.storeBytes(
+        of: nonMaskableInterrupt, toByteOffset: APICRegister.lvtLINT1, as: UInt32.self)
     }
     try cpu.setLocalAPIC(apic)
   }

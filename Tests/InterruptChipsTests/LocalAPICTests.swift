@@ -1,24 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import InterruptChips
+import TestRandom
 import Testing
 import X86
 
 typealias Time = LocalAPIC.Time
 
 let start = Time(nanoseconds: 0, tsc: 0)
-
-/// A random generator that repeats itself, so that a failure does too.
-struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-    return z ^ z >> 31
-  }
-}
 
 /// A software-enabled local APIC.
 func makeAPIC(id: UInt32 = 0, features: LocalAPIC.Features = [.x2APIC, .tscDeadline]) -> LocalAPIC {
@@ -140,7 +129,7 @@ func makeX2APIC(
 
   @Test func cachesAgreeWithThePageUnderRandomTraffic() {
     var apic = makeAPIC()
-    var generator = SplitMix(state: 0xA91C)
+    var generator = SplitMix(seed: 0xA91C)
     var requested: Set<UInt8> = []
     var serviced: [UInt8] = []
     for _ in 0..<20_000 {

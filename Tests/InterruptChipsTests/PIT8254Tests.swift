@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import InterruptChips
+import TestRandom
 import Testing
 
 @Suite struct PIT8254Tests {
@@ -228,7 +229,7 @@ import Testing
   }
 
   @Test func anyWritesAreSafe() {
-    var generator = SplitMix(state: 0x8254)
+    var generator = SplitMix(seed: 0x8254)
     var pit = PIT8254()
     var now: UInt64 = 0
     for _ in 0..<50_000 {

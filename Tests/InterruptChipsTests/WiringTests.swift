@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import InterruptChips
+import TestRandom
 import Testing
 import X86
 
@@ -69,7 +70,7 @@ import X86
   }
 
   @Test func anyAccessIsSafe() {
-    var generator = SplitMix(state: 0xC41F)
+    var generator = SplitMix(seed: 0xC41F)
     var apic = makeX2APIC()
     var ioapic = IOAPIC()
     var pic = PIC8259Pair()

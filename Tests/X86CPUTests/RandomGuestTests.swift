@@ -3,26 +3,15 @@
 import Foundation
 import Support
 import Synchronization
+import TestRandom
 import Testing
 import X86
 import X86CPU
 
-/// A seeded generator (SplitMix64), so that a failure can be replayed.
-private struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-    return z ^ z >> 31
-  }
-}
-
 /// A device behind every address that EPT does not map.
 private final class Noise: EmulationContext {
   var generator: SplitMix
-  init(seed: UInt64) { generator = SplitMix(state: seed) }
+  init(seed: UInt64) { generator = SplitMix(seed: seed) }
   func readMMIO(_ address: UInt64, size: Int) -> UInt64? {
     generator.next() & 7 == 0 ? nil : generator.next()
   }
@@ -37,7 +26,7 @@ private final class Noise: EmulationContext {
     let environment = ProcessInfo.processInfo.environment["MARTLET_GUEST_SEED"].flatMap(UInt64.init)
     let seed = environment ?? UInt64.random(in: 0 ... .max)
     print("random guests: MARTLET_GUEST_SEED=\(seed)")
-    var generator = SplitMix(state: seed &+ UInt64(part))
+    var generator = SplitMix(seed: seed &+ UInt64(part))
     let m = TestMachine()
     let kicker = Kicker(m.processor)
     defer { kicker.stop() }

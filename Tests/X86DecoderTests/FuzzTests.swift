@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestRandom
 import Testing
 import X86
 import X86Decoder
@@ -9,7 +10,7 @@ import X86Decoder
   /// and no more, and has a text.
   @Test(arguments: [CodeMode.bits16, .bits32, .bits64])
   func anyBytes(mode: CodeMode) {
-    var random = SeededGenerator(state: 0xF022 + UInt64(mode.rawValue))
+    var random = SplitMix(seed: 0xF022 + UInt64(mode.rawValue))
     var decoded = 0
     for round in 0..<40_000 {
       let count = Int.random(in: 1...20, using: &random)

@@ -1,21 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestRandom
 import Testing
 import X86
 import X86Decoder
-
-/// A small generator with a printable seed (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-    return z ^ (z >> 31)
-  }
-}
 
 @Suite struct RandomDifferentialTests {
   /// Random encodings in slots of 32 bytes that end in NOPs, so that one bad instruction does not
@@ -24,7 +13,7 @@ struct SeededGenerator: RandomNumberGenerator {
 
   @Test(arguments: [CodeMode.bits16, .bits32, .bits64])
   func lengthsAndTextsAgree(mode: CodeMode) throws {
-    var random = SeededGenerator(state: 0x5EED_0001 + UInt64(mode.rawValue))
+    var random = SplitMix(seed: 0x5EED_0001 + UInt64(mode.rawValue))
     var image: [UInt8] = []
     for _ in 0..<40_000 {
       var bytes = randomEncoding(&random, mode)
@@ -58,7 +47,7 @@ struct SeededGenerator: RandomNumberGenerator {
   }
 
   /// Bytes that are likely to be an instruction: prefixes, an opcode of any map, random rest.
-  private func randomEncoding(_ random: inout SeededGenerator, _ mode: CodeMode) -> [UInt8] {
+  private func randomEncoding(_ random: inout SplitMix, _ mode: CodeMode) -> [UInt8] {
     var bytes: [UInt8] = []
     let prefixes: [UInt8] = [0x66, 0x67, 0xF2, 0xF3, 0xF0, 0x2E, 0x64, 0x36]
     for _ in 0..<[0, 0, 0, 1, 1, 2][Int.random(in: 0..<6, using: &random)] {
@@ -79,7 +68,7 @@ struct SeededGenerator: RandomNumberGenerator {
     return bytes
   }
 
-  private func vex(_ random: inout SeededGenerator, _ mode: CodeMode) -> [UInt8] {
+  private func vex(_ random: inout SplitMix, _ mode: CodeMode) -> [UInt8] {
     let free = UInt8.random(in: 0...255, using: &random)
     let vvvv: UInt8 = Bool.random(using: &random) ? 0x78 : 0
     if Int.random(in: 0..<3, using: &random) == 0 {
@@ -90,7 +79,7 @@ struct SeededGenerator: RandomNumberGenerator {
     return [0xC4, high | map | (mode == .bits64 ? 0 : 0xC0), free | vvvv]
   }
 
-  private func evex(_ random: inout SeededGenerator, _ mode: CodeMode) -> [UInt8] {
+  private func evex(_ random: inout SplitMix, _ mode: CodeMode) -> [UInt8] {
     let map = UInt8.random(in: 1...3, using: &random)
     let first = UInt8.random(in: 0...255, using: &random) & 0xF0 | map
     var second = UInt8.random(in: 0...255, using: &random) | 4

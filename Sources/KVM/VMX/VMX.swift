@@ -210,18 +210,18 @@ final class VMXMSRBitmap: @unchecked Sendable {
   private init() {
     page = .allocate(byteCount: 4096, alignment: 4096)
     page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
-    for msr in Self.readable { allow(msr, 0) }
-    for msr in Self.writable { allow(msr, 2048) }
+    for msr in Self.readable { allow(msr.rawValue, 0) }
+    for msr in Self.writable { allow(msr.rawValue, 2048) }
   }
 
   var address: UInt64 { UInt64(UInt(bitPattern: page)) }
 
   /// Their values are in the control block or in the physical CPU, and the processor checks them.
-  private static let writable: [UInt32] = [
-    0x174, 0x175, 0x176, 0x277, 0xC000_0080, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084,
-    0xC000_0100, 0xC000_0101, 0xC000_0102, 0xC000_0103,
+  private static let writable: [MSR] = [
+    .sysenterCS, .sysenterESP, .sysenterEIP, .pat, .efer, .star, .lstar, .cstar, .fmask, .fsBase,
+    .gsBase, .kernelGSBase, .tscAux,
   ]
-  private static let readable: [UInt32] = writable + [0x10]
+  private static let readable: [MSR] = writable + [.timeStampCounter]
 
   private func allow(_ msr: UInt32, _ base: Int) {
     let place = base + (msr >= 0xC000_0000 ? 1024 : 0) + Int(msr & 0x1FFF) / 8

@@ -5,7 +5,7 @@
 // it says; the same masks are what VM entry checks the control fields against.
 //
 //     VMXCapabilities.pin.allows(0x1F)            // the default controls plus ...
-//     VMXCapabilities.value(ofMSR: 0x480)         // IA32_VMX_BASIC
+//     VMXCapabilities.value(ofMSR: MSR.vmxBasic.rawValue)
 
 import X86
 
@@ -118,27 +118,27 @@ package enum VMXCapabilities {
   private static let basic: UInt64 =
     UInt64(revision) | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55
 
-  /// The value of a VMX capability MSR (0x480 to 0x490); nil for others and for those of features
+  /// The value of a VMX capability MSR; nil for others and for those of features
   /// that are not offered.
   package static func value(ofMSR msr: UInt32) -> UInt64? {
-    switch msr {
-    case 0x480: basic
-    case 0x481: pin.msr
-    case 0x482: classicPrimary.msr
-    case 0x483: classicExit.msr
-    case 0x484: classicEntry.msr
-    case 0x485: misc
-    case 0x486: cr0Fixed0
-    case 0x487: cr0Fixed1
-    case 0x488: cr4Fixed0
-    case 0x489: cr4Fixed1
-    case 0x48A: UInt64(VMCSField.highestIndex) << 1
-    case 0x48B: secondary.msr
-    case 0x48C: eptVPID
-    case 0x48D: pin.msr
-    case 0x48E: primary.msr
-    case 0x48F: exit.msr
-    case 0x490: entry.msr
+    switch MSR(rawValue: msr) {
+    case .vmxBasic: basic
+    case .vmxPinControls: pin.msr
+    case .vmxPrimaryControls: classicPrimary.msr
+    case .vmxExitControls: classicExit.msr
+    case .vmxEntryControls: classicEntry.msr
+    case .vmxMisc: misc
+    case .vmxCR0Fixed0: cr0Fixed0
+    case .vmxCR0Fixed1: cr0Fixed1
+    case .vmxCR4Fixed0: cr4Fixed0
+    case .vmxCR4Fixed1: cr4Fixed1
+    case .vmxVMCSEnum: UInt64(VMCSField.highestIndex) << 1
+    case .vmxSecondaryControls: secondary.msr
+    case .vmxEPTVPIDCap: eptVPID
+    case .vmxTruePinControls: pin.msr
+    case .vmxTruePrimaryControls: primary.msr
+    case .vmxTrueExitControls: exit.msr
+    case .vmxTrueEntryControls: entry.msr
     default: nil
     }
   }

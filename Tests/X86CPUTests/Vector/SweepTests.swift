@@ -5,22 +5,11 @@
 // the program, and the program's own floating-point environment must survive.
 
 import Support
+import TestRandom
 import Testing
 import X86
 import X86CPU
 import X86Decoder
-
-/// A small generator whose sequence a seed gives again.
-struct XorShift: RandomNumberGenerator {
-  var state: UInt64
-  init(seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    state ^= state << 13
-    state ^= state >> 7
-    state ^= state << 17
-    return state
-  }
-}
 
 @Suite struct SweepTests {
   /// With memory aligned, every instruction that host and processor model have executes once at
@@ -28,7 +17,7 @@ struct XorShift: RandomNumberGenerator {
   @Test(arguments: [0x4000, 0x4FF1] as [UInt64])
   func everyEncodingRunsOrIsUndefined(address: UInt64) {
     let m = VectorMachine()
-    var generator = XorShift(seed: 0x5EED)
+    var generator = SplitMix(seed: 0x5EED)
     var executed: Set<Mnemonic> = []
     var present: Set<Mnemonic> = []
     var absent: Set<Mnemonic> = []
@@ -58,7 +47,7 @@ struct XorShift: RandomNumberGenerator {
   }
 
   private func randomize(
-    _ m: VectorMachine, _ address: UInt64, _ generator: inout XorShift
+    _ m: VectorMachine, _ address: UInt64, _ generator: inout SplitMix
   ) {
     m.c.resetVectorState()
     for n in 0..<256 { m.c.vector.pointee.zmm[n] = generator.next() }
