@@ -55,15 +55,30 @@ extension BlockTranslation {
   mutating func prepareVectors(_ n: Int) {
     switch kinds[n] {
     case .handler:
+      recordX87()
       spillVectors()
       vectors = VectorCache()
     case .jump, .call, .ret, .conditionalJump:
+      recordX87()
       if keepsVectors && n == instructions.count - 1 { return }
       spillVectors()
       vectors.held = 0
       vectors.masksHeld = 0
     default: break
     }
+  }
+
+  /// The x87 unit's instruction pointer and opcode are those of the last instruction that sets them.
+  /// They are right where handlers look at them and at a block's end, not at every fault between.
+  mutating func recordX87() {
+    guard let n = vectors.x87Instruction else { return }
+    let encoding = instructions[n].encoding
+    a.load(.r15, .state(StateOffset.codePage))
+    a.lea(.r15, .memory(.r15, Int32(offset(n))))
+    a.store(.state(VectorOffset.x87Instruction), .r15)
+    let opcode = Int32(encoding.opcode & 7) << 8 | Int32(encoding.modRM)
+    a.store(.state(VectorOffset.x87Opcode), immediate: opcode)
+    vectors.x87Instruction = nil
   }
 
   /// The last instruction of a block that keeps its registers while it repeats.
@@ -250,6 +265,7 @@ extension BlockTranslation {
     needFlags(n)
     emitVector(i)
     noteWrites(operands)
+    if i.attributes.contains(.x87) && !i.isX87Control { vectors.x87Instruction = n }
     noteFlags(n)
     if let miss { endAccess(n, miss, before) }
   }
@@ -260,6 +276,9 @@ extension BlockTranslation {
     let miss = missLabel()
     clobberFlags(n)
     linearAddress(n)
+    if i.attributes.contains(.x87) && !i.isX87Control {
+      a.store(.state(VectorOffset.x87Data), .r13)
+    }
     if i.attributes.contains(.aligned) && operand.size > 1 {
       a.testByte(.register(.r13), operand.size - 1)
       a.jump(if: Self.notEqual, miss)

@@ -183,6 +183,7 @@ struct BlockTranslation {
     default: break
     }
     saveFlags(.all)
+    recordX87()
     spillVectors()
     if instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) {
       edge(to: nextOffset(last), from: last)

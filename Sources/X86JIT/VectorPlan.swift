@@ -166,6 +166,8 @@ struct VectorCache {
   var dirty: UInt32 = 0
   var masksHeld: UInt8 = 0
   var masksDirty: UInt8 = 0
+  /// The last x87 instruction whose address and opcode are not recorded yet.
+  var x87Instruction: Int?
   /// What has been tested and is loaded.
   var ready = VectorNeeds.none
 }

@@ -11,6 +11,9 @@ enum VectorOffset {
   private static let native = MemoryLayout<CPUState>.offset(of: \.native)!
   static let ready = native + MemoryLayout<NativeState>.offset(of: \.vectorReady)!
   static let hostMXCSR = native + MemoryLayout<NativeState>.offset(of: \.hostMXCSR)!
+  static let x87Instruction = native + MemoryLayout<NativeState>.offset(of: \.x87Instruction)!
+  static let x87Data = native + MemoryLayout<NativeState>.offset(of: \.x87Data)!
+  static let x87Opcode = native + MemoryLayout<NativeState>.offset(of: \.x87Opcode)!
   static let image = CPU.vectorOffset + VectorLayout.fx
   static let mxcsr = CPU.vectorOffset + VectorLayout.mxcsr
   static let instructionPointer = CPU.vectorOffset + VectorLayout.fip
@@ -49,6 +52,7 @@ struct VectorThunks {
     Self.control(&a, 3, VectorOffset.mxcsr + 8)
     a.bind(skip)
     a.emit(Form(0xAE, map: .two, wide: true), reg: 1, rm: .state(VectorOffset.image + 8))
+    Self.takePointers(&a)
     Self.noteLoaded(&a, .x87Loaded)
     a.ret()
     guard hasAVX512 else { return }
@@ -84,7 +88,19 @@ struct VectorThunks {
     a.emit(Form(0x09), reg: HostRegister.r14.rawValue, rm: ready)
   }
 
-  /// What is loaded goes home. `offset` is that of the CPUState from RSP. Clobbers flags only.
+  /// The image's pointers and opcode, where blocks put theirs.
+  private static func takePointers(_ a: inout Assembler) {
+    a.load(.r14, .state(VectorOffset.instructionPointer + 8))
+    a.store(.state(VectorOffset.x87Instruction + 8), .r14)
+    a.load(.r14, .state(VectorOffset.dataPointer + 8))
+    a.store(.state(VectorOffset.x87Data + 8), .r14)
+    a.emit(
+      Form(0xB7, map: .two), reg: HostRegister.r14.rawValue,
+      rm: .state(VectorOffset.opcode + 8))
+    a.store(.state(VectorOffset.x87Opcode + 8), .r14)
+  }
+
+  /// What is loaded goes home. `offset` is that of the CPUState from RSP. Clobbers R15 and flags.
   static func store(_ a: inout Assembler, offset: Int) {
     let done = a.label()
     let withoutX87 = a.label()
@@ -96,12 +112,15 @@ struct VectorThunks {
     a.jump(if: 4, withoutX87)
     a.emit(Form(0xAE, map: .two, wide: true), reg: 0, rm: .state(VectorOffset.image + offset))
     // The pointers that the host recorded are its own.
-    a.store(.state(VectorOffset.instructionPointer + offset), immediate: 0)
-    a.store(.state(VectorOffset.dataPointer + offset), immediate: 0)
-    var word = Form(0xC7)
+    a.load(.r15, .state(VectorOffset.x87Instruction + offset))
+    a.store(.state(VectorOffset.instructionPointer + offset), .r15)
+    a.load(.r15, .state(VectorOffset.x87Data + offset))
+    a.store(.state(VectorOffset.dataPointer + offset), .r15)
+    a.load(.r15, .state(VectorOffset.x87Opcode + offset))
+    var word = Form(0x89)
     word.operandSize16 = true
-    a.emit(word, reg: 0, rm: .state(VectorOffset.opcode + offset))
-    a.append(0, 2)
+    a.emit(
+      word, reg: HostRegister.r15.rawValue, rm: .state(VectorOffset.opcode + offset))
     a.emit(0xDB, 0xE3)  // fninit
     a.jump(common)
     a.bind(withoutX87)

@@ -36,6 +36,10 @@ package struct NativeState {
   package var temporary1: UInt64 = 0
   /// See VectorReadiness.
   package var vectorReady: UInt32 = 0
+  /// The guest's x87 instruction and data pointers and opcode while its state is in the host's unit.
+  package var x87Instruction: UInt64 = 0
+  package var x87Data: UInt64 = 0
+  package var x87Opcode: UInt64 = 0
   /// MXCSR as the program has it.
   package var hostMXCSR: UInt32 = MXCSR.initial
   /// The micro-op that left with `Step.fault`.

@@ -171,7 +171,7 @@ extension Instruction {
 
   /// x87 instructions that leave FIP, FDP and FOP alone (SDM volume 1, "x87 FPU Instruction and
   /// Data (Operand) Pointers").
-  var isX87Control: Bool {
+  package var isX87Control: Bool {
     switch mnemonic {
     case .fnclex, .fldcw, .fnstcw, .fnstsw, .fnstenv, .fldenv, .fninit, .fnsave, .frstor, .fwait:
       true
