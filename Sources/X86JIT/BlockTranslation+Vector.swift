@@ -35,7 +35,8 @@ extension BlockTranslation {
   mutating func enterVectors() {
     loopHead = a.label()
     let last = instructions.count - 1
-    let isLoop = plan.isLoop && kinds[last] == .conditionalJump
+    let isLoop =
+      plan.isLoop && kinds[last] == .conditionalJump
       && nextOffset(last) + Int(instructions[last].immediate) == pageOffset
     keepsVectors = isLoop
     if kinds.first == .handler || !kinds.contains(.vector) { return }

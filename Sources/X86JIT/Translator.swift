@@ -112,7 +112,8 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
-    let mode = CodeMode(rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
+    let mode = CodeMode(
+      rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
     guard mode == .bits64, block.pointee.secondPage == 0, block.pointee.count > 0,
       let translation = translation(of: block)
     else {

@@ -53,7 +53,8 @@ package final class TestMachine {
     cpu.s.pointee.vmx.secondary = SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest
     let threshold = threshold ?? Self.defaultThreshold
     if threshold > 0 {
-      translator = try? Translator.install(on: processor, threshold: threshold, codeBytes: codeBytes)
+      translator = try? Translator.install(
+        on: processor, threshold: threshold, codeBytes: codeBytes)
     }
   }
 

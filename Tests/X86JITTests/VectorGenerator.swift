@@ -76,7 +76,8 @@ struct VectorGenerator {
       var bytes = [[], [0x66], [0xF3], [0xF2]][Int.random(in: 0..<4, using: &random)] as [UInt8]
       if Int.random(in: 0..<24, using: &random) == 0 { bytes.insert(0x67, at: 0) }
       if Int.random(in: 0..<3, using: &random) != 0 { bytes.append(0x40 | byte() & 15) }
-      bytes += [[0x0F], [0x0F], [0x0F, 0x38], [0x0F, 0x3A]][Int.random(in: 0..<4, using: &random)]
+      let maps: [[UInt8]] = [[0x0F], [0x0F], [0x0F, 0x38], [0x0F, 0x3A]]
+      bytes += maps[Int.random(in: 0..<4, using: &random)]
       return bytes + [opcode] + modRM(&random)
     case 3:
       let map = UInt8.random(in: 1...3, using: &random)

@@ -182,7 +182,8 @@ package enum Lowering {
   private static func lowerAddress(_ i: Instruction, _ op: MicroOpPointer, _ c: CPU) {
     if i.base == Instruction.ripRegister {
       op.pointee.base = (c.raw + CPU.blockRIPOffset).assumingMemoryBound(to: UInt64.self)
-      op.pointee.displacement = Int32(truncatingIfNeeded: i.displacement)
+      op.pointee.displacement =
+        Int32(truncatingIfNeeded: i.displacement)
         &+ Int32(op.pointee.offset) &+ Int32(i.length)
     } else {
       if i.base != Instruction.noRegister { op.pointee.base = c.gpr + Int(i.base) }

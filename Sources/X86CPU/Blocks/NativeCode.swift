@@ -52,8 +52,7 @@ package struct NativeState {
   package var stackPage: UInt64 = NativeState.noPage
   package var stackAddend: UInt64 = 0
   /// Enters code: (state, address) -> step.
-  package var enter:
-    (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
+  package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
 
