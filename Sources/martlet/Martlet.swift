@@ -57,7 +57,7 @@ struct Run: ParsableCommand {
   var engine = "auto"
 
   @Option(help: "Translate hot guest code to host code (software engine): on or off.")
-  var translator = "off"
+  var translator = "on"
 
   @Option(
     help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")

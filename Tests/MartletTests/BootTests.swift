@@ -37,7 +37,10 @@ enum BootGuest {
 
   @Test(
     arguments: ["vmlinuz-cloud-amd64", "vmlinuz-amd64"],
-    [["--cpus", "1"], ["--cpus", "2"], ["--cpus", "4"], ["--cpus", "4", "--pcpus", "1"]])
+    [
+      ["--cpus", "1"], ["--cpus", "2"], ["--cpus", "4"], ["--cpus", "4", "--pcpus", "1"],
+      ["--cpus", "1", "--translator", "off"], ["--cpus", "4", "--translator", "off"],
+    ])
   func linuxReachesInitAndPowersOff(kernel: String, arguments: [String]) throws {
     let result = try boot(kernel, arguments)
     #expect(
