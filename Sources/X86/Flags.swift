@@ -5,31 +5,33 @@ public struct RFLAGS: OptionSet, Sendable, Hashable {
   public var rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
 
-  public static let cf = Self(rawValue: 1 << 0)
-  public static let fixed = Self(rawValue: 1 << 1)
-  public static let pf = Self(rawValue: 1 << 2)
-  public static let af = Self(rawValue: 1 << 4)
-  public static let zf = Self(rawValue: 1 << 6)
-  public static let sf = Self(rawValue: 1 << 7)
-  public static let tf = Self(rawValue: 1 << 8)
-  public static let `if` = Self(rawValue: 1 << 9)
-  public static let df = Self(rawValue: 1 << 10)
-  public static let of = Self(rawValue: 1 << 11)
-  public static let iopl = Self(rawValue: 3 << 12)
-  public static let nt = Self(rawValue: 1 << 14)
-  public static let rf = Self(rawValue: 1 << 16)
-  public static let vm = Self(rawValue: 1 << 17)
-  public static let ac = Self(rawValue: 1 << 18)
-  public static let vif = Self(rawValue: 1 << 19)
-  public static let vip = Self(rawValue: 1 << 20)
-  public static let id = Self(rawValue: 1 << 21)
+  @inlinable public static var cf: Self { Self(rawValue: 1 << 0) }
+  @inlinable public static var fixed: Self { Self(rawValue: 1 << 1) }
+  @inlinable public static var pf: Self { Self(rawValue: 1 << 2) }
+  @inlinable public static var af: Self { Self(rawValue: 1 << 4) }
+  @inlinable public static var zf: Self { Self(rawValue: 1 << 6) }
+  @inlinable public static var sf: Self { Self(rawValue: 1 << 7) }
+  @inlinable public static var tf: Self { Self(rawValue: 1 << 8) }
+  @inlinable public static var `if`: Self { Self(rawValue: 1 << 9) }
+  @inlinable public static var df: Self { Self(rawValue: 1 << 10) }
+  @inlinable public static var of: Self { Self(rawValue: 1 << 11) }
+  @inlinable public static var iopl: Self { Self(rawValue: 3 << 12) }
+  @inlinable public static var nt: Self { Self(rawValue: 1 << 14) }
+  @inlinable public static var rf: Self { Self(rawValue: 1 << 16) }
+  @inlinable public static var vm: Self { Self(rawValue: 1 << 17) }
+  @inlinable public static var ac: Self { Self(rawValue: 1 << 18) }
+  @inlinable public static var vif: Self { Self(rawValue: 1 << 19) }
+  @inlinable public static var vip: Self { Self(rawValue: 1 << 20) }
+  @inlinable public static var id: Self { Self(rawValue: 1 << 21) }
 
   /// The six flags that arithmetic writes.
-  public static let arithmetic: Self = [.cf, .pf, .af, .zf, .sf, .of]
+  @inlinable public static var arithmetic: Self { [.cf, .pf, .af, .zf, .sf, .of] }
   /// Every flag that exists; other bits read as 0 (`fixed` as 1).
-  public static let all: Self = [
-    .arithmetic, .fixed, .tf, .if, .df, .iopl, .nt, .rf, .vm, .ac, .vif, .vip, .id,
-  ]
+  @inlinable public static var all: Self {
+    [
+      .arithmetic, .fixed, .tf, .if, .df, .iopl, .nt, .rf, .vm, .ac, .vif, .vip, .id,
+    ]
+  }
   /// The position of the I/O privilege level.
-  public static let ioplShift: UInt64 = 12
+  @inlinable public static var ioplShift: UInt64 { 12 }
 }

@@ -5,22 +5,22 @@ public struct GeneralRegister: RawRepresentable, Hashable, Sendable {
   public var rawValue: UInt8
   @inlinable public init(rawValue: UInt8) { self.rawValue = rawValue }
 
-  public static let rax = Self(rawValue: 0)
-  public static let rcx = Self(rawValue: 1)
-  public static let rdx = Self(rawValue: 2)
-  public static let rbx = Self(rawValue: 3)
-  public static let rsp = Self(rawValue: 4)
-  public static let rbp = Self(rawValue: 5)
-  public static let rsi = Self(rawValue: 6)
-  public static let rdi = Self(rawValue: 7)
-  public static let r8 = Self(rawValue: 8)
-  public static let r9 = Self(rawValue: 9)
-  public static let r10 = Self(rawValue: 10)
-  public static let r11 = Self(rawValue: 11)
-  public static let r12 = Self(rawValue: 12)
-  public static let r13 = Self(rawValue: 13)
-  public static let r14 = Self(rawValue: 14)
-  public static let r15 = Self(rawValue: 15)
+  @inlinable public static var rax: Self { Self(rawValue: 0) }
+  @inlinable public static var rcx: Self { Self(rawValue: 1) }
+  @inlinable public static var rdx: Self { Self(rawValue: 2) }
+  @inlinable public static var rbx: Self { Self(rawValue: 3) }
+  @inlinable public static var rsp: Self { Self(rawValue: 4) }
+  @inlinable public static var rbp: Self { Self(rawValue: 5) }
+  @inlinable public static var rsi: Self { Self(rawValue: 6) }
+  @inlinable public static var rdi: Self { Self(rawValue: 7) }
+  @inlinable public static var r8: Self { Self(rawValue: 8) }
+  @inlinable public static var r9: Self { Self(rawValue: 9) }
+  @inlinable public static var r10: Self { Self(rawValue: 10) }
+  @inlinable public static var r11: Self { Self(rawValue: 11) }
+  @inlinable public static var r12: Self { Self(rawValue: 12) }
+  @inlinable public static var r13: Self { Self(rawValue: 13) }
+  @inlinable public static var r14: Self { Self(rawValue: 14) }
+  @inlinable public static var r15: Self { Self(rawValue: 15) }
 }
 
 /// A segment register, by its number in an instruction's encoding; LDTR and TR follow.

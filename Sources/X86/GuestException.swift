@@ -56,14 +56,14 @@ public struct GuestException: Error, Hashable, Sendable {
   @inlinable public var isVMExit: Bool { rawValue & 1 << 9 != 0 }
 
   /// Leave non-root operation; the exit information is already recorded.
-  public static let vmExit = Self(rawValue: 1 << 9)
-  public static let invalidOpcode = Self(.invalidOpcode)
-  public static let deviceNotAvailable = Self(.deviceNotAvailable)
-  public static let divideError = Self(.divideError)
+  @inlinable public static var vmExit: Self { Self(rawValue: 1 << 9) }
+  @inlinable public static var invalidOpcode: Self { Self(.invalidOpcode) }
+  @inlinable public static var deviceNotAvailable: Self { Self(.deviceNotAvailable) }
+  @inlinable public static var divideError: Self { Self(.divideError) }
   /// #GP(0).
-  public static let generalProtection = Self(.generalProtection, code: 0)
+  @inlinable public static var generalProtection: Self { Self(.generalProtection, code: 0) }
   /// #SS(0).
-  public static let stackFault = Self(.stackFault, code: 0)
+  @inlinable public static var stackFault: Self { Self(.stackFault, code: 0) }
 
   /// #GP with a selector (or other) error code.
   @inlinable public static func generalProtection(_ code: UInt32) -> Self {
@@ -76,10 +76,10 @@ public struct PageFaultCode: OptionSet, Sendable, Hashable {
   public var rawValue: UInt32
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  public static let present = Self(rawValue: 1 << 0)
-  public static let write = Self(rawValue: 1 << 1)
-  public static let user = Self(rawValue: 1 << 2)
-  public static let reserved = Self(rawValue: 1 << 3)
-  public static let instructionFetch = Self(rawValue: 1 << 4)
-  public static let protectionKey = Self(rawValue: 1 << 5)
+  @inlinable public static var present: Self { Self(rawValue: 1 << 0) }
+  @inlinable public static var write: Self { Self(rawValue: 1 << 1) }
+  @inlinable public static var user: Self { Self(rawValue: 1 << 2) }
+  @inlinable public static var reserved: Self { Self(rawValue: 1 << 3) }
+  @inlinable public static var instructionFetch: Self { Self(rawValue: 1 << 4) }
+  @inlinable public static var protectionKey: Self { Self(rawValue: 1 << 5) }
 }

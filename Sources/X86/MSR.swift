@@ -6,73 +6,73 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
   @inlinable init(_ rawValue: UInt32) { self.rawValue = rawValue }
 
-  public static let p5MCAddress = Self(0x0)
-  public static let p5MCType = Self(0x1)
-  public static let monitorFilterSize = Self(0x6)
-  public static let timeStampCounter = Self(0x10)
-  public static let platformID = Self(0x17)
-  public static let apicBase = Self(0x1B)
-  public static let featureControl = Self(0x3A)
-  public static let tscAdjust = Self(0x3B)
-  public static let specCtrl = Self(0x48)
-  public static let predCmd = Self(0x49)
-  public static let biosUpdateTrigger = Self(0x79)
-  public static let biosSignatureID = Self(0x8B)
-  public static let platformInfo = Self(0xCE)
-  public static let mtrrCap = Self(0xFE)
-  public static let archCapabilities = Self(0x10A)
-  public static let flushCmd = Self(0x10B)
-  public static let miscFeaturesEnables = Self(0x140)
-  public static let sysenterCS = Self(0x174)
-  public static let sysenterESP = Self(0x175)
-  public static let sysenterEIP = Self(0x176)
-  public static let mcgCap = Self(0x179)
-  public static let mcgStatus = Self(0x17A)
-  public static let miscEnable = Self(0x1A0)
-  public static let debugctl = Self(0x1D9)
+  @inlinable public static var p5MCAddress: Self { Self(0x0) }
+  @inlinable public static var p5MCType: Self { Self(0x1) }
+  @inlinable public static var monitorFilterSize: Self { Self(0x6) }
+  @inlinable public static var timeStampCounter: Self { Self(0x10) }
+  @inlinable public static var platformID: Self { Self(0x17) }
+  @inlinable public static var apicBase: Self { Self(0x1B) }
+  @inlinable public static var featureControl: Self { Self(0x3A) }
+  @inlinable public static var tscAdjust: Self { Self(0x3B) }
+  @inlinable public static var specCtrl: Self { Self(0x48) }
+  @inlinable public static var predCmd: Self { Self(0x49) }
+  @inlinable public static var biosUpdateTrigger: Self { Self(0x79) }
+  @inlinable public static var biosSignatureID: Self { Self(0x8B) }
+  @inlinable public static var platformInfo: Self { Self(0xCE) }
+  @inlinable public static var mtrrCap: Self { Self(0xFE) }
+  @inlinable public static var archCapabilities: Self { Self(0x10A) }
+  @inlinable public static var flushCmd: Self { Self(0x10B) }
+  @inlinable public static var miscFeaturesEnables: Self { Self(0x140) }
+  @inlinable public static var sysenterCS: Self { Self(0x174) }
+  @inlinable public static var sysenterESP: Self { Self(0x175) }
+  @inlinable public static var sysenterEIP: Self { Self(0x176) }
+  @inlinable public static var mcgCap: Self { Self(0x179) }
+  @inlinable public static var mcgStatus: Self { Self(0x17A) }
+  @inlinable public static var miscEnable: Self { Self(0x1A0) }
+  @inlinable public static var debugctl: Self { Self(0x1D9) }
   /// IA32_MTRR_PHYSBASE0; the mask follows, then the next pair.
-  public static let mtrrPhysBase0 = Self(0x200)
-  public static let mtrrFix64K00000 = Self(0x250)
-  public static let mtrrFix16K80000 = Self(0x258)
-  public static let mtrrFix16KA0000 = Self(0x259)
+  @inlinable public static var mtrrPhysBase0: Self { Self(0x200) }
+  @inlinable public static var mtrrFix64K00000: Self { Self(0x250) }
+  @inlinable public static var mtrrFix16K80000: Self { Self(0x258) }
+  @inlinable public static var mtrrFix16KA0000: Self { Self(0x259) }
   /// The first of eight; the others follow.
-  public static let mtrrFix4KC0000 = Self(0x268)
-  public static let pat = Self(0x277)
-  public static let mtrrDefType = Self(0x2FF)
+  @inlinable public static var mtrrFix4KC0000: Self { Self(0x268) }
+  @inlinable public static var pat: Self { Self(0x277) }
+  @inlinable public static var mtrrDefType: Self { Self(0x2FF) }
   /// IA32_MC0_CTL; STATUS, ADDR and MISC follow, then the next bank.
-  public static let mc0Ctl = Self(0x400)
-  public static let vmxBasic = Self(0x480)
-  public static let vmxPinControls = Self(0x481)
-  public static let vmxPrimaryControls = Self(0x482)
-  public static let vmxExitControls = Self(0x483)
-  public static let vmxEntryControls = Self(0x484)
-  public static let vmxMisc = Self(0x485)
-  public static let vmxCR0Fixed0 = Self(0x486)
-  public static let vmxCR0Fixed1 = Self(0x487)
-  public static let vmxCR4Fixed0 = Self(0x488)
-  public static let vmxCR4Fixed1 = Self(0x489)
-  public static let vmxVMCSEnum = Self(0x48A)
-  public static let vmxSecondaryControls = Self(0x48B)
-  public static let vmxEPTVPIDCap = Self(0x48C)
-  public static let vmxTruePinControls = Self(0x48D)
-  public static let vmxTruePrimaryControls = Self(0x48E)
-  public static let vmxTrueExitControls = Self(0x48F)
-  public static let vmxTrueEntryControls = Self(0x490)
+  @inlinable public static var mc0Ctl: Self { Self(0x400) }
+  @inlinable public static var vmxBasic: Self { Self(0x480) }
+  @inlinable public static var vmxPinControls: Self { Self(0x481) }
+  @inlinable public static var vmxPrimaryControls: Self { Self(0x482) }
+  @inlinable public static var vmxExitControls: Self { Self(0x483) }
+  @inlinable public static var vmxEntryControls: Self { Self(0x484) }
+  @inlinable public static var vmxMisc: Self { Self(0x485) }
+  @inlinable public static var vmxCR0Fixed0: Self { Self(0x486) }
+  @inlinable public static var vmxCR0Fixed1: Self { Self(0x487) }
+  @inlinable public static var vmxCR4Fixed0: Self { Self(0x488) }
+  @inlinable public static var vmxCR4Fixed1: Self { Self(0x489) }
+  @inlinable public static var vmxVMCSEnum: Self { Self(0x48A) }
+  @inlinable public static var vmxSecondaryControls: Self { Self(0x48B) }
+  @inlinable public static var vmxEPTVPIDCap: Self { Self(0x48C) }
+  @inlinable public static var vmxTruePinControls: Self { Self(0x48D) }
+  @inlinable public static var vmxTruePrimaryControls: Self { Self(0x48E) }
+  @inlinable public static var vmxTrueExitControls: Self { Self(0x48F) }
+  @inlinable public static var vmxTrueEntryControls: Self { Self(0x490) }
   /// The last VMX capability MSR.
-  public static let vmxExitControls2 = Self(0x493)
-  public static let tscDeadline = Self(0x6E0)
+  @inlinable public static var vmxExitControls2: Self { Self(0x493) }
+  @inlinable public static var tscDeadline: Self { Self(0x6E0) }
   /// The first of 256 x2APIC registers.
-  public static let x2APICFirst = Self(0x800)
-  public static let x2APICTPR = Self(0x808)
-  public static let x2APICLast = Self(0x8FF)
-  public static let xss = Self(0xDA0)
-  public static let efer = Self(0xC000_0080)
-  public static let star = Self(0xC000_0081)
-  public static let lstar = Self(0xC000_0082)
-  public static let cstar = Self(0xC000_0083)
-  public static let fmask = Self(0xC000_0084)
-  public static let fsBase = Self(0xC000_0100)
-  public static let gsBase = Self(0xC000_0101)
-  public static let kernelGSBase = Self(0xC000_0102)
-  public static let tscAux = Self(0xC000_0103)
+  @inlinable public static var x2APICFirst: Self { Self(0x800) }
+  @inlinable public static var x2APICTPR: Self { Self(0x808) }
+  @inlinable public static var x2APICLast: Self { Self(0x8FF) }
+  @inlinable public static var xss: Self { Self(0xDA0) }
+  @inlinable public static var efer: Self { Self(0xC000_0080) }
+  @inlinable public static var star: Self { Self(0xC000_0081) }
+  @inlinable public static var lstar: Self { Self(0xC000_0082) }
+  @inlinable public static var cstar: Self { Self(0xC000_0083) }
+  @inlinable public static var fmask: Self { Self(0xC000_0084) }
+  @inlinable public static var fsBase: Self { Self(0xC000_0100) }
+  @inlinable public static var gsBase: Self { Self(0xC000_0101) }
+  @inlinable public static var kernelGSBase: Self { Self(0xC000_0102) }
+  @inlinable public static var tscAux: Self { Self(0xC000_0103) }
 }

@@ -9,12 +9,12 @@ public struct SegmentAccessRights: RawRepresentable, Sendable, Hashable {
   public var rawValue: UInt32
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  public static let codeOrDataBit: UInt32 = 1 << 4
-  public static let presentBit: UInt32 = 1 << 7
-  public static let longBit: UInt32 = 1 << 13
-  public static let bigBit: UInt32 = 1 << 14
-  public static let granularityBit: UInt32 = 1 << 15
-  public static let unusableBit: UInt32 = 1 << 16
+  @inlinable public static var codeOrDataBit: UInt32 { 1 << 4 }
+  @inlinable public static var presentBit: UInt32 { 1 << 7 }
+  @inlinable public static var longBit: UInt32 { 1 << 13 }
+  @inlinable public static var bigBit: UInt32 { 1 << 14 }
+  @inlinable public static var granularityBit: UInt32 { 1 << 15 }
+  @inlinable public static var unusableBit: UInt32 { 1 << 16 }
 
   @inlinable public var type: UInt8 { UInt8(rawValue & 0xF) }
   @inlinable public var isCodeOrData: Bool { rawValue & Self.codeOrDataBit != 0 }
@@ -51,23 +51,23 @@ public struct SegmentDescriptor: RawRepresentable, Sendable, Hashable {
     SegmentAccessRights(rawValue: UInt32(truncatingIfNeeded: rawValue >> 40) & 0xF0FF)
   }
   /// The accessed bit of a code or data descriptor.
-  public static let accessedBit: UInt64 = 1 << 40
+  @inlinable public static var accessedBit: UInt64 { 1 << 40 }
   /// The busy bit of a TSS descriptor.
-  public static let busyBit: UInt64 = 1 << 41
+  @inlinable public static var busyBit: UInt64 { 1 << 41 }
 }
 
 /// Types of system descriptors (SDM volume 3, "System Descriptor Types").
 public enum SystemDescriptorType {
-  public static let tss16Available: UInt8 = 1
-  public static let ldt: UInt8 = 2
-  public static let tss16Busy: UInt8 = 3
-  public static let callGate16: UInt8 = 4
-  public static let taskGate: UInt8 = 5
-  public static let interruptGate16: UInt8 = 6
-  public static let trapGate16: UInt8 = 7
-  public static let tssAvailable: UInt8 = 9
-  public static let tssBusy: UInt8 = 11
-  public static let callGate: UInt8 = 12
-  public static let interruptGate: UInt8 = 14
-  public static let trapGate: UInt8 = 15
+  @inlinable public static var tss16Available: UInt8 { 1 }
+  @inlinable public static var ldt: UInt8 { 2 }
+  @inlinable public static var tss16Busy: UInt8 { 3 }
+  @inlinable public static var callGate16: UInt8 { 4 }
+  @inlinable public static var taskGate: UInt8 { 5 }
+  @inlinable public static var interruptGate16: UInt8 { 6 }
+  @inlinable public static var trapGate16: UInt8 { 7 }
+  @inlinable public static var tssAvailable: UInt8 { 9 }
+  @inlinable public static var tssBusy: UInt8 { 11 }
+  @inlinable public static var callGate: UInt8 { 12 }
+  @inlinable public static var interruptGate: UInt8 { 14 }
+  @inlinable public static var trapGate: UInt8 { 15 }
 }

@@ -41,7 +41,7 @@ public struct VMCSField: RawRepresentable, Hashable, Sendable {
   /// The high half of this 64-bit field, as a field of its own.
   @inlinable public var high: Self { Self(rawValue: rawValue | 1) }
   /// The highest index among the fields below; reported in IA32_VMX_VMCS_ENUM.
-  public static let highestIndex: UInt32 = 25
+  @inlinable public static var highestIndex: UInt32 { 25 }
 }
 
 // MARK: 16-bit control fields

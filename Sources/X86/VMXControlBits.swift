@@ -4,96 +4,96 @@
 // Fields", "VM-Exit Control Fields", "VM-Entry Control Fields").
 
 public enum PinControls {
-  public static let externalInterruptExiting: UInt32 = 1 << 0
-  public static let nmiExiting: UInt32 = 1 << 3
-  public static let virtualNMIs: UInt32 = 1 << 5
-  public static let preemptionTimer: UInt32 = 1 << 6
-  public static let postedInterrupts: UInt32 = 1 << 7
+  @inlinable public static var externalInterruptExiting: UInt32 { 1 << 0 }
+  @inlinable public static var nmiExiting: UInt32 { 1 << 3 }
+  @inlinable public static var virtualNMIs: UInt32 { 1 << 5 }
+  @inlinable public static var preemptionTimer: UInt32 { 1 << 6 }
+  @inlinable public static var postedInterrupts: UInt32 { 1 << 7 }
 }
 
 public enum PrimaryControls {
-  public static let interruptWindowExiting: UInt32 = 1 << 2
-  public static let useTSCOffsetting: UInt32 = 1 << 3
-  public static let hltExiting: UInt32 = 1 << 7
-  public static let invlpgExiting: UInt32 = 1 << 9
-  public static let mwaitExiting: UInt32 = 1 << 10
-  public static let rdpmcExiting: UInt32 = 1 << 11
-  public static let rdtscExiting: UInt32 = 1 << 12
-  public static let cr3LoadExiting: UInt32 = 1 << 15
-  public static let cr3StoreExiting: UInt32 = 1 << 16
-  public static let tertiaryControls: UInt32 = 1 << 17
-  public static let cr8LoadExiting: UInt32 = 1 << 19
-  public static let cr8StoreExiting: UInt32 = 1 << 20
-  public static let useTPRShadow: UInt32 = 1 << 21
-  public static let nmiWindowExiting: UInt32 = 1 << 22
-  public static let movDRExiting: UInt32 = 1 << 23
-  public static let unconditionalIOExiting: UInt32 = 1 << 24
-  public static let useIOBitmaps: UInt32 = 1 << 25
-  public static let monitorTrapFlag: UInt32 = 1 << 27
-  public static let useMSRBitmaps: UInt32 = 1 << 28
-  public static let monitorExiting: UInt32 = 1 << 29
-  public static let pauseExiting: UInt32 = 1 << 30
-  public static let secondaryControls: UInt32 = 1 << 31
+  @inlinable public static var interruptWindowExiting: UInt32 { 1 << 2 }
+  @inlinable public static var useTSCOffsetting: UInt32 { 1 << 3 }
+  @inlinable public static var hltExiting: UInt32 { 1 << 7 }
+  @inlinable public static var invlpgExiting: UInt32 { 1 << 9 }
+  @inlinable public static var mwaitExiting: UInt32 { 1 << 10 }
+  @inlinable public static var rdpmcExiting: UInt32 { 1 << 11 }
+  @inlinable public static var rdtscExiting: UInt32 { 1 << 12 }
+  @inlinable public static var cr3LoadExiting: UInt32 { 1 << 15 }
+  @inlinable public static var cr3StoreExiting: UInt32 { 1 << 16 }
+  @inlinable public static var tertiaryControls: UInt32 { 1 << 17 }
+  @inlinable public static var cr8LoadExiting: UInt32 { 1 << 19 }
+  @inlinable public static var cr8StoreExiting: UInt32 { 1 << 20 }
+  @inlinable public static var useTPRShadow: UInt32 { 1 << 21 }
+  @inlinable public static var nmiWindowExiting: UInt32 { 1 << 22 }
+  @inlinable public static var movDRExiting: UInt32 { 1 << 23 }
+  @inlinable public static var unconditionalIOExiting: UInt32 { 1 << 24 }
+  @inlinable public static var useIOBitmaps: UInt32 { 1 << 25 }
+  @inlinable public static var monitorTrapFlag: UInt32 { 1 << 27 }
+  @inlinable public static var useMSRBitmaps: UInt32 { 1 << 28 }
+  @inlinable public static var monitorExiting: UInt32 { 1 << 29 }
+  @inlinable public static var pauseExiting: UInt32 { 1 << 30 }
+  @inlinable public static var secondaryControls: UInt32 { 1 << 31 }
 }
 
 public enum SecondaryControls {
-  public static let virtualizeAPICAccesses: UInt32 = 1 << 0
-  public static let enableEPT: UInt32 = 1 << 1
-  public static let descriptorTableExiting: UInt32 = 1 << 2
-  public static let enableRDTSCP: UInt32 = 1 << 3
-  public static let virtualizeX2APIC: UInt32 = 1 << 4
-  public static let enableVPID: UInt32 = 1 << 5
-  public static let wbinvdExiting: UInt32 = 1 << 6
-  public static let unrestrictedGuest: UInt32 = 1 << 7
-  public static let apicRegisterVirtualization: UInt32 = 1 << 8
-  public static let virtualInterruptDelivery: UInt32 = 1 << 9
-  public static let pauseLoopExiting: UInt32 = 1 << 10
-  public static let rdrandExiting: UInt32 = 1 << 11
-  public static let enableINVPCID: UInt32 = 1 << 12
-  public static let enableVMFunctions: UInt32 = 1 << 13
-  public static let vmcsShadowing: UInt32 = 1 << 14
-  public static let rdseedExiting: UInt32 = 1 << 16
-  public static let enablePML: UInt32 = 1 << 17
-  public static let eptViolationVE: UInt32 = 1 << 18
-  public static let enableXSAVES: UInt32 = 1 << 20
-  public static let modeBasedExecute: UInt32 = 1 << 22
-  public static let useTSCScaling: UInt32 = 1 << 25
+  @inlinable public static var virtualizeAPICAccesses: UInt32 { 1 << 0 }
+  @inlinable public static var enableEPT: UInt32 { 1 << 1 }
+  @inlinable public static var descriptorTableExiting: UInt32 { 1 << 2 }
+  @inlinable public static var enableRDTSCP: UInt32 { 1 << 3 }
+  @inlinable public static var virtualizeX2APIC: UInt32 { 1 << 4 }
+  @inlinable public static var enableVPID: UInt32 { 1 << 5 }
+  @inlinable public static var wbinvdExiting: UInt32 { 1 << 6 }
+  @inlinable public static var unrestrictedGuest: UInt32 { 1 << 7 }
+  @inlinable public static var apicRegisterVirtualization: UInt32 { 1 << 8 }
+  @inlinable public static var virtualInterruptDelivery: UInt32 { 1 << 9 }
+  @inlinable public static var pauseLoopExiting: UInt32 { 1 << 10 }
+  @inlinable public static var rdrandExiting: UInt32 { 1 << 11 }
+  @inlinable public static var enableINVPCID: UInt32 { 1 << 12 }
+  @inlinable public static var enableVMFunctions: UInt32 { 1 << 13 }
+  @inlinable public static var vmcsShadowing: UInt32 { 1 << 14 }
+  @inlinable public static var rdseedExiting: UInt32 { 1 << 16 }
+  @inlinable public static var enablePML: UInt32 { 1 << 17 }
+  @inlinable public static var eptViolationVE: UInt32 { 1 << 18 }
+  @inlinable public static var enableXSAVES: UInt32 { 1 << 20 }
+  @inlinable public static var modeBasedExecute: UInt32 { 1 << 22 }
+  @inlinable public static var useTSCScaling: UInt32 { 1 << 25 }
 }
 
 public enum ExitControls {
-  public static let saveDebugControls: UInt32 = 1 << 2
-  public static let hostAddressSpaceSize: UInt32 = 1 << 9
-  public static let loadPerfGlobalControl: UInt32 = 1 << 12
-  public static let acknowledgeInterrupt: UInt32 = 1 << 15
-  public static let savePAT: UInt32 = 1 << 18
-  public static let loadPAT: UInt32 = 1 << 19
-  public static let saveEFER: UInt32 = 1 << 20
-  public static let loadEFER: UInt32 = 1 << 21
-  public static let savePreemptionTimer: UInt32 = 1 << 22
+  @inlinable public static var saveDebugControls: UInt32 { 1 << 2 }
+  @inlinable public static var hostAddressSpaceSize: UInt32 { 1 << 9 }
+  @inlinable public static var loadPerfGlobalControl: UInt32 { 1 << 12 }
+  @inlinable public static var acknowledgeInterrupt: UInt32 { 1 << 15 }
+  @inlinable public static var savePAT: UInt32 { 1 << 18 }
+  @inlinable public static var loadPAT: UInt32 { 1 << 19 }
+  @inlinable public static var saveEFER: UInt32 { 1 << 20 }
+  @inlinable public static var loadEFER: UInt32 { 1 << 21 }
+  @inlinable public static var savePreemptionTimer: UInt32 { 1 << 22 }
 }
 
 public enum EntryControls {
-  public static let loadDebugControls: UInt32 = 1 << 2
-  public static let ia32eModeGuest: UInt32 = 1 << 9
-  public static let loadPerfGlobalControl: UInt32 = 1 << 13
-  public static let loadPAT: UInt32 = 1 << 14
-  public static let loadEFER: UInt32 = 1 << 15
+  @inlinable public static var loadDebugControls: UInt32 { 1 << 2 }
+  @inlinable public static var ia32eModeGuest: UInt32 { 1 << 9 }
+  @inlinable public static var loadPerfGlobalControl: UInt32 { 1 << 13 }
+  @inlinable public static var loadPAT: UInt32 { 1 << 14 }
+  @inlinable public static var loadEFER: UInt32 { 1 << 15 }
 }
 
 /// Guest interruptibility state (SDM volume 3, "Guest Non-Register State").
 public enum Interruptibility {
-  public static let blockingBySTI: UInt32 = 1 << 0
-  public static let blockingByMovSS: UInt32 = 1 << 1
-  public static let blockingBySMI: UInt32 = 1 << 2
-  public static let blockingByNMI: UInt32 = 1 << 3
+  @inlinable public static var blockingBySTI: UInt32 { 1 << 0 }
+  @inlinable public static var blockingByMovSS: UInt32 { 1 << 1 }
+  @inlinable public static var blockingBySMI: UInt32 { 1 << 2 }
+  @inlinable public static var blockingByNMI: UInt32 { 1 << 3 }
 }
 
 /// Guest activity state (SDM volume 3, "Guest Non-Register State").
 public enum ActivityState {
-  public static let active: UInt32 = 0
-  public static let hlt: UInt32 = 1
-  public static let shutdown: UInt32 = 2
-  public static let waitForSIPI: UInt32 = 3
+  @inlinable public static var active: UInt32 { 0 }
+  @inlinable public static var hlt: UInt32 { 1 }
+  @inlinable public static var shutdown: UInt32 { 2 }
+  @inlinable public static var waitForSIPI: UInt32 { 3 }
 }
 
 /// VM-entry, VM-exit and IDT-vectoring interruption information (SDM volume 3, "VM-Entry Controls
@@ -116,8 +116,8 @@ public struct InterruptionInfo: RawRepresentable, Hashable, Sendable {
     rawValue = UInt32(vector) | type.rawValue << 8 | (hasErrorCode ? 1 << 11 : 0) | Self.validBit
   }
 
-  public static let validBit: UInt32 = 1 << 31
-  public static let nmiUnblockingBit: UInt32 = 1 << 12
+  @inlinable public static var validBit: UInt32 { 1 << 31 }
+  @inlinable public static var nmiUnblockingBit: UInt32 { 1 << 12 }
 
   @inlinable public var vector: UInt8 { UInt8(truncatingIfNeeded: rawValue) }
   @inlinable public var typeBits: UInt32 { (rawValue >> 8) & 7 }

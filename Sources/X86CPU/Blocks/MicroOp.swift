@@ -24,18 +24,18 @@ package typealias Handler =
   @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32
 
 /// What a handler returns.
-package enum Step {
+@usableFromInline package enum Step {
   /// Go on with the next micro-op of the block.
-  package static let next: Int32 = 0
+  @inlinable package static var next: Int32 { 0 }
   /// `rip` is set: leave the block and look the next one up.
-  package static let branch: Int32 = 1
+  @inlinable package static var branch: Int32 { 1 }
   /// `rip` is set, and modes, mappings or pending events may have changed: look at them first.
-  package static let reload: Int32 = 2
+  @inlinable package static var reload: Int32 { 2 }
   /// An exception or VM exit is in `pendingException`; the instruction did not happen.
-  package static let fault: Int32 = 3
+  @inlinable package static var fault: Int32 { 3 }
   /// Of the run loop's own micro-ops: the block was dropped; its end was reached.
-  package static let stale: Int32 = 4
-  package static let endOfBlock: Int32 = 5
+  @inlinable package static var stale: Int32 { 4 }
+  @inlinable package static var endOfBlock: Int32 { 5 }
 }
 
 package struct MicroOp {

@@ -26,7 +26,9 @@ package struct CPU {
   }
 
   /// Where `VectorState` begins.
-  package static let vectorOffset = (MemoryLayout<CPUState>.size + 63) & ~63
+  @inline(__always) package static var vectorOffset: Int {
+    (MemoryLayout<CPUState>.size + 63) & ~63
+  }
 
   @inline(__always) package var vector: UnsafeMutablePointer<VectorState> {
     (raw + CPU.vectorOffset).assumingMemoryBound(to: VectorState.self)
@@ -35,8 +37,11 @@ package struct CPU {
   @inline(__always) package func segment(
     _ register: SegmentRegister
   ) -> UnsafeMutablePointer<SegmentState> {
-    (raw + CPU.segmentsOffset).assumingMemoryBound(to: SegmentState.self)
-      + Int(register.rawValue)
+    // By the field's own address: an offset from a key path is looked up at run time.
+    withUnsafeMutablePointer(to: &s.pointee.segments) {
+      UnsafeMutableRawPointer($0).assumingMemoryBound(to: SegmentState.self)
+        + Int(register.rawValue)
+    }
   }
 
   package static let segmentsOffset = MemoryLayout<CPUState>.offset(of: \.segments)!
