@@ -56,6 +56,29 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
       offset: offset, hugePages: hugePages)
   }
 
+  /// Maps zeroed memory without a name that can be mapped again.
+  fileprivate init(sharedSize size: Int) throws(Errno) {
+    try self.init(
+      size: size, protection: [.read, .write], flags: MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+      descriptor: -1, offset: 0, hugePages: false)
+  }
+
+  /// Maps the same memory a second time, with another protection.
+  fileprivate init(
+    again first: borrowing Mapping, protection: MemoryProtection
+  ) throws(Errno) {
+    let (from, size) = (first.address, first.size)
+    let second = try mappingCall { chost_map_again(from, size) }
+    do throws(Errno) {
+      _ = try systemCall { () -> Int32 in mprotect(second, size, protection.rawValue) }
+    } catch {
+      munmap(second, size)
+      throw error
+    }
+    address = second
+    self.size = size
+  }
+
   private init(
     size: Int, protection: MemoryProtection, flags: Int32, descriptor: Int32, offset: Int,
     hugePages: Bool
@@ -124,18 +147,16 @@ package struct MemoryFile: ~Copyable, Sendable {
 }
 
 /// Memory for generated code, mapped twice: what is written through `writable` can be run at the
-/// same offset of `executable`. No mapping is both.
+/// same offset of `executable`. No mapping is both. It is anonymous memory and not a memfd, because
+/// `perf` takes names from its map file for anonymous memory alone.
 package struct CodeMemory: ~Copyable, @unchecked Sendable {
   private let writableMapping: Mapping
   private let executableMapping: Mapping
 
   /// Maps `size` bytes (rounded up to pages).
   package init(size: Int) throws(Errno) {
-    let rounded = (size + 4095) & ~4095
-    let file = try MemoryFile(name: "martlet-code", size: rounded)
-    let writable = try Mapping(sharing: file.descriptor.rawValue, size: rounded)
-    let executable = try Mapping(
-      sharing: file.descriptor.rawValue, size: rounded, protection: [.read, .execute])
+    let writable = try Mapping(sharedSize: size)
+    let executable = try Mapping(again: writable, protection: [.read, .execute])
     writableMapping = writable
     executableMapping = executable
   }

@@ -38,18 +38,24 @@ package final class Hypervisor: Sendable {
   }
 
   private let handles = Mutex<[Object?]>([])
+  let translationLog: TranslationLog?
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
   /// - Parameters:
   ///   - physicalCPUs: 1 to 64; nil: as many as the host has.
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
-  package init(physicalCPUs: Int? = nil, translates: Bool = false) throws(Errno) {
+  ///   - reports: what the translators tell.
+  package init(
+    physicalCPUs: Int? = nil, translates: Bool = false, reports: TranslatorReports = .none
+  ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
+    let log = reports.makeLog()
+    translationLog = log
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
-      if translates { try Translator.install(on: cpu) }
+      if translates { try Translator.install(on: cpu, log: log) }
     }
   }
 

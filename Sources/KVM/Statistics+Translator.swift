@@ -4,7 +4,29 @@ import X86CPU
 import X86Decoder
 import X86JIT
 
+/// What translators tell while they work.
+package struct TranslatorReports: Sendable {
+  /// Descriptor that each translation is listed on, guest and host code.
+  package var listing: Int32?
+  /// Descriptor of the file in which `perf` looks up names of generated code.
+  package var perfMap: Int32?
+
+  package init(listing: Int32? = nil, perfMap: Int32? = nil) {
+    self.listing = listing
+    self.perfMap = perfMap
+  }
+
+  package static let none = TranslatorReports()
+
+  func makeLog() -> TranslationLog? {
+    listing == nil && perfMap == nil ? nil : TranslationLog(listing: listing, perfMap: perfMap)
+  }
+}
+
 extension Hypervisor {
+  /// Completes the reports of the translators. For when no vCPU runs.
+  package func finishReports() { translationLog?.finish() }
+
   /// What the translators of all physical CPUs did, for people to read; exact while no vCPU runs.
   /// Empty without translators.
   package var translatorStatistics: [(name: String, value: UInt64)] {

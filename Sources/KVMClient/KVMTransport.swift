@@ -53,6 +53,9 @@ package protocol KVMTransport: AnyObject, Sendable {
   /// What the hypervisor counted since it was opened, for people to read: names and values in the
   /// order of printing. Empty where it does not tell.
   func statistics() -> [(name: String, value: UInt64)]
+
+  /// Completes what the hypervisor was asked to report while guests ran. For when none runs.
+  func finishReports()
 }
 
 /// Names of statistics that others compute with.
@@ -63,4 +66,6 @@ package enum KVMStatistic {
 
 extension KVMTransport {
   package func statistics() -> [(name: String, value: UInt64)] { [] }
+
+  package func finishReports() {}
 }

@@ -15,8 +15,15 @@ package final class LoopbackTransport: KVMTransport {
   /// - Parameters:
   ///   - physicalCPUs: how many processors the software has; nil: as many as the host.
   ///   - translates: whether they translate hot code.
-  package init(physicalCPUs: Int? = nil, translates: Bool = false) throws(Errno) {
-    hypervisor = try Hypervisor(physicalCPUs: physicalCPUs, translates: translates)
+  ///   - listing: descriptor that each translation is listed on.
+  ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
+  package init(
+    physicalCPUs: Int? = nil, translates: Bool = false, listing: Int32? = nil,
+    perfMap: Int32? = nil
+  ) throws(Errno) {
+    hypervisor = try Hypervisor(
+      physicalCPUs: physicalCPUs, translates: translates,
+      reports: TranslatorReports(listing: listing, perfMap: perfMap))
   }
 
   package func open() throws(Errno) -> Int32 { hypervisor.open() }
@@ -38,6 +45,8 @@ package final class LoopbackTransport: KVMTransport {
   package func close(_ handle: Int32) { hypervisor.close(handle) }
 
   package func kick(_ vcpu: Int32, thread: ThreadIdentifier) { hypervisor.kick(vcpu) }
+
+  package func finishReports() { hypervisor.finishReports() }
 
   package func statistics() -> [(name: String, value: UInt64)] {
     let total = hypervisor.totalStatistics

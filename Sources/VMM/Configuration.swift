@@ -4,6 +4,7 @@
 
 import Glibc
 import LinuxBoot
+import SystemPackage
 
 /// The engines that a user can name.
 package enum EngineChoice: String, Sendable, CaseIterable {
@@ -24,6 +25,9 @@ package struct Configuration: Sendable {
   package var physicalProcessors: Int?
   /// The software engine translates hot code.
   package var translates = false
+  /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
+  package var translationListing: Int32?
+  package var perfMap: Int32?
   package var engine = EngineChoice.auto
   package var statistics = false
 
@@ -90,6 +94,32 @@ extension Configuration {
     case "off": translates = false
     default: throw RunError("--translator \(text): give on or off")
     }
+  }
+
+  /// Has translations listed in a file; "-" is standard error. An existing file is overwritten.
+  package mutating func setTranslationListing(_ path: String) throws(RunError) {
+    if path == "-" {
+      translationListing = STDERR_FILENO
+    } else {
+      translationListing = try Self.create(path, option: "--print-translations \(path)")
+    }
+  }
+
+  /// Has names of translated code written to where `perf` looks for them.
+  package mutating func setPerfMap() throws(RunError) {
+    perfMap = try Self.create(
+      "/tmp/perf-\(getpid()).map", option: "--perf-map", flags: O_NOFOLLOW)
+  }
+
+  /// A new file, open for as long as the program runs.
+  private static func create(
+    _ path: String, option: String, flags: Int32 = 0
+  ) throws(RunError) -> Int32 {
+    let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | flags, 0o644)
+    guard descriptor >= 0 else {
+      throw RunError("\(option): cannot write \(path): \(Errno(rawValue: errno))")
+    }
+    return descriptor
   }
 
   /// Sets the engine by its name.

@@ -59,6 +59,7 @@ package final class VirtualMachine: Sendable {
       try? stop()
       throw RunError("cannot run the machine: \(error)", status: ExitStatus.engineFailed)
     }
+    engine.transport.finishReports()
     if case .halted = outcome, let first = processors.first { outcome = .halted(first.report()) }
     return outcome
   }

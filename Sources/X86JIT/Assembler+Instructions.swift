@@ -99,6 +99,12 @@ extension Assembler {
     emit(Form(0x85), reg: register.rawValue, rm: .register(register))
   }
 
+  /// Adds 1 to a 64-bit number of the program's. Clobbers R14 and flags.
+  package mutating func count(at address: UInt) {
+    move(.r14, immediate: UInt64(address))
+    arithmetic(.add, .memory(.r14), immediate: 1)
+  }
+
   // MARK: Control and stack
 
   package mutating func jump(_ register: HostRegister) {

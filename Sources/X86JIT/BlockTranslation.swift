@@ -46,6 +46,10 @@ struct BlockTranslation {
   }
 
   var a: Assembler
+  /// What the code from here on is for, in order of position.
+  private(set) var marks: [CodeMark] = []
+  /// Counts executions, where someone asked for them.
+  var counter: UInt?
   let thunks: Thunks
   let cache: BlockCache
   let block: BlockPointer
@@ -138,19 +142,31 @@ struct BlockTranslation {
 
   mutating func translate() {
     a.bind(entry)
+    mark(.entry)
     enterVectors()
+    if let counter { a.count(at: counter) }
     a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
     for n in instructions.indices {
       scratch.removeAll(keepingCapacity: true)
+      mark(.instruction(offset(n)))
       lower(n)
     }
+    mark(.end)
     finishLast()
+    mark(.stackWays)
     emitStackWays()
     emitOutOfLine()
+    mark(.vectorWays)
     emitVectorEntries()
     emitLeavingHandlers()
+    mark(.exits)
     emitExits()
     a.resolve()
+  }
+
+  /// Says what the code that follows is for.
+  mutating func mark(_ part: CodeMark.Part) {
+    marks.append(CodeMark(position: a.position, part: part))
   }
 
   private mutating func lower(_ n: Int) {
@@ -268,6 +284,7 @@ struct BlockTranslation {
 
   private mutating func emitOutOfLine() {
     for way in outOfLine {
+      mark(.miss(offset(way.index)))
       a.bind(way.start)
       leaveVectors(way)
       callHandler(way.index)

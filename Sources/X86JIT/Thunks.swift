@@ -22,6 +22,17 @@ struct Thunks {
   private(set) var vectors = VectorThunks()
   private(set) var code: [UInt8] = []
 
+  /// Their names, in order of address.
+  var symbols: [(name: String, address: UInt)] {
+    let all = [
+      ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
+      ("interpret", interpret), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
+      ("zero-upper", vectors.zeroUpper),
+    ]
+    return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
+      .map { (name: $0.0, address: $0.1) }
+  }
+
   private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
 
   init(origin: UInt) {

@@ -65,20 +65,25 @@ package final class Translator: BlockTranslator {
   /// Jumps that wait for a translation of their target, by its host address.
   private var waiting: [UInt64: [Site]] = [:]
   private let handlerCounts: UnsafeMutablePointer<UInt64>
+  private unowned let processor: PhysicalCPU
+  /// Who is told of every translation.
+  private let log: TranslationLog?
 
   /// Gives a CPU a translator.
   ///
   /// - Parameters:
   ///   - threshold: executions of a block after which it is translated; 1 is at once.
   ///   - codeBytes: size of the code memory.
+  ///   - log: is told of every translation.
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
   package static func install(
-    on cpu: PhysicalCPU, threshold: UInt32 = 32, codeBytes: Int = 32 << 20
+    on cpu: PhysicalCPU, threshold: UInt32 = 32, codeBytes: Int = 32 << 20,
+    log: TranslationLog? = nil
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
-    let translator = try Translator(cpu, codeBytes: max(codeBytes, 1 << 15))
+    let translator = try Translator(cpu, codeBytes: max(codeBytes, 1 << 15), log: log)
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
     cpu.blocks.forgetNative()
@@ -89,7 +94,9 @@ package final class Translator: BlockTranslator {
     return translator
   }
 
-  private init(_ cpu: PhysicalCPU, codeBytes: Int) throws(Errno) {
+  private init(_ cpu: PhysicalCPU, codeBytes: Int, log: TranslationLog?) throws(Errno) {
+    processor = cpu
+    self.log = log
     cache = cpu.blocks
     code = try Code(size: codeBytes)
     thunks = Thunks(origin: UInt(bitPattern: code.memory.executable))
@@ -98,6 +105,7 @@ package final class Translator: BlockTranslator {
     generation = cache.flushes
     handlerCounts = .allocate(capacity: 4096)
     handlerCounts.initialize(repeating: 0, count: 4096)
+    log?.note(thunks, processor: cpu.number)
   }
 
   deinit { handlerCounts.deallocate() }
@@ -138,6 +146,7 @@ package final class Translator: BlockTranslator {
     statistics.blocks += 1
     statistics.codeBytes += UInt64(bytes.count)
     statistics.instructions += UInt64(block.pointee.count)
+    log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
   }
 
   private func translation(of block: BlockPointer) -> BlockTranslation? {
@@ -146,6 +155,7 @@ package final class Translator: BlockTranslator {
       var translation = BlockTranslation(
         block, origin: origin, thunks: thunks, cache: cache, host: host)
     else { return nil }
+    translation.counter = log?.makeCounter()
     translation.translate()
     return translation
   }

@@ -17,7 +17,8 @@ struct Martlet: ParsableCommand {
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in
     try LoopbackTransport(
-      physicalCPUs: configuration.physicalProcessors, translates: configuration.translates)
+      physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
+      listing: configuration.translationListing, perfMap: configuration.perfMap)
   }
 
   /// One line on standard error.
@@ -66,6 +67,15 @@ struct Run: ParsableCommand {
   @Flag(help: "Print counts and times at the end.")
   var stats = false
 
+  @Option(
+    help: ArgumentHelp(
+      "List guest code and the host code made of it in a file (-: standard error).",
+      valueName: "file"))
+  var printTranslations: String?
+
+  @Flag(help: "Write names of translated code to /tmp/perf-PID.map, where perf looks for them.")
+  var perfMap = false
+
   func run() throws {
     let status: Int32
     do throws(RunError) {
@@ -101,6 +111,8 @@ struct Run: ParsableCommand {
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
     try configuration.setTranslator(translator)
+    if let printTranslations { try configuration.setTranslationListing(printTranslations) }
+    if perfMap { try configuration.setPerfMap() }
     return configuration
   }
 }

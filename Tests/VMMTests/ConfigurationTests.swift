@@ -32,6 +32,16 @@ import VMM
     #expect(throws: RunError.self) { try configuration.setPhysicalProcessors(text) }
   }
 
+  @Test func listingsThatCannotBeWrittenAreNamed() {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) {
+      try configuration.setTranslationListing("/nowhere/listing")
+    }
+    #expect(
+      error?.description.hasPrefix("--print-translations /nowhere/listing: cannot write") == true)
+    #expect(configuration.translationListing == nil)
+  }
+
   @Test func theUsersTextIsAdded() {
     var configuration = Configuration()
     #expect(configuration.commandLine == "console=ttyS0")

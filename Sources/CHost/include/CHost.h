@@ -28,6 +28,10 @@
 // Swift's own C library module is built without _GNU_SOURCE, and a module that defined it would
 // see other structs than that one. So the few GNU functions in use are declared here.
 int memfd_create(const char *name, unsigned int flags);
+void *mremap(void *old, size_t old_size, size_t size, int flags, ...);
+#ifndef MREMAP_MAYMOVE
+#define MREMAP_MAYMOVE 1
+#endif
 int pthread_setname_np(pthread_t thread, const char *name);
 
 static const unsigned int CKVM_ASSIGN_DEV_IRQ = (unsigned int)KVM_ASSIGN_DEV_IRQ;
@@ -147,6 +151,11 @@ static const unsigned int CKVM_XEN_VCPU_SET_ATTR = (unsigned int)KVM_XEN_VCPU_SE
 /// CPUID: EAX, EBX, ECX, EDX of a leaf, in that order.
 static inline void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *result) {
   __cpuid_count(leaf, subleaf, result[0], result[1], result[2], result[3]);
+}
+
+/// A second mapping of `size` bytes of shared memory; MAP_FAILED where there is none.
+static inline void *chost_map_again(void *memory, size_t size) {
+  return mremap(memory, 0, size, MREMAP_MAYMOVE);
 }
 
 /// RDTSC.
