@@ -31,14 +31,12 @@ guest:
 	Scripts/fetch-guest.sh --cloud
 
 # One release build for tests and program. Boot tests need guests: where they cannot be fetched,
-# those tests fail and say so, and all others run. The oracle executes guest instructions in its own
-# process, with the guest's segment bases and flags: it runs alone.
+# those tests fail and say so, and all others run.
 test:
 	Scripts/needs.sh
 	-Scripts/fetch-guest.sh
 	$(SWIFT) build $(RELEASE) --build-tests
-	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest --skip OracleTests
-	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest --filter OracleTests
+	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest
 
 # The built-in guest, assembled into Swift source.
 guests:

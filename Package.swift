@@ -125,13 +125,15 @@ let package = Package(
       swiftSettings: common),
     .target(
       name: "Oracle",
-      dependencies: ["X86", "X86Decoder", "X86CPU", "Host", "CHost", "Support"],
-      path: "Tests/Oracle", swiftSettings: common),
+      dependencies: [
+        "X86", "X86Decoder", "X86CPU", "X86JIT", "Host", "CHost", "Support",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], path: "Tests/Oracle", swiftSettings: common),
     .executableTarget(
       name: "martlet-oracle", dependencies: ["Oracle"],
       path: "Tests/OracleRun", swiftSettings: common),
     .testTarget(
-      name: "OracleTests", dependencies: ["Oracle"],
+      name: "OracleTests", dependencies: ["HostTestSupport"],
       swiftSettings: common),
     .testTarget(
       name: "X86JITTests", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support"],

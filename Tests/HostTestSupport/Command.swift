@@ -5,7 +5,7 @@ import Glibc
 import Host
 import SystemPackage
 
-/// The built `martlet`, run as a user would.
+/// The built `martlet` or another program of the package, run as a user would.
 package enum Command {
   package struct Result: Sendable {
     package var status: Int32
@@ -31,7 +31,7 @@ package enum Command {
 
   /// Starts the program with descriptors for its input, output and errors.
   package static func start(
-    _ arguments: [String], input: Int32, output: Int32, errors: Int32
+    _ arguments: [String], program: String = "martlet", input: Int32, output: Int32, errors: Int32
   ) throws(Errno) -> pid_t {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
@@ -47,7 +47,7 @@ package enum Command {
     sigemptyset(&none)
     posix_spawnattr_setsigmask(&attributes, &none)
     posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
-    let path = products + "/martlet"
+    let path = products + "/" + program
     var words: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) }
     defer { for word in words { free(word) } }
     words.append(nil)
@@ -70,7 +70,7 @@ package enum Command {
 
   /// Runs the program to its end.
   package static func run(
-    _ arguments: [String], input: String = "", limit: UInt64 = 60
+    _ arguments: [String], program: String = "martlet", input: String = "", limit: UInt64 = 60
   ) throws(Errno) -> Result {
     let files = try [0, 1, 2].map { (_: Int) throws(Errno) in
       try systemCall { () -> Int32 in memfd_create("test", UInt32(MFD_CLOEXEC)) }
@@ -79,7 +79,7 @@ package enum Command {
     let pipe = try Pipe()
     writeText(pipe.writer.rawValue, input)
     let process = try start(
-      arguments, input: pipe.reader.rawValue, output: files[1], errors: files[2])
+      arguments, program: program, input: pipe.reader.rawValue, output: files[1], errors: files[2])
     let status = try wait(process, limit: limit)
     return Result(status: status, output: contents(files[1]), errors: contents(files[2]))
   }

@@ -4,7 +4,8 @@
 // registers, flags, memory and faults must agree afterwards.
 //
 // The address space is the same for all of them. Code is in slots; a slot has the instruction and,
-// around it, landing pads where it may go next. Data is in the sandbox, a few pages with nothing on
+// around it, landing pads where it may go next. A block is there instead of several slots, with one
+// landing pad at its end. Data is in the sandbox, a few pages with nothing on
 // either side; everything else is unmapped, and no generated state may reach it (see `Footprint`).
 
 import X86
@@ -33,6 +34,13 @@ package enum Layout {
   /// Unmapped bytes before and after.
   package static let guardSize: UInt64 = 0x10_0000
 
+  /// Blocks have as much room as eight slots, and may begin anywhere in the second quarter of it; one in
+  /// four begins anywhere, so that some lie across two pages.
+  package static let blockRoom = 1024
+  package static let blockCount = slotBytes / blockRoom
+  /// Longest block with its pad.
+  package static let blockSize = 512
+
   package static func slot(_ number: Int) -> UInt64 { slots + UInt64(number * slotSize) }
 }
 
@@ -54,6 +62,8 @@ package struct Fault: Equatable {
   /// CR2 of a page fault.
   package var address: UInt64 = 0
   package static let none: UInt64 = .max
+  /// Added to the reason of a VM exit that is no exception.
+  package static let exit: UInt64 = 0x1_0000
   package init() {}
 }
 
@@ -61,10 +71,12 @@ package struct Fault: Equatable {
 package struct Outcome {
   package var registers = Registers()
   package var fault = Fault()
+  /// Instructions that the software processor counted; 0 from the host.
+  package var retired: UInt64 = 0
   package init() {}
 }
 
-/// Someone who can run the code of a slot.
+/// Someone who can run the code of a slot, or of a block.
 package protocol Executor: AnyObject {
   var name: String { get }
   /// This executor's own copy of the sandbox, `Layout.sandboxSize` bytes.
@@ -73,6 +85,8 @@ package protocol Executor: AnyObject {
   func startRound()
   /// Puts code into a slot, with pads behind it and at `Layout.padOffsets`.
   func load(_ code: UnsafeRawBufferPointer, slot: Int)
+  /// Puts code at an address of the slots' memory, with one pad behind it.
+  func load(_ code: UnsafeRawBufferPointer, block: UInt64)
   /// Runs from `input.rip` to a landing pad or a fault. With `vector` the vector state is loaded
   /// from there before and stored there after.
   func run(

@@ -13,7 +13,8 @@ struct Comparison {
     RFLAGS.arithmetic.rawValue | RFLAGS.df.rawValue | RFLAGS.id.rawValue
     | RFLAGS.if.rawValue
 
-  let instruction: Instruction
+  /// The one that ran, or of a block the one that faulted.
+  let instruction: Instruction?
   /// Flags that are not.
   let ignored: UInt64
   let ignoresDestination: Bool
@@ -22,6 +23,12 @@ struct Comparison {
     instruction = e.instruction
     ignored = UndefinedResults.flags(e.instruction, input)
     ignoresDestination = UndefinedResults.isDestinationUndefined(e.instruction, input)
+  }
+
+  init(block faulting: Instruction?, undefined: UInt64) {
+    instruction = faulting
+    ignored = undefined
+    ignoresDestination = false
   }
 
   func agree(_ a: Outcome, _ b: Outcome) -> Bool {
@@ -50,6 +57,7 @@ struct Comparison {
   }
 
   private var isMasked: Bool {
+    guard let instruction else { return false }
     if instruction.encoding.evexMask != 0 || instruction.attributes.contains(.vsib) { return true }
     switch instruction.mnemonic {
     case .frstor, .fldenv, .vmaskmovps, .vmaskmovpd, .vpmaskmovd, .vpmaskmovq:
@@ -117,11 +125,12 @@ struct Comparison {
     line("ftw", Self.fx + 4, 1)
     line("mxcsr", Self.fx + 24, 4)
     for n in 0..<8 { line("st\(n)", Self.fx + 32 + n * 16, 16) }
-    let mask = Int(instruction.encoding.evexMask)
+    let mask = Int(instruction?.encoding.evexMask ?? 0)
     if mask != 0 { lines.append("  from k\(mask) \(bytes(raw[0], Self.opmask + mask * 8, 8))") }
     lines.append(
       "  fcw \(bytes(raw[0], Self.fx, 2)) fsw \(bytes(raw[0], Self.fx + 2, 2))"
         + " ftw \(bytes(raw[0], Self.fx + 4, 1)) mxcsr \(bytes(raw[0], Self.fx + 24, 4))")
+    guard let instruction else { return lines }
     for operand in 0..<Int(instruction.operandCount) {
       let register = instruction.operands[operand]
       if register.kind == .vector {

@@ -7,6 +7,10 @@
 // comes as a signal on its own stack; the handler, which is emitted code too because the FS base may
 // be the guest's then, notes the trap and continues at the second stub. `running` tells the faults of
 // guest code from those of the test itself, which are left to kill it.
+//
+// The handlers, the signal stack and the fixed addresses are the process's, and guest code runs with
+// the guest's stack pointer and FS base, which no other handler of a signal survives: so it needs a
+// process in which nothing else handles signals (see Workers).
 
 import CHost
 import Host
@@ -261,6 +265,12 @@ extension NativeExecutor {
     let start = offset + Layout.instructionOffset
     (code + start).copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
     emitPad(start + bytes.count)
+  }
+
+  package func load(_ bytes: UnsafeRawBufferPointer, block: UInt64) {
+    let offset = Int(block - Layout.stubs)
+    (code + offset).copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+    emitPad(offset + bytes.count)
   }
 
   /// 16 bytes: notes its own address and captures, without a change of state.

@@ -3,8 +3,8 @@
 // The oracle: random instructions from random states, executed by the host processor and by others,
 // must have the same results.
 //
-//     let report = try Oracle(seed: 1, pairs: 1_000_000).run()
-//     print(report.mismatches, report.uncovered)
+//     let report = try Oracle(settings).run { number in true }
+//     print(report.mismatches, OracleCoverage(report).uncovered)
 //
 // It goes in batches: one instruction, `statesPerBatch` states. A batch depends on the seed and its
 // number alone, so that any of them can be run again by itself.
@@ -14,49 +14,22 @@ import X86
 import X86CPU
 import X86Decoder
 
-package struct OracleReport {
-  package var pairs = 0
-  package var faults = 0
-  /// How many differ, and the text of the first of each row.
-  package var differing = 0
-  package var mismatches: [String] = []
-  /// Rows that were compared, and those that were not with the reason, by row.
-  package var coveredRows = 0
-  package var excluded: [(row: String, reason: String)] = []
-  /// Rows that were not compared for no reason.
-  package var uncovered: [String] = []
-}
-
 package final class Oracle {
   package static let statesPerBatch = 16
-  private let seed: UInt64
-  private let pairs: Int
-  private let onlyBatch: Int?
-  private let maximumMismatches: Int
-  private let only: Mnemonic?
+  private let settings: OracleSettings
   private let host: NativeExecutor
-  private let others: [any Executor]
+  private let others: [SoftwareExecutor]
   private let rows: [RowTemplate]
   /// Vector state before, and after on the host and on another.
   private let vectors: UnsafeMutablePointer<VectorState>
-  private var counts: [Int: Int] = [:]
   private var noted: Set<Int> = []
+  private var lastSlot = Int.max
   private var report = OracleReport()
 
-  /// - Parameters:
-  ///   - pairs: how many executions to compare.
-  ///   - onlyBatch: run this batch alone.
-  package init(
-    seed: UInt64, pairs: Int, onlyBatch: Int? = nil, only: Mnemonic? = nil,
-    maximumMismatches: Int = 20
-  ) throws {
-    self.seed = seed
-    self.pairs = pairs
-    self.onlyBatch = onlyBatch
-    self.only = only
-    self.maximumMismatches = maximumMismatches
+  package init(_ settings: OracleSettings) throws {
+    self.settings = settings
     host = try NativeExecutor()
-    others = [InterpreterExecutor()]
+    others = [SoftwareExecutor(translated: false), SoftwareExecutor(translated: true)]
     rows = Decoder.rowTemplates
     vectors = .allocate(capacity: 3)
     vectors.initialize(repeating: VectorState(), count: 3)
@@ -64,36 +37,34 @@ package final class Oracle {
 
   deinit { vectors.deallocate() }
 
-  package func run() -> OracleReport {
+  /// - Parameter goesOn: asked before each batch.
+  package func run(while goesOn: (Int) -> Bool) -> OracleReport {
+    let only = settings.only
     let active = rows.filter {
-      Exclusions.reason($0) == nil && (only == nil || $0.mnemonic == only)
+      Exclusions.reason($0) == nil && (settings.mnemonic == nil || $0.mnemonic == only)
     }
-    var batch = onlyBatch ?? 0
-    while !active.isEmpty && report.pairs < pairs && report.mismatches.count < maximumMismatches {
+    let pairs = settings.share(settings.pairs)
+    var batch = settings.batch ?? settings.worker
+    while !active.isEmpty && report.pairs < pairs && !isDone && goesOn(batch) {
       run(batch: batch, active[batch % active.count])
-      batch += 1
-      if onlyBatch != nil { break }
+      batch += settings.workers
+      if settings.batch != nil { break }
     }
-    for row in rows {
-      let name =
-        "\(row.mnemonic) \(row.space) \(row.map) \(String(row.opcode, radix: 16))"
-        + (row.modRMMask & 0x38 != 0 ? "/\(row.modRM >> 3 & 7)" : "")
-      if counts[row.index, default: 0] > 0 {
-        report.coveredRows += 1
-      } else if let reason = Exclusions.reason(row) {
-        report.excluded.append((name, reason))
-      } else {
-        report.uncovered.append(name)
-      }
+    for other in others {
+      report.translated += other.translations?.done ?? 0
+      report.refused += other.translations?.refused ?? 0
     }
     return report
   }
 
+  private var isDone: Bool { report.mismatches.count >= settings.maximumMismatches }
+
   private func run(batch: Int, _ row: RowTemplate) {
-    var random = OracleRandom(seed ^ UInt64(batch) &* 0xD1B5_4A32_D192_ED03)
+    var random = OracleRandom(settings.seed ^ UInt64(batch) &* 0xD1B5_4A32_D192_ED03)
     var encodings = EncodingGenerator(random: OracleRandom(random.next()))
     let slot = batch % Layout.slotCount
-    if slot == 0 { for other in others { other.startRound() } }
+    if slot <= lastSlot { for other in others { other.startRound() } }
+    lastSlot = slot
     guard let encoding = encodings.encoding(of: row, slot: slot) else { return }
     encoding.bytes.withUnsafeBytes { code in
       host.load(code, slot: slot)
@@ -107,7 +78,7 @@ package final class Oracle {
       guard states.fill(&input, for: encoding) else { continue }
       if encoding.instruction.usesVectorState { states.fill(vectors, for: encoding) }
       compare(encoding, &input, row, batch)
-      if report.mismatches.count >= maximumMismatches { return }
+      if isDone { return }
     }
   }
 
@@ -147,17 +118,19 @@ package final class Oracle {
       }
     }
     if expected.fault.vector != Fault.none { report.faults += 1 }
-    counts[row.index, default: 0] += 1
+    report.states += 1
+    report.rows.insert(row.index)
   }
 
   private func note(
-    _ e: Encoding, _ input: Registers, _ batch: Int, _ other: any Executor,
+    _ e: Encoding, _ input: Registers, _ batch: Int, _ other: SoftwareExecutor,
     _ comparison: Comparison, _ expected: Outcome, _ actual: Outcome
   ) {
     let bytes = e.bytes.map { String($0, radix: 16) }.joined(separator: " ")
     var lines = [
       "\(Disassembler.text(e.instruction, at: e.address))  [\(bytes)] at \(String(e.address, radix: 16))",
-      "  seed \(seed) batch \(batch), host | \(other.name)", "  from \(Comparison.text(input))",
+      "  seed \(settings.seed) batch \(batch), host | \(other.name)",
+      "  from \(Comparison.text(input))",
     ]
     lines += comparison.differences(expected, actual)
     lines += memoryDifferences(other)
@@ -167,7 +140,7 @@ package final class Oracle {
     report.mismatches.append(lines.joined(separator: "\n"))
   }
 
-  private func memoryDifferences(_ other: any Executor) -> [String] {
+  private func memoryDifferences(_ other: SoftwareExecutor) -> [String] {
     var lines: [String] = []
     for offset in stride(from: 0, to: Layout.sandboxSize, by: 8) where lines.count < 4 {
       let a = host.sandbox.load(fromByteOffset: offset, as: UInt64.self)

@@ -78,6 +78,13 @@ package final class TestMachine {
     cpu.flushTLB()
   }
 
+  /// Rights by EPT of 2 MiB of guest-physical memory (`EPTEntry.read`, `write`, `execute`).
+  package func setRights(_ rights: UInt64, ofLargePage number: Int) {
+    let entries = tables.assumingMemoryBound(to: UInt64.self)
+    entries[1024 + number] = entries[1024 + number] & ~7 | rights
+    cpu.flushTLB()
+  }
+
   package func load(_ bytes: [UInt8], at address: Int) {
     memory.advanced(by: address).copyMemory(from: bytes, byteCount: bytes.count)
     PhysicalCPU.noteHostWrite(memory + address, count: bytes.count)

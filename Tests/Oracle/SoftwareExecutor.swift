@@ -1,28 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs a slot on the software processor: 64-bit mode, CPL 3, every exception intercepted. Landing
-// pads are UD2.
+// Runs a slot or a block on the software processor, interpreted or translated: 64-bit mode, CPL 3,
+// every exception intercepted. Landing pads are UD2.
+//
+// Code pages are execute-only by EPT: a block that reads its own code leaves with an EPT violation,
+// because the host has other landing pads there.
 
 import Support
 import X86
 import X86CPU
+import X86JIT
 
-package final class InterpreterExecutor: Executor {
-  package let name = "interpreter"
+package final class SoftwareExecutor: Executor {
+  package let name: String
   package let machine: TestMachine
   package let sandbox: UnsafeMutableRawPointer
   private let cpu: CPU
+  /// Where the landing pad of the block is; nil for a slot, where any UD2 is one but the first.
+  private var blockEnd: UInt64?
 
   private enum Physical {
     static let root = 0x10000
     static let pageTables = 0x20000
-    static let code = 0x100000
     static let sandbox = 0x180000
+    /// The second 2 MiB.
+    static let code = 0x200000
   }
 
-  package init() {
-    machine = TestMachine(megabytes: 2)
+  /// - Parameter translated: whether a translator takes every block at its first execution.
+  package init(translated: Bool) {
+    name = translated ? "translator" : "interpreter"
+    machine = TestMachine(megabytes: 4, threshold: translated ? 1 : 0, codeBytes: 4 << 20)
     machine.setLongMode(cpl: 3)
+    machine.setRights(EPTEntry.execute, ofLargePage: 1)
     sandbox = machine.memory + Physical.sandbox
     cpu = machine.cpu
     let s = cpu.s
@@ -67,6 +77,11 @@ package final class InterpreterExecutor: Executor {
     }
   }
 
+  /// Blocks translated and left to the interpreter; nil without a translator.
+  package var translations: (done: Int, refused: Int)? {
+    machine.translator.map { (Int($0.statistics.blocks), Int($0.statistics.refused)) }
+  }
+
   package func startRound() {
     PhysicalCPU.noteHostWrite(machine.memory + Physical.code, count: Layout.slotBytes)
   }
@@ -77,7 +92,21 @@ package final class InterpreterExecutor: Executor {
     let start = base + Layout.instructionOffset
     start.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
     emitPad(start + bytes.count)
+    blockEnd = nil
   }
+
+  package func load(_ bytes: UnsafeRawBufferPointer, block: UInt64) {
+    let start = machine.memory + Physical.code + Int(block - Layout.slots)
+    start.copyMemory(from: bytes.baseAddress!, byteCount: bytes.count)
+    emitPad(start + bytes.count)
+    blockEnd = block + UInt64(bytes.count)
+  }
+
+  /// From any thread: the guest leaves, however long it would go on.
+  package func stop() { machine.processor.kick() }
+
+  /// Translations of addresses go, so that every access is looked up anew.
+  package func forgetAddresses() { cpu.flushTLB() }
 
   private func emitPad(_ place: UnsafeMutableRawPointer) {
     place.storeBytes(of: 0x0B0F, as: UInt16.self)
@@ -96,7 +125,9 @@ package final class InterpreterExecutor: Executor {
     cpu.segment(.fs).pointee.base = input.pointee.fsBase
     if let vector { cpu.vector.pointee = vector.pointee }
     s.pointee.exit.reason = 0xFFFF
+    s.pointee.retired = 0
     cpu.runGuest()
+    _ = machine.processor.takeRequest(CPURequest.kick)
     if let vector { vector.pointee = cpu.vector.pointee }
     outcome.pointee.registers.gpr = s.pointee.gpr
     outcome.pointee.registers.flags = cpu.flags
@@ -104,6 +135,7 @@ package final class InterpreterExecutor: Executor {
     outcome.pointee.registers.gsBase = cpu.segment(.gs).pointee.base
     outcome.pointee.registers.fsBase = cpu.segment(.fs).pointee.base
     outcome.pointee.fault = fault(since: input.pointee.rip)
+    outcome.pointee.retired = s.pointee.retired
   }
 
   private func fault(since start: UInt64) -> Fault {
@@ -111,12 +143,13 @@ package final class InterpreterExecutor: Executor {
     var fault = Fault()
     guard exit.reason == ExitReason.exceptionOrNMI.rawValue else {
       // Another VM exit: no number of a vector.
-      fault.vector = 0x1_0000 | UInt64(exit.reason)
+      fault.vector = Fault.exit | UInt64(exit.reason)
       return fault
     }
     let info = InterruptionInfo(rawValue: exit.interruptionInfo)
-    if info.vector == ExceptionVector.invalidOpcode.rawValue && cpu.s.pointee.rip != start {
-      return fault
+    if info.vector == ExceptionVector.invalidOpcode.rawValue {
+      let rip = cpu.s.pointee.rip
+      if blockEnd.map({ $0 == rip }) ?? (rip != start) { return fault }
     }
     fault.vector = UInt64(info.vector)
     fault.errorCode = UInt64(exit.interruptionErrorCode)

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import X86Decoder
+
+/// What came of a run, or of one worker's share of it.
+package struct OracleReport: Codable, Sendable {
+  /// Comparisons of the host with one other.
+  package var pairs = 0
+  /// Executions on the host, and those of them that ended in a fault.
+  package var states = 0
+  package var faults = 0
+  /// How many pairs differ, and the text of the first of each row, or of each block.
+  package var differing = 0
+  package var mismatches: [String] = []
+  /// Rows of the opcode table that were compared.
+  package var rows: Set<Int> = []
+  /// Blocks that the translator took, and those that it left to the interpreter.
+  package var translated = 0
+  package var refused = 0
+  /// Of random blocks: how many, states that were not run on the host by reason, and instructions that
+  /// the interpreter executed.
+  package var blocks = 0
+  package var discarded: [String: Int] = [:]
+  package var instructions = 0
+
+  package init() {}
+
+  package mutating func add(_ other: OracleReport) {
+    pairs += other.pairs
+    states += other.states
+    faults += other.faults
+    differing += other.differing
+    mismatches += other.mismatches
+    rows.formUnion(other.rows)
+    translated += other.translated
+    refused += other.refused
+    blocks += other.blocks
+    discarded.merge(other.discarded, uniquingKeysWith: +)
+    instructions += other.instructions
+  }
+}
+
+/// Which rows of the opcode table a run has not compared.
+package struct OracleCoverage {
+  /// With the reason, by row.
+  package private(set) var excluded: [(row: String, reason: String)] = []
+  /// For no reason.
+  package private(set) var uncovered: [String] = []
+
+  package init(_ report: OracleReport) {
+    for row in Decoder.rowTemplates where !report.rows.contains(row.index) {
+      if let reason = Exclusions.reason(row) {
+        excluded.append((Self.name(row), reason))
+      } else {
+        uncovered.append(Self.name(row))
+      }
+    }
+  }
+
+  private static func name(_ row: RowTemplate) -> String {
+    "\(row.mnemonic) \(row.space) \(row.map) \(String(row.opcode, radix: 16))"
+      + (row.modRMMask & 0x38 != 0 ? "/\(row.modRM >> 3 & 7)" : "")
+  }
+}
