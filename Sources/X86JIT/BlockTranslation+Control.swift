@@ -81,7 +81,7 @@ extension BlockTranslation {
 
   mutating func lowerConditionalJump(_ n: Int) {
     guard let condition = instructions[n].condition else { return }
-    saveFlags(.all)
+    saveFlags()
     needFlags(n)
     let taken = a.label()
     a.jump(if: condition, taken)
@@ -92,12 +92,12 @@ extension BlockTranslation {
 
   mutating func lowerJump(_ n: Int) {
     if instructions[n].operands[0].kind == .relative {
-      saveFlags(.all)
+      saveFlags()
       edge(to: target(n), from: n)
       return
     }
     let miss = missLabel()
-    clobberFlags(n)
+    leaveFlags()
     loadTarget(n, miss)
     lookUp(miss)
     enterLookedUp()
@@ -119,7 +119,7 @@ extension BlockTranslation {
 
   mutating func lowerCall(_ n: Int) {
     let miss = missLabel()
-    clobberFlags(n)
+    leaveFlags()
     if instructions[n].operands[0].kind == .relative {
       accessPush(miss)
       pageRelative(.r15, nextOffset(n))
@@ -147,7 +147,7 @@ extension BlockTranslation {
 
   mutating func lowerReturn(_ n: Int) {
     let miss = missLabel()
-    clobberFlags(n)
+    leaveFlags()
     a.move(.r13, RegisterMap.stackPointer)
     translateStackAddress(size: 8, miss)
     a.load(.r13, .memory(.r13))

@@ -85,7 +85,7 @@ extension BlockTranslation {
   /// The last instruction of a block that keeps its registers while it repeats.
   mutating func lowerLoopJump(_ n: Int) {
     guard let condition = instructions[n].condition else { return }
-    saveFlags(.all)
+    saveFlags()
     needFlags(n)
     let taken = a.label()
     let leaves = a.label()
@@ -254,7 +254,7 @@ extension BlockTranslation {
   mutating func lowerVector(_ n: Int) {
     let i = instructions[n]
     if vectors.ready == .none {
-      clobberFlags(n)
+      leaveFlags()
       makeReady(n, counted: true)
     }
     if i.mnemonic == .vzeroupper { return lowerZeroUpper(n) }
@@ -310,6 +310,7 @@ extension BlockTranslation {
   /// FLDCW of a word that masks every exception; the rest of the block relies on that.
   private mutating func lowerLoadControlWord(_ n: Int) {
     let i = instructions[n]
+    leaveFlags()
     let special = accessVectorOperand(n, i.operands[0])
     a.emit(Form(0xB7, map: .two), reg: HostRegister.r14.rawValue, rm: .memory(.r13))
     let masks: Int32 = 0x3F

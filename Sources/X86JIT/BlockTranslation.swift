@@ -3,10 +3,9 @@
 // The translation of one block.
 //
 // Flags. The guest's arithmetic flags stay in the host's from the instruction that makes them to
-// those that read them. Before something clobbers the host's flags, they are saved to the state, if
-// liveness says that anyone will look; a reader that finds them only there has them restored. A
-// handler, a memory access (which may fault) and the end of the block look at all of them. At the
-// block's edges they are in the state.
+// those that read them; FlagState says how they outlive what clobbers the host's. A handler, a memory
+// access (which may fault) and the end of the block look at all of them. At the block's edges they
+// are in the state.
 //
 // Faults. Nothing of an instruction has happened when its memory operand misses the TLB: the whole
 // instruction is then left to its handler, out of line, and the code after it goes on. So faults,
@@ -25,8 +24,6 @@ struct BlockLink {
 }
 
 struct BlockTranslation {
-  enum FlagPlace { case state, host, both }
-
   /// A stack access whose page is not the remembered one.
   struct StackWay {
     var look: Label
@@ -39,7 +36,9 @@ struct BlockTranslation {
     var start: Label
     var back: Label
     var index: Int
-    var restoresFlags: Bool
+    /// The flags before the instruction and after it.
+    var flagsBefore: FlagState
+    var flagsAfter: FlagState
     /// Vector registers before and after the instruction.
     var before: VectorCache
     var after: VectorCache
@@ -60,7 +59,9 @@ struct BlockTranslation {
   let effects: [FlagEffect]
   /// Flags that are looked at after each instruction.
   let liveAfter: [FlagSet]
-  var flags = FlagPlace.state
+  var flags = FlagState.inState
+  /// What they were where the current instruction's access can miss.
+  var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
   var stackWays: [StackWay] = []
   var exits: [(label: Label, offset: Int)] = []
@@ -171,6 +172,8 @@ struct BlockTranslation {
 
   private mutating func lower(_ n: Int) {
     prepareVectors(n)
+    keepFlags(n)
+    defer { dropRecipe(n) }
     switch kinds[n] {
     case .vector: lowerVector(n)
     case .modRM, .vex: lowerModRM(n)
@@ -198,7 +201,7 @@ struct BlockTranslation {
     case .jump, .conditionalJump, .call, .ret: return
     default: break
     }
-    saveFlags(.all)
+    saveFlags()
     recordX87()
     spillVectors()
     if instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) {
@@ -208,42 +211,12 @@ struct BlockTranslation {
     }
   }
 
-  // MARK: Flags
-
-  /// Before the host's flags are clobbered: saves them if any of `live` is only there.
-  mutating func saveFlags(_ live: FlagSet) {
-    if flags == .host && !live.isEmpty {
-      a.saveFlags(.state(StateOffset.hostFlags), temporary: .r14)
-    }
-    flags = flags == .host && !live.isEmpty ? .both : flags
-  }
-
-  /// Saves what is live before instruction `n`, whose code clobbers flags.
-  mutating func clobberFlags(_ n: Int) {
-    saveFlags(.all)
-    flags = .state
-  }
-
-  /// The host's flags hold what instruction `n` reads or passes on.
-  mutating func needFlags(_ n: Int) {
-    let effect = effects[n]
-    let kept = effect.touches ? liveAfter[n].subtracting(effect.writes) : []
-    if flags == .state && !effect.reads.union(kept).isEmpty {
-      a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
-      flags = .both
-    }
-  }
-
-  /// After the guest's instruction has been emitted.
-  mutating func noteFlags(_ n: Int) {
-    if effects[n].touches { flags = liveAfter[n].isEmpty ? .state : .host }
-  }
-
   // MARK: Handlers
 
   mutating func leaveToHandler(_ n: Int) {
-    clobberFlags(n)
+    leaveFlags()
     callHandler(n)
+    flags = .inState
   }
 
   /// Code that has the handler execute instruction `n` and goes on after it.
@@ -278,7 +251,7 @@ struct BlockTranslation {
     a.bind(back)
     outOfLine.append(
       OutOfLine(
-        start: miss, back: back, index: n, restoresFlags: flags != .state,
+        start: miss, back: back, index: n, flagsBefore: flagsAtAccess, flagsAfter: flags,
         before: before ?? vectors, after: vectors))
   }
 
@@ -286,10 +259,12 @@ struct BlockTranslation {
     for way in outOfLine {
       mark(.miss(offset(way.index)))
       a.bind(way.start)
+      flags = way.flagsBefore
+      saveFlags()
       leaveVectors(way)
       callHandler(way.index)
       reenterVectors(way)
-      if way.restoresFlags {
+      if !way.flagsAfter.host.isEmpty {
         a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
       }
       a.jump(way.back)
