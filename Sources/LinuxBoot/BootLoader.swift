@@ -10,10 +10,20 @@
 package struct BootLoader {
   private let memory: GuestMemory
   private let processors: Int
+  private let decompresses: Bool
+  private let random: (UInt64) -> UInt64
 
-  package init(memory: GuestMemory, processors: Int) {
+  /// - Parameters:
+  ///   - decompresses: the loader decompresses a bzImage, where it can, instead of the guest.
+  ///   - random: a number from 0 up to and without its argument, for a kernel's addresses.
+  package init(
+    memory: GuestMemory, processors: Int, decompresses: Bool = true,
+    random: @escaping (UInt64) -> UInt64 = { UInt64.random(in: 0..<max($0, 1)) }
+  ) {
     self.memory = memory
     self.processors = processors
+    self.decompresses = decompresses
+    self.random = random
   }
 
   /// An initrd's bytes and the name that messages call it.
@@ -33,16 +43,8 @@ package struct BootLoader {
     kernel: [UInt8], kernelName: String, initrd: InitialRAMDisk?, commandLine: String
   ) throws(LoadError) -> EntryPoint {
     if LinuxImage.recognizes(kernel) {
-      let image = try LinuxImage(kernel, name: kernelName)
-      let entry = try image.load(into: memory, name: kernelName)
-      try writeCommandLine(commandLine, limit: image.commandLineSize)
-      let range = try placeInitrd(
-        initrd, after: image.loadAddress + image.initSize, limit: image.initrdMaximum)
-      let rsdp = try writePlatform()
-      try check(
-        ZeroPage.write(
-          image: image, initrd: range, map: MemoryMap(memory), rsdp: rsdp, to: memory))
-      return entry
+      return try load(
+        try LinuxImage(kernel, name: kernelName), kernelName, initrd, commandLine)
     }
     guard ELFImage.recognizes(kernel) else {
       throw LoadError(
@@ -56,6 +58,31 @@ package struct BootLoader {
     try check(
       StartInfo.write(initrd: range, map: MemoryMap(memory), rsdp: rsdp, to: memory))
     return entry
+  }
+
+  private func load(
+    _ image: LinuxImage, _ name: String, _ initrd: InitialRAMDisk?, _ commandLine: String
+  ) throws(LoadError) -> EntryPoint {
+    let staysInPlace = commandLine.split(separator: " ").contains("nokaslr")
+    let ceiling = initrdStart(initrd, limit: image.initrdMaximum) ?? memory.lowEnd
+    let loaded: LoadedKernel
+    if decompresses,
+      let kernel = image.loadDecompressed(
+        into: memory, below: ceiling, random: staysInPlace ? nil : random)
+    {
+      loaded = kernel
+    } else {
+      loaded = try image.load(into: memory, name: name)
+    }
+    try writeCommandLine(commandLine, limit: image.commandLineSize)
+    let range = try placeInitrd(
+      initrd, after: loaded.range.upperBound, limit: image.initrdMaximum)
+    let rsdp = try writePlatform()
+    try check(
+      ZeroPage.write(
+        image: image, kernel: loaded, initrd: range, map: MemoryMap(memory), rsdp: rsdp,
+        to: memory))
+    return loaded.entry
   }
 
   /// Boot tables of the processor and of the firmware; returns the RSDP's address.
@@ -83,14 +110,20 @@ package struct BootLoader {
     try check(memory.write(bytes, at: GuestMap.commandLine))
   }
 
-  /// Puts the initrd as high as it may be, on a page.
+  /// As high as the initrd may be, on a page; nil where there is none or it does not fit.
+  private func initrdStart(_ initrd: InitialRAMDisk?, limit: UInt64) -> UInt64? {
+    guard let initrd, !initrd.bytes.isEmpty else { return nil }
+    let size = UInt64(initrd.bytes.count)
+    let top = min(memory.lowEnd, limit &+ 1)
+    return size <= top ? (top - size) & ~4095 : nil
+  }
+
   private func placeInitrd(
     _ initrd: InitialRAMDisk?, after kernelEnd: UInt64, limit: UInt64
   ) throws(LoadError) -> Range<UInt64>? {
     guard let initrd, !initrd.bytes.isEmpty else { return nil }
     let size = UInt64(initrd.bytes.count)
-    let top = min(memory.lowEnd, limit &+ 1)
-    let start = size <= top ? (top - size) & ~4095 : 0
+    let start = initrdStart(initrd, limit: limit) ?? 0
     guard start >= kernelEnd, memory.write(initrd.bytes, at: start) else {
       let needed = (kernelEnd + size) >> 20 + 2
       throw LoadError(

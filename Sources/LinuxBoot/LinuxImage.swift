@@ -21,9 +21,12 @@ package struct LinuxImage: Sendable {
     static let initrdSize = 0x21C
     static let commandLine = 0x228
     static let initrdMaximum = 0x22C
+    static let alignment = 0x230
     static let relocatable = 0x234
     static let extendedLoadFlags = 0x236
     static let commandLineSize = 0x238
+    static let payloadOffset = 0x248
+    static let payloadSize = 0x24C
     static let preferredAddress = 0x258
     static let initSize = 0x260
   }
@@ -38,9 +41,9 @@ package struct LinuxImage: Sendable {
   /// The 64-bit entry point's distance from the kernel's start.
   private static let entryOffset: UInt64 = 0x200
 
-  private let file: [UInt8]
-  private let setupSize: Int
-  private let systemSize: Int
+  let file: [UInt8]
+  let setupSize: Int
+  let systemSize: Int
   /// Where the kernel wants to be loaded.
   package let loadAddress: UInt64
   /// Bytes that the kernel needs from its load address on before it knows its memory.
@@ -88,11 +91,10 @@ package struct LinuxImage: Sendable {
     self.file = file
   }
 
-  /// Puts the protected-mode kernel into memory. (A kernel that the VMM decompresses itself would
-  /// be put there instead, with the decompressed image's own entry point.)
+  /// Puts the protected-mode kernel into memory, which decompresses itself.
   ///
-  /// - Returns: the entry point.
-  package func load(into memory: GuestMemory, name: String) throws(LoadError) -> EntryPoint {
+  /// - Returns: the kernel with the memory that it needs until it knows the machine's.
+  func load(into memory: GuestMemory, name: String) throws(LoadError) -> LoadedKernel {
     let (end, overflow) = loadAddress.addingReportingOverflow(initSize)
     guard !overflow, loadAddress >= GuestMap.highLoadAddress, end <= memory.lowEnd,
       memory.write(file[setupSize..<setupSize + systemSize], at: loadAddress)
@@ -101,7 +103,8 @@ package struct LinuxImage: Sendable {
       throw LoadError(
         "\(name): does not fit into \(memory.size >> 20)M of memory; give --memory \(need)")
     }
-    return .linux64(address: loadAddress + Self.entryOffset)
+    return LoadedKernel(
+      entry: .linux64(address: loadAddress + Self.entryOffset), range: loadAddress..<end)
   }
 
   /// The set-up header at its place in an otherwise empty zero page. Its length follows from the
@@ -125,13 +128,18 @@ enum ZeroPage {
   private static let map = 0x2D0
   private static let unknownLoader: UInt8 = 0xFF
 
+  /// KASLR_FLAG of `loadFlags`: the kernel may place its data at random, too.
+  private static let isRandomized: UInt8 = 1 << 1
+
   static func write(
-    image: LinuxImage, initrd: Range<UInt64>?, map: MemoryMap, rsdp: UInt64, to memory: GuestMemory
+    image: LinuxImage, kernel: LoadedKernel, initrd: Range<UInt64>?, map: MemoryMap, rsdp: UInt64,
+    to memory: GuestMemory
   ) -> Bool {
     typealias Field = LinuxImage.Field
     var page = image.zeroPage()
     page[Field.loaderType] = unknownLoader
-    page.store(UInt32(truncatingIfNeeded: image.loadAddress), at: Field.code32Start)
+    if kernel.isRandomized { page[Field.loadFlags] |= isRandomized }
+    page.store(UInt32(truncatingIfNeeded: kernel.range.lowerBound), at: Field.code32Start)
     page.store(UInt32(GuestMap.commandLine), at: Field.commandLine)
     page.store(rsdp, at: self.rsdp)
     if let initrd {

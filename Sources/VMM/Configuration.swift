@@ -18,6 +18,8 @@ package struct Configuration: Sendable {
   package var kernel: String?
   package var initrd: String?
   package var append = ""
+  /// The monitor decompresses a compressed kernel where it can, instead of the guest.
+  package var decompresses = true
   /// Bytes.
   package var memory = 512 << 20
   package var processors = 1
@@ -93,6 +95,15 @@ extension Configuration {
     case "on": translates = true
     case "off": translates = false
     default: throw RunError("--translator \(text): give on or off")
+    }
+  }
+
+  /// Says who decompresses a compressed kernel.
+  package mutating func setDecompression(_ text: String) throws(RunError) {
+    switch text {
+    case "host": decompresses = true
+    case "guest": decompresses = false
+    default: throw RunError("--decompress \(text): give host or guest")
     }
   }
 

@@ -173,7 +173,10 @@ private struct GuestImage {
   ) throws(RunError) -> EntryPoint {
     guard let kernel else { return try loadBuiltIn(into: memory) }
     do throws(LoadError) {
-      return try BootLoader(memory: memory, processors: configuration.processors).load(
+      let loader = BootLoader(
+        memory: memory, processors: configuration.processors,
+        decompresses: configuration.decompresses)
+      return try loader.load(
         kernel: kernel.bytes, kernelName: kernel.name, initrd: initrd,
         commandLine: configuration.commandLine)
     } catch {

@@ -45,6 +45,9 @@ struct Run: ParsableCommand {
   @Option(help: "Text to add to the kernel's command line, which begins with console=ttyS0.")
   var append = ""
 
+  @Option(help: "Who decompresses a bzImage: host (faster, where it can) or guest.")
+  var decompress = "host"
+
   @Option(help: "Memory, with a suffix K, M, G or T.")
   var memory = "512M"
 
@@ -106,6 +109,7 @@ struct Run: ParsableCommand {
     configuration.initrd = initrd
     configuration.append = append
     configuration.statistics = stats
+    try configuration.setDecompression(decompress)
     try configuration.setMemory(memory)
     try configuration.setProcessors(cpus)
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }

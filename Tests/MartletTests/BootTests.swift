@@ -40,6 +40,7 @@ enum BootGuest {
     [
       ["--cpus", "1"], ["--cpus", "2"], ["--cpus", "4"], ["--cpus", "4", "--pcpus", "1"],
       ["--cpus", "1", "--translator", "off"], ["--cpus", "4", "--translator", "off"],
+      ["--cpus", "1", "--decompress", "guest"],
     ])
   func linuxReachesInitAndPowersOff(kernel: String, arguments: [String]) throws {
     let result = try boot(kernel, arguments)

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. The kernel's
+// own decompressor would choose addresses at random; so does this, for physical and virtual ones.
+
+/// A kernel in memory.
+struct LoadedKernel {
+  var entry: EntryPoint
+  /// Physical addresses that nothing else may use.
+  var range: Range<UInt64>
+  /// Its addresses were chosen at random.
+  var isRandomized = false
+}
+
+/// Chooses where a kernel goes. Physical addresses are below 4 GiB, which is what the boot page tables
+/// map.
+struct KernelPlacement: Equatable {
+  var address: UInt64
+  var virtualOffset: UInt64 = 0
+
+  /// KERNEL_IMAGE_SIZE of kernels that are relocatable: their part of the virtual addresses.
+  private static let virtualSize: UInt64 = 1 << 30
+
+  /// - Parameters:
+  ///   - size: bytes of memory that the kernel needs.
+  ///   - preferred: the lowest address, and that of a kernel that stays where it was linked for.
+  ///   - ceiling: the first address after the memory that may be used.
+  ///   - random: a number below its argument; nil for a kernel that stays.
+  /// - Returns: nil where it does not fit.
+  init?(
+    size: UInt64, preferred: UInt64, alignment: UInt64, ceiling: UInt64,
+    random: ((UInt64) -> UInt64)?
+  ) {
+    guard preferred <= ceiling, size <= ceiling - preferred else { return nil }
+    address = preferred
+    guard let random else { return }
+    address += random((ceiling - preferred - size) / alignment + 1) * alignment
+    let (used, overflow) = preferred.addingReportingOverflow(size)
+    if !overflow && used < Self.virtualSize {
+      virtualOffset = random((Self.virtualSize - used) / alignment + 1) * alignment
+    }
+  }
+}
+
+extension LinuxImage {
+  /// Large pages: what the kernel's first page tables are made of.
+  private static let leastAlignment: UInt32 = 2 << 20
+
+  /// Decompresses the kernel into memory.
+  ///
+  /// - Parameters:
+  ///   - ceiling: the first address after the memory that may be used.
+  ///   - random: a number below its argument, for the kernel's addresses; nil: it is loaded where it
+  ///     prefers to be.
+  /// - Returns: nil where anything about the image is not understood or it does not fit. Then the
+  ///   guest may still be able to decompress it.
+  func loadDecompressed(
+    into memory: GuestMemory, below ceiling: UInt64, random: ((UInt64) -> UInt64)?
+  ) -> LoadedKernel? {
+    guard let payload, let alignment = file.load(UInt32.self, at: Field.alignment),
+      alignment >= Self.leastAlignment, alignment.nonzeroBitCount == 1,
+      loadAddress >= GuestMap.highLoadAddress, loadAddress % UInt64(alignment) == 0
+    else { return nil }
+    return file.withUnsafeBytes { file -> LoadedKernel? in
+      let bytes = UnsafeRawBufferPointer(rebasing: file[payload])
+      guard let kernel = KernelPayload(bytes, linkedAddress: loadAddress, limit: memory.size),
+        let placement = KernelPlacement(
+          size: kernel.memorySize, preferred: loadAddress, alignment: UInt64(alignment),
+          ceiling: min(ceiling, memory.lowEnd), random: kernel.isRelocatable ? random : nil),
+        kernel.load(
+          into: memory, at: placement.address, virtualOffset: placement.virtualOffset)
+      else { return nil }
+      return LoadedKernel(
+        entry: .linux64(address: placement.address + kernel.entryOffset),
+        range: placement.address..<placement.address + kernel.memorySize,
+        isRandomized: kernel.isRelocatable && random != nil)
+    }
+  }
+
+  /// Where the compressed kernel lies in the file.
+  private var payload: Range<Int>? {
+    guard let offset = file.load(UInt32.self, at: Field.payloadOffset),
+      let size = file.load(UInt32.self, at: Field.payloadSize), size > 0
+    else { return nil }
+    let start = setupSize + Int(offset)
+    guard start + Int(size) <= setupSize + systemSize else { return nil }
+    return start..<start + Int(size)
+  }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a bzImage's payload is compressed, and its decompression by the host's libraries: zlib,
+// liblzma, liblz4, libzstd, which every Debian has because apt needs them. They are loaded for the
+// purpose and are no part of the program.
+//
+//     let format = PayloadFormat(payload)
+//     let whole = format?.decompress(payload, into: buffer) == buffer.count
+
+import Host
+
+/// The compressions of Linux's kernel that a library here can undo.
+package enum PayloadFormat: String, CaseIterable, Sendable {
+  case gzip, xz, lz4, zstd
+
+  private static let xzMagic: [UInt8] = [0xFD, 0x37, 0x7A, 0x58, 0x5A, 0x00]
+  private static let gzipMagic: [UInt8] = [0x1F, 0x8B]
+  private static let zstdMagic: [UInt8] = [0x28, 0xB5, 0x2F, 0xFD]
+  /// LZ4's legacy frame: Linux uses no other.
+  private static let lz4Magic: [UInt8] = [0x02, 0x21, 0x4C, 0x18]
+
+  private var magic: [UInt8] {
+    switch self {
+    case .gzip: Self.gzipMagic
+    case .xz: Self.xzMagic
+    case .lz4: Self.lz4Magic
+    case .zstd: Self.zstdMagic
+    }
+  }
+
+  /// The format that begins so; nil where it is none of these.
+  package init?(_ payload: UnsafeRawBufferPointer) {
+    let found = Self.allCases.first { format in
+      payload.count > 16 && payload.prefix(format.magic.count).elementsEqual(format.magic)
+    }
+    guard let found else { return nil }
+    self = found
+  }
+
+  package var library: String {
+    switch self {
+    case .gzip: "libz.so.1"
+    case .xz: "liblzma.so.5"
+    case .lz4: "liblz4.so.1"
+    case .zstd: "libzstd.so.1"
+    }
+  }
+
+  /// Decompresses a payload without the size that Linux's build puts behind it.
+  ///
+  /// - Returns: bytes written; nil where the library is missing or finds the data damaged or longer
+  ///   than `output`.
+  package func decompress(
+    _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    guard let library = SharedLibrary(library), let source = input.baseAddress,
+      let target = output.baseAddress
+    else { return nil }
+    let from = UnsafeRawBufferPointer(start: source, count: input.count)
+    let to = UnsafeMutableRawBufferPointer(start: target, count: output.count)
+    switch self {
+    case .gzip: return Zlib.decompress(library, from, to)
+    case .xz: return LZMA.decompress(library, from, to)
+    case .lz4: return LZ4.decompress(library, from, to)
+    case .zstd: return Zstandard.decompress(library, from, to)
+    }
+  }
+}
+
+private enum LZ4 {
+  /// (source, destination, compressed size, capacity) -> bytes, or less than 0.
+  typealias Decompress =
+    @convention(c) (UnsafeRawPointer, UnsafeMutableRawPointer, Int32, Int32) -> Int32
+
+  /// Blocks of up to 8 MiB, each behind its compressed size.
+  static func decompress(
+    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
+    _ output: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    guard let block = library.function("LZ4_decompress_safe", as: Decompress.self) else {
+      return nil
+    }
+    var position = 4
+    var written = 0
+    while position + 4 <= input.count {
+      let size = Int(input.loadUnaligned(fromByteOffset: position, as: UInt32.self))
+      position += 4
+      guard size > 0, size <= input.count - position, size <= Int32.max else { return nil }
+      let count = block(
+        input.baseAddress.unsafelyUnwrapped + position,
+        output.baseAddress.unsafelyUnwrapped + written, Int32(size),
+        Int32(clamping: output.count - written))
+      guard count >= 0 else { return nil }
+      written += Int(count)
+      position += size
+    }
+    return written
+  }
+}
+
+private enum Zstandard {
+  /// (destination, capacity, source, size) -> bytes, or an error, which `IsError` tells.
+  typealias Decompress =
+    @convention(c) (UnsafeMutableRawPointer, Int, UnsafeRawPointer, Int) -> Int
+  typealias IsError = @convention(c) (Int) -> UInt32
+
+  static func decompress(
+    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
+    _ output: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    guard let decompress = library.function("ZSTD_decompress", as: Decompress.self),
+      let isError = library.function("ZSTD_isError", as: IsError.self)
+    else { return nil }
+    let result = decompress(
+      output.baseAddress.unsafelyUnwrapped, output.count, input.baseAddress.unsafelyUnwrapped,
+      input.count)
+    return isError(result) == 0 ? result : nil
+  }
+}
+
+private enum LZMA {
+  /// (memory limit, flags, allocator, source, position, size, destination, position, capacity)
+  typealias Decode =
+    @convention(c) (
+      UnsafeMutablePointer<UInt64>, UInt32, UnsafeRawPointer?, UnsafeRawPointer,
+      UnsafeMutablePointer<Int>, Int, UnsafeMutableRawPointer, UnsafeMutablePointer<Int>, Int
+    ) -> Int32
+
+  static func decompress(
+    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
+    _ output: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    guard let decode = library.function("lzma_stream_buffer_decode", as: Decode.self) else {
+      return nil
+    }
+    var limit = UInt64.max
+    var read = 0
+    var written = 0
+    let result = decode(
+      &limit, 0, nil, input.baseAddress.unsafelyUnwrapped, &read, input.count,
+      output.baseAddress.unsafelyUnwrapped, &written, output.count)
+    return result == 0 ? written : nil
+  }
+}
+
+private enum Zlib {
+  /// `z_stream` on 64-bit systems.
+  private enum Stream {
+    static let size = 112
+    static let nextIn = 0
+    static let availableIn = 8
+    static let nextOut = 24
+    static let availableOut = 32
+    static let totalOut = 40
+  }
+  typealias Initialize =
+    @convention(c) (UnsafeMutableRawPointer, Int32, UnsafePointer<CChar>, Int32) -> Int32
+  typealias Inflate = @convention(c) (UnsafeMutableRawPointer, Int32) -> Int32
+  typealias End = @convention(c) (UnsafeMutableRawPointer) -> Int32
+
+  /// The largest window, with a gzip header.
+  private static let gzipWindow: Int32 = 15 + 16
+  private static let finish: Int32 = 4
+  private static let streamEnd: Int32 = 1
+
+  static func decompress(
+    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
+    _ output: UnsafeMutableRawBufferPointer
+  ) -> Int? {
+    guard let initialize = library.function("inflateInit2_", as: Initialize.self),
+      let inflate = library.function("inflate", as: Inflate.self),
+      let end = library.function("inflateEnd", as: End.self),
+      let inputSize = UInt32(exactly: input.count), let outputSize = UInt32(exactly: output.count)
+    else { return nil }
+    return withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
+      stream.initializeMemory(as: UInt8.self, repeating: 0)
+      stream.storeBytes(
+        of: input.baseAddress, toByteOffset: Stream.nextIn, as: UnsafeRawPointer?.self)
+      stream.storeBytes(of: inputSize, toByteOffset: Stream.availableIn, as: UInt32.self)
+      stream.storeBytes(
+        of: output.baseAddress, toByteOffset: Stream.nextOut, as: UnsafeMutableRawPointer?.self)
+      stream.storeBytes(of: outputSize, toByteOffset: Stream.availableOut, as: UInt32.self)
+      guard let state = stream.baseAddress,
+        initialize(state, gzipWindow, "1.2.0", Int32(Stream.size)) == 0
+      else { return nil }
+      let result = inflate(state, finish)
+      let written = stream.load(fromByteOffset: Stream.totalOut, as: Int.self)
+      _ = end(state)
+      return result == streamEnd ? written : nil
+    }
+  }
+}
