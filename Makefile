@@ -4,10 +4,10 @@ SWIFT ?= swift
 RELEASE = -c release
 MARTLET = .build/release/martlet
 SWIFT_FILES = Package.swift Sources Tests Benchmarks
-# Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick"
+# Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test bench check format clean
+.PHONY: all build run guest guests test soak bench check format clean
 
 all: build
 
@@ -37,6 +37,12 @@ test:
 	-Scripts/fetch-guest.sh
 	$(SWIFT) build $(RELEASE) --build-tests
 	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest
+
+# Random instructions and blocks on host, interpreter and translator, with fresh seeds: for ARGS
+# minutes, else 10.
+soak:
+	$(SWIFT) build $(RELEASE) --product martlet-oracle
+	.build/release/martlet-oracle soak $(ARGS)
 
 # The built-in guest, assembled into Swift source.
 guests:

@@ -140,6 +140,19 @@ struct Comparison {
     return lines
   }
 
+  /// The first of the words of two sandboxes that differ.
+  static func memoryDifferences(_ a: UnsafeRawPointer, _ b: UnsafeRawPointer) -> [String] {
+    var lines: [String] = []
+    for offset in stride(from: 0, to: Layout.sandboxSize, by: 8) where lines.count < 4 {
+      let x = a.load(fromByteOffset: offset, as: UInt64.self)
+      let y = b.load(fromByteOffset: offset, as: UInt64.self)
+      if x != y {
+        lines.append("  [\(hex(Layout.sandbox + UInt64(offset)))]: \(hex(x)) | \(hex(y))")
+      }
+    }
+    return lines
+  }
+
   static let names = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15",

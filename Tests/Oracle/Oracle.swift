@@ -133,23 +133,10 @@ package final class Oracle {
       "  from \(Comparison.text(input))",
     ]
     lines += comparison.differences(expected, actual)
-    lines += memoryDifferences(other)
+    lines += Comparison.memoryDifferences(host.sandbox, other.sandbox)
     if e.instruction.usesVectorState {
       lines += comparison.differences(vectors, vectors + 1, vectors + 2)
     }
     report.mismatches.append(lines.joined(separator: "\n"))
-  }
-
-  private func memoryDifferences(_ other: SoftwareExecutor) -> [String] {
-    var lines: [String] = []
-    for offset in stride(from: 0, to: Layout.sandboxSize, by: 8) where lines.count < 4 {
-      let a = host.sandbox.load(fromByteOffset: offset, as: UInt64.self)
-      let b = other.sandbox.load(fromByteOffset: offset, as: UInt64.self)
-      if a != b {
-        let address = Comparison.hex(Layout.sandbox + UInt64(offset))
-        lines.append("  [\(address)]: \(Comparison.hex(a)) | \(Comparison.hex(b))")
-      }
-    }
-    return lines
   }
 }

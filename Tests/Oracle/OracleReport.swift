@@ -38,6 +38,20 @@ package struct OracleReport: Codable, Sendable {
     discarded.merge(other.discarded, uniquingKeysWith: +)
     instructions += other.instructions
   }
+
+  /// The figures of a run of single instructions.
+  var instructionText: String {
+    "\(pairs) pairs, \(states) states, \(faults) faults, \(rows.count) rows, "
+      + "\(translated) translations, \(refused) refused, \(differing) differ"
+  }
+
+  /// The figures of a run of blocks.
+  var blockText: String {
+    let left = discarded.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
+    return "\(blocks) blocks, \(states) states, \(pairs) pairs, \(instructions) instructions, "
+      + "\(faults) faults, \(translated) translations, \(refused) refused, \(differing) differ, "
+      + "discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
+  }
 }
 
 /// Which rows of the opcode table a run has not compared.

@@ -27,6 +27,7 @@ struct OracleRun {
     }
     switch settings.mode {
     case .instructions: return try Oracle(settings).run(while: goesOn)
+    case .blocks: return try BlockOracle(settings).run(while: goesOn)
     }
   }
 }

@@ -12,12 +12,16 @@ import X86Decoder
 ///                              host; else 20 million
 ///     MARTLET_ORACLE_BATCH     single instructions: this batch alone
 ///     MARTLET_ORACLE_MNEMONIC  single instructions: this one alone (changes what the batches are)
+///     MARTLET_ORACLE_BLOCKS    random blocks: how many; else 200000
+///     MARTLET_ORACLE_CASE      random blocks: this one alone
 package struct OracleSettings: Codable, Sendable {
-  package enum Mode: String, Codable, Sendable { case instructions }
+  package enum Mode: String, Codable, Sendable { case instructions, blocks }
 
   package var mode: Mode
   package var seed: UInt64
   package var pairs: Int
+  package var blocks: Int
+  /// The number of the only batch or case.
   package var batch: Int?
   package var mnemonic: String?
   package var maximumMismatches: Int
@@ -36,7 +40,8 @@ package struct OracleSettings: Codable, Sendable {
     self.mode = mode
     seed = number("SEED") ?? .random(in: 1...UInt64(UInt32.max))
     pairs = Int(number("PAIRS") ?? 20_000_000)
-    batch = number("BATCH").map { Int($0) }
+    blocks = Int(number("BLOCKS") ?? 200_000)
+    batch = number(mode == .blocks ? "CASE" : "BATCH").map { Int($0) }
     mnemonic = environment["MARTLET_ORACLE_MNEMONIC"]
     maximumMismatches = Int(number("MAX") ?? 20)
     let cores = ProcessInfo.processInfo.activeProcessorCount

@@ -8,18 +8,22 @@ import X86CPU
 import X86Decoder
 
 extension StateGenerator {
-  mutating func fill(_ v: UnsafeMutablePointer<VectorState>, for e: Encoding) {
+  mutating func fill(_ v: UnsafeMutablePointer<VectorState>) {
     let raw = UnsafeMutableRawPointer(v)
     for register in 0..<32 { fillRegister(raw + register * 64) }
     for n in 0..<8 { v.pointee.opmask[n] = maskRegister() }
     fillX87(raw + MemoryLayout<VectorState>.offset(of: \.fx)!)
+  }
+
+  mutating func fill(_ v: UnsafeMutablePointer<VectorState>, for e: Encoding) {
+    fill(v)
     switch e.instruction.mnemonic {
     // Several operations in one: which of their unmasked exceptions come together is not defined.
     case .dpps, .dppd, .vdpps, .vdppd:
       v.pointee.fx[3] |= 0x1F80
     default: break
     }
-    if e.instruction.attributes.contains(.vsib) { fillIndexes(raw, e.instruction) }
+    if e.instruction.attributes.contains(.vsib) { fillIndexes(v, e.instruction) }
   }
 
   private mutating func maskRegister() -> UInt64 {
@@ -156,7 +160,10 @@ extension StateGenerator {
 
   // MARK: Gather and scatter
 
-  private mutating func fillIndexes(_ raw: UnsafeMutableRawPointer, _ i: Instruction) {
+  private mutating func fillIndexes(
+    _ v: UnsafeMutablePointer<VectorState>, _ i: Instruction
+  ) {
+    let raw = UnsafeMutableRawPointer(v)
     let register = raw + Int(i.index) * 64
     let size = i.indexElementSize
     for n in 0..<(64 / size) {

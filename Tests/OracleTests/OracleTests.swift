@@ -12,6 +12,10 @@ import Testing
     try run(["instructions"])
   }
 
+  @Test func blocksAgree() throws {
+    try run(["blocks"])
+  }
+
   private func run(_ arguments: [String]) throws {
     let result = try Command.run(arguments, program: "martlet-oracle", limit: Self.limit)
     print(result.output, terminator: "")
