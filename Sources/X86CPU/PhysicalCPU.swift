@@ -24,18 +24,26 @@ package final class PhysicalCPU: @unchecked Sendable {
   package let cpu: CPU
   let tlbBanks: UnsafeMutablePointer<TLBEntry>
   package let blocks: BlockCache
-  static let physicalCacheMask: UInt64 = 255
+  let secondTLB: UnsafeMutablePointer<SecondTLBEntry>
+  static let physicalCacheMask: UInt64 = 2047
   let physicalCache: UnsafeMutablePointer<PhysicalPage>
-  static let executePagesMask: UInt64 = 255
+  static let executePagesMask: UInt64 = 1023
   let executePages: UnsafeMutablePointer<ExecutePage>
   /// Part of `CPUState.blockContext`: changes when linear pages may mean other code.
   var jumpEpoch: UInt64 = 0
   /// The next TLB context that is free.
   var nextContext: UInt64 = 1
   var tlbCounts = TLBCounts()
-  var pcidContexts: [(pcid: UInt64, root: UInt64, context: UInt64)] = []
-  /// Linear range in which pages larger than 4 KiB have entries.
-  var largePages: (low: UInt64, high: UInt64)?
+  var pcidContexts: [(pcid: UInt64, root: UInt64, keys: UInt64, context: UInt64)] = []
+  /// Where pages larger than 4 KiB have entries.
+  var largePages = NumberFilter()
+  /// Linear pages from which code was entered since `jumpEpoch` last changed.
+  var executed = NumberFilter()
+  /// No supervisor code was executed from a page that is not global, so that ways to it are the same
+  /// in every address space.
+  var supervisorCodeIsGlobal = true
+  /// See `CPUState.physicalGeneration`.
+  var physicalGeneration: UInt64 = 1
   /// For accesses that have no single host pointer: 4 KiB.
   let bounce: UnsafeMutableRawPointer
   /// Whose accesses `emulate` serves.
@@ -62,6 +70,9 @@ package final class PhysicalCPU: @unchecked Sendable {
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
+    let secondCount = SecondTLB.entriesPerBank * TLB.bankCount
+    secondTLB = .allocate(capacity: secondCount)
+    secondTLB.initialize(repeating: .invalid, count: secondCount)
     cpu = CPU(raw)
     blocks = BlockCache(opCapacity: blockOps)
     physicalCache = .allocate(capacity: Int(Self.physicalCacheMask) + 1)
@@ -74,7 +85,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     cpu.s.initialize(
       to: CPUState(
         tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
-        executePages: executePages))
+        executePages: executePages, secondTLB: secondTLB, blocks: .passUnretained(blocks)))
     cpu.vector.initialize(to: VectorState())
     requestLine = RequestLine(cpu, table: nativeJumps)
     let jumps = nativeJumps
@@ -87,6 +98,9 @@ package final class PhysicalCPU: @unchecked Sendable {
   deinit {
     CPURegistry.shared.remove(shootdowns)
     physicalCache.deallocate()
+    secondTLB.deallocate()
+    largePages.deallocate()
+    executed.deallocate()
     executePages.deallocate()
     bounce.deallocate()
     nativeJumps.deallocate()

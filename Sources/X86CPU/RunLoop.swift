@@ -122,7 +122,7 @@ extension CPU {
   @inline(never) func finish(_ step: Int32, _ op: MicroOpPointer) -> Bool {
     switch step {
     case Step.reload:
-      return processEvents()
+      return mayHaveEvents ? processEvents() : true
     case Step.fault:
       s.pointee.retired &-= 1
       s.pointee.rip = currentRIP(op)

@@ -18,6 +18,30 @@ extension Assembler {
     emit(Form(0x89, wide: true), reg: from.rawValue, rm: to)
   }
 
+  package mutating func load32(_ to: HostRegister, _ from: Place) {
+    emit(Form(0x8B), reg: to.rawValue, rm: from)
+  }
+
+  package mutating func store32(_ to: Place, _ from: HostRegister) {
+    emit(Form(0x89), reg: from.rawValue, rm: to)
+  }
+
+  package mutating func store16(_ to: Place, _ from: HostRegister) {
+    var form = Form(0x89)
+    form.operandSize16 = true
+    emit(form, reg: from.rawValue, rm: to)
+  }
+
+  package mutating func store8(_ to: Place, immediate value: UInt8) {
+    emit(Form(0xC6), reg: 0, rm: to)
+    byte(value)
+  }
+
+  /// Zero-extended.
+  package mutating func loadWord(_ to: HostRegister, _ from: Place) {
+    emit(Form(0xB7, map: .two), reg: to.rawValue, rm: from)
+  }
+
   package mutating func lea(_ to: HostRegister, _ from: Place) {
     emit(Form(0x8D, wide: true), reg: to.rawValue, rm: from)
   }
@@ -56,7 +80,38 @@ extension Assembler {
     byte(count)
   }
 
+  /// PEXT: the bits of a register that the mask names, moved together.
+  package mutating func extractBits(_ register: HostRegister, _ mask: HostRegister) {
+    emitVEX(
+      Form(0xF5, map: .three38, wide: true), prefix: 2, reg: register.rawValue,
+      vvvv: register.rawValue, rm: .register(mask))
+  }
+
+  package enum ShiftDirection { case left, right }
+
+  /// SHLX, SHRX of a 64-bit register by another.
+  package mutating func shiftWithoutFlags(
+    _ direction: ShiftDirection, _ register: HostRegister, by count: HostRegister
+  ) {
+    emitVEX(
+      Form(0xF7, map: .three38, wide: true), prefix: direction == .left ? 1 : 3,
+      reg: register.rawValue, vvvv: count.rawValue, rm: .register(register))
+  }
+
   // MARK: Arithmetic: flags
+
+  /// ANDN: to = ~first & second.
+  package mutating func andNot(
+    _ to: HostRegister, _ first: HostRegister, _ second: HostRegister
+  ) {
+    emitVEX(
+      Form(0xF2, map: .three38, wide: true), prefix: 0, reg: to.rawValue, vvvv: first.rawValue,
+      rm: .register(second))
+  }
+
+  package mutating func exclusiveOr(_ to: Place, _ from: HostRegister) {
+    emit(Form(0x31, wide: true), reg: from.rawValue, rm: to)
+  }
 
   /// ADD, OR, ADC, SBB, AND, SUB, XOR, CMP by their number in the opcode.
   package enum Arithmetic: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
@@ -84,6 +139,22 @@ extension Assembler {
   package mutating func shiftRight(_ register: HostRegister, _ count: UInt8) {
     emit(Form(0xC1, wide: true), reg: 5, rm: .register(register))
     byte(count)
+  }
+
+  package mutating func shiftRightSigned(_ register: HostRegister, _ count: UInt8) {
+    emit(Form(0xC1, wide: true), reg: 7, rm: .register(register))
+    byte(count)
+  }
+
+  package mutating func shiftLeft(_ register: HostRegister, _ count: UInt8) {
+    emit(Form(0xC1, wide: true), reg: 4, rm: .register(register))
+    byte(count)
+  }
+
+  /// TEST of a 32-bit place with an immediate.
+  package mutating func test32(_ place: Place, immediate: UInt32) {
+    emit(Form(0xF7), reg: 0, rm: place)
+    int32(Int32(bitPattern: immediate))
   }
 
   package mutating func shiftLeft32(_ register: HostRegister, _ count: UInt8) {

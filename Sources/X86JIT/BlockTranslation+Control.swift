@@ -10,6 +10,18 @@ import X86
 import X86CPU
 import X86Decoder
 
+/// An indirect transfer whose target the jump cache does not know.
+struct UnresolvedWay {
+  enum End {
+    case jump
+    case call(returnOffset: Int)
+    case `return`(released: Int32)
+  }
+  var start: Label
+  var miss: Label
+  var end: End
+}
+
 extension BlockTranslation {
   // MARK: Edges
 
@@ -77,6 +89,43 @@ extension BlockTranslation {
     a.jump(.r15)
   }
 
+  /// The end of an indirect call, whose target is in `temporary0` and the host address of whose push
+  /// in `temporary1`: R13 = target.
+  private mutating func pushReturn(to offset: Int) {
+    a.load(.r13, .state(StateOffset.temporary1))
+    pageRelative(.r14, offset)
+    a.store(.memory(.r13), .r14)
+    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+    a.load(.r13, .state(StateOffset.temporary0))
+  }
+
+  /// Where a look-up for the target in R13 goes that finds nothing. What may still fault is left to the
+  /// handler at `miss`.
+  private mutating func unresolvedWay(_ miss: Label, _ end: UnresolvedWay.End) -> Label {
+    let way = UnresolvedWay(start: a.label(), miss: miss, end: end)
+    unresolved.append(way)
+    return way.start
+  }
+
+  /// Out of line: the rest of the instruction, and its target found in Swift.
+  mutating func emitUnresolved() {
+    for way in unresolved {
+      a.bind(way.start)
+      a.move(.r14, .r13)
+      a.shiftLeft(.r14, 16)
+      a.shiftRightSigned(.r14, 16)
+      a.arithmetic(.cmp, .r14, .register(.r13))
+      a.jump(if: Self.notEqual, way.miss)
+      switch way.end {
+      case .jump: break
+      case .call(let offset): pushReturn(to: offset)
+      case .return(let released):
+        a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8 + released))
+      }
+      a.jump(to: thunks.resolve)
+    }
+  }
+
   // MARK: Instructions
 
   mutating func lowerConditionalJump(_ n: Int) {
@@ -99,7 +148,7 @@ extension BlockTranslation {
     let miss = missLabel()
     leaveFlags()
     loadTarget(n, miss)
-    lookUp(miss)
+    lookUp(unresolvedWay(miss, .jump))
     enterLookedUp()
     endAccess(n, miss)
   }
@@ -134,13 +183,8 @@ extension BlockTranslation {
     accessPush(miss)
     a.store(.state(StateOffset.temporary1), .r13)
     a.load(.r13, .state(StateOffset.temporary0))
-    lookUp(miss)
-    // From here on nothing can fail.
-    a.load(.r13, .state(StateOffset.temporary1))
-    pageRelative(.r14, nextOffset(n))
-    a.store(.memory(.r13), .r14)
-    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
-    a.load(.r13, .state(StateOffset.temporary0))
+    lookUp(unresolvedWay(miss, .call(returnOffset: nextOffset(n))))
+    pushReturn(to: nextOffset(n))
     enterLookedUp()
     endAccess(n, miss)
   }
@@ -151,9 +195,9 @@ extension BlockTranslation {
     a.move(.r13, RegisterMap.stackPointer)
     translateStackAddress(size: 8, miss)
     a.load(.r13, .memory(.r13))
-    lookUp(miss)
     let i = instructions[n]
     let released = i.operandCount > 0 ? Int32(UInt16(truncatingIfNeeded: i.immediate)) : 0
+    lookUp(unresolvedWay(miss, .return(released: released)))
     a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8 + released))
     enterLookedUp()
     endAccess(n, miss)

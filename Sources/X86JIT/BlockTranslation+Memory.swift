@@ -40,11 +40,7 @@ extension BlockTranslation {
     let place = guestAddress(n)
     if i.addressSize == 4 { a.lea32(.r13, place) } else { a.lea(.r13, place) }
     if i.segment == .fs || i.segment == .gs {
-      let offset =
-        StateOffset.segments
-        + Int(i.segment.rawValue) * MemoryLayout<SegmentState>.stride
-        + MemoryLayout<SegmentState>.offset(of: \.base)!
-      a.arithmetic(.add, .r13, .state(offset))
+      a.arithmetic(.add, .r13, .state(SegmentOffset.base(i.segment)))
     }
   }
 

@@ -17,6 +17,7 @@ extension BlockTranslation {
 
   mutating func lowerPush(_ n: Int) {
     let operand = instructions[n].operands[0]
+    if operand.kind == .memory { return lowerPushMemory(n, operand) }
     let miss = missLabel()
     clobberFlags(n)
     accessPush(miss)
@@ -28,6 +29,19 @@ extension BlockTranslation {
       a.load(.r15, RegisterMap.place(operand.number))
       a.store(.memory(.r13), .r15)
     }
+    a.lea(Self.sp, .memory(Self.sp, -8))
+    endAccess(n, miss)
+  }
+
+  /// Both accesses are proven before anything is written.
+  private mutating func lowerPushMemory(_ n: Int, _ operand: Operand) {
+    let miss = missLabel()
+    accessOperand(n, operand, miss)
+    a.load(.r15, .memory(.r13))
+    a.store(.state(StateOffset.temporary0), .r15)
+    accessPush(miss)
+    a.load(.r15, .state(StateOffset.temporary0))
+    a.store(.memory(.r13), .r15)
     a.lea(Self.sp, .memory(Self.sp, -8))
     endAccess(n, miss)
   }

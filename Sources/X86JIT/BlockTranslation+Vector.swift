@@ -59,7 +59,7 @@ extension BlockTranslation {
       recordX87()
       spillVectors()
       vectors = VectorCache()
-    case .jump, .call, .ret, .conditionalJump:
+    case .jump, .call, .ret, .conditionalJump, .systemJump:
       recordX87()
       if keepsVectors && n == instructions.count - 1 { return }
       spillVectors()

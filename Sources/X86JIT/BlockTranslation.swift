@@ -66,6 +66,7 @@ struct BlockTranslation {
   var stackWays: [StackWay] = []
   var exits: [(label: Label, offset: Int)] = []
   var links: [BlockLink] = []
+  var unresolved: [UnresolvedWay] = []
   /// Scratch registers of the current instruction that hold guest registers.
   var scratch: [(guest: UInt8, host: HostRegister)] = []
   let entry: Label
@@ -89,9 +90,7 @@ struct BlockTranslation {
     guard let instructions = Self.decode(block) else { return nil }
     self.instructions = instructions
     let ops = block.pointee.ops
-    kinds = instructions.indices.map {
-      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
-    }
+    kinds = Self.kinds(instructions, ops, host)
     effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
     liveAfter = Self.liveness(instructions, kinds, effects)
     self.host = host
@@ -99,6 +98,18 @@ struct BlockTranslation {
     a = Assembler(origin: origin)
     entry = a.label()
     loopHead = entry
+  }
+
+  private static func kinds(
+    _ instructions: [Instruction], _ ops: MicroOpPointer, _ host: HostFeatures
+  ) -> [LoweringKind] {
+    var kinds = instructions.indices.map {
+      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
+    }
+    for n in kinds.indices where instructions[n].mnemonic == .sti {
+      if n + 1 == kinds.count || !kinds[n + 1].isPlain { kinds[n] = .handler }
+    }
+    return kinds
   }
 
   private static func decode(_ block: BlockPointer) -> [Instruction]? {
@@ -156,6 +167,7 @@ struct BlockTranslation {
     finishLast()
     mark(.stackWays)
     emitStackWays()
+    emitUnresolved()
     emitOutOfLine()
     mark(.vectorWays)
     emitVectorEntries()
@@ -190,15 +202,20 @@ struct BlockTranslation {
     case .conditionalJump: lowerConditionalJump(n)
     case .call: lowerCall(n)
     case .ret: lowerReturn(n)
+    case .system: lowerSystem(n)
+    case .systemJump: lowerSystemJump(n)
+    case .divide: lowerDivide(n)
+    case .bitString: lowerBitString(n)
     case .handler: leaveToHandler(n)
     }
+    if n > 0 && instructions[n - 1].mnemonic == .sti && kinds[n - 1] == .system { endShadow() }
   }
 
   /// The way on from a block that its last instruction did not end with a jump of its own.
   private mutating func finishLast() {
     let last = instructions.count - 1
     switch kinds[last] {
-    case .jump, .conditionalJump, .call, .ret: return
+    case .jump, .conditionalJump, .call, .ret, .systemJump: return
     default: break
     }
     saveFlags()
@@ -232,14 +249,22 @@ struct BlockTranslation {
     let effect = effects[n]
     var reads = effect.touches || !effect.reads.isEmpty
     var writes = effect.touches
-    if kinds[n] == .handler {
+    if kinds[n] == .handler || kinds[n] == .system || kinds[n] == .systemJump {
       let system = !i.attributes.isDisjoint(with: [.branch, .serializes, .privileged])
       writes = system || i.attributes.contains(.writesFlags) || i.writesHostFlags
       reads = writes || i.attributes.contains(.readsFlags)
     }
     return HandlerInformation(
       blockOffset: pageOffset, remaining: instructions.count - 1 - n, reads: reads, writes: writes,
-      mnemonic: i.mnemonic, isHandler: kinds[n] == .handler)
+      mnemonic: i.mnemonic, isHandler: kinds[n] == .handler && Self.mayChangeVectors(i))
+  }
+
+  /// Whether the instruction may change what vector instructions may do.
+  private static func mayChangeVectors(_ i: Instruction) -> Bool {
+    switch i.mnemonic {
+    case .movControl, .clts, .lmsw, .rsm: return true
+    default: return i.feature != .base || i.attributes.contains(.vector)
+    }
   }
 
   /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.

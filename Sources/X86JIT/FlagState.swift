@@ -92,9 +92,11 @@ extension Instruction {
       changed |= 1 << UInt32(operands[n].parent)
     }
     switch mnemonic {
-    case .mul, .imul, .cwd, .cdq, .cqo, .cbw, .cwde, .cdqe, .mulx, .div, .idiv: changed |= 0b101
+    case .mul, .imul, .cwd, .cdq, .cqo, .cbw, .cwde, .cdqe, .mulx, .div, .idiv, .rdtsc,
+      .rdpkru:
+      changed |= 0b101
     case .cmpxchg, .xadd: changed |= 1
-    case .push, .pop, .call, .ret: changed |= 1 << 4
+    case .push, .pop, .call, .ret, .pushf, .popf: changed |= 1 << 4
     case .leave: changed |= 1 << 4 | 1 << 5
     default: break
     }

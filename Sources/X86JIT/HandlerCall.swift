@@ -36,8 +36,9 @@ struct HandlerInformation {
 typealias HandlerCall =
   @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt32) -> Int32
 
-/// Runs the handler of a micro-op; the registers are in the state. Returns 0 to go on behind it, or
-/// the step to leave with, the flags then being in `flagResult` and `flagAux`.
+/// Runs the handler of a micro-op; the registers are in the state. Returns 0 to go on behind it,
+/// `NativeState.goOn` to go on at `temporary0`, or what to leave with, the flags then being in
+/// `flagResult` and `flagAux`.
 let runHandler: HandlerCall = { state, op, information in
   let c = CPU(state)
   let op = op.assumingMemoryBound(to: MicroOp.self)
@@ -56,9 +57,16 @@ let runHandler: HandlerCall = { state, op, information in
       return 0
     }
     native.pointee.rip = c.nextRIP(op)
+    // The instruction was in the shadow of an STI that was translated, if there is one.
+    native.pointee.interruptibility &= ~Interruptibility.blockingBySTI
   }
   if !information.reads { c.flagImage = native.pointee.native.hostFlags }
   native.pointee.retired &-= information.remaining
   native.pointee.native.faultingOp = op
-  return step == Step.next ? Step.branch : step
+  return c.leaveHandler(step == Step.next ? Step.branch : step, op)
 }
+
+typealias SuccessorSearch = @convention(c) (UnsafeMutableRawPointer) -> UInt
+
+/// The translation at RIP, or 0.
+let findSuccessor: SuccessorSearch = { CPU($0).nativeSuccessor() }

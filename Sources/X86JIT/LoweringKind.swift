@@ -16,6 +16,9 @@ enum LoweringKind {
   case accumulator
   case lea, moveImmediate, bswap, push, pop, leave, nop
   case jump, conditionalJump, call, ret
+  /// System instructions in line (see `lowerSystem`), and those that end a block.
+  case system, systemJump
+  case divide, bitString
   /// Vector and x87 instructions, on the same registers (see `lowerVector`).
   case vector
   case handler
@@ -41,7 +44,11 @@ enum LoweringKind {
     case .mov: return move(i)
     case .xchg: return i.encoding.hasModRM ? .modRM : .handler
     case .bt, .bts, .btr, .btc:
-      return i.memoryOperand != nil && i.operands[1].kind == .general ? .handler : .modRM
+      guard i.memoryOperand != nil && i.operands[1].kind == .general else { return .modRM }
+      return i.operandSize >= 4 && i.addressSize == 8 ? .bitString : .handler
+    case .div, .idiv: return i.operandSize >= 4 ? .divide : .handler
+    // The host's loads and stores are in order but for what MFENCE is for; nothing is speculated on.
+    case .lfence, .sfence: return .nop
     case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
       .shrx:
       return .vex
@@ -49,7 +56,25 @@ enum LoweringKind {
     case .lea: return .lea
     case .bswap: return i.operandSize == 2 ? .handler : .bswap
     case .nop, .endbr64, .endbr32, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta: return .nop
+    default: return system(i)
+    }
+  }
+
+  private static func system(_ i: Instruction) -> LoweringKind {
+    switch i.mnemonic {
+    case .cli, .sti, .swapgs, .cld, .std, .clac, .stac, .rdpkru, .rdtsc, .mfence: return .system
+    case .pushf, .popf: return i.operandSize == 8 ? .system : .handler
+    case .syscall: return .systemJump
+    case .sysret: return i.operandSize == 8 ? .systemJump : .handler
     default: return control(i)
+    }
+  }
+
+  /// What may stand in the shadow of STI: nothing that looks at events, nor at the shadow.
+  var isPlain: Bool {
+    switch self {
+    case .modRM, .vex, .accumulator, .lea, .moveImmediate, .bswap, .push, .pop, .leave, .nop: true
+    default: false
     }
   }
 
@@ -63,7 +88,7 @@ enum LoweringKind {
     if i.condition != nil { return .modRM }
     guard i.operandSize == 8 else { return .handler }
     switch i.mnemonic {
-    case .push: return i.memoryOperand == nil ? .push : .handler
+    case .push: return .push
     case .pop: return i.memoryOperand == nil ? .pop : .handler
     case .leave: return .leave
     case .jmp: return .jump
@@ -83,7 +108,7 @@ enum LoweringKind {
   /// Whether the instruction accesses memory, so that it may fault.
   static func accessesMemory(_ i: Instruction, _ kind: LoweringKind) -> Bool {
     switch kind {
-    case .push, .pop, .leave, .call, .ret, .handler: true
+    case .push, .pop, .leave, .call, .ret, .handler, .system, .systemJump, .divide, .bitString: true
     case .jump: i.operands[0].kind != .relative
     case .lea, .nop: false
     default: i.memoryOperand != nil

@@ -3,6 +3,7 @@
 // Where guest registers are while translated code runs. RSP is the CPUState; R13 to R15 are
 // scratch; RSP of the guest is R12, and what that displaces (R12 to R15) stays in the state.
 
+import X86
 import X86CPU
 
 enum RegisterMap {
@@ -32,8 +33,29 @@ enum StateOffset {
   static let retired = MemoryLayout<CPUState>.offset(of: \.retired)!
   static let slow = MemoryLayout<CPUState>.offset(of: \.slow)!
   static let blockContext = MemoryLayout<CPUState>.offset(of: \.blockContext)!
+  static let rflags = MemoryLayout<CPUState>.offset(of: \.rflags)!
+  static let cpl = MemoryLayout<CPUState>.offset(of: \.cpl)!
+  static let kernelGSBase = MemoryLayout<CPUState>.offset(of: \.kernelGSBase)!
+  static let efer = MemoryLayout<CPUState>.offset(of: \.efer)!
+  static let cr4 = MemoryLayout<CPUState>.offset(of: \.cr4)!
+  static let star = MemoryLayout<CPUState>.offset(of: \.star)!
+  static let lstar = MemoryLayout<CPUState>.offset(of: \.lstar)!
+  static let fmask = MemoryLayout<CPUState>.offset(of: \.fmask)!
+  static let pkru = MemoryLayout<CPUState>.offset(of: \.pkru)!
+  static let tlbBanks = MemoryLayout<CPUState>.offset(of: \.tlbBanks)!
+  static let interruptibility = MemoryLayout<CPUState>.offset(of: \.interruptibility)!
+  static let tscAdjust =
+    MemoryLayout<CPUState>.offset(of: \.system)!
+    + MemoryLayout<SystemState>.offset(of: \.tscAdjust)!
+  private static let vmx = MemoryLayout<CPUState>.offset(of: \.vmx)!
+  static let primaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.primary)!
+  static let secondaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.secondary)!
+  static let tscOffset = vmx + MemoryLayout<VMXControls>.offset(of: \.tscOffset)!
   static let segments = MemoryLayout<CPUState>.offset(of: \.segments)!
   private static let native = MemoryLayout<CPUState>.offset(of: \.native)!
+  static let userContext = native + MemoryLayout<NativeState>.offset(of: \.userContext)!
+  static let supervisorContext =
+    native + MemoryLayout<NativeState>.offset(of: \.supervisorContext)!
   static let codePage = native + MemoryLayout<NativeState>.offset(of: \.codePage)!
   static let hostFlags = native + MemoryLayout<NativeState>.offset(of: \.hostFlags)!
   static let jumps = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
@@ -49,4 +71,24 @@ enum StateOffset {
   static let jumpLinear = MemoryLayout<NativeJump>.offset(of: \.linear)!
   static let jumpContext = MemoryLayout<NativeJump>.offset(of: \.context)!
   static let jumpCode = MemoryLayout<NativeJump>.offset(of: \.code)!
+}
+
+/// Offsets of a segment register's parts.
+enum SegmentOffset {
+  private static func start(_ register: SegmentRegister) -> Int {
+    StateOffset.segments + Int(register.rawValue) * MemoryLayout<SegmentState>.stride
+  }
+
+  static func base(_ register: SegmentRegister) -> Int {
+    start(register) + MemoryLayout<SegmentState>.offset(of: \.base)!
+  }
+
+  /// Limit in bits 31:0, access rights in bits 63:32.
+  static func limitAndRights(_ register: SegmentRegister) -> Int {
+    start(register) + MemoryLayout<SegmentState>.offset(of: \.limit)!
+  }
+
+  static func selector(_ register: SegmentRegister) -> Int {
+    start(register) + MemoryLayout<SegmentState>.offset(of: \.selector)!
+  }
 }

@@ -7,7 +7,9 @@
 //     exit       stores them and returns Step.branch with the flags in the image; RIP is set
 //     exitAt     the same with RIP in R13
 //     interpret  the same, asking that the block at RIP be interpreted
-//     dispatch   goes on at R13: the block's translation if the jump cache has one, else exit
+//     dispatch   goes on at R13: the block's translation if the jump cache has one, else `resolve`
+//     resolve    goes on at R13: the block's translation if there is one, else exit
+//     syscall    SYSCALL with the next RIP in R13; sysret likewise to RCX (see Thunks+System)
 //     handler    called with micro-op in R13 and HandlerInformation in R14: has the handler execute
 //                the instruction, returns or leaves with the step
 
@@ -19,6 +21,9 @@ struct Thunks {
   private(set) var dispatch: UInt = 0
   private(set) var handler: UInt = 0
   private(set) var interpret: UInt = 0
+  private(set) var resolve: UInt = 0
+  private(set) var syscall: UInt = 0
+  private(set) var sysret: UInt = 0
   private(set) var vectors = VectorThunks()
   private(set) var code: [UInt8] = []
 
@@ -43,15 +48,17 @@ struct Thunks {
     Self.emitEnter(&a)
     exitAt = here()
     Self.emitExit(&a, leave)
+    let unresolved = a.label()
+    syscall = here()
+    Self.emitSyscall(&a)
     dispatch = here()
-    let exit = exitAt
-    let miss = a.label()
-    lookUp(&a, miss)
-    a.arithmetic(.and, .register(.r13), immediate: -4096)
-    a.store(.state(StateOffset.codePage), .r13)
-    a.jump(.r15)
-    a.bind(miss)
-    a.jump(to: exit)
+    lookUpAndEnter(&a, unresolved)
+    sysret = here()
+    Self.emitSysret(&a)
+    lookUpAndEnter(&a, unresolved)
+    resolve = here()
+    a.bind(unresolved)
+    Self.emitResolve(&a, leave)
     handler = here()
     Self.emitHandler(&a, leave)
     interpret = here()
@@ -60,6 +67,31 @@ struct Thunks {
     vectors.emit(&a, hasAVX512: HostFeatures.current.hasAVX512)
     a.resolve()
     code = a.bytes
+  }
+
+  private func lookUpAndEnter(_ a: inout Assembler, _ miss: Label) {
+    lookUp(&a, miss)
+    a.arithmetic(.and, .register(.r13), immediate: -4096)
+    a.store(.state(StateOffset.codePage), .r13)
+    a.jump(.r15)
+  }
+
+  private static func emitResolve(_ a: inout Assembler, _ leave: Label) {
+    a.store(.state(StateOffset.rip), .r13)
+    VectorThunks.store(&a, offset: 0)
+    storeRegisters(&a, 0)
+    a.move(.rdi, .rsp)
+    a.move(.rax, immediate: UInt64(UInt(bitPattern: unsafeBitCast(findSuccessor, to: Int.self))))
+    a.call(.rax)
+    a.test(.rax)
+    let found = a.label()
+    a.jump(if: BlockTranslation.notEqual, found)
+    a.move(.rax, immediate: UInt64(Step.branch | NativeState.flagsInImage))
+    a.jump(leave)
+    a.bind(found)
+    a.move(.r15, .rax)
+    loadRegisters(&a, 0)
+    a.jump(.r15)
   }
 
   private static func emitEnter(_ a: inout Assembler) {
@@ -101,7 +133,11 @@ struct Thunks {
     let done = a.label()
     a.jump(if: 4, done)
     a.lea(.rsp, .memory(.rsp, 8))
-    a.jump(leave)
+    a.arithmetic(.cmp, .register(.rax), immediate: NativeState.goOn, wide: false)
+    a.jump(if: BlockTranslation.notEqual, leave)
+    a.load(.r15, .state(StateOffset.temporary0))
+    loadRegisters(&a, 0)
+    a.jump(.r15)
     a.bind(done)
     loadRegisters(&a, 8)
     a.ret()

@@ -41,7 +41,7 @@ enum SupportedCPUID {
 
   /// How many subleaves the leaves with an index have.
   private static let subleaves: [UInt32: UInt32] = [
-    4: 5, 7: 2, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2,
+    4: 5, 7: 3, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2,
   ]
 
   private static func add(

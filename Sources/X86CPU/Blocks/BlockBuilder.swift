@@ -32,13 +32,13 @@ extension CPU {
   @inline(never) private func findBlock(
     at linear: UInt64, _ slot: UnsafeMutablePointer<JumpCacheEntry>
   ) throws(GuestException) -> BlockPointer {
-    let cache = owner.blocks
     let host = try executeAddress(linear)
-    var block = cache.find(host: host, modeKey: s.pointee.modeKey)
+    let modeKey = s.pointee.modeKey
+    var block = s.pointee.blocks._withUnsafeGuaranteedRef { $0.find(host: host, modeKey: modeKey) }
     if let found = block, found.pointee.secondPage != 0 {
       let second = try executeAddress(nextLinear(linear & Page.mask, Page.size)) & Page.mask
       if second != found.pointee.secondPage {
-        cache.drop(page: found.pointee.host & Page.mask)
+        owner.blocks.drop(page: found.pointee.host & Page.mask)
         block = nil
       }
     }
@@ -63,7 +63,7 @@ extension CPU {
     if is64Bit && !isCanonical(linear) { throw .generalProtection }
     let bank = s.pointee.cpl == 3 ? TLB.user : TLB.supervisor
     let translation = try translate(linear, .execute, bank: bank)
-    if translation.shift > Page.shift { owner.noteLargePage(linear) }
+    noteExecuted(linear, translation)
     guard let physical = physicalPage(translation.physical, .execute) else {
       throw eptViolation(
         translation.physical | linear & Page.offsetMask, .execute, .linear(linear))

@@ -47,10 +47,15 @@ package struct NativeState {
   /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
   /// requested, so that one look serves both questions. Atomic.
   package var jumps: UInt64 = 0
+  /// `NativeJumps`, whatever is requested.
+  package var jumpTable: UInt64 = 0
   /// The linear page that the stack was last found in, with what to add for the host address. Writable,
   /// and valid for the current TLB bank and context; `noPage` otherwise.
   package var stackPage: UInt64 = NativeState.noPage
   package var stackAddend: UInt64 = 0
+  /// `CPUState.blockContext` at CPL 3 and below, as they are now.
+  package var userContext: UInt64 = 0
+  package var supervisorContext: UInt64 = 0
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// How often each mnemonic was left to its handler: the translator's array.
@@ -62,6 +67,10 @@ package struct NativeState {
   /// Bits of what translated code returns. The second: the block at RIP must be interpreted.
   package static let flagsInImage: Int32 = 0x100
   package static let interpret: Int32 = 0x200
+  /// What a handler's caller returns to go on with the code at `temporary0`.
+  package static let goOn: Int32 = 0x400
+  /// A VM exit is recorded.
+  package static let exited: Int32 = 0x800
 }
 
 extension CPU {
@@ -80,12 +89,13 @@ extension CPU {
     guard let enter = state.pointee.native.enter,
       let code = UnsafeMutableRawPointer(bitPattern: block.pointee.native)
     else { return true }
-    owner.nativeJumps.enter(
+    NativeJumps(address: state.pointee.native.jumpTable).enter(
       linear: state.pointee.rip, context: state.pointee.blockContext, code: block.pointee.native)
     state.pointee.native.codePage = state.pointee.rip & Page.mask
     state.pointee.native.hostFlags = flagImage
     updateVectorReadiness()
     let result = enter(raw, code)
+    if result & NativeState.exited != 0 { return false }
     if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.native.hostFlags }
     let step = result & 0xFF
     if step == Step.branch {
@@ -96,6 +106,47 @@ extension CPU {
     }
     guard let op = state.pointee.native.faultingOp else { return processEvents() }
     return finish(step, op)
+  }
+}
+
+extension CPU {
+  /// The translation of the block at RIP, entered into the table of ways and ready to be run; 0 where
+  /// there is none, or something else has to be looked at first. Called below translated code.
+  package func nativeSuccessor() -> UInt {
+    let state = s
+    if state.pointee.request != 0 || state.pointee.slow != 0 || state.pointee.activity != 0 {
+      return 0
+    }
+    let linear = codeLinear
+    guard let block = try? block(at: linear), block.pointee.native != 0 else { return 0 }
+    let table = NativeJumps(address: state.pointee.native.jumpTable)
+    table.enter(
+      linear: linear, context: state.pointee.blockContext, code: block.pointee.native)
+    state.pointee.native.codePage = linear & Page.mask
+    return block.pointee.native
+  }
+
+  /// After an instruction of translated code that ended with `step` otherwise than by going on, flags
+  /// being in `flagResult` and `flagAux`: takes its exception, and goes on in translated code if
+  /// nothing else is to be looked at.
+  ///
+  /// - Returns: `NativeState.goOn` or `exited`, or the step to leave with.
+  package func leaveHandler(_ step: Int32, _ op: MicroOpPointer) -> Int32 {
+    let state = s
+    switch step {
+    case Step.branch: break
+    case Step.reload:
+      if mayHaveEvents { return step }
+    case Step.fault:
+      if !finish(step, op) { return NativeState.exited }
+    default: return step
+    }
+    let code = nativeSuccessor()
+    if code == 0 { return Step.branch }
+    state.pointee.native.temporary0 = UInt64(code)
+    state.pointee.native.hostFlags = flagImage
+    updateVectorReadiness()
+    return NativeState.goOn
   }
 }
 
@@ -127,11 +178,15 @@ package struct NativeJumps: @unchecked Sendable {
     base = memory.assumingMemoryBound(to: NativeJump.self)
   }
 
+  init(address: UInt64) {
+    base = UnsafeMutablePointer(bitPattern: UInt(address)).unsafelyUnwrapped
+  }
+
   func deallocate() { UnsafeMutableRawPointer(base).deallocate() }
 
   var address: UInt64 { UInt64(UInt(bitPattern: base)) }
 
-  func enter(linear: UInt64, context: UInt64, code: UInt) {
+  @inline(__always) func enter(linear: UInt64, context: UInt64, code: UInt) {
     base[Int((linear ^ linear >> 12) & Self.mask)] = NativeJump(
       linear: linear, context: context, code: code)
   }
@@ -153,6 +208,7 @@ struct RequestLine: @unchecked Sendable {
     let field = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
     jumps = (cpu.raw + field).assumingMemoryBound(to: Atomic<UInt64>.self)
     self.table = table.address
+    cpu.s.pointee.native.jumpTable = table.address
     jumps.pointee.store(table.address, ordering: .sequentiallyConsistent)
   }
 

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// TLB invalidation. A flush of an address space takes a new context; nothing is walked.
+// TLB invalidation. Nothing is walked: a flush of an address space takes a new context, a flush of
+// global pages a new generation. Contexts belong to a PCID, a root and the value of PKRU, so that a
+// switch of any of them that keeps translations finds its own again.
+//
+// Code has its ways of its own (jump cache, translated code's table, `executePages`): those of user
+// code carry the context, those of supervisor code do not as long as all of it lies in global pages
+// (`PhysicalCPU.supervisorCodeIsGlobal`), and all carry `jumpEpoch`.
 
 import X86
 
@@ -9,49 +15,126 @@ extension CPU {
   /// (INVEPT, mapping changes, mode changes).
   package func flushTLB() {
     owner.flushPhysicalCache()
-    owner.forgetContexts()
+    flushAllAddressSpaces(keepGlobal: false)
+    owner.supervisorCodeIsGlobal = true
+    updateBlockContext()
+  }
+
+  /// Drops the translations of every address space (INVPCID).
+  func flushAllAddressSpaces(keepGlobal: Bool) {
+    if keepGlobal { owner.forgetContexts() } else { flushGlobal() }
     s.pointee.tlbContext = owner.newContext()
     updateBlockContext()
   }
 
-  /// Drops translations of the current address space. Global pages may go too: a flush may drop more
-  /// than it must.
+  /// Entries of global pages have the context with which they were entered.
+  private func flushGlobal() {
+    s.pointee.tlbGeneration &+= 1
+    owner.forgetContexts()
+    owner.newJumpEpoch()
+  }
+
+  /// Drops translations of the current address space.
   package func flushAddressSpace(keepGlobal: Bool) {
+    if !keepGlobal { flushGlobal() }
     let pcid = s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0
-    owner.pcidContexts.removeAll { $0.pcid == pcid }
-    s.pointee.tlbContext = owner.context(forPCID: pcid, root: s.pointee.cr3 & Page.mask)
-    updateBlockContext()
+    owner.forgetContext(ofPCID: pcid)
+    switchAddressSpace(toPCID: pcid)
   }
 
   /// Switches to the address space of CR3 with the given PCID, keeping translations that are still
   /// known (MOV to CR3 with bit 63 set).
   package func switchAddressSpace(toPCID pcid: UInt64) {
-    s.pointee.tlbContext = owner.context(forPCID: pcid, root: s.pointee.cr3 & Page.mask)
+    s.pointee.tlbContext = owner.context(
+      forPCID: pcid, root: s.pointee.cr3 & Page.mask, keys: s.pointee.pkru)
     updateBlockContext()
+  }
+
+  /// After a change of PKRU: rights of user pages are those of the keys.
+  func switchProtectionKeys() {
+    switchAddressSpace(
+      toPCID: s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0)
   }
 
   /// Drops the translations of one linear address (INVLPG). Other address spaces lose it too.
   package func flushPage(_ linear: UInt64) {
+    let owner = owner
     if owner.mayBeLargePage(linear) {
       flushAddressSpace(keepGlobal: false)
       return
     }
     owner.tlbCounts.pageFlushes &+= 1
     let index = Int((linear >> Page.shift) & TLB.indexMask)
+    let second = SecondTLB.index(linear)
     for bank in 0..<TLB.bankCount {
       owner.tlbBanks[bank * TLB.entriesPerBank + index] = .invalid
+      s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
-    owner.executePages[Int((linear >> Page.shift) & PhysicalCPU.executePagesMask)].tag = .max
-    owner.jumpEpoch &+= 1
-    updateBlockContext()
+    s.pointee.native.stackPage = NativeState.noPage
+    if owner.executed.mayContain(linear >> Page.shift) {
+      owner.newJumpEpoch()
+      updateBlockContext()
+    }
   }
 
   /// Recomputes what a jump-cache entry must match: address space, mode, privilege and epoch.
   package func updateBlockContext() {
+    let owner = owner
+    let common = UInt64(s.pointee.modeKey) << 12 | owner.jumpEpoch << 29
+    let context = s.pointee.tlbContext
     s.pointee.native.stackPage = NativeState.noPage
+    s.pointee.native.userContext = common | context | 1 << 28
+    s.pointee.native.supervisorContext =
+      common | (owner.supervisorCodeIsGlobal ? TLB.anyContext : context)
     s.pointee.blockContext =
-      s.pointee.tlbContext | UInt64(s.pointee.modeKey) << 12
-      | (s.pointee.cpl == 3 ? 1 << 28 : 0) | owner.jumpEpoch << 29
+      s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
+  }
+
+  /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor code
+  /// is the same in every address space.
+  func noteExecuted(_ linear: UInt64, _ translation: PageTranslation) {
+    let owner = owner
+    owner.executed.insert(linear >> Page.shift)
+    if translation.shift > Page.shift { owner.noteLargePage(linear, shift: translation.shift) }
+    if s.pointee.cpl != 3 && !translation.global && owner.supervisorCodeIsGlobal {
+      owner.supervisorCodeIsGlobal = false
+      owner.newJumpEpoch()
+      owner.executed.insert(linear >> Page.shift)
+      updateBlockContext()
+    }
+  }
+}
+
+/// A set of numbers that may say yes too often: one bit for each value of a hash.
+struct NumberFilter {
+  private static let wordCount = 1024
+  private let words = UnsafeMutablePointer<UInt64>.allocate(capacity: wordCount)
+  private var isEmpty = false
+
+  init() { removeAll() }
+
+  func deallocate() { words.deallocate() }
+
+  private func bit(_ number: UInt64) -> (word: Int, mask: UInt64) {
+    let hash = (number ^ number >> 16) & UInt64(Self.wordCount * 64 - 1)
+    return (Int(hash >> 6), 1 << (hash & 63))
+  }
+
+  mutating func insert(_ number: UInt64) {
+    let (word, mask) = bit(number)
+    words[word] |= mask
+    isEmpty = false
+  }
+
+  func mayContain(_ number: UInt64) -> Bool {
+    let (word, mask) = bit(number)
+    return words[word] & mask != 0
+  }
+
+  mutating func removeAll() {
+    if isEmpty { return }
+    words.update(repeating: 0, count: Self.wordCount)
+    isEmpty = true
   }
 }
 
@@ -61,11 +144,10 @@ extension PhysicalCPU {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
-      executePages.update(
-        repeating: ExecutePage.invalid, count: Int(PhysicalCPU.executePagesMask) + 1)
+      cpu.s.pointee.tlbGeneration &+= 1
       forgetContexts()
-      largePages = nil
-      jumpEpoch &+= 1
+      largePages.removeAll()
+      newJumpEpoch()
       nextContext = 0
     }
     tlbCounts.contexts &+= 1
@@ -73,38 +155,51 @@ extension PhysicalCPU {
     return nextContext - 1
   }
 
+  /// Every way to code is found anew. `updateBlockContext` follows.
+  func newJumpEpoch() {
+    jumpEpoch &+= 1
+    executed.removeAll()
+  }
+
   /// Forgets which contexts belong to which PCID.
   func forgetContexts() { pcidContexts.removeAll(keepingCapacity: true) }
 
+  func forgetContext(ofPCID pcid: UInt64) { pcidContexts.removeAll { $0.pcid == pcid } }
+
   /// The context of an address space, a new one if it is not known.
-  func context(forPCID pcid: UInt64, root: UInt64) -> UInt64 {
-    for known in pcidContexts where known.pcid == pcid && known.root == root {
+  func context(forPCID pcid: UInt64, root: UInt64, keys: UInt64) -> UInt64 {
+    for known in pcidContexts
+    where known.pcid == pcid && known.root == root && known.keys == keys {
       return known.context
     }
-    pcidContexts.removeAll { $0.pcid == pcid }
-    if pcidContexts.count >= 8 { pcidContexts.removeFirst() }
+    pcidContexts.removeAll { $0.pcid == pcid && $0.root != root }
+    if pcidContexts.count >= 16 { pcidContexts.removeFirst() }
     let context = newContext()
-    pcidContexts.append((pcid: pcid, root: root, context: context))
+    pcidContexts.append((pcid: pcid, root: root, keys: keys, context: context))
     return context
   }
 
   func flushPhysicalCache() {
-    physicalCache.update(
-      repeating: .invalid, count: Int(PhysicalCPU.physicalCacheMask) + 1)
+    physicalGeneration &+= 1
+    if physicalGeneration & Page.offsetMask == 0 {
+      physicalCache.update(repeating: .invalid, count: Int(PhysicalCPU.physicalCacheMask) + 1)
+      physicalGeneration = 1
+    }
+    cpu.s.pointee.physicalGeneration = physicalGeneration
   }
 
   /// Remembers that a large page's part was entered, so that INVLPG knows it has to look further.
-  func noteLargePage(_ linear: UInt64) {
-    let low = linear & ~0x3FFF_FFFF
-    if let range = largePages {
-      largePages = (min(range.low, low), max(range.high, low | 0x3FFF_FFFF))
-    } else {
-      largePages = (low, low | 0x3FFF_FFFF)
-    }
+  func noteLargePage(_ linear: UInt64, shift: UInt64) {
+    largePages.insert(Self.largePage(linear, shift > 22 ? 30 : 22))
   }
 
   func mayBeLargePage(_ linear: UInt64) -> Bool {
-    guard let range = largePages else { return false }
-    return linear >= range.low && linear <= range.high
+    largePages.mayContain(Self.largePage(linear, 22))
+      || largePages.mayContain(Self.largePage(linear, 30))
+  }
+
+  /// A number for the 4 MiB or the 1 GiB around an address.
+  private static func largePage(_ linear: UInt64, _ shift: UInt64) -> UInt64 {
+    (linear >> shift) &* 0x9E37_79B9_7F4A_7C15 >> 40 ^ shift
   }
 }

@@ -41,6 +41,7 @@ extension CPU {
       return .host(host)
     }
     let bank = currentBank
+    if let host = refill(linear, kind, bank) { return .host(host) }
     let translation = try translate(linear, kind, bank: bank)
     let physical = translation.physical | linear & Page.offsetMask
     guard let page = physicalPage(physical, kind) else {
@@ -65,14 +66,46 @@ extension CPU {
     if isCode && mayWrite { info |= TLBEntry.tracked }
     if t.shift > Page.shift {
       info |= TLBEntry.largePage
-      owner.noteLargePage(linear)
+      owner.noteLargePage(linear, shift: t.shift)
     }
     if t.global { info |= TLBEntry.global }
     s.pointee.tlbFills &+= 1
+    let readable = page.rights & EPTEntry.read != 0
+    let addend = page.host &- (linear & Page.mask)
     tlbEntry(linear).pointee = TLBEntry(
-      readTag: page.rights & EPTEntry.read != 0 ? key : .max,
-      writeTag: mayWrite && !isCode ? key : .max,
-      addend: page.host &- (linear & Page.mask), info: info)
+      readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max, addend: addend,
+      info: info)
+    // Rights of user pages follow from protection keys, which are part of the context.
+    let context = t.global && !t.user ? TLB.anyContext : s.pointee.tlbContext
+    info &= ~TLBEntry.tracked
+    if readable { info |= SecondTLBEntry.readable }
+    if mayWrite { info |= SecondTLBEntry.writable }
+    secondEntry(linear, currentBank).pointee = SecondTLBEntry(
+      key: linear & Page.mask | context, addend: addend, info: info,
+      generation: s.pointee.tlbGeneration)
+  }
+
+  private func secondEntry(_ linear: UInt64, _ bank: Int) -> UnsafeMutablePointer<SecondTLBEntry> {
+    s.pointee.secondTLB + (bank &* SecondTLB.entriesPerBank &+ SecondTLB.index(linear))
+  }
+
+  /// Asks the second table; the host address if it knows and the access needs nothing else.
+  private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
+    let found = secondEntry(linear, bank).pointee
+    let page = linear & Page.mask
+    guard found.key == page | s.pointee.tlbContext || found.key == page | TLB.anyContext,
+      found.generation == s.pointee.tlbGeneration, s.pointee.slow & SlowReason.breakpoints == 0
+    else { return nil }
+    let isCode = CodePages.shared.contains(page &+ found.addend)
+    let mayWrite = found.info & SecondTLBEntry.writable != 0
+    let readable = found.info & SecondTLBEntry.readable != 0
+    if kind == .write ? !mayWrite || isCode : !readable { return nil }
+    let key = page | s.pointee.tlbContext
+    let info = found.info & (TLBEntry.largePage | TLBEntry.global)
+    tlbEntry(linear).pointee = TLBEntry(
+      readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max,
+      addend: found.addend, info: isCode && mayWrite ? info | TLBEntry.tracked : info)
+    return linear &+ found.addend
   }
 
   /// A read filled this entry: would a write be allowed as well? Protection keys may say no.

@@ -11,7 +11,7 @@ import X86
 
 /// A guest-physical page's host page and what EPT permits.
 package struct PhysicalPage {
-  /// Guest-physical page, or all ones.
+  /// Guest-physical page with the low bits of `CPUState.physicalGeneration`, or all ones.
   package var tag: UInt64
   /// Host address of the 4 KiB page.
   package var host: UInt64
@@ -40,9 +40,11 @@ extension CPU {
     let page = address & Page.mask
     let slot = s.pointee.physicalCache + Int((page >> Page.shift) & PhysicalCPU.physicalCacheMask)
     let wanted = EPTEntry.read << UInt64(kind.rawValue)
-    if slot.pointee.tag == page, slot.pointee.rights & wanted != 0 { return slot.pointee }
+    let tag = page | s.pointee.physicalGeneration & Page.offsetMask
+    if slot.pointee.tag == tag, slot.pointee.rights & wanted != 0 { return slot.pointee }
     guard let found = walkEPT(page, kind) else { return nil }
     slot.pointee = found
+    slot.pointee.tag = tag
     return found.rights & wanted != 0 ? found : nil
   }
 

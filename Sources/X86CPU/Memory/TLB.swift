@@ -10,6 +10,9 @@
 //     tag  = page | context            (context: 0 to 4094; invalid entries have all ones)
 //     host = linear + addend
 //
+// Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There an
+// entry of a global page counts in every address space.
+//
 // What may not go the fast way has no tag: pages with translated code have no write tag (the slow
 // path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
 // A flush of everything changes the context; only when contexts run out are entries wiped.
@@ -40,6 +43,33 @@ package enum TLB {
   package static let user = 1
   package static let supervisorWithoutSMAP = 2
   package static let lastContext: UInt64 = 4094
+  /// In the place of a context: whatever the address space.
+  static let anyContext: UInt64 = 4095
+}
+
+/// An entry of the second table.
+package struct SecondTLBEntry {
+  /// Page with the context, or with `TLB.anyContext` for a global page.
+  var key: UInt64
+  /// Host address minus linear address.
+  var addend: UInt64
+  /// `TLBEntry`'s bits, and those below.
+  var info: UInt64
+  /// `CPUState.tlbGeneration` when it was made.
+  var generation: UInt64
+
+  static let invalid = SecondTLBEntry(key: .max, addend: 0, info: 0, generation: 0)
+  static let readable: UInt64 = 1 << 8
+  /// A write needs no walk, unless the page holds code.
+  static let writable: UInt64 = 1 << 9
+}
+
+enum SecondTLB {
+  static let entriesPerBank = 4096
+
+  @inline(__always) static func index(_ linear: UInt64) -> Int {
+    Int((linear >> Page.shift ^ linear >> 28) & UInt64(entriesPerBank - 1))
+  }
 }
 
 /// What an access wants, for the page walk.

@@ -8,7 +8,7 @@ import X86
 /// A feature word: a register of a leaf.
 package enum FeatureWord: Int, CaseIterable, Sendable {
   case leaf1ECX, leaf1EDX, leaf7EBX, leaf7ECX, leaf7EDX, leaf7_1EAX, leafD_1EAX
-  case extended1ECX, extended1EDX, extended7EDX, extended8EBX
+  case extended1ECX, extended1EDX, extended7EDX, extended8EBX, leaf7_2EDX
 }
 
 /// One bit of a feature word.
@@ -190,6 +190,9 @@ struct FeatureBit: Sendable {
     .init(.leaf7_1EAX, 10, "fast-zero-rep-movsb", .offered),
     .init(.leaf7_1EAX, 11, "fast-short-rep-stosb", .offered),
     .init(.leaf7_1EAX, 26, "lam", other),
+    // Linux takes BHI_NO for half the truth and fills the branch history by a loop in every system call,
+    // unless there is this switch (IA32_SPEC_CTRL.BHI_DIS_S).
+    .init(.leaf7_2EDX, 4, "bhi-ctrl", .offered),
   ]
 
   private static let extendedState: [FeatureBit] = [

@@ -52,6 +52,7 @@ package enum CPUIDModel {
     return [
       one.ecx, one.edx, seven.ebx, seven.ecx, seven.edx, sevenOne.eax, HostCPUID.leaf(0xD, 1).eax,
       extended1.ecx, extended1.edx, extended7.edx, HostCPUID.leaf(0x8000_0008).ebx,
+      0,
     ]
   }
 
@@ -111,8 +112,9 @@ package enum CPUIDModel {
   private static func features(_ subleaf: UInt32) -> CPUIDLeaf {
     switch subleaf {
     case 0:
-      CPUIDLeaf(eax: 1, ebx: word(.leaf7EBX), ecx: word(.leaf7ECX), edx: word(.leaf7EDX))
+      CPUIDLeaf(eax: 2, ebx: word(.leaf7EBX), ecx: word(.leaf7ECX), edx: word(.leaf7EDX))
     case 1: CPUIDLeaf(eax: word(.leaf7_1EAX))
+    case 2: CPUIDLeaf(edx: word(.leaf7_2EDX))
     default: CPUIDLeaf()
     }
   }

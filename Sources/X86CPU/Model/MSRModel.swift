@@ -101,7 +101,8 @@ package enum MSRModel {
     MSRRule(.apicBase, .slot(apicBaseReset), .bits(physicalMask & ~0x2FF)),
     MSRRule(.featureControl, .constant(featureControl), .readOnly),
     MSRRule(.tscAdjust, .computed, .bits(.max)),
-    MSRRule(.specCtrl, .slot(0), .bits(7)),
+    // IBRS, STIBP, SSBD, BHI_DIS_S.
+    MSRRule(.specCtrl, .slot(0), .bits(1 << 10 | 7)),
     MSRRule(.predCmd, .constant(0), .command(1)),
     MSRRule(.biosUpdateTrigger, .constant(0), .ignored),
     MSRRule(.biosSignatureID, .constant(microcodeRevision), .ignored),

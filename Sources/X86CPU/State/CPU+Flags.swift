@@ -75,30 +75,28 @@ extension CPU {
       bitPattern: Int64(bitPattern: UInt64(truncatingIfNeeded: value) &<< shift) &>> Int64(shift))
   }
 
-  /// The six arithmetic flags in RFLAGS's positions.
-  package var arithmeticFlags: UInt64 {
+  /// The six arithmetic flags in RFLAGS's positions. Without branches: every exception and every
+  /// handler that looks at flags passes here.
+  @inline(__always) package var arithmeticFlags: UInt64 {
     get {
-      var flags: UInt64 = 0
-      if cf { flags |= RFLAGS.cf.rawValue }
-      if pf { flags |= RFLAGS.pf.rawValue }
-      if af { flags |= RFLAGS.af.rawValue }
-      if zf { flags |= RFLAGS.zf.rawValue }
-      if sf { flags |= RFLAGS.sf.rawValue }
-      if of { flags |= RFLAGS.of.rawValue }
-      return flags
+      let (result, aux) = (s.pointee.flagResult, s.pointee.flagAux)
+      let byte = UInt8(truncatingIfNeeded: result ^ (aux >> 8))
+      let parity = UInt64(truncatingIfNeeded: ~byte.nonzeroBitCount & 1)
+      let zero: UInt64 = result == 0 ? 1 : 0
+      let sign = (result ^ (aux << 47)) >> 63
+      let overflow = (aux ^ (aux << 1)) >> 63
+      return aux >> 63 | parity << 2 | (aux & FlagAux.af) << 1 | zero << 6 | sign << 7
+        | overflow << 11
     }
     nonmutating set {
-      let zero = newValue & RFLAGS.zf.rawValue != 0
-      let result: UInt64 = zero ? 0 : 1  // 0 has even parity, 1 odd
-      var aux: UInt64 = 0
-      if newValue & RFLAGS.cf.rawValue != 0 { aux |= FlagAux.cf }
-      let cf = newValue & RFLAGS.cf.rawValue != 0
-      if cf != (newValue & RFLAGS.of.rawValue != 0) { aux |= FlagAux.carryIn }
-      if newValue & RFLAGS.af.rawValue != 0 { aux |= FlagAux.af }
-      if newValue & RFLAGS.sf.rawValue != 0 { aux |= FlagAux.signFlip }
-      if zero != (newValue & RFLAGS.pf.rawValue != 0) { aux |= 1 << 8 }
-      s.pointee.flagResult = result
-      s.pointee.flagAux = aux
+      let (cf, zero) = (newValue & 1, (newValue >> 6) & 1)
+      let carryIn = cf ^ (newValue >> 11) & 1
+      // The result 0 has even parity, 1 odd.
+      let parityFlip = zero ^ (newValue >> 2) & 1
+      s.pointee.flagResult = zero ^ 1
+      s.pointee.flagAux =
+        cf << 63 | carryIn << 62 | (newValue & RFLAGS.af.rawValue) >> 1 | parityFlip << 8
+        | ((newValue >> 7) & 1) << 16
     }
   }
 

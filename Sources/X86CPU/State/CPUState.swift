@@ -162,6 +162,14 @@ package struct CPUState {
   package var physicalCache: UnsafeMutablePointer<PhysicalPage>
   package var executePages: UnsafeMutablePointer<ExecutePage>
 
+  package var secondTLB: UnsafeMutablePointer<SecondTLBEntry>
+  /// The owner's block cache.
+  var blocks: Unmanaged<BlockCache>
+  /// Changes when entries of global pages go.
+  package var tlbGeneration: UInt64 = 1
+  /// Changes when what is known of guest-physical memory goes; its low bits are not 0.
+  package var physicalGeneration: UInt64 = 1
+
   /// TLB entries made after page walks, since start.
   package var tlbFills: UInt64 = 0
 
@@ -171,13 +179,16 @@ package struct CPUState {
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
     physicalCache: UnsafeMutablePointer<PhysicalPage>,
-    executePages: UnsafeMutablePointer<ExecutePage>
+    executePages: UnsafeMutablePointer<ExecutePage>,
+    secondTLB: UnsafeMutablePointer<SecondTLBEntry>, blocks: Unmanaged<BlockCache>
   ) {
     tlb = tlbBanks
     self.tlbBanks = tlbBanks
     self.jumpCache = jumpCache
     self.physicalCache = physicalCache
     self.executePages = executePages
+    self.secondTLB = secondTLB
+    self.blocks = blocks
   }
 }
 

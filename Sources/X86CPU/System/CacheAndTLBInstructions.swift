@@ -100,8 +100,9 @@ enum CacheAndTLBInstructions {
     switch type {
     case InvalidationType.address where isCurrent: c.flushPage(address)
     case InvalidationType.context where isCurrent: c.flushAddressSpace(keepGlobal: true)
-    // Of other address spaces more goes than must.
-    default: c.flushAddressSpace(keepGlobal: false)
+    // Of another address space all goes.
+    case InvalidationType.address, InvalidationType.context: c.owner.forgetContext(ofPCID: pcid)
+    default: c.flushAllAddressSpaces(keepGlobal: type == InvalidationType.allButGlobal)
     }
     return c.reload(i)
   }

@@ -7,11 +7,11 @@ import X86
 import X86Decoder
 
 /// Access rights of the flat segments that these instructions load (VMCS format): present, S, G.
-private enum FlatRights {
-  static let code64: UInt32 = 0xA09B
-  static let code32: UInt32 = 0xC09B
-  static let data: UInt32 = 0xC093
-  static let user: UInt32 = 3 << 5
+package enum FlatRights {
+  package static let code64: UInt32 = 0xA09B
+  package static let code32: UInt32 = 0xC09B
+  package static let data: UInt32 = 0xC093
+  package static let user: UInt32 = 3 << 5
 }
 
 enum FastSystemCalls {

@@ -23,8 +23,10 @@ enum ProtectionKeyInstructions {
   static func write(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.pke.rawValue == 0 { throw .invalidOpcode }
     if (c.gpr[1] | c.gpr[2]) & 0xFFFF_FFFF != 0 { throw .generalProtection }
-    c.s.pointee.pkru = c.gpr[0] & 0xFFFF_FFFF
-    c.flushTLB()
+    let keys = c.gpr[0] & 0xFFFF_FFFF
+    if keys == c.s.pointee.pkru { return Step.next }
+    c.s.pointee.pkru = keys
+    c.switchProtectionKeys()
     return c.reload(i)
   }
 }

@@ -13,6 +13,18 @@ import CHost
 import X86
 
 extension CPU {
+  /// Whether `processEvents` has anything to look at.
+  @inline(__always) var mayHaveEvents: Bool {
+    let state = s
+    let watched =
+      PrimaryControls.useTPRShadow | PrimaryControls.nmiWindowExiting
+      | PrimaryControls.interruptWindowExiting
+    return state.pointee.request | state.pointee.pendingDebug != 0
+      || state.pointee.slow | state.pointee.activity != 0
+      || state.pointee.vmx.primary & watched != 0
+      || state.pointee.vmx.pin & PinControls.preemptionTimer != 0
+  }
+
   /// Looks at everything that may be taken between two instructions: kicks (external-interrupt
   /// exits), NMI and interrupt windows, the preemption timer, pending debug exceptions, the monitor
   /// trap flag. Called when `request` is not 0 and after `Step.reload`.

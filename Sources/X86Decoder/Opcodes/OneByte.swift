@@ -69,14 +69,14 @@ enum OpcodeText {
     63.x32 arpl +Ew,Gw fw | 63.x64 movsxd =Gv,Ez | 62/m.x32 bound Gv,Ma
     D6.x32 salc - fr o1 | D7 xlat - o1
     F5 cmc - fw fr | F8 clc - fw | F9 stc - fw | FC cld | FD std
-    FA cli - ser noora | FB sti - ser noora
+    FA cli - noora | FB sti - noora
     # Stack
     06.x32 pushSegment %es | 0E.x32 pushSegment %cs | 16.x32 pushSegment %ss
     1E.x32 pushSegment %ds | 07.x32 popSegment =%es ser | 17.x32 popSegment =%ss ser
     1F.x32 popSegment =%ds ser | 60.x32 pusha | 61.x32 popa
     @ base d64
     50+ push Zv | 58+ pop =Zv | 68 push Iz | 6A push Is | 8F/0 pop =Ev | FF/6 push Ev
-    9C pushf - fr | 9D popf - fw ser noora | C8 enter Iw,Nb | C9 leave
+    9C pushf - fr | 9D popf - fw noora | C8 enter Iw,Nb | C9 leave
     # Strings and ports
     @ base str
     A4 movs =Yb,Xb | A5 movs =Yv,Xv | A6 cmps Xb,Yb fw | A7 cmps Xv,Yv fw
