@@ -65,7 +65,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   ///   - blockOps: capacity of the block cache in instructions.
   package init(number: Int, blockOps: Int = 1 << 18) {
     self.number = number
-    let size = CPU.vectorOffset + MemoryLayout<VectorState>.size
+    let heatSize = (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
+    let size = CPU.heatOffset + heatSize
     let raw = NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)

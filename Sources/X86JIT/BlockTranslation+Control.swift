@@ -25,31 +25,6 @@ struct UnresolvedWay {
 extension BlockTranslation {
   // MARK: Edges
 
-  /// Goes on at an offset of the page, which may lie outside of it. Flags are in the state.
-  mutating func edge(to offset: Int, from n: Int) {
-    guard offset >= 0 && offset < Int(Page.size) else {
-      pageRelative(.r13, offset)
-      a.jump(to: thunks.dispatch)
-      return
-    }
-    let exit = exitLabel(offset)
-    if offset <= self.offset(n) {
-      a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
-      a.jump(if: Self.notEqual, exit)
-    }
-    let target = block.pointee.host & Page.mask | UInt64(offset)
-    if offset == pageOffset {
-      a.jump(entry)
-    } else if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
-      found.pointee.native != 0
-    {
-      a.jump(to: found.pointee.native)
-    } else {
-      a.jump(exit)
-      links.append(BlockLink(position: a.position - 4, target: target))
-    }
-  }
-
   /// An instruction that may have changed modes, mappings or events is followed by a look at `slow`
   /// and a look-up.
   mutating func edgeAfterSystemInstruction(to offset: Int) {
@@ -60,7 +35,7 @@ extension BlockTranslation {
   }
 
   /// Where the run loop is returned to with RIP at an offset of the page.
-  private mutating func exitLabel(_ offset: Int) -> Label {
+  mutating func exitLabel(_ offset: Int) -> Label {
     if let known = exits.first(where: { $0.offset == offset }) { return known.label }
     let label = a.label()
     exits.append((label, offset))
@@ -68,12 +43,12 @@ extension BlockTranslation {
   }
 
   /// register = RIP of an offset of the page.
-  private mutating func pageRelative(_ register: HostRegister, _ offset: Int) {
+  mutating func pageRelative(_ register: HostRegister, _ offset: Int) {
     a.load(register, .state(StateOffset.codePage))
     a.lea(register, .memory(register, Int32(truncatingIfNeeded: offset)))
   }
 
-  private func target(_ n: Int) -> Int { nextOffset(n) + Int(instructions[n].immediate) }
+  func target(_ n: Int) -> Int { nextOffset(n) + Int(instructions[n].immediate) }
 
   // MARK: Look-ups
 
@@ -128,20 +103,8 @@ extension BlockTranslation {
 
   // MARK: Instructions
 
-  mutating func lowerConditionalJump(_ n: Int) {
-    guard let condition = instructions[n].condition else { return }
-    saveFlags()
-    needFlags(n)
-    let taken = a.label()
-    a.jump(if: condition, taken)
-    edge(to: nextOffset(n), from: n)
-    a.bind(taken)
-    edge(to: target(n), from: n)
-  }
-
   mutating func lowerJump(_ n: Int) {
     if instructions[n].operands[0].kind == .relative {
-      saveFlags()
       edge(to: target(n), from: n)
       return
     }

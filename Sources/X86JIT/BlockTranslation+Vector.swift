@@ -3,9 +3,8 @@
 // Vector and x87 instructions: emitted as they stand, on the same registers.
 //
 // A guest's vector register is in the host's register of the same number from its first use in a
-// block; what the block has changed goes back to the state before anything leaves the block or calls
-// a handler. A block that branches to itself keeps its registers from round to round. The way out of
-// line of a missing access stores what is changed before it and loads everything after it.
+// block; what has changed goes back to the state before anything leaves the translation or calls a
+// handler. Registers stay in place from block to block inside of it. The way out of line of a missing access stores what is changed before it and loads everything after it.
 //
 // Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a register
 // that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
@@ -24,6 +23,7 @@ struct VectorEntry {
   /// Thunk that loads what is needed, if that is what was missing.
   var load: UInt?
   /// The instruction to go on with in the interpreter, and those that are counted but will not run.
+  var code: Int
   var index: Int
   var uncounted: Int
 }
@@ -31,25 +31,12 @@ struct VectorEntry {
 extension BlockTranslation {
   // MARK: Start of the block
 
-  /// Before the block's instructions are counted.
+  /// Before the block's instructions are counted: what they need is there.
   mutating func enterVectors() {
-    loopHead = a.label()
-    let last = instructions.count - 1
-    let isLoop =
-      plan.isLoop && kinds[last] == .conditionalJump
-      && nextOffset(last) + Int(instructions[last].immediate) == pageOffset
-    keepsVectors = isLoop
-    if kinds.first == .handler || !kinds.contains(.vector) { return }
+    let needs = needs(from: 0)
+    if needs == .none || vectors.ready.covers(needs) { return }
+    makeGeneric()
     makeReady(0, counted: false)
-    if isLoop {
-      for number in 0..<32 where plan.used >> UInt32(number) & 1 != 0 { hold(UInt8(number), true) }
-      for number in 0..<8 where plan.masksUsed >> UInt8(number) & 1 != 0 {
-        holdMask(UInt8(number), true)
-      }
-      vectors.dirty = plan.written
-      vectors.masksDirty = plan.masksWritten
-      a.bind(loopHead)
-    }
   }
 
   /// Before instruction `n` of any kind: what it does not know of is in the state.
@@ -59,9 +46,10 @@ extension BlockTranslation {
       recordX87()
       spillVectors()
       vectors = VectorCache()
-    case .jump, .call, .ret, .conditionalJump, .systemJump:
+    case .conditionalJump: recordX87()
+    case .jump where instructions[n].operands[0].kind == .relative: recordX87()
+    case .jump, .call, .ret, .systemJump:
       recordX87()
-      if keepsVectors && n == instructions.count - 1 { return }
       spillVectors()
       vectors.held = 0
       vectors.masksHeld = 0
@@ -80,27 +68,6 @@ extension BlockTranslation {
     let opcode = Int32(encoding.opcode & 7) << 8 | Int32(encoding.modRM)
     a.store(.state(VectorOffset.x87Opcode), immediate: opcode)
     vectors.x87Instruction = nil
-  }
-
-  /// The last instruction of a block that keeps its registers while it repeats.
-  mutating func lowerLoopJump(_ n: Int) {
-    guard let condition = instructions[n].condition else { return }
-    saveFlags()
-    needFlags(n)
-    let taken = a.label()
-    let leaves = a.label()
-    let changed = vectors
-    a.jump(if: condition, taken)
-    spillVectors()
-    edge(to: nextOffset(n), from: n)
-    a.bind(taken)
-    a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
-    a.jump(if: Self.notEqual, leaves)
-    a.jump(loopHead)
-    a.bind(leaves)
-    vectors = changed
-    spillVectors()
-    edge(to: pageOffset, from: n)
   }
 
   // MARK: Readiness
@@ -135,7 +102,8 @@ extension BlockTranslation {
     _ bit: VectorReadiness, _ usable: VectorReadiness, _ load: UInt?, _ n: Int, _ uncounted: Int
   ) {
     let entry = VectorEntry(
-      start: a.label(), back: a.label(), usable: usable, load: load, index: n,
+      start: a.label(), back: a.label(), usable: usable, load: load, code: current,
+      index: n,
       uncounted: uncounted)
     a.testByte(.state(VectorOffset.ready), UInt8(truncatingIfNeeded: bit.rawValue))
     a.jump(if: Self.equal, entry.start)
@@ -147,6 +115,7 @@ extension BlockTranslation {
 
   mutating func emitVectorEntries() {
     for entry in vectorEntries {
+      select(entry.code)
       a.bind(entry.start)
       if let load = entry.load {
         let unusable = a.label()
@@ -318,12 +287,13 @@ extension BlockTranslation {
     a.arithmetic(.cmp, .register(.r14), immediate: masks, wide: false)
     a.jump(if: Self.notEqual, special)
     emitVector(i)
-    leavingHandlers.append((special, n, vectors))
+    leavingHandlers.append((special, current, n, vectors))
   }
 
   /// Instructions after whose handlers the run loop looks at the state anew.
   mutating func emitLeavingHandlers() {
-    for (start, n, cache) in leavingHandlers {
+    for (start, code, n, cache) in leavingHandlers {
+      select(code)
       a.bind(start)
       storeVectors(cache)
       callHandler(n)

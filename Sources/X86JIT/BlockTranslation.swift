@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The translation of one block.
+// The translation of one block, or of several that lead to each other (BlockCode.region).
 //
 // Flags. The guest's arithmetic flags stay in the host's from the instruction that makes them to
 // those that read them; FlagState says how they outlive what clobbers the host's. A handler, a memory
-// access (which may fault) and the end of the block look at all of them. At the block's edges they
-// are in the state.
+// access (which may fault) and whoever comes after the block look at all of them. Where the
+// translation is entered and left they are in the state.
 //
 // Faults. Nothing of an instruction has happened when its memory operand misses the TLB: the whole
 // instruction is then left to its handler, out of line, and the code after it goes on. So faults,
@@ -35,6 +35,7 @@ struct BlockTranslation {
   struct OutOfLine {
     var start: Label
     var back: Label
+    var code: Int
     var index: Int
     /// The flags before the instruction and after it.
     var flagsBefore: FlagState
@@ -51,14 +52,20 @@ struct BlockTranslation {
   var counter: UInt?
   let thunks: Thunks
   let cache: BlockCache
-  let block: BlockPointer
-  /// Offset of the block in its page.
-  let pageOffset: Int
-  let instructions: [Instruction]
-  let kinds: [LoweringKind]
-  let effects: [FlagEffect]
-  /// Flags that are looked at after each instruction.
-  let liveAfter: [FlagSet]
+  /// The blocks, that which is entered first.
+  let codes: [BlockCode]
+  /// The block whose code is being emitted.
+  private(set) var current = 0
+  private(set) var selected: BlockCode
+  /// Out-of-line ways and versions that are still to come (see BlockTranslation+Versions).
+  var versions: [Version] = []
+  var ways: [Way] = []
+  /// The version to emit next, where code falls through to it.
+  var next: Int?
+  /// Whether a version may follow here without a jump.
+  var isInline = true
+  /// Offset in the state of what counts entries down; nil where none are counted.
+  var heat: Int?
   var flags = FlagState.inState
   /// What they were where the current instruction's access can miss.
   var flagsAtAccess = FlagState.inState
@@ -69,102 +76,63 @@ struct BlockTranslation {
   var unresolved: [UnresolvedWay] = []
   /// Scratch registers of the current instruction that hold guest registers.
   var scratch: [(guest: UInt8, host: HostRegister)] = []
-  let entry: Label
   let host: HostFeatures
   let plan: VectorPlan
   var vectors = VectorCache()
+  var hotEntry: Label?
   var vectorEntries: [VectorEntry] = []
-  var leavingHandlers: [(start: Label, index: Int, cache: VectorCache)] = []
-  /// The block branches to `loopHead` with its vector registers in place.
-  var keepsVectors = false
-  var loopHead: Label
+  var leavingHandlers: [(start: Label, code: Int, index: Int, cache: VectorCache)] = []
 
-  /// Nil where the block's bytes are not what they were when it was decoded.
-  init?(
-    _ block: BlockPointer, origin: UInt, thunks: Thunks, cache: BlockCache, host: HostFeatures
+  init(
+    _ codes: [BlockCode], origin: UInt, thunks: Thunks, cache: BlockCache, host: HostFeatures
   ) {
-    self.block = block
+    self.codes = codes
+    selected = codes[0]
     self.thunks = thunks
     self.cache = cache
-    pageOffset = Int(block.pointee.host & Page.offsetMask)
-    guard let instructions = Self.decode(block) else { return nil }
-    self.instructions = instructions
-    let ops = block.pointee.ops
-    kinds = Self.kinds(instructions, ops, host)
-    effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
-    liveAfter = Self.liveness(instructions, kinds, effects)
     self.host = host
-    plan = VectorPlan(instructions, kinds, host: host)
+    plan = VectorPlan(codes, host: host)
     a = Assembler(origin: origin)
-    entry = a.label()
-    loopHead = entry
   }
 
-  private static func kinds(
-    _ instructions: [Instruction], _ ops: MicroOpPointer, _ host: HostFeatures
-  ) -> [LoweringKind] {
-    var kinds = instructions.indices.map {
-      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
-    }
-    for n in kinds.indices where instructions[n].mnemonic == .sti {
-      if n + 1 == kinds.count || !kinds[n + 1].isPlain { kinds[n] = .handler }
-    }
-    return kinds
+  // MARK: The current block
+
+  /// Goes to another block.
+  mutating func select(_ code: Int) {
+    if code == current { return }
+    current = code
+    selected = codes[code]
   }
 
-  private static func decode(_ block: BlockPointer) -> [Instruction]? {
-    let bytes = UnsafeRawPointer(bitPattern: UInt(block.pointee.host)).unsafelyUnwrapped
-    var result: [Instruction] = []
-    var offset = 0
-    let room = Int(Page.size - block.pointee.host & Page.offsetMask)
-    for n in 0..<Int(block.pointee.count) {
-      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
-      guard offset < room, let instruction = try? Decoder.decode(rest, mode: .bits64),
-        instruction.length == block.pointee.ops[n].length
-      else { return nil }
-      result.append(instruction)
-      offset += Int(instruction.length)
-    }
-    return result
-  }
-
-  private static func liveness(
-    _ instructions: [Instruction], _ kinds: [LoweringKind], _ effects: [FlagEffect]
-  ) -> [FlagSet] {
-    var result = Array(repeating: FlagSet.all, count: instructions.count)
-    var live = FlagSet.all
-    let tests = VectorPlan.tests(kinds)
-    for n in instructions.indices.reversed() {
-      result[n] = live
-      live = live.subtracting(effects[n].writes).union(effects[n].reads)
-      let accesses = LoweringKind.accessesMemory(instructions[n], kinds[n])
-      if accesses || tests.contains(n) { live = .all }
-    }
-    return result
-  }
+  var block: BlockPointer { selected.block }
+  var pageOffset: Int { selected.pageOffset }
+  var instructions: [Instruction] { selected.instructions }
+  var kinds: [LoweringKind] { selected.kinds }
+  var effects: [FlagEffect] { selected.effects }
+  var liveAfter: [FlagSet] { selected.liveAfter }
 
   // MARK: Positions
 
   /// Offset of an instruction in the page.
-  func offset(_ n: Int) -> Int { pageOffset + Int(block.pointee.ops[n].offset) }
+  func offset(_ n: Int) -> Int { selected.offset(n) }
 
-  func nextOffset(_ n: Int) -> Int { offset(n) + Int(instructions[n].length) }
+  func nextOffset(_ n: Int) -> Int { selected.nextOffset(n) }
 
-  // MARK: The block
+  /// The instruction at an offset of the page.
+  func instruction(at offset: Int) -> Instruction? {
+    for code in codes {
+      for n in code.instructions.indices where code.offset(n) == offset {
+        return code.instructions[n]
+      }
+    }
+    return nil
+  }
+
+  // MARK: The whole
 
   mutating func translate() {
-    a.bind(entry)
-    mark(.entry)
-    enterVectors()
-    if let counter { a.count(at: counter) }
-    a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
-    for n in instructions.indices {
-      scratch.removeAll(keepingCapacity: true)
-      mark(.instruction(offset(n)))
-      lower(n)
-    }
-    mark(.end)
-    finishLast()
+    countEntry()
+    emitVersions()
     mark(.stackWays)
     emitStackWays()
     emitUnresolved()
@@ -177,12 +145,24 @@ struct BlockTranslation {
     a.resolve()
   }
 
+  /// A translation of a block alone counts its entries, to be made anew with others when it is hot.
+  private mutating func countEntry() {
+    guard let heat else { return }
+    mark(.entry)
+    let hot = a.label()
+    a.arithmetic(.sub, .state(heat), immediate: 1, wide: false)
+    a.jump(if: Self.sign, hot)
+    hotEntry = hot
+  }
+
+  static let sign: UInt8 = 8
+
   /// Says what the code that follows is for.
   mutating func mark(_ part: CodeMark.Part) {
     marks.append(CodeMark(position: a.position, part: part))
   }
 
-  private mutating func lower(_ n: Int) {
+  mutating func lower(_ n: Int) {
     prepareVectors(n)
     keepFlags(n)
     defer { dropRecipe(n) }
@@ -198,7 +178,6 @@ struct BlockTranslation {
     case .leave: lowerLeave(n)
     case .nop: break
     case .jump: lowerJump(n)
-    case .conditionalJump where keepsVectors: lowerLoopJump(n)
     case .conditionalJump: lowerConditionalJump(n)
     case .call: lowerCall(n)
     case .ret: lowerReturn(n)
@@ -212,18 +191,17 @@ struct BlockTranslation {
   }
 
   /// The way on from a block that its last instruction did not end with a jump of its own.
-  private mutating func finishLast() {
+  mutating func finishLast() {
     let last = instructions.count - 1
     switch kinds[last] {
     case .jump, .conditionalJump, .call, .ret, .systemJump: return
     default: break
     }
-    saveFlags()
     recordX87()
-    spillVectors()
     if instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) {
       edge(to: nextOffset(last), from: last)
     } else {
+      makeGeneric()
       edgeAfterSystemInstruction(to: nextOffset(last))
     }
   }
@@ -276,7 +254,8 @@ struct BlockTranslation {
     a.bind(back)
     outOfLine.append(
       OutOfLine(
-        start: miss, back: back, index: n, flagsBefore: flagsAtAccess, flagsAfter: flags,
+        start: miss, back: back, code: current, index: n, flagsBefore: flagsAtAccess,
+        flagsAfter: flags,
         before: before ?? vectors, after: vectors))
   }
 
@@ -284,6 +263,7 @@ struct BlockTranslation {
     for way in outOfLine {
       mark(.miss(offset(way.index)))
       a.bind(way.start)
+      select(way.code)
       flags = way.flagsBefore
       saveFlags()
       leaveVectors(way)
@@ -297,6 +277,12 @@ struct BlockTranslation {
   }
 
   private mutating func emitExits() {
+    if let hotEntry {
+      select(0)
+      a.bind(hotEntry)
+      pageRelative(.r13, pageOffset)
+      a.jump(to: thunks.hot)
+    }
     for exit in exits {
       a.bind(exit.label)
       a.load(.r13, .state(StateOffset.codePage))

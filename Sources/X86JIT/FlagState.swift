@@ -14,11 +14,12 @@
 //
 // Invariant: all flags are in the host's flags, or in the state, or there is a recipe.
 
+import X86
 import X86CPU
 import X86Decoder
 
 /// Instructions to execute again, in order, that give the flags.
-struct FlagRecipe {
+struct FlagRecipe: Equatable {
   /// How one instruction is made again.
   enum Step {
     /// It changes nothing that it reads.
@@ -31,11 +32,15 @@ struct FlagRecipe {
 
   /// Whether the state has the flags that the steps keep.
   var usesState = false
-  var steps: [(step: Step, instruction: Instruction)] = []
+  var steps: [(step: Step, instruction: Instruction, address: UInt64)] = []
   /// Guest registers that must not have changed.
   var inputs: UInt32 = 0
 
   static let maximumSteps = 3
+
+  static func == (a: FlagRecipe, b: FlagRecipe) -> Bool {
+    a.usesState == b.usesState && a.steps.map(\.address) == b.steps.map(\.address)
+  }
 
   /// Flags that the steps give without the state.
   var writes: FlagSet {
@@ -134,7 +139,7 @@ extension BlockTranslation {
   /// Before something that needs them in the state and clobbers the host's.
   mutating func leaveFlags() {
     saveFlags()
-    flags.host = []
+    flags = .inState
     flagsAtAccess = flags
   }
 
@@ -223,7 +228,8 @@ extension BlockTranslation {
         result.usesState = true
       }
     }
-    result.steps.append((step, i))
+    let address = block.pointee.host & Page.mask | UInt64(offset(n))
+    result.steps.append((step, i, address))
     result.inputs |= i.inputRegisters
     return result
   }
@@ -240,7 +246,7 @@ extension BlockTranslation {
 
   private mutating func executeSteps(_ recipe: FlagRecipe) {
     let saved = scratch
-    for (step, i) in recipe.steps {
+    for (step, i, _) in recipe.steps {
       scratch.removeAll(keepingCapacity: true)
       execute(step, i)
     }

@@ -7,6 +7,7 @@
 //     exit       stores them and returns Step.branch with the flags in the image; RIP is set
 //     exitAt     the same with RIP in R13
 //     interpret  the same, asking that the block at RIP be interpreted
+//     hot        the same, asking that the block at RIP be translated with those after it
 //     dispatch   goes on at R13: the block's translation if the jump cache has one, else `resolve`
 //     resolve    goes on at R13: the block's translation if there is one, else exit
 //     syscall    SYSCALL with the next RIP in R13; sysret likewise to RCX (see Thunks+System)
@@ -21,6 +22,7 @@ struct Thunks {
   private(set) var dispatch: UInt = 0
   private(set) var handler: UInt = 0
   private(set) var interpret: UInt = 0
+  private(set) var hot: UInt = 0
   private(set) var resolve: UInt = 0
   private(set) var syscall: UInt = 0
   private(set) var sysret: UInt = 0
@@ -31,7 +33,8 @@ struct Thunks {
   var symbols: [(name: String, address: UInt)] {
     let all = [
       ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
-      ("interpret", interpret), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
+      ("interpret", interpret), ("hot", hot), ("load-mxcsr", vectors.loadMXCSR),
+      ("load-x87", vectors.loadX87),
       ("zero-upper", vectors.zeroUpper),
     ]
     return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
@@ -63,6 +66,9 @@ struct Thunks {
     Self.emitHandler(&a, leave)
     interpret = here()
     Self.emitLeave(&a, Step.branch | NativeState.flagsInImage | NativeState.interpret)
+    a.jump(leave)
+    hot = here()
+    Self.emitLeave(&a, Step.branch | NativeState.flagsInImage | NativeState.hot)
     a.jump(leave)
     vectors.emit(&a, hasAVX512: HostFeatures.current.hasAVX512)
     a.resolve()

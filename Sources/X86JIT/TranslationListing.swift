@@ -30,7 +30,7 @@ struct TranslationListing {
   }
 
   func text(name: String, processor: Int) -> String {
-    let block = translation.block.pointee
+    let block = translation.codes[0].block.pointee
     let origin = String(translation.a.origin, radix: 16)
     var lines = [
       "\(name): \(block.count) instructions, \(block.length) bytes -> "
@@ -56,10 +56,7 @@ struct TranslationListing {
 
   private func guestLine(_ offset: Int) -> String {
     let address = linearPage | UInt64(offset)
-    guard
-      let n = translation.instructions.indices.first(where: { translation.offset($0) == offset })
-    else { return hex(address) }
-    let instruction = translation.instructions[n]
+    guard let instruction = translation.instruction(at: offset) else { return hex(address) }
     let host = UInt(translation.block.pointee.host & Page.mask) + UInt(offset)
     let bytes = UnsafeRawBufferPointer(
       start: UnsafeRawPointer(bitPattern: host), count: Int(instruction.length))

@@ -109,7 +109,7 @@ package final class TranslationLog: Sendable {
       if let counter = translation.counter {
         state.runs.append(
           Run(
-            linear: linear, instructions: translation.instructions.count, hostBytes: size,
+            linear: linear, instructions: translation.codes[0].instructions.count, hostBytes: size,
             counter: counter))
       }
       let text = TranslationListing(translation, linear: linear, names: state.names)

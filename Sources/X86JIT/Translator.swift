@@ -32,6 +32,8 @@ package final class Translator: BlockTranslator {
     package var refused: UInt64 = 0
     /// How often all code was dropped.
     package var resets: UInt64 = 0
+    /// Translations of several blocks together.
+    package var regions: UInt64 = 0
 
     package init() {}
 
@@ -41,6 +43,7 @@ package final class Translator: BlockTranslator {
       instructions &+= other.instructions
       refused &+= other.refused
       resets &+= other.resets
+      regions &+= other.regions
     }
   }
 
@@ -58,6 +61,7 @@ package final class Translator: BlockTranslator {
   private let cache: BlockCache
   private let code: Code
   private let thunks: Thunks
+  private let hotEntries: Int32
   private let host = HostFeatures.current
   private var used: Int
   /// `BlockCache.flushes` that the code belongs to.
@@ -73,17 +77,21 @@ package final class Translator: BlockTranslator {
   ///
   /// - Parameters:
   ///   - threshold: executions of a block after which it is translated; 1 is at once.
+  ///   - hotEntries: entries of a translation after which its block is translated with those that
+  ///     follow it.
   ///   - codeBytes: size of the code memory.
   ///   - log: is told of every translation.
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
   package static func install(
-    on cpu: PhysicalCPU, threshold: UInt32 = 32, codeBytes: Int = 32 << 20,
+    on cpu: PhysicalCPU, threshold: UInt32 = 32, hotEntries: Int32 = 2000,
+    codeBytes: Int = 32 << 20,
     log: TranslationLog? = nil
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
-    let translator = try Translator(cpu, codeBytes: max(codeBytes, 1 << 15), log: log)
+    let translator = try Translator(
+      cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log: log)
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
     cpu.blocks.forgetNative()
@@ -94,7 +102,10 @@ package final class Translator: BlockTranslator {
     return translator
   }
 
-  private init(_ cpu: PhysicalCPU, codeBytes: Int, log: TranslationLog?) throws(Errno) {
+  private init(
+    _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, log: TranslationLog?
+  ) throws(Errno) {
+    self.hotEntries = hotEntries
     processor = cpu
     self.log = log
     cache = cpu.blocks
@@ -123,11 +134,42 @@ package final class Translator: BlockTranslator {
     let mode = CodeMode(
       rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
     guard mode == .bits64, block.pointee.secondPage == 0, block.pointee.count > 0,
-      let translation = translation(of: block)
+      let code = BlockCode(block, host: host)
     else {
       statistics.refused += 1
       return
     }
+    let heat = CPU.heatOffset(host: block.pointee.host)
+    setHeat(heat, hotEntries)
+    place(translation(of: [code], heat: heat))
+  }
+
+  /// Gives a block that is entered often a translation together with those that follow it.
+  package func optimize(_ block: BlockPointer) {
+    setHeat(CPU.heatOffset(host: block.pointee.host), .max)
+    if generation != cache.flushes { return }
+    let old = block.pointee.native
+    let codes = BlockCode.region(block, in: cache, host: host)
+    if codes.isEmpty { return }
+    let resets = statistics.resets
+    place(translation(of: codes, heat: nil))
+    let new = block.pointee.native
+    if resets != statistics.resets || new == old { return }
+    statistics.regions += 1
+    // Jumps that lead to the old code go on to the new.
+    let offset = Int(old - UInt(bitPattern: self.code.memory.executable))
+    let distance = Int32(truncatingIfNeeded: Int(bitPattern: new &- (old + 5)))
+    code.memory.writable.storeBytes(of: 0xE9, toByteOffset: offset, as: UInt8.self)
+    code.memory.writable.storeBytes(of: distance, toByteOffset: offset + 1, as: Int32.self)
+  }
+
+  private func setHeat(_ offset: Int, _ value: Int32) {
+    (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
+  }
+
+  /// Puts a translation into the code memory and makes it its first block's.
+  private func place(_ translation: BlockTranslation) {
+    let block = translation.codes[0].block
     let bytes = translation.a.bytes
     if used + bytes.count > code.memory.size {
       // The next time it is hot.
@@ -145,16 +187,15 @@ package final class Translator: BlockTranslator {
     connect(block, start)
     statistics.blocks += 1
     statistics.codeBytes += UInt64(bytes.count)
-    statistics.instructions += UInt64(block.pointee.count)
+    statistics.instructions += UInt64(translation.codes.reduce(0) { $0 + $1.instructions.count })
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
   }
 
-  private func translation(of block: BlockPointer) -> BlockTranslation? {
+  private func translation(of codes: [BlockCode], heat: Int?) -> BlockTranslation {
     let origin = UInt(bitPattern: code.memory.executable) + UInt(used)
-    guard
-      var translation = BlockTranslation(
-        block, origin: origin, thunks: thunks, cache: cache, host: host)
-    else { return nil }
+    var translation = BlockTranslation(
+      codes, origin: origin, thunks: thunks, cache: cache, host: host)
+    translation.heat = heat
     translation.counter = log?.makeCounter()
     translation.translate()
     return translation

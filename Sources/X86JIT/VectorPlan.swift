@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which vector and x87 instructions a translation executes itself, and what a block makes of the
-// vector registers: how much of each must be in the host's register, and whether the block is a loop
-// that can keep them there.
+// vector registers: how much of each must be in the host's register.
 
 import X86
 import X86CPU
@@ -21,6 +20,11 @@ struct VectorNeeds: Equatable {
     level = max(level, other.level)
     isArithmetic = isArithmetic || other.isArithmetic
     x87 = x87 || other.x87
+  }
+
+  /// Whether what has been tested and loaded for these does for others.
+  func covers(_ other: VectorNeeds) -> Bool {
+    level >= other.level && (isArithmetic || !other.isArithmetic) && (x87 || !other.x87)
   }
 
   init() {}
@@ -110,16 +114,11 @@ struct VectorPlan {
   var written: UInt32 = 0
   var masksUsed: UInt8 = 0
   var masksWritten: UInt8 = 0
-  /// The block branches to itself and leaves nothing to handlers.
-  var isLoop = false
 
-  init(_ instructions: [Instruction], _ kinds: [LoweringKind], host: HostFeatures) {
-    var hasHandler = false
-    for (i, kind) in zip(instructions, kinds) {
-      if kind == .handler { hasHandler = true }
-      if kind == .vector { note(i, host) }
+  init(_ codes: [BlockCode], host: HostFeatures) {
+    for code in codes {
+      for (i, kind) in zip(code.instructions, code.kinds) where kind == .vector { note(i, host) }
     }
-    isLoop = !hasHandler && (used != 0 || masksUsed != 0)
   }
 
   /// The first vector instructions after those that are left to handlers: what they need is tested
@@ -160,7 +159,7 @@ struct VectorPlan {
 }
 
 /// What the host's registers hold at a point of the code.
-struct VectorCache {
+struct VectorCache: Equatable {
   var held: UInt32 = 0
   /// Of those: what may differ from the state.
   var dirty: UInt32 = 0

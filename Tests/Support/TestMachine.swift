@@ -54,7 +54,8 @@ package final class TestMachine {
     let threshold = threshold ?? Self.defaultThreshold
     if threshold > 0 {
       translator = try? Translator.install(
-        on: processor, threshold: threshold, codeBytes: codeBytes)
+        on: processor, threshold: threshold, hotEntries: threshold == 1 ? 2 : 2000,
+        codeBytes: codeBytes)
     }
   }
 

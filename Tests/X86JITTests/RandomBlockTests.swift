@@ -75,15 +75,22 @@ struct ComparisonRig {
     }
   }
 
-  /// Runs one block on both; what differs, or nil.
+  /// Runs one block several times on both, so that it becomes hot; what differs, or nil.
   mutating func round() -> String? {
     let program = generator.block(&random)
+    for m in [reference, subject] { m.load(program.bytes, at: Self.code) }
+    for run in 0..<6 {
+      if let difference = self.run(program) { return "run \(run): \(difference)" }
+    }
+    return nil
+  }
+
+  private mutating func run(_ program: InstructionGenerator.Program) -> String? {
     var registers = (0..<16).map { _ in randomValue() }
     registers[4] = UInt64(Self.data + 0x2000 + Int.random(in: 0..<8, using: &random) * 8)
     let flags = random.next() & 0x8D5 | 2
     let pattern = random.next()
     for m in [reference, subject] {
-      m.load(program.bytes, at: Self.code)
       for n in 0..<16 { m.cpu.gpr[n] = registers[n] }
       m.cpu.flags = flags
       m.memory.advanced(by: Self.data).initializeMemory(

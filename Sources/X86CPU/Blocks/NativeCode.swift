@@ -21,6 +21,8 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
+  /// Gives a hot block better code, or leaves it alone.
+  func optimize(_ block: BlockPointer)
 }
 
 /// The part of the CPU's state that is translated code's own.
@@ -64,13 +66,20 @@ package struct NativeState {
   /// Not canonical, and far from every address that is.
   package static let noPage: UInt64 = 0x4000_0000_0000_0000
 
-  /// Bits of what translated code returns. The second: the block at RIP must be interpreted.
+  /// Bits of what translated code returns besides the step: the flags are in `hostFlags`; the block at
+  /// RIP must be interpreted.
   package static let flagsInImage: Int32 = 0x100
   package static let interpret: Int32 = 0x200
   /// What a handler's caller returns to go on with the code at `temporary0`.
   package static let goOn: Int32 = 0x400
   /// A VM exit is recorded.
   package static let exited: Int32 = 0x800
+  /// The block at RIP has been entered so often that it is worth translating with those after it.
+  package static let hot: Int32 = 0x1000
+
+  /// Counters of entries, below 0 where a block is hot: 32 bits each, by the block's host address. They
+  /// lie behind the vector state.
+  package static let heatMask: UInt64 = 4095
 }
 
 extension CPU {
@@ -99,6 +108,7 @@ extension CPU {
     if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.native.hostFlags }
     let step = result & 0xFF
     if step == Step.branch {
+      if result & NativeState.hot != 0 { return optimizeHotBlock() }
       guard result & NativeState.interpret != 0, let next = try? self.block(at: codeLinear) else {
         return true
       }
@@ -147,6 +157,24 @@ extension CPU {
     state.pointee.native.hostFlags = flagImage
     updateVectorReadiness()
     return NativeState.goOn
+  }
+
+  /// The block at RIP was left as hot before its first instruction.
+  @inline(never) private func optimizeHotBlock() -> Bool {
+    if let block = try? block(at: codeLinear), block.pointee.native != 0 {
+      owner.translator?.optimize(block)
+    }
+    return true
+  }
+
+  /// Where the heat counters begin.
+  package static var heatOffset: Int {
+    (CPU.vectorOffset + MemoryLayout<VectorState>.size + 63) & ~63
+  }
+
+  /// Offset of the counter of a block from the state.
+  package static func heatOffset(host: UInt64) -> Int {
+    heatOffset + Int((host ^ host >> 12) & NativeState.heatMask) * MemoryLayout<Int32>.stride
   }
 }
 

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What translation knows of a decoded block's instructions, and which blocks are translated together:
+// a block and the hot ones of its page that jumps and falling through lead to (a region).
+
+import X86
+import X86CPU
+import X86Decoder
+
+struct BlockCode {
+  let block: BlockPointer
+  /// Offset of the block in its page.
+  let pageOffset: Int
+  let instructions: [Instruction]
+  let kinds: [LoweringKind]
+  let effects: [FlagEffect]
+  /// Flags that are looked at after each instruction.
+  let liveAfter: [FlagSet]
+
+  /// Nil where the block's bytes are not what they were when it was decoded.
+  init?(_ block: BlockPointer, host: HostFeatures) {
+    guard let instructions = Self.decode(block) else { return nil }
+    self.block = block
+    pageOffset = Int(block.pointee.host & Page.offsetMask)
+    self.instructions = instructions
+    let ops = block.pointee.ops
+    kinds = Self.kinds(instructions, ops, host)
+    effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
+    liveAfter = Self.liveness(instructions, kinds, effects)
+  }
+
+  private static func decode(_ block: BlockPointer) -> [Instruction]? {
+    let bytes = UnsafeRawPointer(bitPattern: UInt(block.pointee.host)).unsafelyUnwrapped
+    var result: [Instruction] = []
+    var offset = 0
+    let room = Int(Page.size - block.pointee.host & Page.offsetMask)
+    for n in 0..<Int(block.pointee.count) {
+      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
+      guard offset < room, let instruction = try? Decoder.decode(rest, mode: .bits64),
+        instruction.length == block.pointee.ops[n].length
+      else { return nil }
+      result.append(instruction)
+      offset += Int(instruction.length)
+    }
+    return result
+  }
+
+  private static func kinds(
+    _ instructions: [Instruction], _ ops: MicroOpPointer, _ host: HostFeatures
+  ) -> [LoweringKind] {
+    var kinds = instructions.indices.map {
+      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
+    }
+    for n in kinds.indices where instructions[n].mnemonic == .sti {
+      if n + 1 == kinds.count || !kinds[n + 1].isPlain { kinds[n] = .handler }
+    }
+    return kinds
+  }
+
+  private static func liveness(
+    _ instructions: [Instruction], _ kinds: [LoweringKind], _ effects: [FlagEffect]
+  ) -> [FlagSet] {
+    var result = Array(repeating: FlagSet.all, count: instructions.count)
+    var live = FlagSet.all
+    let tests = VectorPlan.tests(kinds)
+    for n in instructions.indices.reversed() {
+      result[n] = live
+      live = live.subtracting(effects[n].writes).union(effects[n].reads)
+      let accesses = LoweringKind.accessesMemory(instructions[n], kinds[n])
+      if accesses || tests.contains(n) { live = .all }
+    }
+    return result
+  }
+
+  /// Offset of an instruction in the page.
+  func offset(_ n: Int) -> Int { pageOffset + Int(block.pointee.ops[n].offset) }
+
+  func nextOffset(_ n: Int) -> Int { offset(n) + Int(instructions[n].length) }
+
+  // MARK: Successors
+
+  /// Offsets of the successors that the last instruction names; they may lie outside of the page.
+  private var successors: [Int] {
+    let last = instructions.count - 1
+    let next = nextOffset(last)
+    let target = next + Int(truncatingIfNeeded: instructions[last].immediate)
+    switch kinds[last] {
+    case .conditionalJump: return [next, target]
+    case .jump where instructions[last].operands[0].kind == .relative: return [target]
+    case .jump, .call, .ret, .systemJump: return []
+    default:
+      return instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) ? [next] : []
+    }
+  }
+
+  private static let maximumBlocks = 16
+  private static let maximumInstructions = 160
+
+  /// A hot block and those that are translated with it, itself first.
+  static func region(_ head: BlockPointer, in cache: BlockCache, host: HostFeatures) -> [BlockCode]
+  {
+    guard let first = BlockCode(head, host: host) else { return [] }
+    var region = [first]
+    var seen: Set<Int> = [first.pageOffset]
+    var count = first.instructions.count
+    var n = 0
+    while n < region.count {
+      for offset in region[n].successors
+      where offset >= 0 && offset < Int(Page.size) && seen.insert(offset).inserted {
+        let address = head.pointee.host & Page.mask | UInt64(offset)
+        guard region.count < maximumBlocks,
+          let block = cache.find(host: address, modeKey: head.pointee.modeKey),
+          block.pointee.native != 0, block.pointee.secondPage == 0,
+          count + Int(block.pointee.count) <= maximumInstructions,
+          let code = BlockCode(block, host: host)
+        else { continue }
+        region.append(code)
+        count += code.instructions.count
+      }
+      n += 1
+    }
+    return region
+  }
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Ways from block to block inside of a translation.
+//
+// What is known at a block's end is known at its successor's start: flags that are in the host's
+// register or that a recipe gives, vector registers that are held. So a block may have several
+// versions, one for each such state that ways to it come with; a loop's second round runs in the
+// version that its first has led to. One version, the generic one, knows nothing: everything is in
+// the state. It is where the translation is entered, and what ways fall back to when a block has
+// enough versions.
+//
+//     L: add rdx, rcx          generic: flags in the state
+//        cmp rdx, 1000
+//        jb L                  second version: recipe "cmp rdx, 1000", and again from there
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// What the code at a block's start relies on.
+struct EntryState {
+  var flags = FlagState.inState
+  var vectors = VectorCache()
+
+  /// Whether code for this state does where `other` holds.
+  func admits(_ other: EntryState) -> Bool {
+    vectors == other.vectors && flags.admits(other.flags)
+  }
+}
+
+extension BlockTranslation {
+  struct Version {
+    var code: Int
+    var state: EntryState
+    var label: Label
+    var isEmitted = false
+  }
+
+  /// A way out of line, with what is known where it begins.
+  struct Way {
+    enum Kind { case edge, exit }
+    var start: Label
+    var kind: Kind
+    /// Where it leads, in the page.
+    var offset: Int
+    var code: Int
+    var index: Int
+    var state: EntryState
+  }
+
+  private static let maximumVersions = 3
+
+  private var state: EntryState { EntryState(flags: flags.atEdge, vectors: vectors) }
+
+  // MARK: Versions
+
+  /// The version at an offset of the page that does for the current state; a new one if there is room.
+  private mutating func version(at offset: Int) -> Int? {
+    guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
+    let state = state
+    var count = 0
+    var generic: Int?
+    for n in versions.indices where versions[n].code == code {
+      if versions[n].state.isGeneric { generic = n } else { count += 1 }
+      if !versions[n].state.isGeneric || state.isGeneric, versions[n].state.admits(state) {
+        return n
+      }
+    }
+    if state.isGeneric || count < Self.maximumVersions - 1 { return newVersion(code, state) }
+    return generic
+  }
+
+  /// The same; the current state is made generic where no version does for it.
+  private mutating func enterVersion(at offset: Int) -> Int? {
+    guard let found = version(at: offset) else {
+      guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
+      makeGeneric()
+      return newVersion(code, EntryState())
+    }
+    if versions[found].state.isGeneric { makeGeneric() }
+    return found
+  }
+
+  private mutating func newVersion(_ code: Int, _ state: EntryState) -> Int {
+    versions.append(Version(code: code, state: state, label: a.label()))
+    return versions.count - 1
+  }
+
+  /// Everything is in the state.
+  mutating func makeGeneric() {
+    saveFlags()
+    flags = .inState
+    spillVectors()
+    vectors = VectorCache()
+  }
+
+  // MARK: Edges
+
+  /// Goes on at an offset of the page, which may lie outside of it. The last code of its block, or of
+  /// a way out of line.
+  mutating func edge(to offset: Int, from n: Int) {
+    guard offset >= 0 && offset < Int(Page.size) else {
+      makeGeneric()
+      pageRelative(.r13, offset)
+      a.jump(to: thunks.dispatch)
+      return
+    }
+    let isBackward = offset <= self.offset(n)
+    if isBackward {
+      if flags.recipe == nil { saveFlags() }
+      a.arithmetic(.cmp, .state(StateOffset.request), immediate: 0)
+      flags.host = []
+    }
+    if let known = version(at: offset), versions[known].state.isGeneric == state.isGeneric {
+      if isBackward {
+        a.jump(if: Self.equal, versions[known].label)
+        leave(at: offset)
+      } else {
+        follow(known)
+      }
+      return
+    }
+    if isBackward { a.jump(if: Self.notEqual, way(.exit, offset, n)) }
+    if let known = enterVersion(at: offset) { follow(known) } else { chain(offset) }
+  }
+
+  /// On to a version: the code after this, if it may be.
+  private mutating func follow(_ version: Int) {
+    if isInline && next == nil && !versions[version].isEmitted {
+      next = version
+    } else {
+      a.jump(versions[version].label)
+    }
+  }
+
+  /// To other translations, or to the run loop while there is none.
+  private mutating func chain(_ offset: Int) {
+    makeGeneric()
+    let exit = exitLabel(offset)
+    let target = block.pointee.host & Page.mask | UInt64(offset)
+    if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
+      found.pointee.native != 0
+    {
+      a.jump(to: found.pointee.native)
+    } else {
+      a.jump(exit)
+      links.append(BlockLink(position: a.position - 4, target: target))
+    }
+  }
+
+  /// To the run loop.
+  private mutating func leave(at offset: Int) {
+    makeGeneric()
+    a.jump(exitLabel(offset))
+  }
+
+  /// Where a conditional jump goes on its way to an offset.
+  private mutating func wayLabel(to offset: Int, from n: Int) -> Label {
+    if offset > self.offset(n), offset < Int(Page.size), let known = version(at: offset),
+      versions[known].state.isGeneric == state.isGeneric
+    {
+      return versions[known].label
+    }
+    return way(.edge, offset, n)
+  }
+
+  private mutating func way(_ kind: Way.Kind, _ offset: Int, _ n: Int) -> Label {
+    let label = a.label()
+    ways.append(
+      Way(
+        start: label, kind: kind, offset: offset, code: current, index: n,
+        state: EntryState(flags: flags, vectors: vectors)))
+    return label
+  }
+
+  /// The way that stays here comes last: to a loop's head, if one of both leads there.
+  mutating func lowerConditionalJump(_ n: Int) {
+    guard let condition = instructions[n].condition else { return }
+    needFlags(n)
+    let taken = target(n)
+    let isLoop = taken >= 0 && taken <= offset(n) && codes.contains { $0.pageOffset == taken }
+    let other = isLoop ? nextOffset(n) : taken
+    a.jump(if: isLoop ? condition ^ 1 : condition, wayLabel(to: other, from: n))
+    edge(to: isLoop ? taken : nextOffset(n), from: n)
+  }
+
+  // MARK: Emission
+
+  /// All versions and ways, those included that come up meanwhile.
+  mutating func emitVersions() {
+    next = newVersion(0, EntryState())
+    while true {
+      isInline = true
+      if let version = next ?? versions.lastIndex(where: { !$0.isEmitted }) {
+        next = nil
+        emit(version)
+      } else if let way = ways.popLast() {
+        isInline = false
+        emit(way)
+      } else {
+        return
+      }
+    }
+  }
+
+  private mutating func emit(_ version: Int) {
+    versions[version].isEmitted = true
+    select(versions[version].code)
+    flags = versions[version].state.flags
+    vectors = versions[version].state.vectors
+    a.bind(versions[version].label)
+    mark(.entry)
+    enterVectors()
+    if let counter, current == 0 { a.count(at: counter) }
+    countInstructions()
+    for n in instructions.indices {
+      scratch.removeAll(keepingCapacity: true)
+      mark(.instruction(offset(n)))
+      lower(n)
+    }
+    mark(.end)
+    finishLast()
+  }
+
+  /// Adds the block's instructions to those retired; flags that are in the host's register stay there.
+  private mutating func countInstructions() {
+    if flags.host.isEmpty {
+      a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
+    } else {
+      a.load(.r13, .state(StateOffset.retired))
+      a.lea(.r13, .memory(.r13, Int32(instructions.count)))
+      a.store(.state(StateOffset.retired), .r13)
+    }
+  }
+
+  private mutating func emit(_ way: Way) {
+    select(way.code)
+    flags = way.state.flags
+    vectors = way.state.vectors
+    a.bind(way.start)
+    mark(.end)
+    switch way.kind {
+    case .edge: edge(to: way.offset, from: way.index)
+    case .exit: leave(at: way.offset)
+    }
+  }
+}
+
+extension EntryState {
+  var isGeneric: Bool { flags.isGeneric && vectors == VectorCache() }
+}
+
+extension FlagState {
+  /// In the state, and nowhere else.
+  var isGeneric: Bool { inState && host.isEmpty }
+
+  /// What is worth a version of its own.
+  var atEdge: FlagState {
+    var result = self
+    if inState { result.recipe = nil }
+    return result
+  }
+
+  func admits(_ other: FlagState) -> Bool {
+    if !other.host.isSuperset(of: host) || inState && !other.inState { return false }
+    guard let recipe else { return true }
+    return other.recipe.map { $0 == recipe } ?? false
+  }
+}
