@@ -27,11 +27,9 @@ struct BlockItem {
   var content: Content
   /// CMP of two registers, for when flags must be defined before the instruction.
   var compare: [UInt8] = []
+  /// Instructions that go together: one loads what the other needs.
+  var group = 0
   var isLeftOut = false
-
-  var isCode: Bool {
-    if case .code = content { true } else { false }
-  }
 }
 
 /// A block's bytes at an address.
@@ -50,6 +48,9 @@ struct AssembledBlock {
   var undefinedAtEnd: UInt64 = 0
 
   var end: UInt64 { address + UInt64(bytes.count) }
+
+  /// A repeated string instruction may be entered more than once.
+  var hasStrings: Bool { lines.contains { $0.instruction.attributes.contains(.string) } }
 
   /// The instruction at an address, with what is undefined before it; nil where none begins there.
   func line(at rip: UInt64) -> Line? { lines.first { UInt64($0.offset) == rip &- address } }
@@ -76,6 +77,19 @@ struct Block {
         false
       }
     }
+  }
+
+  /// Groups of instructions that are not left out, from the last to the first.
+  var groups: [Int] {
+    var result: [Int] = []
+    for item in items.reversed() where !item.isLeftOut && item.group != 0 {
+      if !result.contains(item.group) { result.append(item.group) }
+    }
+    return result
+  }
+
+  mutating func leaveOut(group: Int, _ isLeftOut: Bool = true) {
+    for n in items.indices where items[n].group == group { items[n].isLeftOut = isLeftOut }
   }
 
   /// Nil where a short branch would not reach its label, or the block is too long.

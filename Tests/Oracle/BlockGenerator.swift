@@ -27,6 +27,9 @@ struct BlockGenerator {
   private(set) var roles: BlockRoles
   private(set) var block = Block()
   private var labels = 0
+  private var groups = 0
+  /// The next instruction belongs to the last one's group.
+  private var isTied = false
   /// Instructions to come.
   private var left: Int
   private let weights: [Int]
@@ -120,9 +123,18 @@ struct BlockGenerator {
     guard let decoded else { return }
     let registers = random.byte()
     let compare: [UInt8] = [0x48 | registers >> 6 & 1 | registers >> 5 & 4, 0x39, 0xC0 | registers]
+    if !isTied { groups += 1 }
+    isTied = false
     block.items.append(
       BlockItem(
-        content: .code(bytes: bytes, instruction: decoded, reference: reference), compare: compare))
+        content: .code(bytes: bytes, instruction: decoded, reference: reference), compare: compare,
+        group: groups))
+  }
+
+  /// Appends an instruction that needs the one before it.
+  private mutating func appendTied(_ bytes: [UInt8]) {
+    isTied = true
+    append(bytes)
   }
 
   private mutating func newLabel() -> Int {
@@ -196,7 +208,7 @@ extension BlockGenerator {
     let candidates: [UInt8] = [3, 5, 8, 9, 10, 11, 12, 13, 14, 15].filter { !taken.contains($0) }
     let counter = isLoop ? 1 : candidates[random.below(candidates.count)]
     let b = counter >> 3
-    let start = UInt8(1 + random.below(5))
+    let start = UInt8(1 + random.below(random.oneIn(4) ? 60 : 5))
     append((b != 0 ? [0x41] : []) + [0xB8 | counter & 7, start, 0, 0, 0])
     place(head, anyFlags: true)
     roles.counters.append(counter)
@@ -244,16 +256,16 @@ extension BlockGenerator {
     case 0: jump(label)
     case 1:
       loadAddress(register, label)
-      append((r != 0 ? [0x41] : []) + [0xFF, 0xE0 | register & 7])
+      appendTied((r != 0 ? [0x41] : []) + [0xFF, 0xE0 | register & 7])
     case 2:
       loadAddress(register, label)
       let (b, bytes) = nearBase(register)
-      append([0x48 | r << 2 | b, 0x89] + bytes)
-      append((b != 0 ? [0x41] : []) + [0xFF, bytes[0] & ~0x38 | 4 << 3] + bytes.dropFirst())
+      appendTied([0x48 | r << 2 | b, 0x89] + bytes)
+      appendTied((b != 0 ? [0x41] : []) + [0xFF, bytes[0] & ~0x38 | 4 << 3] + bytes.dropFirst())
     case 3:
       loadAddress(register, label)
-      append((r != 0 ? [0x41] : []) + [0x50 | register & 7])
-      append([0xC3])
+      appendTied((r != 0 ? [0x41] : []) + [0x50 | register & 7])
+      appendTied([0xC3])
     default: return subroutine(label)
     }
     if random.oneIn(3) { single() }
@@ -270,7 +282,7 @@ extension BlockGenerator {
     if random.oneIn(3) {
       let register = freeRegister()
       loadAddress(register, entry)
-      append((register >> 3 != 0 ? [0x41] : []) + [0xFF, 0xD0 | register & 7])
+      appendTied((register >> 3 != 0 ? [0x41] : []) + [0xFF, 0xD0 | register & 7])
     } else {
       branch([0xE8], 4, entry)
     }
@@ -294,7 +306,7 @@ extension BlockGenerator {
     switch random.below(3) {
     case 0:
       append([0x9C])
-      append([0x9D])
+      appendTied([0x9D])
     case 1:
       let (b, bytes) = nearBase(0)
       let word = random.next()
@@ -305,14 +317,14 @@ extension BlockGenerator {
       append(
         prefix + [0xC7] + bytes
           + (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32($0 * 8)) })
-      append(prefix + [0x0F, 0xAE, bytes[0] & ~0x38 | 2 << 3] + bytes.dropFirst())
+      appendTied(prefix + [0x0F, 0xAE, bytes[0] & ~0x38 | 2 << 3] + bytes.dropFirst())
     default:
       let (b, bytes) = nearBase(0)
       var high = random.byte() & 0x0F
       if high & 3 == 1 { high |= 2 }
       let prefix: [UInt8] = b != 0 ? [0x41] : []
       append([0x66] + prefix + [0xC7] + bytes + [0x7F, high])
-      append(prefix + [0xD9, bytes[0] & ~0x38 | 5 << 3] + bytes.dropFirst())
+      appendTied(prefix + [0xD9, bytes[0] & ~0x38 | 5 << 3] + bytes.dropFirst())
     }
   }
 }

@@ -45,10 +45,13 @@ extension BlockOracle {
   /// Leaves out what can be; nil where nothing can.
   private func shrinkInstructions(_ block: inout Block, _ plan: Plan) -> Difference? {
     var last: Difference?
-    for n in block.items.indices.reversed() where block.items[n].isCode {
-      if block.items[n].isLeftOut { continue }
-      block.items[n].isLeftOut = true
-      if let found = attempt(block, plan) { last = found } else { block.items[n].isLeftOut = false }
+    for group in block.groups {
+      block.leaveOut(group: group)
+      if let found = attempt(block, plan) {
+        last = found
+      } else {
+        block.leaveOut(group: group, false)
+      }
     }
     return last
   }

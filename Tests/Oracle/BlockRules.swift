@@ -12,11 +12,24 @@ enum BlockRules {
       if i.feature == .sha { return false }
       if i.attributes.contains(.aligned) && i.encoding.evexMask != 0 { return false }
     }
+    if readsStaleStackPointer(i) { return false }
     switch i.mnemonic {
     // A count beyond the width leaves the destination undefined.
     case .shld, .shrd: return i.operandSize > 2
     default: return true
     }
+  }
+
+  /// EVEX.X is ignored with a general register. With RSP, and X set nevertheless, a Zen 5 reads the RSP
+  /// from before the PUSH or POP ahead of it.
+  private static func readsStaleStackPointer(_ i: Instruction) -> Bool {
+    guard i.prefixes.contains(.evex), i.memoryIndex == nil, i.encoding.rex & 2 != 0 else {
+      return false
+    }
+    for n in 0..<Int(i.operandCount) where i.operands[n].kind == .general {
+      if i.operands[n].number == 4 { return true }
+    }
+    return false
   }
 
   /// Those that end most blocks early, or reach other memory.

@@ -22,6 +22,8 @@ package struct OracleReport: Codable, Sendable {
   package var blocks = 0
   package var discarded: [String: Int] = [:]
   package var instructions = 0
+  /// How often translated code was left for another thread's request, and entered again.
+  package var disturbances = 0
 
   package init() {}
 
@@ -37,6 +39,7 @@ package struct OracleReport: Codable, Sendable {
     blocks += other.blocks
     discarded.merge(other.discarded, uniquingKeysWith: +)
     instructions += other.instructions
+    disturbances += other.disturbances
   }
 
   /// The figures of a run of single instructions.
@@ -49,7 +52,7 @@ package struct OracleReport: Codable, Sendable {
   var blockText: String {
     let left = discarded.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
     return "\(blocks) blocks, \(states) states, \(pairs) pairs, \(instructions) instructions, "
-      + "\(faults) faults, \(translated) translations, \(refused) refused, \(differing) differ, "
+      + "\(faults) faults, \(translated) translations, \(refused) refused, \(disturbances) disturbed, \(differing) differ, "
       + "discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
   }
 }

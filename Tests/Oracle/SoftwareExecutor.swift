@@ -7,6 +7,7 @@
 // because the host has other landing pads there.
 
 import Support
+import Synchronization
 import X86
 import X86CPU
 import X86JIT
@@ -27,10 +28,12 @@ package final class SoftwareExecutor: Executor {
     static let code = 0x200000
   }
 
-  /// - Parameter translated: whether a translator takes every block at its first execution.
-  package init(translated: Bool) {
+  /// - Parameters:
+  ///   - translated: whether a translator takes every block at its first execution.
+  ///   - codeBytes: the translator's code memory.
+  package init(translated: Bool, codeBytes: Int = 4 << 20) {
     name = translated ? "translator" : "interpreter"
-    machine = TestMachine(megabytes: 4, threshold: translated ? 1 : 0, codeBytes: 4 << 20)
+    machine = TestMachine(megabytes: 4, threshold: translated ? 1 : 0, codeBytes: codeBytes)
     machine.setLongMode(cpl: 3)
     machine.setRights(EPTEntry.execute, ofLargePage: 1)
     sandbox = machine.memory + Physical.sandbox
@@ -102,8 +105,31 @@ package final class SoftwareExecutor: Executor {
     blockEnd = block + UInt64(bytes.count)
   }
 
-  /// From any thread: the guest leaves, however long it would go on.
-  package func stop() { machine.processor.kick() }
+  /// How other threads reach the processor.
+  struct Line: Sendable {
+    fileprivate let processor: PhysicalCPU
+    fileprivate let isStopped: Flag
+
+    /// The guest leaves, however long it would go on.
+    func stop() {
+      isStopped.value.store(true, ordering: .sequentiallyConsistent)
+      processor.kick()
+    }
+
+    /// The guest leaves and is entered again, or looks at its events.
+    func disturb(leaving: Bool) {
+      if leaving { processor.kick() } else { processor.request(CPURequest.events) }
+    }
+  }
+
+  fileprivate final class Flag: Sendable {
+    let value = Atomic(false)
+  }
+
+  private let isStopped = Flag()
+  var line: Line { Line(processor: machine.processor, isStopped: isStopped) }
+  /// How often the guest left and was entered again.
+  private(set) var disturbances = 0
 
   /// Translations of addresses go, so that every access is looked up anew.
   package func forgetAddresses() { cpu.flushTLB() }
@@ -124,10 +150,8 @@ package final class SoftwareExecutor: Executor {
     cpu.segment(.gs).pointee.base = input.pointee.gsBase
     cpu.segment(.fs).pointee.base = input.pointee.fsBase
     if let vector { cpu.vector.pointee = vector.pointee }
-    s.pointee.exit.reason = 0xFFFF
     s.pointee.retired = 0
-    cpu.runGuest()
-    _ = machine.processor.takeRequest(CPURequest.kick)
+    enter()
     if let vector { vector.pointee = cpu.vector.pointee }
     outcome.pointee.registers.gpr = s.pointee.gpr
     outcome.pointee.registers.flags = cpu.flags
@@ -136,6 +160,22 @@ package final class SoftwareExecutor: Executor {
     outcome.pointee.registers.fsBase = cpu.segment(.fs).pointee.base
     outcome.pointee.fault = fault(since: input.pointee.rip)
     outcome.pointee.retired = s.pointee.retired
+  }
+
+  /// Until the guest leaves by itself or is stopped.
+  private func enter() {
+    isStopped.value.store(false, ordering: .relaxed)
+    while true {
+      cpu.s.pointee.exit.reason = 0xFFFF
+      cpu.runGuest()
+      _ = machine.processor.takeRequest(CPURequest.kick)
+      if cpu.s.pointee.exit.reason != ExitReason.externalInterrupt.rawValue
+        || isStopped.value.load(ordering: .sequentiallyConsistent)
+      {
+        return
+      }
+      disturbances += 1
+    }
   }
 
   private func fault(since start: UInt64) -> Fault {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Stops a software processor that does not come to an end: a random block may be a loop without one, or
-// a translation may make it so. Its guest leaves as by an external interrupt.
+// a translation may make it so. Its guest leaves as by an external interrupt. And disturbs them: now and
+// then a guest has to leave in the middle of a block's code and go on, or look at its events.
 
 import Foundation
 import Synchronization
-import X86CPU
 
 final class Watchdog: Sendable {
-  private let processors: [PhysicalCPU]
+  private let processors: [SoftwareExecutor.Line]
   /// Runs begun and ended: odd while one goes on.
   private let runs = Atomic<UInt64>(0)
   private let running = Atomic<Int>(0)
@@ -16,12 +16,25 @@ final class Watchdog: Sendable {
   private static let period = 0.05
 
   /// - Parameter processors: those that `watch` names by index.
-  init(_ processors: [PhysicalCPU]) {
+  init(_ processors: [SoftwareExecutor.Line]) {
     self.processors = processors
     let watch: @Sendable () -> Bool = { [weak self] in self?.look() ?? false }
     Thread.detachNewThread {
       while watch() { Thread.sleep(forTimeInterval: Self.period) }
     }
+    let disturb: @Sendable (Int) -> Bool = { [weak self] in self?.disturb($0) ?? false }
+    Thread.detachNewThread {
+      var turn = 0
+      while disturb(turn) {
+        usleep(50)
+        turn &+= 1
+      }
+    }
+  }
+
+  private func disturb(_ turn: Int) -> Bool {
+    for processor in processors { processor.disturb(leaving: turn & 1 == 0) }
+    return true
   }
 
   private struct Seen {
@@ -37,7 +50,7 @@ final class Watchdog: Sendable {
       seen.run = run
       return seen.times >= periods.load(ordering: .relaxed)
     }
-    if isLate { processors[running.load(ordering: .relaxed)].kick() }
+    if isLate { processors[running.load(ordering: .relaxed)].stop() }
     return true
   }
 
