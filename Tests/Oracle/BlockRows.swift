@@ -5,7 +5,8 @@
 import X86Decoder
 
 struct BlockRows {
-  enum Kind: Int, CaseIterable { case common, integer, x87, sse, avx, evex }
+  /// `flags`: those of `integer` that read arithmetic flags.
+  enum Kind: Int, CaseIterable { case common, flags, integer, x87, sse, avx, evex }
 
   private(set) var rows: [[RowTemplate]]
 
@@ -16,6 +17,9 @@ struct BlockRows {
       rows[kind.rawValue].append(row)
       if kind == .integer && Self.common.contains(row.mnemonic) {
         rows[Kind.common.rawValue].append(row)
+      }
+      if kind == .integer && row.attributes.contains(.readsFlags) {
+        rows[Kind.flags.rawValue].append(row)
       }
     }
   }

@@ -31,7 +31,7 @@ extension StateGenerator {
   /// Into the sandbox: mostly well inside and aligned, sometimes where something ends.
   private mutating func pointer() -> UInt64 {
     let offset: Int
-    switch random.below(16) {
+    switch random.below(40) {
     case 0: offset = 0x1000 - random.below(96)
     case 1: offset = Layout.writableSize - random.below(160)
     case 2: offset = Layout.writableSize + random.below(0x1000)
