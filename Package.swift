@@ -166,7 +166,7 @@ let package = Package(
     .testTarget(
       name: "KVMTests",
       dependencies: [
-        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost",
+        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86CPU",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
   ]

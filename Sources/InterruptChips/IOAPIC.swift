@@ -153,6 +153,13 @@ extension IOAPIC {
     return again
   }
 
+  /// Whether `pin` is level-triggered with this vector, so that its EOI concerns it.
+  package func awaits(_ pin: Int, vector: UInt8) -> Bool {
+    guard pin >= 0, pin < Self.pinCount else { return false }
+    let entry = state.entries[pin]
+    return entry & 0xFF == UInt64(vector) && entry & Entry.level != 0
+  }
+
   /// No local APIC took the message of `pin`: it is not waiting for an EOI.
   package mutating func deliveryFailed(_ pin: Int) {
     guard pin >= 0, pin < Self.pinCount else { return }

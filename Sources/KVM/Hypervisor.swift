@@ -85,6 +85,23 @@ package final class Hypervisor: Sendable {
     return vcpu.pages
   }
 
+  /// A vCPU's dirty ring, which a client maps at page 64 (KVM_DIRTY_LOG_PAGE_OFFSET) of the vCPU;
+  /// nil without one. Valid as long as `sharedPages`.
+  package func dirtyRing(_ handle: Int32) throws(Errno) -> UnsafeMutableRawBufferPointer? {
+    guard case .virtualCPU(let vcpu, _) = try object(handle) else { throw .invalidArgument }
+    return vcpu.dirtyRing.map {
+      UnsafeMutableRawBufferPointer(start: $0.pages, count: Int($0.count) * DirtyRing.entrySize)
+    }
+  }
+
+  /// The signals that KVM_SET_SIGNAL_MASK wants blocked during KVM_RUN, bit n - 1 for signal n; nil
+  /// where the thread's own mask stays. The client's side of KVM_RUN carries it out: signals
+  /// belong to its threads. It calls this on the thread that is about to call KVM_RUN.
+  package func signalMask(_ handle: Int32) -> UInt64? {
+    guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return nil }
+    return vcpu.signalMask
+  }
+
   /// Makes a vCPU leave KVM_RUN, as a signal to its thread does. From any thread.
   package func kick(_ handle: Int32) {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return }

@@ -33,17 +33,26 @@ final class Machine: @unchecked Sendable {
   let clock: MachineClock
   let bus = CPUBus()
   let timers: TimerThread
+  let devices = DeviceBus()
   /// Serialises the ioctls that change the machine.
   let ioctlLock = Mutex(Configuration())
+  let options = Mutex(MachineOptions())
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
+  /// Made with the first irqfd.
+  private(set) var interruptEvents: InterruptEvents?
 
   /// What ioctls configure.
   struct Configuration: Sendable {
     var bootCPU: UInt32 = 0
     var tssAddress: UInt64?
     var identityMapAddress: UInt64 = 0xFFFB_C000
-    var maxCPUID: UInt32 = Machine.maxVirtualCPUs
+    /// KVM_CAP_MAX_VCPU_ID's, once set.
+    var maxCPUID: UInt32?
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2's options.
+    var dirtyLogOptions: UInt64 = 0
+    /// Entries of each vCPU's dirty ring; 0 without.
+    var dirtyRingEntries: UInt32 = 0
   }
 
   /// As many as have eight-bit APIC identifiers.
@@ -57,6 +66,7 @@ final class Machine: @unchecked Sendable {
   }
 
   deinit {
+    interruptEvents?.stop()
     if interrupts != nil { timers.stop() }
     for vcpu in bus.all {
       hypervisor.pool.evict(vcpu)
@@ -69,8 +79,17 @@ final class Machine: @unchecked Sendable {
   /// The vCPUs now.
   var virtualCPUs: [VirtualCPU] { bus.all }
 
-  func installInterruptController() throws(Errno) {
-    let controller = InterruptController(bus: bus, timers: timers)
+  /// Under the ioctl lock.
+  func makeInterruptEvents(_ controller: InterruptController) throws(Errno) -> InterruptEvents {
+    if let interruptEvents { return interruptEvents }
+    let events = try InterruptEvents(controller)
+    interruptEvents = events
+    return events
+  }
+
+  /// - Parameter splitRoutes: pins of the client's I/O APIC; nil where all chips are ours.
+  func installInterruptController(splitRoutes: UInt32? = nil) throws(Errno) {
+    let controller = InterruptController(bus: bus, timers: timers, splitRoutes: splitRoutes)
     try timers.start(controller)
     interrupts = controller
   }

@@ -31,7 +31,7 @@ extension VirtualCPU {
     s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
     s.pointee.cr2 = 0
     s.pointee.cr8 = 0
-    for index in 0..<4 { s.pointee.dr[index] = 0 }
+    guestDebugAddresses = DebugAddresses()
     s.pointee.dr6 = DR6.initial.rawValue
     for (register, value) in Self.resetValues { backend[register] = value }
     for register in SegmentRegister.allCases {
@@ -43,7 +43,7 @@ extension VirtualCPU {
 
   private static let resetValues: [(ControlBlockRegister, UInt64)] = [
     (.rip, 0xFFF0), (.rsp, 0), (.rflags, RFLAGS.fixed.rawValue), (.efer, 0), (.cr0, resetCR0),
-    (.cr3, 0), (.cr4, 0), (.dr7, DR7.initial.rawValue), (.debugctl, 0), (.sysenterCS, 0),
+    (.cr3, 0), (.cr4, 0), (.debugctl, 0), (.sysenterCS, 0),
     (.sysenterESP, 0), (.sysenterEIP, 0), (.gdtrBase, 0), (.gdtrLimit, 0xFFFF), (.idtrBase, 0),
     (.idtrLimit, 0xFFFF), (.interruptibility, 0), (.pendingDebug, 0),
   ]
@@ -65,6 +65,7 @@ extension VirtualCPU {
     backend.setInterruptWindow(false)
     backend.setNMIWindow(false)
     pendingException = nil
+    pendingPayload = nil
     pendingNMIs.store(0, ordering: .relaxed)
     apic?.state.withLock { $0.initialize() }
     apicIdentityChanged()

@@ -36,6 +36,8 @@ struct VCPURequest: OptionSet, Sendable {
   static let clock = Self(rawValue: 1 << 7)
   /// End a halt (KVM_HC_KICK_CPU).
   static let wake = Self(rawValue: 1 << 8)
+  /// Another MSR filter: other accesses exit.
+  static let msrFilter = Self(rawValue: 1 << 9)
   /// What changes whether an interrupt can be delivered.
   static let events: Self = [.interrupt, .nmi]
 }
@@ -70,6 +72,7 @@ final class VirtualCPU: @unchecked Sendable {
   let startupVector = Atomic<UInt8>(0)
   let pendingNMIs = Atomic<Int>(0)
   let apic: LockedAPIC?
+  let dirtyRing: DirtyRing?
 
   // MARK: The ioctl thread's
 
@@ -83,14 +86,23 @@ final class VirtualCPU: @unchecked Sendable {
   /// Entries made to replay the instruction that is being emulated.
   var replayEntries = 0
   var mpState: UInt32
+  /// KVM_RUN was called: the CPUID stays as it is.
+  var hasRun = false
   /// KVM_HC_KICK_CPU came: the next halt, or the one that lasts, ends.
   var wakePending = false
   /// What the next KVM_RUN has to finish.
   var completion: Completion = .none
+  /// Of the IN or OUT that the client was asked for.
+  var completionRIP: UInt64 = 0
   let emulation = InstructionEmulation()
   /// An exception that an exit handler raised.
   var pendingException: GuestException?
-  /// KVM_INTERRUPT's vector, without interrupt chips.
+  /// What its delivery does to DR6 or CR2, until then.
+  var pendingPayload: UInt64?
+  var isTripleFaultPending = false
+  /// Of the instruction whose #BP or #OF was intercepted.
+  var eventInstructionLength: UInt32 = 1
+  /// KVM_INTERRUPT's vector, without an 8259 of ours.
   var queuedInterrupt: UInt8?
   /// An event that an exit interrupted on its way into the guest.
   var interruptedEvent: GuestEvent?
@@ -104,12 +116,32 @@ final class VirtualCPU: @unchecked Sendable {
   var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
+  var machineCheck = MachineCheckBanks()
+  var steal = StealTime()
+  /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
+  var enforcesParavirtualCPUID = false
+  var debug = GuestDebug()
+  /// The guest's own debug registers, while the client has the processor's.
+  var hiddenDebug: DebugAddresses?
+  /// An instruction that was stepped over here is over.
+  var isStepDone = false
+  /// KVM_SET_SIGNAL_MASK: the signals that are blocked during KVM_RUN; nil: the thread's own.
+  var signalMask: UInt64?
+  /// KVM_TPR_ACCESS_REPORTING, and the access to report.
+  var reportsTPR = false
+  var tprAccess: (rip: UInt64, isWrite: Bool)?
+  /// KVM_SET_VAPIC_ADDR; 0: none.
+  var priorityCopy: UInt64 = 0
+  /// A vector whose end the client's I/O APIC has to know.
+  var endedVector: UInt8?
 
   static let sharedSize = 3 * 4096
 
   var run: UnsafeMutablePointer<kvm_run> { pages.assumingMemoryBound(to: kvm_run.self) }
 
-  init(machine: Machine, id: UInt32, index: Int, isBootCPU: Bool) throws(Errno) {
+  init(
+    machine: Machine, id: UInt32, index: Int, isBootCPU: Bool, dirtyRingEntries: UInt32 = 0
+  ) throws(Errno) {
     self.machine = machine
     hypervisor = machine.hypervisor
     self.id = id
@@ -119,10 +151,12 @@ final class VirtualCPU: @unchecked Sendable {
     backend = VMX(hypervisor.pool.slots[0].cpu)
     cpu = hypervisor.pool.slots[0].cpu.cpu
     tscOffset = machine.clock.reference.tscOffset
+    dirtyRing = dirtyRingEntries == 0 ? nil : DirtyRing(count: dirtyRingEntries)
     if machine.interrupts != nil {
       var local = LocalAPIC(id: id, isBootstrapProcessor: isBootCPU)
       // Until the client enables the local APIC's LINT0, the 8259 reaches the boot CPU directly.
-      if isBootCPU { local.acceptExternalAtReset() }
+      let quirks = Quirks.all & ~machine.options.withLock { $0.disabledQuirks }
+      if isBootCPU, quirks & Quirks.lint0Reenabled != 0 { local.acceptExternalAtReset() }
       apic = LockedAPIC(local)
       mpState = UInt32(isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED)
     } else {
@@ -131,6 +165,9 @@ final class VirtualCPU: @unchecked Sendable {
     }
     msrs.isBootCPU = isBootCPU
     emulation.vcpu = self
+    if machine.options.withLock({ $0.msrFilter != nil }) {
+      requests.store(VCPURequest.msrFilter.rawValue, ordering: .sequentiallyConsistent)
+    }
     withLoaded { reset() }
   }
 
@@ -148,6 +185,9 @@ final class VirtualCPU: @unchecked Sendable {
       parker.unpark()
     }
   }
+
+  /// The 8259 pair is the client's: it injects by KVM_INTERRUPT.
+  var hasClientPIC: Bool { machine.interrupts?.isSplit ?? true }
 
   var isInGuest: Bool { runningOn.load(ordering: .sequentiallyConsistent) >= 0 }
   var isParked: Bool { parked.load(ordering: .sequentiallyConsistent) }

@@ -12,6 +12,7 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var timeStampCounter: Self { Self(0x10) }
   @inlinable public static var platformID: Self { Self(0x17) }
   @inlinable public static var apicBase: Self { Self(0x1B) }
+  @inlinable public static var smiCount: Self { Self(0x34) }
   @inlinable public static var featureControl: Self { Self(0x3A) }
   @inlinable public static var tscAdjust: Self { Self(0x3B) }
   @inlinable public static var specCtrl: Self { Self(0x48) }
@@ -28,6 +29,7 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var sysenterEIP: Self { Self(0x176) }
   @inlinable public static var mcgCap: Self { Self(0x179) }
   @inlinable public static var mcgStatus: Self { Self(0x17A) }
+  @inlinable public static var mcgControl: Self { Self(0x17B) }
   @inlinable public static var miscEnable: Self { Self(0x1A0) }
   @inlinable public static var debugctl: Self { Self(0x1D9) }
   /// IA32_MTRR_PHYSBASE0; the mask follows, then the next pair.

@@ -21,6 +21,29 @@ enum CPUIDTable {
     }
   }
 
+  /// KVM_SET_CPUID: `kvm_cpuid_entry`, without indices.
+  static func readOld(_ argument: Argument) throws(Errno) -> [kvm_cpuid_entry2] {
+    let count: UInt32 = try argument.read()
+    guard count <= limit else { throw .argListTooLong }
+    var entries: [kvm_cpuid_entry2] = []
+    for index in 0..<Int(count) {
+      let old: kvm_cpuid_entry = try argument.element(index, at: headerSize)
+      var entry = kvm_cpuid_entry2()
+      (entry.function, entry.eax, entry.ebx) = (old.function, old.eax, old.ebx)
+      (entry.ecx, entry.edx) = (old.ecx, old.edx)
+      entries.append(entry)
+    }
+    return entries
+  }
+
+  static func areEqual(_ one: [kvm_cpuid_entry2], _ other: [kvm_cpuid_entry2]) -> Bool {
+    one.count == other.count
+      && zip(one, other).allSatisfy {
+        $0.function == $1.function && $0.index == $1.index && $0.flags == $1.flags
+          && $0.eax == $1.eax && $0.ebx == $1.ebx && $0.ecx == $1.ecx && $0.edx == $1.edx
+      }
+  }
+
   static func read(_ argument: Argument) throws(Errno) -> [kvm_cpuid_entry2] {
     let count: UInt32 = try argument.read()
     guard count <= limit else { throw .argListTooLong }

@@ -6,7 +6,7 @@ import X86CPU
 
 /// The ioctls of the system.
 extension Hypervisor {
-  static let ioctls = IoctlTable<Hypervisor>([general, processor])
+  static let ioctls = IoctlTable<Hypervisor>([general, processor], missing: .invalidArgument)
 
   private static let general: [(UInt32, IoctlTable<Hypervisor>.Method)] = [
     (
@@ -102,10 +102,4 @@ extension Hypervisor {
       }
     ),
   ]
-}
-
-/// What machine checks a guest may be given.
-enum MachineCheck {
-  /// IA32_MCG_CAP: 32 banks, control register present, software error recovery.
-  static let capabilities: UInt64 = 32 | 1 << 8 | 1 << 24
 }

@@ -37,10 +37,13 @@ extension Machine {
       { (machine, argument) throws(Errno) in
         let message: kvm_msi = try argument.read()
         guard message.flags == 0 else { throw .invalidArgument }
-        let result = try machine.requireChips(.invalidArgument).signal(
-          MessageSignalledInterrupt(
-            addressLow: message.address_lo, addressHigh: message.address_hi, data: message.data))
-        return max(result, 0)
+        let interrupt = MessageSignalledInterrupt(
+          addressLow: message.address_lo, addressHigh: message.address_hi, data: message.data)
+        let chips = try machine.requireChips(.invalidArgument)
+        guard interrupt.isValid(machine.options.withLock { $0.messageFormat }) else {
+          throw .invalidArgument
+        }
+        return max(chips.signal(interrupt), 0)
       }
     ),
     (CKVM_GET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.getChip(argument) }),
@@ -52,6 +55,15 @@ extension Machine {
   ) throws(Errno) -> InterruptController {
     guard let interrupts else { throw error }
     return interrupts
+  }
+
+  /// The 8259 pair and the I/O APIC, where they are ours.
+  func requireAllChips(
+    _ error: Errno = .noSuchAddressOrDevice
+  ) throws(Errno) -> InterruptController {
+    let chips = try requireChips(error)
+    if chips.isSplit { throw error }
+    return chips
   }
 
   private func createChips() throws(Errno) -> Int32 {
@@ -71,13 +83,21 @@ extension Machine {
     guard header.nr <= UInt32(GSIRoutingTable.limit), header.flags == 0 else {
       throw .invalidArgument
     }
+    let format = options.withLock { $0.messageFormat }
     var routes: [(gsi: UInt32, route: GSIRoute)] = []
     for index in 0..<Int(header.nr) {
       let entry: kvm_irq_routing_entry = try argument.element(index, at: 8)
-      routes.append((entry.gsi, try Self.route(entry)))
+      let route = try Self.route(entry)
+      switch route {
+      case .message(let message):
+        guard message.isValid(format) else { throw .invalidArgument }
+      case .picMaster, .picSlave, .ioapic:
+        if chips.isSplit { throw .invalidArgument }
+      }
+      routes.append((entry.gsi, route))
     }
     guard let table = GSIRoutingTable(routes) else { throw .invalidArgument }
-    chips.chips.withLock { $0.routing = table }
+    chips.setRouting(table)
     return 0
   }
 
@@ -104,7 +124,7 @@ extension Machine {
   // MARK: State
 
   private func getChip(_ argument: Argument) throws(Errno) -> Int32 {
-    let chips = try requireChips()
+    let chips = try requireAllChips()
     var chip: kvm_irqchip = try argument.read()
     let (pic, ioapic) = chips.chips.withLock { ($0.pic, $0.ioapic) }
     switch Int32(bitPattern: chip.chip_id) {
@@ -118,7 +138,7 @@ extension Machine {
   }
 
   private func setChip(_ argument: Argument) throws(Errno) -> Int32 {
-    let controller = try requireChips()
+    let controller = try requireAllChips()
     let chip: kvm_irqchip = try argument.read()
     try controller.chips.withLock { (chips) throws(Errno) in
       switch Int32(bitPattern: chip.chip_id) {

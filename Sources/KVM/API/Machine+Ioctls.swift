@@ -10,9 +10,11 @@ import SystemPackage
 extension Machine {
   typealias Method = IoctlTable<Machine>.Method
 
-  static let ioctls = IoctlTable<Machine>([
-    general, memoryIoctls, interruptIoctls, timerIoctls,
-  ])
+  static let ioctls = IoctlTable<Machine>(
+    [
+      general, memoryIoctls, interruptIoctls, timerIoctls, eventIoctls, capabilityIoctls,
+      dirtyRingIoctls,
+    ], missing: .inappropriateIOCTLForDevice)
 
   private static let general: [(UInt32, Method)] = [
     (
@@ -53,7 +55,6 @@ extension Machine {
         return 0
       }
     ),
-    (CKVM_ENABLE_CAP, { (machine, argument) throws(Errno) in try machine.enable(argument) }),
     (
       CKVM_SET_NR_MMU_PAGES,
       { (_, argument) throws(Errno) in
@@ -64,34 +65,26 @@ extension Machine {
     ),
   ]
 
+  func configure(_ change: (inout Configuration) throws(Errno) -> Void) throws(Errno) {
+    try ioctlLock.withLock { (configuration) throws(Errno) in try change(&configuration) }
+  }
+
   func configure(_ change: (inout Configuration) -> Void) {
     ioctlLock.withLock { change(&$0) }
   }
 
-  private func enable(_ argument: Argument) throws(Errno) -> Int32 {
-    let capability: kvm_enable_cap = try argument.read()
-    guard capability.flags == 0 else { throw .invalidArgument }
-    switch Int32(bitPattern: capability.cap) {
-    case KVM_CAP_MAX_VCPU_ID:
-      let limit = capability.args.0
-      guard limit > 0, limit <= UInt64(Self.maxVirtualCPUs), virtualCPUs.isEmpty else {
-        throw .invalidArgument
-      }
-      configure { $0.maxCPUID = UInt32(limit) }
-      return 0
-    default: throw .invalidArgument
-    }
-  }
-
   private func createVirtualCPU(_ number: UInt) throws(Errno) -> Int32 {
     let vcpu = try ioctlLock.withLock { (configuration) throws(Errno) -> VirtualCPU in
-      guard number < UInt(configuration.maxCPUID) else { throw .invalidArgument }
+      guard number < UInt(configuration.maxCPUID ?? Self.maxVirtualCPUs) else {
+        throw .invalidArgument
+      }
       let id = UInt32(number)
       let existing = virtualCPUs
       guard existing.count < Int(Self.maxVirtualCPUs) else { throw .invalidArgument }
       guard !existing.contains(where: { $0.id == id }) else { throw .fileExists }
       let vcpu = try VirtualCPU(
-        machine: self, id: id, index: existing.count, isBootCPU: id == configuration.bootCPU)
+        machine: self, id: id, index: existing.count, isBootCPU: id == configuration.bootCPU,
+        dirtyRingEntries: configuration.dirtyRingEntries)
       let identity = vcpu.apic?.state.withLock { $0.identity }
       bus.list.withLock {
         $0.all.append(vcpu)

@@ -5,7 +5,7 @@ import Synchronization
 import SystemPackage
 import X86CPU
 
-/// KVM_SET_USER_MEMORY_REGION.
+/// KVM_SET_USER_MEMORY_REGION and the dirty log.
 extension Machine {
   /// As Linux: 15 bits less the slots that it keeps for itself.
   static let maxMemorySlots: UInt32 = 32764
@@ -15,24 +15,48 @@ extension Machine {
       CKVM_SET_USER_MEMORY_REGION,
       { (machine, argument) throws(Errno) in
         let region: kvm_userspace_memory_region = try argument.read()
-        try machine.ioctlLock.withLock { (_) throws(Errno) in try machine.setMemory(region) }
+        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+          try machine.setMemory(region, configuration)
+        }
         return 0
       }
-    )
+    ),
+    (
+      CKVM_GET_DIRTY_LOG,
+      { (machine, argument) throws(Errno) in
+        let log: kvm_dirty_log = try argument.read()
+        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+          try machine.getDirtyLog(log, configuration)
+        }
+        return 0
+      }
+    ),
+    (
+      CKVM_CLEAR_DIRTY_LOG,
+      { (machine, argument) throws(Errno) in
+        let log: kvm_clear_dirty_log = try argument.read()
+        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+          try machine.clearDirtyLog(log, configuration)
+        }
+        return 0
+      }
+    ),
   ]
 
   private static let pageMask: UInt64 = 4095
   /// Beyond this no address of a 64-bit guest or of this process can be.
   private static let addressLimit: UInt64 = 1 << 47
 
-  private func setMemory(_ region: kvm_userspace_memory_region) throws(Errno) {
-    let slot = MemorySlot(
+  private func setMemory(
+    _ region: kvm_userspace_memory_region, _ configuration: Configuration
+  ) throws(Errno) {
+    var slot = MemorySlot(
       id: region.slot, base: region.guest_phys_addr, size: region.memory_size,
       host: region.userspace_addr, flags: region.flags)
     try Self.check(slot)
     guard let old = memory.find(slot.id) else {
       if slot.size == 0 { throw .invalidArgument }
-      return try create(slot)
+      return try create(&slot, configuration)
     }
     if slot.size == 0 {
       try withGuestsStopped { () throws(Errno) in memory.remove(slot.id) }
@@ -42,16 +66,28 @@ extension Machine {
     guard slot.size == old.size, slot.host == old.host, slot.isReadOnly == old.isReadOnly else {
       throw .invalidArgument
     }
-    if slot == old { return }
+    if slot.base == old.base, slot.flags == old.flags { return }
     if slot.base != old.base, memory.isTaken(slot) { throw .fileExists }
+    slot.log = slot.isLogged && old.isLogged ? old.log : Self.makeLog(slot, configuration)
     try withGuestsStopped { () throws(Errno) in memory.remove(slot.id, replacement: slot) }
   }
 
-  private func create(_ slot: MemorySlot) throws(Errno) {
+  private func create(
+    _ slot: inout MemorySlot, _ configuration: Configuration
+  ) throws(Errno) {
     if memory.isTaken(slot) { throw .fileExists }
+    slot.log = Self.makeLog(slot, configuration)
     // What was decoded of this memory when it was something else is not this machine's code.
     Self.forgetCode(slot)
     memory.add(slot)
+  }
+
+  private static func makeLog(
+    _ slot: MemorySlot, _ configuration: Configuration
+  ) -> DirtyBitmap? {
+    guard slot.isLogged else { return nil }
+    let full = configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0
+    return DirtyBitmap(pages: slot.pageCount, full: full)
   }
 
   private static func forgetCode(_ slot: MemorySlot) {
@@ -60,12 +96,73 @@ extension Machine {
   }
 
   private static func check(_ slot: MemorySlot) throws(Errno) {
-    let flags = UInt32(KVM_MEM_READONLY)
-    guard slot.flags & ~flags == 0, slot.size & pageMask == 0, slot.base & pageMask == 0,
+    let flags = UInt32(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES)
+    guard slot.flags & ~flags == 0, slot.size & pageMask == 0,
+      slot.size >> 12 < 1 << 31, slot.base & pageMask == 0,
       slot.host & pageMask == 0, slot.id < maxMemorySlots,
       slot.base < addressLimit, slot.size <= addressLimit, slot.host < addressLimit,
       slot.base &+ slot.size <= addressLimit, slot.host &+ slot.size <= addressLimit,
       slot.host != 0 || slot.size == 0
     else { throw .invalidArgument }
+  }
+
+  // MARK: Dirty log
+
+  /// The slot whose log is asked for.
+  ///
+  /// - Throws: EINVAL for a number that no slot can have, ENOENT where there is no log.
+  private func logged(
+    _ id: UInt32, _ configuration: Configuration
+  ) throws(Errno) -> (slot: MemorySlot, log: DirtyBitmap) {
+    if configuration.dirtyRingEntries != 0 { throw .noSuchAddressOrDevice }
+    guard id < Self.maxMemorySlots else { throw .invalidArgument }
+    guard let slot = memory.find(id), let log = slot.log else { throw .noSuchFileOrDirectory }
+    return (slot, log)
+  }
+
+  /// Copies the log out and, unless the client cleans pages itself, makes all of them clean.
+  private func getDirtyLog(
+    _ request: kvm_dirty_log, _ configuration: Configuration
+  ) throws(Errno) {
+    let (slot, _) = try logged(request.slot, configuration)
+    guard let buffer = request.dirty_bitmap else { throw .badAddress }
+    func copy() -> [UInt64] {
+      let words = memory.log(of: slot)
+      words.withUnsafeBytes { bytes in
+        if let start = bytes.baseAddress { buffer.copyMemory(from: start, byteCount: bytes.count) }
+      }
+      return words
+    }
+    let words = copy()
+    let isManual =
+      configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
+    if isManual || words.allSatisfy({ $0 == 0 }) { return }
+    try withGuestsStopped { () throws(Errno) in
+      for (word, mask) in copy().enumerated() where mask != 0 {
+        memory.clean(slot, first: word * 64, mask: mask)
+      }
+    }
+  }
+
+  private func clearDirtyLog(
+    _ request: kvm_clear_dirty_log, _ configuration: Configuration
+  ) throws(Errno) {
+    guard request.first_page & 63 == 0, request.slot < Self.maxMemorySlots else {
+      throw .invalidArgument
+    }
+    let (slot, log) = try logged(request.slot, configuration)
+    let total = UInt64(log.pageCount)
+    let count = UInt64(request.num_pages)
+    guard request.first_page <= total, count <= total &- request.first_page,
+      count & 63 == 0 || count == total &- request.first_page
+    else { throw .invalidArgument }
+    guard let bitmap = request.dirty_bitmap else { throw .badAddress }
+    let first = Int(request.first_page)
+    try withGuestsStopped { () throws(Errno) in
+      for word in 0..<(Int(count) + 63) / 64 {
+        let mask = bitmap.loadUnaligned(fromByteOffset: word * 8, as: UInt64.self)
+        if mask != 0 { memory.clean(slot, first: first + word * 64, mask: mask) }
+      }
+    }
   }
 }

@@ -27,7 +27,7 @@ extension Machine {
       CKVM_GET_PIT2,
       { (machine, argument) throws(Errno) in
         let now = HostClock.monotonic()
-        let state = try machine.requireChips().chips.withLock {
+        let state = try machine.requireAllChips().chips.withLock {
           (chips) throws(Errno) -> kvm_pit_state2 in
           guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
           return ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
@@ -40,7 +40,7 @@ extension Machine {
       CKVM_SET_PIT2,
       { (machine, argument) throws(Errno) in
         let state: kvm_pit_state2 = try argument.read()
-        let controller = try machine.requireChips()
+        let controller = try machine.requireAllChips()
         let now = HostClock.monotonic()
         try controller.chips.withLock { (chips) throws(Errno) in
           guard chips.pit != nil else { throw .noSuchAddressOrDevice }
@@ -56,7 +56,7 @@ extension Machine {
       { (machine, argument) throws(Errno) in
         // Edges missed are one interrupt, whatever is asked for.
         let control: kvm_reinject_control = try argument.read()
-        _ = try machine.requireChips()
+        _ = try machine.requireAllChips()
         guard control.pit_reinject <= 1 else { throw .invalidArgument }
         return 0
       }
@@ -79,7 +79,7 @@ extension Machine {
 
   private func createPIT(flags: UInt32) throws(Errno) -> Int32 {
     // Linux: ENOENT without the chips.
-    let controller = try requireChips(.noSuchFileOrDirectory)
+    let controller = try requireAllChips(.noSuchFileOrDirectory)
     try controller.chips.withLock { (chips) throws(Errno) in
       guard chips.pit == nil else { throw .fileExists }
       chips.pit = PIT8254()

@@ -43,9 +43,12 @@ struct Argument {
 struct IoctlTable<Object>: Sendable {
   typealias Method = @Sendable (Object, Argument) throws(Errno) -> Int32
   private var methods: [UInt32: Method] = [:]
+  /// What Linux answers to a number that this kind of object does not have.
+  private let missing: Errno
 
   /// Joins the families of an object's ioctls.
-  init(_ families: [[(UInt32, Method)]]) {
+  init(_ families: [[(UInt32, Method)]], missing: Errno) {
+    self.missing = missing
     for family in families {
       for (request, method) in family { methods[request] = method }
     }
@@ -53,9 +56,9 @@ struct IoctlTable<Object>: Sendable {
 
   /// Calls the method of `request`, compared by its low 32 bits as Linux does.
   ///
-  /// - Throws: ENOTTY where there is none.
+  /// - Throws: `missing` where there is none.
   func call(_ object: Object, _ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
-    guard let method = methods[request] else { throw .inappropriateIOCTLForDevice }
+    guard let method = methods[request] else { throw missing }
     return try method(object, Argument(value: argument))
   }
 }

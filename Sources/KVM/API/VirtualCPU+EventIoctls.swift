@@ -14,7 +14,7 @@ extension VirtualCPU {
       { (vcpu, argument) throws(Errno) in
         let interrupt: kvm_interrupt = try argument.read()
         guard interrupt.irq < 256 else { throw .invalidArgument }
-        guard vcpu.apic == nil else { throw .noSuchAddressOrDevice }
+        guard vcpu.hasClientPIC else { throw .noSuchAddressOrDevice }
         guard vcpu.queuedInterrupt == nil else { throw .fileExists }
         vcpu.queuedInterrupt = UInt8(interrupt.irq)
         vcpu.mustCheckEvents = true
@@ -44,27 +44,17 @@ extension VirtualCPU {
     ),
   ]
 
-  private var events: kvm_vcpu_events {
+  private var options: MachineOptions { machine.options.withLock { $0 } }
+
+  var events: kvm_vcpu_events {
+    takePendingEvents()
+    let options = options
     var value = kvm_vcpu_events()
     if let event = interruptedEvent {
-      switch event.info.type {
-      case .externalInterrupt, .softwareInterrupt:
-        value.interrupt.injected = 1
-        value.interrupt.nr = event.info.vector
-        value.interrupt.soft = event.info.type == .softwareInterrupt ? 1 : 0
-      case .nmi: value.nmi.injected = 1
-      default:
-        value.exception.injected = 1
-        value.exception.nr = event.info.vector
-        value.exception.has_error_code = event.info.hasErrorCode ? 1 : 0
-        value.exception.error_code = event.errorCode
-      }
+      describe(event, &value)
     } else if let exception = pendingException {
-      value.exception.injected = 1
-      value.exception.nr = exception.vector
-      value.exception.has_error_code = exception.hasErrorCode ? 1 : 0
-      value.exception.error_code = exception.errorCode
-    } else if let vector = queuedInterrupt {
+      describe(exception, &value, hasPayloads: options.hasExceptionPayload)
+    } else if let vector = queuedInterrupt, apic == nil {
       value.interrupt.injected = 1
       value.interrupt.nr = vector
     }
@@ -72,34 +62,93 @@ extension VirtualCPU {
     value.interrupt.shadow = UInt8(
       (state & UInt64(Interruptibility.blockingBySTI) != 0 ? KVM_X86_SHADOW_INT_STI : 0)
         | (state & UInt64(Interruptibility.blockingByMovSS) != 0 ? KVM_X86_SHADOW_INT_MOV_SS : 0))
-    value.nmi.pending = UInt8(clamping: pendingNMIs.load(ordering: .sequentiallyConsistent))
+    value.nmi.pending = pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 ? 1 : 0
     value.nmi.masked = state & UInt64(Interruptibility.blockingByNMI) != 0 ? 1 : 0
-    value.sipi_vector = UInt32(startupVector.load(ordering: .relaxed))
-    value.flags = UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW)
+    value.flags = UInt32(
+      KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM)
+    if options.hasExceptionPayload { value.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
+    if options.hasTripleFaultEvent {
+      value.flags |= UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+      value.triple_fault.pending = isTripleFaultPending ? 1 : 0
+    }
     return value
   }
 
-  private func setEvents(_ value: kvm_vcpu_events) throws(Errno) {
-    let known = UInt32(
+  /// An event on its way into the guest. #BP and #OF of instructions come again by themselves.
+  private func describe(_ event: GuestEvent, _ value: inout kvm_vcpu_events) {
+    switch event.info.type {
+    case .externalInterrupt:
+      value.interrupt.injected = 1
+      value.interrupt.nr = event.info.vector
+    case .softwareInterrupt, .softwareException, .privilegedSoftwareException: break
+    case .nmi: value.nmi.injected = 1
+    default:
+      value.exception.injected = 1
+      value.exception.nr = event.info.vector
+      value.exception.has_error_code = event.info.hasErrorCode ? 1 : 0
+      value.exception.error_code = event.errorCode
+    }
+  }
+
+  private func describe(
+    _ exception: GuestException, _ value: inout kvm_vcpu_events, hasPayloads: Bool
+  ) {
+    if !hasPayloads { deliverPayload(exception) }
+    value.exception.nr = exception.vector
+    value.exception.has_error_code = exception.hasErrorCode ? 1 : 0
+    value.exception.error_code = exception.hasErrorCode ? exception.errorCode : 0
+    if GuestEvent.isSoftware(exception.vector) { return }
+    value.exception.injected = hasPayloads ? 0 : 1
+    value.exception.pending = 1
+    value.exception_has_payload = pendingPayload == nil ? 0 : 1
+    value.exception_payload = pendingPayload ?? 0
+  }
+
+  private func check(_ value: kvm_vcpu_events, _ options: MachineOptions) throws(Errno) {
+    var known = UInt32(
       KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR
-        | KVM_VCPUEVENT_VALID_SHADOW)
+        | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM)
+    if options.hasExceptionPayload { known |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
+    if options.hasTripleFaultEvent { known |= UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) }
+    let hasPayload = value.flags & UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) != 0
+    let hasException =
+      value.exception.injected != 0 || hasPayload && value.exception.pending != 0
     guard value.flags & ~known == 0,
-      value.exception.injected == 0 || value.exception.nr < 32 && value.exception.nr != 2
+      !hasException || value.exception.nr < 32 && value.exception.nr != ExceptionVector.nmi.rawValue
     else { throw .invalidArgument }
+    // There is no system management mode to be in.
+    if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0,
+      value.smi.smm != 0 || value.smi.pending != 0
+    {
+      throw .invalidArgument
+    }
+  }
+
+  func setEvents(_ value: kvm_vcpu_events) throws(Errno) {
+    try check(value, options)
     interruptedEvent = nil
     pendingException = nil
-    queuedInterrupt = nil
-    if value.exception.injected != 0 {
-      let code = value.exception.has_error_code != 0
+    pendingPayload = nil
+    if apic == nil { queuedInterrupt = nil }
+    let hasPayload = value.flags & UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) != 0
+    let exception = value.exception
+    if hasPayload, exception.pending != 0 {
+      let code = exception.has_error_code != 0 ? 1 << 8 | UInt64(exception.error_code) << 32 : 0
+      pendingException = GuestException(rawValue: UInt64(exception.nr) | code)
+      if value.exception_has_payload != 0 { pendingPayload = value.exception_payload }
+    } else if exception.injected != 0 {
       interruptedEvent = GuestEvent(
-        info: InterruptionInfo(
-          .hardwareException, vector: value.exception.nr, hasErrorCode: code),
-        errorCode: value.exception.error_code)
+        exception: exception.nr,
+        errorCode: exception.has_error_code != 0 ? exception.error_code : nil,
+        instructionLength: eventInstructionLength)
     } else if value.interrupt.injected != 0 {
       setInjectedInterrupt(value.interrupt.nr, isSoftware: value.interrupt.soft != 0)
     } else if value.nmi.injected != 0 {
       interruptedEvent = GuestEvent(
         info: InterruptionInfo(.nmi, vector: ExceptionVector.nmi.rawValue))
+    }
+    if value.flags & UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0 {
+      isTripleFaultPending = value.triple_fault.pending != 0
     }
     setBlocking(value)
     mustCheckEvents = true

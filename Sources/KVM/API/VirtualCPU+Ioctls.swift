@@ -11,9 +11,11 @@ import X86CPU
 extension VirtualCPU {
   typealias Method = IoctlTable<VirtualCPU>.Method
 
-  private static let ioctls = IoctlTable<VirtualCPU>([
-    control, registerIoctls, extendedStateIoctls, modelIoctls, eventIoctls,
-  ])
+  private static let ioctls = IoctlTable<VirtualCPU>(
+    [
+      control, apicIoctls, debugIoctls, registerIoctls, extendedStateIoctls, modelIoctls,
+      eventIoctls,
+    ], missing: .invalidArgument)
 
   /// Calls an ioctl; one at a time, so that another thread's call waits for the end of KVM_RUN.
   func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
@@ -44,32 +46,35 @@ extension VirtualCPU {
       }
     ),
     (
-      CKVM_GET_LAPIC,
+      CKVM_SET_SIGNAL_MASK,
       { (vcpu, argument) throws(Errno) in
-        guard let apic = vcpu.apic else { throw .invalidArgument }
-        let time = vcpu.apicTime
-        try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: false) })
+        try vcpu.setSignalMask(argument)
         return 0
       }
     ),
     (
-      CKVM_SET_LAPIC,
+      CKVM_ENABLE_CAP,
       { (vcpu, argument) throws(Errno) in
-        guard let apic = vcpu.apic else { throw .invalidArgument }
-        let image: InlineArray<256, UInt32> = try argument.read()
-        let time = vcpu.apicTime
-        let done = apic.state.withLock {
-          $0.load(registerImage: image, at: time, wideID: false)
-        }
-        guard done else { throw .invalidArgument }
-        vcpu.apicIdentityChanged()
-        vcpu.armTimer()
-        vcpu.mustCheckEvents = true
+        let capability: kvm_enable_cap = try argument.read()
+        guard capability.flags == 0,
+          Int32(bitPattern: capability.cap) == KVM_CAP_ENFORCE_PV_FEATURE_CPUID
+        else { throw .invalidArgument }
+        vcpu.enforcesParavirtualCPUID = capability.args.0 != 0
         return 0
       }
     ),
-    (CKVM_ENABLE_CAP, { (_, _) throws(Errno) in throw .invalidArgument }),
   ]
+
+  /// KVM_SET_SIGNAL_MASK: a `kvm_signal_mask` with the kernel's eight bytes of signals, or null.
+  private func setSignalMask(_ argument: Argument) throws(Errno) {
+    guard argument.value != 0 else {
+      signalMask = nil
+      return
+    }
+    let length: UInt32 = try argument.read()
+    guard length == 8 else { throw .invalidArgument }
+    signalMask = try argument.element(0, at: 4, as: UInt64.self)
+  }
 
   private func setMPState(_ state: UInt32) throws(Errno) {
     let known: [Int32] = [

@@ -2,6 +2,7 @@
 
 import CHost
 import SystemPackage
+import X86
 import X86CPU
 
 /// CPUID, MSRs and the clocks.
@@ -10,8 +11,14 @@ extension VirtualCPU {
     (
       CKVM_SET_CPUID2,
       { (vcpu, argument) throws(Errno) in
-        vcpu.cpuid = GuestCPUID(try CPUIDTable.read(argument))
-        vcpu.backend.setGuestCR4(allowed: vcpu.cpuid.allowedCR4)
+        try vcpu.setCPUID(CPUIDTable.read(argument))
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_CPUID,
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.setCPUID(CPUIDTable.readOld(argument))
         return 0
       }
     ),
@@ -60,14 +67,32 @@ extension VirtualCPU {
     ),
     (
       CKVM_X86_SETUP_MCE,
-      { (_, argument) throws(Errno) in
-        let capabilities: UInt64 = try argument.read()
-        let banks = capabilities & 0xFF
-        guard banks > 0, banks <= 32, capabilities & ~(MachineCheck.capabilities | 0xFF) == 0 else {
-          throw .invalidArgument
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.machineCheck.setUp(argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_X86_SET_MCE,
+      { (vcpu, argument) throws(Errno) in
+        let isEnabled = vcpu.backend[.cr4] & CR4.mce.rawValue != 0
+        switch try vcpu.machineCheck.report(argument.read(), isEnabled: isEnabled) {
+        case .none: break
+        case .exception: vcpu.raise(GuestException(.machineCheck))
+        case .tripleFault: vcpu.isTripleFaultPending = true
         }
         return 0
       }
     ),
   ]
+
+  /// Once the vCPU has run, only what it has.
+  private func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
+    if hasRun {
+      guard CPUIDTable.areEqual(entries, cpuid.entries) else { throw .invalidArgument }
+      return
+    }
+    cpuid = GuestCPUID(entries)
+    backend.setGuestCR4(allowed: cpuid.allowedCR4)
+  }
 }

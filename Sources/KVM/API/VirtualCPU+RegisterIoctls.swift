@@ -34,10 +34,7 @@ extension VirtualCPU {
     (
       CKVM_SET_SREGS,
       { (vcpu, argument) throws(Errno) in
-        let value: kvm_sregs = try argument.read()
-        try vcpu.setSpecialRegisters(value)
-        vcpu.loadPDPTRs()
-        vcpu.setInterruptBitmap(value)
+        try vcpu.setSpecialRegisters(argument.read())
         return 0
       }
     ),
@@ -59,10 +56,10 @@ extension VirtualCPU {
       CKVM_GET_DEBUGREGS,
       { (vcpu, argument) throws(Errno) in
         var value = kvm_debugregs()
-        let s = vcpu.cpu.s
-        value.db = (s.pointee.dr[0], s.pointee.dr[1], s.pointee.dr[2], s.pointee.dr[3])
-        value.dr6 = s.pointee.dr6
-        value.dr7 = vcpu.backend[.dr7]
+        let own = vcpu.guestDebugAddresses
+        value.db = (own.addresses[0], own.addresses[1], own.addresses[2], own.addresses[3])
+        value.dr6 = vcpu.cpu.s.pointee.dr6
+        value.dr7 = own.dr7
         try argument.write(value)
         return 0
       }
@@ -74,11 +71,10 @@ extension VirtualCPU {
         guard value.flags == 0, value.dr6 >> 32 == 0, value.dr7 >> 32 == 0 else {
           throw .invalidArgument
         }
-        let s = vcpu.cpu.s
-        (s.pointee.dr[0], s.pointee.dr[1]) = (value.db.0, value.db.1)
-        (s.pointee.dr[2], s.pointee.dr[3]) = (value.db.2, value.db.3)
-        s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
-        vcpu.backend[.dr7] = value.dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
+        vcpu.guestDebugAddresses = DebugAddresses(
+          addresses: [value.db.0, value.db.1, value.db.2, value.db.3],
+          dr7: value.dr7 & 0xFFFF_2FFF | DR7.initial.rawValue)
+        vcpu.cpu.s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
         vcpu.stateChanged()
         return 0
       }
@@ -103,7 +99,7 @@ extension VirtualCPU {
 
   // MARK: General
 
-  private var generalRegisters: kvm_regs {
+  var generalRegisters: kvm_regs {
     let gpr = cpu.gpr
     return kvm_regs(
       rax: gpr[0], rbx: gpr[3], rcx: gpr[1], rdx: gpr[2], rsi: gpr[6], rdi: gpr[7],
@@ -112,7 +108,7 @@ extension VirtualCPU {
       rflags: backend[.rflags])
   }
 
-  private func setGeneralRegisters(_ value: kvm_regs) {
+  func setGeneralRegisters(_ value: kvm_regs) {
     let gpr = cpu.gpr
     (gpr[0], gpr[1], gpr[2], gpr[3]) = (value.rax, value.rcx, value.rdx, value.rbx)
     (gpr[5], gpr[6], gpr[7]) = (value.rbp, value.rsi, value.rdi)
@@ -122,6 +118,7 @@ extension VirtualCPU {
     backend[.rip] = value.rip
     backend[.rflags] = value.rflags & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue
     pendingException = nil
+    pendingPayload = nil
     mustCheckEvents = true
     stateChanged()
   }
@@ -137,7 +134,7 @@ extension VirtualCPU {
 
   private var apicBase: UInt64 { readMSR(MSR.apicBase.rawValue, byHost: true) ?? 0 }
 
-  private var specialRegisters: kvm_sregs {
+  var specialRegisters: kvm_sregs {
     var value = kvm_sregs()
     let common = specialRegisters2
     (value.cs, value.ds, value.es, value.fs) = (common.cs, common.ds, common.es, common.fs)
@@ -146,7 +143,7 @@ extension VirtualCPU {
     (value.cr0, value.cr2, value.cr3) = (common.cr0, common.cr2, common.cr3)
     (value.cr4, value.cr8, value.efer) = (common.cr4, common.cr8, common.efer)
     value.apic_base = common.apic_base
-    if let vector = queuedInterrupt ?? injectedInterrupt {
+    if let vector = (apic == nil ? queuedInterrupt : nil) ?? injectedInterrupt {
       withUnsafeMutableBytes(of: &value.interrupt_bitmap) {
         $0[Int(vector) / 8] |= 1 << (vector & 7)
       }
@@ -191,7 +188,7 @@ extension VirtualCPU {
       && backend[.efer] & EFER.lma.rawValue == 0
   }
 
-  private func setSpecialRegisters(_ value: kvm_sregs) throws(Errno) {
+  func setSpecialRegisters(_ value: kvm_sregs) throws(Errno) {
     var common = kvm_sregs2()
     (common.cs, common.ds, common.es, common.fs) = (value.cs, value.ds, value.es, value.fs)
     (common.gs, common.ss, common.tr, common.ldt) = (value.gs, value.ss, value.tr, value.ldt)
@@ -200,6 +197,8 @@ extension VirtualCPU {
     (common.cr4, common.cr8, common.efer) = (value.cr4, value.cr8, value.efer)
     common.apic_base = value.apic_base
     try setCommonRegisters(common)
+    loadPDPTRs()
+    setInterruptBitmap(value)
   }
 
   private func setSpecialRegisters2(_ value: kvm_sregs2) throws(Errno) {
@@ -274,7 +273,7 @@ extension VirtualCPU {
       (0..<256).first { bits[$0 / 8] & (1 << UInt8($0 & 7)) != 0 }
     }
     guard let vector else { return }
-    queuedInterrupt = apic == nil ? UInt8(vector) : nil
+    if apic == nil { queuedInterrupt = UInt8(vector) }
     if apic != nil {
       interruptedEvent = GuestEvent(
         info: InterruptionInfo(.externalInterrupt, vector: UInt8(vector)))

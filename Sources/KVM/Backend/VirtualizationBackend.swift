@@ -30,6 +30,26 @@ struct GuestEvent: Sendable, Equatable {
   var instructionLength: UInt32 = 0
 }
 
+extension GuestEvent {
+  /// #BP and #OF: raised by instructions, so that the length of one goes with them.
+  static func isSoftware(_ vector: UInt8) -> Bool {
+    vector == ExceptionVector.breakpoint.rawValue || vector == ExceptionVector.overflow.rawValue
+  }
+
+  /// An exception.
+  ///
+  /// - Parameter instructionLength: of the instruction that raised it, where it is a software
+  ///   exception.
+  init(exception vector: UInt8, errorCode: UInt32?, instructionLength: UInt32) {
+    let isSoftware = Self.isSoftware(vector)
+    self.init(
+      info: InterruptionInfo(
+        isSoftware ? .softwareException : .hardwareException, vector: vector,
+        hasErrorCode: errorCode != nil),
+      errorCode: errorCode ?? 0, instructionLength: isSoftware ? instructionLength : 0)
+  }
+}
+
 /// How the run loop goes on after an exit.
 enum Disposition {
   /// Enter again.
@@ -76,6 +96,10 @@ protocol VirtualizationBackend: AnyObject {
   func setGuestCR4(allowed: UInt64)
   /// Names the root of the nested page tables.
   func setNestedTables(_ root: UInt64)
+  /// Which exceptions exit, whether every instruction does, and accesses to debug registers.
+  func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool)
+  /// Which MSRs the guest reaches without an exit, of those that may be.
+  func setMSRFilter(_ filter: MSRFilter?)
   /// Drops what the physical CPU has cached of nested tables.
   func invalidateNestedMappings()
 }

@@ -22,6 +22,9 @@ struct GuestCPUID {
   /// XCR0 bits that the guest may set.
   let supportedXCR0: UInt64
 
+  /// Leaf 0x40000001 EAX.
+  let paravirtualFeatures: UInt32
+
   private static let anyIndex: UInt64 = 0xFFFF_FFFF
 
   init(_ entries: [kvm_cpuid_entry2]) {
@@ -41,6 +44,7 @@ struct GuestCPUID {
     let (one, seven, state) = (find(1, 0), find(7, 0), find(0xD, 0))
     allowedCR4 = Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
+    paravirtualFeatures = find(0x4000_0001, 0).eax
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
 

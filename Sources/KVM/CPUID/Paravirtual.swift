@@ -5,14 +5,28 @@ enum ParavirtualFeature {
   static let clockSource: UInt32 = 1 << 0
   static let noIODelay: UInt32 = 1 << 1
   static let clockSource2: UInt32 = 1 << 3
+  static let stealTime: UInt32 = 1 << 5
   static let unhalt: UInt32 = 1 << 7
+  static let pollControl: UInt32 = 1 << 12
   static let stableClock: UInt32 = 1 << 24
+
+  /// The feature that each MSR belongs to.
+  static let ofMSR: [UInt32: UInt32] = [
+    ParavirtualMSR.oldWallClock: clockSource, ParavirtualMSR.oldSystemTime: clockSource,
+    ParavirtualMSR.wallClock: clockSource2, ParavirtualMSR.systemTime: clockSource2,
+    ParavirtualMSR.stealTime: stealTime, ParavirtualMSR.pollControl: pollControl,
+  ]
 }
 
 /// Hypercalls: number in RAX, arguments in RBX, RCX, RDX, RSI (Linux, "Linux KVM Hypercall").
 enum Hypercall {
   /// Wakes the CPU whose APIC identifier is the second argument.
   static let kickCPU: UInt64 = 5
+  /// Tells the host how a range of memory is used (confidential guests).
+  static let mapGPARange: UInt64 = 12
+  /// Hypercalls that a client can ask to see.
+  static let exitable: UInt64 = 1 << mapGPARange
+  static let invalid: Int64 = -22
   static let notPermitted: Int64 = -1
   static let notImplemented: Int64 = -1000
 }

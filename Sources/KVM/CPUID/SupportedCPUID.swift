@@ -64,7 +64,8 @@ enum SupportedCPUID {
   /// Linux, "KVM CPUID bits": both clocks, no I/O delay needed, wake-up hypercall, stable clock.
   private static let features: UInt32 =
     ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
-    | ParavirtualFeature.clockSource2 | ParavirtualFeature.unhalt | ParavirtualFeature.stableClock
+    | ParavirtualFeature.clockSource2 | ParavirtualFeature.stealTime | ParavirtualFeature.unhalt
+    | ParavirtualFeature.pollControl | ParavirtualFeature.stableClock
 
   private static var paravirtual: [kvm_cpuid_entry2] {
     var name = kvm_cpuid_entry2()

@@ -10,6 +10,10 @@
 //                          read -> log 5; write -> log; done
 //
 // The log belongs to the instruction at `rip`; with any other it is empty.
+//
+// Repeated string I/O goes to the client in batches. Items of OUTS are collected, the instruction
+// going on, and given to the client together, behind their instruction as in Linux. Items of INS are
+// asked for ahead, as many as will surely be taken; those not yet taken wait in `inputs`.
 
 import CHost
 import InterruptChips
@@ -36,9 +40,54 @@ final class InstructionEmulation: EmulationContext {
   /// RCX when the log's accesses were made.
   private var count: UInt64 = 0
 
+  /// Items of OUTS that the client has not seen, in the port data page.
+  private(set) var outputs: (port: UInt16, size: Int, count: Int) = (0, 0, 0)
+  /// Items of INS that the client gave.
+  private var inputs: [UInt64] = []
+  /// The repeated INS whose items are asked for ahead.
+  var repeatedInput: RepeatedInput?
+  /// How many items of INS were asked for at once.
+  private(set) var inputBatch = 1
+
+  struct RepeatedInput {
+    var size: Int
+    /// The memory operand, and RDI, of the first item.
+    var linear: UInt64
+    var rdi: UInt64
+    /// Of the address size, by which RCX and RDI count.
+    var mask: UInt64
+  }
+
+  /// As many items as lie in the page of the next one, so that no fault comes between them.
+  func chooseInputBatch() {
+    inputBatch = 1
+    guard let input = repeatedInput else { return }
+    let s = vcpu.cpu.s
+    let linear = input.linear &+ (s.pointee.gpr[7] & input.mask) &- (input.rdi & input.mask)
+    let isDown = s.pointee.rflags & RFLAGS.df.rawValue != 0
+    let inPage = isDown ? linear & 0xFFF : 4096 &- linear & 0xFFF
+    let items = min(inPage, UInt64(VirtualCPU.portDataSize)) / UInt64(input.size)
+    inputBatch = max(1, Int(min(items, s.pointee.gpr[1] & input.mask)))
+  }
+
+  /// The client sees the items of OUTS now.
+  func takeOutputs() -> (port: UInt16, size: Int, count: Int) {
+    defer { outputs = (0, 0, 0) }
+    return outputs
+  }
+
+  /// The client answered a request for items of INS; the first comes at once.
+  func answer(_ values: [UInt64]) {
+    inputs = values.reversed()
+    if let first = inputs.popLast() { answer(first) }
+  }
+
   /// Before an instruction is executed from its start.
   func begin(at rip: UInt64) {
-    if rip != self.rip { log.removeAll(keepingCapacity: true) }
+    if rip != self.rip {
+      log.removeAll(keepingCapacity: true)
+      inputs.removeAll(keepingCapacity: true)
+    }
     if log.isEmpty { count = vcpu.cpu.gpr[1] }
     self.rip = rip
     position = 0
@@ -96,13 +145,24 @@ final class InstructionEmulation: EmulationContext {
   }
 
   func readPort(_ port: UInt16, size: Int) -> UInt64? {
-    perform(.readPort, UInt64(port), size, 0) { vcpu.readChipPort(port) }
+    perform(.readPort, UInt64(port), size, 0) { inputs.popLast() ?? vcpu.readChipPort(port) }
   }
 
   func writePort(_ port: UInt16, size: Int, value: UInt64) -> Bool {
-    perform(.writePort, UInt64(port), size, value) {
-      vcpu.writeChipPort(port, value) ? value : nil
-    } != nil
+    if vcpu.writeChipPort(port, value)
+      || vcpu.writeBus(UInt64(port), size: size, value: value, isPort: true)
+    {
+      return true
+    }
+    guard outputs.count == 0 || outputs.size == size,
+      (outputs.count + 1) * size <= VirtualCPU.portDataSize
+    else { return false }
+    withUnsafeBytes(of: value) {
+      vcpu.portData.advanced(by: outputs.count * size)
+        .copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
+    }
+    outputs = (port, size, outputs.count + 1)
+    return true
   }
 }
 
@@ -123,15 +183,25 @@ extension VirtualCPU {
       let result = slot.cpu.emulate(emulation)
       leaveGuest()
       switch result {
+      case .stopped where emulation.outputs.count > 0:
+        // What was done comes first; the rest of the instruction is another exit.
+        emulation.finish()
+        return sendOutputs()
       case .stopped: return requestAccess()
-      case .faulted(let exception): return emulationFaulted(exception)
+      case .faulted(let exception):
+        let disposition = emulationFaulted(exception)
+        return emulation.outputs.count > 0 ? sendOutputs() : disposition
       case .completed:
         completion = .none
         emulation.finish()
+        if debug.isStepping { isStepDone = true }
         clearShadow()
+        if emulation.outputs.count > 0 { return sendOutputs() }
         budget -= 1
         // A repeated string instruction goes on here, unless somebody waits.
-        if backend[.rip] != rip || budget == 0 || requests.load(ordering: .relaxed) != 0 {
+        if backend[.rip] != rip || budget == 0 || isStepDone
+          || requests.load(ordering: .relaxed) != 0
+        {
           return .resume
         }
       }
@@ -147,6 +217,14 @@ extension VirtualCPU {
     }
     raise(exception)
     return .resume
+  }
+
+  /// Gives the client the items of OUTS that were collected.
+  private func sendOutputs() -> Disposition {
+    let outputs = emulation.takeOutputs()
+    completion = .none
+    describePort(outputs.port, outputs.size, count: outputs.count, isInput: false)
+    return .userSpace
   }
 
   /// Asks the client for the pending access.
@@ -167,9 +245,11 @@ extension VirtualCPU {
         $0.storeBytes(of: access.value, as: UInt64.self)
       }
     case .readPort, .writePort:
-      fillPort(
-        UInt16(truncatingIfNeeded: access.address), access.size,
-        value: access.kind == .writePort ? access.value : nil)
+      portData.storeBytes(of: 0, as: UInt64.self)
+      emulation.chooseInputBatch()
+      describePort(
+        UInt16(truncatingIfNeeded: access.address), access.size, count: emulation.inputBatch,
+        isInput: true)
     }
     return .userSpace
   }
@@ -181,7 +261,11 @@ extension VirtualCPU {
       completion = .none
       return true
     }
-    emulation.answer(answerValue(access))
+    if access.kind == .readPort {
+      emulation.answer((0..<emulation.inputBatch).map { portItem($0, access.size) })
+    } else {
+      emulation.answer(answerValue(access))
+    }
     // Where the physical CPU no longer has everything as the exit left it, the guest is entered, and
     // the same exit brings it back to its emulation with the log in place.
     replayEntries = 0
@@ -207,38 +291,60 @@ extension VirtualCPU {
     switch access.kind {
     case .readMemory:
       return withUnsafeBytes(of: run.pointee.mmio.data) { $0.load(as: UInt64.self) } & mask
-    case .readPort: return portData.load(as: UInt64.self) & mask
-    case .writeMemory, .writePort: return access.value
+    case .readPort, .writeMemory, .writePort: return access.value
     }
+  }
+
+  private func portItem(_ index: Int, _ size: Int) -> UInt64 {
+    Self.load(portData + min(index, Self.portDataSize / size - 1) * size, size)
+  }
+
+  /// INS or OUTS.
+  ///
+  /// - Parameters:
+  ///   - linear: the memory operand of the first item.
+  ///   - addressMask: of the address size, by which RCX counts.
+  func emulateStringIO(
+    size: Int, isInput: Bool, isRepeated: Bool, linear: UInt64, addressMask: UInt64
+  ) -> Disposition {
+    emulation.repeatedInput =
+      isInput && isRepeated
+      ? .init(size: size, linear: linear, rdi: cpu.gpr[7], mask: addressMask) : nil
+    return emulateInstruction()
   }
 
   // MARK: Devices that the hypervisor has
 
   func readDevice(_ address: UInt64, size: Int) -> UInt64? {
-    if let memory = machine.memory.pointer(address, count: size, writing: false) {
+    if let memory = machine.memory.pointer(address, count: size) {
       return Self.load(memory, size)
     }
     guard let apic, let interrupts = machine.interrupts else { return nil }
-    if InterruptController.ownsAddress(address) {
+    if interrupts.ownsAddress(address) {
       return interrupts.readIOAPIC(address, size: size)
     }
     let time = apicTime
     return apic.state.withLock { apic in
       guard apic.mode == .xAPIC, address & ~0xFFF == apic.baseAddress else { return nil }
+      if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: false) }
       return apic.readMMIO(Int(address & 0xFFF), width: size, at: time)
     }
   }
 
   func writeDevice(_ address: UInt64, size: Int, value: UInt64) -> Bool {
-    if let memory = machine.memory.pointer(address, count: size, writing: true) {
+    let isMemory = writeMemory(address, count: size) { memory in
       withUnsafeBytes(of: value) {
         memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
       }
-      PhysicalCPU.noteHostWrite(memory, count: size)
-      return true
     }
+    if isMemory { return true }
+    if writeChip(address, size: size, value: value) { return true }
+    return writeBus(address, size: size, value: value, isPort: false)
+  }
+
+  private func writeChip(_ address: UInt64, size: Int, value: UInt64) -> Bool {
     guard let apic, let interrupts = machine.interrupts else { return false }
-    if InterruptController.ownsAddress(address) {
+    if interrupts.ownsAddress(address) {
       interrupts.writeIOAPIC(address, value)
       return true
     }
@@ -247,6 +353,7 @@ extension VirtualCPU {
       guard apic.mode == .xAPIC, address & ~0xFFF == apic.baseAddress else { return nil }
       // Only whole registers are written.
       guard size >= 4 else { return LocalAPIC.Effect.none }
+      if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: true) }
       return apic.writeRegister(
         Int(address & 0xFFF), UInt32(truncatingIfNeeded: value), at: time)
     }

@@ -29,23 +29,35 @@ enum Completion: Equatable {
   case portIn(UInt8)
   /// MMIO or string I/O: execute the instruction again with one more access answered.
   case emulation
+  /// RDMSR, WRMSR that the client answered.
+  case readMSR
+  case writeMSR
+  /// A hypercall whose result the client gave.
+  case hypercall
 }
 
 extension VirtualCPU {
   /// KVM_RUN.
   func runIoctl() throws(Errno) -> Int32 {
-    defer {
-      releaseSlot()
-    }
+    defer { releaseSlot() }
+    hasRun = true
     if isWaitingForStartup { try waitForStartup() }
     _ = takeSlot()
+    try loadSynchronizedState()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
     guard complete() else { return finishRun() }
+    if isStepDone {
+      _ = stepExit()
+      return finishRun()
+    }
     if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
     if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
       mustCheckEvents = true
     }
+    if steal.isEnabled { accountStealTime() }
+    if priorityCopy != 0 { readPriorityCopy() }
     try loop()
+    if priorityCopy != 0 { writePriorityCopy() }
     return finishRun()
   }
 
@@ -58,17 +70,16 @@ extension VirtualCPU {
 
   private func publishState() {
     guard slot != nil else { return }
-    let canInterrupt = isInterruptAllowed
+    storeSynchronizedState()
+    run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
+    run.pointee.flags = 0
     run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
     if let apic {
-      run.pointee.ready_for_interrupt_injection = 1
       apic.state.withLock {
         run.pointee.cr8 = UInt64($0.cr8)
         run.pointee.apic_base = $0.base
       }
     } else {
-      run.pointee.ready_for_interrupt_injection =
-        canInterrupt && queuedInterrupt == nil && interruptedEvent == nil ? 1 : 0
       run.pointee.cr8 = cpu.s.pointee.cr8
       run.pointee.apic_base = msrs.apicBaseWithoutChip
     }
@@ -87,10 +98,18 @@ extension VirtualCPU {
   private func loop() throws(Errno) {
     while true {
       if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
+      if let exit = exitBeforeEntry() {
+        run.pointee.exit_reason = UInt32(exit)
+        return
+      }
       if mpState != UInt32(KVM_MP_STATE_RUNNABLE), !wakes() {
         statistics.halts &+= 1
         releaseSlot()
         park()
+        if steal.isEnabled {
+          _ = takeSlot()
+          accountStealTime()
+        }
         continue
       }
       if let slot, slot.shouldYield.load(ordering: .relaxed) { releaseSlot() }
@@ -103,8 +122,32 @@ extension VirtualCPU {
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
       let disposition = backend.handleExit(self)
       if disposition == .userSpace { return }
+      if isStepDone {
+        _ = stepExit()
+        return
+      }
       if completion == .emulation { checkReplay() }
     }
+  }
+
+  /// A reason to leave that is not of an instruction.
+  private func exitBeforeEntry() -> Int32? {
+    if tprAccess != nil, takeTPRReport() { return KVM_EXIT_TPR_ACCESS }
+    if let vector = endedVector {
+      endedVector = nil
+      run.pointee.eoi.vector = vector
+      return KVM_EXIT_IOAPIC_EOI
+    }
+    if isTripleFaultPending {
+      isTripleFaultPending = false
+      return KVM_EXIT_SHUTDOWN
+    }
+    if let dirtyRing, dirtyRing.isFull { return KVM_EXIT_DIRTY_RING_FULL }
+    if run.pointee.request_interrupt_window != 0, hasClientPIC {
+      _ = takeSlot()
+      if isReadyForInjection { return KVM_EXIT_IRQ_WINDOW_OPEN }
+    }
+    return nil
   }
 
   /// Says that guest code (or its emulation) runs now. False, having taken it back, when a request
@@ -137,11 +180,12 @@ extension VirtualCPU {
     let all = takeRequests(VCPURequest(rawValue: .max))
     if !all.isDisjoint(with: .events) { mustCheckEvents = true }
     if all.contains(.timer) { expireTimer() }
-    if !all.isDisjoint(with: [.initSignal, .startup, .clock]) {
+    if !all.isDisjoint(with: [.initSignal, .startup, .clock, .msrFilter]) {
       _ = takeSlot()
       if all.contains(.initSignal) { handleINIT() }
       if all.contains(.startup) { handleStartup() }
       if all.contains(.clock) { writeClock() }
+      if all.contains(.msrFilter) { updateMSRInterception() }
     }
     if all.contains(.wake) { wakePending = true }
     if all.contains(.kick) { try leaveInterrupted() }

@@ -21,7 +21,11 @@ extension VirtualCPU {
   /// An interrupt waits that priority lets through.
   var hasPendingInterrupt: Bool {
     guard let apic else { return queuedInterrupt != nil }
-    if isPICRequesting, apic.state.withLock({ $0.acceptsExternalInterrupts }) { return true }
+    if isPICRequesting || queuedInterrupt != nil,
+      apic.state.withLock({ $0.acceptsExternalInterrupts })
+    {
+      return true
+    }
     return apic.state.withLock { $0.hasDeliverableInterrupt }
   }
 
@@ -32,6 +36,10 @@ extension VirtualCPU {
   /// The vector to deliver; the chip takes it as accepted.
   private func takeInterrupt() -> UInt8? {
     guard let apic else {
+      defer { queuedInterrupt = nil }
+      return queuedInterrupt
+    }
+    if queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
       defer { queuedInterrupt = nil }
       return queuedInterrupt
     }
@@ -47,6 +55,7 @@ extension VirtualCPU {
     if completion == .emulation { return }
     var isTaken = injectException()
     guard mustCheckEvents else { return }
+    if debug.blocksInterrupts { return }
     mustCheckEvents = false
     if pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 { injectNMI(&isTaken) }
     injectInterrupt(isTaken)
@@ -56,17 +65,42 @@ extension VirtualCPU {
   private func injectException() -> Bool {
     if let event = interruptedEvent {
       interruptedEvent = nil
-      backend.inject(event)
+      inject(event)
       return true
     }
     guard let exception = pendingException else { return false }
+    deliverPayload(exception)
     pendingException = nil
+    inject(
+      GuestEvent(
+        exception: exception.vector,
+        errorCode: exception.hasErrorCode ? exception.errorCode : nil,
+        instructionLength: eventInstructionLength))
+    return true
+  }
+
+  /// Real mode has no error codes, and an entry that would deliver one is refused (SDM volume 3,
+  /// "VM-Entry Control Fields").
+  private func inject(_ event: GuestEvent) {
+    guard event.info.hasErrorCode, backend[.cr0] & CR0.pe.rawValue == 0 else {
+      return backend.inject(event)
+    }
     backend.inject(
       GuestEvent(
-        info: InterruptionInfo(
-          .hardwareException, vector: exception.vector, hasErrorCode: exception.hasErrorCode),
-        errorCode: exception.errorCode))
-    return true
+        exception: event.info.vector, errorCode: nil, instructionLength: event.instructionLength))
+  }
+
+  /// What an exception does to a register before its handler runs: #DB to DR6, #PF to CR2.
+  func deliverPayload(_ exception: GuestException) {
+    guard let payload = pendingPayload else { return }
+    pendingPayload = nil
+    switch ExceptionVector(rawValue: exception.vector) {
+    case .debug:
+      let kept = cpu.s.pointee.dr6 & ~PendingDebug.breakpoints
+      cpu.s.pointee.dr6 = kept | payload & 0xE00F | DR6.initial.rawValue
+    case .pageFault: cpu.s.pointee.cr2 = payload
+    default: break
+    }
   }
 
   private func injectNMI(_ isTaken: inout Bool) {
@@ -85,7 +119,7 @@ extension VirtualCPU {
   }
 
   private func injectInterrupt(_ isTaken: Bool) {
-    let clientWaits = apic == nil && run.pointee.request_interrupt_window != 0
+    let clientWaits = hasClientPIC && run.pointee.request_interrupt_window != 0
     guard hasPendingInterrupt else {
       backend.setInterruptWindow(clientWaits)
       return
@@ -99,5 +133,17 @@ extension VirtualCPU {
   }
 
   /// Raises an exception of the instruction at RIP.
-  func raise(_ exception: GuestException) { pendingException = exception }
+  func raise(_ exception: GuestException) {
+    pendingException = exception
+    pendingPayload = nil
+  }
+
+  /// The client could inject an interrupt now.
+  var isReadyForInjection: Bool {
+    guard hasClientPIC else { return true }
+    guard isInterruptAllowed, queuedInterrupt == nil, interruptedEvent == nil,
+      pendingException == nil
+    else { return false }
+    return apic?.state.withLock { $0.acceptsExternalInterrupts } ?? true
+  }
 }

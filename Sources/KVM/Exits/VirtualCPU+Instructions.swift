@@ -36,34 +36,11 @@ extension VirtualCPU {
   /// HLT: waits in KVM_RUN where the interrupt chips are ours, else the client is told.
   func emulateHLT() -> Disposition {
     advance()
-    guard apic != nil else {
+    guard apic != nil || machine.options.withLock({ $0.haltsInGuest }) else {
       run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
       return .userSpace
     }
     mpState = UInt32(KVM_MP_STATE_HALTED)
-    return .resume
-  }
-
-  func emulateRDMSR() -> Disposition {
-    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
-    guard let value = readMSR(number, byHost: false) else {
-      raise(.generalProtection)
-      return .resume
-    }
-    cpu.gpr[0] = value & 0xFFFF_FFFF
-    cpu.gpr[2] = value >> 32
-    advance()
-    return .resume
-  }
-
-  func emulateWRMSR() -> Disposition {
-    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
-    let value = cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
-    guard writeMSR(number, value, byHost: false) else {
-      raise(.generalProtection)
-      return .resume
-    }
-    advance()
     return .resume
   }
 
@@ -89,26 +66,49 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// VMCALL: no hypercall is offered but the wake-up of a halted CPU.
+  /// VMCALL: the wake-up of a halted CPU, and what the client wants to see.
   func emulateHypercall() -> Disposition {
-    let is64Bit = cpu.is64Bit
-    let mask: UInt64 = is64Bit ? .max : 0xFFFF_FFFF
+    let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
     let number = cpu.gpr[0] & mask
-    var result: UInt64
-    if cpu.cpl != 0 {
-      result = UInt64(bitPattern: Hypercall.notPermitted)
-    } else {
-      switch number {
-      case Hypercall.kickCPU:
-        machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
-        result = 0
-      default: result = UInt64(bitPattern: Hypercall.notImplemented)
-      }
+    if cpu.cpl != 0 { return endHypercall(UInt64(bitPattern: Hypercall.notPermitted)) }
+    switch number {
+    case Hypercall.kickCPU:
+      machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
+      return endHypercall(0)
+    case Hypercall.mapGPARange
+    where machine.options.withLock({ $0.userSpaceHypercalls }) & 1 << number != 0:
+      return askHypercall(number)
+    default: return endHypercall(UInt64(bitPattern: Hypercall.notImplemented))
     }
-    if !is64Bit { result &= 0xFFFF_FFFF }
-    cpu.gpr[0] = result
+  }
+
+  private func endHypercall(_ result: UInt64) -> Disposition {
+    cpu.gpr[0] = cpu.is64Bit ? result : result & 0xFFFF_FFFF
     advance()
     return .resume
+  }
+
+  /// KVM_EXIT_HYPERCALL. Arguments: first page's address, pages, attributes.
+  private func askHypercall(_ number: UInt64) -> Disposition {
+    let (address, pages) = (cpu.gpr[3], cpu.gpr[1])
+    let (end, overflow) = address.addingReportingOverflow(pages &<< 12)
+    guard address & 4095 == 0, pages > 0, !overflow, end > address, pages < 1 << 36 else {
+      return endHypercall(UInt64(bitPattern: Hypercall.invalid))
+    }
+    run.pointee.exit_reason = UInt32(KVM_EXIT_HYPERCALL)
+    run.pointee.hypercall.nr = number
+    run.pointee.hypercall.args.0 = address
+    run.pointee.hypercall.args.1 = pages
+    run.pointee.hypercall.args.2 = cpu.gpr[2]
+    run.pointee.hypercall.longmode = cpu.is64Bit ? 1 : 0
+    run.pointee.hypercall.ret = 0
+    completion = .hypercall
+    return .userSpace
+  }
+
+  func completeHypercall() {
+    completion = .none
+    _ = endHypercall(run.pointee.hypercall.ret)
   }
 
   /// MOV to or from CR8.
@@ -119,9 +119,13 @@ extension VirtualCPU {
         raise(.generalProtection)
         return .resume
       }
+      let old = getCR8()
       advance()
       setCR8(UInt8(value))
-      return .resume
+      // A client that has the local APIC may have an interrupt that this lets through.
+      guard apic == nil, UInt8(value) < old else { return .resume }
+      run.pointee.exit_reason = UInt32(KVM_EXIT_SET_TPR)
+      return .userSpace
     }
     cpu.gpr[register] = UInt64(getCR8())
     advance()

@@ -11,6 +11,7 @@ import X86CPU
 extension VirtualCPU {
   /// Where the data of a port access lie, relative to `kvm_run`.
   static let portDataOffset = 4096
+  static let portDataSize = 4096
 
   var portData: UnsafeMutableRawPointer { pages + Self.portDataOffset }
 
@@ -28,32 +29,44 @@ extension VirtualCPU {
         return .resume
       }
     }
+    if !isInput, writeBus(UInt64(port), size: Int(size), value: cpu.gpr[0], isPort: true) {
+      advance()
+      return .resume
+    }
     fillPort(port, Int(size), value: isInput ? nil : cpu.gpr[0])
     completion = isInput ? .portIn(size) : .portOut
+    completionRIP = backend[.rip]
     return .userSpace
   }
 
   func readChipPort(_ port: UInt16) -> UInt64? {
-    guard InterruptController.ownsPort(port) else { return nil }
-    return machine.interrupts?.readPort(port)
+    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts,
+      !interrupts.isSplit
+    else { return nil }
+    return interrupts.readPort(port)
   }
 
   func writeChipPort(_ port: UInt16, _ value: UInt64) -> Bool {
-    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts else {
-      return false
-    }
+    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts,
+      !interrupts.isSplit
+    else { return false }
     return interrupts.writePort(port, value)
   }
 
   /// KVM_EXIT_IO for one item; `value` nil for an input.
   func fillPort(_ port: UInt16, _ size: Int, value: UInt64?) {
+    describePort(port, size, count: 1, isInput: value == nil)
+    portData.storeBytes(of: value ?? 0, as: UInt64.self)
+  }
+
+  /// KVM_EXIT_IO for items in the port data page.
+  func describePort(_ port: UInt16, _ size: Int, count: Int, isInput: Bool) {
     run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
-    run.pointee.io.direction = UInt8(value == nil ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT)
+    run.pointee.io.direction = UInt8(isInput ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT)
     run.pointee.io.size = UInt8(truncatingIfNeeded: size)
     run.pointee.io.port = port
-    run.pointee.io.count = 1
+    run.pointee.io.count = UInt32(truncatingIfNeeded: count)
     run.pointee.io.data_offset = UInt64(Self.portDataOffset)
-    portData.storeBytes(of: value ?? 0, as: UInt64.self)
   }
 
   /// Finishes what the last exit asked the client for. False where it needs the client again.
@@ -62,12 +75,17 @@ extension VirtualCPU {
     case .none: break
     case .portOut:
       completion = .none
-      advance()
+      // Unless the client has sent the guest elsewhere.
+      if backend[.rip] == completionRIP { advance() }
     case .portIn(let size):
       completion = .none
+      guard backend[.rip] == completionRIP else { break }
       setAccumulator(portData.load(as: UInt64.self), size)
       advance()
     case .emulation: return completeEmulation()
+    case .readMSR: completeMSR(isRead: true)
+    case .writeMSR: completeMSR(isRead: false)
+    case .hypercall: completeHypercall()
     }
     return true
   }
@@ -89,6 +107,7 @@ extension VirtualCPU {
     let is64Bit =
       cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
     backend[.rip] = is64Bit ? next : next & 0xFFFF_FFFF
+    if debug.isStepping { isStepDone = true }
     clearShadow()
   }
 

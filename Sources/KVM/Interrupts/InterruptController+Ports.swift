@@ -47,7 +47,7 @@ extension InterruptController {
         chips.pit?.write(port: port, byte, at: now)
         armPIT(&chips, now)
       default:
-        chips.pic.write(port: port, byte)
+        endedLines(chips.pic.write(port: port, byte), &chips)
         updatePIC(&chips)
       }
       return true
@@ -55,8 +55,8 @@ extension InterruptController {
   }
 
   /// Whether a guest-physical address is in the I/O APIC's window.
-  @inline(__always) static func ownsAddress(_ address: UInt64) -> Bool {
-    address &- IOAPIC.defaultAddress < IOAPIC.windowSize
+  @inline(__always) func ownsAddress(_ address: UInt64) -> Bool {
+    !isSplit && address &- IOAPIC.defaultAddress < IOAPIC.windowSize
   }
 
   func readIOAPIC(_ address: UInt64, size: Int) -> UInt64 {

@@ -23,8 +23,12 @@ final class InterruptController: @unchecked Sendable {
     var hasSpeaker = false
     var pitFlags: UInt32 = 0
     var routing = GSIRoutingTable.standard
+    /// How destinations of messages are read.
+    var messageFormat: MessageSignalledInterrupt.Format = []
     /// Whoever asserts each GSI: bit 0 the client, bit 1 the 8254.
     var levels: [UInt8] = Array(repeating: 0, count: 64)
+    /// Resampling irqfds by GSI: to be told when the guest ends the interrupt.
+    var resamplers: [UInt32: [ClientEvent]] = [:]
     /// Last CPU that took a lowest-priority message.
     var lastLowest = 0
   }
@@ -32,8 +36,13 @@ final class InterruptController: @unchecked Sendable {
   enum Source {
     static let client: UInt8 = 1 << 0
     static let pit: UInt8 = 1 << 1
+    static let resample: UInt8 = 1 << 2
   }
 
+  /// 8259 pair, I/O APIC and 8254 are the client's; only local APICs are ours.
+  let isSplit: Bool
+  /// GSIs below this are the pins of the client's I/O APIC.
+  let reservedRoutes: UInt32
   private let bus: CPUBus
   private let timers: TimerThread
   let chips: Mutex<Chips>
@@ -42,10 +51,15 @@ final class InterruptController: @unchecked Sendable {
   /// When OUT of the 8254's channel 0 rises next, in monotonic nanoseconds.
   let pitDeadline = Atomic<UInt64>(.max)
 
-  init(bus: CPUBus, timers: TimerThread) {
+  /// - Parameter splitRoutes: the pins of the client's I/O APIC; nil where all chips are ours.
+  init(bus: CPUBus, timers: TimerThread, splitRoutes: UInt32? = nil) {
+    isSplit = splitRoutes != nil
+    reservedRoutes = splitRoutes ?? 0
     self.bus = bus
     self.timers = timers
-    chips = Mutex(Chips())
+    var initial = Chips()
+    if splitRoutes != nil { initial.routing = GSIRoutingTable() }
+    chips = Mutex(initial)
   }
 
   // MARK: Lines
@@ -89,7 +103,7 @@ final class InterruptController: @unchecked Sendable {
       case .coalesced: return 0
       }
     case .message(let message):
-      return level ? deliver(message.message(), &chips) : 0
+      return level ? deliver(message.message(chips.messageFormat), &chips) : 0
     case .picMaster, .picSlave: return -1
     }
   }
@@ -103,7 +117,7 @@ final class InterruptController: @unchecked Sendable {
 
   /// KVM_SIGNAL_MSI.
   func signal(_ message: MessageSignalledInterrupt) -> Int32 {
-    chips.withLock { deliver(message.message(), &$0) }
+    chips.withLock { deliver(message.message($0.messageFormat), &$0) }
   }
 
   // MARK: Messages
@@ -157,10 +171,32 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
+  /// KVM_SET_GSI_ROUTING.
+  func setRouting(_ table: GSIRoutingTable) { chips.withLock { $0.routing = table } }
+
   /// A local APIC ended a level-triggered vector.
-  func endOfInterrupt(_ vector: UInt8) {
+  ///
+  /// - Returns: whether the client has the I/O APIC with such a pin.
+  func endOfInterrupt(_ vector: UInt8) -> Bool {
     chips.withLock { chips in
+      if isSplit { return isClientPin(vector, chips) }
+      if !chips.resamplers.isEmpty {
+        for pin in 0..<IOAPIC.pinCount where chips.ioapic.awaits(pin, vector: vector) {
+          resample(.ioapic(pin: UInt8(pin)), &chips)
+        }
+      }
       service(chips.ioapic.endOfInterrupt(vector: vector), &chips)
+      return false
+    }
+  }
+
+  private func isClientPin(_ vector: UInt8, _ chips: Chips) -> Bool {
+    (0..<reservedRoutes).contains { gsi in
+      chips.routing[gsi: gsi].contains {
+        guard case .message(let interrupt) = $0 else { return false }
+        let message = interrupt.message(chips.messageFormat)
+        return message.trigger == .level && message.vector == vector
+      }
     }
   }
 
@@ -170,7 +206,46 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
+  // MARK: Resampling
+
+  func addResampler(_ gsi: UInt32, _ event: ClientEvent) {
+    chips.withLock { $0.resamplers[gsi, default: []].append(event) }
+  }
+
+  func removeResampler(_ gsi: UInt32, _ event: ClientEvent) {
+    chips.withLock { chips in
+      chips.resamplers[gsi]?.removeAll { $0 === event }
+      if chips.resamplers[gsi]?.isEmpty == true {
+        chips.resamplers[gsi] = nil
+        lower(gsi, &chips)
+      }
+    }
+  }
+
+  /// The guest ended the interrupt of a pin: its lines go down before it is looked at again.
+  func resample(_ pin: GSIRoute, _ chips: inout Chips) {
+    for (gsi, events) in chips.resamplers where chips.routing[gsi: gsi].contains(pin) {
+      lower(gsi, &chips)
+      for event in events { event.signal() }
+    }
+  }
+
+  private func lower(_ gsi: UInt32, _ chips: inout Chips) {
+    let level = Self.combine(&chips, gsi, false, Source.resample)
+    for route in chips.routing[gsi: gsi] { _ = drive(&chips, route, level) }
+  }
+
   // MARK: 8259
+
+  /// Lines of the 8259 pair whose service a command ended.
+  func endedLines(_ lines: UInt16, _ chips: inout Chips) {
+    var ended = lines
+    while ended != 0, !chips.resamplers.isEmpty {
+      let line = UInt8(ended.trailingZeroBitCount)
+      resample(line < 8 ? .picMaster(pin: line) : .picSlave(pin: line &- 8), &chips)
+      ended &= ended &- 1
+    }
+  }
 
   /// Tells the vCPUs about a change of INTR.
   func updatePIC(_ chips: inout Chips) {

@@ -74,7 +74,8 @@ extension VirtualCPU {
     switch effect {
     case .none: break
     case .send(let interrupt): machine.interrupts?.send(interrupt, from: self)
-    case .endOfInterrupt(let vector): machine.interrupts?.endOfInterrupt(vector)
+    case .endOfInterrupt(let vector):
+      if machine.interrupts?.endOfInterrupt(vector) == true { endedVector = vector }
     case .timerChanged: armTimer()
     case .identityChanged: apicIdentityChanged()
     case .linesChanged:

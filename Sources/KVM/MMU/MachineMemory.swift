@@ -6,14 +6,19 @@
 // tables are filled from the slots when the guest first touches an address; taking a slot away
 // empties them, and the guest's next touch fills them anew. So the tables never have an entry that
 // the slots do not, and nothing outside the slots can be reached.
+//
+// A slot with a dirty log is mapped in 4 KiB pages, and a page is writable exactly while its bit in
+// the log is set: the first write to a clean page exits, sets the bit and makes the page writable.
+// Whoever clears bits does it while no vCPU is in guest code and takes the right to write back.
 
 import CHost
 import Synchronization
 import SystemPackage
 import X86
+import X86CPU
 
 /// A range of guest-physical memory.
-struct MemorySlot: Sendable, Equatable {
+struct MemorySlot: Sendable {
   var id: UInt32
   /// First guest-physical byte, a multiple of 4096.
   var base: UInt64
@@ -22,17 +27,67 @@ struct MemorySlot: Sendable, Equatable {
   /// Address in this process of the first byte.
   var host: UInt64
   var flags: UInt32
+  /// Where flags say KVM_MEM_LOG_DIRTY_PAGES.
+  var log: DirtyBitmap?
 
   var end: UInt64 { base &+ size }
+  var pageCount: Int { Int(size >> 12) }
   var isReadOnly: Bool { flags & UInt32(KVM_MEM_READONLY) != 0 }
+  var isLogged: Bool { flags & UInt32(KVM_MEM_LOG_DIRTY_PAGES) != 0 }
   /// Host address minus guest-physical address.
   var offset: UInt64 { host &- base }
   func contains(_ address: UInt64) -> Bool { address &- base < size }
   func overlaps(_ other: MemorySlot) -> Bool { base < other.end && other.base < end }
+  func page(of address: UInt64) -> Int { Int((address &- base) >> 12) }
+}
+
+/// The slots in the order of their addresses, and by number.
+struct MemorySlots: Sendable {
+  private(set) var ordered: [MemorySlot] = []
+  private var bases: [UInt32: UInt64] = [:]
+
+  /// The place of the first slot that ends beyond `address`.
+  private func place(_ address: UInt64) -> Int {
+    var low = 0
+    var high = ordered.count
+    while low < high {
+      let middle = (low + high) / 2
+      if ordered[middle].end > address { high = middle } else { low = middle + 1 }
+    }
+    return low
+  }
+
+  func slot(at address: UInt64) -> MemorySlot? {
+    let index = place(address)
+    guard index < ordered.count, ordered[index].contains(address) else { return nil }
+    return ordered[index]
+  }
+
+  subscript(id: UInt32) -> MemorySlot? { bases[id].flatMap { slot(at: $0) } }
+
+  /// Whether a slot with another number overlaps `slot`.
+  func isTaken(_ slot: MemorySlot) -> Bool {
+    var index = place(slot.base)
+    while index < ordered.count, ordered[index].overlaps(slot) {
+      if ordered[index].id != slot.id { return true }
+      index += 1
+    }
+    return false
+  }
+
+  mutating func insert(_ slot: MemorySlot) {
+    ordered.insert(slot, at: place(slot.base))
+    bases[slot.id] = slot.base
+  }
+
+  mutating func remove(_ id: UInt32) {
+    guard let base = bases.removeValue(forKey: id) else { return }
+    ordered.remove(at: place(base))
+  }
 }
 
 final class MachineMemory: @unchecked Sendable {
-  private let slots = Mutex<[MemorySlot]>([])
+  private let slots = Mutex(MemorySlots())
   private let tables: Mutex<NestedPageTables>
   /// The root of the nested tables; it never changes.
   let root: UInt64
@@ -46,56 +101,118 @@ final class MachineMemory: @unchecked Sendable {
   }
 
   /// The slot of a guest-physical address.
-  func slot(at address: UInt64) -> MemorySlot? {
-    slots.withLock { slots in slots.first { $0.contains(address) } }
+  func slot(at address: UInt64) -> MemorySlot? { slots.withLock { $0.slot(at: address) } }
+
+  var all: [MemorySlot] { slots.withLock { $0.ordered } }
+
+  /// The host address of `count` bytes of guest memory to read, all in one slot.
+  func pointer(_ address: UInt64, count: Int) -> UnsafeMutableRawPointer? {
+    slot(at: address).flatMap { Self.place($0, address, count) }
   }
 
-  var all: [MemorySlot] { slots.withLock { $0 } }
-
-  /// The host address of `count` bytes of guest memory, all in one slot.
-  func pointer(_ address: UInt64, count: Int, writing: Bool) -> UnsafeMutableRawPointer? {
-    guard let slot = slot(at: address), count >= 0,
-      UInt64(count) <= slot.end &- address, !(writing && slot.isReadOnly)
-    else { return nil }
+  private static func place(
+    _ slot: MemorySlot, _ address: UInt64, _ count: Int
+  ) -> UnsafeMutableRawPointer? {
+    guard count >= 0, UInt64(count) <= slot.end &- address else { return nil }
     return UnsafeMutableRawPointer(bitPattern: UInt(address &+ slot.offset))
+  }
+
+  /// Has `body` write `count` bytes of guest memory, all in one slot, as the guest would: the dirty
+  /// log and the caches of decoded code know of it.
+  ///
+  /// - Parameter dirtied: called for each page that was clean in its slot's log.
+  /// - Returns: false where there is no such memory, or it is read-only.
+  func write(
+    _ address: UInt64, count: Int, _ body: (UnsafeMutableRawPointer) -> Void,
+    dirtied: (_ slot: UInt32, _ page: UInt64) -> Void
+  ) -> Bool {
+    slots.withLock { slots in
+      guard let slot = slots.slot(at: address), !slot.isReadOnly,
+        let place = Self.place(slot, address, count)
+      else { return false }
+      body(place)
+      if count > 0, let log = slot.log {
+        let last = slot.page(of: address &+ UInt64(count) &- 1)
+        for page in slot.page(of: address)...last where log.insert(page) {
+          dirtied(slot.id, UInt64(page))
+        }
+      }
+      PhysicalCPU.noteHostWrite(place, count: count)
+      return true
+    }
   }
 
   /// Reads an integer of guest memory; nil where there is none.
   func load<T: FixedWidthInteger>(_ address: UInt64, as type: T.Type = T.self) -> T? {
-    pointer(address, count: MemoryLayout<T>.size, writing: false)?.loadUnaligned(as: T.self)
+    pointer(address, count: MemoryLayout<T>.size)?.loadUnaligned(as: T.self)
+  }
+
+  /// What came of an access that the nested tables did not allow.
+  enum Mapping {
+    /// No slot lets the guest access it so.
+    case none
+    case mapped
+    /// Mapped, and this was the first write to the page since its dirty log was cleared.
+    case dirtied(slot: UInt32, page: UInt64)
   }
 
   /// Maps the page (or large page) of `address`.
-  ///
-  /// - Returns: false where no slot lets the guest access it so.
-  func map(_ address: UInt64, writing: Bool) -> Bool {
+  func map(_ address: UInt64, writing: Bool) -> Mapping {
     // Under the slots' lock, so that no entry of a slot is made after it went.
     slots.withLock { slots in
-      guard let slot = slots.first(where: { $0.contains(address) }),
-        !(writing && slot.isReadOnly)
-      else { return false }
+      guard let slot = slots.slot(at: address), !(writing && slot.isReadOnly) else {
+        return .none
+      }
+      var result = Mapping.mapped
+      if writing, let log = slot.log {
+        let page = slot.page(of: address)
+        if log.insert(page) { result = .dirtied(slot: slot.id, page: UInt64(page)) }
+      }
       tables.withLock { $0.map(address, slot) }
-      return true
+      return result
     }
   }
 
   // MARK: Changes; the caller holds the machine's ioctl lock.
 
-  func find(_ id: UInt32) -> MemorySlot? { slots.withLock { $0.first { $0.id == id } } }
+  func find(_ id: UInt32) -> MemorySlot? { slots.withLock { $0[id] } }
 
   /// Whether a slot other than `slot.id` overlaps it.
-  func isTaken(_ slot: MemorySlot) -> Bool {
-    slots.withLock { $0.contains { $0.id != slot.id && $0.overlaps(slot) } }
-  }
+  func isTaken(_ slot: MemorySlot) -> Bool { slots.withLock { $0.isTaken(slot) } }
 
-  func add(_ slot: MemorySlot) { slots.withLock { $0.append(slot) } }
+  func add(_ slot: MemorySlot) { slots.withLock { $0.insert(slot) } }
 
   /// Removes a slot, or replaces it by `replacement`. No vCPU is in guest code.
   func remove(_ id: UInt32, replacement: MemorySlot? = nil) {
     slots.withLock { slots in
-      slots.removeAll { $0.id == id }
-      if let replacement { slots.append(replacement) }
+      slots.remove(id)
+      if let replacement { slots.insert(replacement) }
       tables.withLock { $0.clear() }
+    }
+  }
+
+  /// The dirty log of a slot.
+  func log(of slot: MemorySlot) -> [UInt64] { slots.withLock { _ in slot.log?.words ?? [] } }
+
+  /// Makes one page of a slot clean. No vCPU is in guest code.
+  func clean(_ id: UInt32, page: UInt64) {
+    guard let slot = find(id), page < UInt64(slot.pageCount) else { return }
+    clean(slot, first: Int(page & ~63), mask: 1 &<< (page & 63))
+  }
+
+  /// Makes the pages of a slot whose bits are set in `mask`, 64 from page `first` on, clean: they
+  /// are no longer in the log, and their next write exits. No vCPU is in guest code.
+  func clean(_ slot: MemorySlot, first: Int, mask: UInt64) {
+    slots.withLock { _ in
+      let cleared = slot.log?.remove(word: first / 64, mask) ?? 0
+      tables.withLock { tables in
+        var rest = cleared
+        while rest != 0 {
+          let page = first + rest.trailingZeroBitCount
+          tables.protect(slot.base &+ UInt64(page) << 12)
+          rest &= rest &- 1
+        }
+      }
     }
   }
 }

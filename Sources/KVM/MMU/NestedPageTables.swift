@@ -67,8 +67,22 @@ struct NestedPageTables: @unchecked Sendable {
     for index in 0..<512 {
       let page = first &+ UInt64(index) << 12
       guard slot.contains(page) else { continue }
-      table[index] = leaf(page, slot)
+      table[index] = leaf(page, slot, isWritable: slot.log?.contains(slot.page(of: page)) ?? true)
     }
+  }
+
+  /// Takes the right to write away from the page of `address`, where a 4 KiB page maps it.
+  mutating func protect(_ address: UInt64) {
+    guard address >> 48 == 0 else { return }
+    var table: Table = rootTable
+    for level in [3, 2, 1] {
+      let entry = table[Int((address >> UInt64(12 + 9 * level)) & 511)]
+      guard entry & Entry.all != 0, entry & Entry.largePage == 0,
+        let next = Table(bitPattern: UInt(entry & Entry.address))
+      else { return }
+      table = next
+    }
+    table[Int((address >> 12) & 511)] &= ~Entry.write
   }
 
   /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
@@ -77,15 +91,15 @@ struct NestedPageTables: @unchecked Sendable {
   ) -> Bool {
     let size: UInt64 = 1 &<< shift
     let start = address & ~(size &- 1)
-    guard start >= slot.base, slot.contains(start), slot.end &- start >= size,
+    guard slot.log == nil, start >= slot.base, slot.contains(start), slot.end &- start >= size,
       slot.offset & (size &- 1) == 0
     else { return false }
-    table[Int((address >> shift) & 511)] = leaf(start, slot) | Entry.largePage
+    table[Int((address >> shift) & 511)] = leaf(start, slot, isWritable: true) | Entry.largePage
     return true
   }
 
-  private func leaf(_ address: UInt64, _ slot: MemorySlot) -> UInt64 {
-    let rights = slot.isReadOnly ? Entry.read | Entry.execute : Entry.all
+  private func leaf(_ address: UInt64, _ slot: MemorySlot, isWritable: Bool) -> UInt64 {
+    let rights = slot.isReadOnly || !isWritable ? Entry.read | Entry.execute : Entry.all
     return (address &+ slot.offset) & Entry.address | Entry.writeBack | rights
   }
 

@@ -24,6 +24,9 @@ struct MSRStore {
   var wallClock: UInt64 = 0
   var systemTime: UInt64 = 0
   var pollControl: UInt64 = 1
+  var platformInfo: UInt64 = 0
+  var microcodeRevision: UInt64 = MSRModel.microcodeRevision
+  var smiCount: UInt64 = 0
 }
 
 /// The numbers of KVM's own MSRs (Linux, "KVM-specific MSRs").
@@ -32,6 +35,7 @@ enum ParavirtualMSR {
   static let oldSystemTime: UInt32 = 0x12
   static let wallClock: UInt32 = 0x4B56_4D00
   static let systemTime: UInt32 = 0x4B56_4D01
+  static let stealTime: UInt32 = 0x4B56_4D03
   static let pollControl: UInt32 = 0x4B56_4D05
 }
 
@@ -51,6 +55,7 @@ extension VirtualCPU {
   /// - Parameter byHost: the client asks, not the guest.
   func readMSR(_ number: UInt32, byHost: Bool) -> UInt64? {
     if let register = Self.controlBlockRegister(number) { return backend[register] }
+    guard byHost || isOfferedMSR(number) else { return nil }
     switch number {
     case APICRegister.x2APICBase...MSR.x2APICLast.rawValue:
       let time = apicTime
@@ -64,8 +69,30 @@ extension VirtualCPU {
     case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock: return msrs.wallClock
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
     case ParavirtualMSR.pollControl: return msrs.pollControl
-    default: return readModelMSR(number)
+    case ParavirtualMSR.stealTime: return steal.msr
+    case MSR.platformInfo.rawValue:
+      return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
+        ? msrs.platformInfo : nil
+    case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
+    case MSR.smiCount.rawValue: return msrs.smiCount
+    default:
+      if MachineCheckBanks.owns(number) { return machineCheck.read(number) }
+      return readModelMSR(number)
     }
+  }
+
+  /// Whether the guest may know KVM's own MSRs (KVM_CAP_ENFORCE_PV_FEATURE_CPUID).
+  private func isOfferedMSR(_ number: UInt32) -> Bool {
+    guard enforcesParavirtualCPUID, let bit = ParavirtualFeature.ofMSR[number] else { return true }
+    return cpuid.paravirtualFeatures & bit != 0
+  }
+
+  /// Whether there is such an MSR at all, whatever may be done with it.
+  static func isKnownMSR(_ number: UInt32) -> Bool {
+    MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
+      || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
+      || number == MSR.tscDeadline.rawValue
+      || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
   }
 
   private func readModelMSR(_ number: UInt32) -> UInt64? {
@@ -76,6 +103,7 @@ extension VirtualCPU {
 
   /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
+    guard byHost || isOfferedMSR(number) else { return false }
     switch number {
     case MSR.efer.rawValue: return writeEFER(value)
     case MSR.pat.rawValue, MSR.debugctl.rawValue: return writeControlBlock(number, value)
@@ -94,7 +122,17 @@ extension VirtualCPU {
     case ParavirtualMSR.pollControl:
       guard value & ~1 == 0 else { return false }
       msrs.pollControl = value
-    default: return writeModelMSR(number, value, byHost: byHost)
+    case ParavirtualMSR.stealTime: return writeStealMSR(value)
+    case MSR.platformInfo.rawValue where byHost: msrs.platformInfo = value
+    case MSR.biosSignatureID.rawValue where byHost: msrs.microcodeRevision = value
+    case MSR.smiCount.rawValue:
+      guard byHost else { return false }
+      msrs.smiCount = value
+    default:
+      if MachineCheckBanks.owns(number) {
+        return machineCheck.write(number, value, byHost: byHost)
+      }
+      return writeModelMSR(number, value, byHost: byHost)
     }
     return true
   }
@@ -202,20 +240,19 @@ extension VirtualCPU {
 
   /// Writes the vCPU's kvmclock structure, if the guest has named one.
   func writeClock() {
-    guard msrs.systemTime & 1 != 0,
-      let place = machine.memory.pointer(
-        msrs.systemTime & ~1, count: ParavirtualClock.size, writing: true),
-      Int(bitPattern: place) & 3 == 0
-    else { return }
-    ParavirtualClock.write(place, machine.clock, tscOffset: tscOffset, flags: clockFlags)
-    clockFlags &= ~ParavirtualClock.guestStopped
+    let address = msrs.systemTime & ~1
+    guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
+    let done = writeMemory(address, count: ParavirtualClock.size) {
+      ParavirtualClock.write($0, machine.clock, tscOffset: tscOffset, flags: clockFlags)
+    }
+    if done { clockFlags &= ~ParavirtualClock.guestStopped }
   }
 
   private func writeWallClock() {
-    guard let place = machine.memory.pointer(msrs.wallClock, count: 12, writing: true),
-      Int(bitPattern: place) & 3 == 0
-    else { return }
-    ParavirtualClock.writeWallClock(place, machine.clock)
+    guard msrs.wallClock & 3 == 0 else { return }
+    _ = writeMemory(msrs.wallClock, count: ParavirtualClock.wallClockSize) {
+      ParavirtualClock.writeWallClock($0, machine.clock)
+    }
   }
 }
 
@@ -225,7 +262,9 @@ enum MSRLists {
   static let saved: [UInt32] = {
     let own: [UInt32] = [
       ParavirtualMSR.wallClock, ParavirtualMSR.systemTime, ParavirtualMSR.oldWallClock,
-      ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, MSR.tscDeadline.rawValue,
+      ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
+      MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
+      MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }

@@ -15,6 +15,7 @@ enum ParavirtualClock {
   /// Flag: the guest was stopped by its host (KVM_KVMCLOCK_CTRL).
   static let guestStopped: UInt8 = 1 << 1
   static let size = 32
+  static let wallClockSize = 12
 
   /// `nanoseconds = ((counts << shift) * multiplier) >> 32` for a counter of `kilohertz`.
   static func scale(kilohertz: UInt64) -> (multiplier: UInt32, shift: Int8) {
@@ -49,7 +50,6 @@ enum ParavirtualClock {
     place.storeBytes(of: flags, toByteOffset: 29, as: UInt8.self)
     place.storeBytes(of: 0, toByteOffset: 30, as: UInt16.self)
     place.storeBytes(of: version &+ 2, as: UInt32.self)
-    PhysicalCPU.noteHostWrite(place, count: size)
   }
 
   /// Writes the wall clock: the time of day when kvmclock was 0.
@@ -62,6 +62,5 @@ enum ParavirtualClock {
     place.storeBytes(
       of: UInt32(truncatingIfNeeded: boot % 1_000_000_000), toByteOffset: 8, as: UInt32.self)
     place.storeBytes(of: version &+ 2, as: UInt32.self)
-    PhysicalCPU.noteHostWrite(place, count: 12)
   }
 }

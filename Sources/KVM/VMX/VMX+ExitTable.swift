@@ -59,9 +59,11 @@ extension VMX {
   // MARK: Events
 
   private static let exitExceptionOrNMI: Handler = { vmx, vcpu in
-    // No exception is intercepted, and the host has no NMIs for us.
-    vcpu.internalError(
-      KVM_INTERNAL_ERROR_SIMUL_EX, data: [vmx.cpu.vmread(.exitInterruptionInfo)])
+    // Only a debugger's exceptions are intercepted, and the host has no NMIs for us.
+    vcpu.exitForException(
+      InterruptionInfo(
+        rawValue: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionInfo))),
+      qualification: vmx.qualification)
   }
 
   /// Somebody wants the CPU; the run loop looks who.
@@ -72,11 +74,7 @@ extension VMX {
   private static let exitInterruptWindow: Handler = { vmx, vcpu in
     vmx.setInterruptWindow(false)
     vcpu.mustCheckEvents = true
-    guard vcpu.apic == nil, vcpu.run.pointee.request_interrupt_window != 0,
-      vcpu.queuedInterrupt == nil
-    else { return .resume }
-    vcpu.run.pointee.exit_reason = UInt32(KVM_EXIT_IRQ_WINDOW_OPEN)
-    return .userSpace
+    return .resume
   }
 
   private static let exitNMIWindow: Handler = { vmx, vcpu in
@@ -92,7 +90,9 @@ extension VMX {
       source: TaskSwitchSource(rawValue: (vmx.qualification >> 30) & 3) ?? .call)
   }
 
-  private static let exitMonitorTrapFlag: Handler = { _, _ in .resume }
+  private static let exitMonitorTrapFlag: Handler = { _, vcpu in
+    vcpu.debug.isStepping ? vcpu.stepExit() : .resume
+  }
   private static let exitTPRBelowThreshold: Handler = { _, vcpu in
     vcpu.mustCheckEvents = true
     return .resume
@@ -173,13 +173,26 @@ extension VMX {
     return .resume
   }
 
-  /// Debug registers are the guest's own.
-  private static let exitDebugRegister: Handler = { vmx, vcpu in exitUnexpected(vmx, vcpu) }
+  /// Qualification: 2:0 register, 4 read, 11:8 general register.
+  private static let exitDebugRegister: Handler = { vmx, vcpu in
+    let qualification = vmx.qualification
+    return vcpu.accessDebugRegister(
+      Int(qualification & 7), general: Int(qualification >> 8) & 15,
+      isRead: qualification & 1 << 4 != 0)
+  }
 
   /// Qualification: 2:0 size - 1, 3 IN, 4 string, 5 REP, 6 immediate, 31:16 port.
   private static let exitIOInstruction: Handler = { vmx, vcpu in
     let qualification = vmx.qualification
-    if qualification & 1 << 4 != 0 { return vcpu.emulateInstruction() }
+    if qualification & 1 << 4 != 0 {
+      // Instruction information: 9:7 address size, as a power of two from 16 bits.
+      let addressSize = (vmx.cpu.vmread(.exitInstructionInfo) >> 7) & 7
+      return vcpu.emulateStringIO(
+        size: Int(qualification & 7) + 1, isInput: qualification & 1 << 3 != 0,
+        isRepeated: qualification & 1 << 5 != 0,
+        linear: vmx.cpu.vmread(.guestLinearAddress),
+        addressMask: [0xFFFF, 0xFFFF_FFFF, .max][Int(min(addressSize, 2))])
+    }
     return vcpu.accessPort(
       UInt16(truncatingIfNeeded: qualification >> 16),
       size: UInt8(qualification & 7) + 1, isInput: qualification & 1 << 3 != 0)
@@ -191,7 +204,11 @@ extension VMX {
   private static let exitEPTViolation: Handler = { vmx, vcpu in
     let address = vmx.cpu.vmread(.guestPhysicalAddress)
     let isWrite = vmx.qualification & 2 != 0
-    if vcpu.machine.memory.map(address, writing: isWrite) { return .resume }
+    switch vcpu.machine.memory.map(address, writing: isWrite) {
+    case .mapped: return .resume
+    case .dirtied(let slot, let page): return vcpu.noteDirty(slot: slot, page: page)
+    case .none: break
+    }
     if vcpu.interruptedEvent != nil {
       // An event cannot be delivered through a device.
       return vcpu.internalError(

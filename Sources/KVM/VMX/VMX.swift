@@ -44,6 +44,7 @@ final class VMX: VirtualizationBackend {
   // MARK: The VMCS
 
   private var isInitialized = false
+  private var msrBitmap = VMXMSRBitmap.shared
 
   func load(on cpu: PhysicalCPU) {
     self.cpu = cpu
@@ -123,7 +124,7 @@ final class VMX: VirtualizationBackend {
       (.pinBasedControls, UInt64(Self.pin)), (.primaryControls, UInt64(Self.primary)),
       (.secondaryControls, UInt64(Self.secondary)), (.exitControls, UInt64(Self.exit)),
       (.entryControls, UInt64(Self.entry)), (.vpid, UInt64(vpid)),
-      (.msrBitmap, VMXMSRBitmap.shared.address), (.vmcsLinkPointer, .max),
+      (.msrBitmap, msrBitmap.address), (.vmcsLinkPointer, .max),
       (.pleGap, Self.pauseLoop.gap), (.pleWindow, Self.pauseLoop.window),
       (.cr0Mask, CR0.ne.rawValue),
       // Root operation is this program; the processor only checks that a host could be there.
@@ -180,6 +181,17 @@ final class VMX: VirtualizationBackend {
 
   func setNMIWindow(_ open: Bool) { setPrimary(PrimaryControls.nmiWindowExiting, open) }
 
+  func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool) {
+    cpu.vmwrite(.exceptionBitmap, UInt64(exceptions))
+    setPrimary(PrimaryControls.monitorTrapFlag, stepping)
+    setPrimary(PrimaryControls.movDRExiting, debugRegisters)
+  }
+
+  func setMSRFilter(_ filter: MSRFilter?) {
+    msrBitmap = filter.map { VMXMSRBitmap($0) } ?? .shared
+    cpu.vmwrite(.msrBitmap, msrBitmap.address)
+  }
+
   private func setPrimary(_ bit: UInt32, _ on: Bool) {
     let old = cpu.vmread(.primaryControls)
     let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
@@ -207,12 +219,19 @@ final class VMXMSRBitmap: @unchecked Sendable {
   static let shared = VMXMSRBitmap()
   private let page: UnsafeMutableRawPointer
 
-  private init() {
+  /// - Parameter filter: of the MSRs that need no exit, those it denies exit all the same.
+  init(_ filter: MSRFilter? = nil) {
     page = .allocate(byteCount: 4096, alignment: 4096)
     page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
-    for msr in Self.readable { allow(msr.rawValue, 0) }
-    for msr in Self.writable { allow(msr.rawValue, 2048) }
+    for msr in Self.readable where filter?.allows(msr.rawValue, isWrite: false) ?? true {
+      allow(msr.rawValue, 0)
+    }
+    for msr in Self.writable where filter?.allows(msr.rawValue, isWrite: true) ?? true {
+      allow(msr.rawValue, 2048)
+    }
   }
+
+  deinit { page.deallocate() }
 
   var address: UInt64 { UInt64(UInt(bitPattern: page)) }
 

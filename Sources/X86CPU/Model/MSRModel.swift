@@ -88,7 +88,7 @@ package enum MSRModel {
     1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15
     | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
   /// IA32_BIOS_SIGN_ID: the microcode revision in bits 63:32.
-  static let microcodeRevision: UInt64 = 0x2B00_0643 << 32
+  package static let microcodeRevision: UInt64 = 0x2B00_0643 << 32
   /// Physical-address bits above which a base or mask is reserved.
   static let physicalMask = (UInt64(1) << UInt64(CPUIDModel.physicalAddressBits)) - 1
 

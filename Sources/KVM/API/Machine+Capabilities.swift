@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_ENABLE_CAP on a machine: one table, and the options that it sets. vCPUs read the options at
+// exits, under a lock of their own.
+
+import CHost
+import InterruptChips
+import Synchronization
+import SystemPackage
+
+/// What clients switch on, for all vCPUs.
+struct MachineOptions: Sendable {
+  /// KVM_CAP_X2APIC_API.
+  var messageFormat: MessageSignalledInterrupt.Format = []
+  /// KVM_CAP_X86_DISABLE_EXITS: a halt waits here even where the client has the interrupt chips.
+  var haltsInGuest = false
+  var canReadPlatformInfo = true
+  /// KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT.
+  var hasExceptionPayload = false
+  var hasTripleFaultEvent = false
+  /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_... that leave to the client.
+  var userSpaceMSRs: UInt64 = 0
+  var msrFilter: MSRFilter?
+  /// KVM_CAP_EXIT_HYPERCALL: hypercalls by number.
+  var userSpaceHypercalls: UInt64 = 0
+  /// KVM_CAP_DISABLE_QUIRKS2.
+  var disabledQuirks: UInt64 = 0
+}
+
+extension Machine {
+  typealias Switch = @Sendable (Machine, kvm_enable_cap) throws(Errno) -> Void
+
+  static let capabilityIoctls: [(UInt32, Method)] = [
+    (
+      CKVM_ENABLE_CAP,
+      { (machine, argument) throws(Errno) in
+        let capability: kvm_enable_cap = try argument.read()
+        guard let change = switches[Int32(bitPattern: capability.cap)], capability.flags == 0
+        else { throw .invalidArgument }
+        try change(machine, capability)
+        return 0
+      }
+    ),
+    (
+      CKVM_X86_SET_MSR_FILTER,
+      { (machine, argument) throws(Errno) in
+        let filter = try MSRFilter(argument)
+        machine.options.withLock { $0.msrFilter = filter }
+        for vcpu in machine.virtualCPUs { vcpu.request(.msrFilter) }
+        return 0
+      }
+    ),
+  ]
+
+  private static let switches: [Int32: Switch] = [
+    KVM_CAP_MAX_VCPU_ID: { (machine, capability) throws(Errno) in
+      let limit = capability.args.0
+      guard limit <= UInt64(maxVirtualCPUs) else { throw .invalidArgument }
+      try machine.configure { (configuration) throws(Errno) in
+        guard configuration.maxCPUID == nil || configuration.maxCPUID == UInt32(limit) else {
+          throw .invalidArgument
+        }
+        configuration.maxCPUID = UInt32(limit)
+      }
+    },
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: { (machine, capability) throws(Errno) in
+      let options = capability.args.0
+      let manual = UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)
+      let known = options & manual != 0 ? manual | UInt64(KVM_DIRTY_LOG_INITIALLY_SET) : 0
+      guard options & ~known == 0 else { throw .invalidArgument }
+      machine.configure { $0.dirtyLogOptions = options }
+    },
+    KVM_CAP_DIRTY_LOG_RING: { (machine, capability) throws(Errno) in
+      try machine.enableDirtyRing(bytes: capability.args.0)
+    },
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL: { (machine, capability) throws(Errno) in
+      try machine.enableDirtyRing(bytes: capability.args.0)
+    },
+    KVM_CAP_SPLIT_IRQCHIP: { (machine, capability) throws(Errno) in
+      try machine.splitChips(routes: capability.args.0)
+    },
+    KVM_CAP_X2APIC_API: { (machine, capability) throws(Errno) in
+      let wide = UInt64(KVM_X2APIC_API_USE_32BIT_IDS)
+      let noBroadcast = UInt64(KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
+      let flags = capability.args.0
+      guard flags & ~(wide | noBroadcast) == 0 else { throw .invalidArgument }
+      machine.options.withLock {
+        if flags & wide != 0 { $0.messageFormat.insert(.extendedDestination) }
+        if flags & noBroadcast != 0 { $0.messageFormat.insert(.noNarrowBroadcast) }
+      }
+      machine.updateMessageFormat()
+    },
+    KVM_CAP_X86_DISABLE_EXITS: { (machine, capability) throws(Errno) in
+      let known = UInt64(
+        KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE
+          | KVM_X86_DISABLE_EXITS_CSTATE)
+      guard capability.args.0 & ~known == 0 else { throw .invalidArgument }
+      if capability.args.0 & UInt64(KVM_X86_DISABLE_EXITS_HLT) != 0 {
+        machine.options.withLock { $0.haltsInGuest = true }
+      }
+    },
+    KVM_CAP_MSR_PLATFORM_INFO: { (machine, capability) throws(Errno) in
+      machine.options.withLock { $0.canReadPlatformInfo = capability.args.0 != 0 }
+    },
+    KVM_CAP_EXCEPTION_PAYLOAD: { (machine, capability) throws(Errno) in
+      machine.options.withLock { $0.hasExceptionPayload = capability.args.0 != 0 }
+    },
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT: { (machine, capability) throws(Errno) in
+      machine.options.withLock { $0.hasTripleFaultEvent = capability.args.0 != 0 }
+    },
+    KVM_CAP_X86_USER_SPACE_MSR: { (machine, capability) throws(Errno) in
+      guard capability.args.0 & ~MSRFilter.allReasons == 0 else { throw .invalidArgument }
+      machine.options.withLock { $0.userSpaceMSRs = capability.args.0 }
+    },
+    KVM_CAP_EXIT_HYPERCALL: { (machine, capability) throws(Errno) in
+      guard capability.args.0 & ~Hypercall.exitable == 0 else { throw .invalidArgument }
+      machine.options.withLock { $0.userSpaceHypercalls = capability.args.0 }
+    },
+    // A limit for polling, of which there is none.
+    KVM_CAP_HALT_POLL: { (_, capability) throws(Errno) in
+      guard capability.args.0 >> 32 == 0 else { throw .invalidArgument }
+    },
+    // An instruction that cannot be emulated always leaves to the client.
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE: { (_, capability) throws(Errno) in
+      guard capability.args.0 <= 1 else { throw .invalidArgument }
+    },
+    KVM_CAP_DISABLE_QUIRKS: { (machine, capability) throws(Errno) in
+      machine.options.withLock { $0.disabledQuirks = capability.args.0 }
+    },
+    KVM_CAP_DISABLE_QUIRKS2: { (machine, capability) throws(Errno) in
+      guard capability.args.0 & ~Quirks.all == 0 else { throw .invalidArgument }
+      machine.options.withLock { $0.disabledQuirks = capability.args.0 }
+    },
+  ]
+
+  private func enableDirtyRing(bytes: UInt64) throws(Errno) {
+    let entry = UInt64(DirtyRing.entrySize)
+    guard bytes >= 4096, bytes.nonzeroBitCount == 1,
+      bytes >= UInt64(DirtyRing.reservedEntries) * entry
+    else { throw .invalidArgument }
+    guard bytes <= UInt64(DirtyRing.maxEntries) * entry else { throw .argListTooLong }
+    try configure { (configuration) throws(Errno) in
+      guard configuration.dirtyRingEntries == 0, virtualCPUs.isEmpty else {
+        throw .invalidArgument
+      }
+      configuration.dirtyRingEntries = UInt32(bytes / entry)
+    }
+  }
+
+  private func splitChips(routes: UInt64) throws(Errno) {
+    guard routes <= UInt64(GSIRoutingTable.limit) else { throw .invalidArgument }
+    try configure { (_) throws(Errno) in
+      guard interrupts == nil, virtualCPUs.isEmpty else { throw .fileExists }
+      try installInterruptController(splitRoutes: UInt32(routes))
+    }
+    updateMessageFormat()
+  }
+
+  private func updateMessageFormat() {
+    let format = options.withLock { $0.messageFormat }
+    interrupts?.chips.withLock { $0.messageFormat = format }
+  }
+}
+
+/// Behaviour that differs from hardware for the sake of old guests or clients, and can be switched
+/// off (KVM_X86_QUIRK_...).
+enum Quirks {
+  /// LINT0 of the boot CPU is in virtual-wire mode from reset.
+  static let lint0Reenabled = UInt64(KVM_X86_QUIRK_LINT0_REENABLED)
+  static let all = lint0Reenabled
+}

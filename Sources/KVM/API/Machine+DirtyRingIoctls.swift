@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Synchronization
+import SystemPackage
+
+/// KVM_RESET_DIRTY_RINGS.
+extension Machine {
+  static let dirtyRingIoctls: [(UInt32, Method)] = [
+    (CKVM_RESET_DIRTY_RINGS, { (machine, _) throws(Errno) in try machine.resetDirtyRings() })
+  ]
+
+  /// Makes the pages of entries that the client has marked clean.
+  ///
+  /// - Returns: how many entries.
+  private func resetDirtyRings() throws(Errno) -> Int32 {
+    try ioctlLock.withLock { (configuration) throws(Errno) -> Int32 in
+      guard configuration.dirtyRingEntries != 0 else { throw .invalidArgument }
+      return try withGuestsStopped { () throws(Errno) -> Int32 in
+        var taken: Int32 = 0
+        for vcpu in virtualCPUs {
+          taken += vcpu.dirtyRing?.takeMarked { memory.clean($0, page: $1) } ?? 0
+        }
+        return taken
+      }
+    }
+  }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Host
+import Synchronization
+import SystemPackage
+
+/// irqfd, ioeventfd and coalesced writes.
+extension Machine {
+  static let eventIoctls: [(UInt32, Method)] = [
+    (
+      CKVM_IRQFD,
+      { (machine, argument) throws(Errno) in
+        try machine.setInterruptEvent(argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_IOEVENTFD,
+      { (machine, argument) throws(Errno) in
+        try machine.setDoorbell(argument.read())
+        return 0
+      }
+    ),
+    (
+      CKVM_REGISTER_COALESCED_MMIO,
+      { (machine, argument) throws(Errno) in
+        try machine.devices.add(zone(argument))
+        return 0
+      }
+    ),
+    (
+      CKVM_UNREGISTER_COALESCED_MMIO,
+      { (machine, argument) throws(Errno) in
+        machine.devices.remove(try zone(argument))
+        return 0
+      }
+    ),
+  ]
+
+  private static func zone(_ argument: Argument) throws(Errno) -> DeviceBus.Zone {
+    let zone: kvm_coalesced_mmio_zone = try argument.read()
+    guard zone.pio <= 1 else { throw .invalidArgument }
+    return DeviceBus.Zone(isPort: zone.pio == 1, address: zone.addr, size: UInt64(zone.size))
+  }
+
+  /// The ring that all vCPUs fill: the first one's.
+  var coalescedRing: CoalescedRing? {
+    bus.all.first.map { CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
+  }
+
+  private func setInterruptEvent(_ request: kvm_irqfd) throws(Errno) {
+    let known = UInt32(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE)
+    guard request.flags & ~known == 0 else { throw .invalidArgument }
+    let client = Int32(truncatingIfNeeded: request.fd)
+    if request.flags & UInt32(KVM_IRQFD_FLAG_DEASSIGN) != 0 {
+      // Tells a descriptor that is none, as Linux does.
+      _ = try ClientEvent(client)
+      interruptEvents?.deassign(gsi: request.gsi, client: client)
+      return
+    }
+    let chips = try requireChips(.invalidArgument)
+    var resample: ClientEvent?
+    if request.flags & UInt32(KVM_IRQFD_FLAG_RESAMPLE) != 0 {
+      guard !chips.isSplit else { throw .invalidArgument }
+      resample = try ClientEvent(Int32(truncatingIfNeeded: request.resamplefd))
+    }
+    let event = try ClientEvent(client)
+    let events = try ioctlLock.withLock { (_) throws(Errno) in
+      try makeInterruptEvents(chips)
+    }
+    try events.assign(gsi: request.gsi, event: event, resample: resample)
+  }
+
+  private func setDoorbell(_ request: kvm_ioeventfd) throws(Errno) {
+    func has(_ flag: Int) -> Bool { request.flags & 1 << UInt32(flag) != 0 }
+    let hasMatch = has(Self.datamatch)
+    guard request.flags & ~0xF == 0, [0, 1, 2, 4, 8].contains(request.len),
+      !request.addr.addingReportingOverflow(UInt64(request.len)).overflow,
+      !has(Self.virtioCCW), request.len != 0 || !hasMatch
+    else { throw .invalidArgument }
+    let event = try ClientEvent(request.fd)
+    let place = DeviceBus.Place(isPort: has(Self.pio), address: request.addr)
+    let bell = DeviceBus.Doorbell(
+      length: request.len, match: hasMatch ? request.datamatch : nil, event: event)
+    if has(Self.deassign) {
+      try devices.remove(bell, at: place)
+    } else {
+      try devices.add(bell, at: place)
+    }
+  }
+
+  // Bits of kvm_ioeventfd.flags, an anonymous enumeration of the header.
+  private static let datamatch = 0
+  private static let pio = 1
+  private static let deassign = 2
+  private static let virtioCCW = 3
+}
+
+extension VirtualCPU {
+  /// Offers a write to what answers in place of the client.
+  func writeBus(_ address: UInt64, size: Int, value: UInt64, isPort: Bool) -> Bool {
+    machine.devices.write(
+      DeviceBus.Place(isPort: isPort, address: address), size: size, value: value
+    ) { machine.coalescedRing }
+  }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The local APIC's state, and what old clients do about a slow TPR: reports of its accesses, and a
+// copy of it in guest memory (KVM_TPR_ACCESS_REPORTING, KVM_SET_VAPIC_ADDR).
+
+import CHost
+import InterruptChips
+import Synchronization
+import SystemPackage
+
+extension VirtualCPU {
+  static let apicIoctls: [(UInt32, Method)] = [
+    (
+      CKVM_GET_LAPIC,
+      { (vcpu, argument) throws(Errno) in
+        guard let apic = vcpu.apic else { throw .invalidArgument }
+        let (time, wide) = (vcpu.apicTime, vcpu.usesWideAPICIDs)
+        vcpu.takePendingEvents()
+        try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: wide) })
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_LAPIC,
+      { (vcpu, argument) throws(Errno) in
+        guard let apic = vcpu.apic else { throw .invalidArgument }
+        let image: InlineArray<256, UInt32> = try argument.read()
+        let (time, wide) = (vcpu.apicTime, vcpu.usesWideAPICIDs)
+        let done = apic.state.withLock {
+          $0.load(registerImage: image, at: time, wideID: wide)
+        }
+        guard done else { throw .invalidArgument }
+        vcpu.apicIdentityChanged()
+        vcpu.armTimer()
+        vcpu.mustCheckEvents = true
+        return 0
+      }
+    ),
+    (
+      CKVM_TPR_ACCESS_REPORTING,
+      { (vcpu, argument) throws(Errno) in
+        let control: kvm_tpr_access_ctl = try argument.read()
+        guard control.flags == 0 else { throw .invalidArgument }
+        vcpu.reportsTPR = control.enabled != 0
+        try argument.write(control)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_VAPIC_ADDR,
+      { (vcpu, argument) throws(Errno) in
+        let address: UInt64 = try argument.read(kvm_vapic_addr.self).vapic_addr
+        guard vcpu.apic != nil,
+          address == 0 || vcpu.machine.memory.pointer(address, count: 4) != nil
+        else { throw .invalidArgument }
+        vcpu.priorityCopy = address
+        return 0
+      }
+    ),
+  ]
+
+  private var usesWideAPICIDs: Bool {
+    machine.options.withLock { $0.messageFormat.contains(.extendedDestination) }
+  }
+
+  /// What the bus has sent becomes visible in the state before it is read.
+  func takePendingEvents() {
+    if !takeRequests(.timer).isEmpty { expireTimer() }
+  }
+
+  // MARK: TPR
+
+  /// An access to the TPR's register, to be reported when the instruction is over.
+  func noteTPRAccess(isWrite: Bool) {
+    if reportsTPR { tprAccess = (emulation.rip, isWrite) }
+  }
+
+  /// KVM_EXIT_TPR_ACCESS, where one is to be reported.
+  func takeTPRReport() -> Bool {
+    guard let access = tprAccess else { return false }
+    tprAccess = nil
+    run.pointee.exit_reason = UInt32(KVM_EXIT_TPR_ACCESS)
+    run.pointee.tpr_access.rip = access.rip
+    run.pointee.tpr_access.is_write = access.isWrite ? 1 : 0
+    return true
+  }
+
+  /// Before an entry: the guest may have changed the TPR in its copy.
+  func readPriorityCopy() {
+    guard priorityCopy != 0, let value = machine.memory.load(priorityCopy, as: UInt32.self) else {
+      return
+    }
+    let priority = UInt8(truncatingIfNeeded: value)
+    apic?.state.withLock { if $0.taskPriority != priority { $0.setTaskPriority(priority) } }
+    mustCheckEvents = true
+  }
+
+  /// After an exit: TPR, the class in service, the highest request.
+  func writePriorityCopy() {
+    guard priorityCopy != 0, let apic else { return }
+    let value = apic.state.withLock { apic -> UInt32 in
+      UInt32(apic.taskPriority) | UInt32((apic.highestServicedVector ?? 0) & 0xF0) << 8
+        | UInt32(apic.highestRequestedVector ?? 0) << 24
+    }
+    _ = writeMemory(priorityCopy, count: 4) { $0.storeBytes(of: value, as: UInt32.self) }
+  }
+}

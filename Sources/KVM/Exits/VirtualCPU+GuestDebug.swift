@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_SET_GUEST_DEBUG: a debugger outside the guest. Single steps use the monitor trap flag,
+// software breakpoints the interception of #BP, hardware breakpoints the processor's debug
+// registers: while the client has those, the guest's own values wait in `hiddenDebug`, and its
+// accesses to them exit.
+
+import CHost
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+/// What the client debugs with.
+struct GuestDebug: Sendable {
+  /// KVM_GUESTDBG_...; 0 while debugging is off.
+  var control: UInt32 = 0
+  /// DR0 to DR3, and DR7, of KVM_GUESTDBG_USE_HW_BP.
+  var addresses = InlineArray<4, UInt64>(repeating: 0)
+  var dr7: UInt64 = 0
+
+  private func has(_ bit: Int32) -> Bool { control & UInt32(bit) != 0 }
+  var isStepping: Bool { has(KVM_GUESTDBG_SINGLESTEP) }
+  var hasSoftwareBreakpoints: Bool { has(KVM_GUESTDBG_USE_SW_BP) }
+  var hasHardwareBreakpoints: Bool { has(KVM_GUESTDBG_USE_HW_BP) }
+  var blocksInterrupts: Bool { has(KVM_GUESTDBG_BLOCKIRQ) }
+
+  static let valid = UInt32(
+    KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP
+      | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP
+      | KVM_GUESTDBG_BLOCKIRQ)
+}
+
+/// DR0 to DR3 and DR7.
+struct DebugAddresses: Sendable {
+  var addresses = InlineArray<4, UInt64>(repeating: 0)
+  var dr7: UInt64 = DR7.initial.rawValue
+}
+
+extension VirtualCPU {
+  static let debugIoctls: [(UInt32, Method)] = [
+    (
+      CKVM_SET_GUEST_DEBUG,
+      { (vcpu, argument) throws(Errno) in
+        try vcpu.setGuestDebug(argument.read())
+        return 0
+      }
+    )
+  ]
+
+  private func setGuestDebug(_ request: kvm_guest_debug) throws(Errno) {
+    let inject = request.control & UInt32(KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP)
+    if inject != 0 {
+      guard pendingException == nil, interruptedEvent == nil else { throw .resourceBusy }
+      raise(
+        inject & UInt32(KVM_GUESTDBG_INJECT_DB) != 0
+          ? GuestException(.debug) : GuestException(.breakpoint))
+    }
+    var new = GuestDebug()
+    if request.control & UInt32(KVM_GUESTDBG_ENABLE) != 0 {
+      let registers = request.arch.debugreg
+      new.control = request.control
+      new.addresses = [
+        UInt64(registers.0), UInt64(registers.1), UInt64(registers.2), UInt64(registers.3),
+      ]
+      new.dr7 = UInt64(registers.7)
+    }
+    let guests = guestDebugAddresses
+    debug = new
+    hiddenDebug = new.hasHardwareBreakpoints ? guests : nil
+    loadDebugRegisters(
+      new.hasHardwareBreakpoints
+        ? DebugAddresses(addresses: new.addresses, dr7: new.dr7) : guests)
+    updateDebugControls()
+    stateChanged()
+  }
+
+  /// The guest's own.
+  var guestDebugAddresses: DebugAddresses {
+    get {
+      hiddenDebug ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
+    }
+    set {
+      if hiddenDebug != nil { hiddenDebug = newValue } else { loadDebugRegisters(newValue) }
+    }
+  }
+
+  private func loadDebugRegisters(_ value: DebugAddresses) {
+    cpu.s.pointee.dr = value.addresses
+    backend[.dr7] = value.dr7 & 0xFFFF_23FF | DR7.initial.rawValue
+    // The TLB knows which pages have breakpoints.
+    backend.invalidateNestedMappings()
+  }
+
+  private func updateDebugControls() {
+    var exceptions: UInt32 = 0
+    if debug.isStepping || debug.hasHardwareBreakpoints {
+      exceptions |= 1 << UInt32(ExceptionVector.debug.rawValue)
+    }
+    if debug.hasSoftwareBreakpoints {
+      exceptions |= 1 << UInt32(ExceptionVector.breakpoint.rawValue)
+    }
+    backend.setDebugging(
+      exceptions: exceptions, stepping: debug.isStepping,
+      debugRegisters: debug.hasHardwareBreakpoints)
+  }
+
+  // MARK: Exits
+
+  /// KVM_EXIT_DEBUG.
+  func debugExit(_ vector: ExceptionVector, dr6: UInt64) -> Disposition {
+    run.pointee.exit_reason = UInt32(KVM_EXIT_DEBUG)
+    run.pointee.debug.arch.exception = UInt32(vector.rawValue)
+    run.pointee.debug.arch.pc = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
+    run.pointee.debug.arch.dr6 = dr6
+    run.pointee.debug.arch.dr7 = backend[.dr7]
+    return .userSpace
+  }
+
+  /// An instruction is over that the processor did not step over itself.
+  func stepExit() -> Disposition {
+    isStepDone = false
+    return debugExit(.debug, dr6: DR6.bs.rawValue | DR6.initial.rawValue)
+  }
+
+  /// #DB or #BP was intercepted.
+  func exitForException(_ info: InterruptionInfo, qualification: UInt64) -> Disposition {
+    eventInstructionLength = UInt32(truncatingIfNeeded: backend.instructionLength)
+    switch ExceptionVector(rawValue: info.vector) {
+    case .debug:
+      return debugExit(.debug, dr6: qualification | DR6.initial.rawValue)
+    case .breakpoint:
+      return debugExit(.breakpoint, dr6: DR6.initial.rawValue)
+    default:
+      return internalError(KVM_INTERNAL_ERROR_SIMUL_EX, data: [UInt64(info.rawValue)])
+    }
+  }
+
+  // MARK: The guest's debug registers, while the client has the processor's
+
+  /// MOV to or from a debug register (SDM volume 3, "Debug Registers").
+  func accessDebugRegister(_ number: Int, general: Int, isRead: Bool) -> Disposition {
+    if number == 4 || number == 5, backend[.cr4] & CR4.de.rawValue != 0 {
+      raise(.invalidOpcode)
+      return .resume
+    }
+    if cpu.cpl != 0 {
+      raise(.generalProtection)
+      return .resume
+    }
+    if backend[.dr7] & DR7.gd.rawValue != 0 {
+      return debugExit(.debug, dr6: DR6.bd.rawValue | DR6.initial.rawValue)
+    }
+    let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
+    if isRead {
+      cpu.gpr[general] = readDebugRegister(number) & mask
+    } else if !writeDebugRegister(number, cpu.gpr[general] & mask) {
+      raise(.generalProtection)
+      return .resume
+    }
+    advance()
+    return .resume
+  }
+
+  private func readDebugRegister(_ number: Int) -> UInt64 {
+    switch number {
+    case 0...3: guestDebugAddresses.addresses[number]
+    case 4, 6: cpu.s.pointee.dr6
+    default: guestDebugAddresses.dr7
+    }
+  }
+
+  private func writeDebugRegister(_ number: Int, _ value: UInt64) -> Bool {
+    if number >= 4, value >> 32 != 0 { return false }
+    switch number {
+    case 0...3: guestDebugAddresses.addresses[number] = value
+    case 4, 6: cpu.s.pointee.dr6 = value & 0xE00F | DR6.initial.rawValue
+    default: guestDebugAddresses.dr7 = value & 0xFFFF_23FF | DR7.initial.rawValue
+    }
+    return true
+  }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// irqfds: a thread that waits for the client's eventfds and drives their GSIs (Linux, "KVM_IRQFD").
+//
+//     plain     an event is an edge: the line goes up and down
+//     resample  the line stays up until the guest ends the interrupt; then it goes down and the
+//               client is told, who signals again if its device still asks
+
+import Host
+import InterruptChips
+import Synchronization
+import SystemPackage
+
+final class InterruptEvents: @unchecked Sendable {
+  private struct Source: Sendable {
+    var gsi: UInt32
+    var event: ClientEvent
+    var resample: ClientEvent?
+  }
+
+  private struct State: Sendable {
+    var sources: [UInt64: Source] = [:]
+    var nextToken: UInt64 = 1
+    var isRunning = false
+  }
+
+  private let controller: InterruptController
+  private let state = Mutex(State())
+  private let poller: Poller
+  private let wake: EventFile
+  private let isStopping = Atomic<Bool>(false)
+  private let ended = Parker()
+  private static let wakeToken: UInt64 = 0
+
+  init(_ controller: InterruptController) throws(Errno) {
+    self.controller = controller
+    poller = try Poller()
+    wake = try EventFile()
+    try poller.add(wake.descriptor.rawValue, token: Self.wakeToken)
+  }
+
+  /// - Throws: EBUSY where the eventfd drives a GSI already.
+  func assign(gsi: UInt32, event: ClientEvent, resample: ClientEvent?) throws(Errno) {
+    try state.withLock { (state) throws(Errno) in
+      if state.sources.values.contains(where: { $0.event.isSame(as: event) }) {
+        throw .resourceBusy
+      }
+      if !state.isRunning {
+        try start()
+        state.isRunning = true
+      }
+      let token = state.nextToken
+      state.nextToken += 1
+      state.sources[token] = Source(gsi: gsi, event: event, resample: resample)
+      if let resample { controller.addResampler(gsi, resample) }
+      // An event that came before is seen now: epoll tells levels.
+      try poller.add(event.descriptor, token: token)
+    }
+  }
+
+  /// Removes what the client's descriptor drives; nothing where it drives nothing.
+  func deassign(gsi: UInt32, client: Int32) {
+    state.withLock { state in
+      for (token, source) in state.sources
+      where source.gsi == gsi && source.event.isSame(as: client) {
+        try? poller.remove(source.event.descriptor)
+        if let resample = source.resample { controller.removeResampler(gsi, resample) }
+        state.sources[token] = nil
+      }
+    }
+  }
+
+  /// Ends the thread and waits until it has ended.
+  func stop() {
+    guard state.withLock({ $0.isRunning }) else { return }
+    isStopping.store(true, ordering: .sequentiallyConsistent)
+    wake.signal()
+    ended.park()
+  }
+
+  private func start() throws(Errno) {
+    let thread = try HostThread(name: "kvm-irqfd", stackSize: 256 << 10) { [self] in
+      while !self.isStopping.load(ordering: .sequentiallyConsistent) {
+        try? self.poller.wait { token, _ in self.fire(token) }
+      }
+      self.ended.unpark()
+    }
+    _ = consume thread
+  }
+
+  private func fire(_ token: UInt64) {
+    if token == Self.wakeToken {
+      wake.consume()
+      return
+    }
+    // Under the lock, so that one that was removed is not read any more.
+    let source = state.withLock { state in
+      let source = state.sources[token]
+      source?.event.consume()
+      return source
+    }
+    guard let source else { return }
+    if source.resample != nil {
+      controller.setLine(source.gsi, true, source: InterruptController.Source.resample)
+    } else {
+      controller.setLine(source.gsi, true)
+      controller.setLine(source.gsi, false)
+    }
+  }
+}

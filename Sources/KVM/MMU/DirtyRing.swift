@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A vCPU's dirty ring (Linux, "KVM_CAP_DIRTY_LOG_RING"): an array of `kvm_dirty_gfn` that the client
+// maps. We append pages that were written; the client reads them and marks them for reset; a reset
+// makes them clean again.
+//
+//     kvm_dirty_gfn:  u32 flags (1 dirty, 2 reset)   u32 slot   u64 page in the slot
+
+import CHost
+import Synchronization
+
+final class DirtyRing: @unchecked Sendable {
+  /// As KVM_DIRTY_RING_MAX_ENTRIES and KVM_DIRTY_RING_RSVD_ENTRIES.
+  static let maxEntries: UInt32 = 65536
+  static let reservedEntries: UInt32 = 64
+  static let entrySize = MemoryLayout<kvm_dirty_gfn>.stride
+
+  let pages: UnsafeMutableRawPointer
+  let count: UInt32
+  /// Entries ever appended and ever reset.
+  private let appended = Atomic<UInt32>(0)
+  private let reset = Atomic<UInt32>(0)
+
+  /// - Parameter count: a power of two, whose entries fill pages.
+  init(count: UInt32) {
+    self.count = count
+    let bytes = Int(count) * Self.entrySize
+    pages = .allocate(byteCount: bytes, alignment: 4096)
+    pages.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
+  }
+
+  deinit { pages.deallocate() }
+
+  /// So full that the client has to empty it before the guest goes on.
+  var isFull: Bool {
+    appended.load(ordering: .relaxed) &- reset.load(ordering: .relaxed)
+      >= count - Self.reservedEntries
+  }
+
+  private func entry(_ number: UInt32) -> UnsafeMutableRawPointer {
+    pages + Int(number & (count - 1)) * Self.entrySize
+  }
+
+  func append(slot: UInt32, page: UInt64) {
+    let number = appended.load(ordering: .relaxed)
+    // Hypervisor's own writes have the reserved entries; beyond them nothing may be overwritten.
+    guard number &- reset.load(ordering: .relaxed) < count else { return }
+    let place = entry(number)
+    place.storeBytes(of: slot, toByteOffset: 4, as: UInt32.self)
+    place.storeBytes(of: page, toByteOffset: 8, as: UInt64.self)
+    atomicMemoryFence(ordering: .releasing)
+    place.storeBytes(of: CKVM_DIRTY_GFN_F_DIRTY, as: UInt32.self)
+    appended.store(number &+ 1, ordering: .relaxed)
+  }
+
+  /// Takes the entries that the client has marked, in order, and hands them to `body`.
+  ///
+  /// - Returns: how many.
+  func takeMarked(_ body: (_ slot: UInt32, _ page: UInt64) -> Void) -> Int32 {
+    var taken: Int32 = 0
+    while taken < Int32(count) {
+      let number = reset.load(ordering: .relaxed)
+      let place = entry(number)
+      guard place.load(as: UInt32.self) & CKVM_DIRTY_GFN_F_RESET != 0 else { break }
+      atomicMemoryFence(ordering: .acquiring)
+      body(
+        place.load(fromByteOffset: 4, as: UInt32.self),
+        place.load(fromByteOffset: 8, as: UInt64.self))
+      place.storeBytes(of: 0, as: UInt32.self)
+      reset.store(number &+ 1, ordering: .relaxed)
+      taken += 1
+    }
+    return taken
+  }
+}
+
+extension VirtualCPU {
+  /// A page was written for the first time since it was clean.
+  func noteDirty(slot: UInt32, page: UInt64) -> Disposition {
+    dirtyRing?.append(slot: slot, page: page)
+    return .resume
+  }
+
+  /// Writes guest memory on the guest's behalf; see `MachineMemory.write`.
+  func writeMemory(
+    _ address: UInt64, count: Int, _ body: (UnsafeMutableRawPointer) -> Void
+  ) -> Bool {
+    machine.memory.write(address, count: count, body) { slot, page in
+      dirtyRing?.append(slot: slot, page: page)
+    }
+  }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access; and the exits by which the client answers
+// for MSRs (KVM_CAP_X86_USER_SPACE_MSR).
+
+import CHost
+import InterruptChips
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+struct MSRFilter: Sendable {
+  struct Range: Sendable {
+    var flags: UInt32
+    var base: UInt32
+    var count: UInt32
+    /// A bit for each MSR: whether it is allowed.
+    var bitmap: [UInt8]
+  }
+
+  static let allReasons = UInt64(
+    KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
+  /// As KVM_MSR_FILTER_MAX_BITMAP_SIZE.
+  private static let maxBitmapSize = 0x600
+
+  private var ranges: [Range] = []
+  private var isDefaultAllow: Bool
+
+  init(_ argument: Argument) throws(Errno) {
+    let filter: kvm_msr_filter = try argument.read()
+    guard filter.flags & ~UInt32(KVM_MSR_FILTER_DEFAULT_DENY) == 0 else {
+      throw .invalidArgument
+    }
+    isDefaultAllow = filter.flags & UInt32(KVM_MSR_FILTER_DEFAULT_DENY) == 0
+    let given = withUnsafeBytes(of: filter.ranges) {
+      Array($0.bindMemory(to: kvm_msr_filter_range.self))
+    }
+    if !isDefaultAllow, given.allSatisfy({ $0.nmsrs == 0 }) { throw .invalidArgument }
+    for range in given where range.nmsrs != 0 {
+      let known = UInt32(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)
+      let size = (Int(range.nmsrs) + 63) / 64 * 8
+      guard range.flags & ~known == 0, range.flags != 0, size <= Self.maxBitmapSize else {
+        throw .invalidArgument
+      }
+      guard let bitmap = range.bitmap else { throw .badAddress }
+      ranges.append(
+        Range(
+          flags: range.flags, base: range.base, count: range.nmsrs,
+          bitmap: Array(UnsafeBufferPointer(start: bitmap, count: size))))
+    }
+  }
+
+  /// The first range that has the MSR for this kind of access decides. The x2APIC's registers are
+  /// not filtered.
+  func allows(_ number: UInt32, isWrite: Bool) -> Bool {
+    if (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number) { return true }
+    let flag = UInt32(isWrite ? KVM_MSR_FILTER_WRITE : KVM_MSR_FILTER_READ)
+    for range in ranges where range.flags & flag != 0 {
+      let index = number &- range.base
+      guard number >= range.base, index < range.count else { continue }
+      return range.bitmap[Int(index / 8)] & (1 << UInt8(index & 7)) != 0
+    }
+    return isDefaultAllow
+  }
+}
+
+extension VirtualCPU {
+  /// Another filter: what needs no exit changes.
+  func updateMSRInterception() {
+    let filter = machine.options.withLock { $0.msrFilter }
+    withLoaded { backend.setMSRFilter(filter) }
+  }
+
+  private func isAllowed(_ number: UInt32, isWrite: Bool) -> Bool {
+    machine.options.withLock { $0.msrFilter?.allows(number, isWrite: isWrite) ?? true }
+  }
+
+  func emulateRDMSR() -> Disposition {
+    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
+    guard isAllowed(number, isWrite: false) else {
+      return msrFailed(number, nil, KVM_MSR_EXIT_REASON_FILTER)
+    }
+    guard let value = readMSR(number, byHost: false) else {
+      return msrFailed(number, nil, Self.failure(number))
+    }
+    setMSRResult(value)
+    advance()
+    return .resume
+  }
+
+  func emulateWRMSR() -> Disposition {
+    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
+    let value = cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
+    guard isAllowed(number, isWrite: true) else {
+      return msrFailed(number, value, KVM_MSR_EXIT_REASON_FILTER)
+    }
+    guard writeMSR(number, value, byHost: false) else {
+      return msrFailed(number, value, Self.failure(number))
+    }
+    advance()
+    return .resume
+  }
+
+  /// An MSR that does not exist, or one that may not be accessed so.
+  private static func failure(_ number: UInt32) -> Int32 {
+    isKnownMSR(number) ? KVM_MSR_EXIT_REASON_INVAL : KVM_MSR_EXIT_REASON_UNKNOWN
+  }
+
+  private func setMSRResult(_ value: UInt64) {
+    cpu.gpr[0] = value & 0xFFFF_FFFF
+    cpu.gpr[2] = value >> 32
+  }
+
+  /// #GP, or the client answers.
+  private func msrFailed(_ number: UInt32, _ written: UInt64?, _ reason: Int32) -> Disposition {
+    guard machine.options.withLock({ $0.userSpaceMSRs }) & UInt64(reason) != 0 else {
+      raise(.generalProtection)
+      return .resume
+    }
+    run.pointee.exit_reason = UInt32(written == nil ? KVM_EXIT_X86_RDMSR : KVM_EXIT_X86_WRMSR)
+    run.pointee.msr.error = 0
+    run.pointee.msr.reason = UInt32(reason)
+    run.pointee.msr.index = number
+    run.pointee.msr.data = written ?? 0
+    completion = written == nil ? .readMSR : .writeMSR
+    return .userSpace
+  }
+
+  /// The client answered.
+  func completeMSR(isRead: Bool) {
+    completion = .none
+    if run.pointee.msr.error != 0 {
+      raise(.generalProtection)
+      return
+    }
+    if isRead { setMSRResult(run.pointee.msr.data) }
+    advance()
+  }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A vCPU's machine-check banks: KVM_X86_SETUP_MCE says how many, KVM_X86_SET_MCE reports an error in
+// one (SDM volume 3, "Machine-Check MSRs").
+
+import CHost
+import SystemPackage
+import X86
+
+/// What machine checks a guest may be given.
+enum MachineCheck {
+  static let maxBanks: UInt64 = 32
+  /// IA32_MCG_CAP: 8 control register present, 10 corrected errors interrupt, 24 software error
+  /// recovery.
+  static let controlPresent: UInt64 = 1 << 8
+  static let capabilities: UInt64 = maxBanks | controlPresent | 1 << 24
+
+  /// IA32_MCi_STATUS.
+  static let valid: UInt64 = 1 << 63
+  static let overflow: UInt64 = 1 << 62
+  static let uncorrected: UInt64 = 1 << 61
+  /// IA32_MCG_STATUS: a machine check is in progress.
+  static let inProgress: UInt64 = 1 << 2
+}
+
+struct MachineCheckBanks: Sendable {
+  /// What a report asks for.
+  enum Outcome { case none, exception, tripleFault }
+
+  var capabilities: UInt64 = 10 | MachineCheck.controlPresent
+  private var status: UInt64 = 0
+  private var control: UInt64 = .max
+  /// CTL, STATUS, ADDR and MISC of each bank.
+  private var banks: [UInt64]
+
+  init() {
+    banks = Array(repeating: 0, count: Int(MachineCheck.maxBanks) * 4)
+    resetControls()
+  }
+
+  private var count: UInt64 { capabilities & 0xFF }
+
+  private mutating func resetControls() {
+    for bank in 0..<Int(count) { banks[bank * 4] = .max }
+  }
+
+  /// KVM_X86_SETUP_MCE.
+  mutating func setUp(_ capabilities: UInt64) throws(Errno) {
+    let banks = capabilities & 0xFF
+    // Bits 23:16 count the extended state registers.
+    let known = MachineCheck.capabilities | 0xFF | 0xFF_0000
+    guard banks > 0, banks <= MachineCheck.maxBanks, capabilities & ~known == 0 else {
+      throw .invalidArgument
+    }
+    self.capabilities = capabilities
+    if capabilities & MachineCheck.controlPresent != 0 { control = .max }
+    resetControls()
+  }
+
+  /// KVM_X86_SET_MCE.
+  ///
+  /// - Parameter isEnabled: CR4.MCE.
+  mutating func report(_ event: kvm_x86_mce, isEnabled: Bool) throws(Errno) -> Outcome {
+    guard UInt64(event.bank) < count, event.status & MachineCheck.valid != 0 else {
+      throw .invalidArgument
+    }
+    let bank = Int(event.bank) * 4
+    let isUncorrected = event.status & MachineCheck.uncorrected != 0
+    if isUncorrected {
+      // Reporting is off where a control is not all ones.
+      let hasControl = capabilities & MachineCheck.controlPresent != 0
+      if hasControl && control != .max || banks[bank] != .max { return .none }
+      if status & MachineCheck.inProgress != 0 || !isEnabled { return .tripleFault }
+    }
+    let old = banks[bank + 1]
+    let isOccupied = old & MachineCheck.valid != 0
+    if !isUncorrected, isOccupied, old & MachineCheck.uncorrected != 0 {
+      banks[bank + 1] |= MachineCheck.overflow
+      return .none
+    }
+    banks[bank + 1] = event.status | (isOccupied ? MachineCheck.overflow : 0)
+    banks[bank + 2] = event.addr
+    banks[bank + 3] = event.misc
+    guard isUncorrected else { return .none }
+    status = event.mcg_status
+    return .exception
+  }
+
+  // MARK: MSRs
+
+  /// The place of a bank's register.
+  private func index(_ number: UInt32) -> Int? {
+    let index = Int(number) - Int(MSR.mc0Ctl.rawValue)
+    return index >= 0 && index < Int(count) * 4 ? index : nil
+  }
+
+  /// - Returns: nil where this is not a register of the banks.
+  func read(_ number: UInt32) -> UInt64? {
+    switch MSR(rawValue: number) {
+    case .mcgCap: capabilities
+    case .mcgStatus: status
+    case .mcgControl: capabilities & MachineCheck.controlPresent != 0 ? control : nil
+    default: index(number).map { banks[$0] }
+    }
+  }
+
+  /// Whether a write, if it is one of these registers, would be of them.
+  static func owns(_ number: UInt32) -> Bool {
+    switch MSR(rawValue: number) {
+    case .mcgCap, .mcgStatus, .mcgControl: true
+    default:
+      number >= MSR.mc0Ctl.rawValue
+        && number < MSR.mc0Ctl.rawValue + UInt32(MachineCheck.maxBanks) * 4
+    }
+  }
+
+  /// - Returns: whether the value may be written.
+  mutating func write(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
+    switch MSR(rawValue: number) {
+    case .mcgCap: return byHost && value == capabilities
+    case .mcgStatus: status = value
+    case .mcgControl:
+      let isPresent = capabilities & MachineCheck.controlPresent != 0
+      guard isPresent || byHost && value == 0, value == 0 || value == .max else { return false }
+      control = value
+    default:
+      guard let index = index(number) else { return false }
+      // Guests clear bit 10 or bit 0 of a control for the sake of old processors.
+      if index & 3 == 0, value != 0, value | 1 << 10 | 1 != .max { return false }
+      if index & 3 == 1, !byHost, value != 0 { return false }
+      banks[index] = value
+    }
+    return true
+  }
+}

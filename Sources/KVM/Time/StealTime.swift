@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Steal time: how long a vCPU could have run and did not, as the guest sees it in its memory (Linux,
+// "MSR_KVM_STEAL_TIME"). It is what the host's scheduler says of the vCPU's thread.
+//
+//     u64 steal   u32 version   u32 flags   u8 preempted ...   64 bytes
+
+import CHost
+import Host
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+struct StealTime: Sendable {
+  static let size = 64
+  /// Bits of the MSR: 0 enabled, 5:1 reserved.
+  static let enabled: UInt64 = 1
+  static let reserved: UInt64 = 0x3E
+
+  /// IA32-style MSR value: the address and the enable bit.
+  var msr: UInt64 = 0
+  /// Where the thread's run delay stood when it was last accounted, and whose it was.
+  private var lastDelay: UInt64 = 0
+  private var thread: UInt = 0
+
+  var isEnabled: Bool { msr & Self.enabled != 0 }
+  var address: UInt64 { msr & ~(Self.enabled | Self.reserved) }
+
+  /// Nanoseconds stolen since the last call. The first call on a thread starts the count.
+  mutating func take() -> UInt64 {
+    let current = ThreadIdentifier.current.rawValue
+    let delay = Self.runDelay()
+    defer {
+      thread = current
+      lastDelay = delay
+    }
+    return thread == current && delay > lastDelay ? delay &- lastDelay : 0
+  }
+
+  /// The second number of Linux's schedstat: time on a run queue, waiting.
+  private static func runDelay() -> UInt64 {
+    guard let bytes = try? contentsOfFile("/proc/thread-self/schedstat") else { return 0 }
+    let fields = bytes.split(separator: UInt8(ascii: " "))
+    guard fields.count > 1 else { return 0 }
+    return UInt64(String(decoding: fields[1], as: UTF8.self)) ?? 0
+  }
+}
+
+extension VirtualCPU {
+  func writeStealMSR(_ value: UInt64) -> Bool {
+    guard value & StealTime.reserved == 0 else { return false }
+    steal.msr = value
+    accountStealTime()
+    return true
+  }
+
+  /// Adds what was stolen to the guest's structure, with the version protocol: odd while it changes.
+  func accountStealTime() {
+    guard steal.isEnabled else { return }
+    let stolen = steal.take()
+    _ = writeMemory(steal.address, count: StealTime.size) { place in
+      let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
+      place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
+      place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)
+      place.storeBytes(of: 0, toByteOffset: 16, as: UInt8.self)
+      place.storeBytes(of: version &+ 2, toByteOffset: 8, as: UInt32.self)
+    }
+  }
+}
