@@ -16,6 +16,7 @@ struct BlockCode {
   let effects: [FlagEffect]
   /// Flags that are looked at after each instruction.
   let liveAfter: [FlagSet]
+  private(set) var accesses = AccessPlan()
 
   /// Nil where the block's bytes are not what they were when it was decoded.
   init?(_ block: BlockPointer, host: HostFeatures) {
@@ -27,6 +28,7 @@ struct BlockCode {
     kinds = Self.kinds(instructions, ops, host)
     effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
     liveAfter = Self.liveness(instructions, kinds, effects)
+    accesses = AccessPlan(self)
   }
 
   private static func decode(_ block: BlockPointer) -> [Instruction]? {

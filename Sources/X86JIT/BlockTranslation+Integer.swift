@@ -14,13 +14,9 @@ extension BlockTranslation {
     let fields = EncodingFields(i)
     var miss: Label?
     var rm = Place.memory(.r13)
-    if let m = i.memoryOperand {
-      let label = missLabel()
-      miss = label
-      accessOperand(n, i.operands[m], label)
-    }
+    if let m = i.memoryOperand { (rm, miss) = access(n, i.operands[m]) }
     needFlags(n)
-    var pool: [HostRegister] = miss == nil ? [.r13, .r14, .r15] : [.r14, .r15]
+    var pool: [HostRegister] = i.memoryOperand == nil ? [.r13, .r14, .r15] : [.r14, .r15]
     let high = fields.hasHighByte
     let reg = fields.reg.map { register($0, i, high, &pool).rawValue } ?? fields.opcodeExtension
     if let number = fields.rm { rm = .register(register(number, i, high, &pool)) }

@@ -34,10 +34,11 @@ extension BlockTranslation {
     return scratch
   }
 
-  /// R13 = linear address of the memory operand of `n`.
-  mutating func linearAddress(_ n: Int) {
+  /// R13 = linear address of the memory operand of `n`, and some bytes more.
+  mutating func linearAddress(_ n: Int, plus distance: Int = 0) {
     let i = instructions[n]
-    let place = guestAddress(n)
+    var place = guestAddress(n)
+    place.displacement &+= Int32(truncatingIfNeeded: distance)
     if i.addressSize == 4 { a.lea32(.r13, place) } else { a.lea(.r13, place) }
     if i.segment == .fs || i.segment == .gs {
       a.arithmetic(.add, .r13, .state(SegmentOffset.base(i.segment)))

@@ -18,19 +18,17 @@ extension BlockTranslation {
   mutating func lowerPush(_ n: Int) {
     let operand = instructions[n].operands[0]
     if operand.kind == .memory { return lowerPushMemory(n, operand) }
-    let miss = missLabel()
-    clobberFlags(n)
-    accessPush(miss)
+    let (place, miss) = accessStack(n, -8)
     if operand.kind == .immediate {
-      a.store(.memory(.r13), immediate: Int32(truncatingIfNeeded: instructions[n].immediate))
+      a.store(place, immediate: Int32(truncatingIfNeeded: instructions[n].immediate))
     } else if let host = RegisterMap.host(operand.number) {
-      a.store(.memory(.r13), host)
+      a.store(place, host)
     } else {
       a.load(.r15, RegisterMap.place(operand.number))
-      a.store(.memory(.r13), .r15)
+      a.store(place, .r15)
     }
     a.lea(Self.sp, .memory(Self.sp, -8))
-    endAccess(n, miss)
+    if let miss { endAccess(n, miss) }
   }
 
   /// Both accesses are proven before anything is written.
@@ -48,18 +46,15 @@ extension BlockTranslation {
 
   mutating func lowerPop(_ n: Int) {
     let guest = instructions[n].operands[0].number
-    let miss = missLabel()
-    clobberFlags(n)
-    a.move(.r13, Self.sp)
-    translateStackAddress(size: 8, miss)
+    let (place, miss) = accessStack(n, 0)
     a.lea(Self.sp, .memory(Self.sp, 8))
     if let host = RegisterMap.host(guest) {
-      a.load(host, .memory(.r13))
+      a.load(host, place)
     } else {
-      a.load(.r15, .memory(.r13))
+      a.load(.r15, place)
       a.store(RegisterMap.place(guest), .r15)
     }
-    endAccess(n, miss)
+    if let miss { endAccess(n, miss) }
   }
 
   mutating func lowerLeave(_ n: Int) {

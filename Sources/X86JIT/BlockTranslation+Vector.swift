@@ -231,13 +231,22 @@ extension BlockTranslation {
     let operands = i.hostOperands
     holdOperands(i, operands)
     let before = vectors
-    let miss = i.memoryOperand.map { accessVectorOperand(n, i.operands[$0]) }
+    var place = Place.memory(.r13)
+    var miss: Label?
+    if let m = i.memoryOperand { (place, miss) = accessVector(n, i.operands[m]) }
     needFlags(n)
-    emitVector(i)
+    emitVector(i, place.displacement)
     noteWrites(operands)
     if i.attributes.contains(.x87) && !i.isX87Control { vectors.x87Instruction = n }
     noteFlags(n)
     if let miss { endAccess(n, miss, before) }
+  }
+
+  private mutating func accessVector(
+    _ n: Int, _ operand: Operand
+  ) -> (place: Place, miss: Label?) {
+    if group(n) != nil { return access(n, operand) }
+    return (.memory(.r13), accessVectorOperand(n, operand))
   }
 
   /// R13 = host address of the operand, which is aligned as it must be.
@@ -257,8 +266,9 @@ extension BlockTranslation {
     return miss
   }
 
-  private mutating func emitVector(_ i: Instruction) {
+  private mutating func emitVector(_ i: Instruction, _ displacement: Int32 = 0) {
     var places = HostPlaces(address: HostRegister.r13.rawValue)
+    places.displacement = displacement
     let general = i.attributes.contains(.x87) ? nil : i.generalOperand
     var scratch: HostRegister?
     if let general {

@@ -197,6 +197,9 @@ extension BlockTranslation {
       } else if let way = ways.popLast() {
         isInline = false
         emit(way)
+      } else if let segment = segments.popLast() {
+        isInline = false
+        emit(segment)
       } else {
         return
       }
@@ -213,10 +216,13 @@ extension BlockTranslation {
     enterVectors()
     if let counter, current == 0 { a.count(at: counter) }
     countInstructions()
+    heldGroup = nil
+    openSegments.removeAll(keepingCapacity: true)
     for n in instructions.indices {
       scratch.removeAll(keepingCapacity: true)
       mark(.instruction(offset(n)))
       lower(n)
+      closeSegments(n)
     }
     mark(.end)
     finishLast()

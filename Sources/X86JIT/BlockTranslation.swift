@@ -60,6 +60,13 @@ struct BlockTranslation {
   /// Out-of-line ways and versions that are still to come (see BlockTranslation+Versions).
   var versions: [Version] = []
   var ways: [Way] = []
+  var segments: [SlowSegment] = []
+  /// Segments that begin in the current version and have not ended yet.
+  var openSegments: [Int] = []
+  /// Groups that begin at this instruction of the block or later do not exist: in a slow segment.
+  var slowFrom: Int?
+  /// The group whose host address is in R13.
+  var heldGroup: Int?
   /// The version to emit next, where code falls through to it.
   var next: Int?
   /// Whether a version may follow here without a jump.
@@ -165,7 +172,10 @@ struct BlockTranslation {
   mutating func lower(_ n: Int) {
     prepareVectors(n)
     keepFlags(n)
-    defer { dropRecipe(n) }
+    defer {
+      dropRecipe(n)
+      if !keepsHeldGroup(n) { heldGroup = nil }
+    }
     switch kinds[n] {
     case .vector: lowerVector(n)
     case .modRM, .vex: lowerModRM(n)
@@ -188,6 +198,18 @@ struct BlockTranslation {
     case .handler: leaveToHandler(n)
     }
     if n > 0 && instructions[n - 1].mnemonic == .sti && kinds[n - 1] == .system { endShadow() }
+  }
+
+  /// Whether the code of `n` leaves R13 as it is, or as that of its group.
+  private func keepsHeldGroup(_ n: Int) -> Bool {
+    switch kinds[n] {
+    case .modRM, .vex: group(n) != nil || instructions[n].memoryOperand == nil && scratch.count < 3
+    case .vector:
+      group(n) != nil || instructions[n].memoryOperand == nil && instructions[n].mnemonic != .fldcw
+    case .push, .pop: group(n) != nil
+    case .moveImmediate, .accumulator, .nop, .bswap: true
+    default: false
+    }
   }
 
   /// The way on from a block that its last instruction did not end with a jump of its own.

@@ -235,7 +235,7 @@ extension BlockTranslation {
   }
 
   /// Gives the host all flags of the guest. Clobbers R14 and R15.
-  private mutating func executeRecipe() {
+  mutating func executeRecipe() {
     guard let recipe = flags.recipe else { return }
     if recipe.usesState {
       a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)

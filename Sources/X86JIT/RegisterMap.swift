@@ -65,6 +65,10 @@ enum StateOffset {
   static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
   static let temporary1 = native + MemoryLayout<NativeState>.offset(of: \.temporary1)!
 
+  private static let groupAddresses =
+    native + MemoryLayout<NativeState>.offset(of: \.groupAddresses)!
+  static func groupAddress(_ group: Int) -> Int { groupAddresses + group * 8 }
+
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
   static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!
   static let addend = MemoryLayout<TLBEntry>.offset(of: \.addend)!

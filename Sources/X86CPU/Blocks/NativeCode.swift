@@ -58,6 +58,9 @@ package struct NativeState {
   /// `CPUState.blockContext` at CPL 3 and below, as they are now.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
+  /// Host addresses of groups of accesses in the block that runs.
+  package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
+  package static let groupCount = 16
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// How often each mnemonic was left to its handler: the translator's array.

@@ -11,6 +11,8 @@ import X86Decoder
 package struct HostPlaces: Sendable {
   /// Holds the memory operand's address; not RSP or R12.
   package var address: UInt8
+  /// Added to it.
+  package var displacement: Int32 = 0
   /// Stands for the general register operand.
   package var general: UInt8
 
@@ -40,7 +42,13 @@ extension Instruction {
     }
     if encoding.hasModRM {
       bytes.append(fields.modRM)
-      if fields.hasDisplacement { bytes.append(0) }
+      if fields.displacement != 0 {
+        for n in 0..<4 as Range<Int32> {
+          bytes.append(UInt8(truncatingIfNeeded: fields.displacement >> (n * 8)))
+        }
+      } else if fields.hasDisplacement {
+        bytes.append(0)
+      }
     }
     if encoding.immediateLength > 0 {
       bytes.append(UInt8(truncatingIfNeeded: immediate))
@@ -111,6 +119,7 @@ private struct HostFields {
   var rm: UInt8
   var w: Bool
   var isMemory: Bool
+  var displacement: Int32 = 0
 
   init(_ i: Instruction, _ places: HostPlaces) {
     let e = i.encoding
@@ -122,7 +131,10 @@ private struct HostFields {
       rm |= (e.rex & 2) << 3
     }
     isMemory = i.hasModRMMemory
-    if isMemory { rm = places.address }
+    if isMemory {
+      rm = places.address
+      displacement = places.displacement
+    }
     if i.generalOperand != nil {
       if i.hasGeneralInReg { reg = places.general } else if !isMemory { rm = places.general }
     }
@@ -141,7 +153,8 @@ private struct HostFields {
   var hasDisplacement: Bool { isMemory && rm & 7 == 5 }
 
   var modRM: UInt8 {
-    (isMemory ? hasDisplacement ? 0x40 : 0 : 0xC0) | (reg & 7) << 3 | rm & 7
+    let mode: UInt8 = !isMemory ? 0xC0 : displacement != 0 ? 0x80 : hasDisplacement ? 0x40 : 0
+    return mode | (reg & 7) << 3 | rm & 7
   }
 }
 

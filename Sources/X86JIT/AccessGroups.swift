@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which memory accesses of a block share a look at the TLB. Accesses whose addresses differ by a
+// constant lie in one page most of the time: one look proves the page of all of them, and the others
+// add their distance to the host address that the first has found.
+//
+//     mov rax, [rsi + rcx*8 + 16]      looks for 16 bytes at rsi + rcx*8 + 8
+//     mov rdx, [rsi + rcx*8 + 8]       [host address + 0]
+//
+// Registers are followed through additions of constants, moves and pushes. A handler or a system
+// instruction may change translations: no group lasts past it.
+
+import X86
+import X86CPU
+import X86Decoder
+
+struct AccessGroup {
+  /// Instructions, in order; the first looks.
+  var members: [Int] = []
+  /// The bytes that are accessed, relative to what the members' addresses have in common.
+  var low: Int64
+  var high: Int64
+  var writes = false
+  /// Near the stack pointer.
+  var isStack: Bool
+  /// Addresses of aligned accesses: `alignmentMask` of the address at `alignedAt` is 0.
+  var alignmentMask: UInt8 = 0
+  var alignedAt: Int64 = 0
+
+  var leader: Int { members[0] }
+  var last: Int { members[members.count - 1] }
+  var size: Int { Int(high - low) }
+}
+
+/// One access as groups see it.
+private struct Access {
+  var key: AccessPlan.Key
+  /// Of the first byte, relative to what the key stands for.
+  var relative: Int64
+  var size: Int64
+  var writes: Bool
+  var alignmentMask: UInt8 = 0
+}
+
+/// A register's value as one that it had before, plus a constant.
+private struct SymbolicRegisters {
+  private var roots = Array(0..<16)
+  private var deltas = [Int64](repeating: 0, count: 16)
+  private var next = 16
+
+  private static let limit: Int64 = 1 << 24
+
+  subscript(_ register: UInt8) -> (root: Int, delta: Int64) {
+    get { (roots[Int(register)], deltas[Int(register)]) }
+    set {
+      roots[Int(register)] = newValue.root
+      deltas[Int(register)] = newValue.delta
+      if abs(newValue.delta) > Self.limit { forget(register) }
+    }
+  }
+
+  mutating func forget(_ register: UInt8) {
+    roots[Int(register)] = next
+    deltas[Int(register)] = 0
+    next += 1
+  }
+
+  mutating func forgetAll() {
+    for register in 0..<16 as Range<UInt8> { forget(register) }
+  }
+
+  mutating func execute(_ i: Instruction, _ kind: LoweringKind) {
+    if kind == .handler || kind == .system { return forgetAll() }
+    let first = i.operands[0]
+    let second = i.operands[1]
+    let isWhole = first.kind == .general && first.size == 8
+    switch i.mnemonic {
+    case .add where isWhole && second.kind == .immediate: self[first.number].delta += i.immediate
+    case .sub where isWhole && second.kind == .immediate: self[first.number].delta -= i.immediate
+    case .inc where isWhole: self[first.number].delta += 1
+    case .dec where isWhole: self[first.number].delta -= 1
+    case .mov where isWhole && second.kind == .general && second.size == 8:
+      self[first.number] = self[second.number]
+    case .lea
+    where isWhole && i.addressSize == 8 && i.base < 16 && i.index == Instruction.noRegister:
+      let base = self[i.base]
+      self[first.number] = (base.root, base.delta + i.displacement)
+    case .push where kind == .push: self[4].delta -= 8
+    case .pop where kind == .pop:
+      self[4].delta += 8
+      forget(first.number)
+    default:
+      let changed = i.changedRegisters
+      for register in 0..<16 as Range<UInt8> where changed >> UInt32(register) & 1 != 0 {
+        forget(register)
+      }
+    }
+  }
+}
+
+struct AccessPlan {
+  struct Key: Hashable {
+    var base: Int
+    var index: Int
+    var scale: UInt8
+  }
+
+  private(set) var groups: [AccessGroup] = []
+  /// The group of each instruction, or -1.
+  private(set) var group: [Int]
+  /// Where in its group an instruction accesses, relative to what the members have in common.
+  private(set) var relative: [Int64]
+
+  /// As many as there are places for their host addresses.
+  static let maximumGroups = NativeState.groupCount
+  private static let maximumSize: Int64 = 1024
+
+  init() {
+    group = []
+    relative = []
+  }
+
+  init(_ code: BlockCode) {
+    group = Array(repeating: -1, count: code.instructions.count)
+    relative = Array(repeating: 0, count: code.instructions.count)
+    var registers = SymbolicRegisters()
+    var open: [Key: Int] = [:]
+    for (n, i) in code.instructions.enumerated() {
+      let kind = code.kinds[n]
+      if kind == .handler || kind == .system { open.removeAll() }
+      if let access = Self.access(i, kind, code.nextOffset(n), registers) {
+        add(access, n, &open)
+      }
+      registers.execute(i, kind)
+    }
+    for (g, found) in groups.enumerated() where found.members.count == 1 || g >= Self.maximumGroups
+    {
+      for n in found.members { group[n] = -1 }
+    }
+  }
+
+  private mutating func add(_ access: Access, _ n: Int, _ open: inout [Key: Int]) {
+    relative[n] = access.relative
+    if let g = open[access.key], groups[g].admits(access) {
+      groups[g].add(access, n)
+      group[n] = g
+      return
+    }
+    var new = AccessGroup(
+      low: access.relative, high: access.relative + access.size,
+      isStack: access.key.base == 4 && access.key.index < 0)
+    new.add(access, n)
+    groups.append(new)
+    group[n] = groups.count - 1
+    open[access.key] = groups.count - 1
+  }
+
+  private static func access(
+    _ i: Instruction, _ kind: LoweringKind, _ next: Int, _ registers: SymbolicRegisters
+  ) -> Access? {
+    switch kind {
+    case .push where i.operands[0].kind != .memory: return stack(-8, true, registers)
+    case .pop: return stack(0, false, registers)
+    case .modRM, .vex, .vector: break
+    default: return nil
+    }
+    guard let m = i.memoryOperand, i.addressSize == 8, i.segment != .fs, i.segment != .gs,
+      !i.attributes.contains(.x87), i.operands[m].size > 0
+    else { return nil }
+    var key = Key(base: -1, index: -1, scale: 0)
+    var relative = i.displacement
+    if i.base == Instruction.ripRegister {
+      key.base = -2
+      relative += Int64(next)
+    } else if i.base != Instruction.noRegister {
+      key.base = registers[i.base].root
+      relative += registers[i.base].delta
+    }
+    if i.index != Instruction.noRegister {
+      key.index = registers[i.index].root
+      key.scale = i.scale
+      relative += registers[i.index].delta << Int64(i.scale)
+    }
+    let operand = i.operands[m]
+    return Access(
+      key: key, relative: relative, size: Int64(operand.size),
+      writes: operand.access.contains(.write),
+      alignmentMask: i.attributes.contains(.aligned) ? operand.size - 1 : 0)
+  }
+
+  private static func stack(
+    _ displacement: Int64, _ writes: Bool, _ registers: SymbolicRegisters
+  ) -> Access {
+    Access(
+      key: Key(base: registers[4].root, index: -1, scale: 0),
+      relative: registers[4].delta + displacement, size: 8, writes: writes)
+  }
+
+  fileprivate static func fits(_ low: Int64, _ high: Int64) -> Bool { high - low <= maximumSize }
+}
+
+extension AccessGroup {
+  fileprivate func admits(_ access: Access) -> Bool {
+    let newLow = min(low, access.relative)
+    let newHigh = max(high, access.relative + access.size)
+    guard AccessPlan.fits(newLow, newHigh) else { return false }
+    // One test of the address has to do for all aligned members.
+    let common = Int64(min(alignmentMask, access.alignmentMask))
+    return common == 0 || (access.relative - alignedAt) & common == 0
+  }
+
+  fileprivate mutating func add(_ access: Access, _ n: Int) {
+    members.append(n)
+    low = min(low, access.relative)
+    high = max(high, access.relative + access.size)
+    writes = writes || access.writes
+    if access.alignmentMask > alignmentMask {
+      alignmentMask = access.alignmentMask
+      alignedAt = access.relative
+    }
+  }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Accesses that share a look at the TLB (see AccessGroups). Where the look fails, because the bytes lie
+// in two pages or because one access has to be left to its handler, the instructions up to the group's
+// last are executed by a second copy of their code, out of line, in which each access looks for
+// itself; behind it the two ways are one again, with the same things known.
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// The copy of some instructions in which groups that begin there do not exist.
+struct SlowSegment {
+  var start: Label
+  var code: Int
+  var first: Int
+  var last: Int
+  var state: EntryState
+  /// Where it ends in the fast code, and what is known there. Nil at the block's end.
+  var back: (label: Label, state: EntryState)?
+}
+
+extension BlockTranslation {
+  /// The place of a memory operand in a host register plus a constant; and where a miss goes, unless
+  /// the group's copy deals with it. Clobbers flags, R13 to R15.
+  mutating func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
+    if let g = group(n) {
+      if isLeader(n, g) {
+        clobberFlags(n)
+        linearAddress(n, plus: distance(n, g))
+      }
+      return (member(n, g), nil)
+    }
+    let miss = missLabel()
+    accessOperand(n, operand, miss)
+    return (.memory(.r13), miss)
+  }
+
+  /// The same for eight bytes at a distance from the stack pointer.
+  mutating func accessStack(_ n: Int, _ displacement: Int) -> (place: Place, miss: Label?) {
+    let g = group(n)
+    if let g, !isLeader(n, g) { return (member(n, g), nil) }
+    clobberFlags(n)
+    let offset = displacement + (g.map { distance(n, $0) } ?? 0)
+    a.lea(.r13, .memory(RegisterMap.stackPointer, Int32(truncatingIfNeeded: offset)))
+    if let g { return (member(n, g), nil) }
+    let miss = missLabel()
+    translateStackAddress(size: 8, miss)
+    return (.memory(.r13), miss)
+  }
+
+  /// The group that an instruction's access belongs to in the code that is being emitted.
+  func group(_ n: Int) -> Int? {
+    let g = selected.accesses.group[n]
+    if g < 0 { return nil }
+    if let slowFrom, selected.accesses.groups[g].leader >= slowFrom { return nil }
+    return g
+  }
+
+  private func isLeader(_ n: Int, _ g: Int) -> Bool { selected.accesses.groups[g].leader == n }
+
+  /// From the access of `n` to the group's first byte.
+  private func distance(_ n: Int, _ g: Int) -> Int {
+    Int(selected.accesses.groups[g].low - selected.accesses.relative[n])
+  }
+
+  /// The place of the access of `n`. Of the first member the linear address of the group's first byte
+  /// is in R13.
+  private mutating func member(_ n: Int, _ g: Int) -> Place {
+    let home = Place.state(StateOffset.groupAddress(g))
+    if isLeader(n, g) {
+      look(n, selected.accesses.groups[g])
+      a.store(home, .r13)
+    } else if heldGroup != g {
+      a.load(.r13, home)
+    }
+    heldGroup = g
+    return .memory(.r13, Int32(truncatingIfNeeded: -distance(n, g)))
+  }
+
+  /// R13 = host address of the group whose linear address it is.
+  private mutating func look(_ n: Int, _ group: AccessGroup) {
+    let slow = segment(from: n, group)
+    if group.alignmentMask != 0 {
+      var tested = HostRegister.r13
+      let offset = group.alignedAt - group.low
+      if offset & Int64(group.alignmentMask) != 0 {
+        a.lea(.r15, .memory(.r13, Int32(truncatingIfNeeded: offset)))
+        tested = .r15
+      }
+      a.testByte(.register(tested), group.alignmentMask)
+      a.jump(if: Self.notEqual, slow)
+    }
+    if group.isStack {
+      translateStackAddress(size: group.size, slow)
+    } else {
+      translateAddress(size: group.size, write: group.writes, slow)
+    }
+  }
+
+  /// A copy for when the look of `n` fails. It goes on until no group that begins in it is left open.
+  private mutating func segment(from n: Int, _ group: AccessGroup) -> Label {
+    var last = group.last
+    var next = n + 1
+    while next <= last {
+      let g = selected.accesses.group[next]
+      if g >= 0 { last = max(last, selected.accesses.groups[g].last) }
+      next += 1
+    }
+    let label = a.label()
+    segments.append(
+      SlowSegment(
+        start: label, code: current, first: n, last: last,
+        state: EntryState(flags: flagsAtAccess, vectors: vectors)))
+    openSegments.append(segments.count - 1)
+    return label
+  }
+
+  /// After instruction `n` of a version.
+  mutating func closeSegments(_ n: Int) {
+    if openSegments.isEmpty || n == instructions.count - 1 { return }
+    for segment in openSegments where segments[segment].last == n {
+      let label = a.label()
+      a.bind(label)
+      segments[segment].back = (label, EntryState(flags: flags, vectors: vectors))
+      heldGroup = nil
+    }
+    openSegments.removeAll { segments[$0].last == n }
+  }
+
+  mutating func emit(_ segment: SlowSegment) {
+    select(segment.code)
+    flags = segment.state.flags
+    vectors = segment.state.vectors
+    heldGroup = nil
+    slowFrom = segment.first
+    a.bind(segment.start)
+    for n in segment.first...segment.last {
+      scratch.removeAll(keepingCapacity: true)
+      mark(.miss(offset(n)))
+      lower(n)
+    }
+    if let back = segment.back {
+      matchFlags(back.state.flags)
+      a.jump(back.label)
+    } else {
+      finishLast()
+    }
+    slowFrom = nil
+  }
+
+  /// What the fast code knows of flags where the copy comes back.
+  private mutating func matchFlags(_ wanted: FlagState) {
+    if wanted.inState { saveFlags() }
+    if flags.host.isSuperset(of: wanted.host) { return }
+    if flags.inState {
+      a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
+    } else {
+      executeRecipe()
+    }
+  }
+}
