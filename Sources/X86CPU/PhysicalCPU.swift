@@ -29,19 +29,15 @@ package final class PhysicalCPU: @unchecked Sendable {
   let physicalCache: UnsafeMutablePointer<PhysicalPage>
   static let executePagesMask: UInt64 = 1023
   let executePages: UnsafeMutablePointer<ExecutePage>
-  /// Part of `CPUState.blockContext`: changes when linear pages may mean other code.
-  var jumpEpoch: UInt64 = 0
+  let writablePages: UnsafeMutablePointer<UInt32>
   /// The next TLB context that is free.
-  var nextContext: UInt64 = 1
+  var nextContext: UInt64 = 2
   var tlbCounts = TLBCounts()
   var pcidContexts: [(pcid: UInt64, root: UInt64, keys: UInt64, context: UInt64)] = []
   /// Where pages larger than 4 KiB have entries.
   var largePages = NumberFilter()
   /// Linear pages from which code was entered since `jumpEpoch` last changed.
   var executed = NumberFilter()
-  /// No supervisor code was executed from a page that is not global, so that ways to it are the same
-  /// in every address space.
-  var supervisorCodeIsGlobal = true
   /// See `CPUState.physicalGeneration`.
   var physicalGeneration: UInt64 = 1
   /// For accesses that have no single host pointer: 4 KiB.
@@ -63,7 +59,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
   ///   - blockOps: capacity of the block cache in instructions.
-  package init(number: Int, blockOps: Int = 1 << 18) {
+  package init(number: Int, blockOps: Int = 1 << 19) {
     self.number = number
     let heatSize = (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
     let size = CPU.heatOffset + heatSize
@@ -74,6 +70,11 @@ package final class PhysicalCPU: @unchecked Sendable {
     let secondCount = SecondTLB.entriesPerBank * TLB.bankCount
     secondTLB = .allocate(capacity: secondCount)
     secondTLB.initialize(repeating: .invalid, count: secondCount)
+    // Aligned for vectors: see `dropWriteTranslations`.
+    writablePages = UnsafeMutableRawPointer.allocate(
+      byteCount: TLB.entriesPerBank * TLB.bankCount * 4, alignment: 64
+    ).assumingMemoryBound(to: UInt32.self)
+    writablePages.initialize(repeating: 0, count: TLB.entriesPerBank * TLB.bankCount)
     cpu = CPU(raw)
     blocks = BlockCache(opCapacity: blockOps)
     physicalCache = .allocate(capacity: Int(Self.physicalCacheMask) + 1)
@@ -86,7 +87,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     cpu.s.initialize(
       to: CPUState(
         tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
-        executePages: executePages, secondTLB: secondTLB, blocks: .passUnretained(blocks)))
+        executePages: executePages, secondTLB: secondTLB, writablePages: writablePages,
+        blocks: .passUnretained(blocks)))
     cpu.vector.initialize(to: VectorState())
     requestLine = RequestLine(cpu, table: nativeJumps)
     let jumps = nativeJumps
@@ -100,6 +102,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     CPURegistry.shared.remove(shootdowns)
     physicalCache.deallocate()
     secondTLB.deallocate()
+    UnsafeMutableRawPointer(writablePages).deallocate()
     largePages.deallocate()
     executed.deallocate()
     executePages.deallocate()

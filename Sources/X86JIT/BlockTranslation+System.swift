@@ -32,6 +32,11 @@ extension BlockTranslation {
     case .pushf: lowerPushFlags(miss)
     case .popf: lowerPopFlags(miss)
     case .rdpkru: lowerReadKeys(miss)
+    case .movControl: lowerReadFaultAddress(n, miss)
+    case .rdtscp:
+      require(SecondaryControls.enableRDTSCP, StateOffset.secondaryControls, miss)
+      lowerReadTSC(n, miss)
+      a.load32(.rcx, .state(StateOffset.tscAux))
     default: lowerReadTSC(n, miss)
     }
     endAccess(n, miss)
@@ -127,8 +132,7 @@ extension BlockTranslation {
     a.arithmetic(.and, Self.rflags, immediate: ~Int32(RFLAGS.ac.rawValue))
     let done = a.label()
     require(UInt32(CR4.smap.rawValue), StateOffset.cr4, done)
-    a.load(.r14, .state(StateOffset.tlbBanks))
-    a.store(.state(StateOffset.tlb), .r14)
+    Thunks.selectBank(&a, TLB.supervisor)
     Thunks.forgetStack(&a)
     a.bind(done)
   }
@@ -160,6 +164,15 @@ extension BlockTranslation {
     a.move(.rdx, immediate: 0)
   }
 
+  /// MOV from CR2.
+  private mutating func lowerReadFaultAddress(_ n: Int, _ miss: Label) {
+    requireSupervisor(miss)
+    let number = instructions[n].operands[0].number
+    let host = RegisterMap.host(number)
+    a.load(host ?? .r15, .state(StateOffset.cr2))
+    if host == nil { a.store(RegisterMap.place(number), .r15) }
+  }
+
   /// RDTSC with an offset and without scaling. Behind LFENCE, which is nothing elsewhere, it waits for
   /// what is before it.
   private mutating func lowerReadTSC(_ n: Int, _ miss: Label) {
@@ -167,7 +180,8 @@ extension BlockTranslation {
     refuse(PrimaryControls.rdtscExiting, StateOffset.primaryControls, miss)
     require(PrimaryControls.useTSCOffsetting, StateOffset.primaryControls, miss)
     refuse(SecondaryControls.useTSCScaling, StateOffset.secondaryControls, miss)
-    if n > 0 && instructions[n - 1].mnemonic == .lfence { a.emit(0x0F, 0xAE, 0xE8) }
+    let waits = instructions[n].mnemonic == .rdtscp
+    if waits || n > 0 && instructions[n - 1].mnemonic == .lfence { a.emit(0x0F, 0xAE, 0xE8) }
     a.emit(0x0F, 0x31)
     a.shiftLeft(.rdx, 32)
     a.arithmetic(.or, .rax, .register(.rdx))
@@ -243,6 +257,25 @@ extension BlockTranslation {
     a.lea(.r14, .memory(.r15, 1))
     a.arithmetic(.cmp, .register(.r14), immediate: 1, wide: wide)
     a.jump(if: 6, miss)
+  }
+
+  // MARK: CMPXCHG16B
+
+  mutating func lowerCompareExchange(_ n: Int) {
+    let i = instructions[n]
+    let wide = i.mnemonic == .cmpxchg16b
+    let miss = missLabel()
+    accessOperand(n, i.operands[0], miss)
+    if wide {
+      a.testByte(.register(.r13), 15)
+      a.jump(if: Self.notEqual, miss)
+    }
+    needFlags(n)
+    var form = Form(0xC7, map: .two, wide: wide)
+    form.lock = i.prefixes.contains(.lock)
+    a.emit(form, reg: 1, rm: .memory(.r13))
+    noteFlags(n)
+    endAccess(n, miss)
   }
 
   // MARK: Bit strings

@@ -195,6 +195,7 @@ struct BlockTranslation {
     case .systemJump: lowerSystemJump(n)
     case .divide: lowerDivide(n)
     case .bitString: lowerBitString(n)
+    case .compareExchange: lowerCompareExchange(n)
     case .handler: leaveToHandler(n)
     }
     if n > 0 && instructions[n - 1].mnemonic == .sti && kinds[n - 1] == .system { endShadow() }

@@ -56,6 +56,7 @@ struct FlagEffect {
     case .inc, .dec: self = .sets([.pf, .af, .zf, .sf, .of])
     case .bt, .bts, .btr, .btc: self = .sets(.cf)
     case .bsf, .bsr: self = .sets(.zf)
+    case .cmpxchg8b, .cmpxchg16b: self = .sets(.zf)
     case .tzcnt, .lzcnt: self = .sets([.cf, .zf])
     case .adcx: self = .sets(.cf, reads: .cf)
     case .adox: self = .sets(.of, reads: .of)

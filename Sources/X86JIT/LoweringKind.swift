@@ -18,7 +18,7 @@ enum LoweringKind {
   case jump, conditionalJump, call, ret
   /// System instructions in line (see `lowerSystem`), and those that end a block.
   case system, systemJump
-  case divide, bitString
+  case divide, bitString, compareExchange
   /// Vector and x87 instructions, on the same registers (see `lowerVector`).
   case vector
   case handler
@@ -48,7 +48,8 @@ enum LoweringKind {
       return i.operandSize >= 4 && i.addressSize == 8 ? .bitString : .handler
     case .div, .idiv: return i.operandSize >= 4 ? .divide : .handler
     // The host's loads and stores are in order but for what MFENCE is for; nothing is speculated on.
-    case .lfence, .sfence: return .nop
+    case .lfence, .sfence, .prefetchw, .prefetchwt1, .prefetch, .cldemote: return .nop
+    case .cmpxchg16b, .cmpxchg8b: return .compareExchange
     case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
       .shrx:
       return .vex
@@ -62,7 +63,11 @@ enum LoweringKind {
 
   private static func system(_ i: Instruction) -> LoweringKind {
     switch i.mnemonic {
-    case .cli, .sti, .swapgs, .cld, .std, .clac, .stac, .rdpkru, .rdtsc, .mfence: return .system
+    case .cli, .sti, .swapgs, .cld, .std, .clac, .stac, .rdpkru, .rdtsc, .rdtscp, .mfence:
+      return .system
+    case .movControl:
+      let isFaultAddress = i.operands[1].kind == .control && i.operands[1].number == 2
+      return isFaultAddress && i.operands[0].kind == .general ? .system : .handler
     case .pushf, .popf: return i.operandSize == 8 ? .system : .handler
     case .syscall: return .systemJump
     case .sysret: return i.operandSize == 8 ? .systemJump : .handler
@@ -108,7 +113,9 @@ enum LoweringKind {
   /// Whether the instruction accesses memory, so that it may fault.
   static func accessesMemory(_ i: Instruction, _ kind: LoweringKind) -> Bool {
     switch kind {
-    case .push, .pop, .leave, .call, .ret, .handler, .system, .systemJump, .divide, .bitString: true
+    case .push, .pop, .leave, .call, .ret, .handler, .system, .systemJump, .divide, .bitString,
+      .compareExchange:
+      true
     case .jump: i.operands[0].kind != .relative
     case .lea, .nop: false
     default: i.memoryOperand != nil

@@ -28,6 +28,10 @@ enum RegisterMap {
 enum StateOffset {
   static let rip = MemoryLayout<CPUState>.offset(of: \.rip)!
   static let tlb = MemoryLayout<CPUState>.offset(of: \.tlb)!
+  static let addressSpace = MemoryLayout<CPUState>.offset(of: \.addressSpace)!
+  static let supervisorTLBContext = MemoryLayout<CPUState>.offset(of: \.supervisorTLBContext)!
+  static let cr2 = MemoryLayout<CPUState>.offset(of: \.cr2)!
+  static let tscAux = MemoryLayout<CPUState>.offset(of: \.tscAux)!
   static let tlbContext = MemoryLayout<CPUState>.offset(of: \.tlbContext)!
   static let request = MemoryLayout<CPUState>.offset(of: \.request)!
   static let retired = MemoryLayout<CPUState>.offset(of: \.retired)!

@@ -39,12 +39,16 @@ extension Thunks {
     a.store(.state(StateOffset.stackPage), .r15)
   }
 
-  /// The TLB bank. Clobbers R14 and flags.
+  /// The TLB bank and its context. Clobbers R14.
   static func selectBank(_ a: inout Assembler, _ bank: Int) {
     let size = TLB.entriesPerBank * MemoryLayout<TLBEntry>.stride
     a.load(.r14, .state(StateOffset.tlbBanks))
     if bank != 0 { a.lea(.r14, .memory(.r14, Int32(bank * size))) }
     a.store(.state(StateOffset.tlb), .r14)
+    let context =
+      bank == TLB.supervisor ? StateOffset.supervisorTLBContext : StateOffset.addressSpace
+    a.load(.r14, .state(context))
+    a.store(.state(StateOffset.tlbContext), .r14)
   }
 
   /// A flat segment whose selector is in R14. Clobbers R15.

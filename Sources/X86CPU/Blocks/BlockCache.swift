@@ -5,7 +5,8 @@
 // A block is a run of micro-ops from one page, ended by a branch, by an instruction that changes what
 // decoding depends on, by the page's end or by a size limit. An instruction that lies across two pages
 // is a block of its own, which belongs to both. Blocks live in two arenas, micro-ops and descriptors;
-// when either is full, everything is dropped at once.
+// when either is full, everything is dropped at once. Micro-ops of dropped blocks are used again for
+// blocks of the same length: blocks are built only while none runs that could be among them.
 //
 // Two ways lead to a block: the jump cache, by linear address and `CPUState.blockContext` (address
 // space, mode, privilege), and behind it a hash by host address and mode, after translating RIP.
@@ -60,6 +61,9 @@ package final class BlockCache {
   let jumpCache: UnsafeMutablePointer<JumpCacheEntry>
   private var opCount = 0
   private var blockCount = 0
+  /// Places of dropped blocks' micro-ops, by their number with the end marker.
+  private var freeOps = [[MicroOpPointer]](
+    repeating: [], count: BlockCache.maximumInstructions + 2)
   /// First block of each host page with code.
   private var pages: [UInt64: Int32] = [:]
   /// How often everything was dropped, and how many blocks were built and dropped with their page.
@@ -134,6 +138,12 @@ package final class BlockCache {
     let index = Int32(blockCount)
     let pointer = blocks + blockCount
     pointer.initialize(to: block)
+    if let place = freeOps[opsUsed].popLast() {
+      Self.move(block.ops, to: place, opsUsed)
+      pointer.pointee.ops = place
+    } else {
+      opCount += opsUsed
+    }
     pointer.pointee.heat = initialHeat
     let bucket = bucket(block.host, block.modeKey)
     pointer.pointee.nextInHash = hash[bucket]
@@ -143,9 +153,25 @@ package final class BlockCache {
     pages[page] = index
     if block.secondPage != 0 { crossing[block.secondPage, default: []].append(index) }
     blockCount += 1
-    opCount += opsUsed
     built += 1
     return pointer
+  }
+
+  /// An operand may be a field of the micro-op itself.
+  private static func move(_ ops: MicroOpPointer, to place: MicroOpPointer, _ count: Int) {
+    for n in 0..<count {
+      var op = ops[n]
+      let (old, new) = (UnsafeMutableRawPointer(ops + n), UnsafeMutableRawPointer(place + n))
+      func moved(_ pointer: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer {
+        let offset = UInt(bitPattern: pointer) &- UInt(bitPattern: old)
+        return offset < UInt(MemoryLayout<MicroOp>.stride) ? new + Int(offset) : pointer
+      }
+      op.dst = moved(op.dst)
+      op.src = moved(op.src)
+      op.base = moved(UnsafeMutableRawPointer(op.base)).assumingMemoryBound(to: UInt64.self)
+      op.index = moved(UnsafeMutableRawPointer(op.index)).assumingMemoryBound(to: UInt64.self)
+      place[n] = op
+    }
   }
 
   /// Blocks whose instruction ends in this page.
@@ -154,6 +180,7 @@ package final class BlockCache {
   package func dropAll() {
     opCount = 0
     blockCount = 0
+    for n in freeOps.indices { freeOps[n].removeAll(keepingCapacity: true) }
     pages.removeAll(keepingCapacity: true)
     crossing.removeAll(keepingCapacity: true)
     hash.update(repeating: -1, count: Int(Self.hashMask) + 1)
@@ -184,7 +211,9 @@ package final class BlockCache {
     if block.pointee.native != 0 { lostNative = true }
     block.pointee.native = 0
     invalidated += 1
-    for n in 0..<Int(block.pointee.count) { block.pointee.ops[n].handler = staleBlock }
+    let count = Int(block.pointee.count)
+    for n in 0..<count { block.pointee.ops[n].handler = staleBlock }
+    freeOps[count + 1].append(block.pointee.ops)
     // Out of the hash, and unreachable through the jump cache by its handlers and `isValid`.
     let bucket = bucket(block.pointee.host, block.pointee.modeKey)
     if hash[bucket] == index {

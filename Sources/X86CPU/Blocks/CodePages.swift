@@ -31,6 +31,9 @@ package final class CodePages: Sendable {
     bitmap = UInt(bitPattern: map)
   }
 
+  /// The map's address, for `CPU.isCodePage`.
+  var address: UInt { bitmap }
+
   @inline(__always) private func word(_ page: UInt64) -> UnsafeMutablePointer<Atomic<UInt64>> {
     let index = (page >> Page.shift) & (1 << 35 - 1)
     return UnsafeMutablePointer(bitPattern: bitmap + UInt(index >> 6) * 8).unsafelyUnwrapped
@@ -41,7 +44,15 @@ package final class CodePages: Sendable {
   }
 
   @inline(__always) package func contains(_ hostPage: UInt64) -> Bool {
-    word(hostPage).pointee.load(ordering: .acquiring) & bit(hostPage) != 0
+    Self.contains(hostPage, bitmap)
+  }
+
+  /// The same by the map's address.
+  @inline(__always) static func contains(_ hostPage: UInt64, _ bitmap: UInt) -> Bool {
+    let index = UInt((hostPage >> Page.shift) & (1 << 35 - 1))
+    let word = UnsafeMutablePointer<Atomic<UInt64>>(bitPattern: bitmap &+ (index >> 6) &* 8)
+    let bits = word.unsafelyUnwrapped.pointee.load(ordering: .acquiring)
+    return bits & 1 << UInt64(index & 63) != 0
   }
 
   /// Sets the page's bit; true if it was clear.

@@ -123,14 +123,20 @@ extension PhysicalCPU {
   /// Write tags of a host page go; reads stay.
   private func dropWriteTranslations(_ page: UInt64) {
     cpu.s.pointee.native.stackPage = NativeState.noPage
-    for n in 0..<(TLB.entriesPerBank * TLB.bankCount) {
-      let entry = tlbBanks + n
-      if entry.pointee.writeTag == .max { continue }
-      let linear = entry.pointee.writeTag & Page.mask
-      if linear &+ entry.pointee.addend == page {
-        entry.pointee.writeTag = .max
-        entry.pointee.info |= TLBEntry.tracked
-      }
+    let wanted = SIMD16<UInt32>(repeating: UInt32(truncatingIfNeeded: page >> Page.shift))
+    let pages = UnsafeRawPointer(writablePages).assumingMemoryBound(to: SIMD16<UInt32>.self)
+    for group in 0..<(TLB.entriesPerBank * TLB.bankCount / 16)
+    where any(pages[group] .== wanted) {
+      for n in (group * 16)..<(group * 16 + 16) { dropWriteTranslation(tlbBanks + n, page) }
+    }
+  }
+
+  private func dropWriteTranslation(_ entry: UnsafeMutablePointer<TLBEntry>, _ page: UInt64) {
+    if entry.pointee.writeTag == .max { return }
+    let linear = entry.pointee.writeTag & Page.mask
+    if linear &+ entry.pointee.addend == page {
+      entry.pointee.writeTag = .max
+      entry.pointee.info |= TLBEntry.tracked
     }
   }
 }
@@ -138,7 +144,7 @@ extension PhysicalCPU {
 extension CPU {
   /// Every write that goes the slow way passes here before it is made, with any host address in its page.
   @inline(__always) func noteCodeWrite(_ host: UInt64) {
-    if CodePages.shared.contains(host) { dropCode(host & Page.mask) }
+    if CodePages.contains(host, s.pointee.codePages) { dropCode(host & Page.mask) }
   }
 
   @inline(never) private func dropCode(_ page: UInt64) {

@@ -6,7 +6,7 @@
 //
 // Code has its ways of its own (jump cache, translated code's table, `executePages`): those of user
 // code carry the context, those of supervisor code do not as long as all of it lies in global pages
-// (`PhysicalCPU.supervisorCodeIsGlobal`), and all carry `jumpEpoch`.
+// (`CPUState.supervisorCodeIsGlobal`), and all carry `jumpEpoch`.
 
 import X86
 
@@ -16,15 +16,33 @@ extension CPU {
   package func flushTLB() {
     owner.flushPhysicalCache()
     flushAllAddressSpaces(keepGlobal: false)
-    owner.supervisorCodeIsGlobal = true
+    s.pointee.supervisorCodeIsGlobal = true
     updateBlockContext()
   }
 
   /// Drops the translations of every address space (INVPCID).
   func flushAllAddressSpaces(keepGlobal: Bool) {
     if keepGlobal { owner.forgetContexts() } else { flushGlobal() }
-    s.pointee.tlbContext = owner.newContext()
+    setAddressSpace(owner.newContext())
+  }
+
+  private func setAddressSpace(_ context: UInt64) {
+    s.pointee.addressSpace = context
+    updateSupervisorBank()
     updateBlockContext()
+  }
+
+  private func updateSupervisorBank() {
+    s.pointee.supervisorTLBContext =
+      s.pointee.supervisorDataIsGlobal ? s.pointee.globalContext : s.pointee.addressSpace
+    useBank(currentBank)
+  }
+
+  /// A page that is not global is about to be entered into the supervisor's bank.
+  func noteLocalSupervisorPage() {
+    if !s.pointee.supervisorDataIsGlobal { return }
+    s.pointee.supervisorDataIsGlobal = false
+    updateSupervisorBank()
   }
 
   /// Entries of global pages have the context with which they were entered.
@@ -32,6 +50,8 @@ extension CPU {
     s.pointee.tlbGeneration &+= 1
     owner.forgetContexts()
     owner.newJumpEpoch()
+    s.pointee.globalContext = owner.newContext()
+    s.pointee.supervisorDataIsGlobal = s.pointee.cr4 & CR4.pge.rawValue != 0
   }
 
   /// Drops translations of the current address space.
@@ -45,9 +65,8 @@ extension CPU {
   /// Switches to the address space of CR3 with the given PCID, keeping translations that are still
   /// known (MOV to CR3 with bit 63 set).
   package func switchAddressSpace(toPCID pcid: UInt64) {
-    s.pointee.tlbContext = owner.context(
-      forPCID: pcid, root: s.pointee.cr3 & Page.mask, keys: s.pointee.pkru)
-    updateBlockContext()
+    setAddressSpace(
+      owner.context(forPCID: pcid, root: s.pointee.cr3 & Page.mask, keys: s.pointee.pkru))
   }
 
   /// After a change of PKRU: rights of user pages are those of the keys.
@@ -79,13 +98,12 @@ extension CPU {
 
   /// Recomputes what a jump-cache entry must match: address space, mode, privilege and epoch.
   package func updateBlockContext() {
-    let owner = owner
-    let common = UInt64(s.pointee.modeKey) << 12 | owner.jumpEpoch << 29
-    let context = s.pointee.tlbContext
+    let common = UInt64(s.pointee.modeKey) << 12 | s.pointee.jumpEpoch << 29
+    let context = s.pointee.addressSpace
     s.pointee.native.stackPage = NativeState.noPage
     s.pointee.native.userContext = common | context | 1 << 28
     s.pointee.native.supervisorContext =
-      common | (owner.supervisorCodeIsGlobal ? TLB.anyContext : context)
+      common | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
   }
@@ -96,8 +114,8 @@ extension CPU {
     let owner = owner
     owner.executed.insert(linear >> Page.shift)
     if translation.shift > Page.shift { owner.noteLargePage(linear, shift: translation.shift) }
-    if s.pointee.cpl != 3 && !translation.global && owner.supervisorCodeIsGlobal {
-      owner.supervisorCodeIsGlobal = false
+    if s.pointee.cpl != 3 && !translation.global && s.pointee.supervisorCodeIsGlobal {
+      s.pointee.supervisorCodeIsGlobal = false
       owner.newJumpEpoch()
       owner.executed.insert(linear >> Page.shift)
       updateBlockContext()
@@ -148,7 +166,9 @@ extension PhysicalCPU {
       forgetContexts()
       largePages.removeAll()
       newJumpEpoch()
-      nextContext = 0
+      // Who makes this one new as well is about to choose another address space.
+      cpu.s.pointee.globalContext = 0
+      nextContext = 1
     }
     tlbCounts.contexts &+= 1
     nextContext += 1
@@ -157,7 +177,7 @@ extension PhysicalCPU {
 
   /// Every way to code is found anew. `updateBlockContext` follows.
   func newJumpEpoch() {
-    jumpEpoch &+= 1
+    cpu.s.pointee.jumpEpoch &+= 1
     executed.removeAll()
   }
 

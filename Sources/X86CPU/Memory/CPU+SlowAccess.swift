@@ -15,7 +15,9 @@ enum ResolvedAccess {
 
 extension CPU {
   /// Which bank `CPUState.tlb` is.
-  var currentBank: Int { (s.pointee.tlb - s.pointee.tlbBanks) / TLB.entriesPerBank }
+  @inline(__always) var currentBank: Int {
+    (s.pointee.tlb - s.pointee.tlbBanks) / TLB.entriesPerBank
+  }
 
   @inline(__always) package func isCanonical(_ linear: UInt64) -> Bool {
     let bits: UInt64 = s.pointee.cr4 & CR4.la57.rawValue != 0 ? 57 : 48
@@ -58,8 +60,11 @@ extension CPU {
     _ linear: UInt64, _ t: PageTranslation, _ page: PhysicalPage, _ kind: AccessKind
   ) {
     if s.pointee.slow & SlowReason.breakpoints != 0 { return }
+    // Rights of user pages follow from protection keys, which are part of the context.
+    let isGlobal = t.global && !t.user
+    if !isGlobal && currentBank == TLB.supervisor { noteLocalSupervisorPage() }
     let key = linear & Page.mask | s.pointee.tlbContext
-    let isCode = CodePages.shared.contains(page.host)
+    let isCode = CodePages.contains(page.host, s.pointee.codePages)
     let writable = kind == .write || t.writable && t.dirty && page.rights & EPTEntry.write != 0
     let mayWrite = writable && page.rights & EPTEntry.write != 0 && mayWriteNow(t, linear)
     var info: UInt64 = 0
@@ -72,17 +77,27 @@ extension CPU {
     s.pointee.tlbFills &+= 1
     let readable = page.rights & EPTEntry.read != 0
     let addend = page.host &- (linear & Page.mask)
-    tlbEntry(linear).pointee = TLBEntry(
-      readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max, addend: addend,
-      info: info)
-    // Rights of user pages follow from protection keys, which are part of the context.
-    let context = t.global && !t.user ? TLB.anyContext : s.pointee.tlbContext
+    enter(
+      linear,
+      TLBEntry(
+        readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max,
+        addend: addend, info: info))
+    let context = isGlobal ? TLB.anyContext : s.pointee.addressSpace
     info &= ~TLBEntry.tracked
     if readable { info |= SecondTLBEntry.readable }
     if mayWrite { info |= SecondTLBEntry.writable }
     secondEntry(linear, currentBank).pointee = SecondTLBEntry(
       key: linear & Page.mask | context, addend: addend, info: info,
       generation: s.pointee.tlbGeneration)
+  }
+
+  private func enter(_ linear: UInt64, _ entry: TLBEntry) {
+    let place = tlbEntry(linear)
+    place.pointee = entry
+    if entry.writeTag != .max {
+      let page = ((linear & Page.mask) &+ entry.addend) >> Page.shift
+      s.pointee.writablePages[place - s.pointee.tlbBanks] = UInt32(truncatingIfNeeded: page)
+    }
   }
 
   private func secondEntry(_ linear: UInt64, _ bank: Int) -> UnsafeMutablePointer<SecondTLBEntry> {
@@ -93,18 +108,23 @@ extension CPU {
   private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
     let found = secondEntry(linear, bank).pointee
     let page = linear & Page.mask
-    guard found.key == page | s.pointee.tlbContext || found.key == page | TLB.anyContext,
+    let isOwn =
+      found.key == page | s.pointee.addressSpace
+      && s.pointee.tlbContext == s.pointee.addressSpace
+    guard isOwn || found.key == page | TLB.anyContext,
       found.generation == s.pointee.tlbGeneration, s.pointee.slow & SlowReason.breakpoints == 0
     else { return nil }
-    let isCode = CodePages.shared.contains(page &+ found.addend)
+    let isCode = CodePages.contains(page &+ found.addend, s.pointee.codePages)
     let mayWrite = found.info & SecondTLBEntry.writable != 0
     let readable = found.info & SecondTLBEntry.readable != 0
     if kind == .write ? !mayWrite || isCode : !readable { return nil }
     let key = page | s.pointee.tlbContext
     let info = found.info & (TLBEntry.largePage | TLBEntry.global)
-    tlbEntry(linear).pointee = TLBEntry(
-      readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max,
-      addend: found.addend, info: isCode && mayWrite ? info | TLBEntry.tracked : info)
+    enter(
+      linear,
+      TLBEntry(
+        readTag: readable ? key : .max, writeTag: mayWrite && !isCode ? key : .max,
+        addend: found.addend, info: isCode && mayWrite ? info | TLBEntry.tracked : info))
     return linear &+ found.addend
   }
 

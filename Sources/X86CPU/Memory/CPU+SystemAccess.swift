@@ -9,18 +9,18 @@ extension CPU {
   package func loadSystem<T: FixedWidthInteger & UnsignedInteger>(
     _ linear: UInt64, as type: T.Type = T.self
   ) throws(GuestException) -> T {
-    let saved = s.pointee.tlb
-    s.pointee.tlb = tlbBank(TLB.supervisor)
-    defer { s.pointee.tlb = saved }
+    let saved = currentBank
+    useBank(TLB.supervisor)
+    defer { useBank(saved) }
     return try load(linear, as: T.self)
   }
 
   package func storeSystem<T: FixedWidthInteger & UnsignedInteger>(
     _ value: T, at linear: UInt64
   ) throws(GuestException) {
-    let saved = s.pointee.tlb
-    s.pointee.tlb = tlbBank(TLB.supervisor)
-    defer { s.pointee.tlb = saved }
+    let saved = currentBank
+    useBank(TLB.supervisor)
+    defer { useBank(saved) }
     try store(value, at: linear)
   }
 
@@ -28,9 +28,9 @@ extension CPU {
   package func withPrivilege<R>(
     _ cpl: UInt8, _ body: () throws(GuestException) -> R
   ) throws(GuestException) -> R {
-    let saved = s.pointee.tlb
-    s.pointee.tlb = tlbBank(cpl == 3 ? TLB.user : TLB.supervisor)
-    defer { s.pointee.tlb = saved }
+    let saved = currentBank
+    useBank(cpl == 3 ? TLB.user : TLB.supervisor)
+    defer { useBank(saved) }
     return try body()
   }
 
@@ -38,7 +38,14 @@ extension CPU {
     Unmanaged<PhysicalCPU>.fromOpaque(s.pointee.owner.unsafelyUnwrapped).takeUnretainedValue()
   }
 
-  func tlbBank(_ bank: Int) -> UnsafeMutablePointer<TLBEntry> {
+  /// Accesses go through this bank from now on.
+  @inline(__always) func useBank(_ bank: Int) {
+    s.pointee.tlb = tlbBank(bank)
+    s.pointee.tlbContext =
+      bank == TLB.supervisor ? s.pointee.supervisorTLBContext : s.pointee.addressSpace
+  }
+
+  @inline(__always) func tlbBank(_ bank: Int) -> UnsafeMutablePointer<TLBEntry> {
     s.pointee.tlbBanks + bank * TLB.entriesPerBank
   }
 }

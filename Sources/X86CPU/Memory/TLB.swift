@@ -10,6 +10,9 @@
 //     tag  = page | context            (context: 0 to 4094; invalid entries have all ones)
 //     host = linear + addend
 //
+// In the supervisor's bank every page is a supervisor's, and kernels make theirs global: while that is
+// so, the bank has a context of its own that switches of address spaces leave alone.
+//
 // Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There an
 // entry of a global page counts in every address space.
 //
@@ -36,7 +39,7 @@ package struct TLBEntry {
 }
 
 package enum TLB {
-  package static let entriesPerBank = 1024
+  package static let entriesPerBank = 4096
   package static let indexMask = UInt64(entriesPerBank - 1)
   package static let bankCount = 3
   package static let supervisor = 0

@@ -49,7 +49,7 @@ extension CPU {
     } else {
       bank = TLB.supervisor
     }
-    s.pointee.tlb = tlbBank(bank)
+    useBank(bank)
     updateBlockContext()
   }
 

@@ -79,7 +79,7 @@ package struct CPUState {
   package var rflags: UInt64 = 2
   /// The TLB bank of the current privilege and SMAP state.
   package var tlb: UnsafeMutablePointer<TLBEntry>
-  /// Low 12 bits of every valid tag of the current address space (see TLB).
+  /// Low 12 bits of every valid tag of the current bank and address space (see TLB).
   package var tlbContext: UInt64 = 0
   /// Bits that ask the processor to leave guest code at the next block (`CPURequest`). Atomic:
   /// written by other threads through `PhysicalCPU`.
@@ -165,6 +165,21 @@ package struct CPUState {
   package var secondTLB: UnsafeMutablePointer<SecondTLBEntry>
   /// The owner's block cache.
   var blocks: Unmanaged<BlockCache>
+  /// The context of the address space, and that of the supervisor's bank: the same, or `globalContext`
+  /// while everything in that bank is global (`supervisorDataIsGlobal`).
+  package var addressSpace: UInt64 = 0
+  package var supervisorTLBContext: UInt64 = 0
+  var globalContext: UInt64 = 1
+  var supervisorDataIsGlobal = false
+  /// No supervisor code was executed from a page that is not global, so that ways to it are the same
+  /// in every address space.
+  var supervisorCodeIsGlobal = true
+  /// Part of `blockContext`: changes when linear pages may mean other code.
+  var jumpEpoch: UInt64 = 0
+  /// `CodePages`, found without a look at whether it is there yet.
+  let codePages = CodePages.shared.address
+  /// Of each TLB entry the low bits of the host page that it was last writable for.
+  var writablePages: UnsafeMutablePointer<UInt32>
   /// Changes when entries of global pages go.
   package var tlbGeneration: UInt64 = 1
   /// Changes when what is known of guest-physical memory goes; its low bits are not 0.
@@ -180,7 +195,8 @@ package struct CPUState {
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
     physicalCache: UnsafeMutablePointer<PhysicalPage>,
     executePages: UnsafeMutablePointer<ExecutePage>,
-    secondTLB: UnsafeMutablePointer<SecondTLBEntry>, blocks: Unmanaged<BlockCache>
+    secondTLB: UnsafeMutablePointer<SecondTLBEntry>, writablePages: UnsafeMutablePointer<UInt32>,
+    blocks: Unmanaged<BlockCache>
   ) {
     tlb = tlbBanks
     self.tlbBanks = tlbBanks
@@ -188,6 +204,7 @@ package struct CPUState {
     self.physicalCache = physicalCache
     self.executePages = executePages
     self.secondTLB = secondTLB
+    self.writablePages = writablePages
     self.blocks = blocks
   }
 }
