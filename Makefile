@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak bench check format clean
+.PHONY: all build run guest guests test soak golden bench check format clean
 
 all: build
 
@@ -47,6 +47,12 @@ soak:
 # The built-in guest, assembled into Swift source.
 guests:
 	Guests/embed.sh Sources/VMM/BuiltinGuest/BuiltInGuestImage.swift
+
+# The counts of host instructions per guest instruction that the tests compare with.
+golden:
+	$(SWIFT) build $(RELEASE) --build-tests
+	MARTLET_GOLDEN=write $(SWIFT) test $(RELEASE) --skip-build --disable-xctest \
+	  --filter GoldenCountTests
 
 bench: build
 	$(SWIFT) build $(RELEASE) --product martlet-bench

@@ -137,7 +137,7 @@ let package = Package(
       swiftSettings: common),
     .testTarget(
       name: "X86JITTests", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support"],
-      swiftSettings: common),
+      exclude: ["Golden"], swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86", "TestRandom"],
       swiftSettings: common),

@@ -55,7 +55,7 @@ package final class Hypervisor: Sendable {
     translationLog = log
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
-      if translates { try Translator.install(on: cpu, log: log) }
+      if translates { try Translator.install(on: cpu, log: log, measures: reports.measures) }
     }
   }
 

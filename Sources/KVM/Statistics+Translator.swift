@@ -10,10 +10,13 @@ package struct TranslatorReports: Sendable {
   package var listing: Int32?
   /// Descriptor of the file in which `perf` looks up names of generated code.
   package var perfMap: Int32?
+  /// Count how translated code is entered, and take times.
+  package var measures: Bool
 
-  package init(listing: Int32? = nil, perfMap: Int32? = nil) {
+  package init(listing: Int32? = nil, perfMap: Int32? = nil, measures: Bool = false) {
     self.listing = listing
     self.perfMap = perfMap
+    self.measures = measures
   }
 
   package static let none = TranslatorReports()
@@ -33,9 +36,11 @@ extension Hypervisor {
     let translators = pool.slots.compactMap { $0.cpu.translator as? Translator }
     if translators.isEmpty { return [] }
     var total = Translator.Statistics()
+    var tiers = TierCounts()
     var uses: [Mnemonic: UInt64] = [:]
     for translator in translators {
       total.add(translator.statistics)
+      tiers.add(translator.tiers)
       for use in translator.handlerUse { uses[use.mnemonic, default: 0] &+= use.count }
     }
     let calls = uses.values.reduce(0) { $0 &+ $1 }
@@ -47,6 +52,33 @@ extension Hypervisor {
       (name: "  left to the interpreter", value: total.refused),
       (name: "  code dropped, full", value: total.resets),
       (name: "handlers called by translated code", value: calls),
-    ] + ranked.map { (name: "  \($0.key)", value: $0.value) }
+    ] + ranked.map { (name: "  \($0.key)", value: $0.value) } + Self.rows(tiers)
+  }
+  /// How translations were reached, and times; empty where nothing was measured.
+  private static func rows(_ tiers: TierCounts) -> [(name: String, value: UInt64)] {
+    if tiers.guestTicks == 0 { return [] }
+    func share(_ part: UInt64, _ whole: UInt64) -> String {
+      "\(Double(part &* 1000 / max(whole, 1)) / 10) %"
+    }
+    func milliseconds(_ ticks: UInt64) -> UInt64 { ticks / max(HostTSC.kilohertz, 1) }
+    let all = max(tiers.translations, 1)
+    let direct = all &- min(all, tiers.entries &+ tiers.lookups &+ tiers.searches)
+    let translated = tiers.translatedTicks &+ tiers.translatorTicks
+    let interpreter = tiers.guestTicks &- min(tiers.guestTicks, translated)
+    let times = [
+      ("interpreter", interpreter), ("translator", tiers.translatorTicks),
+      ("translated code, its handlers included", tiers.translatedTicks),
+    ]
+    return [
+      (name: "blocks run in translated code", value: all),
+      (name: "  by a direct way (\(share(direct, all)))", value: direct),
+      (name: "  by the table of jumps (\(share(tiers.lookups, all)))", value: tiers.lookups),
+      (name: "  by a search (\(share(tiers.searches, all)))", value: tiers.searches),
+      (name: "  by the run loop (\(share(tiers.entries, all)))", value: tiers.entries),
+      (name: "time between VM entries and exits, ms", value: milliseconds(tiers.guestTicks)),
+    ]
+      + times.map {
+        (name: "  \($0.0) (\(share($0.1, tiers.guestTicks)))", value: milliseconds($0.1))
+      }
   }
 }

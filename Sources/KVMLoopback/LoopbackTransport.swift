@@ -17,13 +17,14 @@ package final class LoopbackTransport: KVMTransport {
   ///   - translates: whether they translate hot code.
   ///   - listing: descriptor that each translation is listed on.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
+  ///   - measures: times are taken, and translated code counts; `statistics` tells.
   package init(
     physicalCPUs: Int? = nil, translates: Bool = false, listing: Int32? = nil,
-    perfMap: Int32? = nil
+    perfMap: Int32? = nil, measures: Bool = false
   ) throws(Errno) {
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, translates: translates,
-      reports: TranslatorReports(listing: listing, perfMap: perfMap))
+      reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))
   }
 
   package func open() throws(Errno) -> Int32 { hypervisor.open() }

@@ -13,7 +13,9 @@ extension CPU {
   /// Runs the guest until a VM exit is recorded.
   package func runGuest() {
     owner.enterGuestCode()
+    let start = s.pointee.native.isMeasured ? HostTSC.read() : 0
     runUntilExit()
+    if start != 0 { s.pointee.native.counts.guestTicks &+= HostTSC.read() &- start }
     owner.leaveGuestCode()
   }
 
@@ -60,10 +62,16 @@ extension CPU {
     if block.pointee.native != 0 { return runNative(block) }
     block.pointee.heat &-= 1
     if block.pointee.heat == 0 {
-      owner.translator?.translate(block)
+      translate(block)
       if block.pointee.native != 0 { return runNative(block) }
     }
     return interpret(block)
+  }
+
+  @inline(never) private func translate(_ block: BlockPointer) {
+    let start = s.pointee.native.isMeasured ? HostTSC.read() : 0
+    owner.translator?.translate(block)
+    if start != 0 { s.pointee.native.counts.translatorTicks &+= HostTSC.read() &- start }
   }
 
   @inline(__always) func interpret(_ block: BlockPointer) -> Bool {

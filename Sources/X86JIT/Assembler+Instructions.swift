@@ -170,10 +170,17 @@ extension Assembler {
     emit(Form(0x85), reg: register.rawValue, rm: .register(register))
   }
 
-  /// Adds 1 to a 64-bit number of the program's. Clobbers R14 and flags.
+  /// Adds 1 to a 64-bit number of the program's. Clobbers R13 and R14, and no flag.
   package mutating func count(at address: UInt) {
     move(.r14, immediate: UInt64(address))
-    arithmetic(.add, .memory(.r14), immediate: 1)
+    count(at: .memory(.r14))
+  }
+
+  /// Adds 1 to a 64-bit number. Clobbers R13, and no flag.
+  package mutating func count(at place: Place) {
+    load(.r13, place)
+    lea(.r13, .memory(.r13, 1))
+    store(place, .r13)
   }
 
   // MARK: Control and stack

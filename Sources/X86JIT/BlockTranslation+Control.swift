@@ -59,9 +59,7 @@ extension BlockTranslation {
 
   /// To the translation in R15, whose RIP is in R13.
   private mutating func enterLookedUp() {
-    a.arithmetic(.and, .register(.r13), immediate: -4096)
-    a.store(.state(StateOffset.codePage), .r13)
-    a.jump(.r15)
+    thunks.enterLookedUp(&a)
   }
 
   /// The end of an indirect call, whose target is in `temporary0` and the host address of whose push

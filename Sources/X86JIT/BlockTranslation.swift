@@ -142,6 +142,7 @@ struct BlockTranslation {
     emitVersions()
     mark(.stackWays)
     emitStackWays()
+    mark(.unresolved)
     emitUnresolved()
     emitOutOfLine()
     mark(.vectorWays)

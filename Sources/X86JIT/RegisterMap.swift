@@ -73,6 +73,10 @@ enum StateOffset {
     native + MemoryLayout<NativeState>.offset(of: \.groupAddresses)!
   static func groupAddress(_ group: Int) -> Int { groupAddresses + group * 8 }
 
+  private static let counts = native + MemoryLayout<NativeState>.offset(of: \.counts)!
+  static let translations = counts + MemoryLayout<TierCounts>.offset(of: \.translations)!
+  static let lookups = counts + MemoryLayout<TierCounts>.offset(of: \.lookups)!
+
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
   static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!
   static let addend = MemoryLayout<TLBEntry>.offset(of: \.addend)!

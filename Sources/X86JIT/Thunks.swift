@@ -33,17 +33,21 @@ struct Thunks {
   var symbols: [(name: String, address: UInt)] {
     let all = [
       ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
-      ("interpret", interpret), ("hot", hot), ("load-mxcsr", vectors.loadMXCSR),
-      ("load-x87", vectors.loadX87),
+      ("interpret", interpret), ("hot", hot), ("syscall", syscall), ("sysret", sysret),
+      ("resolve", resolve), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
       ("zero-upper", vectors.zeroUpper),
     ]
     return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
       .map { (name: $0.0, address: $0.1) }
   }
 
+  /// Translated code counts how it is entered.
+  let counts: Bool
+
   private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
 
-  init(origin: UInt) {
+  init(origin: UInt, counts: Bool = false) {
+    self.counts = counts
     var a = Assembler(origin: origin)
     func here() -> UInt { origin + UInt(a.position) }
     let leave = a.label()
@@ -77,9 +81,7 @@ struct Thunks {
 
   private func lookUpAndEnter(_ a: inout Assembler, _ miss: Label) {
     lookUp(&a, miss)
-    a.arithmetic(.and, .register(.r13), immediate: -4096)
-    a.store(.state(StateOffset.codePage), .r13)
-    a.jump(.r15)
+    enterLookedUp(&a)
   }
 
   private static func emitResolve(_ a: inout Assembler, _ leave: Label) {
@@ -161,6 +163,14 @@ struct Thunks {
       guard let host = RegisterMap.host(guest) else { continue }
       a.store(.state(Int(guest) * 8 + offset), host)
     }
+  }
+
+  /// To the translation in R15, whose RIP is in R13. Clobbers flags.
+  func enterLookedUp(_ a: inout Assembler) {
+    if counts { a.arithmetic(.add, .state(StateOffset.lookups), immediate: 1) }
+    a.arithmetic(.and, .register(.r13), immediate: -4096)
+    a.store(.state(StateOffset.codePage), .r13)
+    a.jump(.r15)
   }
 
   /// R15 = translation of the block at linear address R13, or a jump to `miss`, also where something

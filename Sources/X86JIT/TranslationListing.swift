@@ -29,6 +29,31 @@ struct TranslationListing {
     self.names = names
   }
 
+  func summary(_ linear: UInt64) -> TranslationSummary {
+    let parts = ranges.map { (part: $0.part, hostInstructions: count($0.start, $0.end)) }
+    return TranslationSummary(linear: linear, parts: parts)
+  }
+
+  private var ranges: [(part: CodeMark.Part, start: Int, end: Int)] {
+    let marks = translation.marks
+    return marks.indices.map { n in
+      let end = n + 1 < marks.count ? marks[n + 1].position : translation.a.bytes.count
+      return (marks[n].part, marks[n].position, end)
+    }
+  }
+
+  /// Instructions in a range; what cannot be decoded counts as one.
+  private func count(_ start: Int, _ end: Int) -> Int {
+    var (position, count) = (start, 0)
+    while position < end {
+      let rest = translation.a.bytes[position..<end]
+      let instruction = rest.withUnsafeBytes { try? Decoder.decode($0, mode: .bits64) }
+      position += instruction.map { Int($0.length) } ?? end - position
+      count += 1
+    }
+    return count
+  }
+
   func text(name: String, processor: Int) -> String {
     let block = translation.codes[0].block.pointee
     let origin = String(translation.a.origin, radix: 16)
@@ -36,20 +61,19 @@ struct TranslationListing {
       "\(name): \(block.count) instructions, \(block.length) bytes -> "
         + "\(translation.a.bytes.count) bytes at 0x\(origin), CPU \(processor)"
     ]
-    let marks = translation.marks
-    for (n, mark) in marks.enumerated() {
-      let end = n + 1 < marks.count ? marks[n + 1].position : translation.a.bytes.count
-      switch mark.part {
+    for (part, start, end) in ranges {
+      switch part {
       case .instruction(let offset): lines.append(guestLine(offset))
-      case _ where end == mark.position: continue
+      case _ where end == start: continue
       case .entry: lines.append("entry")
       case .end: lines.append("end")
       case .stackWays: lines.append("stack in another page")
+      case .unresolved: lines.append("target not in the table")
       case .miss(let offset): lines.append("miss of " + hex(linearPage | UInt64(offset)))
       case .vectorWays: lines.append("vector state not loaded")
       case .exits: lines.append("exits")
       }
-      hostLines(mark.position, end, &lines)
+      hostLines(start, end, &lines)
     }
     return lines.joined(separator: "\n") + "\n\n"
   }
@@ -108,6 +132,7 @@ struct TranslationListing {
       StateOffset.hostFlags: "hostFlags", StateOffset.jumps: "jumps",
       StateOffset.stackPage: "stackPage", StateOffset.stackAddend: "stackAddend",
       StateOffset.temporary0: "temporary0", StateOffset.temporary1: "temporary1",
+      StateOffset.translations: "translations", StateOffset.lookups: "lookups",
       VectorOffset.ready: "vectorReady", VectorOffset.x87Instruction: "x87Instruction",
       VectorOffset.x87Data: "x87Data", VectorOffset.x87Opcode: "x87Opcode",
     ]

@@ -25,9 +25,10 @@ package struct CodeMark: Sendable, Equatable {
     case instruction(Int)
     /// The way on after the last instruction.
     case end
-    /// Out of line: stack accesses to another page, an access that the TLB has no answer for, vector
+    /// Out of line: stack accesses to another page, targets that the table does not have, an access that the TLB has no answer for, vector
     /// state that is not loaded, ways back to the run loop.
     case stackWays
+    case unresolved
     case miss(Int)
     case vectorWays
     case exits
@@ -35,6 +36,14 @@ package struct CodeMark: Sendable, Equatable {
 
   package var position: Int
   package var part: Part
+}
+
+/// What a translation consists of.
+package struct TranslationSummary: Sendable {
+  /// Linear address of its first instruction.
+  package var linear: UInt64
+  /// Host instructions of each part, in the order of the code.
+  package var parts: [(part: CodeMark.Part, hostInstructions: Int)]
 }
 
 package final class TranslationLog: Sendable {
@@ -49,6 +58,7 @@ package final class TranslationLog: Sendable {
     /// What is at addresses of code.
     var names: [UInt: String] = [:]
     var runs: [Run] = []
+    var summaries: [TranslationSummary] = []
     /// The rest of the memory for counters; it is never freed, as code refers to it.
     var nextCounter: UInt = 0
     var countersLeft = 0
@@ -56,15 +66,21 @@ package final class TranslationLog: Sendable {
 
   private let listing: Int32?
   private let perfMap: Int32?
+  private let keepsSummaries: Bool
   private let state = Mutex(State())
 
   /// - Parameters:
   ///   - listing: descriptor that guest and host code of each translation are written to.
   ///   - perfMap: descriptor of the file that `perf` looks symbols up in.
-  package init(listing: Int32?, perfMap: Int32?) {
+  ///   - keepsSummaries: `summaries` is wanted.
+  package init(listing: Int32? = nil, perfMap: Int32? = nil, keepsSummaries: Bool = false) {
     self.listing = listing
     self.perfMap = perfMap
+    self.keepsSummaries = keepsSummaries
   }
+
+  /// The translations so far, in the order in which they were made.
+  package var summaries: [TranslationSummary] { state.withLock { $0.summaries } }
 
   private static let countersAtOnce = 4096
 
@@ -105,6 +121,10 @@ package final class TranslationLog: Sendable {
     state.withLock { state in
       state.names[start] = name
       map(start, size, name)
+      if keepsSummaries {
+        state.summaries.append(
+          TranslationListing(translation, linear: linear, names: [:]).summary(linear))
+      }
       guard let listing else { return }
       if let counter = translation.counter {
         state.runs.append(

@@ -81,36 +81,39 @@ package final class Translator: BlockTranslator {
   ///     follow it.
   ///   - codeBytes: size of the code memory.
   ///   - log: is told of every translation.
+  ///   - measures: translated code counts how it is entered, and the run loop takes times
+  ///     (`TierCounts`).
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
   package static func install(
     on cpu: PhysicalCPU, threshold: UInt32 = 32, hotEntries: Int32 = 2000,
-    codeBytes: Int = 32 << 20,
-    log: TranslationLog? = nil
+    codeBytes: Int = 32 << 20, log: TranslationLog? = nil, measures: Bool = false
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
-      cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log: log)
+      cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
+      measures: measures)
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
     cpu.blocks.forgetNative()
     let state = cpu.cpu.s
     let enter = UnsafeRawPointer(bitPattern: translator.thunks.enter).unsafelyUnwrapped
     state.pointee.native.enter = unsafeBitCast(enter, to: type(of: state.pointee.native.enter))
+    state.pointee.native.isMeasured = measures
     state.pointee.native.handlerCounts = translator.handlerCounts
     return translator
   }
 
   private init(
-    _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, log: TranslationLog?
+    _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?, measures: Bool
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
     self.log = log
     cache = cpu.blocks
     code = try Code(size: codeBytes)
-    thunks = Thunks(origin: UInt(bitPattern: code.memory.executable))
+    thunks = Thunks(origin: UInt(bitPattern: code.memory.executable), counts: measures)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     used = (thunks.code.count + 63) & ~63
     generation = cache.flushes
@@ -120,6 +123,9 @@ package final class Translator: BlockTranslator {
   }
 
   deinit { handlerCounts.deallocate() }
+
+  /// How the guest's code was run.
+  package var tiers: TierCounts { processor.cpu.s.pointee.native.counts }
 
   /// How often each instruction was left to its handler, those first that were most often.
   package var handlerUse: [(mnemonic: Mnemonic, count: UInt64)] {

@@ -18,7 +18,8 @@ struct Martlet: ParsableCommand {
   static let engines = EngineSupply { (configuration) throws(Errno) in
     try LoopbackTransport(
       physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
-      listing: configuration.translationListing, perfMap: configuration.perfMap)
+      listing: configuration.translationListing, perfMap: configuration.perfMap,
+      measures: configuration.statistics)
   }
 
   /// One line on standard error.

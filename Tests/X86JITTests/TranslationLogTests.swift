@@ -57,6 +57,34 @@ import X86JIT
     #expect(lines.contains { $0.contains(" 30 = 3 x 10, ") && $0.hasSuffix("guest:0x1000") })
   }
 
+  /// call 0x2000 ; dec ecx ; jnz -9 ; hlt  |  0x2000: add eax, 3 ; ret
+  @Test func entriesAreCountedByTheirWay() throws {
+    for measures in [true, false] {
+      let m = TestMachine(threshold: 0)
+      _ = try Translator.install(
+        on: m.processor, threshold: 1, codeBytes: 1 << 20, measures: measures)
+      m.setLongMode()
+      m.load([0xE8, 0xFB, 0x0F, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0xF4], at: 0x1000)
+      m.load([0x83, 0xC0, 0x03, 0xC3], at: 0x2000)
+      m.cpu.gpr[1] = 1000
+      m.cpu.gpr[4] = 0x8000
+      #expect(m.run(from: 0x1000) == .hlt)
+      let counts = m.cpu.s.pointee.native.counts
+      #expect(counts.entries > 0 && counts.entries + counts.searches < 30)
+      if measures {
+        // Three blocks a round: the call and the return look up, the jump is direct.
+        #expect(counts.translations >= 2990 && counts.translations <= 3002)
+        #expect(counts.lookups >= 1990 && counts.lookups <= 2000)
+        let direct = counts.translations - counts.lookups - counts.entries - counts.searches
+        #expect(direct >= 980 && direct <= 1000)
+        #expect(counts.translatedTicks > 0 && counts.translatorTicks > 0)
+        #expect(counts.guestTicks >= counts.translatedTicks + counts.translatorTicks)
+      } else {
+        #expect(counts.translations == 0 && counts.lookups == 0 && counts.guestTicks == 0)
+      }
+    }
+  }
+
   @Test func mapNamesTranslationsAndSharedCode() throws {
     let output = Output()
     let m = try runLoop(TranslationLog(listing: nil, perfMap: output.descriptor))

@@ -63,6 +63,9 @@ package struct NativeState {
   package static let groupCount = 16
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
+  /// Whether times are taken at the switches between tiers.
+  package var isMeasured = false
+  package var counts = TierCounts()
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
 
@@ -83,6 +86,34 @@ package struct NativeState {
   /// Counters of entries, below 0 where a block is hot: 32 bits each, by the block's host address. They
   /// lie behind the vector state.
   package static let heatMask: UInt64 = 4095
+}
+
+/// How a guest's code was run. Times are the host's time-stamp counter and taken only where
+/// `isMeasured` says so; `translations` and `lookups` are counted by code that was made to count.
+package struct TierCounts: Sendable {
+  /// Blocks begun in translated code, and how many of them from the run loop, through the table of jumps, and by a
+  /// search below translated code where the table had none; all others came by a jump or by
+  /// falling through.
+  package var translations: UInt64 = 0
+  package var entries: UInt64 = 0
+  package var lookups: UInt64 = 0
+  package var searches: UInt64 = 0
+  /// Ticks from VM entries to VM exits, in translated code (its handlers included), and translating.
+  package var guestTicks: UInt64 = 0
+  package var translatedTicks: UInt64 = 0
+  package var translatorTicks: UInt64 = 0
+
+  package init() {}
+
+  package mutating func add(_ other: TierCounts) {
+    translations &+= other.translations
+    entries &+= other.entries
+    lookups &+= other.lookups
+    searches &+= other.searches
+    guestTicks &+= other.guestTicks
+    translatedTicks &+= other.translatedTicks
+    translatorTicks &+= other.translatorTicks
+  }
 }
 
 extension CPU {
@@ -106,7 +137,12 @@ extension CPU {
     state.pointee.native.codePage = state.pointee.rip & Page.mask
     state.pointee.native.hostFlags = flagImage
     updateVectorReadiness()
+    state.pointee.native.counts.entries &+= 1
+    let start = state.pointee.native.isMeasured ? HostTSC.read() : 0
     let result = enter(raw, code)
+    if start != 0 {
+      state.pointee.native.counts.translatedTicks &+= HostTSC.read() &- start
+    }
     if result & NativeState.exited != 0 { return false }
     if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.native.hostFlags }
     let step = result & 0xFF
@@ -136,6 +172,7 @@ extension CPU {
     table.enter(
       linear: linear, context: state.pointee.blockContext, code: block.pointee.native)
     state.pointee.native.codePage = linear & Page.mask
+    state.pointee.native.counts.searches &+= 1
     return block.pointee.native
   }
 
