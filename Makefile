@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak golden bench check format clean
+.PHONY: all build run guest guests test soak golden profile-boot bench check format clean
 
 all: build
 
@@ -53,6 +53,10 @@ golden:
 	$(SWIFT) build $(RELEASE) --build-tests
 	MARTLET_GOLDEN=write $(SWIFT) test $(RELEASE) --skip-build --disable-xctest \
 	  --filter GoldenCountTests
+
+# What a boot spends its time on; needs perf.
+profile-boot: build .guest/vmlinuz-cloud-amd64
+	Scripts/profile-boot.sh $(ARGS)
 
 bench: build
 	$(SWIFT) build $(RELEASE) --product martlet-bench

@@ -64,6 +64,9 @@ package final class Translator: BlockTranslator {
   private let hotEntries: Int32
   private let host = HostFeatures.current
   private var used: Int
+  /// Where in the memory code may go until it counts as full.
+  private var room: Range<Int>
+  private let codeBytes: Int
   /// `BlockCache.flushes` that the code belongs to.
   private var generation: UInt64
   /// Jumps that wait for a translation of their target, by its host address.
@@ -112,10 +115,13 @@ package final class Translator: BlockTranslator {
     processor = cpu
     self.log = log
     cache = cpu.blocks
-    code = try Code(size: codeBytes)
+    self.codeBytes = codeBytes
+    // Whoever looks code up by its address afterwards must not find other code there.
+    code = try Code(size: log == nil ? codeBytes : codeBytes * Self.loggedGenerations)
     thunks = Thunks(origin: UInt(bitPattern: code.memory.executable), counts: measures)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     used = (thunks.code.count + 63) & ~63
+    room = used..<codeBytes
     generation = cache.flushes
     handlerCounts = .allocate(capacity: 4096)
     handlerCounts.initialize(repeating: 0, count: 4096)
@@ -177,7 +183,7 @@ package final class Translator: BlockTranslator {
   private func place(_ translation: BlockTranslation) {
     let block = translation.codes[0].block
     let bytes = translation.a.bytes
-    if used + bytes.count > code.memory.size {
+    if used + bytes.count > room.upperBound {
       // The next time it is hot.
       reset()
       return
@@ -218,11 +224,16 @@ package final class Translator: BlockTranslator {
     waiting[block.pointee.host] = sites.filter { $0.modeKey != block.pointee.modeKey }
   }
 
-  /// Drops all code.
+  private static let loggedGenerations = 16
+
+  /// Drops all code. The next goes where the first was, or behind it as long as there is room.
   private func reset() {
     cache.forgetNative()
     waiting.removeAll(keepingCapacity: true)
-    used = (thunks.code.count + 63) & ~63
+    let first = (thunks.code.count + 63) & ~63
+    let next = (used + 63) & ~63
+    room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : first..<codeBytes
+    used = room.lowerBound
     generation = cache.flushes
     statistics.resets += 1
   }
