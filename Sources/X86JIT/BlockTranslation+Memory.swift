@@ -94,14 +94,22 @@ extension BlockTranslation {
     let way = StackWay(look: a.label(), back: a.label(), size: size, miss: miss)
     a.move(.r15, .r13)
     a.arithmetic(.sub, .r15, .state(StateOffset.stackPage))
-    a.arithmetic(.cmp, .register(.r15), immediate: Int32(4096 - size))
-    a.jump(if: Self.above, way.look)
+    if size <= 8 {
+      a.arithmetic(.cmp, .r15, .state(StateOffset.stackLimit))
+      a.jump(if: Self.notBelow, way.look)
+    } else {
+      a.arithmetic(.cmp, .register(.r15), immediate: Int32(4096 - size))
+      a.jump(if: Self.above, way.look)
+      a.arithmetic(.cmp, .state(StateOffset.stackLimit), immediate: 0)
+      a.jump(if: Self.equal, way.look)
+    }
     a.arithmetic(.add, .r13, .state(StateOffset.stackAddend))
     a.bind(way.back)
     stackWays.append(way)
   }
 
   static let above: UInt8 = 7
+  static let notBelow: UInt8 = 3
 
   /// Out of line: the look-up for a write, and the page remembered.
   mutating func emitStackWays() {
@@ -112,6 +120,9 @@ extension BlockTranslation {
       a.store(.state(StateOffset.stackPage), .r15)
       a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
       a.store(.state(StateOffset.stackAddend), .r15)
+      a.store(
+        .state(StateOffset.stackLimit),
+        immediate: Int32(truncatingIfNeeded: NativeState.stackLimit))
       a.jump(way.back)
     }
   }

@@ -65,6 +65,7 @@ enum StateOffset {
   static let jumps = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
   static let stackPage = native + MemoryLayout<NativeState>.offset(of: \.stackPage)!
   static let stackAddend = native + MemoryLayout<NativeState>.offset(of: \.stackAddend)!
+  static let stackLimit = native + MemoryLayout<NativeState>.offset(of: \.stackLimit)!
   static let hostStack = native + MemoryLayout<NativeState>.offset(of: \.hostStack)!
   static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
   static let temporary1 = native + MemoryLayout<NativeState>.offset(of: \.temporary1)!

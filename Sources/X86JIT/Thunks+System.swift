@@ -35,8 +35,7 @@ extension Thunks {
   }
 
   static func forgetStack(_ a: inout Assembler) {
-    a.move(.r15, immediate: NativeState.noPage)
-    a.store(.state(StateOffset.stackPage), .r15)
+    a.store(.state(StateOffset.stackLimit), immediate: 0)
   }
 
   /// The TLB bank and its context. Clobbers R14.

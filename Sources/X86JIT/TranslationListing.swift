@@ -131,6 +131,7 @@ struct TranslationListing {
       StateOffset.blockContext: "blockContext", StateOffset.codePage: "codePage",
       StateOffset.hostFlags: "hostFlags", StateOffset.jumps: "jumps",
       StateOffset.stackPage: "stackPage", StateOffset.stackAddend: "stackAddend",
+      StateOffset.stackLimit: "stackLimit",
       StateOffset.temporary0: "temporary0", StateOffset.temporary1: "temporary1",
       StateOffset.translations: "translations", StateOffset.lookups: "lookups",
       VectorOffset.ready: "vectorReady", VectorOffset.x87Instruction: "x87Instruction",

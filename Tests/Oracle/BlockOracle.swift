@@ -87,7 +87,11 @@ package final class BlockOracle {
     if place <= lastPlace { startRound() }
     lastPlace = place
     report.blocks += 1
-    if settings.batch != nil { for line in block.text { print(line) } }
+    if settings.batch != nil {
+      for line in block.text { print(line) }
+      // Should the block end this process.
+      fflush(nil)
+    }
     if let difference = firstDifference(block, generator.block, plan, counts: true) {
       report.differing += 1
       report.mismatches.append(explain(difference, generator.block, plan))

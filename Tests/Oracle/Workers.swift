@@ -105,9 +105,10 @@ private final class Worker {
     let how = status & 0x7F == 0 ? "with status \(status >> 8)" : "by signal \(status & 0x7F)"
     var report = OracleReport()
     report.differing = 1
+    let name = settings.mode == .blocks ? "CASE" : "BATCH"
     report.mismatches = [
-      "a worker ended \(how) at \(settings.mode.rawValue) number \(progress.current), "
-        + "seed \(settings.seed)"
+      "a worker ended \(how): \(settings.mode.rawValue), MARTLET_ORACLE_SEED=\(settings.seed) "
+        + "MARTLET_ORACLE_\(name)=\(progress.current)"
     ]
     return report
   }

@@ -45,6 +45,26 @@ import X86JIT
     #expect(m.cpu.gpr[14] == 77)
   }
 
+  /// No stack pointer reaches what is remembered of the stack while nothing is.
+  @Test(arguments: [1 << 62 + 0x58, 0x58, 0xFFFF_FFFF_FFFF_FFF8, 1 << 63 + 0x100] as [UInt64])
+  func stackPointersAtOddPlaces(_ rsp: UInt64) {
+    let m = machine()
+    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    // The first page is not there: a 4 KiB table for the first 2 MiB.
+    m.store(UInt64(0x13007), at: 0x12000)
+    for page in 1..<512 { m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8) }
+    for code: [UInt8] in [
+      [0x50, 0xF4], [0x58, 0xF4], [0xF3, 0x0F, 0x6F, 0x44, 0x24, 0x10, 0xF4],
+    ] {
+      m.load(code, at: 0x1000)
+      m.cpu.flushTLB()
+      m.cpu.gpr[4] = rsp
+      let reason = m.run(from: 0x1000)
+      #expect(reason == .exceptionOrNMI)
+      #expect(m.cpu.gpr[4] == rsp && m.cpu.s.pointee.rip == 0x1000)
+    }
+  }
+
   /// A page fault in the middle of a block: registers, flags and RIP are those of the instruction.
   @Test func faultInTheMiddleOfABlock() {
     let m = machine()

@@ -52,9 +52,12 @@ package struct NativeState {
   /// `NativeJumps`, whatever is requested.
   package var jumpTable: UInt64 = 0
   /// The linear page that the stack was last found in, with what to add for the host address. Writable,
-  /// and valid for the current TLB bank and context; `noPage` otherwise.
-  package var stackPage: UInt64 = NativeState.noPage
+  /// and valid for the current TLB bank and context while `stackLimit` is not 0: no page is one that a
+  /// guest cannot name, canonical or not.
+  package var stackPage: UInt64 = 0
   package var stackAddend: UInt64 = 0
+  /// Eight bytes fit in the stack's page at offsets below this; 0 while no page is known.
+  package var stackLimit: UInt64 = 0
   /// `CPUState.blockContext` at CPL 3 and below, as they are now.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
@@ -69,8 +72,8 @@ package struct NativeState {
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
 
-  /// Not canonical, and far from every address that is.
-  package static let noPage: UInt64 = 0x4000_0000_0000_0000
+  /// `stackLimit` of a page that is known.
+  package static let stackLimit: UInt64 = 4096 - 8 + 1
 
   /// Bits of what translated code returns besides the step: the flags are in `hostFlags`; the block at
   /// RIP must be interpreted.

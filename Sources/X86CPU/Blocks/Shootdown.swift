@@ -122,7 +122,7 @@ extension PhysicalCPU {
 
   /// Write tags of a host page go; reads stay.
   private func dropWriteTranslations(_ page: UInt64) {
-    cpu.s.pointee.native.stackPage = NativeState.noPage
+    cpu.s.pointee.native.stackLimit = 0
     let wanted = SIMD16<UInt32>(repeating: UInt32(truncatingIfNeeded: page >> Page.shift))
     let pages = UnsafeRawPointer(writablePages).assumingMemoryBound(to: SIMD16<UInt32>.self)
     for group in 0..<(TLB.entriesPerBank * TLB.bankCount / 16)

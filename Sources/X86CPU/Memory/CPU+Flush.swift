@@ -89,7 +89,7 @@ extension CPU {
       owner.tlbBanks[bank * TLB.entriesPerBank + index] = .invalid
       s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
-    s.pointee.native.stackPage = NativeState.noPage
+    s.pointee.native.stackLimit = 0
     if owner.executed.mayContain(linear >> Page.shift) {
       owner.newJumpEpoch()
       updateBlockContext()
@@ -100,7 +100,7 @@ extension CPU {
   package func updateBlockContext() {
     let common = UInt64(s.pointee.modeKey) << 12 | s.pointee.jumpEpoch << 29
     let context = s.pointee.addressSpace
-    s.pointee.native.stackPage = NativeState.noPage
+    s.pointee.native.stackLimit = 0
     s.pointee.native.userContext = common | context | 1 << 28
     s.pointee.native.supervisorContext =
       common | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
