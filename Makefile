@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak golden profile-boot bench check format clean
+.PHONY: all build run guest guests test soak golden profile-boot conformance bench check format clean
 
 all: build
 
@@ -43,6 +43,11 @@ test:
 soak:
 	$(SWIFT) build $(RELEASE) --product martlet-oracle
 	.build/release/martlet-oracle soak $(ARGS)
+
+# The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
+conformance: build
+	$(SWIFT) build $(RELEASE) --product martlet-kvm
+	Scripts/conformance.sh $(ARGS)
 
 # The built-in guest, assembled into Swift source.
 guests:

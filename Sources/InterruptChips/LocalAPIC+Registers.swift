@@ -54,7 +54,9 @@ extension LocalAPIC {
     case APICRegister.svr: return Rule(access: .readWrite, writable: writableSVR)
     case APICRegister.esr: return Rule(access: .readWrite, writable: 0)
     case APICRegister.icrLow:
-      return Rule(access: .readWrite, writable: 0xC_CFFF, ignored: APICICR.deliveryStatus)
+      // The xAPIC keeps reserved bits as they are written, as KVM does; the x2APIC faults on them.
+      let writable: UInt32 = wide ? 0xC_CFFF : ~APICICR.deliveryStatus
+      return Rule(access: .readWrite, writable: writable, ignored: APICICR.deliveryStatus)
     case APICRegister.initialCount: return Rule(access: .readWrite, writable: 0xFFFF_FFFF)
     case APICRegister.divideConfiguration: return Rule(access: .readWrite, writable: 0xB)
     case APICRegister.selfIPI: return wide ? Rule(access: .writeOnly, writable: 0xFF) : nil

@@ -37,6 +37,8 @@ final class Machine: @unchecked Sendable {
   /// Serialises the ioctls that change the machine.
   let ioctlLock = Mutex(Configuration())
   let options = Mutex(MachineOptions())
+  /// Made with the first KVM_GET_STATS_FD, under the ioctl lock.
+  var statisticsFile: StatisticsFile?
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
   /// Made with the first irqfd.

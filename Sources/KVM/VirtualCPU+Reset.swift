@@ -22,6 +22,7 @@ extension VirtualCPU {
     backend.setNestedTables(machine.memory.root)
     backend.setTSCOffset(tscOffset)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
+    updateDebugControls()
   }
 
   /// INIT: what INIT and power-up have in common.

@@ -116,6 +116,8 @@ final class VirtualCPU: @unchecked Sendable {
   var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
+  /// Made with the first KVM_GET_STATS_FD.
+  var statisticsFile: StatisticsFile?
   var machineCheck = MachineCheckBanks()
   var steal = StealTime()
   /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.

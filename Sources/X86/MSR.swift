@@ -31,6 +31,8 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var mcgStatus: Self { Self(0x17A) }
   @inlinable public static var mcgControl: Self { Self(0x17B) }
   @inlinable public static var miscEnable: Self { Self(0x1A0) }
+  @inlinable public static var powerControl: Self { Self(0x1FC) }
+  @inlinable public static var performanceCapabilities: Self { Self(0x345) }
   @inlinable public static var debugctl: Self { Self(0x1D9) }
   /// IA32_MTRR_PHYSBASE0; the mask follows, then the next pair.
   @inlinable public static var mtrrPhysBase0: Self { Self(0x200) }

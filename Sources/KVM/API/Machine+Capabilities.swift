@@ -167,5 +167,11 @@ extension Machine {
 enum Quirks {
   /// LINT0 of the boot CPU is in virtual-wire mode from reset.
   static let lint0Reenabled = UInt64(KVM_X86_QUIRK_LINT0_REENABLED)
-  static let all = lint0Reenabled
+  /// VMMCALL is done and patched.
+  static let fixHypercall = UInt64(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
+  /// MONITOR and MWAIT do nothing, whether CPUID has them or not.
+  static let mwaitNeverUndefined: UInt64 = 1 << 6
+  /// The MWAIT bit of IA32_MISC_ENABLE does not change CPUID.
+  static let miscEnableNoMwait = UInt64(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)
+  static let all = lint0Reenabled | fixHypercall | mwaitNeverUndefined | miscEnableNoMwait
 }

@@ -5,6 +5,10 @@ import InterruptChips
 import Synchronization
 import SystemPackage
 
+#if canImport(Glibc)
+  import Glibc
+#endif
+
 /// The ioctls of a machine: vCPUs, capabilities, addresses. Families with more of their own are in
 /// files of their own.
 extension Machine {
@@ -29,6 +33,16 @@ extension Machine {
         Capabilities.value(argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount)
       }
     ),
+    (CKVM_GET_STATS_FD, { (machine, _) throws(Errno) in try machine.openStatistics() }),
+    // No device of these kinds is ours to make.
+    (
+      CKVM_CREATE_DEVICE,
+      { (_, argument) throws(Errno) in
+        _ = try argument.read(kvm_create_device.self)
+        throw Errno(rawValue: ENODEV)
+      }
+    ),
+    (CKVM_GET_NR_MMU_PAGES, { (_, _) throws(Errno) in 0 }),
     (
       CKVM_SET_TSS_ADDR,
       { (machine, argument) throws(Errno) in

@@ -44,8 +44,10 @@ extension Machine {
   ]
 
   private static let pageMask: UInt64 = 4095
-  /// Beyond this no address of a 64-bit guest or of this process can be.
-  private static let addressLimit: UInt64 = 1 << 47
+  /// What four levels of nested tables reach.
+  private static let guestLimit: UInt64 = 1 << 48
+  /// Beyond this no address of this process can be.
+  private static let hostLimit: UInt64 = 1 << 47
 
   private func setMemory(
     _ region: kvm_userspace_memory_region, _ configuration: Configuration
@@ -100,8 +102,8 @@ extension Machine {
     guard slot.flags & ~flags == 0, slot.size & pageMask == 0,
       slot.size >> 12 < 1 << 31, slot.base & pageMask == 0,
       slot.host & pageMask == 0, slot.id < maxMemorySlots,
-      slot.base < addressLimit, slot.size <= addressLimit, slot.host < addressLimit,
-      slot.base &+ slot.size <= addressLimit, slot.host &+ slot.size <= addressLimit,
+      slot.base < guestLimit, slot.base &+ slot.size <= guestLimit, slot.host < hostLimit,
+      slot.host &+ slot.size <= hostLimit,
       slot.host != 0 || slot.size == 0
     else { throw .invalidArgument }
   }

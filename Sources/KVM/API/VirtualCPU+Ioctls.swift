@@ -45,6 +45,7 @@ extension VirtualCPU {
         return 0
       }
     ),
+    (CKVM_GET_STATS_FD, { (vcpu, _) throws(Errno) in try vcpu.openStatistics() }),
     (
       CKVM_SET_SIGNAL_MASK,
       { (vcpu, argument) throws(Errno) in

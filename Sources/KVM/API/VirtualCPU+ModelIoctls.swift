@@ -25,7 +25,7 @@ extension VirtualCPU {
     (
       CKVM_GET_CPUID2,
       { (vcpu, argument) throws(Errno) in
-        try CPUIDTable.write(vcpu.cpuid.entries, to: argument)
+        try CPUIDTable.write(vcpu.cpuid.entries(vcpu.cpuidState), to: argument)
         return 0
       }
     ),
@@ -42,6 +42,27 @@ extension VirtualCPU {
         return try MSRTable.forEach(argument) { entry in
           vcpu.writeMSR(entry.index, entry.data, byHost: true) ? entry.data : nil
         }
+      }
+    ),
+    (
+      CKVM_HAS_DEVICE_ATTR,
+      { (vcpu, argument) throws(Errno) in
+        _ = try offsetAttribute(argument)
+        return 0
+      }
+    ),
+    (
+      CKVM_GET_DEVICE_ATTR,
+      { (vcpu, argument) throws(Errno) in
+        try offsetAttribute(argument).write(vcpu.tscOffset)
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_DEVICE_ATTR,
+      { (vcpu, argument) throws(Errno) in
+        vcpu.setTSCOffset(try offsetAttribute(argument).read())
+        return 0
       }
     ),
     (CKVM_GET_TSC_KHZ, { (_, _) throws(Errno) in Int32(clamping: HostTSC.kilohertz) }),
@@ -86,10 +107,25 @@ extension VirtualCPU {
     ),
   ]
 
+  /// The address of KVM_VCPU_TSC_OFFSET's value, the one attribute of a vCPU.
+  private static func offsetAttribute(_ argument: Argument) throws(Errno) -> Argument {
+    let attribute: kvm_device_attr = try argument.read()
+    guard attribute.group == UInt32(KVM_VCPU_TSC_CTRL),
+      attribute.attr == UInt64(KVM_VCPU_TSC_OFFSET)
+    else { throw .noSuchAddressOrDevice }
+    return Argument(value: UInt(attribute.addr))
+  }
+
+  func hasParavirtual(_ feature: UInt32) -> Bool {
+    !enforcesParavirtualCPUID || cpuid.paravirtualFeatures & feature != 0
+  }
+
   /// Once the vCPU has run, only what it has.
   private func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
     if hasRun {
-      guard CPUIDTable.areEqual(entries, cpuid.entries) else { throw .invalidArgument }
+      let state = cpuidState
+      let new = GuestCPUID(entries).entries(state)
+      guard CPUIDTable.areEqual(new, cpuid.entries(state)) else { throw .invalidArgument }
       return
     }
     cpuid = GuestCPUID(entries)

@@ -12,6 +12,8 @@ struct GuestCPUID {
     var xcr0: UInt64
     var xss: UInt64
     var isAPICEnabled: Bool
+    /// IA32_MISC_ENABLE's bit, where CPUID follows it.
+    var monitorWait: Bool?
   }
 
   let entries: [kvm_cpuid_entry2]
@@ -42,7 +44,11 @@ struct GuestCPUID {
       return position.map { entries[$0] } ?? kvm_cpuid_entry2()
     }
     let (one, seven, state) = (find(1, 0), find(7, 0), find(0xD, 0))
-    allowedCR4 = Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
+    // Before the client says what the guest has, it may have all.
+    allowedCR4 =
+      entries.isEmpty
+      ? VMXCapabilities.cr4Fixed1 & ~CR4.vmxe.rawValue
+      : Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
     paravirtualFeatures = find(0x4000_0001, 0).eax
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
@@ -86,6 +92,18 @@ struct GuestCPUID {
     return leaf
   }
 
+  /// The table as it is now: with what the processor's state changes.
+  func entries(_ state: Dynamic) -> [kvm_cpuid_entry2] {
+    entries.map { entry in
+      var (entry, leaf) = (
+        entry, CPUIDLeaf(eax: entry.eax, ebx: entry.ebx, ecx: entry.ecx, edx: entry.edx)
+      )
+      reflect(&leaf, entry.function, entry.index, state)
+      (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
+      return entry
+    }
+  }
+
   private func isBeyondLast(_ function: UInt32) -> Bool {
     let base: UInt32
     if function & 0x8000_0000 != 0 {
@@ -107,6 +125,7 @@ struct GuestCPUID {
     switch (function, index) {
     case (1, _):
       set(&leaf.ecx, 27, state.cr4 & CR4.osxsave.rawValue != 0)
+      if let monitorWait = state.monitorWait { set(&leaf.ecx, 3, monitorWait) }
       if !state.isAPICEnabled { set(&leaf.edx, 9, false) }
     case (7, 0): set(&leaf.ecx, 4, state.cr4 & CR4.pke.rawValue != 0)
     case (0xD, 0): leaf.ebx = ExtendedStateLayout.standardSize(state.xcr0)

@@ -8,6 +8,7 @@ enum ParavirtualFeature {
   static let stealTime: UInt32 = 1 << 5
   static let unhalt: UInt32 = 1 << 7
   static let pollControl: UInt32 = 1 << 12
+  static let yield: UInt32 = 1 << 13
   static let stableClock: UInt32 = 1 << 24
 
   /// The feature that each MSR belongs to.
@@ -22,6 +23,8 @@ enum ParavirtualFeature {
 enum Hypercall {
   /// Wakes the CPU whose APIC identifier is the second argument.
   static let kickCPU: UInt64 = 5
+  /// Yields to the CPU whose APIC identifier is the first argument.
+  static let yield: UInt64 = 11
   /// Tells the host how a range of memory is used (confidential guests).
   static let mapGPARange: UInt64 = 12
   /// Hypercalls that a client can ask to see.

@@ -16,7 +16,9 @@ enum SupportedCPUID {
     static let x2APIC: UInt32 = 1 << 21
     static let tscDeadline: UInt32 = 1 << 24
     static let hypervisor: UInt32 = 1 << 31
-    static let removed = monitor | vmx
+    /// Set while CR4.OSXSAVE is.
+    static let osxsave: UInt32 = 1 << 27
+    static let removed = monitor | vmx | osxsave
     static let added = x2APIC | tscDeadline | hypervisor
   }
 
@@ -52,6 +54,8 @@ enum SupportedCPUID {
       leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
       leaf.edx |= apicBit
     }
+    // OSPKE, set while CR4.PKE is.
+    if function == 7, index == 0 { leaf.ecx &= ~(1 << 4) }
     if function == 0xD, index > 1, leaf.eax == 0 { return }
     var entry = kvm_cpuid_entry2()
     entry.function = function
@@ -65,7 +69,8 @@ enum SupportedCPUID {
   private static let features: UInt32 =
     ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
     | ParavirtualFeature.clockSource2 | ParavirtualFeature.stealTime | ParavirtualFeature.unhalt
-    | ParavirtualFeature.pollControl | ParavirtualFeature.stableClock
+    | ParavirtualFeature.pollControl | ParavirtualFeature.yield
+    | ParavirtualFeature.stableClock
 
   private static var paravirtual: [kvm_cpuid_entry2] {
     var name = kvm_cpuid_entry2()

@@ -50,7 +50,7 @@ extension VirtualCPU {
       _ = stepExit()
       return finishRun()
     }
-    if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
+    if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
     if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
       mustCheckEvents = true
     }
@@ -64,6 +64,7 @@ extension VirtualCPU {
   /// What `kvm_run` says after every return.
   private func finishRun() -> Int32 {
     statistics.userExits &+= 1
+    if statisticsFile != nil { updateStatistics() }
     publishState()
     return 0
   }
@@ -85,10 +86,10 @@ extension VirtualCPU {
     }
   }
 
-  /// EINTR.
-  private func leaveInterrupted() throws(Errno) -> Never {
+  /// EINTR. The exit reason says so where a signal came; `immediate_exit` leaves the last one.
+  private func leaveInterrupted(_ reason: Int32? = KVM_EXIT_INTR) throws(Errno) -> Never {
     _ = takeRequests(.kick)
-    run.pointee.exit_reason = UInt32(KVM_EXIT_INTR)
+    if let reason { run.pointee.exit_reason = UInt32(reason) }
     publishState()
     throw .interrupted
   }
@@ -201,7 +202,7 @@ extension VirtualCPU {
   /// call again (EAGAIN), as Linux does.
   private func waitForStartup() throws(Errno) {
     while isWaitingForStartup {
-      if run.pointee.immediate_exit != 0 { try leaveInterrupted() }
+      if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
       if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
       releaseSlot()
       if isWaitingForStartup { park() }

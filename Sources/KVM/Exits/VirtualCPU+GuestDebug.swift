@@ -92,8 +92,11 @@ extension VirtualCPU {
     backend.invalidateNestedMappings()
   }
 
-  private func updateDebugControls() {
-    var exceptions: UInt32 = 0
+  /// #UD: it may be the other vendor's hypercall.
+  static let alwaysIntercepted: UInt32 = 1 << UInt32(ExceptionVector.invalidOpcode.rawValue)
+
+  func updateDebugControls() {
+    var exceptions = Self.alwaysIntercepted
     if debug.isStepping || debug.hasHardwareBreakpoints {
       exceptions |= 1 << UInt32(ExceptionVector.debug.rawValue)
     }
@@ -129,6 +132,7 @@ extension VirtualCPU {
     switch ExceptionVector(rawValue: info.vector) {
     case .debug:
       return debugExit(.debug, dr6: qualification | DR6.initial.rawValue)
+    case .invalidOpcode: return exitForUndefined()
     case .breakpoint:
       return debugExit(.breakpoint, dr6: DR6.initial.rawValue)
     default:

@@ -13,11 +13,7 @@ extension VirtualCPU {
   func emulateCPUID() -> Disposition {
     let function = UInt32(truncatingIfNeeded: cpu.gpr[0])
     let index = UInt32(truncatingIfNeeded: cpu.gpr[1])
-    let values = cpuid.lookUp(
-      function, index,
-      GuestCPUID.Dynamic(
-        cr4: backend[.cr4], xcr0: cpu.s.pointee.xcr0, xss: cpu.s.pointee.xss,
-        isAPICEnabled: isAPICEnabled))
+    let values = cpuid.lookUp(function, index, cpuidState)
     cpu.gpr[0] = UInt64(values.eax)
     cpu.gpr[3] = UInt64(values.ebx)
     cpu.gpr[1] = UInt64(values.ecx)
@@ -26,7 +22,7 @@ extension VirtualCPU {
     return .resume
   }
 
-  private var isAPICEnabled: Bool {
+  var isAPICEnabled: Bool {
     guard let apic else {
       return msrs.apicBaseWithoutChip & APICBase.en.rawValue != 0
     }
@@ -72,8 +68,11 @@ extension VirtualCPU {
     let number = cpu.gpr[0] & mask
     if cpu.cpl != 0 { return endHypercall(UInt64(bitPattern: Hypercall.notPermitted)) }
     switch number {
-    case Hypercall.kickCPU:
+    case Hypercall.kickCPU where hasParavirtual(ParavirtualFeature.unhalt):
       machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
+      return endHypercall(0)
+    case Hypercall.yield where hasParavirtual(ParavirtualFeature.yield):
+      defer { if hypervisor.pool.hasWaiters { releaseSlot() } }
       return endHypercall(0)
     case Hypercall.mapGPARange
     where machine.options.withLock({ $0.userSpaceHypercalls }) & 1 << number != 0:

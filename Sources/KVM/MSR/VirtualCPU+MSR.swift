@@ -27,6 +27,8 @@ struct MSRStore {
   var platformInfo: UInt64 = 0
   var microcodeRevision: UInt64 = MSRModel.microcodeRevision
   var smiCount: UInt64 = 0
+  /// IA32_POWER_CTL: stored, nothing follows.
+  var powerControl: UInt64 = 0
 }
 
 /// The numbers of KVM's own MSRs (Linux, "KVM-specific MSRs").
@@ -75,6 +77,9 @@ extension VirtualCPU {
         ? msrs.platformInfo : nil
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
     case MSR.smiCount.rawValue: return msrs.smiCount
+    case MSR.powerControl.rawValue: return msrs.powerControl
+    // No counters, so none of their capabilities.
+    case MSR.performanceCapabilities.rawValue: return byHost ? 0 : nil
     default:
       if MachineCheckBanks.owns(number) { return machineCheck.read(number) }
       return readModelMSR(number)
@@ -84,13 +89,14 @@ extension VirtualCPU {
   /// Whether the guest may know KVM's own MSRs (KVM_CAP_ENFORCE_PV_FEATURE_CPUID).
   private func isOfferedMSR(_ number: UInt32) -> Bool {
     guard enforcesParavirtualCPUID, let bit = ParavirtualFeature.ofMSR[number] else { return true }
-    return cpuid.paravirtualFeatures & bit != 0
+    return hasParavirtual(bit)
   }
 
   /// Whether there is such an MSR at all, whatever may be done with it.
   static func isKnownMSR(_ number: UInt32) -> Bool {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
+      || number == MSR.powerControl.rawValue
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
   }
@@ -125,6 +131,8 @@ extension VirtualCPU {
     case ParavirtualMSR.stealTime: return writeStealMSR(value)
     case MSR.platformInfo.rawValue where byHost: msrs.platformInfo = value
     case MSR.biosSignatureID.rawValue where byHost: msrs.microcodeRevision = value
+    case MSR.powerControl.rawValue: msrs.powerControl = value
+    case MSR.performanceCapabilities.rawValue: return byHost && value == 0
     case MSR.smiCount.rawValue:
       guard byHost else { return false }
       msrs.smiCount = value
@@ -231,7 +239,7 @@ extension VirtualCPU {
     return true
   }
 
-  private func setTSCOffset(_ offset: UInt64) {
+  func setTSCOffset(_ offset: UInt64) {
     tscOffset = offset
     backend.setTSCOffset(offset)
     armTimer()
@@ -265,6 +273,7 @@ enum MSRLists {
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
+      MSR.powerControl.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }
@@ -274,9 +283,13 @@ enum MSRLists {
   }()
 
   /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
-  static let features: [UInt32] = [MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue]
+  static let features: [UInt32] = [
+    MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue,
+    MSR.performanceCapabilities.rawValue,
+  ]
 
   static func feature(_ number: UInt32) -> UInt64? {
+    if number == MSR.performanceCapabilities.rawValue { return 0 }
     guard features.contains(number), let rule = MSRModel.rule(number),
       case .constant(let value) = rule.storage
     else { return nil }

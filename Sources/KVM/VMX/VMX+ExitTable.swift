@@ -29,7 +29,7 @@ extension VMX {
     (.controlRegisterAccess, exitControlRegister), (.debugRegisterAccess, exitDebugRegister),
     (.ioInstruction, exitIOInstruction), (.rdmsr, exitRDMSR), (.wrmsr, exitWRMSR),
     (.invalidGuestState, exitInvalidGuestState), (.msrLoading, exitInvalidGuestState),
-    (.mwait, exitNothing), (.monitorTrapFlag, exitMonitorTrapFlag), (.monitor, exitNothing),
+    (.mwait, exitMonitorWait), (.monitorTrapFlag, exitMonitorTrapFlag), (.monitor, exitMonitorWait),
     (.pause, exitPause), (.machineCheckDuringEntry, exitInvalidGuestState),
     (.tprBelowThreshold, exitTPRBelowThreshold), (.gdtrOrIDTRAccess, exitEmulated),
     (.ldtrOrTRAccess, exitEmulated), (.eptViolation, exitEPTViolation),
@@ -59,7 +59,7 @@ extension VMX {
   // MARK: Events
 
   private static let exitExceptionOrNMI: Handler = { vmx, vcpu in
-    // Only a debugger's exceptions are intercepted, and the host has no NMIs for us.
+    // #UD and a debugger's exceptions are intercepted, and the host has no NMIs for us.
     vcpu.exitForException(
       InterruptionInfo(
         rawValue: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionInfo))),
@@ -108,7 +108,9 @@ extension VMX {
   private static let exitPause: Handler = { _, vcpu in vcpu.emulatePause() }
   private static let exitVMCALL: Handler = { _, vcpu in vcpu.emulateHypercall() }
 
-  /// WBINVD, INVD, MONITOR, MWAIT: caches are coherent, and waiting is never needed.
+  private static let exitMonitorWait: Handler = { _, vcpu in vcpu.emulateMonitorWait() }
+
+  /// WBINVD, INVD: caches are coherent.
   private static let exitNothing: Handler = { _, vcpu in
     vcpu.advance()
     return .resume

@@ -1,0 +1,97 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs the kernel's own KVM selftests on the software KVM and prints a table: the result of each and
+# its reason. The tests come from Debian's linux-source-6.1, which is downloaded, not installed, and
+# are built in .conformance/, which git ignores.
+#
+# usage: Scripts/conformance.sh [TEST...]      names as in Scripts/conformance-expected.txt
+#
+#   CONFORMANCE_TIMEOUT   seconds that a test may take (default: 60)
+#   CONFORMANCE_RUNNER    what runs a test (default: .build/release/martlet kvm --)
+#
+# pass: exit status 0. skip: the test says that it needs something that is not offered (status 4).
+# FAIL: everything else. The exit status is 1 where a test failed that is not expected to
+# (Scripts/conformance-expected.txt names those, with the reason).
+
+set -eu
+cd "$(dirname "$0")/.."
+root=$PWD
+cache=$root/.conformance
+package=linux-source-6.1
+selftests=$cache/src/tools/testing/selftests/kvm
+expected=$root/Scripts/conformance-expected.txt
+timeout=${CONFORMANCE_TIMEOUT:-60}
+runner=${CONFORMANCE_RUNNER:-$root/.build/release/martlet kvm --}
+
+for tool in apt-get dpkg-deb gcc make tar timeout; do
+  if ! command -v "$tool" >/dev/null 2>&1; then
+    echo "conformance: $tool is missing" >&2
+    exit 2
+  fi
+done
+
+fetch() {
+  mkdir -p "$cache"
+  (cd "$cache" && apt-get download "$package" >log 2>&1) || {
+    echo "conformance: apt-get download $package failed; see $cache/log" >&2
+    exit 2
+  }
+  rm -rf "$cache/package" "$cache/src"
+  dpkg-deb -x "$cache"/"$package"_*.deb "$cache/package"
+  mkdir -p "$cache/src"
+  tar xf "$cache/package/usr/src/$package.tar.xz" -C "$cache/src" --strip-components=1 \
+    "$package/tools" "$package/scripts" "$package/arch/x86/include" "$package/include"
+  rm -rf "$cache/package" "$cache"/"$package"_*.deb
+}
+
+# The system's headers are of the same kernel version, so that the tree needs none of its own. Debian's
+# update of dirty_log_test uses a macro by its newer name.
+build() {
+  make -k -C "$selftests" LINUX_HDR_PATH=/usr/include/ KHDR_INCLUDES= \
+    EXTRA_CFLAGS="-include /usr/include/linux/stddef.h -DTEST_ASSERT_EQ=ASSERT_EQ" \
+    >"$cache/build.log" 2>&1 || echo "conformance: not all tests build; see $cache/build.log" >&2
+}
+
+[ -d "$selftests" ] || fetch
+[ -x "$selftests/x86_64/sync_regs_test" ] || build
+
+# Scripts among the tests are left out: they need root and a kernel to configure.
+names() {
+  awk '/^TEST_GEN_PROGS_x86_64/ { print $3 }' "$selftests/Makefile"
+}
+
+# The reason: the test's own words, else the status.
+reason() {
+  line=$(grep -a -m 1 -E 'SKIP|skipping|Skipping|not supported|Requirement not met' "$1") ||
+    line=$(grep -a -A 6 -m 1 'Test Assertion Failure' "$1" | grep -a -v -E 'pid=|^ *[0-9]+' |
+      sed 's/^ *//' | tr '\n' ' ' | sed 's/==== Test Assertion Failure ====//') ||
+    line=$(tail -n 1 "$1")
+  [ "$2" != 124 ] || line="no end after $timeout s; $line"
+  printf '%s' "$line" | tr -d '\000-\010\013-\037' | cut -c 1-110
+}
+
+passed=0 skipped=0 failed=0 surprises=0
+log=$cache/test.log
+[ $# -gt 0 ] || set -- $(names)
+printf '%-44s %-6s %s\n' test result reason
+for name in "$@"; do
+  status=0
+  # shellcheck disable=SC2086
+  (cd "$cache" && timeout -k 5 "$timeout" $runner "$selftests/$name") >"$log" 2>&1 </dev/null ||
+    status=$?
+  mkdir -p "$cache/logs"
+  cp "$log" "$cache/logs/$(basename "$name").log"
+  known=$(sed -n "s|^$name  *||p" "$expected")
+  case $status in
+    0) result=pass why= passed=$((passed + 1)) ;;
+    4) result=skip why=$(reason "$log" 4) skipped=$((skipped + 1)) ;;
+    *)
+      result=FAIL why=$(reason "$log" "$status") failed=$((failed + 1))
+      if [ -n "$known" ]; then why="$known"; else surprises=$((surprises + 1)); fi
+      ;;
+  esac
+  printf '%-44s %-6s %s\n' "$name" "$result" "$why"
+done
+echo "$passed passed, $skipped skipped, $failed failed, of which $surprises without a known reason"
+[ "$surprises" = 0 ]

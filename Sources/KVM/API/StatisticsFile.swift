@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_GET_STATS_FD: a file that describes itself (Linux, "KVM_GET_STATS_FD").
+//
+//     header | identifier | descriptors, each with its name | one u64 for each
+//
+// The file is memory that we share with whoever reads it; the numbers are those of the last return
+// from KVM_RUN.
+
+import CHost
+import Host
+import Synchronization
+import SystemPackage
+import X86
+
+final class StatisticsFile: Sendable {
+  /// A statistic that only grows, or one that is as it is now.
+  enum Kind: UInt32, Sendable {
+    case cumulative = 0
+    case instant = 1
+  }
+
+  private static let nameSize = 48
+  private static let headerSize = MemoryLayout<kvm_stats_header>.size
+  private static let descriptorSize = 20 + nameSize - 4
+
+  private let file: MemoryFile
+  private let mapping: Mapping
+  private let dataOffset: Int
+  private let count: Int
+
+  init(identifier: String, _ statistics: [(name: String, kind: Kind)]) throws(Errno) {
+    count = statistics.count
+    let descriptors = Self.headerSize + Self.nameSize
+    dataOffset = descriptors + count * Self.descriptorSize
+    let size = dataOffset + count * 8
+    file = try MemoryFile(name: "kvm-stats", size: size)
+    mapping = try Mapping(sharing: file.descriptor.rawValue, size: (size + 4095) & ~4095)
+    var header = kvm_stats_header()
+    header.name_size = UInt32(Self.nameSize)
+    header.num_desc = UInt32(count)
+    header.id_offset = UInt32(Self.headerSize)
+    header.desc_offset = UInt32(descriptors)
+    header.data_offset = UInt32(dataOffset)
+    mapping.address.storeBytes(of: header, as: kvm_stats_header.self)
+    store(identifier, at: Self.headerSize)
+    for (index, statistic) in statistics.enumerated() {
+      let place = descriptors + index * Self.descriptorSize
+      mapping.address.storeBytes(of: statistic.kind.rawValue, toByteOffset: place, as: UInt32.self)
+      // Exponent 0, one number.
+      mapping.address.storeBytes(of: 1, toByteOffset: place + 6, as: UInt16.self)
+      mapping.address.storeBytes(of: UInt32(index * 8), toByteOffset: place + 8, as: UInt32.self)
+      store(statistic.name, at: place + 16)
+    }
+  }
+
+  private func store(_ text: String, at offset: Int) {
+    for (index, byte) in text.utf8.prefix(Self.nameSize - 1).enumerated() {
+      mapping.address.storeBytes(of: byte, toByteOffset: offset + index, as: UInt8.self)
+    }
+  }
+
+  func update(_ values: [UInt64]) {
+    for (index, value) in values.prefix(count).enumerated() {
+      mapping.address.storeBytes(of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
+    }
+  }
+
+  /// A new descriptor, with a position of its own, that the client closes.
+  func open() throws(Errno) -> Int32 {
+    let path = "/proc/self/fd/\(file.descriptor.rawValue)"
+    return try OwnedFileDescriptor(opening: path, flags: 0).release()
+  }
+}
+
+extension VirtualCPU {
+  /// Names as Linux has them, with the exits that they count; nil: all.
+  private static let exitStatistics: [(name: String, reasons: [ExitReason]?)] = [
+    ("exits", nil), ("io_exits", [.ioInstruction]), ("mmio_exits", [.eptViolation]),
+    ("halt_exits", [.hlt]), ("irq_window_exits", [.interruptWindow]),
+    ("nmi_window_exits", [.nmiWindow]), ("irq_exits", [.externalInterrupt]),
+    ("hypercalls", [.vmcall]), ("invlpg", [.invlpg]),
+  ]
+
+  func openStatistics() throws(Errno) -> Int32 {
+    if statisticsFile == nil {
+      let exits = Self.exitStatistics.map { (name: $0.name, kind: StatisticsFile.Kind.cumulative) }
+      statisticsFile = try StatisticsFile(
+        identifier: "kvm-vcpu-\(id)",
+        exits + [
+          (name: "user_exits", kind: .cumulative), (name: "halt_wakeup", kind: .cumulative),
+          (name: "instructions", kind: .cumulative),
+        ])
+      updateStatistics()
+    }
+    guard let file = statisticsFile else { throw .noMemory }
+    return try file.open()
+  }
+
+  func updateStatistics() {
+    guard let file = statisticsFile else { return }
+    let exits = statistics.exits
+    var values = Self.exitStatistics.map { entry -> UInt64 in
+      let reasons = entry.reasons?.map { Int($0.rawValue) } ?? Array(0..<65)
+      return reasons.reduce(0) { $0 &+ exits[$1] }
+    }
+    values += [statistics.userExits, statistics.halts, statistics.instructions]
+    file.update(values)
+  }
+}
+
+extension Machine {
+  func openStatistics() throws(Errno) -> Int32 {
+    try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+      if statisticsFile == nil {
+        statisticsFile = try StatisticsFile(
+          identifier: "kvm-vm",
+          [(name: "vcpus", kind: .instant), (name: "memslots", kind: .instant)])
+      }
+      guard let file = statisticsFile else { throw .noMemory }
+      file.update([UInt64(virtualCPUs.count), UInt64(memory.all.count)])
+      return try file.open()
+    }
+  }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// #UD that is not one to the guest: VMMCALL. A guest that was told to be on AMD's processor makes its
+// hypercalls so. It is done as VMCALL is, and the instruction replaced by VMCALL, which is faster the
+// next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
+
+import CHost
+import Synchronization
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  private static let vmcall: [UInt8] = [0x0F, 0x01, 0xC1]
+  private static let vmmcall: [UInt8] = [0x0F, 0x01, 0xD9]
+
+  /// An instruction was undefined.
+  func exitForUndefined() -> Disposition {
+    let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
+    guard isQuirkOn(Quirks.fixHypercall), code(at: start) == Self.vmmcall else {
+      raise(.invalidOpcode)
+      return .resume
+    }
+    for (offset, byte) in Self.vmcall.enumerated() {
+      guard let place = translate(start &+ UInt64(offset)) else { continue }
+      _ = writeMemory(place, count: 1) { $0.storeBytes(of: byte, as: UInt8.self) }
+    }
+    // The guest is entered again, and makes the hypercall.
+    return .resume
+  }
+
+  func isQuirkOn(_ quirk: UInt64) -> Bool {
+    machine.options.withLock { $0.disabledQuirks } & quirk == 0
+  }
+
+  private func code(at start: UInt64) -> [UInt8] {
+    (0..<3).compactMap { offset in
+      translate(start &+ UInt64(offset)).flatMap { machine.memory.load($0, as: UInt8.self) }
+    }
+  }
+
+  /// MONITOR and MWAIT: nothing to wait for, and undefined only where the client wants that of a
+  /// guest whose CPUID does not have them.
+  func emulateMonitorWait() -> Disposition {
+    if !isQuirkOn(Quirks.mwaitNeverUndefined), !hasMonitorWait {
+      raise(.invalidOpcode)
+    } else {
+      advance()
+    }
+    return .resume
+  }
+
+  private var hasMonitorWait: Bool {
+    cpuid.lookUp(1, 0, cpuidState).ecx & 1 << 3 != 0
+  }
+
+  /// What CPUID reflects.
+  var cpuidState: GuestCPUID.Dynamic {
+    let miscEnable = readMSR(MSR.miscEnable.rawValue, byHost: true) ?? 0
+    return GuestCPUID.Dynamic(
+      cr4: backend[.cr4], xcr0: cpu.s.pointee.xcr0, xss: cpu.s.pointee.xss,
+      isAPICEnabled: isAPICEnabled,
+      monitorWait: isQuirkOn(Quirks.miscEnableNoMwait) ? nil : miscEnable & 1 << 18 != 0)
+  }
+}
