@@ -100,7 +100,7 @@ extension Instruction {
     case .mul, .imul, .cwd, .cdq, .cqo, .cbw, .cwde, .cdqe, .mulx, .div, .idiv, .rdtsc,
       .rdpkru, .cmpxchg8b, .cmpxchg16b:
       changed |= 0b101
-    case .cmpxchg, .xadd: changed |= 1
+    case .cmpxchg, .xadd, .lahf: changed |= 1
     case .rdtscp: changed |= 0b111
     case .push, .pop, .call, .ret, .pushf, .popf: changed |= 1 << 4
     case .leave: changed |= 1 << 4 | 1 << 5

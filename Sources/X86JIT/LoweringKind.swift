@@ -53,7 +53,8 @@ enum LoweringKind {
     case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
       .shrx:
       return .vex
-    case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo: return .accumulator
+    case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo, .clc, .stc, .cmc, .lahf, .sahf:
+      return .accumulator
     case .lea: return .lea
     case .bswap: return i.operandSize == 2 ? .handler : .bswap
     case .nop, .endbr64, .endbr32, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta: return .nop
