@@ -63,6 +63,7 @@ struct BlockGenerator {
     case 3..<5: if depth < 2 { loop(depth) } else { single() }
     case 5: transfer()
     case 6: loadControl()
+    case 7: stepPointer()
     default: single()
     }
   }
@@ -114,6 +115,25 @@ struct BlockGenerator {
     }
     if BlockRules.isRare(i, roles) && !random.oneIn(8) { return false }
     return BlockRules.reachesSandbox(i, roles) || random.oneIn(24)
+  }
+
+  /// Moves a base register by a little, or makes it equal another.
+  private mutating func stepPointer() {
+    if registersOnly { return single() }
+    left -= 1
+    let base = roles.bases[random.below(3)]
+    let other = roles.bases[random.below(3)]
+    let (b, low) = (base >> 3, base & 7)
+    let step = UInt8(truncatingIfNeeded: (random.below(16) - 8) * 8)
+    switch random.below(8) {
+    case 0, 1: append([0x48 | b, 0x83, 0xC0 | low, step])
+    case 2: append([0x48 | b, 0x83, 0xE8 | low, step])
+    case 3, 4:
+      append([0x48 | b * 5, 0x8D, 0x40 | low << 3 | low] + (low == 4 ? [0x24, step] : [step]))
+    case 5: append([0x48 | b, 0xFF, 0xC0 | low | (random.oneIn(2) ? 8 : 0)])
+    case 6: append([0x48 | (other >> 3) << 2 | b, 0x89, 0xC0 | (other & 7) << 3 | low])
+    default: append([0x48 | (other >> 3) << 2 | b, 0x87, 0xC0 | (other & 7) << 3 | low])
+    }
   }
 
   // MARK: Items

@@ -13,7 +13,7 @@ import X86CPU
 import X86Decoder
 
 package final class BlockOracle {
-  static let statesPerCase = 6
+  static let statesPerCase = 8
   let settings: OracleSettings
   let host: NativeExecutor
   let interpreter = SoftwareExecutor(translated: false)
@@ -32,7 +32,8 @@ package final class BlockOracle {
     host = try NativeExecutor()
     // With little memory all translations are dropped again and again.
     translator = SoftwareExecutor(
-      translated: true, codeBytes: settings.seed % 4 == 0 ? 64 << 10 : 4 << 20)
+      translated: true, codeBytes: settings.seed % 4 == 0 ? 64 << 10 : 4 << 20,
+      hotEntries: [1, 2, 2, 3, 5][Int(settings.seed / 4 % 5)])
     watchdog = Watchdog([interpreter.line, translator.line])
     vectors = .allocate(capacity: 4)
     vectors.initialize(repeating: VectorState(), count: 4)
@@ -52,9 +53,8 @@ package final class BlockOracle {
       run(case: number)
       number += settings.workers
     }
-    report.translated = translator.translations?.done ?? 0
+    translator.addStatistics(to: &report)
     report.disturbances = translator.disturbances
-    report.refused = translator.translations?.refused ?? 0
     return report
   }
 

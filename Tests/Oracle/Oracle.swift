@@ -50,10 +50,7 @@ package final class Oracle {
       batch += settings.workers
       if settings.batch != nil { break }
     }
-    for other in others {
-      report.translated += other.translations?.done ?? 0
-      report.refused += other.translations?.refused ?? 0
-    }
+    for other in others { other.addStatistics(to: &report) }
     return report
   }
 

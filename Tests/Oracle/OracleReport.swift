@@ -14,8 +14,9 @@ package struct OracleReport: Codable, Sendable {
   package var mismatches: [String] = []
   /// Rows of the opcode table that were compared.
   package var rows: Set<Int> = []
-  /// Blocks that the translator took, and those that it left to the interpreter.
+  /// Translations, those of several blocks among them, and blocks left to the interpreter.
   package var translated = 0
+  package var regions = 0
   package var refused = 0
   /// Of random blocks: how many, states that were not run on the host by reason, and instructions that
   /// the interpreter executed.
@@ -35,6 +36,7 @@ package struct OracleReport: Codable, Sendable {
     mismatches += other.mismatches
     rows.formUnion(other.rows)
     translated += other.translated
+    regions += other.regions
     refused += other.refused
     blocks += other.blocks
     discarded.merge(other.discarded, uniquingKeysWith: +)
@@ -52,7 +54,8 @@ package struct OracleReport: Codable, Sendable {
   var blockText: String {
     let left = discarded.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
     return "\(blocks) blocks, \(states) states, \(pairs) pairs, \(instructions) instructions, "
-      + "\(faults) faults, \(translated) translations, \(refused) refused, \(disturbances) disturbed, \(differing) differ, "
+      + "\(faults) faults, \(translated) translations, \(regions) of regions, "
+      + "\(refused) refused, \(disturbances) disturbed, \(differing) differ, "
       + "discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
   }
 }

@@ -31,9 +31,12 @@ package final class SoftwareExecutor: Executor {
   /// - Parameters:
   ///   - translated: whether a translator takes every block at its first execution.
   ///   - codeBytes: the translator's code memory.
-  package init(translated: Bool, codeBytes: Int = 4 << 20) {
+  ///   - hotEntries: entries of a block after which it is translated with those that follow it.
+  package init(translated: Bool, codeBytes: Int = 4 << 20, hotEntries: Int32 = 2) {
     name = translated ? "translator" : "interpreter"
-    machine = TestMachine(megabytes: 4, threshold: translated ? 1 : 0, codeBytes: codeBytes)
+    machine = TestMachine(
+      megabytes: 4, threshold: translated ? 1 : 0, codeBytes: codeBytes,
+      hotEntries: hotEntries)
     machine.setLongMode(cpl: 3)
     machine.setRights(EPTEntry.execute, ofLargePage: 1)
     sandbox = machine.memory + Physical.sandbox
@@ -80,9 +83,12 @@ package final class SoftwareExecutor: Executor {
     }
   }
 
-  /// Blocks translated and left to the interpreter; nil without a translator.
-  package var translations: (done: Int, refused: Int)? {
-    machine.translator.map { (Int($0.statistics.blocks), Int($0.statistics.refused)) }
+  /// Adds the translator's figures, if there is one.
+  func addStatistics(to report: inout OracleReport) {
+    guard let statistics = machine.translator?.statistics else { return }
+    report.translated += Int(statistics.blocks)
+    report.regions += Int(statistics.regions)
+    report.refused += Int(statistics.refused)
   }
 
   package func startRound() {

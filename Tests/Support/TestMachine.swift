@@ -36,8 +36,11 @@ package final class TestMachine {
   ///   - megabytes: guest memory, a multiple of 2.
   ///   - threshold: executions before a block is translated; 0 for the interpreter alone.
   ///   - codeBytes: the translator's code memory.
+  ///   - hotEntries: the translator's entries of a block before it becomes a region; else 2 with a
+  ///     threshold of 1.
   package init(
-    megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20
+    megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20,
+    hotEntries: Int32? = nil
   ) {
     processor = PhysicalCPU(
       number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, blockOps: 1 << 14)
@@ -54,7 +57,7 @@ package final class TestMachine {
     let threshold = threshold ?? Self.defaultThreshold
     if threshold > 0 {
       translator = try? Translator.install(
-        on: processor, threshold: threshold, hotEntries: threshold == 1 ? 2 : 2000,
+        on: processor, threshold: threshold, hotEntries: hotEntries ?? (threshold == 1 ? 2 : 2000),
         codeBytes: codeBytes)
     }
   }
