@@ -123,6 +123,14 @@ extension LocalAPIC {
     }
   }
 
+  /// Adds or takes away the seventh LVT entry, for corrected machine checks.
+  package mutating func offerCorrectedErrors(_ offered: Bool) {
+    guard features.contains(.cmci) != offered else { return }
+    if offered { features.insert(.cmci) } else { features.remove(.cmci) }
+    self[APICRegister.version] = versionRegister
+    self[APICRegister.lvtCMCI] = offered ? APICLVT.masked : 0
+  }
+
   /// Integrated APIC version 0x14, highest LVT entry, EOI-broadcast suppression.
   var versionRegister: UInt32 {
     let lastEntry: UInt32 = features.contains(.cmci) ? 6 : 5

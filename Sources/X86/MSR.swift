@@ -44,6 +44,7 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var pat: Self { Self(0x277) }
   @inlinable public static var mtrrDefType: Self { Self(0x2FF) }
   /// IA32_MC0_CTL; STATUS, ADDR and MISC follow, then the next bank.
+  @inlinable public static var mc0Ctl2: Self { Self(0x280) }
   @inlinable public static var mc0Ctl: Self { Self(0x400) }
   @inlinable public static var vmxBasic: Self { Self(0x480) }
   @inlinable public static var vmxPinControls: Self { Self(0x481) }

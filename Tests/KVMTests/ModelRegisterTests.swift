@@ -144,6 +144,28 @@ import Testing
     #expect(try client.run() == KVM_EXIT_SHUTDOWN)
   }
 
+  /// An error that needs no action is told by an interrupt, like a corrected one.
+  @Test func correctedErrorInterrupt() throws {
+    let client = try Client(chips: .all)
+    client.load([0xEB, 0xFE])
+    #expect(try !client.setMSR(0x281, 1 << 30))
+    try client.set(client.cpu, CKVM_X86_SETUP_MCE, UInt64(10 | 1 << 8 | 1 << 10))
+    #expect(try client.localAPIC(0x30) >> 16 & 0xFF == 6)
+    #expect(try client.setMSR(0x281, 1 << 30))
+    #expect(try !client.setMSR(0x281, 1 << 40))
+    try client.setLocalAPIC(0xF0, 0x1FF)
+    try client.setLocalAPIC(0x2F0, 0x51)
+    var event = kvm_x86_mce()
+    event.status = 1 << 63 | 1 << 61
+    event.bank = 2
+    try client.set(client.cpu, CKVM_X86_SET_MCE, event)
+    #expect(try !client.isRequested(0x51))
+    #expect(try client.msr(0x409) == event.status)
+    event.bank = 1
+    try client.set(client.cpu, CKVM_X86_SET_MCE, event)
+    #expect(try client.isRequested(0x51))
+  }
+
   // MARK: Events
 
   private func events(_ client: Client) throws(Errno) -> kvm_vcpu_events {

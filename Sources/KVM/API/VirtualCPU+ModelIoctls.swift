@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CHost
+import InterruptChips
+import Synchronization
 import SystemPackage
 import X86
 import X86CPU
@@ -90,6 +92,8 @@ extension VirtualCPU {
       CKVM_X86_SETUP_MCE,
       { (vcpu, argument) throws(Errno) in
         try vcpu.machineCheck.setUp(argument.read())
+        let hasInterrupt = vcpu.machineCheck.hasCorrectedInterrupt
+        vcpu.apic?.state.withLock { $0.offerCorrectedErrors(hasInterrupt) }
         return 0
       }
     ),
@@ -100,6 +104,10 @@ extension VirtualCPU {
         switch try vcpu.machineCheck.report(argument.read(), isEnabled: isEnabled) {
         case .none: break
         case .exception: vcpu.raise(GuestException(.machineCheck))
+        case .correctedInterrupt:
+          if let apic = vcpu.apic {
+            vcpu.note(apic.state.withLock { $0.raiseLocal(APICRegister.lvtCMCI) })
+          }
         case .tripleFault: vcpu.isTripleFaultPending = true
         }
         return 0

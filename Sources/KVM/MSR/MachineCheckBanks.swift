@@ -13,36 +13,53 @@ enum MachineCheck {
   /// IA32_MCG_CAP: 8 control register present, 10 corrected errors interrupt, 24 software error
   /// recovery.
   static let controlPresent: UInt64 = 1 << 8
-  static let capabilities: UInt64 = maxBanks | controlPresent | 1 << 24
+  static let correctedInterrupt: UInt64 = 1 << 10
+  static let capabilities: UInt64 =
+    maxBanks | controlPresent | correctedInterrupt | 1 << 24
 
   /// IA32_MCi_STATUS.
   static let valid: UInt64 = 1 << 63
   static let overflow: UInt64 = 1 << 62
   static let uncorrected: UInt64 = 1 << 61
+  /// The context is corrupt; signalled; needs action.
+  static let contextCorrupt: UInt64 = 1 << 57
+  static let signalled: UInt64 = 1 << 56
+  static let actionRequired: UInt64 = 1 << 55
+  /// IA32_MCi_CTL2: the interrupt is enabled; the threshold.
+  static let interruptEnable: UInt64 = 1 << 30
+  static let threshold: UInt64 = 0x7FFF
   /// IA32_MCG_STATUS: a machine check is in progress.
   static let inProgress: UInt64 = 1 << 2
 }
 
 struct MachineCheckBanks: Sendable {
   /// What a report asks for.
-  enum Outcome { case none, exception, tripleFault }
+  enum Outcome { case none, exception, tripleFault, correctedInterrupt }
 
   var capabilities: UInt64 = 10 | MachineCheck.controlPresent
   private var status: UInt64 = 0
   private var control: UInt64 = .max
   /// CTL, STATUS, ADDR and MISC of each bank.
   private var banks: [UInt64]
+  /// CTL2 of each bank.
+  private var controls2: [UInt64]
 
   init() {
     banks = Array(repeating: 0, count: Int(MachineCheck.maxBanks) * 4)
+    controls2 = Array(repeating: 0, count: Int(MachineCheck.maxBanks))
     resetControls()
   }
 
   private var count: UInt64 { capabilities & 0xFF }
 
   private mutating func resetControls() {
-    for bank in 0..<Int(count) { banks[bank * 4] = .max }
+    for bank in 0..<Int(count) {
+      banks[bank * 4] = .max
+      controls2[bank] = 0
+    }
   }
+
+  var hasCorrectedInterrupt: Bool { capabilities & MachineCheck.correctedInterrupt != 0 }
 
   /// KVM_X86_SETUP_MCE.
   mutating func setUp(_ capabilities: UInt64) throws(Errno) {
@@ -65,6 +82,7 @@ struct MachineCheckBanks: Sendable {
       throw .invalidArgument
     }
     let bank = Int(event.bank) * 4
+    if Self.needsNoAction(event) { return reportNoAction(event) }
     let isUncorrected = event.status & MachineCheck.uncorrected != 0
     if isUncorrected {
       // Reporting is off where a control is not all ones.
@@ -86,7 +104,31 @@ struct MachineCheckBanks: Sendable {
     return .exception
   }
 
+  /// Uncorrected, but nothing has to be done at once (UCNA): as corrected errors are told.
+  private static func needsNoAction(_ event: kvm_x86_mce) -> Bool {
+    let urgent =
+      MachineCheck.contextCorrupt | MachineCheck.signalled | MachineCheck.actionRequired
+    return event.mcg_status == 0 && event.status & MachineCheck.uncorrected != 0
+      && event.status & urgent == 0
+  }
+
+  private mutating func reportNoAction(_ event: kvm_x86_mce) -> Outcome {
+    let bank = Int(event.bank)
+    banks[bank * 4 + 1] = event.status
+    banks[bank * 4 + 2] = event.addr
+    banks[bank * 4 + 3] = event.misc
+    status = 0
+    let isEnabled = controls2[bank] & MachineCheck.interruptEnable != 0
+    return hasCorrectedInterrupt && isEnabled ? .correctedInterrupt : .none
+  }
+
   // MARK: MSRs
+
+  /// The bank whose CTL2 this is.
+  private func index2(_ number: UInt32) -> Int? {
+    let index = Int(number) - Int(MSR.mc0Ctl2.rawValue)
+    return index >= 0 && index < Int(count) ? index : nil
+  }
 
   /// The place of a bank's register.
   private func index(_ number: UInt32) -> Int? {
@@ -100,7 +142,7 @@ struct MachineCheckBanks: Sendable {
     case .mcgCap: capabilities
     case .mcgStatus: status
     case .mcgControl: capabilities & MachineCheck.controlPresent != 0 ? control : nil
-    default: index(number).map { banks[$0] }
+    default: index(number).map { banks[$0] } ?? index2(number).map { controls2[$0] }
     }
   }
 
@@ -109,8 +151,8 @@ struct MachineCheckBanks: Sendable {
     switch MSR(rawValue: number) {
     case .mcgCap, .mcgStatus, .mcgControl: true
     default:
-      number >= MSR.mc0Ctl.rawValue
-        && number < MSR.mc0Ctl.rawValue + UInt32(MachineCheck.maxBanks) * 4
+      number &- MSR.mc0Ctl.rawValue < UInt32(MachineCheck.maxBanks) * 4
+        || number &- MSR.mc0Ctl2.rawValue < UInt32(MachineCheck.maxBanks)
     }
   }
 
@@ -124,6 +166,13 @@ struct MachineCheckBanks: Sendable {
       guard isPresent || byHost && value == 0, value == 0 || value == .max else { return false }
       control = value
     default:
+      if let bank = index2(number) {
+        guard hasCorrectedInterrupt || byHost && value == 0,
+          value & ~(MachineCheck.interruptEnable | MachineCheck.threshold) == 0
+        else { return false }
+        controls2[bank] = value
+        return true
+      }
       guard let index = index(number) else { return false }
       // Guests clear bit 10 or bit 0 of a control for the sake of old processors.
       if index & 3 == 0, value != 0, value | 1 << 10 | 1 != .max { return false }
