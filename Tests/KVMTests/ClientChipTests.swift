@@ -81,6 +81,16 @@ import Testing
     #expect(try client.nextOut()?.port == 0x90)
   }
 
+  /// A window that the local APIC keeps shut: the guest goes on.
+  @Test func windowBehindAMaskedEntry() throws {
+    let client = try Client(chips: .split(routes: 24))
+    try client.setLocalAPIC(0x350, 0x1_0700)
+    client.load([0xFB, 0x90, 0x90, 0xE6, 0x92])
+    client.shared.pointee.request_interrupt_window = 1
+    #expect(try client.nextOut()?.port == 0x92)
+    #expect(client.shared.pointee.ready_for_interrupt_injection == 0)
+  }
+
   @Test func interruptsWithoutChips() throws {
     let client = try Client()
     client.load([0xE6, 0x8F, 0xFB, 0x90, 0x90, 0xE6, 0x92])

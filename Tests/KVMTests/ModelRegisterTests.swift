@@ -108,6 +108,19 @@ import Testing
     #expect(try client.msr(0xCE) == 0x8000_0033)
   }
 
+  /// Registers of AMD's processors that kernels touch.
+  @Test func otherVendorsRegisters() throws {
+    let client = try Client()
+    load(client, 0xC001_0010)
+    #expect(try client.nextOut()?.value == 0)
+    #expect(try client.nextOut()?.port == 0x9D)
+    #expect(try client.setMSR(0xC001_0117, 0x1000))
+    #expect(try client.msr(0xC001_0117) == 0)
+    #expect(try client.setMSR(0xC001_0015, 1 << 24 | 1 << 6))
+    #expect(try client.msr(0xC001_0015) == 1 << 24)
+    #expect(try !client.setMSR(0xC001_0015, 1 << 30))
+  }
+
   // MARK: Machine checks
 
   @Test func machineCheck() throws {

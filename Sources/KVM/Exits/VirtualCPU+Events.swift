@@ -119,7 +119,8 @@ extension VirtualCPU {
   }
 
   private func injectInterrupt(_ isTaken: Bool) {
-    let clientWaits = hasClientPIC && run.pointee.request_interrupt_window != 0
+    let clientWaits =
+      hasClientPIC && run.pointee.request_interrupt_window != 0 && acceptsClientInterrupts
     guard hasPendingInterrupt else {
       backend.setInterruptWindow(clientWaits)
       return
@@ -144,6 +145,11 @@ extension VirtualCPU {
     guard isInterruptAllowed, queuedInterrupt == nil, interruptedEvent == nil,
       pendingException == nil
     else { return false }
-    return apic?.state.withLock { $0.acceptsExternalInterrupts } ?? true
+    return acceptsClientInterrupts
+  }
+
+  /// What the client would inject is let through by the local APIC, where that is ours.
+  private var acceptsClientInterrupts: Bool {
+    apic?.state.withLock { $0.acceptsExternalInterrupts } ?? true
   }
 }

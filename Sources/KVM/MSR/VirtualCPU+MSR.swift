@@ -29,6 +29,7 @@ struct MSRStore {
   var smiCount: UInt64 = 0
   /// IA32_POWER_CTL: stored, nothing follows.
   var powerControl: UInt64 = 0
+  var hardwareConfiguration: UInt64 = 0
 }
 
 /// The numbers of KVM's own MSRs (Linux, "KVM-specific MSRs").
@@ -78,10 +79,12 @@ extension VirtualCPU {
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
     case MSR.smiCount.rawValue: return msrs.smiCount
     case MSR.powerControl.rawValue: return msrs.powerControl
+    case VendorMSR.hardwareConfiguration: return msrs.hardwareConfiguration
     // No counters, so none of their capabilities.
     case MSR.performanceCapabilities.rawValue: return byHost ? 0 : nil
     default:
       if MachineCheckBanks.owns(number) { return machineCheck.read(number) }
+      if VendorMSR.isReadable(number) { return 0 }
       return readModelMSR(number)
     }
   }
@@ -96,7 +99,8 @@ extension VirtualCPU {
   static func isKnownMSR(_ number: UInt32) -> Bool {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
-      || number == MSR.powerControl.rawValue
+      || number == MSR.powerControl.rawValue || VendorMSR.isReadable(number)
+      || number == VendorMSR.hardwareConfiguration
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
   }
@@ -132,6 +136,10 @@ extension VirtualCPU {
     case MSR.platformInfo.rawValue where byHost: msrs.platformInfo = value
     case MSR.biosSignatureID.rawValue where byHost: msrs.microcodeRevision = value
     case MSR.powerControl.rawValue: msrs.powerControl = value
+    case VendorMSR.hardwareConfiguration:
+      let wanted = value & ~VendorMSR.ignoredHardwareConfiguration
+      guard wanted & ~VendorMSR.storedHardwareConfiguration == 0 else { return false }
+      msrs.hardwareConfiguration = wanted
     case MSR.performanceCapabilities.rawValue: return byHost && value == 0
     case MSR.smiCount.rawValue:
       guard byHost else { return false }
@@ -140,6 +148,7 @@ extension VirtualCPU {
       if MachineCheckBanks.owns(number) {
         return machineCheck.write(number, value, byHost: byHost)
       }
+      if VendorMSR.isReadable(number) { return VendorMSR.isWritable(number) }
       return writeModelMSR(number, value, byHost: byHost)
     }
     return true
