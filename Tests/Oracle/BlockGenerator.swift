@@ -58,12 +58,13 @@ struct BlockGenerator {
   }
 
   private mutating func step(depth: Int) {
-    switch random.below(20) {
+    switch random.below(25) {
     case 0..<3: if depth < 3 { jumpForward(depth) } else { single() }
     case 3..<5: if depth < 2 { loop(depth) } else { single() }
     case 5: transfer()
     case 6: loadControl()
     case 7: stepPointer()
+    case 8..<13: plainMove()
     default: single()
     }
   }
@@ -115,6 +116,31 @@ struct BlockGenerator {
     }
     if BlockRules.isRare(i, roles) && !random.oneIn(8) { return false }
     return BlockRules.reachesSandbox(i, roles) || random.oneIn(24)
+  }
+
+  /// What programs do most: loads and stores near a pointer, flags untouched.
+  private mutating func plainMove() {
+    if registersOnly { return single() }
+    left -= 1
+    let register = freeRegister()
+    let base = roles.bases[random.below(3)]
+    var place = [0x40 | (register & 7) << 3 | base & 7]
+    if base & 7 == 4 { place.append(0x24) }
+    place.append(UInt8(truncatingIfNeeded: (random.below(24) - 8) * (random.oneIn(8) ? 5 : 8)))
+    let extended: UInt8 = (register >> 3) << 2 | base >> 3
+    let usesVectors =
+      weights[BlockRows.Kind.sse.rawValue] + weights[BlockRows.Kind.avx.rawValue] > 0
+    switch random.below(usesVectors ? 12 : 8) {
+    case 0...2: append([0x48 | extended, 0x8B] + place)
+    case 3, 4: append([0x48 | extended, 0x89] + place)
+    case 5: append([0x40 | extended, random.oneIn(2) ? 0x8B : 0x89] + place)
+    case 6: append([0x40 | extended, 0x0F, random.oneIn(2) ? 0xB6 : 0xBF] + place)
+    case 7: append([0x40 | extended, 0x88] + place)
+    case 8: append([0x40 | extended, 0x0F, random.oneIn(2) ? 0x10 : 0x11] + place)
+    case 9: append([0xF2, 0x40 | extended, 0x0F, random.oneIn(2) ? 0x10 : 0x11] + place)
+    case 10: append([0x66, 0x40 | extended, 0x0F, random.oneIn(2) ? 0x6F : 0x7F] + place)
+    default: append([0xF3, 0x40 | extended, 0x0F, random.oneIn(2) ? 0x6F : 0x7F] + place)
+    }
   }
 
   /// Moves a base register by a little, or makes it equal another.
