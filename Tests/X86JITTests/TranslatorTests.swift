@@ -65,6 +65,25 @@ import X86JIT
     }
   }
 
+  /// Flags that are made between two accesses of a group, whose look fails.
+  @Test func flagsPastAFailedLookOfAGroup() {
+    let m = machine()
+    // mov rax, [rbx] ; add rcx, rdx ; mov rsi, [rbx + 8] ; adc rdi, rdi ; hlt
+    m.load(
+      [
+        0x48, 0x8B, 0x03, 0x48, 0x01, 0xD1, 0x48, 0x8B, 0x73, 0x08, 0x48, 0x11, 0xFF, 0xF4,
+      ], at: 0x1000)
+    for round in 0..<6 {
+      m.cpu.gpr[3] = round & 1 == 0 ? 0x4000 : 0x4FF8
+      m.cpu.gpr[1] = .max
+      m.cpu.gpr[2] = 1
+      m.cpu.gpr[7] = 0
+      if round > 3 { m.cpu.flushTLB() }
+      m.run(from: 0x1000)
+      #expect(m.cpu.gpr[7] == 1)
+    }
+  }
+
   /// A page fault in the middle of a block: registers, flags and RIP are those of the instruction.
   @Test func faultInTheMiddleOfABlock() {
     let m = machine()
