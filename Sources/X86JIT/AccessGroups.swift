@@ -111,6 +111,10 @@ struct AccessPlan {
   /// Where in its group an instruction accesses, relative to what the members have in common.
   private(set) var relative: [Int64]
 
+  /// Accesses that look for themselves or for a group, away from the stack, each with the registers
+  /// of its address as bits.
+  private(set) var looks: [(index: Int, registers: UInt32)] = []
+
   /// As many as there are places for their host addresses.
   static let maximumGroups = NativeState.groupCount
   private static let maximumSize: Int64 = 1024
@@ -125,17 +129,26 @@ struct AccessPlan {
     relative = Array(repeating: 0, count: code.instructions.count)
     var registers = SymbolicRegisters()
     var open: [Key: Int] = [:]
+    var isAccess = Array(repeating: false, count: code.instructions.count)
     for (n, i) in code.instructions.enumerated() {
       let kind = code.kinds[n]
       if kind == .handler || kind == .system { open.removeAll() }
       if let access = Self.access(i, kind, code.nextOffset(n), registers) {
         add(access, n, &open)
+        isAccess[n] = kind != .push && kind != .pop
       }
       registers.execute(i, kind)
     }
     for (g, found) in groups.enumerated() where found.members.count == 1 || g >= Self.maximumGroups
     {
       for n in found.members { group[n] = -1 }
+    }
+    for (n, i) in code.instructions.enumerated() where isAccess[n] && i.base != 4 {
+      if group[n] >= 0 && (groups[group[n]].leader != n || groups[group[n]].isStack) { continue }
+      var registers: UInt32 = 0
+      if i.base < 16 { registers |= 1 << UInt32(i.base) }
+      if i.index < 16 { registers |= 1 << UInt32(i.index) }
+      looks.append((n, registers))
     }
   }
 

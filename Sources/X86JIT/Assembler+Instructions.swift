@@ -136,6 +136,14 @@ extension Assembler {
     }
   }
 
+  /// IMUL with an immediate; the upper half becomes 0.
+  package mutating func multiply32(
+    _ to: HostRegister, _ from: HostRegister, _ factor: Int32
+  ) {
+    emit(Form(0x69), reg: to.rawValue, rm: .register(from))
+    int32(factor)
+  }
+
   package mutating func shiftRight(_ register: HostRegister, _ count: UInt8) {
     emit(Form(0xC1, wide: true), reg: 5, rm: .register(register))
     byte(count)

@@ -32,6 +32,7 @@ struct BlockCode {
   }
 
   private static func decode(_ block: BlockPointer) -> [Instruction]? {
+    if block.pointee.secondPage != 0 { return decodeCrossing(block).map { [$0] } }
     let bytes = UnsafeRawPointer(bitPattern: UInt(block.pointee.host)).unsafelyUnwrapped
     var result: [Instruction] = []
     var offset = 0
@@ -45,6 +46,32 @@ struct BlockCode {
       offset += Int(instruction.length)
     }
     return result
+  }
+
+  /// The one instruction of a block that lies across two pages.
+  private static func decodeCrossing(_ block: BlockPointer) -> Instruction? {
+    let count = Int(Page.size - block.pointee.host & Page.offsetMask)
+    let first = UnsafeRawPointer(bitPattern: UInt(block.pointee.host))
+    let second = UnsafeRawPointer(bitPattern: UInt(block.pointee.secondPage))
+    guard let first, let second, count < 16 else { return nil }
+    var bytes = [UInt8](UnsafeRawBufferPointer(start: first, count: count))
+    bytes += UnsafeRawBufferPointer(start: second, count: 16)
+    let instruction = bytes.withUnsafeBytes { try? Decoder.decode($0, mode: .bits64) }
+    return instruction?.length == block.pointee.ops[0].length ? instruction : nil
+  }
+
+  /// Whether the instruction at an offset of a host page goes on in the next page.
+  static func crosses(_ page: UInt64, _ offset: Int) -> Bool {
+    let room = Int(Page.size) - offset
+    guard room < 15, let bytes = UnsafeRawPointer(bitPattern: UInt(page) + UInt(offset)) else {
+      return false
+    }
+    do throws(DecodeError) {
+      _ = try Decoder.decode(UnsafeRawBufferPointer(start: bytes, count: room), mode: .bits64)
+      return false
+    } catch {
+      return error == .truncated
+    }
   }
 
   private static func kinds(
@@ -82,7 +109,7 @@ struct BlockCode {
   // MARK: Successors
 
   /// Offsets of the successors that the last instruction names; they may lie outside of the page.
-  private var successors: [Int] {
+  var successors: [Int] {
     let last = instructions.count - 1
     let next = nextOffset(last)
     let target = next + Int(truncatingIfNeeded: instructions[last].immediate)
@@ -101,7 +128,7 @@ struct BlockCode {
   /// A hot block and those that are translated with it, itself first.
   static func region(_ head: BlockPointer, in cache: BlockCache, host: HostFeatures) -> [BlockCode]
   {
-    guard let first = BlockCode(head, host: host) else { return [] }
+    guard head.pointee.secondPage == 0, let first = BlockCode(head, host: host) else { return [] }
     var region = [first]
     var seen: Set<Int> = [first.pageOffset]
     var count = first.instructions.count

@@ -94,7 +94,7 @@ extension BlockTranslation {
     if group.isStack {
       translateStackAddress(size: group.size, slow)
     } else {
-      translateAddress(size: group.size, write: group.writes, slow)
+      translateAddress(size: group.size, write: group.writes, slow, for: n)
     }
   }
 

@@ -45,8 +45,17 @@ extension BlockTranslation {
     }
   }
 
-  /// R13 = host address of the linear address in R13, or a jump to `miss`.
-  mutating func translateAddress(size: Int, write: Bool, _ miss: Label) {
+  /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction whose
+  /// access it is, if a page may be remembered for it.
+  mutating func translateAddress(size: Int, write: Bool, _ miss: Label, for n: Int? = nil) {
+    if let n, slowFrom == nil, let page = loopPages[LoopAccess(code: current, index: n)] {
+      translate(in: RememberedPage(access: page), size: size, write: write, miss)
+    } else {
+      lookUpAddress(size: size, write: write, miss)
+    }
+  }
+
+  private mutating func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
     a.rorx(.r14, .r13, 7)  // index * 32 with other bits around
     a.arithmetic(.and, .register(.r14), immediate: Int32(TLB.indexMask << 5), wide: false)
     if size > 1 {
@@ -78,7 +87,8 @@ extension BlockTranslation {
     if instructions[n].base == GeneralRegister.rsp.rawValue && !usesSegmentBase(n) {
       translateStackAddress(size: size, miss)
     } else {
-      translateAddress(size: size, write: operand.access.contains(.write), miss)
+      translateAddress(
+        size: size, write: operand.access.contains(.write), miss, for: n)
     }
   }
 
@@ -86,44 +96,85 @@ extension BlockTranslation {
     instructions[n].segment == .fs || instructions[n].segment == .gs
   }
 
-  // MARK: The stack
+  // MARK: Remembered pages
 
   /// The same for an address near the stack pointer: the state remembers the stack's page, known to be
   /// writable, so that most accesses need no look-up. Whoever changes translations forgets it.
   mutating func translateStackAddress(size: Int, _ miss: Label) {
-    let way = StackWay(look: a.label(), back: a.label(), size: size, miss: miss)
+    let way = PageWay(
+      look: a.label(), back: a.label(), page: .stack, size: size, write: true, miss: miss)
     a.move(.r15, .r13)
-    a.arithmetic(.sub, .r15, .state(StateOffset.stackPage))
+    a.arithmetic(.sub, .r15, .state(way.page.address))
     if size <= 8 {
-      a.arithmetic(.cmp, .r15, .state(StateOffset.stackLimit))
+      a.arithmetic(.cmp, .r15, .state(way.page.limit))
       a.jump(if: Self.notBelow, way.look)
     } else {
       a.arithmetic(.cmp, .register(.r15), immediate: Int32(4096 - size))
       a.jump(if: Self.above, way.look)
-      a.arithmetic(.cmp, .state(StateOffset.stackLimit), immediate: 0)
+      a.arithmetic(.cmp, .state(way.page.limit), immediate: 0)
       a.jump(if: Self.equal, way.look)
     }
-    a.arithmetic(.add, .r13, .state(StateOffset.stackAddend))
+    finish(way)
+  }
+
+  /// R13 = host address of the linear address in R13, if it is in the page that the access was last in;
+  /// else that of the look-up, and its page is remembered. All accesses to the page are of one size.
+  private mutating func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
+    let way = PageWay(
+      look: a.label(), back: a.label(), page: page, size: size, write: write, miss: miss)
+    a.move(.r15, .r13)
+    a.arithmetic(.sub, .r15, .state(page.address))
+    a.arithmetic(.cmp, .r15, .state(page.limit))
+    a.jump(if: Self.notBelow, way.look)
+    finish(way)
+  }
+
+  private mutating func finish(_ way: PageWay) {
+    a.arithmetic(.add, .r13, .state(way.page.addend))
     a.bind(way.back)
-    stackWays.append(way)
+    pageWays.append(way)
   }
 
   static let above: UInt8 = 7
   static let notBelow: UInt8 = 3
 
-  /// Out of line: the look-up for a write, and the page remembered.
-  mutating func emitStackWays() {
-    for way in stackWays {
+  /// Out of line: the look-up, and the page remembered.
+  mutating func emitPageWays() {
+    for way in pageWays {
       a.bind(way.look)
-      translateAddress(size: way.size, write: true, way.miss)
+      lookUpAddress(size: way.size, write: way.write, way.miss)
       a.arithmetic(.and, .register(.r15), immediate: -4096)
-      a.store(.state(StateOffset.stackPage), .r15)
+      a.store(.state(way.page.address), .r15)
       a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
-      a.store(.state(StateOffset.stackAddend), .r15)
-      a.store(
-        .state(StateOffset.stackLimit),
-        immediate: Int32(truncatingIfNeeded: NativeState.stackLimit))
+      a.store(.state(way.page.addend), .r15)
+      let isStack = way.page == .stack
+      let limit = isStack ? NativeState.stackLimit : UInt64(4097 - way.size)
+      a.store(.state(way.page.limit), immediate: Int32(truncatingIfNeeded: limit))
       a.jump(way.back)
     }
+  }
+}
+
+/// Offsets in the state of a page that accesses were last found in: its linear address, what to add for
+/// the host's, and the offset in it that accesses must stay below, 0 for a page that is forgotten.
+struct RememberedPage: Equatable {
+  var address: Int
+  var addend: Int
+  var limit: Int
+
+  static let stack = RememberedPage(
+    address: StateOffset.stackPage, addend: StateOffset.stackAddend, limit: StateOffset.stackLimit)
+
+  /// Of an access of a loop.
+  init(access number: Int) {
+    address = StateOffset.accessPages + number * 24
+    addend = address + 8
+    limit = address + 16
+  }
+
+  private init(address: Int, addend: Int, limit: Int) {
+    self.address = address
+    self.addend = addend
+    self.limit = limit
   }
 }

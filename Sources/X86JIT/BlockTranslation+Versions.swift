@@ -136,8 +136,15 @@ extension BlockTranslation {
   /// To other translations, or to the run loop while there is none.
   private mutating func chain(_ offset: Int) {
     makeGeneric()
+    let page = block.pointee.host & Page.mask
+    if BlockCode.crosses(page, offset) {
+      // Where its second page is, is a matter of the address space.
+      pageRelative(.r13, offset)
+      a.jump(to: thunks.dispatch)
+      return
+    }
     let exit = exitLabel(offset)
-    let target = block.pointee.host & Page.mask | UInt64(offset)
+    let target = page | UInt64(offset)
     if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
       found.pointee.native != 0
     {

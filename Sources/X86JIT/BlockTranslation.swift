@@ -24,11 +24,13 @@ struct BlockLink {
 }
 
 struct BlockTranslation {
-  /// A stack access whose page is not the remembered one.
-  struct StackWay {
+  /// An access whose page is not the remembered one.
+  struct PageWay {
     var look: Label
     var back: Label
+    var page: RememberedPage
     var size: Int
+    var write: Bool
     var miss: Label
   }
 
@@ -77,7 +79,9 @@ struct BlockTranslation {
   /// What they were where the current instruction's access can miss.
   var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
-  var stackWays: [StackWay] = []
+  var pageWays: [PageWay] = []
+  /// Remembered pages for accesses of loops.
+  let loopPages: [LoopAccess: Int]
   var exits: [(label: Label, offset: Int)] = []
   var links: [BlockLink] = []
   var unresolved: [UnresolvedWay] = []
@@ -98,6 +102,7 @@ struct BlockTranslation {
     self.thunks = thunks
     self.cache = cache
     self.host = host
+    loopPages = LoopAccess.pages(of: codes)
     plan = VectorPlan(codes, host: host)
     a = Assembler(origin: origin)
   }
@@ -139,9 +144,10 @@ struct BlockTranslation {
 
   mutating func translate() {
     countEntry()
+    forgetPages()
     emitVersions()
     mark(.stackWays)
-    emitStackWays()
+    emitPageWays()
     mark(.unresolved)
     emitUnresolved()
     emitOutOfLine()
@@ -164,6 +170,13 @@ struct BlockTranslation {
   }
 
   static let sign: UInt8 = 8
+
+  /// What other code remembered is not known here to be true.
+  private mutating func forgetPages() {
+    for page in 0..<loopPages.count {
+      a.store(.state(RememberedPage(access: page).limit), immediate: 0)
+    }
+  }
 
   /// Says what the code that follows is for.
   mutating func mark(_ part: CodeMark.Part) {

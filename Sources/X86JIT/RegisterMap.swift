@@ -77,6 +77,7 @@ enum StateOffset {
   private static let counts = native + MemoryLayout<NativeState>.offset(of: \.counts)!
   static let translations = counts + MemoryLayout<TierCounts>.offset(of: \.translations)!
   static let lookups = counts + MemoryLayout<TierCounts>.offset(of: \.lookups)!
+  static let accessPages = native + MemoryLayout<NativeState>.offset(of: \.accessPages)!
 
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
   static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!

@@ -176,12 +176,10 @@ struct Thunks {
   /// R15 = translation of the block at linear address R13, or a jump to `miss`, also where something
   /// is requested (the table is then the empty one). Clobbers R14 and flags.
   func lookUp(_ a: inout Assembler, _ miss: Label) {
-    a.move(.r14, .r13)
-    a.shiftRight(.r14, 12)
-    a.arithmetic32(.xor, .r14, .register(.r13))
+    a.multiply32(.r14, .r13, Int32(bitPattern: NativeJumps.factor))
+    a.shiftRight(.r14, NativeJumps.shift)
     a.arithmetic(
-      .and, .register(.r14), immediate: Int32(NativeJumps.mask), wide: false)
-    a.shiftLeft32(.r14, UInt8(MemoryLayout<NativeJump>.stride.trailingZeroBitCount))
+      .and, .register(.r14), immediate: Int32(bitPattern: NativeJumps.offsetMask), wide: false)
     a.arithmetic(.add, .r14, .state(StateOffset.jumps))
     a.arithmetic(.cmp, .r13, .memory(.r14, Int32(StateOffset.jumpLinear)))
     a.jump(if: BlockTranslation.notEqual, miss)

@@ -83,7 +83,8 @@ struct TranslationListing {
     guard let instruction = translation.instruction(at: offset) else { return hex(address) }
     let host = UInt(translation.block.pointee.host & Page.mask) + UInt(offset)
     let bytes = UnsafeRawBufferPointer(
-      start: UnsafeRawPointer(bitPattern: host), count: Int(instruction.length))
+      start: UnsafeRawPointer(bitPattern: host),
+      count: min(Int(instruction.length), Int(Page.size) - offset))
     return hex(address) + "  " + padded(Self.bytes(Array(bytes)), 22)
       + Disassembler.text(instruction, at: address)
   }

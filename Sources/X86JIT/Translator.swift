@@ -145,7 +145,7 @@ package final class Translator: BlockTranslator {
     if generation != cache.flushes { reset() }
     let mode = CodeMode(
       rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
-    guard mode == .bits64, block.pointee.secondPage == 0, block.pointee.count > 0,
+    guard mode == .bits64, block.pointee.count > 0,
       let code = BlockCode(block, host: host)
     else {
       statistics.refused += 1
@@ -215,7 +215,7 @@ package final class Translator: BlockTranslator {
 
   /// Sends the jumps that wait for this block to its code.
   private func connect(_ block: BlockPointer, _ start: UInt) {
-    guard let sites = waiting[block.pointee.host] else { return }
+    guard block.pointee.secondPage == 0, let sites = waiting[block.pointee.host] else { return }
     for site in sites where site.modeKey == block.pointee.modeKey {
       let next = UInt(bitPattern: code.memory.executable) + UInt(site.position + 4)
       let distance = Int32(truncatingIfNeeded: Int(bitPattern: start &- next))

@@ -64,6 +64,11 @@ package struct NativeState {
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
+  /// Pages that accesses of loops were last found in: linear address, what to add for the host's, and
+  /// the offset that an access must stay below, as of the stack's page. A translation forgets those that
+  /// it uses where it is entered.
+  package var accessPages = InlineArray<48, UInt64>(repeating: 0)
+  package static let accessPageCount = 16
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// Whether times are taken at the switches between tiers.
@@ -234,8 +239,12 @@ package struct NativeJump {
 /// The table in which translated code finds its successors, direct mapped by linear address. The run
 /// loop enters what it is about to run; dropping any translation empties the table.
 package struct NativeJumps: @unchecked Sendable {
-  package static let mask: UInt64 = 8191
-  private static let byteCount = (Int(mask) + 1) * MemoryLayout<NativeJump>.stride
+  /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right and
+  /// masked: its upper bits depend on all of the address.
+  @inlinable package static var factor: UInt32 { 0x9E37_79B1 }
+  @inlinable package static var shift: UInt8 { 14 }
+  @inlinable package static var offsetMask: UInt32 { 0x3FFE0 }
+  private static let byteCount = Int(offsetMask) + 32
 
   /// The table that leads nowhere.
   static let none = NativeJumps()
@@ -258,8 +267,11 @@ package struct NativeJumps: @unchecked Sendable {
   var address: UInt64 { UInt64(UInt(bitPattern: base)) }
 
   @inline(__always) func enter(linear: UInt64, context: UInt64, code: UInt) {
-    base[Int((linear ^ linear >> 12) & Self.mask)] = NativeJump(
-      linear: linear, context: context, code: code)
+    let hash = UInt32(truncatingIfNeeded: linear) &* Self.factor
+    let place = Int(hash >> Self.shift & Self.offsetMask)
+    UnsafeMutableRawPointer(base).storeBytes(
+      of: NativeJump(linear: linear, context: context, code: code), toByteOffset: place,
+      as: NativeJump.self)
   }
 
   func empty() { memset(base, 0, Self.byteCount) }
