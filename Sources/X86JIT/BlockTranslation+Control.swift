@@ -52,12 +52,12 @@ extension BlockTranslation {
 
   // MARK: Look-ups
 
-  /// R15 = translation of the block at R13, or a jump to `miss`. Clobbers R14.
+  /// R15 = what leads to the translation of the block at R13, or a jump to `miss`. Clobbers R14.
   private mutating func lookUp(_ miss: Label) {
     thunks.lookUp(&a, miss)
   }
 
-  /// To the translation in R15, whose RIP is in R13.
+  /// To the code in R15, which knows its linear page.
   private mutating func enterLookedUp() {
     thunks.enterLookedUp(&a)
   }

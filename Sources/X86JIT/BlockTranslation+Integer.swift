@@ -20,6 +20,10 @@ extension BlockTranslation {
     let high = fields.hasHighByte
     let reg = fields.reg.map { register($0, i, high, &pool).rawValue } ?? fields.opcodeExtension
     if let number = fields.rm { rm = .register(register(number, i, high, &pool)) }
+    if miss == nil && i.memoryOperand == nil, i.operands[0].kind == .general {
+      let isReg = i.mnemonic == .imul
+      saveSource(n, isReg ? HostRegister(rawValue: reg) ?? .rax : rm.register ?? .rax)
+    }
     if kinds[n] == .vex {
       let vvvv = fields.vvvv.map { register($0, i, false, &pool).rawValue } ?? 0
       // BLSI and its kin have their destination in vvvv and an opcode extension in reg.

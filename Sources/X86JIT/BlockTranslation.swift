@@ -73,6 +73,11 @@ struct BlockTranslation {
   var next: Int?
   /// Whether a version may follow here without a jump.
   var isInline = true
+  /// The linear page that the blocks are in now. The translation does for others, too: what comes
+  /// before `start` is left out then.
+  let linearPage: UInt64
+  /// Where the code for any linear page begins, from the start.
+  private(set) var start = 0
   /// Offset in the state of what counts entries down; nil where none are counted.
   var heat: Int?
   var flags = FlagState.inState
@@ -95,8 +100,10 @@ struct BlockTranslation {
   var leavingHandlers: [(start: Label, code: Int, index: Int, cache: VectorCache)] = []
 
   init(
-    _ codes: [BlockCode], origin: UInt, thunks: Thunks, cache: BlockCache, host: HostFeatures
+    _ codes: [BlockCode], linearPage: UInt64, origin: UInt, thunks: Thunks, cache: BlockCache,
+    host: HostFeatures
   ) {
+    self.linearPage = linearPage
     self.codes = codes
     selected = codes[0]
     self.thunks = thunks
@@ -143,6 +150,9 @@ struct BlockTranslation {
   // MARK: The whole
 
   mutating func translate() {
+    a.move(.r13, immediate: linearPage)
+    a.store(.state(StateOffset.codePage), .r13)
+    start = a.position
     countEntry()
     forgetPages()
     emitVersions()

@@ -28,6 +28,10 @@ struct FlagRecipe: Equatable {
     case testResult
     /// Its opposite, then itself.
     case undone
+    /// Itself, in a scratch register with what its destination held before: `flagSource`.
+    case saved
+    /// Itself with a scratch register as its destination.
+    case aside
   }
 
   /// Whether the state has the flags that the steps keep.
@@ -59,14 +63,26 @@ struct FlagRecipe: Equatable {
     case .sub where same: return i.operands[0].number == i.operands[1].number ? .again : nil
     case .add, .sub: return same ? nil : .undone
     case .inc, .dec, .neg: return .undone
+    case .rol, .ror: return shift(i) == nil || i.operandSize < 4 ? nil : .undone
+    case .shl, .shr, .sar: return shift(i) == nil || i.operandSize < 4 ? nil : .saved
+    case .imul where i.operandSize >= 4 && i.operandCount > 1:
+      return i.encoding.map == .oneByte && !same ? .aside : .saved
     default: return nil
     }
+  }
+
+  /// The count of a shift by a constant other than 0.
+  private static func shift(_ i: Instruction) -> Int? {
+    let last = i.operands[Int(i.operandCount) - 1]
+    guard last.kind == .immediate else { return nil }
+    let count = i.encoding.immediateLength > 0 ? Int(i.immediate) : 1
+    return count & (i.operandSize == 8 ? 63 : 31) == 0 ? nil : count
   }
 
   /// Whether the instruction keeps flags that the recipe must have had before.
   static func extends(_ i: Instruction) -> Bool {
     switch i.mnemonic {
-    case .inc, .dec, .bt: true
+    case .inc, .dec, .bt, .rol, .ror: true
     default: false
     }
   }
@@ -109,9 +125,13 @@ extension Instruction {
     return changed
   }
 
-  fileprivate var inputRegisters: UInt32 {
+  /// Registers that a recipe's step looks at. A destination that is not one is that of `saved` and
+  /// `aside`, which may change.
+  fileprivate func recipeInputs(_ step: FlagRecipe.Step) -> UInt32 {
     var result: UInt32 = 0
+    let isAside = step == .saved || step == .aside
     for n in 0..<Int(operandCount) where operands[n].kind == .general {
+      if isAside && (n == 0 || operands[n].parent == operands[0].parent) { continue }
       result |= 1 << UInt32(operands[n].parent)
     }
     return result
@@ -231,7 +251,7 @@ extension BlockTranslation {
     }
     let address = block.pointee.host & Page.mask | UInt64(offset(n))
     result.steps.append((step, i, address))
-    result.inputs |= i.inputRegisters
+    result.inputs |= i.recipeInputs(step)
     return result
   }
 
@@ -261,7 +281,32 @@ extension BlockTranslation {
       emitAgain(i, opposite: true)
       emitAgain(i)
     case .testResult: emitTest(i)
+    case .saved, .aside: emitAside(i, step)
     }
+  }
+
+  /// The instruction with R14 for its destination. Its other operand may be the same register.
+  private mutating func emitAside(_ i: Instruction, _ step: FlagRecipe.Step) {
+    let fields = EncodingFields(i)
+    if step == .saved { a.load(.r14, .state(StateOffset.flagSource)) }
+    var pool: [HostRegister] = [.r15]
+    let destination = HostRegister.r14
+    let isShift = i.mnemonic != .imul
+    var rm = destination
+    if !isShift, let number = fields.rm, number != i.operands[0].number {
+      rm = recipeRegister(number, false, &pool)
+    }
+    a.emit(
+      fields.form, reg: isShift ? fields.opcodeExtension : destination.rawValue,
+      rm: .register(rm))
+    a.append(UInt64(bitPattern: i.immediate), Int(i.encoding.immediateLength))
+  }
+
+  /// Before instruction `n` is emitted with its destination in a host register.
+  mutating func saveSource(_ n: Int, _ destination: HostRegister) {
+    guard effects[n].touches, !liveAfter[n].isEmpty, FlagRecipe.step(instructions[n]) == .saved
+    else { return }
+    a.store(.state(StateOffset.flagSource), destination)
   }
 
   /// The instruction on registers alone, or the one that undoes it. Registers that the state has are

@@ -78,6 +78,7 @@ enum StateOffset {
   static let translations = counts + MemoryLayout<TierCounts>.offset(of: \.translations)!
   static let lookups = counts + MemoryLayout<TierCounts>.offset(of: \.lookups)!
   static let accessPages = native + MemoryLayout<NativeState>.offset(of: \.accessPages)!
+  static let flagSource = native + MemoryLayout<NativeState>.offset(of: \.flagSource)!
 
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!
   static let writeTag = MemoryLayout<TLBEntry>.offset(of: \.writeTag)!

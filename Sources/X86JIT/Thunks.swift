@@ -165,15 +165,14 @@ struct Thunks {
     }
   }
 
-  /// To the translation in R15, whose RIP is in R13. Clobbers flags.
+  /// To the code in R15, which knows its linear page. Clobbers flags.
   func enterLookedUp(_ a: inout Assembler) {
     if counts { a.arithmetic(.add, .state(StateOffset.lookups), immediate: 1) }
-    a.arithmetic(.and, .register(.r13), immediate: -4096)
-    a.store(.state(StateOffset.codePage), .r13)
     a.jump(.r15)
   }
 
-  /// R15 = translation of the block at linear address R13, or a jump to `miss`, also where something
+  /// R15 = what leads to the translation of the block at linear address R13, or a jump to `miss`, also
+  /// where something
   /// is requested (the table is then the empty one). Clobbers R14 and flags.
   func lookUp(_ a: inout Assembler, _ miss: Label) {
     a.multiply32(.r14, .r13, Int32(bitPattern: NativeJumps.factor))

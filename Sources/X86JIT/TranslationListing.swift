@@ -138,6 +138,16 @@ struct TranslationListing {
       VectorOffset.ready: "vectorReady", VectorOffset.x87Instruction: "x87Instruction",
       VectorOffset.x87Data: "x87Data", VectorOffset.x87Opcode: "x87Opcode",
     ]
+    for number in 0..<NativeState.accessPageCount {
+      let page = RememberedPage(access: number)
+      fields[page.address] = "page \(number)"
+      fields[page.addend] = "addend \(number)"
+      fields[page.limit] = "limit \(number)"
+    }
+    for number in 0..<NativeState.groupCount {
+      fields[StateOffset.groupAddress(number)] = "group \(number)"
+    }
+    fields[StateOffset.flagSource] = "flagSource"
     for number in 12..<16 { fields[number * 8] = "guest r\(number)" }
     for number in 0..<32 as Range<UInt8> { fields[VectorOffset.vector(number)] = "zmm\(number)" }
     for number in 0..<8 as Range<UInt8> { fields[VectorOffset.mask(number)] = "k\(number)" }

@@ -57,6 +57,14 @@ package final class Translator: BlockTranslator {
     var modeKey: UInt16
   }
 
+  private struct Entry: Hashable {
+    var code: UInt
+    var page: UInt64
+  }
+
+  /// Room that translations leave for entries.
+  private static let entryReserve = 4096
+
   package private(set) var statistics = Statistics()
   private let cache: BlockCache
   private let code: Code
@@ -71,6 +79,10 @@ package final class Translator: BlockTranslator {
   private var generation: UInt64
   /// Jumps that wait for a translation of their target, by its host address.
   private var waiting: [UInt64: [Site]] = [:]
+  /// Ways into translations for linear pages.
+  private var entries: [Entry: UInt] = [:]
+  /// There was no room for an entry.
+  private var isFull = false
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   private unowned let processor: PhysicalCPU
   /// Who is told of every translation.
@@ -175,6 +187,25 @@ package final class Translator: BlockTranslator {
     code.memory.writable.storeBytes(of: distance, toByteOffset: offset + 1, as: Int32.self)
   }
 
+  package func entry(of block: BlockPointer, page: UInt64) -> UInt {
+    let key = Entry(code: block.pointee.native, page: page)
+    if let known = entries[key] { return known }
+    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
+    var a = Assembler(origin: start)
+    a.move(.r13, immediate: page)
+    a.store(.state(StateOffset.codePage), .r13)
+    a.jump(to: block.pointee.native)
+    a.resolve()
+    if used + a.bytes.count > room.upperBound {
+      isFull = true
+      return 0
+    }
+    (code.memory.writable + used).copyMemory(from: a.bytes, byteCount: a.bytes.count)
+    used += (a.bytes.count + 15) & ~15
+    entries[key] = start
+    return start
+  }
+
   private func setHeat(_ offset: Int, _ value: Int32) {
     (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
   }
@@ -183,19 +214,22 @@ package final class Translator: BlockTranslator {
   private func place(_ translation: BlockTranslation) {
     let block = translation.codes[0].block
     let bytes = translation.a.bytes
-    if used + bytes.count > room.upperBound {
+    if isFull || used + bytes.count + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
       return
     }
     (code.memory.writable + used).copyMemory(from: bytes, byteCount: bytes.count)
-    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
+    let entry = UInt(bitPattern: code.memory.executable) + UInt(used)
+    let start = entry + UInt(translation.start)
     for link in translation.links {
       waiting[link.target, default: []].append(
         Site(position: used + link.position, modeKey: block.pointee.modeKey))
     }
     used = (used + bytes.count + 15) & ~15
     block.pointee.native = start
+    block.pointee.nativeEntry = entry
+    block.pointee.nativePage = translation.linearPage
     connect(block, start)
     statistics.blocks += 1
     statistics.codeBytes += UInt64(bytes.count)
@@ -206,7 +240,8 @@ package final class Translator: BlockTranslator {
   private func translation(of codes: [BlockCode], heat: Int?) -> BlockTranslation {
     let origin = UInt(bitPattern: code.memory.executable) + UInt(used)
     var translation = BlockTranslation(
-      codes, origin: origin, thunks: thunks, cache: cache, host: host)
+      codes, linearPage: processor.cpu.s.pointee.rip & Page.mask, origin: origin, thunks: thunks,
+      cache: cache, host: host)
     translation.heat = heat
     translation.counter = log?.makeCounter()
     translation.translate()
@@ -230,6 +265,8 @@ package final class Translator: BlockTranslator {
   private func reset() {
     cache.forgetNative()
     waiting.removeAll(keepingCapacity: true)
+    entries.removeAll(keepingCapacity: true)
+    isFull = false
     let first = (thunks.code.count + 63) & ~63
     let next = (used + 63) & ~63
     room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : first..<codeBytes

@@ -48,9 +48,9 @@ import X86JIT
     #expect(lines[guest].hasSuffix("add rax,QWORD PTR [rbx]"))
     let next = try #require(block.firstIndex { $0.hasPrefix("1003  ff c9") })
     #expect(lines[next].hasSuffix("dec ecx"))
-    // The host's instruction stands between the two, after the look at the TLB.
+    // The host's instruction stands between the two, after the look at its page.
     #expect(lines[guest..<next].contains { $0.hasSuffix("add rax,QWORD PTR [r13+0x0]") })
-    #expect(lines[guest..<next].contains { $0.hasSuffix("; tlb") })
+    #expect(lines[guest..<next].contains { $0.hasSuffix("; page 0") })
     #expect(block.contains { $0.hasSuffix("call handler") })
     #expect(!block.contains { $0.contains("not decoded") })
     // 10 rounds of 3 instructions.

@@ -36,6 +36,9 @@ package struct Block {
   package var heat: UInt32 = 0
   /// Where the block's translation starts; 0 without one.
   package var native: UInt = 0
+  /// What leads there at a linear page (`BlockTranslator.entry`), or 0.
+  package var nativeEntry: UInt = 0
+  package var nativePage: UInt64 = 0
 }
 
 package typealias BlockPointer = UnsafeMutablePointer<Block>
@@ -108,6 +111,7 @@ package final class BlockCache {
     nativeDropped()
     for n in 0..<blockCount {
       blocks[n].native = 0
+      blocks[n].nativeEntry = 0
       blocks[n].heat = initialHeat
     }
   }
@@ -210,6 +214,7 @@ package final class BlockCache {
     block.pointee.isValid = false
     if block.pointee.native != 0 { lostNative = true }
     block.pointee.native = 0
+    block.pointee.nativeEntry = 0
     invalidated += 1
     let count = Int(block.pointee.count)
     for n in 0..<count { block.pointee.ops[n].handler = staleBlock }

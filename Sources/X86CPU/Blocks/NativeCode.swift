@@ -21,6 +21,9 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
+  /// Code that sets `NativeState.codePage` to a linear page and goes on with the block's translation;
+  /// 0 where there is no room for it.
+  func entry(of block: BlockPointer, page: UInt64) -> UInt
   /// Gives a hot block better code, or leaves it alone.
   func optimize(_ block: BlockPointer)
 }
@@ -33,6 +36,8 @@ package struct NativeState {
   package var hostFlags: UInt64 = 0
   /// The host's stack pointer outside.
   package var hostStack: UInt64 = 0
+  /// What the destination of a flag recipe's instruction held before.
+  package var flagSource: UInt64 = 0
   /// Temporaries of one instruction.
   package var temporary0: UInt64 = 0
   package var temporary1: UInt64 = 0
@@ -61,6 +66,10 @@ package struct NativeState {
   /// `CPUState.blockContext` at CPL 3 and below, as they are now.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
+  /// Keeps what follows away from the fields that every access looks at. A processor that forwards
+  /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits at
+  /// each look at the TLB, which made a system call of Linux take twice the time.
+  private var distance = InlineArray<80, UInt64>(repeating: 0)
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
@@ -140,8 +149,7 @@ extension CPU {
     guard let enter = state.pointee.native.enter,
       let code = UnsafeMutableRawPointer(bitPattern: block.pointee.native)
     else { return true }
-    NativeJumps(address: state.pointee.native.jumpTable).enter(
-      linear: state.pointee.rip, context: state.pointee.blockContext, code: block.pointee.native)
+    enterJump(to: block, at: state.pointee.rip)
     state.pointee.native.codePage = state.pointee.rip & Page.mask
     state.pointee.native.hostFlags = flagImage
     updateVectorReadiness()
@@ -176,12 +184,22 @@ extension CPU {
     }
     let linear = codeLinear
     guard let block = try? block(at: linear), block.pointee.native != 0 else { return 0 }
-    let table = NativeJumps(address: state.pointee.native.jumpTable)
-    table.enter(
-      linear: linear, context: state.pointee.blockContext, code: block.pointee.native)
+    enterJump(to: block, at: linear)
     state.pointee.native.codePage = linear & Page.mask
     state.pointee.native.counts.searches &+= 1
     return block.pointee.native
+  }
+
+  /// Lets translated code find a block's translation at a linear address.
+  @inline(__always) private func enterJump(to block: BlockPointer, at linear: UInt64) {
+    let page = linear & Page.mask
+    if block.pointee.nativePage != page || block.pointee.nativeEntry == 0 {
+      block.pointee.nativeEntry = owner.translator?.entry(of: block, page: page) ?? 0
+      block.pointee.nativePage = page
+      if block.pointee.nativeEntry == 0 { return }
+    }
+    NativeJumps(address: s.pointee.native.jumpTable).enter(
+      linear: linear, context: s.pointee.blockContext, code: block.pointee.nativeEntry)
   }
 
   /// After an instruction of translated code that ended with `step` otherwise than by going on, flags

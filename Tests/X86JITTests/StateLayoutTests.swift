@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where fields of the CPU's state lie. Processors that forward stores to loads by the low 11 bits of
+// addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of those
+// that every access reads.
+
+import Testing
+import X86CPU
+
+@Suite struct StateLayoutTests {
+  @Test func fieldsThatLoopsWriteStayClearOfTheTLBs() throws {
+    let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
+    let groups = native + (try #require(MemoryLayout<NativeState>.offset(of: \.groupAddresses)))
+    let pages = native + (try #require(MemoryLayout<NativeState>.offset(of: \.accessPages)))
+    let written =
+      stride(from: groups, to: groups + NativeState.groupCount * 8, by: 8).map { $0 & 0x7F8 }
+      + stride(from: pages, to: pages + NativeState.accessPageCount * 24, by: 8).map { $0 & 0x7F8 }
+    let read = [
+      MemoryLayout<CPUState>.offset(of: \.tlb), MemoryLayout<CPUState>.offset(of: \.tlbContext),
+      MemoryLayout<CPUState>.offset(of: \.request), MemoryLayout<CPUState>.offset(of: \.retired),
+      MemoryLayout<CPUState>.offset(of: \.blockContext),
+    ].compactMap { $0 }
+    #expect(read.count == 5)
+    for field in read + Array(stride(from: 0, to: 128, by: 8)) {
+      #expect(!written.contains(field & 0x7F8), "field at \(field)")
+    }
+    let segments = CPU.segmentsOffset..<CPU.segmentsOffset + 6 * MemoryLayout<SegmentState>.stride
+    #expect(!written.contains { segments.contains($0) })
+  }
+}
