@@ -92,7 +92,7 @@ import X86JIT
     #expect(lines.allSatisfy { $0.count == 3 && UInt($0[1], radix: 16) ?? 0 > 0 })
     let host = UInt64(UInt(bitPattern: m.memory)) + 0x1000
     let blocks = (0..<UInt16.max).compactMap { m.processor.blocks.find(host: host, modeKey: $0) }
-    let native = try #require(blocks.first?.pointee.native)
+    let native = try #require(blocks.first?.pointee.nativeEntry)
     let line = try #require(lines.first { $0[2] == "guest:0x1000" })
     #expect(line[0] == String(native, radix: 16))
     for name in ["enter", "exit", "dispatch", "handler", "interpret"] {
