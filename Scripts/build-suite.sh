@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Compiles Guests/suite into .guest/suite, a static program, and builds an initial RAM disk with it,
-# .guest/initramfs-suite.cpio. The compiler is $CC, else the Swift toolchain's clang, else cc; it
-# needs a static libc (Debian: libc6-dev). What is up to date is not built again.
+# .guest/initramfs-suite.cpio. Natively and there, the kernels of class "real" run .guest/busybox.
+# The compiler is $CC, else the Swift toolchain's clang, else cc; it needs a static libc (Debian:
+# libc6-dev). What is up to date is not built again.
 #
 # usage: Scripts/build-suite.sh
 
@@ -38,7 +39,7 @@ if [ ! -s "$guest/busybox" ]; then
   exit 1
 fi
 disk=$guest/initramfs-suite.cpio
-if ! newer "$disk" "$guest/suite" || ! newer "$disk" Scripts/init-suite ||
-  ! newer "$disk" Scripts/make-initramfs.sh; then
+if ! newer "$disk" "$guest/suite" || ! newer "$disk" "$guest/busybox" ||
+  ! newer "$disk" Scripts/init-suite || ! newer "$disk" Scripts/make-initramfs.sh; then
   Scripts/make-initramfs.sh "$guest/busybox" Scripts/init-suite "$disk" "$guest/suite"
 fi
