@@ -7,7 +7,7 @@
 #
 # usage: Scripts/conformance.sh [TEST...]      names as in Scripts/conformance-expected.txt
 #
-#   CONFORMANCE_TIMEOUT   seconds that a test may take (default: 60)
+#   CONFORMANCE_TIMEOUT   seconds that a test may take (default: 150)
 #   CONFORMANCE_RUNNER    what runs a test (default: .build/release/martlet kvm --)
 #
 # pass: exit status 0. skip: the test says that it needs something that is not offered (status 4).
@@ -21,7 +21,7 @@ cache=$root/.conformance
 package=linux-source-6.1
 selftests=$cache/src/tools/testing/selftests/kvm
 expected=$root/Scripts/conformance-expected.txt
-timeout=${CONFORMANCE_TIMEOUT:-60}
+timeout=${CONFORMANCE_TIMEOUT:-150}
 runner=${CONFORMANCE_RUNNER:-$root/.build/release/martlet kvm --}
 
 for tool in apt-get dpkg-deb gcc make tar timeout; do
