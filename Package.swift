@@ -71,7 +71,7 @@ let package = Package(
     .target(
       name: "KVMLoopback",
       dependencies: [
-        "CHost", "Host", "KVM", "KVMClient", "X86",
+        "CHost", "Host", "KVM", "KVMClient", "X86", "X86JIT",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),

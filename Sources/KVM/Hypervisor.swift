@@ -45,9 +45,11 @@ package final class Hypervisor: Sendable {
   /// - Parameters:
   ///   - physicalCPUs: 1 to 64; nil: as many as the host has.
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
+  ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
   package init(
-    physicalCPUs: Int? = nil, translates: Bool = false, reports: TranslatorReports = .none
+    physicalCPUs: Int? = nil, translates: Bool = false, tuning: TranslatorTuning = .standard,
+    reports: TranslatorReports = .none
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
@@ -55,7 +57,10 @@ package final class Hypervisor: Sendable {
     translationLog = log
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
-      if translates { try Translator.install(on: cpu, log: log, measures: reports.measures) }
+      if !translates { return }
+      try Translator.install(
+        on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
+        codeBytes: tuning.codeBytes, log: log, measures: reports.measures)
     }
   }
 

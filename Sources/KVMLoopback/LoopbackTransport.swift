@@ -6,6 +6,7 @@ import KVM
 import KVMClient
 import SystemPackage
 import X86
+import X86JIT
 
 /// Our KVM as a transport: its ioctls are calls into this process.
 package final class LoopbackTransport: KVMTransport {
@@ -15,15 +16,24 @@ package final class LoopbackTransport: KVMTransport {
   /// - Parameters:
   ///   - physicalCPUs: how many processors the software has; nil: as many as the host.
   ///   - translates: whether they translate hot code.
+  ///   - threshold: executions of a block until it is translated; nil, as for the next two: the
+  ///     translator's own choice.
+  ///   - hotEntries: entries of a translation until it is translated with what follows it.
+  ///   - codeBytes: code memory of each processor.
   ///   - listing: descriptor that each translation is listed on.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - measures: times are taken, and translated code counts; `statistics` tells.
   package init(
-    physicalCPUs: Int? = nil, translates: Bool = false, listing: Int32? = nil,
+    physicalCPUs: Int? = nil, translates: Bool = false, threshold: UInt32? = nil,
+    hotEntries: Int32? = nil, codeBytes: Int? = nil, listing: Int32? = nil,
     perfMap: Int32? = nil, measures: Bool = false
   ) throws(Errno) {
+    var tuning = TranslatorTuning.standard
+    if let threshold { tuning.threshold = threshold }
+    if let hotEntries { tuning.hotEntries = hotEntries }
+    if let codeBytes { tuning.codeBytes = codeBytes }
     hypervisor = try Hypervisor(
-      physicalCPUs: physicalCPUs, translates: translates,
+      physicalCPUs: physicalCPUs, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))
   }
 

@@ -27,6 +27,10 @@ package struct Configuration: Sendable {
   package var physicalProcessors: Int?
   /// The software engine translates hot code.
   package var translates = false
+  /// When it translates, and how much code it keeps; nil: its own choice. See `Configuration+Translator.swift`.
+  package var translatorThreshold: UInt32?
+  package var translatorHotEntries: Int32?
+  package var translatorCodeBytes: Int?
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?
@@ -87,15 +91,6 @@ extension Configuration {
       throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumProcessors)")
     }
     physicalProcessors = number
-  }
-
-  /// Switches the software engine's translator.
-  package mutating func setTranslator(_ text: String) throws(RunError) {
-    switch text {
-    case "on": translates = true
-    case "off": translates = false
-    default: throw RunError("--translator \(text): give on or off")
-    }
   }
 
   /// Says who decompresses a compressed kernel.

@@ -72,6 +72,8 @@ package final class Translator: BlockTranslator {
   private let hotEntries: Int32
   private let host = HostFeatures.current
   private var used: Int
+  /// Where the first translation goes, behind the thunks.
+  private let firstCode: Int
   /// Where in the memory code may go until it counts as full.
   private var room: Range<Int>
   private let codeBytes: Int
@@ -91,10 +93,7 @@ package final class Translator: BlockTranslator {
   /// Gives a CPU a translator.
   ///
   /// - Parameters:
-  ///   - threshold: executions of a block after which it is translated; 1 is at once.
-  ///   - hotEntries: entries of a translation after which its block is translated with those that
-  ///     follow it.
-  ///   - codeBytes: size of the code memory.
+  ///   - threshold: see `TranslatorTuning`, as for the next two.
   ///   - log: is told of every translation.
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
@@ -102,8 +101,10 @@ package final class Translator: BlockTranslator {
   /// - Throws: where memory cannot be mapped.
   @discardableResult
   package static func install(
-    on cpu: PhysicalCPU, threshold: UInt32 = 32, hotEntries: Int32 = 2000,
-    codeBytes: Int = 32 << 20, log: TranslationLog? = nil, measures: Bool = false
+    on cpu: PhysicalCPU, threshold: UInt32 = TranslatorTuning.standard.threshold,
+    hotEntries: Int32 = TranslatorTuning.standard.hotEntries,
+    codeBytes: Int = TranslatorTuning.standard.codeBytes, log: TranslationLog? = nil,
+    measures: Bool = false
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
@@ -132,7 +133,8 @@ package final class Translator: BlockTranslator {
     code = try Code(size: log == nil ? codeBytes : codeBytes * Self.loggedGenerations)
     thunks = Thunks(origin: UInt(bitPattern: code.memory.executable), counts: measures)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
-    used = (thunks.code.count + 63) & ~63
+    firstCode = (thunks.code.count + 63) & ~63
+    used = firstCode
     room = used..<codeBytes
     generation = cache.flushes
     handlerCounts = .allocate(capacity: 4096)
@@ -214,6 +216,11 @@ package final class Translator: BlockTranslator {
   private func place(_ translation: BlockTranslation) {
     let block = translation.codes[0].block
     let bytes = translation.a.bytes
+    if bytes.count + Self.entryReserve > codeBytes - firstCode {
+      // Dropping what is there would not make room for it.
+      statistics.refused += 1
+      return
+    }
     if isFull || used + bytes.count + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
@@ -267,9 +274,8 @@ package final class Translator: BlockTranslator {
     waiting.removeAll(keepingCapacity: true)
     entries.removeAll(keepingCapacity: true)
     isFull = false
-    let first = (thunks.code.count + 63) & ~63
     let next = (used + 63) & ~63
-    room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : first..<codeBytes
+    room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : firstCode..<codeBytes
     used = room.lowerBound
     generation = cache.flushes
     statistics.resets += 1

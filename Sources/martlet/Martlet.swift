@@ -18,7 +18,10 @@ struct Martlet: ParsableCommand {
   static let engines = EngineSupply { (configuration) throws(Errno) in
     try LoopbackTransport(
       physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
-      listing: configuration.translationListing, perfMap: configuration.perfMap,
+      threshold: configuration.translatorThreshold,
+      hotEntries: configuration.translatorHotEntries,
+      codeBytes: configuration.translatorCodeBytes, listing: configuration.translationListing,
+      perfMap: configuration.perfMap,
       measures: configuration.statistics)
   }
 
@@ -63,6 +66,22 @@ struct Run: ParsableCommand {
 
   @Option(help: "Translate hot guest code to host code (software engine): on or off.")
   var translator = "on"
+
+  @Option(help: Run.count("Translate a block when it has run this often (default: 32)."))
+  var translatorThreshold: String?
+
+  @Option(
+    help: Run.count(
+      "Translate a block with those that follow it when it was entered this often (default: 2000).")
+  )
+  var translatorHotEntries: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory for translated code of each physical CPU, 64K to 64M; all code is dropped when it is "
+        + "full (default: 32M).",
+      valueName: "size"))
+  var translatorCodeSize: String?
 
   @Option(
     help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")
@@ -115,11 +134,20 @@ struct Run: ParsableCommand {
     try configuration.setProcessors(cpus)
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
-    try configuration.setTranslator(translator)
+    try setTranslator(&configuration)
     if let printTranslations { try configuration.setTranslationListing(printTranslations) }
     if perfMap { try configuration.setPerfMap() }
     return configuration
   }
+
+  private func setTranslator(_ configuration: inout Configuration) throws(RunError) {
+    try configuration.setTranslator(translator)
+    if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
+    if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }
+    if let translatorCodeSize { try configuration.setTranslatorCodeSize(translatorCodeSize) }
+  }
+
+  private static func count(_ text: String) -> ArgumentHelp { ArgumentHelp(text, valueName: "n") }
 }
 
 struct DoctorCommand: ParsableCommand {

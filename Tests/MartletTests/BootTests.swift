@@ -50,6 +50,47 @@ enum BootGuest {
     #expect(result.status == 0, "\(result.errors)")
   }
 
+  /// Everything is translated at once, and again with what follows it.
+  @Test(arguments: [1, 2])
+  func linuxBootsWithAThresholdOfOne(cpus: Int) throws {
+    let arguments = ["--translator-threshold", "1", "--translator-hot-entries", "2"]
+    let result = try bootTranslated(cpus, arguments)
+    #expect(try Self.count("blocks translated", in: result) > 60_000, "\(result.errors)")
+  }
+
+  /// The code memory is so small that all code is dropped again and again.
+  @Test(arguments: [
+    (1, "1M", "32", 10), (1, "128K", "32", 100), (2, "256K", "32", 50), (2, "2M", "1", 50),
+  ])
+  func linuxBootsWhileCodeIsDropped(
+    cpus: Int, size: String, threshold: String, drops: Int
+  ) throws {
+    let result = try bootTranslated(
+      cpus,
+      [
+        "--translator-code-size", size, "--translator-threshold", threshold,
+        "--translator-hot-entries", "50",
+      ])
+    #expect(try Self.count("code dropped, full", in: result) >= drops, "\(result.errors)")
+  }
+
+  private func bootTranslated(_ cpus: Int, _ arguments: [String]) throws -> Command.Result {
+    let result = try boot(
+      "vmlinuz-cloud-amd64", ["--cpus", "\(cpus)", "--pcpus", "\(cpus)", "--stats"] + arguments)
+    #expect(
+      result.output.contains("MARTLET-GUEST-READY cpus=\(cpus)"), "\(result.output.suffix(2000))")
+    #expect(result.status == 0, "\(result.errors)")
+    return result
+  }
+
+  /// The figure of one line of `--stats`.
+  private static func count(_ name: String, in result: Command.Result) throws -> Int {
+    let line = result.errorLines.first {
+      $0.drop { $0 == " " }.hasPrefix(name + ": ")
+    }
+    return try #require(line.flatMap { Int($0.drop { $0 != ":" }.dropFirst(2)) }, "\(name)")
+  }
+
   @Test func aRestartIsSeen() throws {
     let result = try boot("vmlinuz-cloud-amd64", [], append: "martlet.reboot")
     #expect(result.output.contains("MARTLET-GUEST-READY") && result.status == 8)

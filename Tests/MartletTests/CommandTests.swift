@@ -51,6 +51,12 @@ import Testing
     (["--cpus", "0"], "--cpus 0: give a number from 1 to 254"),
     (["--cpus", "4000"], "--cpus 4000: give a number from 1 to 254"),
     (["--log", "loud"], "--log loud: unknown level; give one of trace, debug"),
+    (["--translator", "maybe"], "--translator maybe: give on or off"),
+    (["--translator-threshold", "0"], "--translator-threshold 0: give a number from 1 to"),
+    (["--translator-hot-entries", "4294967296"], "4294967296: give a number from 1 to 2147483647"),
+    (["--translator-code-size", "63K"], "--translator-code-size 63K: give a size from 64K to 64M"),
+    (["--translator-code-size", "65M"], "65M: give a size from 64K to 64M"),
+    (["--translator-code-size", "K"], "--translator-code-size K: give a size from 64K to 64M"),
     (["--engine", "steam"], "--engine steam: unknown engine; give auto, soft or kvm"),
   ])
   func options(arguments: [String], text: String) throws { try refused(arguments, text) }
@@ -80,6 +86,23 @@ import Testing
 
   @Test(arguments: [0, 16, 127] as [UInt8]) func debugExitGivesTheStatus(value: UInt8) throws {
     #expect(try run(.exiting(value)).status == Int32(value) * 2 + 1)
+  }
+
+  @Test(arguments: [
+    ["--translator", "off"], ["--translator-threshold", "1"],
+    ["--translator-threshold", "1", "--translator-hot-entries", "1"],
+    ["--translator-threshold", "1", "--translator-code-size", "64K"],
+  ])
+  func guestsRunHoweverTheyAreTranslated(arguments: [String]) throws {
+    let arguments = ["--engine", "soft"] + arguments
+    let printed = try run(.printing("hello, host\n"), arguments)
+    #expect(printed.status == 0 && printed.output == "hello, host\n")
+    let echoed = try run(.echoing, arguments, input: "echo this\n")
+    #expect(echoed.status == 0 && echoed.output == "echo this\n")
+    #expect(try run(.exiting(16), arguments).status == 33)
+    #expect(try run(.resetting, arguments).status == 8)
+    #expect(try run(.crashing, arguments).status == 4)
+    #expect(try run(.halting, ["--cpus", "2"] + arguments).status == 6)
   }
 
   @Test func inputFromAPipeReachesTheGuest() throws {

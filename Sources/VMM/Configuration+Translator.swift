@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Options of the software engine's translator.
+
+extension Configuration {
+  /// Bytes of the code memory that a user can ask for.
+  package static let translatorCodeSizes = 64 << 10...64 << 20
+
+  /// Switches the software engine's translator.
+  package mutating func setTranslator(_ text: String) throws(RunError) {
+    switch text {
+    case "on": translates = true
+    case "off": translates = false
+    default: throw RunError("--translator \(text): give on or off")
+    }
+  }
+
+  /// Sets after how many executions a block is translated.
+  package mutating func setTranslatorThreshold(_ text: String) throws(RunError) {
+    translatorThreshold = UInt32(try Self.count(text, "--translator-threshold"))
+  }
+
+  /// Sets after how many entries a translated block is translated with those that follow it.
+  package mutating func setTranslatorHotEntries(_ text: String) throws(RunError) {
+    translatorHotEntries = try Self.count(text, "--translator-hot-entries")
+  }
+
+  private static func count(_ text: String, _ option: String) throws(RunError) -> Int32 {
+    guard let number = Int32(text), number >= 1 else {
+      throw RunError("\(option) \(text): give a number from 1 to \(Int32.max)")
+    }
+    return number
+  }
+
+  /// Sets the size of the code memory from text such as "256K" or "1M"; a bare number counts bytes.
+  package mutating func setTranslatorCodeSize(_ text: String) throws(RunError) {
+    let units: [Character: Int] = ["K": 10, "M": 20]
+    let shift = text.last.flatMap { units[Character($0.uppercased())] }
+    let digits = shift == nil ? text[...] : text.dropLast()
+    guard let number = Int(digits), (0...Self.translatorCodeSizes.upperBound).contains(number),
+      Self.translatorCodeSizes.contains(number << (shift ?? 0))
+    else { throw RunError("--translator-code-size \(text): give a size from 64K to 64M") }
+    // Whole pages.
+    translatorCodeBytes = (number << (shift ?? 0) + 4095) & ~4095
+  }
+}

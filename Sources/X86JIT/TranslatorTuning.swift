@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// When a translator translates, and how much it keeps.
+package struct TranslatorTuning: Sendable, Equatable {
+  /// Executions of a block after which it is translated; 1 is at once.
+  package var threshold: UInt32
+  /// Entries of a translation after which its block is translated with those that follow it.
+  package var hotEntries: Int32
+  /// Size of the code memory of each physical CPU; where it is full, all code is dropped.
+  package var codeBytes: Int
+
+  package init(threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 32 << 20) {
+    self.threshold = threshold
+    self.hotEntries = hotEntries
+    self.codeBytes = codeBytes
+  }
+
+  package static let standard = TranslatorTuning()
+}
