@@ -28,11 +28,22 @@ let standalone: [LinkerSetting] = [
     ], .when(configuration: .release))
 ]
 
+/// The library is loaded into other people's programs: it has the standard library inside, keeps it
+/// to itself, and binds its own names to itself.
+let preloaded: [LinkerSetting] = [
+  .unsafeFlags(
+    [
+      "-static-stdlib", "-Xlinker", "--exclude-libs=ALL", "-Xlinker", "-Bsymbolic", "-Xlinker",
+      "--strip-debug",
+    ], .when(configuration: .release))
+]
+
 /// A target may import only targets that stand above it in this list (ARCHITECTURE.md has the map).
 let package = Package(
   name: "martlet",
   products: [
-    .executable(name: "martlet", targets: ["martlet"])
+    .executable(name: "martlet", targets: ["martlet"]),
+    .library(name: "martlet-kvm", type: .dynamic, targets: ["KVMPreload"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0"),
@@ -74,6 +85,11 @@ let package = Package(
         "CHost", "Host", "KVM", "KVMClient", "X86", "X86JIT",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    .target(
+      name: "KVMPreload",
+      dependencies: [
+        "CHost", "Host", "KVM", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common, linkerSettings: preloaded),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(
       name: "LinuxBoot",
@@ -155,6 +171,9 @@ let package = Package(
     .testTarget(
       name: "VMMTests",
       dependencies: ["VMM", "KVMClient", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
+    .executableTarget(
+      name: "martlet-kvm-client", dependencies: ["CHost"], path: "Tests/KVMClientProgram",
       swiftSettings: common),
     .testTarget(
       name: "MartletTests",

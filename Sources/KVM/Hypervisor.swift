@@ -113,6 +113,12 @@ package final class Hypervisor: Sendable {
     vcpu.request(.kick)
   }
 
+  /// The vCPU of a handle, for those who call KVM_RUN in the midst of signals.
+  package func runner(_ handle: Int32) -> Runner? {
+    guard case .virtualCPU(let vcpu, let machine)? = try? object(handle) else { return nil }
+    return Runner(vcpu: vcpu, machine: machine)
+  }
+
   package func close(_ handle: Int32) {
     let closed = handles.withLock { handles -> Object? in
       let index = Int(handle) - 1

@@ -58,3 +58,19 @@ extension Hypervisor {
     ]
   }
 }
+
+extension Hypervisor {
+  /// For each vCPU of the machines that are open: its exits by reason. Exact while none runs.
+  package var virtualCPUReport: String {
+    var text = ""
+    for (number, machine) in machines.enumerated() {
+      for vcpu in machine.virtualCPUs {
+        let statistics = vcpu.statistics
+        text += "martlet: machine \(number) vCPU \(vcpu.id): \(statistics.userExits) exits to the"
+        text += " client, \(statistics.halts) halts\n"
+        for (reason, count) in statistics.byReason { text += "  \(reason.name): \(count)\n" }
+      }
+    }
+    return text
+  }
+}

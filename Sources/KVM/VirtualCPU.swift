@@ -38,6 +38,8 @@ struct VCPURequest: OptionSet, Sendable {
   static let wake = Self(rawValue: 1 << 8)
   /// Another MSR filter: other accesses exit.
   static let msrFilter = Self(rawValue: 1 << 9)
+  /// A signal came to the thread that is in KVM_RUN.
+  static let signal = Self(rawValue: 1 << 16)
   /// What changes whether an interrupt can be delivered.
   static let events: Self = [.interrupt, .nmi]
 }
@@ -55,7 +57,10 @@ final class VirtualCPU: @unchecked Sendable {
   let id: UInt32
   /// Place in the machine's list.
   let index: Int
-  let pages: UnsafeMutableRawPointer
+  /// What a client maps to share `pages`.
+  let sharedFile: MemoryFile
+  private let sharedMapping: Mapping
+  var pages: UnsafeMutableRawPointer { sharedMapping.address }
   let backend: any VirtualizationBackend
   let ioctlLock = Mutex<Bool>(false)
 
@@ -148,8 +153,9 @@ final class VirtualCPU: @unchecked Sendable {
     hypervisor = machine.hypervisor
     self.id = id
     self.index = index
-    pages = .allocate(byteCount: Self.sharedSize, alignment: 4096)
-    pages.initializeMemory(as: UInt8.self, repeating: 0, count: Self.sharedSize)
+    let file = try MemoryFile(name: "kvm-vcpu", size: Self.sharedSize)
+    sharedMapping = try Mapping(sharing: file.descriptor.rawValue, size: Self.sharedSize)
+    sharedFile = file
     backend = VMX(hypervisor.pool.slots[0].cpu)
     cpu = hypervisor.pool.slots[0].cpu.cpu
     tscOffset = machine.clock.reference.tscOffset
@@ -172,8 +178,6 @@ final class VirtualCPU: @unchecked Sendable {
     }
     withLoaded { reset() }
   }
-
-  deinit { pages.deallocate() }
 
   // MARK: Requests
 

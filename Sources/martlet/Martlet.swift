@@ -12,7 +12,7 @@ struct Martlet: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "martlet",
     abstract: "Runs virtual machines, with or without hardware virtualization.",
-    subcommands: [Run.self, DoctorCommand.self])
+    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self])
 
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in

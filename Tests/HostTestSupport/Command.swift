@@ -17,7 +17,7 @@ package enum Command {
 
   /// The directory of the built program: that of the test bundle, whose path is among the
   /// arguments however the tests were started.
-  private static let products: String = {
+  package static let products: String = {
     let bundle = CommandLine.arguments.first { $0.contains(".xctest") } ?? ""
     return bundle.split(separator: "/", omittingEmptySubsequences: false)
       .prefix { !$0.hasSuffix(".xctest") }.joined(separator: "/")

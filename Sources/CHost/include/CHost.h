@@ -33,6 +33,10 @@ void *mremap(void *old, size_t old_size, size_t size, int flags, ...);
 #define MREMAP_MAYMOVE 1
 #endif
 int pthread_setname_np(pthread_t thread, const char *name);
+// syscall(2) is variadic, which Swift cannot call; the same function with all its arguments.
+long chost_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall");
+// fork(2), which Swift hides because few programs may use it; tests of inherited descriptors do.
+pid_t chost_fork(void) __asm__("fork");
 
 static const unsigned int CKVM_ASSIGN_DEV_IRQ = (unsigned int)KVM_ASSIGN_DEV_IRQ;
 static const unsigned int CKVM_ASSIGN_PCI_DEVICE = (unsigned int)KVM_ASSIGN_PCI_DEVICE;
@@ -164,5 +168,17 @@ static inline void *chost_map_again(void *memory, size_t size) {
 
 /// RDTSC.
 static inline uint64_t chost_rdtsc(void) { return __builtin_ia32_rdtsc(); }
+
+/// STMXCSR and LDMXCSR.
+static inline uint32_t chost_stmxcsr(void) { return __builtin_ia32_stmxcsr(); }
+static inline void chost_ldmxcsr(uint32_t value) { __builtin_ia32_ldmxcsr(value); }
+
+/// FNSTCW and FLDCW.
+static inline uint16_t chost_fnstcw(void) {
+  uint16_t value;
+  __asm__ volatile("fnstcw %0" : "=m"(value));
+  return value;
+}
+static inline void chost_fldcw(uint16_t value) { __asm__ volatile("fldcw %0" : : "m"(value)); }
 
 #endif

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an ioctl's argument points at. The client is in this process, so its pointers are used as
-// they are; only a null pointer is EFAULT.
+// What an ioctl's argument points at. The client is in this process; what it names need not be there,
+// and is EFAULT then, where the program handles SIGSEGV and SIGBUS (`GuardedCopy`).
 
+import Host
 import SystemPackage
 
 /// The argument of an ioctl: a value, or the address of a struct.
@@ -16,26 +17,58 @@ struct Argument {
   }
 
   /// Copies the struct in.
-  func read<T>(_ type: T.Type = T.self) throws(Errno) -> T {
-    try pointer().loadUnaligned(as: T.self)
-  }
+  func read<T>(_ type: T.Type = T.self) throws(Errno) -> T { try load(0) }
 
   /// Copies a struct out.
-  func write<T>(_ value: T) throws(Errno) {
-    let pointer = try pointer()
-    withUnsafeBytes(of: value) { pointer.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
-  }
+  func write<T>(_ value: T) throws(Errno) { try store(value, 0) }
 
   /// Reads element `index` of the array that starts `offset` bytes into the struct.
   func element<T>(_ index: Int, at offset: Int, as type: T.Type = T.self) throws(Errno) -> T {
-    try pointer().loadUnaligned(
-      fromByteOffset: offset &+ index &* MemoryLayout<T>.stride, as: T.self)
+    try load(offset &+ index &* MemoryLayout<T>.stride)
   }
 
   /// Writes element `index` of the array that starts `offset` bytes into the struct.
   func setElement<T>(_ index: Int, at offset: Int, to value: T) throws(Errno) {
-    let place = try pointer() + (offset &+ index &* MemoryLayout<T>.stride)
-    withUnsafeBytes(of: value) { place.copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
+    try store(value, offset &+ index &* MemoryLayout<T>.stride)
+  }
+
+  /// Copies `count` bytes out that `fill` makes.
+  func write(count: Int, _ fill: (UnsafeMutableRawPointer) -> Void) throws(Errno) {
+    let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
+    defer { buffer.deallocate() }
+    fill(buffer)
+    guard GuardedCopy.copy(from: buffer, to: try pointer(), count: count) else {
+      throw .badAddress
+    }
+  }
+
+  /// Copies `count` bytes in for `use`.
+  func read(count: Int, _ use: (UnsafeMutableRawPointer) throws(Errno) -> Void) throws(Errno) {
+    let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
+    defer { buffer.deallocate() }
+    guard GuardedCopy.copy(from: try pointer(), to: buffer, count: count) else {
+      throw .badAddress
+    }
+    try use(buffer)
+  }
+
+  private func load<T>(_ offset: Int) throws(Errno) -> T {
+    let source = UnsafeRawPointer(try pointer()) + offset
+    return try withUnsafeTemporaryAllocation(of: T.self, capacity: 1) { (place) throws(Errno) in
+      let base = UnsafeMutableRawPointer(place.baseAddress)
+      guard let base, GuardedCopy.copy(from: source, to: base, count: MemoryLayout<T>.size) else {
+        throw .badAddress
+      }
+      return base.load(as: T.self)
+    }
+  }
+
+  private func store<T>(_ value: T, _ offset: Int) throws(Errno) {
+    let place = try pointer() + offset
+    let done = withUnsafeBytes(of: value) {
+      GuardedCopy.copy(from: $0.baseAddress, to: place, count: $0.count)
+    }
+    guard done else { throw .badAddress }
   }
 }
 

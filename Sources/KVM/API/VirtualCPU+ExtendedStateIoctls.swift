@@ -25,21 +25,24 @@ extension VirtualCPU {
     (
       CKVM_GET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: 4096)
+        try argument.write(count: 4096) { ExtendedState.save(vcpu.cpu, to: $0, size: 4096) }
         return 0
       }
     ),
     (
       CKVM_GET_XSAVE2,
       { (vcpu, argument) throws(Errno) in
-        ExtendedState.save(vcpu.cpu, to: try argument.pointer(), size: ExtendedState.areaSize)
+        let size = ExtendedState.areaSize
+        try argument.write(count: size) { ExtendedState.save(vcpu.cpu, to: $0, size: size) }
         return 0
       }
     ),
     (
       CKVM_SET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        try ExtendedState.restore(vcpu.cpu, from: argument.pointer())
+        try argument.read(count: ExtendedState.areaSize) { (area) throws(Errno) in
+          try ExtendedState.restore(vcpu.cpu, from: area)
+        }
         return 0
       }
     ),

@@ -88,7 +88,7 @@ extension VirtualCPU {
 
   /// EINTR. The exit reason says so where a signal came; `immediate_exit` leaves the last one.
   private func leaveInterrupted(_ reason: Int32? = KVM_EXIT_INTR) throws(Errno) -> Never {
-    _ = takeRequests(.kick)
+    _ = takeRequests([.kick, .signal])
     if let reason { run.pointee.exit_reason = UInt32(reason) }
     publishState()
     throw .interrupted
@@ -189,7 +189,7 @@ extension VirtualCPU {
       if all.contains(.msrFilter) { updateMSRInterception() }
     }
     if all.contains(.wake) { wakePending = true }
-    if all.contains(.kick) { try leaveInterrupted() }
+    if !all.isDisjoint(with: [.kick, .signal]) { try leaveInterrupted() }
   }
 
   // MARK: Not running

@@ -26,6 +26,8 @@ struct MSRStore {
   var pollControl: UInt64 = 1
   var platformInfo: UInt64 = 0
   var microcodeRevision: UInt64 = MSRModel.microcodeRevision
+  /// IA32_ARCH_CAPABILITIES: what the client leaves of the processor's.
+  var architecturalCapabilities = MSRModel.architecturalCapabilities
   var smiCount: UInt64 = 0
   /// IA32_POWER_CTL: stored, nothing follows.
   var powerControl: UInt64 = 0
@@ -77,6 +79,7 @@ extension VirtualCPU {
       return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
         ? msrs.platformInfo : nil
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
+    case MSR.archCapabilities.rawValue: return msrs.architecturalCapabilities
     case MSR.smiCount.rawValue: return msrs.smiCount
     case MSR.powerControl.rawValue: return msrs.powerControl
     case VendorMSR.hardwareConfiguration: return msrs.hardwareConfiguration
@@ -141,6 +144,9 @@ extension VirtualCPU {
       guard wanted & ~VendorMSR.storedHardwareConfiguration == 0 else { return false }
       msrs.hardwareConfiguration = wanted
     case MSR.performanceCapabilities.rawValue: return byHost && value == 0
+    case MSR.archCapabilities.rawValue:
+      guard byHost, value & ~MSRModel.architecturalCapabilities == 0 else { return false }
+      msrs.architecturalCapabilities = value
     case MSR.smiCount.rawValue:
       guard byHost else { return false }
       msrs.smiCount = value

@@ -1,40 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CHost
+import Synchronization
+
 #if canImport(Glibc)
   import Glibc
 #endif
 
 /// Where one thread sleeps until another wakes it or its deadline comes. A wake-up that comes
 /// before the sleep is remembered, so none is lost; several before one sleep count as one.
+///
+/// One word that the kernel watches (futex), so that a signal handler may wake the very thread that
+/// it interrupted.
 final class Parker: @unchecked Sendable {
-  private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-  private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-  private var isWoken = false
+  private static let wait = 0 | 128  // FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET: private to
+  private static let wake = 1 | 128  // this process
+  private static let waitUntil = 9 | 128
+  private static let anyBit = 0xFFFF_FFFF
 
-  init() {
-    mutex.initialize(to: pthread_mutex_t())
-    condition.initialize(to: pthread_cond_t())
-    pthread_mutex_init(mutex, nil)
-    var attributes = pthread_condattr_t()
-    pthread_condattr_init(&attributes)
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-    pthread_cond_init(condition, &attributes)
-    pthread_condattr_destroy(&attributes)
-  }
+  /// 1 after a wake-up that nobody has taken.
+  private let word = UnsafeMutablePointer<Atomic<UInt32>>.allocate(capacity: 1)
 
-  deinit {
-    pthread_cond_destroy(condition)
-    pthread_mutex_destroy(mutex)
-    condition.deallocate()
-    mutex.deallocate()
-  }
+  init() { word.initialize(to: Atomic(0)) }
 
-  /// Wakes the sleeper, or makes its next sleep return at once. From any thread.
+  deinit { word.deallocate() }
+
+  /// Wakes the sleeper, or makes its next sleep return at once. From any thread and any signal
+  /// handler.
   func unpark() {
-    pthread_mutex_lock(mutex)
-    isWoken = true
-    pthread_cond_signal(condition)
-    pthread_mutex_unlock(mutex)
+    if word.pointee.exchange(1, ordering: .sequentiallyConsistent) == 0 {
+      _ = Self.call(word, Self.wake, 1, nil)
+    }
   }
 
   /// Sleeps until `unpark` or until the monotonic clock reads `deadline` nanoseconds (`.max`: for
@@ -43,19 +39,23 @@ final class Parker: @unchecked Sendable {
   /// - Returns: false when the deadline came first.
   @discardableResult
   func park(until deadline: UInt64 = .max) -> Bool {
-    pthread_mutex_lock(mutex)
-    defer { pthread_mutex_unlock(mutex) }
     var time = timespec(
       tv_sec: Int(clamping: deadline / 1_000_000_000), tv_nsec: Int(deadline % 1_000_000_000))
-    while !isWoken {
+    while word.pointee.exchange(0, ordering: .sequentiallyConsistent) == 0 {
       if deadline == .max {
-        pthread_cond_wait(condition, mutex)
-      } else if pthread_cond_timedwait(condition, mutex, &time) == ETIMEDOUT {
-        break
+        _ = Self.call(word, Self.wait, 0, nil)
+      } else if Self.call(word, Self.waitUntil, 0, &time) == -1, errno == ETIMEDOUT {
+        return word.pointee.exchange(0, ordering: .sequentiallyConsistent) != 0
       }
     }
-    let woken = isWoken
-    isWoken = false
-    return woken
+    return true
+  }
+
+  private static func call(
+    _ word: UnsafeMutablePointer<Atomic<UInt32>>, _ operation: Int, _ value: Int,
+    _ time: UnsafePointer<timespec>?
+  ) -> Int {
+    chost_syscall(
+      Int(SYS_futex), Int(bitPattern: word), operation, value, Int(bitPattern: time), 0, anyBit)
   }
 }

@@ -33,7 +33,7 @@ package enum PhysicalAccessPurpose {
 
 extension CPU {
   /// Physical addresses have this many bits.
-  package static let physicalAddressBits: UInt64 = 46
+  package static let physicalAddressBits: UInt64 = 48
 
   /// The page of `address`, with at least the wanted right, or nil where EPT maps nothing there.
   func physicalPage(_ address: UInt64, _ kind: AccessKind) -> PhysicalPage? {

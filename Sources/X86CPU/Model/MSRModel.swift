@@ -65,7 +65,7 @@ package struct MSRRule: Sendable {
 
 package enum MSRModel {
   /// Number of variable-range MTRRs and of machine-check banks.
-  package static let variableRanges = 10
+  package static let variableRanges = 8
   package static let machineCheckBanks = 4
 
   /// IA32_MTRR_CAP: variable ranges, fixed ranges, write combining.
@@ -84,7 +84,7 @@ package enum MSRModel {
   /// of the speculative-execution defects that have a bit: RDCL, RSBA off, L1D flush, SSB, MDS, page
   /// size change, TAA, SBDR/FBSDP/PSDP, BHI, PBRSB, GDS, RFDS; IBRS_ALL says that IBRS set once is
   /// enough.
-  static let architecturalCapabilities: UInt64 =
+  package static let architecturalCapabilities: UInt64 =
     1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15
     | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
   /// IA32_BIOS_SIGN_ID: the microcode revision in bits 63:32.

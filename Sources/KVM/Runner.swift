@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Host
+import Synchronization
+import SystemPackage
+
+/// A vCPU as its thread's signal handlers know it.
+///
+///     runner.rearm()          // what came before is past
+///     ... KVM_RUN             // a handler calls runner.interrupt(): EINTR
+package final class Runner: Sendable {
+  private let vcpu: VirtualCPU
+  /// Lives as long as its vCPUs' handles.
+  private let machine: Machine
+
+  init(vcpu: VirtualCPU, machine: Machine) {
+    self.vcpu = vcpu
+    self.machine = machine
+  }
+
+  /// Makes KVM_RUN return EINTR, now or when it is called. Safe in signal handlers.
+  package func interrupt() { vcpu.request(.signal) }
+
+  /// Forgets interruptions.
+  package func rearm() {
+    if vcpu.requests.load(ordering: .relaxed) & VCPURequest.signal.rawValue != 0 {
+      _ = vcpu.takeRequests(.signal)
+    }
+  }
+
+  /// The file that holds what the vCPU shares with its client.
+  package var sharedFile: Int32 { vcpu.sharedFile.descriptor.rawValue }
+
+  package func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+    try vcpu.ioctl(request, argument)
+  }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The client's signal actions. The kernel knows one handler of ours for every signal that the client
+// handles; what the client asked for is kept here, and told when it asks.
+
+import CHost
+import Glibc
+import Host
+import Synchronization
+
+/// An action as the client set it. Never freed: equal ones are kept once, and programs have few.
+final class ClientAction: Sendable {
+  let handler: UInt
+  let flags: Int32
+  let action: UncheckedAction
+
+  struct UncheckedAction: @unchecked Sendable { var value: sigaction }
+
+  init(_ action: sigaction) {
+    self.action = UncheckedAction(value: action)
+    handler = ClientSignals.handler(action)
+    flags = action.sa_flags
+  }
+}
+
+enum ClientSignals {
+  private static let count = 65
+  /// By signal number: an unretained ClientAction, or 0 where the kernel has the client's action.
+  nonisolated(unsafe) private static let current: UnsafeMutablePointer<Atomic<UInt>> = {
+    let table = UnsafeMutablePointer<Atomic<UInt>>.allocate(capacity: count)
+    for index in 0..<count { (table + index).initialize(to: Atomic(0)) }
+    return table
+  }()
+  private static let known = Mutex<[ClientAction]>([])
+
+  /// sigaction(2).
+  static func set(
+    _ number: Int32, _ new: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?
+  ) -> Int32 {
+    guard let real = Real.sigaction else { return fail(ENOSYS) }
+    guard number > 0, number < count else { return real(number, new, old) }
+    // A handler that calls sigaction must not meet the lock that it interrupted.
+    var all = sigset_t()
+    var mask = sigset_t()
+    sigfillset(&all)
+    pthread_sigmask(SIG_SETMASK, &all, &mask)
+    defer { pthread_sigmask(SIG_SETMASK, &mask, nil) }
+    return known.withLock { known in change(number, new, old, real, &known) }
+  }
+
+  private static func change(
+    _ number: Int32, _ new: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?,
+    _ real: Real.SigAction, _ known: inout [ClientAction]
+  ) -> Int32 {
+    let slot = current + Int(number)
+    let previous = action(slot.pointee.load(ordering: .acquiring))
+    var before = sigaction()
+    var result: Int32
+    if let new {
+      let wanted = new.pointee
+      // SIG_DFL and SIG_IGN are the kernel's.
+      let isHandled = handler(wanted) > 1 || faults.contains(number)
+      let record = isHandled ? intern(wanted, &known) : nil
+      if let record { slot.pointee.store(address(record), ordering: .releasing) }
+      var installed = wanted
+      if isHandled {
+        installed.__sigaction_handler.sa_sigaction = entry
+        installed.sa_flags = (wanted.sa_flags | SA_SIGINFO) & ~resetHandler
+      }
+      result = real(number, &installed, &before)
+      if result != 0 {
+        slot.pointee.store(previous.map(address) ?? 0, ordering: .releasing)
+      } else if !isHandled {
+        slot.pointee.store(0, ordering: .releasing)
+      }
+    } else {
+      result = real(number, nil, &before)
+    }
+    if result == 0, let old {
+      old.pointee = isOurs(before) ? previous?.action.value ?? before : before
+    }
+    return result
+  }
+
+  static func handler(_ action: sigaction) -> UInt {
+    withUnsafeBytes(of: action) { $0.load(as: UInt.self) }
+  }
+
+  private static let resetHandler = Int32(bitPattern: UInt32(SA_RESETHAND))
+
+  private static func isOurs(_ action: sigaction) -> Bool {
+    handler(action) == unsafeBitCast(entry, to: UInt.self)
+  }
+
+  private static func intern(_ wanted: sigaction, _ known: inout [ClientAction]) -> ClientAction {
+    func isEqual(_ a: sigaction, _ b: sigaction) -> Bool {
+      withUnsafeBytes(of: a) { a in withUnsafeBytes(of: b) { b in a.elementsEqual(b) } }
+    }
+    if let same = known.first(where: { isEqual($0.action.value, wanted) }) { return same }
+    let new = ClientAction(wanted)
+    known.append(new)
+    return new
+  }
+
+  private static func address(_ action: ClientAction) -> UInt {
+    UInt(bitPattern: Unmanaged.passUnretained(action).toOpaque())
+  }
+
+  private static func action(_ address: UInt) -> ClientAction? {
+    UnsafeRawPointer(bitPattern: address).map {
+      Unmanaged<ClientAction>.fromOpaque($0).takeUnretainedValue()
+    }
+  }
+
+  // MARK: Faults
+
+  /// Stands before the client in SIGSEGV and SIGBUS, whatever the client does with them.
+  static func watchFaults() {
+    GuardedCopy.prepare()
+    for number in faults { _ = install(number) }
+  }
+
+  private static let faults = [SIGSEGV, SIGBUS]
+
+  private static func install(_ number: Int32) -> Int32 {
+    var current = sigaction()
+    guard set(number, nil, &current) == 0 else { return -1 }
+    return set(number, &current, nil)
+  }
+
+  // MARK: Delivery
+
+  typealias Handler =
+    @convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void
+
+  /// What the kernel calls.
+  private static let entry: Handler = { number, info, context in
+    let saved = errno
+    ClientSignals.deliver(number, info, context)
+    errno = saved
+  }
+
+  private static func deliver(
+    _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
+  ) {
+    if faults.contains(number), GuardedCopy.recover(context) { return }
+    if let thread = RunThread.existing, let info, thread.pointee.isRunning,
+      !isFault(number, info.pointee), thread.pointee.postpone(info.pointee)
+    {
+      return
+    }
+    callClient(number, info, context)
+  }
+
+  /// Raised by the thread's own instruction, which cannot wait.
+  private static func isFault(_ number: Int32, _ info: siginfo_t) -> Bool {
+    [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS].contains(number) && info.si_code > 0
+  }
+
+  static func callClient(
+    _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
+  ) {
+    guard let action = action(current[Int(number)].load(ordering: .acquiring)) else { return }
+    if action.handler <= 1 { return endByDefault(number, info, ignored: action.handler == 1) }
+    if action.flags & resetHandler != 0 {
+      var initial = sigaction()
+      initial.__sigaction_handler.sa_handler = nil
+      _ = set(number, &initial, nil)
+    }
+    // A handler of either kind may be called with all three arguments.
+    unsafeBitCast(action.handler, to: Handler.self)(number, info, context)
+  }
+
+  /// A fault that the client does not handle: it happens again, and now the kernel acts.
+  private static func endByDefault(
+    _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, ignored: Bool
+  ) {
+    let isSent = info.map { $0.pointee.si_code <= 0 } ?? true
+    if isSent, ignored { return }
+    var initial = sigaction()
+    _ = Real.sigaction?(number, &initial, nil)
+    if isSent { raise(number) }
+  }
+
+  /// signal(2): BSD's semantics, or System V's.
+  static func simple(_ number: Int32, _ handler: UInt, flags: Int32) -> UInt {
+    var new = sigaction()
+    withUnsafeMutableBytes(of: &new) { $0.storeBytes(of: handler, as: UInt.self) }
+    sigemptyset(&new.sa_mask)
+    if flags & SA_RESTART != 0 { sigaddset(&new.sa_mask, number) }
+    new.sa_flags = flags
+    var old = sigaction()
+    if set(number, &new, &old) != 0 { return .max }
+    return Self.handler(old)
+  }
+
+  static let systemV = resetHandler | Int32(bitPattern: UInt32(SA_NODEFER))
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ioctl(2), and what makes and ends descriptors.
+
+import CHost
+import Glibc
+
+/// The type byte of KVM's requests.
+private let kvmRequestType: UInt = 0xAE
+
+@_cdecl("ioctl") public func exportedIoctl(
+  _ descriptor: Int32, _ request: UInt, _ argument: UInt
+) -> Int32 {
+  if (request >> 8) & 0xFF == kvmRequestType, let file = DescriptorTable.shared.file(descriptor) {
+    // Clients that keep the number in an int have extended its sign: 32 bits count.
+    return file.library.call(file, UInt32(truncatingIfNeeded: request), argument)
+  }
+  return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
+}
+
+@_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {
+  DescriptorTable.shared.remove(descriptor)
+  return Real.close?(descriptor) ?? fail(ENOSYS)
+}
+
+@_cdecl("close_range") public func exportedCloseRange(
+  _ first: UInt32, _ last: UInt32, _ flags: Int32
+) -> Int32 {
+  let closesNow = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
+  if closesNow, first <= last, first <= UInt32(Int32.max) {
+    DescriptorTable.shared.remove(Int32(first)...Int32(clamping: last))
+  }
+  return Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
+}
+
+@_cdecl("closefrom") public func exportedCloseFrom(_ first: Int32) {
+  DescriptorTable.shared.remove(max(first, 0)...Int32.max)
+  Real.closefrom?(first)
+}
+
+@_cdecl("dup") public func exportedDup(_ old: Int32) -> Int32 {
+  let new = Real.dup?(old) ?? fail(ENOSYS)
+  if new >= 0 { DescriptorTable.shared.duplicate(old, as: new) }
+  return new
+}
+
+@_cdecl("dup2") public func exportedDup2(_ old: Int32, _ wanted: Int32) -> Int32 {
+  replaced(old, wanted, Real.dup2?(old, wanted) ?? fail(ENOSYS))
+}
+
+@_cdecl("dup3") public func exportedDup3(_ old: Int32, _ wanted: Int32, _ flags: Int32) -> Int32 {
+  replaced(old, wanted, Real.dup3?(old, wanted, flags) ?? fail(ENOSYS))
+}
+
+/// `wanted` was closed, if it was open, and is `old`'s duplicate.
+private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
+  if result >= 0, old != wanted {
+    DescriptorTable.shared.remove(wanted)
+    DescriptorTable.shared.duplicate(old, as: result)
+  }
+  return result
+}
+
+@_cdecl("fcntl") public func exportedFcntl(
+  _ descriptor: Int32, _ command: Int32, _ argument: UInt
+) -> Int32 {
+  duplicated(descriptor, command, Real.fcntl?(descriptor, command, argument) ?? fail(ENOSYS))
+}
+
+@_cdecl("fcntl64") public func exportedFcntl64(
+  _ descriptor: Int32, _ command: Int32, _ argument: UInt
+) -> Int32 {
+  duplicated(descriptor, command, Real.fcntl64?(descriptor, command, argument) ?? fail(ENOSYS))
+}
+
+private func duplicated(_ old: Int32, _ command: Int32, _ result: Int32) -> Int32 {
+  if result >= 0, command == F_DUPFD || command == F_DUPFD_CLOEXEC {
+    DescriptorTable.shared.duplicate(old, as: result)
+  }
+  return result
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// libmartlet-kvm.so: loaded before the C library (LD_PRELOAD), it answers for `/dev/kvm` in an
+// unmodified client. The client's calls of `open` and `ioctl` end in the hypervisor of this
+// process; vCPUs run on the client's own threads.
+//
+//     client:  fd = open("/dev/kvm")   -> Exports+Open    -> Library.openDevice
+//              ioctl(fd, KVM_...)      -> Exports+Ioctl   -> Library.call -> Hypervisor
+//              mmap(vcpu)              -> the kernel: the descriptor is the vCPU's memory file
+//              close, dup              -> DescriptorTable
+//              sigaction               -> ClientSignals: a signal ends KVM_RUN
+//
+// Settings come from the environment (`Settings`). Nothing here ends the process; what fails is -1
+// and errno.
+
+import CHost
+import Glibc
+import Host
+import KVM
+import Synchronization
+import SystemPackage
+
+/// The hypervisor of this process and what the library keeps with it.
+final class Library: Sendable {
+  let hypervisor: Hypervisor
+  private let process: pid_t
+
+  private init() throws(Errno) {
+    hypervisor = try Hypervisor(
+      physicalCPUs: Settings.physicalCPUs, translates: Settings.translates)
+    process = getpid()
+    ClientSignals.watchFaults()
+  }
+
+  private static let instance = Mutex<Library?>(nil)
+
+  /// The library of this process; a child of fork gets one of its own. nil where it cannot be made.
+  static var current: Library? {
+    instance.withLock { instance in
+      if let instance, instance.isOwn { return instance }
+      // What was the parent's is left alone: its threads are not here.
+      if let old = instance { _ = Unmanaged.passRetained(old) }
+      instance = try? Library()
+      if Settings.statistics, instance != nil { atexit { Library.printStatistics() } }
+      return instance
+    }
+  }
+
+  /// Whether this process made it.
+  var isOwn: Bool { process == getpid() }
+
+  // MARK: Opening
+
+  /// open("/dev/kvm").
+  static func openDevice(_ flags: Int32) -> Int32 {
+    do throws(Errno) {
+      guard let library = current else { throw .noMemory }
+      let descriptor = try SystemFile.make(flags)
+      let file = KVMFile(
+        .system, handle: library.hypervisor.open(), library: library, descriptor: descriptor)
+      DescriptorTable.shared.add(descriptor, file)
+      return descriptor
+    } catch {
+      return fail(error.rawValue)
+    }
+  }
+
+  /// The last descriptor of an object was closed.
+  func close(_ handle: Int32) { if isOwn { hypervisor.close(handle) } }
+
+  // MARK: ioctl
+
+  /// An ioctl of KVM on one of its descriptors.
+  func call(_ file: KVMFile, _ request: UInt32, _ argument: UInt) -> Int32 {
+    do throws(Errno) {
+      guard isOwn else { throw .ioError }
+      switch file.kind {
+      case .virtualCPU(let state):
+        if request == CKVM_RUN { return try state.run(argument) }
+        return try state.runner.ioctl(request, argument)
+      case .system where request == CKVM_CREATE_VM:
+        return try install(try hypervisor.ioctl(file.handle, request, argument), .machine)
+      case .machine where request == CKVM_CREATE_VCPU:
+        return try installVirtualCPU(try hypervisor.ioctl(file.handle, request, argument))
+      default:
+        return try hypervisor.ioctl(file.handle, request, argument)
+      }
+    } catch {
+      return fail(error.rawValue)
+    }
+  }
+
+  private func install(_ handle: Int32, _ kind: KVMFile.Kind) throws(Errno) -> Int32 {
+    let descriptor = memfd_create("kvm-vm", UInt32(MFD_CLOEXEC))
+    return try add(descriptor, handle, kind)
+  }
+
+  private func installVirtualCPU(_ handle: Int32) throws(Errno) -> Int32 {
+    guard let runner = hypervisor.runner(handle) else { throw .badFileDescriptor }
+    let descriptor = Real.fcntl?(runner.sharedFile, F_DUPFD_CLOEXEC, 0) ?? -1
+    return try add(descriptor, handle, .virtualCPU(RunState(runner)))
+  }
+
+  private func add(
+    _ descriptor: Int32, _ handle: Int32, _ kind: KVMFile.Kind
+  ) throws(Errno) -> Int32 {
+    guard descriptor >= 0 else {
+      let error = Errno(rawValue: errno)
+      hypervisor.close(handle)
+      throw error
+    }
+    let file = KVMFile(kind, handle: handle, library: self, descriptor: descriptor)
+    DescriptorTable.shared.add(descriptor, file)
+    return descriptor
+  }
+
+  // MARK: The end
+
+  private static func printStatistics() {
+    guard let library = instance.withLock({ $0 }), library.isOwn else { return }
+    writeText(STDERR_FILENO, library.hypervisor.virtualCPUReport)
+  }
+}
+
+/// What the environment says.
+enum Settings {
+  /// MARTLET_PCPUS: physical CPUs; the host's if absent.
+  static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
+  /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
+  static let translates = value("MARTLET_TRANSLATOR") != "off"
+  /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
+  static let statistics = value("MARTLET_STATS") == "1"
+
+  private static func value(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+}

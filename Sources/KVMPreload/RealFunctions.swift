@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The C library's functions under names that this library exports itself: found behind it in the
+// order in which the dynamic linker searches. Everything here that needs one of them calls it by
+// this way, never by its plain name, which would be the exported function.
+
+import CHost
+import Glibc
+
+enum Real {
+  typealias Path = UnsafePointer<CChar>
+  typealias Open = @convention(c) (Path?, Int32, UInt32) -> Int32
+  typealias Open2 = @convention(c) (Path?, Int32) -> Int32
+  typealias OpenAt = @convention(c) (Int32, Path?, Int32, UInt32) -> Int32
+  typealias OpenAt2 = @convention(c) (Int32, Path?, Int32) -> Int32
+  typealias Ioctl = @convention(c) (Int32, UInt, UInt) -> Int32
+  typealias Descriptor = @convention(c) (Int32) -> Int32
+  typealias TwoDescriptors = @convention(c) (Int32, Int32) -> Int32
+  typealias ThreeIntegers = @convention(c) (Int32, Int32, Int32) -> Int32
+  typealias CloseRange = @convention(c) (UInt32, UInt32, Int32) -> Int32
+  typealias CloseFrom = @convention(c) (Int32) -> Void
+  typealias Fcntl = @convention(c) (Int32, Int32, UInt) -> Int32
+  typealias Access = @convention(c) (Path?, Int32) -> Int32
+  typealias AccessAt = @convention(c) (Int32, Path?, Int32, Int32) -> Int32
+  typealias Stat = @convention(c) (Path?, UnsafeMutablePointer<stat>?) -> Int32
+  typealias FStat = @convention(c) (Int32, UnsafeMutablePointer<stat>?) -> Int32
+  typealias StatAt = @convention(c) (Int32, Path?, UnsafeMutablePointer<stat>?, Int32) -> Int32
+  typealias XStat = @convention(c) (Int32, Path?, UnsafeMutablePointer<stat>?) -> Int32
+  typealias FXStat = @convention(c) (Int32, Int32, UnsafeMutablePointer<stat>?) -> Int32
+  typealias XStatAt =
+    @convention(c) (Int32, Int32, Path?, UnsafeMutablePointer<stat>?, Int32) -> Int32
+  typealias StatX =
+    @convention(c) (Int32, Path?, Int32, UInt32, UnsafeMutableRawPointer?) -> Int32
+  typealias SigAction =
+    @convention(c) (Int32, UnsafePointer<sigaction>?, UnsafeMutablePointer<sigaction>?) -> Int32
+
+  static let open = find("open", Open.self)
+  static let open64 = find("open64", Open.self)
+  static let open2 = find("__open_2", Open2.self)
+  static let open642 = find("__open64_2", Open2.self)
+  static let openat = find("openat", OpenAt.self)
+  static let openat64 = find("openat64", OpenAt.self)
+  static let openat2 = find("__openat_2", OpenAt2.self)
+  static let openat642 = find("__openat64_2", OpenAt2.self)
+  static let ioctl = find("ioctl", Ioctl.self)
+  static let close = find("close", Descriptor.self)
+  static let closeRange = find("close_range", CloseRange.self)
+  static let closefrom = find("closefrom", CloseFrom.self)
+  static let dup = find("dup", Descriptor.self)
+  static let dup2 = find("dup2", TwoDescriptors.self)
+  static let dup3 = find("dup3", ThreeIntegers.self)
+  static let fcntl = find("fcntl", Fcntl.self)
+  static let fcntl64 = find("fcntl64", Fcntl.self)
+  static let access = find("access", Access.self)
+  static let eaccess = find("eaccess", Access.self)
+  static let euidaccess = find("euidaccess", Access.self)
+  static let faccessat = find("faccessat", AccessAt.self)
+  static let stat = find("stat", Stat.self)
+  static let stat64 = find("stat64", Stat.self)
+  static let lstat = find("lstat", Stat.self)
+  static let lstat64 = find("lstat64", Stat.self)
+  static let fstat = find("fstat", FStat.self)
+  static let fstat64 = find("fstat64", FStat.self)
+  static let fstatat = find("fstatat", StatAt.self)
+  static let fstatat64 = find("fstatat64", StatAt.self)
+  static let xstat = find("__xstat", XStat.self)
+  static let xstat64 = find("__xstat64", XStat.self)
+  static let lxstat = find("__lxstat", XStat.self)
+  static let lxstat64 = find("__lxstat64", XStat.self)
+  static let fxstat = find("__fxstat", FXStat.self)
+  static let fxstat64 = find("__fxstat64", FXStat.self)
+  static let fxstatat = find("__fxstatat", XStatAt.self)
+  static let fxstatat64 = find("__fxstatat64", XStatAt.self)
+  static let statx = find("statx", StatX.self)
+  static let sigaction = find("sigaction", SigAction.self)
+
+  /// The next definition of a C function; nil where the C library has none.
+  private static func find<Function>(_ name: StaticString, _ type: Function.Type) -> Function? {
+    let next = UnsafeMutableRawPointer(bitPattern: -1)  // RTLD_NEXT
+    let text = UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)
+    guard let address = dlsym(next, text) else { return nil }
+    return unsafeBitCast(address, to: Function.self)
+  }
+}
+
+/// -1 with errno.
+func fail(_ number: Int32) -> Int32 {
+  errno = number
+  return -1
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM_RUN on the client's thread, which signals may reach at any instruction.
+//
+// In Linux a signal ends KVM_RUN with EINTR and its handler runs on the way out. Here the handler
+// would run in the middle of guest code or of the hypervisor. So the library's own handler, which
+// stands before the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
+// vCPU to leave; when KVM_RUN is over the signal is sent to the thread again, and now the client's
+// handler runs. A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is pending
+// then, as in Linux.
+
+import CHost
+import Glibc
+import KVM
+import SystemPackage
+
+/// A vCPU and the state of its thread in KVM_RUN.
+final class RunState: Sendable {
+  let runner: Runner
+
+  init(_ runner: Runner) { self.runner = runner }
+
+  func run(_ argument: UInt) throws(Errno) -> Int32 {
+    guard let thread = RunThread.current() else { throw .noMemory }
+    // KVM_RUN from a handler that interrupted KVM_RUN on the same thread cannot happen: handlers
+    // are put off.
+    runner.rearm()
+    let control = chost_fnstcw()
+    let mxcsr = chost_stmxcsr()
+    thread.pointee.begin(runner)
+    defer {
+      thread.pointee.end()
+      chost_ldmxcsr(mxcsr)
+      chost_fldcw(control)
+      RunThread.sendAgain(thread)
+    }
+    return try runner.ioctl(CKVM_RUN, argument)
+  }
+}
+
+/// What a thread's signal handler has to know. Its memory is the thread's until it ends.
+struct RunThread {
+  private static let capacity = 32
+  /// The vCPU that runs on this thread; nil outside KVM_RUN.
+  private var running: Unmanaged<Runner>?
+  private var count = 0
+  private var signals = InlineArray<32, siginfo_t>(repeating: siginfo_t())
+
+  private static let key: pthread_key_t = {
+    var key = pthread_key_t()
+    pthread_key_create(&key) { free($0) }
+    return key
+  }()
+
+  /// The calling thread's; made at its first KVM_RUN.
+  static func current() -> UnsafeMutablePointer<RunThread>? {
+    if let existing = existing { return existing }
+    guard let memory = malloc(MemoryLayout<RunThread>.size) else { return nil }
+    let thread = memory.bindMemory(to: RunThread.self, capacity: 1)
+    thread.initialize(to: RunThread())
+    pthread_setspecific(key, memory)
+    return thread
+  }
+
+  /// The calling thread's, if it was ever in KVM_RUN. Safe in signal handlers.
+  static var existing: UnsafeMutablePointer<RunThread>? {
+    pthread_getspecific(key)?.assumingMemoryBound(to: RunThread.self)
+  }
+
+  mutating func begin(_ runner: Runner) {
+    count = 0
+    running = Unmanaged.passUnretained(runner)
+  }
+
+  mutating func end() { running = nil }
+
+  var isRunning: Bool { running != nil }
+
+  /// Puts a signal off until KVM_RUN is over. False where it cannot be.
+  mutating func postpone(_ signal: siginfo_t) -> Bool {
+    guard let running else { return false }
+    running._withUnsafeGuaranteedRef { $0.interrupt() }
+    if signal.si_signo < 32 {
+      // As in the kernel, one of them is pending or none.
+      for index in 0..<count where signals[index].si_signo == signal.si_signo { return true }
+    }
+    guard count < Self.capacity else { return false }
+    signals[count] = signal
+    count += 1
+    return true
+  }
+
+  /// After KVM_RUN: what was put off comes again.
+  static func sendAgain(_ thread: UnsafeMutablePointer<RunThread>) {
+    let count = thread.pointee.count
+    if count == 0 { return }
+    // A handler may call KVM_RUN, which starts the list anew: it is copied first.
+    let signals = thread.pointee.signals
+    thread.pointee.count = 0
+    let process = Int(getpid())
+    let own = chost_syscall(Int(SYS_gettid), 0, 0, 0, 0, 0, 0)
+    for index in 0..<count {
+      var signal = signals[index]
+      _ = chost_syscall(
+        Int(SYS_rt_tgsigqueueinfo), process, own, Int(signal.si_signo),
+        withUnsafeMutablePointer(to: &signal) { Int(bitPattern: $0) }, 0, 0)
+    }
+  }
+}

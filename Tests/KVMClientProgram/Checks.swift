@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Glibc
+import Synchronization
+
+func deviceChecks() throws {
+  var status = stat()
+  try expect(stat("/dev/kvm", &status) == 0 && status.st_mode & S_IFMT == S_IFCHR, "stat")
+  try expect(status.st_rdev == 10 << 8 | 232, "numbers")
+  try expect(access("/dev/kvm", R_OK | W_OK) == 0, "access")
+  let system = open("//dev/kvm", O_RDWR)
+  try expect(system >= 0, "open")
+  try expect(fcntl(system, F_GETFD) & FD_CLOEXEC == 0, "no FD_CLOEXEC unless asked for")
+  try expect(fstat(system, &status) == 0 && status.st_mode & S_IFMT == S_IFCHR, "fstat")
+  try expect(ioctl(system, UInt(CKVM_GET_API_VERSION), CInt(0)) == 12, "version")
+  let extended = UInt(bitPattern: Int(Int32(bitPattern: UInt32(CKVM_GET_SUPPORTED_CPUID))))
+  var count: UInt64 = 0
+  try expect(ioctl(system, extended, &count) == -1 && errno == E2BIG, "sign-extended request")
+  try expect(ioctl(system, UInt(CKVM_SET_REGS), CInt(0)) == -1 && errno == EINVAL, "unknown")
+  try expect(close(system) == 0)
+  try expect(ioctl(system, UInt(CKVM_GET_API_VERSION), CInt(0)) == -1 && errno == EBADF, "closed")
+  let file = open("/dev/null", O_RDWR | O_CLOEXEC)
+  try expect(file >= 0, "other files")
+  try expect(ioctl(file, UInt(CKVM_GET_API_VERSION), CInt(0)) == -1 && errno == ENOTTY)
+  close(file)
+}
+
+func descriptorChecks() throws {
+  let client = try Client(Code.out(1) + Code.out(2) + Code.out(3) + Code.loop)
+  try expect(fcntl(client.cpu, F_GETFD) & FD_CLOEXEC != 0, "FD_CLOEXEC of a vCPU")
+  try expect(fcntl(client.machine, F_GETFD) & FD_CLOEXEC != 0, "FD_CLOEXEC of a machine")
+  try expect(try client.output() == 1)
+  // A duplicate is the same vCPU, whoever made it.
+  let duplicate = dup(client.cpu)
+  try expect(ioctl(duplicate, UInt(CKVM_RUN), CInt(0)) == 0, "dup")
+  let raw = Int32(chost_syscall(Int(SYS_dup), Int(client.cpu), 0, 0, 0, 0, 0))
+  var registers = kvm_regs()
+  try expect(ioctl(raw, UInt(CKVM_GET_REGS), &registers) == 0, "raw dup")
+  try expect(registers.rax & 0xFF == 2, "state")
+  // The vCPU keeps its machine.
+  close(client.machine)
+  close(client.cpu)
+  close(duplicate)
+  try expect(ioctl(raw, UInt(CKVM_RUN), CInt(0)) == 0, "after the others are closed")
+  let place = dup2(raw, client.cpu)
+  try expect(place == client.cpu)
+  close(raw)
+  try expect(client.registers.rax & 0xFF == 3)
+  var poller = pollfd(fd: client.cpu, events: Int16(POLLIN), revents: 0)
+  try expect(poll(&poller, 1, 0) == 1, "poll")
+}
+
+func pointerChecks() throws {
+  let client = try Client(Code.loop)
+  let hole = mmap(nil, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+  mprotect(hole, 4096, PROT_NONE)
+  let readOnly = mmap(nil, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+  let bad = [nil, UnsafeMutableRawPointer(bitPattern: 8), hole, hole + 4000]
+  for pointer in bad {
+    try expect(ioctl(client.cpu, UInt(CKVM_GET_REGS), pointer ?? hole) == -1 && errno == EFAULT)
+    try expect(ioctl(client.cpu, UInt(CKVM_SET_REGS), pointer ?? hole) == -1 && errno == EFAULT)
+    try expect(
+      ioctl(client.machine, UInt(CKVM_SET_USER_MEMORY_REGION), pointer ?? hole) == -1
+        && errno == EFAULT)
+  }
+  try expect(ioctl(client.cpu, UInt(CKVM_GET_REGS), readOnly) == -1 && errno == EFAULT)
+  try expect(ioctl(client.cpu, UInt(CKVM_GET_XSAVE), hole) == -1 && errno == EFAULT)
+  try expect(ioctl(client.cpu, UInt(CKVM_GET_REGS), hole + 4096) == 0)
+  munmap(hole, 8192)
+  munmap(readOnly, 4096)
+}
+
+func forkChecks() throws {
+  let client = try Client(Code.out(7) + Code.loop)
+  let child = chost_fork()
+  if child == 0 {
+    // The parent's machine is not this process's; a new one is.
+    var registers = kvm_regs()
+    let foreign = ioctl(client.cpu, UInt(CKVM_GET_REGS), &registers) == -1 && errno == EIO
+    let fresh = try? Client(Code.out(9) + Code.loop).output()
+    _exit(foreign && fresh == 9 ? 0 : foreign ? 3 : 4)
+  }
+  var status: Int32 = 0
+  try expect(waitpid(child, &status, 0) == child && status == 0, "child: \(status)")
+  try expect(try client.output() == 7, "the parent goes on")
+}
+
+let delivered = Atomic<Int>(0)
+
+func onSignal(_ number: Int32) { delivered.add(1, ordering: .relaxed) }
+
+func alarm(after microseconds: Int) {
+  var timer = itimerval()
+  timer.it_value = timeval(tv_sec: 0, tv_usec: microseconds)
+  setitimer(__itimer_which_t(ITIMER_REAL.rawValue), &timer, nil)
+}
+
+func signalChecks() throws {
+  let client = try Client(Code.loop)
+  var action = sigaction()
+  action.__sigaction_handler.sa_handler = onSignal
+  action.sa_flags = SA_RESTART
+  var old = sigaction()
+  try expect(sigaction(SIGALRM, &action, nil) == 0 && sigaction(SIGALRM, nil, &old) == 0)
+  let kept = withUnsafeBytes(of: old) { $0.load(as: UInt.self) }
+  try expect(
+    kept == withUnsafeBytes(of: action) { $0.load(as: UInt.self) }
+      && old.sa_flags & SA_SIGINFO == 0,
+    "sigaction tells what was set")
+  for round in 1...20 {
+    alarm(after: 2000)
+    try expect(client.enter() == -EINTR, "EINTR")
+    try expect(delivered.load(ordering: .relaxed) == round, "the handler ran, once")
+    try expect(client.run.pointee.exit_reason == UInt32(KVM_EXIT_INTR), "KVM_EXIT_INTR")
+  }
+  // Outside KVM_RUN it is an ordinary signal, and leaves no mark.
+  raise(SIGALRM)
+  try expect(delivered.load(ordering: .relaxed) == 21)
+  let other = try Client(Code.out(5) + Code.loop)
+  try expect(try other.output() == 5, "a past signal does not interrupt")
+  client.run.pointee.immediate_exit = 1
+  try expect(client.enter() == -EINTR, "immediate_exit")
+}
+
+func haltChecks() throws {
+  let client = try Client([0xFB] + Code.halt + Code.out(1), chips: true)
+  signal(SIGALRM, onSignal)
+  delivered.store(0, ordering: .relaxed)
+  for round in 1...5 {
+    alarm(after: 5000)
+    try expect(client.enter() == -EINTR && delivered.load(ordering: .relaxed) == round, "halted")
+  }
+}
+
+func threadChecks() throws {
+  // Several machines run at once, each on its own thread.
+  var threads: [pthread_t] = []
+  for _ in 0..<4 {
+    var thread = pthread_t()
+    pthread_create(
+      &thread, nil,
+      { _ in
+        for round in 0..<20 {
+          let value = UInt8(round + 1)
+          let code = Code.out(value) + Code.out(value &+ 1) + Code.loop
+          guard let client = try? Client(code), (try? client.output()) == value,
+            (try? client.output()) == value &+ 1
+          else { return UnsafeMutableRawPointer(bitPattern: 1) }
+        }
+        return nil
+      }, nil)
+    threads.append(thread)
+  }
+  for thread in threads {
+    var result: UnsafeMutableRawPointer?
+    pthread_join(thread, &result)
+    try expect(result == nil, "a thread failed")
+  }
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Programs under `martlet kvm`: an ordinary client of the KVM API, and QEMU where it is installed.
+
+import Glibc
+import HostTestSupport
+import Testing
+
+@Suite struct PreloadTests {
+  @Test(arguments: [
+    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads",
+  ])
+  func client(_ check: String) throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(["kvm", "--", program, check])
+    #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
+  }
+
+  @Test func statusAndStatistics() throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(["kvm", "--stats", "--", program, "signals"])
+    #expect(result.status == 0)
+    let status = try Command.run(["kvm", "--", "/bin/sh", "-c", "exit 43"])
+    #expect(status.status == 43 && status.errors == "")
+    let signal = try Command.run(["kvm", "--", "/bin/sh", "-c", "kill -TERM $$"])
+    #expect(signal.status == 128 + SIGTERM)
+    let missing = try Command.run(["kvm", "--", "/nonexistent/program"])
+    #expect(missing.status == 127 && missing.errors.contains("No such file"))
+  }
+}
