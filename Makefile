@@ -11,9 +11,10 @@ ARGS ?=
 
 all: build
 
-# The release program.
+# The release program, and the library that "martlet kvm" preloads.
 build:
 	$(SWIFT) build $(RELEASE) --product martlet
+	$(SWIFT) build $(RELEASE) --product martlet-kvm
 
 # Debian's cloud kernel with a shell on this terminal.
 run: build .guest/vmlinuz-cloud-amd64 .guest/initramfs-shell.cpio
@@ -46,7 +47,6 @@ soak:
 
 # The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
 conformance: build
-	$(SWIFT) build $(RELEASE) --product martlet-kvm
 	Scripts/conformance.sh $(ARGS)
 
 # The built-in guest, assembled into Swift source.
