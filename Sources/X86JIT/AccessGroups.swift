@@ -110,6 +110,10 @@ struct AccessPlan {
   private(set) var group: [Int]
   /// Where in its group an instruction accesses, relative to what the members have in common.
   private(set) var relative: [Int64]
+  /// What the addresses of each instruction's access have in common with others.
+  private(set) var keys: [Key?]
+  /// By how much each register is more at the block's end than at its start; nil if that is not known.
+  private(set) var steps: [Int64?] = []
 
   /// Accesses that look for themselves or for a group, away from the stack, each with the registers
   /// of its address as bits.
@@ -122,11 +126,13 @@ struct AccessPlan {
   init() {
     group = []
     relative = []
+    keys = []
   }
 
   init(_ code: BlockCode) {
     group = Array(repeating: -1, count: code.instructions.count)
     relative = Array(repeating: 0, count: code.instructions.count)
+    keys = Array(repeating: nil, count: code.instructions.count)
     var registers = SymbolicRegisters()
     var open: [Key: Int] = [:]
     var isAccess = Array(repeating: false, count: code.instructions.count)
@@ -138,6 +144,9 @@ struct AccessPlan {
         isAccess[n] = kind != .push && kind != .pop
       }
       registers.execute(i, kind)
+    }
+    steps = (0..<16 as Range<UInt8>).map { register in
+      registers[register].root == Int(register) ? registers[register].delta : nil
     }
     for (g, found) in groups.enumerated() where found.members.count == 1 || g >= Self.maximumGroups
     {
@@ -152,8 +161,19 @@ struct AccessPlan {
     }
   }
 
+  /// How much an address advances from one round of the block to the next; nil if that is not known.
+  func step(of key: Key) -> Int64? {
+    var step: Int64 = 0
+    for (root, scale) in [(key.base, 0), (key.index, key.scale)] where root >= 0 {
+      guard root < 16, let known = steps[root] else { return nil }
+      step += known << Int64(scale)
+    }
+    return step
+  }
+
   private mutating func add(_ access: Access, _ n: Int, _ open: inout [Key: Int]) {
     relative[n] = access.relative
+    keys[n] = access.key
     if let g = open[access.key], groups[g].admits(access) {
       groups[g].add(access, n)
       group[n] = g

@@ -144,6 +144,20 @@ extension Assembler {
     int32(factor)
   }
 
+  package mutating func multiply(_ to: HostRegister, _ from: HostRegister, _ factor: Int32) {
+    emit(Form(0x69, wide: true), reg: to.rawValue, rm: .register(from))
+    int32(factor)
+  }
+
+  package mutating func negate(_ register: HostRegister) {
+    emit(Form(0xF7, wide: true), reg: 3, rm: .register(register))
+  }
+
+  /// CMOVB. No flag changes.
+  package mutating func moveIfBelow(_ to: HostRegister, _ from: HostRegister) {
+    emit(Form(0x42, map: .two, wide: true), reg: to.rawValue, rm: .register(from))
+  }
+
   package mutating func shiftRight(_ register: HostRegister, _ count: UInt8) {
     emit(Form(0xC1, wide: true), reg: 5, rm: .register(register))
     byte(count)

@@ -24,6 +24,7 @@ extension BlockTranslation {
   /// The place of a memory operand in a host register plus a constant; and where a miss goes, unless
   /// the group's copy deals with it. Clobbers flags, R13 to R15.
   mutating func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
+    if let rounds { return (place(n, rounds), nil) }
     if let g = group(n) {
       if isLeader(n, g) {
         clobberFlags(n)

@@ -73,7 +73,7 @@ extension BlockTranslation {
   // MARK: Readiness
 
   /// What instructions `n` and those after it need, up to the next that is left to its handler.
-  private func needs(from n: Int) -> VectorNeeds {
+  func needs(from n: Int) -> VectorNeeds {
     var needs = VectorNeeds.none
     for index in n..<instructions.count {
       if kinds[index] == .handler { break }
@@ -235,7 +235,7 @@ extension BlockTranslation {
     var miss: Label?
     if let m = i.memoryOperand { (place, miss) = accessVector(n, i.operands[m]) }
     needFlags(n)
-    emitVector(i, place.displacement)
+    emitVector(i, place)
     noteWrites(operands)
     if i.attributes.contains(.x87) && !i.isX87Control { vectors.x87Instruction = n }
     noteFlags(n)
@@ -245,7 +245,7 @@ extension BlockTranslation {
   private mutating func accessVector(
     _ n: Int, _ operand: Operand
   ) -> (place: Place, miss: Label?) {
-    if group(n) != nil { return access(n, operand) }
+    if rounds != nil || group(n) != nil { return access(n, operand) }
     return (.memory(.r13), accessVectorOperand(n, operand))
   }
 
@@ -266,9 +266,11 @@ extension BlockTranslation {
     return miss
   }
 
-  private mutating func emitVector(_ i: Instruction, _ displacement: Int32 = 0) {
-    var places = HostPlaces(address: HostRegister.r13.rawValue)
-    places.displacement = displacement
+  private mutating func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {
+    var places = HostPlaces(address: (place.base ?? .r13).rawValue)
+    places.index = place.index?.rawValue
+    places.scale = place.scale
+    places.displacement = place.displacement
     let general = i.attributes.contains(.x87) ? nil : i.generalOperand
     var scratch: HostRegister?
     if let general {

@@ -113,7 +113,7 @@ extension BlockTranslation {
     }
     if let known = version(at: offset), versions[known].state.isGeneric == state.isGeneric {
       if isBackward {
-        a.jump(if: Self.equal, versions[known].label)
+        a.jump(if: Self.equal, roundsLabel(known) ?? versions[known].label)
         leave(at: offset)
       } else {
         follow(known)
@@ -200,8 +200,13 @@ extension BlockTranslation {
       isInline = true
       if let version = next ?? versions.lastIndex(where: { !$0.isEmitted }) {
         next = nil
+        emitted = version
         emit(version)
+        emitted = nil
       } else if let way = ways.popLast() {
+        isInline = false
+        emit(way)
+      } else if let way = roundsWays.popLast() {
         isInline = false
         emit(way)
       } else if let segment = segments.popLast() {

@@ -69,6 +69,13 @@ struct BlockTranslation {
   var slowFrom: Int?
   /// The group whose host address is in R13.
   var heldGroup: Int?
+  /// Rounds without looks: those that are possible by block, those still to be emitted, and those that
+  /// are being emitted.
+  let loopRounds: [LoopRounds?]
+  var roundsWays: [RoundsWay] = []
+  var rounds: (plan: LoopRounds, registers: RoundsRegisters)?
+  /// The version that is being emitted.
+  var emitted: Int?
   /// The version to emit next, where code falls through to it.
   var next: Int?
   /// Whether a version may follow here without a jump.
@@ -109,7 +116,9 @@ struct BlockTranslation {
     self.thunks = thunks
     self.cache = cache
     self.host = host
-    loopPages = LoopAccess.pages(of: codes)
+    let pages = LoopAccess.pages(of: codes)
+    loopPages = pages
+    loopRounds = codes.indices.map { LoopRounds(codes[$0], number: $0, pages: pages) }
     plan = VectorPlan(codes, host: host)
     a = Assembler(origin: origin)
   }
@@ -128,7 +137,7 @@ struct BlockTranslation {
   var instructions: [Instruction] { selected.instructions }
   var kinds: [LoweringKind] { selected.kinds }
   var effects: [FlagEffect] { selected.effects }
-  var liveAfter: [FlagSet] { selected.liveAfter }
+  var liveAfter: [FlagSet] { rounds?.plan.liveAfter ?? selected.liveAfter }
 
   // MARK: Positions
 

@@ -85,9 +85,13 @@ struct ComparisonRig {
     return nil
   }
 
-  private mutating func run(_ program: InstructionGenerator.Program) -> String? {
+  /// Runs a program once on both; what differs, or nil. Registers are random but for `given`.
+  mutating func run(
+    _ program: InstructionGenerator.Program, given: [Int: UInt64] = [:]
+  ) -> String? {
     var registers = (0..<16).map { _ in randomValue() }
     registers[4] = UInt64(Self.data + 0x2000 + Int.random(in: 0..<8, using: &random) * 8)
+    for (n, value) in given { registers[n] = value }
     let flags = random.next() & 0x8D5 | 2
     let pattern = random.next()
     for m in [reference, subject] {

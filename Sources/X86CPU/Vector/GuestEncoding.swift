@@ -9,9 +9,12 @@ import X86Decoder
 
 /// Host registers, by number, that an instruction's operands are replaced by.
 package struct HostPlaces: Sendable {
-  /// Holds the memory operand's address; not RSP or R12.
+  /// Holds the memory operand's address; RSP and R12 only with an index.
   package var address: UInt8
-  /// Added to it.
+  /// Added to it, shifted left by `scale`; not RSP.
+  package var index: UInt8?
+  package var scale: UInt8 = 0
+  /// Added, too.
   package var displacement: Int32 = 0
   /// Stands for the general register operand.
   package var general: UInt8
@@ -42,6 +45,9 @@ extension Instruction {
     }
     if encoding.hasModRM {
       bytes.append(fields.modRM)
+      if let index = fields.index {
+        bytes.append(places.scale << 6 | (index & 7) << 3 | fields.rm & 7)
+      }
       if fields.displacement != 0 {
         for n in 0..<4 as Range<Int32> {
           bytes.append(UInt8(truncatingIfNeeded: fields.displacement >> (n * 8)))
@@ -68,7 +74,7 @@ extension Instruction {
       default: break
       }
     }
-    let rex = (fields.w ? 8 : 0) | fields.reg >> 1 & 4 | fields.rm >> 3 & 1
+    let rex = (fields.w ? 8 : 0) | fields.reg >> 1 & 4 | fields.indexBit << 1 | fields.rm >> 3 & 1
     if rex != 0 { bytes.append(0x40 | rex) }
     if encoding.map != .oneByte { bytes.append(0x0F) }
     if encoding.map == .map0F38 { bytes.append(0x38) }
@@ -80,7 +86,8 @@ extension Instruction {
     bytes.append(0xC4)
     let r: UInt8 = fields.reg & 8 == 0 ? 0x80 : 0
     let b: UInt8 = fields.rm & 8 == 0 ? 0x20 : 0
-    bytes.append(r | 0x40 | b | encoding.map.rawValue)
+    let x: UInt8 = fields.indexBit == 0 ? 0x40 : 0
+    bytes.append(r | x | b | encoding.map.rawValue)
     bytes.append(
       (fields.w ? 0x80 : 0) | (~encoding.vvvv & 0xF) << 3 | hostLength << 2
         | encoding.mandatoryPrefix)
@@ -100,7 +107,7 @@ extension Instruction {
   private func appendEVEX(_ fields: HostFields, _ bytes: inout CodeBytes) {
     bytes.append(0x62)
     let r: UInt8 = fields.reg & 8 == 0 ? 0x80 : 0
-    let x: UInt8 = fields.rm & 16 == 0 ? 0x40 : 0
+    let x: UInt8 = fields.rm & 16 == 0 && fields.indexBit == 0 ? 0x40 : 0
     let b: UInt8 = fields.rm & 8 == 0 ? 0x20 : 0
     let r2: UInt8 = fields.reg & 16 == 0 ? 0x10 : 0
     bytes.append(r | x | b | r2 | encoding.map.rawValue)
@@ -119,7 +126,10 @@ private struct HostFields {
   var rm: UInt8
   var w: Bool
   var isMemory: Bool
+  var index: UInt8?
   var displacement: Int32 = 0
+
+  var indexBit: UInt8 { (index ?? 0) >> 3 & 1 }
 
   init(_ i: Instruction, _ places: HostPlaces) {
     let e = i.encoding
@@ -133,6 +143,7 @@ private struct HostFields {
     isMemory = i.hasModRMMemory
     if isMemory {
       rm = places.address
+      index = places.index
       displacement = places.displacement
     }
     if i.generalOperand != nil {
@@ -154,7 +165,7 @@ private struct HostFields {
 
   var modRM: UInt8 {
     let mode: UInt8 = !isMemory ? 0xC0 : displacement != 0 ? 0x80 : hasDisplacement ? 0x40 : 0
-    return mode | (reg & 7) << 3 | rm & 7
+    return mode | (reg & 7) << 3 | (index == nil ? rm & 7 : 4)
   }
 }
 

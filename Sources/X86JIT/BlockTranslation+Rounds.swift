@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The code of rounds without looks (see LoopRounds). A version of the loop's block, which looks in each
+// round, jumps there from its end; it is come back to where a page is not known or left:
+//
+//     rounds:  how many stay in the pages; fewer than three: to the version
+//              retired += rounds * instructions; R13 = -that
+//              host addresses into registers
+//     head:    the block
+//              jcc out
+//              add r13, instructions; jne head
+//              registers back; to the version
+//     out:     retired += R13 + instructions; registers back; on to the next block
+//
+// Where a round ends the guest's state is what the version knows of it, so the two are one to all else.
+
+import X86
+import X86CPU
+import X86Decoder
+
+/// Rounds that are still to be emitted.
+struct RoundsWay {
+  var start: Label
+  var version: Int
+}
+
+/// Host registers that hold the bases of memory operands, and those of them that are the guest's.
+struct RoundsRegisters {
+  var bases: [HostRegister] = []
+  var borrowed: [UInt8] = []
+
+  /// Nil where the block leaves too few.
+  init?(_ plan: LoopRounds) {
+    var free: [UInt8] = RegisterMap.mapped.filter {
+      plan.named >> UInt32($0) & 1 == 0 && RegisterMap.host($0) != RegisterMap.stackPointer
+    }
+    for n in plan.bases.indices {
+      if n == 0 {
+        bases.append(.r15)
+      } else if let guest = free.popLast(), let host = RegisterMap.host(guest) {
+        bases.append(host)
+        borrowed.append(guest)
+      } else {
+        return nil
+      }
+    }
+  }
+}
+
+extension BlockTranslation {
+  /// Counts instructions up to 0.
+  private static let counter = HostRegister.r13
+
+  /// Where the version that is being emitted goes for its next rounds, if it leads to itself.
+  mutating func roundsLabel(_ version: Int) -> Label? {
+    guard emitted == version, let plan = loopRounds[current], RoundsRegisters(plan) != nil,
+      versions[version].state.flags.usesMappedRegisters,
+      versions[version].state.vectors.ready.covers(needs(from: 0))
+    else { return nil }
+    let label = a.label()
+    roundsWays.append(RoundsWay(start: label, version: version))
+    return label
+  }
+
+  /// A memory operand in a round without looks.
+  func place(_ n: Int, _ rounds: (plan: LoopRounds, registers: RoundsRegisters)) -> Place {
+    guard let operand = rounds.plan.operands[n] else { return .memory(.r13) }
+    let base = rounds.registers.bases[operand.base]
+    let displacement = Int32(truncatingIfNeeded: operand.displacement)
+    guard let guest = operand.register, let register = RegisterMap.host(guest) else {
+      return .memory(base, displacement)
+    }
+    return .memory(base, index: register, scale: operand.scale, displacement)
+  }
+
+  mutating func emit(_ way: RoundsWay) {
+    let version = versions[way.version]
+    select(version.code)
+    guard let plan = loopRounds[current], let registers = RoundsRegisters(plan) else { return }
+    flags = version.state.flags
+    vectors = version.state.vectors
+    a.bind(way.start)
+    mark(.entry)
+    emitRoundCount(plan, version.label)
+    emitBases(plan, registers)
+    let head = a.label()
+    a.bind(head)
+    countRound()
+    rounds = (plan, registers)
+    let last = instructions.count - 1
+    for n in 0..<last {
+      scratch.removeAll(keepingCapacity: true)
+      mark(.instruction(offset(n)))
+      lower(n)
+    }
+    mark(.instruction(offset(last)))
+    emitRoundEnd(head, version, registers)
+  }
+
+  // MARK: How many
+
+  /// R13 = minus the instructions of the rounds that stay in their pages, which are counted as
+  /// retired; or a jump to `other` if they are few.
+  private mutating func emitRoundCount(_ plan: LoopRounds, _ other: Label) {
+    var isFirst = true
+    for walk in plan.walks {
+      emitPageOffset(walk, other)
+      guard walk.step != 0 else { continue }
+      emitRoundsLeft(walk)
+      if isFirst {
+        a.move(Self.counter, .r14)
+      } else {
+        a.arithmetic(.cmp, .r14, .register(Self.counter))
+        a.moveIfBelow(Self.counter, .r14)
+      }
+      isFirst = false
+    }
+    if isFirst {
+      a.move(Self.counter, immediate: UInt64(LoopRounds.roundsInPlace))
+    } else {
+      a.arithmetic(.cmp, .register(Self.counter), immediate: LoopRounds.fewestRounds - 1)
+      a.jump(if: Self.below, other)
+    }
+    let count = Int32(instructions.count)
+    a.multiply(Self.counter, Self.counter, -count)
+    a.lea(Self.counter, .memory(Self.counter, -count))
+    a.load(.r14, .state(StateOffset.retired))
+    a.arithmetic(.sub, .r14, .register(Self.counter))
+    a.store(.state(StateOffset.retired), .r14)
+  }
+
+  static let below: UInt8 = 2
+
+  /// R14 = offset in the page of a walk's first byte in the next round. Clobbers R15.
+  private mutating func emitPageOffset(_ walk: LoopRounds.Walk, _ other: Label) {
+    var place = Place.memory(nil, Int32(truncatingIfNeeded: walk.low))
+    if walk.key.base == -2 {
+      a.load(.r14, .state(StateOffset.codePage))
+      place.base = .r14
+    } else if walk.key.base >= 0 {
+      place.base = roundRegister(UInt8(walk.key.base), .r14)
+    }
+    if walk.key.index >= 0 {
+      place.index = roundRegister(UInt8(walk.key.index), .r15)
+      place.scale = walk.key.scale
+    }
+    a.lea(.r14, place)
+    if walk.alignmentMask != 0 {
+      var tested = HostRegister.r14
+      if walk.alignedAt & Int64(walk.alignmentMask) != 0 {
+        a.lea(.r15, .memory(.r14, Int32(truncatingIfNeeded: walk.alignedAt)))
+        tested = .r15
+      }
+      a.testByte(.register(tested), walk.alignmentMask)
+      a.jump(if: Self.notEqual, other)
+    }
+    a.arithmetic(.sub, .r14, .state(walk.page.address))
+    if walk.page == .stack {
+      a.arithmetic(.cmp, .register(.r14), immediate: Int32(4097 - walk.size))
+      a.jump(if: Self.notBelow, other)
+      a.arithmetic(.cmp, .state(walk.page.limit), immediate: 0)
+      a.jump(if: Self.equal, other)
+    } else {
+      a.arithmetic(.cmp, .r14, .state(walk.page.limit))
+      a.jump(if: Self.notBelow, other)
+    }
+  }
+
+  private mutating func roundRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
+    if let host = RegisterMap.host(guest) { return host }
+    a.load(scratch, RegisterMap.place(guest))
+    return scratch
+  }
+
+  /// R14 = rounds after the next, or fewer, from the offset in the page in R14.
+  private mutating func emitRoundsLeft(_ walk: LoopRounds.Walk) {
+    if walk.step > 0 {
+      a.negate(.r14)
+      a.lea(.r14, .memory(.r14, Int32(4096 - walk.size)))
+    }
+    let step = walk.step.magnitude
+    if step & (step - 1) == 0 {
+      if step > 1 { a.shiftRight(.r14, UInt8(step.trailingZeroBitCount)) }
+    } else {
+      a.multiply(.r14, .r14, Int32(65536 / step))
+      a.shiftRight(.r14, 16)
+    }
+  }
+
+  /// Where someone asked for it. No flag of the guest's is in the host's.
+  private mutating func countRound() {
+    if thunks.counts {
+      a.arithmetic(.add, .state(StateOffset.translations), immediate: 1)
+    }
+    if let counter, current == 0 {
+      a.move(.r14, immediate: UInt64(counter))
+      a.arithmetic(.add, .memory(.r14), immediate: 1)
+    }
+  }
+
+  // MARK: Registers
+
+  private mutating func emitBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
+    for guest in registers.borrowed {
+      if let host = RegisterMap.host(guest) { a.store(RegisterMap.place(guest), host) }
+    }
+    for (base, register) in zip(plan.bases, registers.bases) {
+      a.load(register, .state(base.page.addend))
+      switch base.part {
+      case .none: break
+      case .codePage: a.arithmetic(.add, register, .state(StateOffset.codePage))
+      case .register(let guest, let scale):
+        let part = roundRegister(guest, .r14)
+        a.lea(register, .memory(register, index: part, scale: scale))
+      }
+    }
+  }
+
+  private mutating func giveBack(_ registers: RoundsRegisters) {
+    for guest in registers.borrowed {
+      if let host = RegisterMap.host(guest) { a.load(host, RegisterMap.place(guest)) }
+    }
+  }
+
+  // MARK: The end
+
+  private mutating func emitRoundEnd(
+    _ head: Label, _ version: Version, _ registers: RoundsRegisters
+  ) {
+    let last = instructions.count - 1
+    let count = Int32(instructions.count)
+    let out = a.label()
+    guard let condition = instructions[last].condition else { return }
+    scratch.removeAll(keepingCapacity: true)
+    keepFlags(last)
+    needFlags(last)
+    a.jump(if: condition ^ 1, out)
+    let leaving = (flags, vectors)
+    if flags.recipe == nil { saveFlags() }
+    flags.host = []
+    a.arithmetic(.add, .register(Self.counter), immediate: count)
+    if version.state.admits(EntryState(flags: flags.atEdge, vectors: vectors)) {
+      a.jump(if: Self.notEqual, head)
+      giveBack(registers)
+      a.jump(version.label)
+    } else {
+      uncountRounds(0)
+      giveBack(registers)
+      rounds = nil
+      edge(to: pageOffset, from: last)
+    }
+    rounds = nil
+    (flags, vectors) = leaving
+    a.bind(out)
+    mark(.end)
+    uncountRounds(count)
+    giveBack(registers)
+    edge(to: nextOffset(last), from: last)
+  }
+
+  /// Of the rounds that were counted, those that have not run. No flag changes.
+  private mutating func uncountRounds(_ finished: Int32) {
+    a.load(.r14, .state(StateOffset.retired))
+    a.lea(.r14, .memory(.r14, index: Self.counter, finished))
+    a.store(.state(StateOffset.retired), .r14)
+  }
+}
+
+extension FlagState {
+  /// In memory, or made of registers that need no scratch register.
+  fileprivate var usesMappedRegisters: Bool {
+    guard host.isEmpty else { return false }
+    let mapped = RegisterMap.mapped.reduce(0 as UInt32) { $0 | 1 << UInt32($1) }
+    return recipe.map { $0.inputs & ~mapped == 0 } ?? true
+  }
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Loops of one block whose addresses advance by constants. How many rounds stay in the pages of their
+// accesses is known before them, so these rounds need no look at any page:
+//
+//     L: movaps xmm1, [r10 + rbx*4]      host: movaps xmm1, [r15 + rbx*4]
+//        addps  xmm1, [rdi + rbx*4]            addps  xmm1, [rsi + rbx*4]
+//        add    rbx, 4                         add    rbx, 4
+//        cmp    rbx, 128                       cmp    rbx, 128
+//        jne    L                              je     out; add r13, 5; jne L
+//
+// R15 is R10 plus what makes host addresses of a page's linear ones, and so is RSI (which the loop
+// does not name) for RDI; R13 counts instructions up to 0. Nothing in such a round can fault or leave
+// the translation, and at most 4096 of them run between two looks at `request`.
+
+import X86
+import X86CPU
+import X86Decoder
+
+struct LoopRounds {
+  /// A page that accesses look for in a round with looks, and how its address advances.
+  struct Walk {
+    /// The instruction that looks.
+    var leader: Int
+    var page: RememberedPage
+    var key: AccessPlan.Key
+    /// Of the first byte, relative to what the key stands for.
+    var low: Int64
+    var size: Int
+    var step: Int64
+    var alignmentMask: UInt8
+    /// Of aligned bytes, from the first.
+    var alignedAt: Int64
+  }
+
+  /// What a host register holds: what is to be added to linear addresses in a page, and the parts of an
+  /// address that stay the same.
+  struct Base: Equatable {
+    enum Part: Equatable {
+      case none, codePage
+      case register(UInt8, scale: UInt8)
+    }
+    var page: RememberedPage
+    var part: Part
+  }
+
+  /// A memory operand: what is added to the base.
+  struct Operand {
+    var base: Int
+    var register: UInt8?
+    var scale: UInt8 = 0
+    var displacement: Int64
+  }
+
+  private(set) var walks: [Walk] = []
+  private(set) var bases: [Base] = []
+  /// By instruction.
+  private(set) var operands: [Int: Operand] = [:]
+  /// Flags that are looked at after each instruction of such a round.
+  private(set) var liveAfter: [FlagSet] = []
+  /// General registers that the block names, as bits.
+  private(set) var named: UInt32 = 0
+
+  /// Rounds where no address advances.
+  static let roundsInPlace: Int32 = 256
+  /// Fewer are left to rounds with looks.
+  static let fewestRounds: Int32 = 3
+  private static let longestStep: Int64 = 512
+  private static let mostInstructions = 64
+
+  /// Nil where the block is no such loop. `pages` are the remembered ones of its translation.
+  init?(_ code: BlockCode, number: Int, pages: [LoopAccess: Int]) {
+    guard code.isLoopAlone, code.instructions.count <= Self.mostInstructions else { return nil }
+    for (i, kind) in zip(code.instructions, code.kinds) {
+      guard Self.isPlain(i, kind) else { return nil }
+      named |= i.namedRegisters
+    }
+    let changed = code.instructions.reduce(0 as UInt32) { $0 | $1.changedRegisters }
+    for n in code.instructions.indices where code.instructions[n].accessesOperand {
+      guard addWalk(code, n, number, pages), addOperand(code, n, changed) else { return nil }
+    }
+    guard bases.count <= 4 else { return nil }
+    liveAfter = Self.liveness(code)
+  }
+
+  // MARK: What is allowed
+
+  private static func isPlain(_ i: Instruction, _ kind: LoweringKind) -> Bool {
+    switch kind {
+    case .modRM, .vex, .accumulator, .moveImmediate, .bswap, .nop, .conditionalJump: break
+    case .lea: if i.base == Instruction.ripRegister { return false }
+    case .vector:
+      if VectorNeeds(i).x87 || i.mnemonic == .vzeroupper || i.mnemonic == .fldcw { return false }
+    default: return false
+    }
+    for n in 0..<Int(i.operandCount) where i.operands[n].kind == .general {
+      if RegisterMap.host(i.operands[n].parent) == nil { return false }
+    }
+    if kind == .lea {
+      for register in [i.base, i.index] where register < 16 && RegisterMap.host(register) == nil {
+        return false
+      }
+    }
+    return true
+  }
+
+  private static func liveness(_ code: BlockCode) -> [FlagSet] {
+    var result = Array(repeating: FlagSet.all, count: code.instructions.count)
+    var live = FlagSet.all
+    for n in code.instructions.indices.reversed() {
+      result[n] = live
+      live = live.subtracting(code.effects[n].writes).union(code.effects[n].reads)
+    }
+    return result
+  }
+
+  // MARK: Accesses
+
+  /// The page of the access of `n`, found by its group's first instruction or by itself.
+  private mutating func addWalk(
+    _ code: BlockCode, _ n: Int, _ number: Int, _ pages: [LoopAccess: Int]
+  ) -> Bool {
+    let plan = code.accesses
+    let group = plan.group[n] < 0 ? nil : plan.groups[plan.group[n]]
+    let leader = group?.leader ?? n
+    if walks.contains(where: { $0.leader == leader }) { return true }
+    guard let key = plan.keys[n], let step = plan.step(of: key), abs(step) <= Self.longestStep,
+      let memory = code.instructions[n].memoryOperand
+    else { return false }
+    let i = code.instructions[n]
+    let operand = i.operands[memory]
+    let isStack = group?.isStack ?? (i.base == GeneralRegister.rsp.rawValue)
+    var page = RememberedPage.stack
+    if !isStack {
+      guard let known = pages[LoopAccess(code: number, index: leader)] else { return false }
+      page = RememberedPage(access: known)
+    }
+    let alignment = i.attributes.contains(.aligned) ? operand.size - 1 : 0
+    let mask = group?.alignmentMask ?? alignment
+    guard step & Int64(mask) == 0 else { return false }
+    let low = group?.low ?? plan.relative[n]
+    guard low == Int64(Int32(truncatingIfNeeded: low)) else { return false }
+    walks.append(
+      Walk(
+        leader: leader, page: page, key: key, low: low,
+        size: group?.size ?? Int(operand.size), step: step, alignmentMask: mask,
+        alignedAt: group.map { $0.alignedAt - $0.low } ?? 0))
+    return true
+  }
+
+  /// The operand of `n` by what of its address changes in the block.
+  private mutating func addOperand(_ code: BlockCode, _ n: Int, _ changed: UInt32) -> Bool {
+    let i = code.instructions[n]
+    let plan = code.accesses
+    let leader = plan.group[n] < 0 ? n : plan.groups[plan.group[n]].leader
+    guard let page = walks.first(where: { $0.leader == leader })?.page else { return false }
+    func changes(_ register: UInt8) -> Bool { changed >> UInt32(register) & 1 != 0 }
+    var operand = Operand(base: 0, displacement: i.displacement)
+    var part = Base.Part.none
+    let hasIndex = i.index != Instruction.noRegister
+    if i.base == Instruction.ripRegister {
+      part = .codePage
+      operand.displacement += Int64(code.nextOffset(n))
+    } else if i.base == Instruction.noRegister {
+      if hasIndex { (operand.register, operand.scale) = (i.index, i.scale) }
+    } else if !changes(i.base) {
+      part = .register(i.base, scale: 0)
+      if hasIndex { (operand.register, operand.scale) = (i.index, i.scale) }
+    } else {
+      operand.register = i.base
+      if hasIndex {
+        if changes(i.index) { return false }
+        part = .register(i.index, scale: i.scale)
+      }
+    }
+    guard operand.register.map({ RegisterMap.host($0) != nil }) ?? true,
+      operand.displacement == Int64(Int32(truncatingIfNeeded: operand.displacement))
+    else { return false }
+    let base = Base(page: page, part: part)
+    operand.base = bases.firstIndex(of: base) ?? bases.count
+    if operand.base == bases.count { bases.append(base) }
+    operands[n] = operand
+    return true
+  }
+}
+
+extension BlockCode {
+  /// Its last instruction jumps to its first on a condition.
+  fileprivate var isLoopAlone: Bool {
+    let last = instructions.count - 1
+    return kinds[last] == .conditionalJump
+      && nextOffset(last) + Int(truncatingIfNeeded: instructions[last].immediate) == pageOffset
+  }
+}
+
+extension Instruction {
+  fileprivate var accessesOperand: Bool {
+    guard memoryOperand != nil, mnemonic != .lea else { return false }
+    switch mnemonic {
+    case .nop, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta, .prefetchw, .prefetchwt1,
+      .prefetch, .cldemote:
+      return false
+    default: return true
+    }
+  }
+
+  /// General registers that the instruction reads, changes or addresses with, as bits.
+  fileprivate var namedRegisters: UInt32 {
+    var registers = changedRegisters
+    for n in 0..<Int(operandCount) where operands[n].kind == .general {
+      registers |= 1 << UInt32(operands[n].parent)
+    }
+    for register in [base, index] where register < 16 { registers |= 1 << UInt32(register) }
+    // Shifts by CL, and those whose operands are not encoded.
+    return registers | 0b111
+  }
+}
