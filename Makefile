@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak golden profile-boot conformance bench check format clean
+.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance bench check format clean
 
 all: build
 
@@ -44,6 +44,11 @@ test:
 soak:
 	$(SWIFT) build $(RELEASE) --product martlet-oracle
 	.build/release/martlet-oracle soak $(ARGS)
+
+# Random calls of the KVM API on several threads: for ARGS minutes, else 10.
+fuzz: build
+	$(SWIFT) build $(RELEASE) --product martlet-kvm-fuzz
+	$(MARTLET) kvm -- .build/release/martlet-kvm-fuzz --verbose --minutes $(or $(ARGS),10)
 
 # The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
 conformance: build

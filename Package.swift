@@ -175,6 +175,9 @@ let package = Package(
     .executableTarget(
       name: "martlet-kvm-client", dependencies: ["CHost"], path: "Tests/KVMClientProgram",
       swiftSettings: common),
+    .executableTarget(
+      name: "martlet-kvm-fuzz", dependencies: ["CHost", "TestRandom"],
+      path: "Tests/KVMFuzzProgram", swiftSettings: common),
     .testTarget(
       name: "MartletTests",
       dependencies: [

@@ -67,8 +67,38 @@ func pointerChecks() throws {
   try expect(ioctl(client.cpu, UInt(CKVM_GET_REGS), readOnly) == -1 && errno == EFAULT)
   try expect(ioctl(client.cpu, UInt(CKVM_GET_XSAVE), hole) == -1 && errno == EFAULT)
   try expect(ioctl(client.cpu, UInt(CKVM_GET_REGS), hole + 4096) == 0)
+  try bitmapChecks(client, hole + 4096)
   munmap(hole, 8192)
   munmap(readOnly, 4096)
+}
+
+/// Bitmaps that structures point to: before an unmapped page (the last one), and nowhere.
+private func bitmapChecks(_ client: Client, _ page: UnsafeMutableRawPointer) throws {
+  let log = mmap(nil, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)!
+  try Client.setMemory(
+    client.machine, slot: 1, at: 1 << 20, log, 1 << 20, flags: UInt32(KVM_MEM_LOG_DIRTY_PAGES))
+  mprotect(page, 4096, PROT_NONE)
+  for bitmap in [nil, page] {
+    var get = kvm_dirty_log()
+    get.slot = 1
+    get.dirty_bitmap = bitmap
+    let got = ioctl(client.machine, UInt(CKVM_GET_DIRTY_LOG), &get)
+    try expect(got == -1 && errno == EFAULT, "KVM_GET_DIRTY_LOG")
+    var clear = kvm_clear_dirty_log()
+    clear.slot = 1
+    clear.num_pages = 256
+    clear.dirty_bitmap = bitmap
+    let cleared = ioctl(client.machine, UInt(CKVM_CLEAR_DIRTY_LOG), &clear)
+    try expect(cleared == -1 && errno == EFAULT, "KVM_CLEAR_DIRTY_LOG")
+    var filter = kvm_msr_filter()
+    filter.ranges.0.flags = UInt32(KVM_MSR_FILTER_READ)
+    filter.ranges.0.nmsrs = 8
+    filter.ranges.0.bitmap = bitmap?.assumingMemoryBound(to: UInt8.self)
+    let filtered = ioctl(client.machine, UInt(CKVM_X86_SET_MSR_FILTER), &filter)
+    try expect(filtered == -1 && errno == EFAULT, "KVM_X86_SET_MSR_FILTER")
+  }
+  mprotect(page, 4096, PROT_READ | PROT_WRITE)
+  munmap(log, 1 << 20)
 }
 
 func forkChecks() throws {

@@ -127,20 +127,18 @@ extension Machine {
     _ request: kvm_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
     let (slot, _) = try logged(request.slot, configuration)
-    guard let buffer = request.dirty_bitmap else { throw .badAddress }
-    func copy() -> [UInt64] {
+    let buffer = Argument(value: UInt(bitPattern: request.dirty_bitmap))
+    func copy() throws(Errno) -> [UInt64] {
       let words = memory.log(of: slot)
-      words.withUnsafeBytes { bytes in
-        if let start = bytes.baseAddress { buffer.copyMemory(from: start, byteCount: bytes.count) }
-      }
+      try buffer.write(words)
       return words
     }
-    let words = copy()
+    let words = try copy()
     let isManual =
       configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
     if isManual || words.allSatisfy({ $0 == 0 }) { return }
     try withGuestsStopped { () throws(Errno) in
-      for (word, mask) in copy().enumerated() where mask != 0 {
+      for (word, mask) in try copy().enumerated() where mask != 0 {
         memory.clean(slot, first: word * 64, mask: mask)
       }
     }
@@ -158,12 +156,12 @@ extension Machine {
     guard request.first_page <= total, count <= total &- request.first_page,
       count & 63 == 0 || count == total &- request.first_page
     else { throw .invalidArgument }
-    guard let bitmap = request.dirty_bitmap else { throw .badAddress }
+    let bitmap = Argument(value: UInt(bitPattern: request.dirty_bitmap))
+    let masks: [UInt64] = try bitmap.elements((Int(count) + 63) / 64)
     let first = Int(request.first_page)
     try withGuestsStopped { () throws(Errno) in
-      for word in 0..<(Int(count) + 63) / 64 {
-        let mask = bitmap.loadUnaligned(fromByteOffset: word * 8, as: UInt64.self)
-        if mask != 0 { memory.clean(slot, first: first + word * 64, mask: mask) }
+      for (word, mask) in masks.enumerated() where mask != 0 {
+        memory.clean(slot, first: first + word * 64, mask: mask)
       }
     }
   }

@@ -32,6 +32,29 @@ struct Argument {
     try store(value, offset &+ index &* MemoryLayout<T>.stride)
   }
 
+  /// Copies an array in that the argument points at.
+  func elements<T: FixedWidthInteger>(_ count: Int) throws(Errno) -> [T] {
+    let source = try pointer()
+    var copied = false
+    let all = [T](unsafeUninitializedCapacity: count) { buffer, initialized in
+      let bytes = UnsafeMutableRawBufferPointer(buffer)
+      bytes.initializeMemory(as: UInt8.self, repeating: 0)
+      copied = GuardedCopy.copy(from: source, to: bytes.baseAddress, count: bytes.count)
+      initialized = count
+    }
+    guard copied else { throw .badAddress }
+    return all
+  }
+
+  /// Copies an array out to where the argument points.
+  func write<T: FixedWidthInteger>(_ all: [T]) throws(Errno) {
+    let place = try pointer()
+    let done = all.withUnsafeBytes {
+      GuardedCopy.copy(from: $0.baseAddress, to: place, count: $0.count)
+    }
+    guard done else { throw .badAddress }
+  }
+
   /// Copies `count` bytes out that `fill` makes.
   func write(count: Int, _ fill: (UnsafeMutableRawPointer) -> Void) throws(Errno) {
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)

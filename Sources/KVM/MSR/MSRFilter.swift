@@ -43,11 +43,11 @@ struct MSRFilter: Sendable {
       guard range.flags & ~known == 0, range.flags != 0, size <= Self.maxBitmapSize else {
         throw .invalidArgument
       }
-      guard let bitmap = range.bitmap else { throw .badAddress }
+      let bitmap = Argument(value: UInt(bitPattern: range.bitmap))
       ranges.append(
         Range(
           flags: range.flags, base: range.base, count: range.nmsrs,
-          bitmap: Array(UnsafeBufferPointer(start: bitmap, count: size))))
+          bitmap: try bitmap.elements(size)))
     }
   }
 

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import HostTestSupport
+import Testing
+
+/// Random calls of the KVM API through the library that `martlet kvm` preloads.
+@Suite struct FuzzTests {
+  @Test func aMillionCalls() throws {
+    let program = Command.products + "/martlet-kvm-fuzz"
+    let result = try Command.run(
+      ["kvm", "--", program, "--calls", "1000000"], limit: 600)
+    // The first line has the seed.
+    #expect(result.status == 0 && result.output.hasSuffix(": ok\n"), "\(result)")
+  }
+}
