@@ -47,6 +47,12 @@ private struct SymbolicRegisters {
   private var roots = Array(0..<16)
   private var deltas = [Int64](repeating: 0, count: 16)
   private var next = 16
+  /// Registers to which another has been added that the block does not change, and the root since.
+  private var sums: [UInt8: (added: UInt8, root: Int)] = [:]
+  /// Registers that the block changes, as bits.
+  private let changed: UInt32
+
+  init(changed: UInt32) { self.changed = changed }
 
   private static let limit: Int64 = 1 << 24
 
@@ -85,6 +91,7 @@ private struct SymbolicRegisters {
     where isWhole && i.addressSize == 8 && i.base < 16 && i.index == Instruction.noRegister:
       let base = self[i.base]
       self[first.number] = (base.root, base.delta + i.displacement)
+    case .add where isWhole && second.kind == .general: add(second.number, to: first.number)
     case .push where kind == .push: self[4].delta -= 8
     case .pop where kind == .pop:
       self[4].delta += 8
@@ -95,6 +102,18 @@ private struct SymbolicRegisters {
         forget(register)
       }
     }
+  }
+
+  private mutating func add(_ added: UInt8, to register: UInt8) {
+    let isFirst = self[register] == (Int(register), 0)
+    forget(register)
+    if isFirst && changed >> UInt32(added) & 1 == 0 { sums[register] = (added, next - 1) }
+  }
+
+  /// The register that the block has added to another, to whose value at the block's start.
+  func added(to register: UInt8) -> UInt8? {
+    guard let sum = sums[register], self[register] == (sum.root, 0) else { return nil }
+    return sum.added
   }
 }
 
@@ -114,6 +133,8 @@ struct AccessPlan {
   private(set) var keys: [Key?]
   /// By how much each register is more at the block's end than at its start; nil if that is not known.
   private(set) var steps: [Int64?] = []
+  /// The register by whose value, which the block does not change, each register is more.
+  private(set) var registerSteps: [UInt8?] = []
 
   /// Accesses that look for themselves or for a group, away from the stack, each with the registers
   /// of its address as bits.
@@ -133,7 +154,8 @@ struct AccessPlan {
     group = Array(repeating: -1, count: code.instructions.count)
     relative = Array(repeating: 0, count: code.instructions.count)
     keys = Array(repeating: nil, count: code.instructions.count)
-    var registers = SymbolicRegisters()
+    var registers = SymbolicRegisters(
+      changed: code.instructions.reduce(0 as UInt32) { $0 | $1.changedRegisters })
     var open: [Key: Int] = [:]
     var isAccess = Array(repeating: false, count: code.instructions.count)
     for (n, i) in code.instructions.enumerated() {
@@ -148,6 +170,7 @@ struct AccessPlan {
     steps = (0..<16 as Range<UInt8>).map { register in
       registers[register].root == Int(register) ? registers[register].delta : nil
     }
+    registerSteps = (0..<16 as Range<UInt8>).map { registers.added(to: $0) }
     for (g, found) in groups.enumerated() where found.members.count == 1 || g >= Self.maximumGroups
     {
       for n in found.members { group[n] = -1 }
@@ -161,14 +184,29 @@ struct AccessPlan {
     }
   }
 
-  /// How much an address advances from one round of the block to the next; nil if that is not known.
-  func step(of key: Key) -> Int64? {
+  /// How an address advances from one round of the block to the next.
+  enum Step: Equatable {
+    case by(Int64)
+    /// By the value of a register that the block does not change.
+    case register(UInt8)
+  }
+
+  /// Nil if that is not known.
+  func step(of key: Key) -> Step? {
     var step: Int64 = 0
-    for (root, scale) in [(key.base, 0), (key.index, key.scale)] where root >= 0 {
-      guard root < 16, let known = steps[root] else { return nil }
-      step += known << Int64(scale)
+    if key.base >= 0 {
+      guard key.base < 16 else { return nil }
+      if let added = registerSteps[key.base] {
+        return key.index < 0 || key.index < 16 && steps[key.index] == 0 ? .register(added) : nil
+      }
+      guard let known = steps[key.base] else { return nil }
+      step = known
     }
-    return step
+    if key.index >= 0 {
+      guard key.index < 16, let known = steps[key.index] else { return nil }
+      step += known << Int64(key.scale)
+    }
+    return .by(step)
   }
 
   private mutating func add(_ access: Access, _ n: Int, _ open: inout [Key: Int]) {

@@ -149,6 +149,11 @@ extension Assembler {
     int32(factor)
   }
 
+  /// DIV of EDX:EAX.
+  package mutating func divide32(_ by: HostRegister) {
+    emit(Form(0xF7), reg: 6, rm: .register(by))
+  }
+
   package mutating func negate(_ register: HostRegister) {
     emit(Form(0xF7, wide: true), reg: 3, rm: .register(register))
   }

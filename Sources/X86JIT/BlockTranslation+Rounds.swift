@@ -105,8 +105,11 @@ extension BlockTranslation {
     var isFirst = true
     for walk in plan.walks {
       emitPageOffset(walk, other)
-      guard walk.step != 0 else { continue }
-      emitRoundsLeft(walk)
+      switch walk.step {
+      case .by(0): continue
+      case .by(let step): emitRoundsLeft(walk.size, step)
+      case .register(let guest): emitRoundsLeft(walk.size, by: guest, other)
+      }
       if isFirst {
         a.move(Self.counter, .r14)
       } else {
@@ -155,15 +158,10 @@ extension BlockTranslation {
       a.jump(if: Self.notEqual, other)
     }
     a.arithmetic(.sub, .r14, .state(walk.page.address))
-    if walk.page == .stack {
-      a.arithmetic(.cmp, .register(.r14), immediate: Int32(4097 - walk.size))
-      a.jump(if: Self.notBelow, other)
-      a.arithmetic(.cmp, .state(walk.page.limit), immediate: 0)
-      a.jump(if: Self.equal, other)
-    } else {
-      a.arithmetic(.cmp, .r14, .state(walk.page.limit))
-      a.jump(if: Self.notBelow, other)
-    }
+    a.arithmetic(.cmp, .register(.r14), immediate: Int32(max(0, 4097 - walk.size)))
+    a.jump(if: Self.notBelow, other)
+    a.arithmetic(.cmp, .state(walk.page.limit), immediate: 0)
+    a.jump(if: Self.equal, other)
   }
 
   private mutating func roundRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
@@ -173,18 +171,39 @@ extension BlockTranslation {
   }
 
   /// R14 = rounds after the next, or fewer, from the offset in the page in R14.
-  private mutating func emitRoundsLeft(_ walk: LoopRounds.Walk) {
-    if walk.step > 0 {
-      a.negate(.r14)
-      a.lea(.r14, .memory(.r14, Int32(4096 - walk.size)))
-    }
-    let step = walk.step.magnitude
+  private mutating func emitRoundsLeft(_ size: Int, _ step: Int64) {
+    if step > 0 { emitRoom(size) }
+    let step = step.magnitude
     if step & (step - 1) == 0 {
       if step > 1 { a.shiftRight(.r14, UInt8(step.trailingZeroBitCount)) }
     } else {
       a.multiply(.r14, .r14, Int32(65536 / step))
       a.shiftRight(.r14, 16)
     }
+  }
+
+  /// The same for steps by a register's value; not below 1 or long, it goes to `other`.
+  private mutating func emitRoundsLeft(_ size: Int, by guest: UInt8, _ other: Label) {
+    let step = roundRegister(guest, .r15)
+    a.lea(.r15, .memory(step, -1))
+    a.arithmetic(.cmp, .register(.r15), immediate: Int32(LoopRounds.longestStep))
+    a.jump(if: Self.notBelow, other)
+    emitRoom(size)
+    a.store(.state(StateOffset.temporary0), .rax)
+    a.store(.state(StateOffset.temporary1), .rdx)
+    a.lea(.r15, .memory(.r15, 1))
+    a.move(.rax, .r14)
+    a.move(.rdx, immediate: 0)
+    a.divide32(.r15)
+    a.move(.r14, .rax)
+    a.load(.rax, .state(StateOffset.temporary0))
+    a.load(.rdx, .state(StateOffset.temporary1))
+  }
+
+  /// R14 = bytes that an access may advance in its page, from its offset in it.
+  private mutating func emitRoom(_ size: Int) {
+    a.negate(.r14)
+    a.lea(.r14, .memory(.r14, Int32(4096 - size)))
   }
 
   /// Where someone asked for it. No flag of the guest's is in the host's.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Loops of one block whose addresses advance by constants. How many rounds stay in the pages of their
+// Loops of one block whose addresses advance by what does not change. How many rounds stay in the pages of their
 // accesses is known before them, so these rounds need no look at any page:
 //
 //     L: movaps xmm1, [r10 + rbx*4]      host: movaps xmm1, [r15 + rbx*4]
@@ -27,7 +27,7 @@ struct LoopRounds {
     /// Of the first byte, relative to what the key stands for.
     var low: Int64
     var size: Int
-    var step: Int64
+    var step: AccessPlan.Step
     var alignmentMask: UInt8
     /// Of aligned bytes, from the first.
     var alignedAt: Int64
@@ -65,7 +65,7 @@ struct LoopRounds {
   static let roundsInPlace: Int32 = 256
   /// Fewer are left to rounds with looks.
   static let fewestRounds: Int32 = 3
-  private static let longestStep: Int64 = 512
+  static let longestStep: Int64 = 1024
   private static let mostInstructions = 64
 
   /// Nil where the block is no such loop. `pages` are the remembered ones of its translation.
@@ -124,10 +124,9 @@ struct LoopRounds {
     let group = plan.group[n] < 0 ? nil : plan.groups[plan.group[n]]
     let leader = group?.leader ?? n
     if walks.contains(where: { $0.leader == leader }) { return true }
-    guard let key = plan.keys[n], let step = plan.step(of: key), abs(step) <= Self.longestStep,
-      let memory = code.instructions[n].memoryOperand
-    else { return false }
     let i = code.instructions[n]
+    guard let key = plan.keys[n], let step = plan.step(of: key), let memory = i.memoryOperand
+    else { return false }
     let operand = i.operands[memory]
     let isStack = group?.isStack ?? (i.base == GeneralRegister.rsp.rawValue)
     var page = RememberedPage.stack
@@ -137,7 +136,7 @@ struct LoopRounds {
     }
     let alignment = i.attributes.contains(.aligned) ? operand.size - 1 : 0
     let mask = group?.alignmentMask ?? alignment
-    guard step & Int64(mask) == 0 else { return false }
+    guard step.allows(alignmentMask: mask) else { return false }
     let low = group?.low ?? plan.relative[n]
     guard low == Int64(Int32(truncatingIfNeeded: low)) else { return false }
     walks.append(
@@ -181,6 +180,16 @@ struct LoopRounds {
     if operand.base == bases.count { bases.append(base) }
     operands[n] = operand
     return true
+  }
+}
+
+extension AccessPlan.Step {
+  /// Whether rounds are worth counting, and an access stays aligned that is so once.
+  fileprivate func allows(alignmentMask: UInt8) -> Bool {
+    switch self {
+    case .by(let step): abs(step) <= LoopRounds.longestStep && step & Int64(alignmentMask) == 0
+    case .register: alignmentMask == 0
+    }
   }
 }
 

@@ -73,7 +73,8 @@ import X86JIT
   }
 }
 
-/// Loops of LoopRoundsTests. RSI and RDI walk, RBX counts up, RBP and R8 stay, RCX counts down.
+/// Loops of LoopRoundsTests. RSI and RDI walk, RBX counts up, RBP and R8 stay, R11 and R14 are
+/// steps, RAX and R9 small, RCX counts down.
 private enum LoopGenerator {
   private static let steps: [Int32] = [1, 2, 3, 4, 8, 16, 24, 64, 80, 512, -1, -4, -8, -16, -48, 0]
 
@@ -85,6 +86,10 @@ private enum LoopGenerator {
     for n in [5, 6, 7, 8, 13] { registers[n] = address() }
     if Bool.random(using: &random) { registers[6]! += UInt64.random(in: 0..<8, using: &random) }
     registers[3] = UInt64.random(in: 0..<64, using: &random)
+    for n in [11, 14] {
+      registers[n] = UInt64(bitPattern: Int64.random(in: -2...1100, using: &random))
+      if Bool.random(using: &random) { registers[n]! &= 15 }
+    }
     registers[1] = UInt64.random(in: 1..<400, using: &random)
     return registers
   }
@@ -112,8 +117,9 @@ private enum LoopGenerator {
   private static func advance(_ a: inout Assembler, _ random: inout SplitMix) {
     let register: HostRegister = [.rsi, .rdi, .rbx].randomElement(using: &random)!
     let step = steps.randomElement(using: &random)!
-    switch Int.random(in: 0..<4, using: &random) {
+    switch Int.random(in: 0..<6, using: &random) {
     case 0: a.lea(register, .memory(register, step))
+    case 2, 3: a.arithmetic(.add, register, .register(Bool.random(using: &random) ? .r14 : .r11))
     case 1: a.arithmetic(.sub, .register(register), immediate: -step)
     default: a.arithmetic(.add, .register(register), immediate: step)
     }
@@ -122,7 +128,9 @@ private enum LoopGenerator {
   private static func place(_ random: inout SplitMix) -> Place {
     let displacement = Int32.random(in: -4..<8, using: &random) * 8
     let scale = UInt8.random(in: 0..<4, using: &random)
-    switch Int.random(in: 0..<8, using: &random) {
+    switch Int.random(in: 0..<10, using: &random) {
+    case 8: return .memory(.r8, index: .rax, scale: scale, displacement)
+    case 9: return .memory(.rsi, index: .r9, scale: scale, displacement)
     case 0, 1: return .memory(.rsi, displacement)
     case 2: return .memory(.rdi, displacement)
     case 3: return .memory(.rbp, index: .rbx, scale: scale, displacement)
@@ -137,7 +145,11 @@ private enum LoopGenerator {
   private static func body(_ a: inout Assembler, _ random: inout SplitMix) -> Bool {
     let reg: UInt8 = [0, 2, 9, 10].randomElement(using: &random)!
     let rm = place(&random)
-    switch Int.random(in: 0..<12, using: &random) {
+    switch Int.random(in: 0..<14, using: &random) {
+    case 12: a.emit(Form(0xB6, map: .two), reg: [0, 9].randomElement(using: &random)!, rm: rm)
+    case 13:
+      let register: HostRegister = Bool.random(using: &random) ? .rax : .r9
+      a.arithmetic(.and, .register(register), immediate: 0x7F, wide: false)
     case 0, 1, 2: arithmetic(&a, &random, reg, rm)
     case 3: a.emit(Form(0x8B, wide: Bool.random(using: &random)), reg: reg, rm: rm)
     case 4: a.emit(Form(0x89, wide: Bool.random(using: &random)), reg: reg, rm: rm)
