@@ -24,6 +24,14 @@ import X86JIT
   import Glibc
 #endif
 
+/// How the hypervisor learns that the client wrote to guest memory.
+package enum ClientWrites: Sendable {
+  /// The client calls `PhysicalCPU.noteHostWrite`.
+  case announced
+  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`).
+  case unannounced
+}
+
 package final class Hypervisor: Sendable {
   let pool: PhysicalCPUPool
   /// Goes up whenever nested mappings of any machine were taken away. A physical CPU whose slot has
@@ -39,6 +47,8 @@ package final class Hypervisor: Sendable {
 
   private let handles = Mutex<[Object?]>([])
   let translationLog: TranslationLog?
+  /// Where clients write to guest memory unannounced, and the kernel lets us know.
+  let codeGuard: CodeGuard?
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
@@ -47,14 +57,16 @@ package final class Hypervisor: Sendable {
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
   ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
+  ///   - clientWrites: how it is known that the client wrote to memory with code.
   package init(
     physicalCPUs: Int? = nil, translates: Bool = false, tuning: TranslatorTuning = .standard,
-    reports: TranslatorReports = .none
+    reports: TranslatorReports = .none, clientWrites: ClientWrites = .announced
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
     let log = reports.makeLog()
     translationLog = log
+    codeGuard = clientWrites == .announced ? nil : try? CodeGuard.install()
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
       if !translates { return }
@@ -68,6 +80,9 @@ package final class Hypervisor: Sendable {
   package static let sharedSize = VirtualCPU.sharedSize
 
   package var physicalCPUCount: Int { pool.slots.count }
+
+  /// In a child of fork, before it makes a hypervisor of its own.
+  package static func forgetParent() { CodeGuard.forgetParent() }
 
   /// Opens the system, as `open("/dev/kvm")` does.
   package func open() -> Int32 { add(.system) }

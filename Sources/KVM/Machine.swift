@@ -74,6 +74,7 @@ final class Machine: @unchecked Sendable {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
+    if hypervisor.codeGuard != nil { for slot in memory.all { release(slot) } }
     // Another machine's memory may come to lie where this one's was.
     hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
   }

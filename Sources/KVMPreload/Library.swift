@@ -27,7 +27,8 @@ final class Library: Sendable {
 
   private init() throws(Errno) {
     hypervisor = try Hypervisor(
-      physicalCPUs: Settings.physicalCPUs, translates: Settings.translates)
+      physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
+      clientWrites: Settings.watchesWrites ? .unannounced : .announced)
     process = getpid()
     ClientSignals.watchFaults()
   }
@@ -39,7 +40,10 @@ final class Library: Sendable {
     instance.withLock { instance in
       if let instance, instance.isOwn { return instance }
       // What was the parent's is left alone: its threads are not here.
-      if let old = instance { _ = Unmanaged.passRetained(old) }
+      if let old = instance {
+        _ = Unmanaged.passRetained(old)
+        Hypervisor.forgetParent()
+      }
       instance = try? Library()
       if Settings.statistics, instance != nil { atexit { Library.printStatistics() } }
       return instance
@@ -128,6 +132,8 @@ enum Settings {
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
+  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code.
+  static let watchesWrites = value("MARTLET_CLIENT_WRITES") != "ignored"
   /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
   static let statistics = value("MARTLET_STATS") == "1"
 

@@ -48,6 +48,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   let nativeJumps = NativeJumps()
   let requestLine: RequestLine
   let shootdowns = ShootdownQueue()
+  /// What is taken from the queue to be done.
+  var taken: [ShootdownQueue.Request] = []
   /// VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a

@@ -177,7 +177,10 @@ extension PhysicalCPU {
   package func emulate(_ context: any EmulationContext) -> EmulationResult {
     emulationContext = context
     cpu.s.pointee.emulation = cpu.raw
+    // What it knows of writable pages is used: others wait for it to learn of pages with code.
+    enterGuestCode()
     defer {
+      leaveGuestCode()
       cpu.s.pointee.emulation = nil
       emulationContext = nil
     }

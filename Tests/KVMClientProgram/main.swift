@@ -10,7 +10,8 @@ import Glibc
 let checks: [(name: String, check: () throws -> Void)] = [
   ("device", deviceChecks), ("descriptors", descriptorChecks), ("pointers", pointerChecks),
   ("fork", forkChecks), ("signals", signalChecks), ("halt", haltChecks),
-  ("threads", threadChecks),
+  ("threads", threadChecks), ("writes", writeChecks), ("remaps", remapChecks),
+  ("process", processChecks),
 ]
 
 struct Failure: Error { var text: String }

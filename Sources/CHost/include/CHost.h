@@ -31,6 +31,7 @@ int memfd_create(const char *name, unsigned int flags);
 void *mremap(void *old, size_t old_size, size_t size, int flags, ...);
 #ifndef MREMAP_MAYMOVE
 #define MREMAP_MAYMOVE 1
+#define MREMAP_FIXED 2
 #endif
 int pthread_setname_np(pthread_t thread, const char *name);
 // syscall(2) is variadic, which Swift cannot call; the same function with all its arguments.
@@ -154,6 +155,13 @@ static const unsigned int CKVM_XEN_HVM_SET_ATTR = (unsigned int)KVM_XEN_HVM_SET_
 static const unsigned int CKVM_XEN_VCPU_GET_ATTR = (unsigned int)KVM_XEN_VCPU_GET_ATTR;
 static const unsigned int CKVM_XEN_VCPU_SET_ATTR = (unsigned int)KVM_XEN_VCPU_SET_ATTR;
 
+static const unsigned long CUFFDIO_API = UFFDIO_API;
+static const unsigned long CUFFDIO_REGISTER = UFFDIO_REGISTER;
+static const unsigned long CUFFDIO_UNREGISTER = UFFDIO_UNREGISTER;
+static const unsigned long CUFFDIO_WAKE = UFFDIO_WAKE;
+static const unsigned long CUFFDIO_WRITEPROTECT = UFFDIO_WRITEPROTECT;
+static const unsigned long CUSERFAULTFD_IOC_NEW = USERFAULTFD_IOC_NEW;
+
 /* Instructions that Swift has no builtin for: one each. */
 
 /// CPUID: EAX, EBX, ECX, EDX of a leaf, in that order.
@@ -164,6 +172,11 @@ static inline void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *result
 /// A second mapping of `size` bytes of shared memory; MAP_FAILED where there is none.
 static inline void *chost_map_again(void *memory, size_t size) {
   return mremap(memory, 0, size, MREMAP_MAYMOVE);
+}
+
+/// Moves pages to a given place, over what is there; MAP_FAILED where that fails.
+static inline void *chost_mremap_to(void *memory, size_t size, void *place) {
+  return mremap(memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
 }
 
 /// RDTSC.

@@ -62,7 +62,7 @@ extension Machine {
     }
     if slot.size == 0 {
       try withGuestsStopped { () throws(Errno) in memory.remove(slot.id) }
-      Self.forgetCode(old)
+      release(old)
       return
     }
     guard slot.size == old.size, slot.host == old.host, slot.isReadOnly == old.isReadOnly else {
@@ -81,7 +81,14 @@ extension Machine {
     slot.log = Self.makeLog(slot, configuration)
     // What was decoded of this memory when it was something else is not this machine's code.
     Self.forgetCode(slot)
+    hypervisor.codeGuard?.add(slot.hostRange)
     memory.add(slot)
+  }
+
+  /// The guest has a slot's memory no longer.
+  func release(_ slot: MemorySlot) {
+    Self.forgetCode(slot)
+    hypervisor.codeGuard?.remove(slot.hostRange)
   }
 
   private static func makeLog(

@@ -31,6 +31,7 @@ struct MemorySlot: Sendable {
   var log: DirtyBitmap?
 
   var end: UInt64 { base &+ size }
+  var hostRange: Range<UInt> { UInt(host)..<UInt(host &+ size) }
   var pageCount: Int { Int(size >> 12) }
   var isReadOnly: Bool { flags & UInt32(KVM_MEM_READONLY) != 0 }
   var isLogged: Bool { flags & UInt32(KVM_MEM_LOG_DIRTY_PAGES) != 0 }

@@ -116,7 +116,12 @@ extension CPU {
     let cache = owner.blocks
     let first = Int(Page.size - host & Page.offsetMask)
     let second = try executeAddress(nextLinear(linear & Page.mask, Page.size))
-    owner.markCode(second & Page.mask)
+    let (page, secondPage) = (host & Page.mask, second & Page.mask)
+    // Marking one, this CPU may learn that the other was written.
+    repeat {
+      owner.markCode(page)
+      owner.markCode(secondPage)
+    } while !CodePages.shared.isReady(page)
     var bytes = InlineArray<32, UInt8>(repeating: 0)
     let low = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
     let high = UnsafeRawPointer(bitPattern: UInt(second)).unsafelyUnwrapped

@@ -208,6 +208,11 @@ package final class BlockCache {
     lostNative = false
   }
 
+  /// Drops the code of every host page, as `drop` does of each.
+  func dropEveryPage() {
+    for page in Array(pages.keys) + Array(crossing.keys) { drop(page: page) }
+  }
+
   private func invalidate(_ index: Int32) {
     let block = blocks + Int(index)
     if !block.pointee.isValid { return }

@@ -8,6 +8,11 @@
 // CPU drop its write translation (and waits until each has, or is outside guest code). Every write to a
 // page whose bit is set goes the slow way, which clears the bit and asks every CPU to drop its code of
 // that page. So no CPU runs code that changed, beyond the delay that x86 allows to cross-modifying code.
+// Another CPU that finds the bit set waits while its page is not `settled`.
+//
+// Where others write to the memory unannounced there is a `CodeGuard`: the page is write-protected in
+// this process exactly while its bit is set. Bit and protection change together, under the page's lock.
+// Nobody waits for anybody while holding that lock.
 
 import Glibc
 import Synchronization
@@ -19,6 +24,17 @@ package final class CodePages: Sendable {
   /// User addresses have 47 bits: 2^35 pages.
   private static let byteCount = 1 << 32
   private let bitmap: UInt
+
+  /// What serialises the changes of a page's bit and protection; pages share them.
+  private final class Stripe: Sendable {
+    let lock = Mutex<Void>(())
+    /// How many CPUs have set a bit and are still telling others.
+    let settling = Atomic<Int>(0)
+  }
+
+  private let stripes = (0..<64).map { _ in Stripe() }
+  /// An unretained CodeGuard, or 0.
+  private let guardian = Atomic<UInt>(0)
 
   private init() {
     let map = mmap(
@@ -55,15 +71,63 @@ package final class CodePages: Sendable {
     return bits & 1 << UInt64(index & 63) != 0
   }
 
-  /// Sets the page's bit; true if it was clear.
-  func insert(_ hostPage: UInt64) -> Bool {
-    let old = word(hostPage).pointee.bitwiseOr(bit(hostPage), ordering: .sequentiallyConsistent)
-    return old.oldValue & bit(hostPage) == 0
+  // MARK: Changes
+
+  private func stripe(_ page: UInt64) -> Stripe { stripes[Int((page >> Page.shift) & 63)] }
+
+  /// Whether a page is marked and every CPU knows.
+  func isReady(_ page: UInt64) -> Bool { contains(page) && isSettled(page) }
+
+  func isSettled(_ page: UInt64) -> Bool {
+    stripe(page).settling.load(ordering: .sequentiallyConsistent) == 0
   }
 
-  /// Clears the page's bit; true if it was set.
-  func remove(_ hostPage: UInt64) -> Bool {
-    let old = word(hostPage).pointee.bitwiseAnd(~bit(hostPage), ordering: .sequentiallyConsistent)
-    return old.oldValue & bit(hostPage) != 0
+  /// Sets the page's bit and protects the page; true if the bit was clear. Then the caller tells all
+  /// CPUs, and calls `settle`.
+  func mark(_ page: UInt64) -> Bool {
+    let stripe = stripe(page)
+    return stripe.lock.withLock { _ in
+      if contains(page) { return false }
+      stripe.settling.add(1, ordering: .sequentiallyConsistent)
+      withGuardian { $0.protect(page) }
+      word(page).pointee.bitwiseOr(bit(page), ordering: .sequentiallyConsistent)
+      return true
+    }
+  }
+
+  func settle(_ page: UInt64) {
+    stripe(page).settling.subtract(1, ordering: .sequentiallyConsistent)
+  }
+
+  /// Clears the page's bit, asks all CPUs but one to drop the page's code, and lets writes to the page
+  /// go on. True if the bit was set. Allocates nothing.
+  func unmark(_ page: UInt64, except own: ShootdownQueue?, opensAlways: Bool = false) -> Bool {
+    stripe(page).lock.withLock { _ in
+      let old = word(page).pointee.bitwiseAnd(~bit(page), ordering: .sequentiallyConsistent)
+      let wasMarked = old.oldValue & bit(page) != 0
+      if wasMarked { CPURegistry.shared.post(.dropCode(page), except: own) }
+      if wasMarked || opensAlways { withGuardian { $0.open(page, always: opensAlways) } }
+      return wasMarked
+    }
+  }
+
+  // MARK: The guard
+
+  private func withGuardian(_ body: (CodeGuard) -> Void) {
+    let address = guardian.load(ordering: .acquiring)
+    guard let pointer = UnsafeRawPointer(bitPattern: address) else { return }
+    Unmanaged<CodeGuard>.fromOpaque(pointer)._withUnsafeGuaranteedRef { body($0) }
+  }
+
+  /// From now on pages are protected. The guard is never freed.
+  func install(_ new: CodeGuard) {
+    let address = UInt(bitPattern: Unmanaged.passRetained(new).toOpaque())
+    guardian.store(address, ordering: .releasing)
+  }
+
+  /// In a child of fork: no page holds code, and no protection is left.
+  func forget() {
+    guardian.store(0, ordering: .releasing)
+    madvise(UnsafeMutableRawPointer(bitPattern: bitmap), Self.byteCount, MADV_DONTNEED)
   }
 }

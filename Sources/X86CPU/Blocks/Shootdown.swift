@@ -30,8 +30,20 @@ final class CPURegistry: Sendable {
     entries.withLock { $0.removeAll { $0.queue === queue } }
   }
 
+  /// In a child of fork: the parent's CPUs are not here.
+  func forget() { entries.withLock { $0.removeAll() } }
+
+  /// Sends a request to every CPU but one. Allocates nothing, unless a CPU has very many to do.
+  func post(_ request: ShootdownQueue.Request, except own: ShootdownQueue?) {
+    entries.withLock { entries in
+      for entry in entries where entry.queue !== own {
+        _ = entry.queue.add(request)
+        entry.requests.raise(CPURequest.shootdown)
+      }
+    }
+  }
+
   /// Sends a request to every CPU but one; returns the queues with the request's number in each.
-  @discardableResult
   func send(
     _ request: ShootdownQueue.Request, except own: ShootdownQueue?
   ) -> [(queue: ShootdownQueue, number: UInt64)] {
@@ -53,7 +65,13 @@ final class ShootdownQueue: Sendable {
     case protect(UInt64)
     /// Drop the code of this host page.
     case dropCode(UInt64)
+    /// Drop all write translations and all code.
+    case everything
   }
+
+  /// A CPU outside guest code may stay there for ever: with so many requests it is asked for
+  /// everything instead.
+  private static let limit = 1024
 
   private let queue = Mutex<[Request]>([])
   /// Requests ever added and ever processed.
@@ -62,17 +80,25 @@ final class ShootdownQueue: Sendable {
   /// The CPU is in guest code.
   let inGuest = Atomic<Bool>(false)
 
+  init() { queue.withLock { $0.reserveCapacity(Self.limit + 1) } }
+
   func add(_ request: Request) -> UInt64 {
     queue.withLock {
-      $0.append(request)
+      if $0.count >= Self.limit, !inGuest.load(ordering: .sequentiallyConsistent) {
+        $0.removeAll(keepingCapacity: true)
+        $0.append(.everything)
+      } else {
+        $0.append(request)
+      }
       return added.add(1, ordering: .sequentiallyConsistent).newValue
     }
   }
 
-  func takeAll() -> [Request] {
+  /// The oldest requests, as many as `buffer` holds, and the number of the last of them.
+  func take(_ buffer: inout [Request]) -> UInt64 {
     queue.withLock { requests in
-      defer { requests.removeAll() }
-      return requests
+      swap(&requests, &buffer)
+      return added.load(ordering: .sequentiallyConsistent)
     }
   }
 }
@@ -90,34 +116,57 @@ extension PhysicalCPU {
 
   /// Does what other CPUs asked for.
   package func processShootdowns() {
+    if cpu.s.pointee.request & CPURequest.shootdown != 0 {
+      _ = takeRequest(CPURequest.shootdown)
+    }
     if shootdowns.added.load(ordering: .acquiring)
       == shootdowns.processed.load(ordering: .acquiring)
     {
       return
     }
-    _ = takeRequest(CPURequest.shootdown)
-    let requests = shootdowns.takeAll()
-    for request in requests {
+    let last = shootdowns.take(&taken)
+    for request in taken {
       switch request {
       case .protect(let page): dropWriteTranslations(page)
       case .dropCode(let page): blocks.drop(page: page)
+      case .everything:
+        dropTranslations()
+        blocks.dropEveryPage()
       }
     }
-    shootdowns.processed.add(UInt64(requests.count), ordering: .sequentiallyConsistent)
+    taken.removeAll(keepingCapacity: true)
+    shootdowns.processed.store(last, ordering: .sequentiallyConsistent)
   }
 
-  /// Marks a host page as holding code, before anything is decoded from it.
+  /// Marks a host page as holding code, before anything is decoded from it. When this returns, the
+  /// page is marked, and whoever clears the mark has this CPU drop what it decodes now.
   func markCode(_ page: UInt64) {
-    if !CodePages.shared.insert(page) { return }
+    let pages = CodePages.shared
+    while !pages.isReady(page) {
+      if pages.mark(page) {
+        tellOthers(page)
+        pages.settle(page)
+      } else {
+        // Somebody else is about it. Two CPUs may wait for each other: each answers while it waits.
+        processShootdowns()
+      }
+    }
+  }
+
+  private func tellOthers(_ page: UInt64) {
     dropWriteTranslations(page)
     for (queue, number) in CPURegistry.shared.send(.protect(page), except: shootdowns) {
       while queue.inGuest.load(ordering: .sequentiallyConsistent),
         queue.processed.load(ordering: .sequentiallyConsistent) < number
       {
-        // Two CPUs may wait for each other: each answers while it waits.
         processShootdowns()
       }
     }
+  }
+
+  private func dropTranslations() {
+    cpu.s.pointee.native.stackLimit = 0
+    for n in 0..<(TLB.entriesPerBank * TLB.bankCount) { tlbBanks[n] = .invalid }
   }
 
   /// Write tags of a host page go; reads stay.
@@ -148,10 +197,8 @@ extension CPU {
   }
 
   @inline(never) private func dropCode(_ page: UInt64) {
-    if !CodePages.shared.remove(page) { return }
     let owner = owner
-    owner.blocks.drop(page: page)
-    CPURegistry.shared.send(.dropCode(page), except: owner.shootdowns)
+    if CodePages.shared.unmark(page, except: owner.shootdowns) { owner.blocks.drop(page: page) }
   }
 }
 
@@ -163,8 +210,8 @@ extension PhysicalCPU {
     var page = UInt64(UInt(bitPattern: host)) & Page.mask
     let end = UInt64(UInt(bitPattern: host)) + UInt64(count)
     while page < end {
-      if CodePages.shared.remove(page) {
-        CPURegistry.shared.send(.dropCode(page), except: nil)
+      if CodePages.shared.contains(page) {
+        _ = CodePages.shared.unmark(page, except: nil)
       }
       page += Page.size
     }

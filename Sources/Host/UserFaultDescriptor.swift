@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// userfaultfd in its write-protect mode: pages of this process are protected, and whoever writes to
+// one, a thread by a store or the kernel on a thread's behalf, waits until the page is opened again.
+//
+//     let faults = try UserFaultDescriptor()
+//     try faults.register(memory)             // anonymous, shared or huge pages
+//     try faults.protect(page)
+//     faults.wait { page in ...; faults.open(page) }
+//
+// userfaultfd(2), ioctl_userfaultfd(2), and the kernel's "Userfaultfd" page have the facts.
+
+import CHost
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+package struct UserFaultDescriptor: ~Copyable, Sendable {
+  private let descriptor: OwnedFileDescriptor
+
+  /// Of kernel 6.4: pages that are not there yet can be protected.
+  private static let unpopulated: UInt64 = 1 << 13
+  private static let required = UInt64(UFFD_FEATURE_PAGEFAULT_FLAG_WP)
+  private static let wanted =
+    required | UInt64(UFFD_FEATURE_WP_HUGETLBFS_SHMEM) | unpopulated
+
+  /// - Throws: EPERM where the kernel keeps it from this user (`vm.unprivileged_userfaultfd`),
+  ///   ENOSYS and EINVAL where it has no such thing.
+  package init() throws(Errno) {
+    descriptor = OwnedFileDescriptor(owning: try Self.makeReady())
+  }
+
+  private static func makeReady() throws(Errno) -> Int32 {
+    // Features are asked for once in a descriptor's life: the first tells which there are.
+    let probe = OwnedFileDescriptor(owning: try make())
+    let offered = try shakeHands(probe.rawValue, features: 0)
+    guard offered & required == required else { throw .notSupported }
+    let made = OwnedFileDescriptor(owning: try make())
+    _ = try shakeHands(made.rawValue, features: offered & wanted)
+    return made.release()
+  }
+
+  private static let flags = Int(O_CLOEXEC | O_NONBLOCK)
+
+  /// By the system call, else by the device, whose permissions its owner sets.
+  private static func make() throws(Errno) -> Int32 {
+    do throws(Errno) {
+      return Int32(
+        try systemCall { () -> Int in chost_syscall(Int(SYS_userfaultfd), flags, 0, 0, 0, 0, 0) })
+    } catch {
+      guard let device = try? OwnedFileDescriptor(opening: "/dev/userfaultfd", flags: O_RDWR),
+        let made = try? control(device.rawValue, CUSERFAULTFD_IOC_NEW, UInt(bitPattern: flags))
+      else { throw error }
+      return Int32(made)
+    }
+  }
+
+  private static func shakeHands(_ file: Int32, features: UInt64) throws(Errno) -> UInt64 {
+    var api = uffdio_api(api: UInt64(CUFFDIO_API & 0xFF00) >> 8, features: features, ioctls: 0)
+    _ = try withUnsafeMutablePointer(to: &api) { (place) throws(Errno) in
+      try control(file, CUFFDIO_API, UInt(bitPattern: place))
+    }
+    return api.features
+  }
+
+  /// ioctl, past whoever stands before the C library's.
+  @discardableResult
+  private static func control(
+    _ file: Int32, _ request: UInt, _ argument: UInt
+  ) throws(Errno) -> Int {
+    try systemCall { () -> Int in
+      chost_syscall(
+        Int(SYS_ioctl), Int(file), Int(bitPattern: request), Int(bitPattern: argument), 0, 0, 0)
+    }
+  }
+
+  private func control<T>(_ request: UInt, _ value: T) throws(Errno) {
+    var value = value
+    try withUnsafeMutablePointer(to: &value) { (place) throws(Errno) in
+      _ = try Self.control(descriptor.rawValue, request, UInt(bitPattern: place))
+    }
+  }
+
+  private static func range(_ memory: Range<UInt>) -> uffdio_range {
+    uffdio_range(start: UInt64(memory.lowerBound), len: UInt64(memory.count))
+  }
+
+  /// Makes whole pages known; holes among them stay what they are.
+  ///
+  /// - Throws: EBUSY where another descriptor has them; EINVAL for other kinds of memory.
+  package func register(_ memory: Range<UInt>) throws(Errno) {
+    try control(
+      CUFFDIO_REGISTER,
+      uffdio_register(range: Self.range(memory), mode: UInt64(1 << 1), ioctls: 0))
+  }
+
+  package func unregister(_ memory: Range<UInt>) {
+    try? control(CUFFDIO_UNREGISTER, Self.range(memory))
+  }
+
+  /// Protects pages of registered memory: writes wait from now on.
+  ///
+  /// - Throws: ENOENT where they are not registered (any more).
+  package func protect(_ memory: Range<UInt>) throws(Errno) {
+    try control(
+      CUFFDIO_WRITEPROTECT, uffdio_writeprotect(range: Self.range(memory), mode: UInt64(1 << 0)))
+  }
+
+  /// Lets writes go on.
+  package func open(_ memory: Range<UInt>) {
+    do throws(Errno) {
+      try control(
+        CUFFDIO_WRITEPROTECT, uffdio_writeprotect(range: Self.range(memory), mode: 0))
+    } catch {
+      // Not registered any more: whoever waits tries again.
+      try? control(CUFFDIO_WAKE, Self.range(memory))
+    }
+  }
+
+  private static let messageSize = MemoryLayout<uffd_msg>.size
+  private static let messagesAtOnce = 16
+  private static let addressOffset = 16
+
+  /// Waits for writes to protected pages and calls `body` with the address of each. Allocates
+  /// nothing. Returns when the descriptor fails.
+  package func wait(_ body: (UInt) -> Void) {
+    withUnsafeTemporaryAllocation(
+      byteCount: Self.messageSize * Self.messagesAtOnce, alignment: 8
+    ) { buffer in
+      while true {
+        var poller = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
+        if poll(&poller, 1, -1) < 0 && errno != EINTR { return }
+        if poller.revents & Int16(POLLNVAL) != 0 { return }
+        let got = Glibc.read(descriptor.rawValue, buffer.baseAddress, buffer.count)
+        if got < 0 && errno != EAGAIN && errno != EINTR { return }
+        for place in stride(from: 0, to: max(got, 0), by: Self.messageSize)
+        where buffer[place] == UInt8(UFFD_EVENT_PAGEFAULT) {
+          body(buffer.load(fromByteOffset: place + Self.addressOffset, as: UInt.self))
+        }
+      }
+    }
+  }
+}

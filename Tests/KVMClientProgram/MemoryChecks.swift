@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The client writes to memory whose code has been executed, and tells nobody.
+
+import CHost
+import Glibc
+
+/// Guest memory in its kinds.
+private enum Kind: CaseIterable {
+  case anonymous, shared, file
+
+  func map(_ size: Int) -> UnsafeMutableRawPointer {
+    switch self {
+    case .anonymous:
+      mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    case .shared: mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+    case .file: mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, memoryFile(size), 0)
+    }
+  }
+}
+
+private func memoryFile(_ size: Int) -> Int32 {
+  let file = memfd_create("memory", 0)
+  ftruncate(file, size)
+  return file
+}
+
+private let page = 4096
+/// mov al, 1; out 0xE9, al; jmp to the start
+private let loop = Code.out(1) + [0xEB, 0xFA]
+/// Where its value is.
+private let valueOffset = 1
+
+/// A client in whose second page the loop runs; it has run.
+private func runningClient(_ kind: Kind) throws -> Client {
+  let size = 1 << 16
+  // jmp 0x1000
+  let client = try Client([0xE9, 0xFD, 0x0F], size: size, memory: kind.map(size))
+  (client.memory + page).copyMemory(from: loop, byteCount: loop.count)
+  for _ in 0..<100 { try expect(try client.output() == 1, "\(kind)") }
+  return client
+}
+
+private typealias Write = @Sendable (UnsafeMutableRawPointer, UInt8) throws -> Void
+
+private let ways: [(name: String, write: Write)] = [
+  ("store", { place, value in place.storeBytes(of: value, as: UInt8.self) }),
+  (
+    "read",
+    { place, value in
+      let pipe = try filledFile([value])
+      try expect(read(pipe, place, 1) == 1, "read")
+      close(pipe)
+    }
+  ),
+  (
+    "preadv",
+    { place, value in
+      let file = try filledFile([0, value])
+      var vector = iovec(iov_base: place, iov_len: 1)
+      try expect(preadv(file, &vector, 1, 1) == 1, "preadv")
+      close(file)
+    }
+  ),
+]
+
+private func filledFile(_ bytes: [UInt8]) throws -> Int32 {
+  let file = memoryFile(0)
+  try expect(pwrite(file, bytes, bytes.count, 0) == bytes.count)
+  return file
+}
+
+func writeChecks() throws {
+  for kind in Kind.allCases {
+    for way in ways {
+      let client = try runningClient(kind)
+      var value: UInt8 = 1
+      for _ in 0..<20 {
+        value += 1
+        try way.write(client.memory + page + valueOffset, value)
+        for _ in 0..<3 {
+          let output = try client.output()
+          try expect(output == value, "\(kind) \(way.name): \(output), not \(value)")
+        }
+      }
+    }
+  }
+}
+
+/// Another page comes to lie where the code was.
+func remapChecks() throws {
+  for kind in Kind.allCases {
+    let client = try runningClient(kind)
+    let place = client.memory + page
+    let new = mmap(
+      place, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+    try expect(new == place)
+    place.copyMemory(from: Code.out(2) + [0xEB, 0xFA], byteCount: 6)
+    try expect(try client.output() == 2, "\(kind): mmap")
+    place.storeBytes(of: 3, toByteOffset: valueOffset, as: UInt8.self)
+    try expect(try client.output() == 3, "\(kind): written after mmap")
+
+    let other = Kind.anonymous.map(page)
+    other.copyMemory(from: Code.out(4) + [0xEB, 0xFA], byteCount: 6)
+    try expect(chost_mremap_to(other, page, place) == place)
+    try expect(try client.output() == 4, "\(kind): mremap")
+    place.storeBytes(of: 5, toByteOffset: valueOffset, as: UInt8.self)
+    try expect(try client.output() == 5, "\(kind): written after mremap")
+
+    try expect(madvise(place, page, MADV_DONTNEED) == 0)
+    place.copyMemory(from: Code.out(6) + [0xEB, 0xFA], byteCount: 6)
+    try expect(try client.output() == 6, "\(kind): written after madvise")
+    munmap(client.memory, client.size)
+  }
+}
+
+/// Another process writes through a mapping of its own, then an interrupt comes of it, or the
+/// client is asked for something.
+func processChecks() throws {
+  let client = try runningClient(.file)
+  for value in 2...20 {
+    let child = chost_fork()
+    if child == 0 {
+      client.memory.storeBytes(of: UInt8(value), toByteOffset: page + valueOffset, as: UInt8.self)
+      _exit(0)
+    }
+    var status: Int32 = 0
+    try expect(waitpid(child, &status, 0) == child && status == 0)
+    try expect(try client.output() == UInt8(value), "written by a process")
+  }
+}
