@@ -71,6 +71,7 @@ extension Hypervisor {
         for (reason, count) in statistics.byReason { text += "  \(reason.name): \(count)\n" }
       }
     }
+    if let codeGuard { text += "martlet: \(codeGuard.report)\n" }
     return text
   }
 }

@@ -8,7 +8,7 @@ import Testing
 
 @Suite struct PreloadTests {
   @Test(arguments: [
-    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads",
+    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"
