@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance bench check format clean
+.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance bench bench-qemu check format clean
 
 all: build
 
@@ -71,6 +71,10 @@ profile-boot: build .guest/vmlinuz-cloud-amd64
 bench: build
 	$(SWIFT) build $(RELEASE) --product martlet-bench
 	Scripts/bench.sh $(ARGS)
+
+# The guest suite under QEMU: on martlet's KVM, and on QEMU's own TCG.
+bench-qemu: build
+	Scripts/bench.sh --sections qemu $(ARGS)
 
 # Formatting, and a build in which warnings are errors.
 check:

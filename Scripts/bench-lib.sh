@@ -26,7 +26,7 @@ wants() { case ,$sections, in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
 
 # Guests, where a section needs them.
 prepare() {
-  if { wants suite || wants smp || wants boot || wants memory; } &&
+  if { wants suite || wants qemu || wants smp || wants boot || wants memory; } &&
     { [ ! -s "$kernel" ] || [ ! -s .guest/initramfs-marker.cpio ]; }; then
     Scripts/fetch-guest.sh --cloud || :
   fi
@@ -80,10 +80,15 @@ boot_command() {
       command=("$martlet" run --engine "$engine" --kernel "$kernel" --initrd "$disk"
         --memory "$memory" --cpus "$cpus" --append "$text" --stats "${martlet_arguments[@]}")
       ;;
-    qemu)
-      command=("$qemu" -M q35 -accel tcg -cpu max -smp "$cpus" -m "$memory" -nodefaults
-        -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$disk"
-        -append "console=ttyS0 $text")
+    qemu | qemu-kvm)
+      command=("$qemu" -M q35)
+      if [ "$which" = qemu ]; then
+        command+=(-accel tcg -cpu max)
+      else
+        command=("$martlet" kvm -- "${command[@]}" -accel kvm -cpu "$qemu_cpu")
+      fi
+      command+=(-smp "$cpus" -m "$memory" -nodefaults -display none -serial stdio -no-reboot
+        -kernel "$kernel" -initrd "$disk" -append "console=ttyS0 $text")
       ;;
   esac
 }
@@ -103,6 +108,23 @@ processor_time() {
 
 section_suite() {
   heading "Guest suite: the same program natively, on martlet and on QEMU TCG (scale $scale)"
+  compare_suite suite
+  suite_speed
+}
+
+# Both columns are QEMU's: the same program, machine and guest, another accelerator.
+section_qemu() {
+  heading "Guest suite under QEMU: natively, on martlet's KVM and on QEMU's TCG (scale $scale)"
+  if [ -z "$qemu" ]; then
+    echo "skipped: no QEMU"
+    return
+  fi
+  local engines=(qemu-kvm qemu)
+  compare_suite qemu
+}
+
+# usage: compare_suite PREFIX-OF-KEYS
+compare_suite() {
   if [ -z "$have_guest" ]; then
     echo "skipped: no guest kernel"
     return
@@ -119,8 +141,7 @@ section_suite() {
     for which in "${engines[@]}"; do suite_in_guest "$which" "$kernels" >>"$work/suite"; done
   done
   awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
-    -f Scripts/bench-suite.awk "$work/suite" || failures=1
-  suite_speed
+    -v prefix="$1" -f Scripts/bench-suite.awk "$work/suite" || failures=1
 }
 
 # Prints the lines of a guest's suite with the engine's name in place of "suite".
@@ -140,6 +161,7 @@ suite_in_guest() {
 
 suite_speed() {
   local mips
+  [ -s "$work/martlet.err" ] || return 0
   mips=$(sed -n 's/^MIPS: \([0-9.]*\).*/\1/p' "$work/martlet.err")
   [ -n "$mips" ] || return 0
   echo "Martlet over the last run, the kernel's boot included: $mips MIPS"
@@ -201,15 +223,25 @@ smp_native() {
 # Instructions and exits, measured from inside
 
 run_martlet_bench() {
+  : >"$work/inside"
+  add_martlet_bench "$@"
+}
+
+# usage: add_martlet_bench [--preload] SECTION...
+add_martlet_bench() {
+  command=("$martlet_bench")
+  if [ "$1" = --preload ]; then
+    command=("$martlet" kvm -- "$martlet_bench")
+    shift
+  fi
   if [ ! -x "$martlet_bench" ]; then
     echo "skipped: $martlet_bench is missing"
     return 1
   fi
   local run
-  : >"$work/inside"
   for ((run = 1; run <= runs; run++)); do
-    "$martlet_bench" "$@" >>"$work/inside" || {
-      complain "$martlet_bench $* failed"
+    "${command[@]}" "$@" >>"$work/inside" || {
+      complain "${command[*]} $* failed"
       return 1
     }
   done
@@ -245,21 +277,45 @@ section_mips() {
 section_exits() {
   heading 'Exit round trips: nanoseconds of CPU time, the loop around it included'
   run_martlet_bench verbs exits || return 0
+  add_martlet_bench --preload client || :
   local name where value line
-  printf '%-12s %10s %10s %12s\n' '' 'VT-x alone' 'soft KVM' 'kernel KVM'
+  printf '%-12s %10s %10s %12s %12s\n' '' 'VT-x alone' 'soft KVM' 'martlet kvm' 'kernel KVM'
   for name in $(awk '$1 == "exit" && !seen[$3]++ { print $3 }' "$work/inside"); do
     line=$(printf '%-12s' "$name")
-    for where in verbs soft kvm; do
+    for where in verbs soft client kvm; do
       value=$(awk -v where="$where" -v name="$name" \
         '$1 == "exit" && $2 == where && $3 == name { print $4 }' "$work/inside" | reduce)
       [ "$value" = - ] || summarise "exit.$where.$name $value"
       case $where in
-        kvm) line+=$(printf ' %12s' "$value") ;;
+        kvm | client) line+=$(printf ' %12s' "$value") ;;
         *) line+=$(printf ' %10s' "$value") ;;
       esac
     done
     echo "$line"
   done
+}
+
+section_latency() {
+  heading 'Latency: microseconds of wall time, median (99th percentile)'
+  run_martlet_bench latency || return 0
+  add_martlet_bench --preload client || :
+  local name where line median late
+  printf '%-12s %18s %18s %18s\n' '' 'soft KVM' 'martlet kvm' 'kernel KVM'
+  for name in $(awk '$1 == "latency" && !seen[$3]++ { print $3 }' "$work/inside"); do
+    line=$(printf '%-12s' "$name")
+    for where in soft client kvm; do
+      median=$(latency_of "$where" "$name" 4)
+      late=$(latency_of "$where" "$name" 5)
+      [ "$median" = - ] || summarise "latency.$where.$name $median"
+      line+=$(printf ' %18s' "$median ($late)")
+    done
+    echo "$line"
+  done
+}
+
+latency_of() {
+  awk -v where="$1" -v name="$2" -v field="$3" \
+    '$1 == "latency" && $2 == where && $3 == name { print $field / 1000 }' "$work/inside" | reduce
 }
 
 # Boot

@@ -2,7 +2,7 @@
 #
 # The suite's table. Input: lines "ENGINE KERNEL CLASS SECONDS CHECKSUM", native's among them.
 # Variables: engines (names in the order of columns, native first), statistic (median or best),
-# summary (a file to append "key value" lines to). The exit status is 1 when a checksum differs
+# summary (a file to append "key value" lines to), prefix (of the keys). The exit status is 1 when a checksum differs
 # from the native one.
 
 {
@@ -51,12 +51,12 @@ function row(text, scope,    n, m) {
   for (n = 2; n <= engineCount; n++) {
     m = mean(scope, engine[n])
     printf " %10s %8s", "", (m ? sprintf("%.2f", m) : "-")
-    if (m) printf "suite.mean.%s.%s %.3f\n", scope, engine[n], m >> summary
+    if (m) printf "%s.mean.%s.%s %.3f\n", prefix, scope, engine[n], m >> summary
   }
   if (engineCount > 2) {
     m = mean(scope, "gain")
     printf " %9s", (m ? sprintf("%.2f", m) : "-")
-    if (m) printf "suite.mean.%s.gain %.3f\n", scope, m >> summary
+    if (m) printf "%s.mean.%s.gain %.3f\n", prefix, scope, m >> summary
   }
   print ""
 }
@@ -71,13 +71,13 @@ END {
     native = time("native" SUBSEP name)
     messages = ""
     printf "%-10s %-8s %10.2f", name, class[name], native * 1000
-    printf "suite.native.%s.ms %.4f\n", name, native * 1000 >> summary
+    printf "%s.native.%s.ms %.4f\n", prefix, name, native * 1000 >> summary
     for (n = 2; n <= engineCount; n++) {
       t = time(engine[n] SUBSEP name)
       if (!t || !native) { printf " %10s %8s", "-", "-"; continue }
       printf " %10.2f %8.2f", t * 1000, t / native
-      printf "suite.%s.%s.ms %.4f\nsuite.%s.%s.ratio %.3f\n", \
-        engine[n], name, t * 1000, engine[n], name, t / native >> summary
+      printf "%s.%s.%s.ms %.4f\n%s.%s.%s.ratio %.3f\n", \
+        prefix, engine[n], name, t * 1000, prefix, engine[n], name, t / native >> summary
       note(class[name], engine[n], t / native)
       note("all", engine[n], t / native)
       messages = messages verdict(engine[n], name)
@@ -87,7 +87,7 @@ END {
       theirs = time(engine[3] SUBSEP name)
       if (mine && theirs) {
         printf " %9.2f", theirs / mine
-        printf "suite.gain.%s %.3f\n", name, theirs / mine >> summary
+        printf "%s.gain.%s %.3f\n", prefix, name, theirs / mine >> summary
         note(class[name], "gain", theirs / mine)
         note("all", "gain", theirs / mine)
       } else printf " %9s", "-"
@@ -98,6 +98,6 @@ END {
   for (c = 1; c <= classCount; c++) row(classes[c], classes[c])
   row("all", "all")
   if (!wrong) print "All checksums are the native ones."
-  printf "suite.checksums %s\n", (wrong ? "wrong" : "right") >> summary
+  printf "%s.checksums %s\n", prefix, (wrong ? "wrong" : "right") >> summary
   exit wrong
 }

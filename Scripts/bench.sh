@@ -11,11 +11,12 @@
 #   --best             the best of the runs instead of their median: for a machine that is not idle
 #   --scale S          work of the guest suite (default 0.2)
 #   --kernels A,B      these kernels of the suite alone
-#   --sections A,B     these sections alone: suite, smp, mips, exits, boot, memory,
-#                      startup
+#   --sections A,B     these sections alone: suite, smp, mips, exits, latency, boot, memory,
+#                      startup; and qemu, which is not among the default ones
 #   --engine E         martlet's engine (default soft)
 #   --memory M         memory of guests (default 512M)
 #   --martlet-args S   more arguments for "martlet run"
+#   --qemu-cpu MODEL   QEMU's -cpu where it runs on martlet's KVM (default max)
 #   --no-qemu          leave QEMU out
 #   --output FILE      write the summary into FILE, too
 #
@@ -28,8 +29,8 @@ cd "$(dirname "$0")/.."
 . Scripts/bench-lib.sh
 
 runs=3 scale=0.2 kernels='' engine=soft memory=512M
-sections=suite,smp,mips,exits,boot,memory,startup
-statistic=median output='' martlet_arguments=()
+sections=suite,smp,mips,exits,latency,boot,memory,startup
+qemu_cpu=max statistic=median output='' martlet_arguments=()
 martlet=${MARTLET:-.build/release/martlet}
 martlet_bench=${MARTLET_BENCH:-.build/release/martlet-bench}
 qemu=${QEMU:-qemu-system-x86_64}
@@ -43,7 +44,8 @@ while [ $# -gt 0 ]; do
       sed -n '4,/^set /s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
-    --runs | --scale | --kernels | --sections | --engine | --memory | --martlet-args | --output)
+    --runs | --scale | --kernels | --sections | --engine | --memory | --martlet-args | --output | \
+      --qemu-cpu)
       [ $# -ge 2 ] || fail "$1 needs a value"
       case $1 in
         --runs) runs=$2 ;;
@@ -52,6 +54,7 @@ while [ $# -gt 0 ]; do
         --sections) sections=$2 ;;
         --engine) engine=$2 ;;
         --memory) memory=$2 ;;
+        --qemu-cpu) qemu_cpu=$2 ;;
         --martlet-args) read -ra martlet_arguments <<<"$2" ;;
         --output) output=$2 ;;
       esac
@@ -65,8 +68,11 @@ done
 [[ $scale =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--scale takes a number, not $scale"
 for section in ${sections//,/ }; do
   case $section in
-    suite | smp | mips | exits | boot | memory | startup) ;;
-    *) fail "there is no section $section: suite, smp, mips, exits, boot, memory, startup" ;;
+    suite | qemu | smp | mips | exits | latency | boot | memory | startup) ;;
+    *)
+      fail "there is no section $section: suite, qemu, smp, mips, exits, latency, boot, memory," \
+        "startup"
+      ;;
   esac
 done
 

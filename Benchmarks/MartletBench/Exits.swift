@@ -19,12 +19,17 @@ func measureExits() throws {
   for entry in exitLoops {
     report("exit soft \(entry.name) \(rounded(try best(entry, software), 1))")
   }
+  try measureDeviceExits("kvm")
+}
+
+/// The same on `/dev/kvm`, whosever it is.
+func measureDeviceExits(_ name: String) throws {
   KickSignal.install()
   let device = DeviceTransport()
   guard (try? System(transport: device)) != nil else { return }
   for entry in exitLoops {
     guard let time = try? best(entry, device) else { continue }
-    report("exit kvm \(entry.name) \(rounded(time, 1))")
+    report("exit \(name) \(entry.name) \(rounded(time, 1))")
   }
 }
 
@@ -139,7 +144,7 @@ private final class Flag: Sendable {
 }
 
 /// A mapping that a copyable owner shares.
-private final class SharedMapping {
+final class SharedMapping {
   private let mapping: Mapping
   var address: UnsafeMutableRawPointer { mapping.address }
   init(_ size: Int) throws(Errno) { mapping = try Mapping(anonymous: size, hugePages: true) }

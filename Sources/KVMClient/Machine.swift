@@ -77,6 +77,37 @@ package final class Machine: Sendable {
     try call(CKVM_IRQ_LINE, &setting)
   }
 
+  /// Routes GSIs to messages, each to one, and no GSI to anything else.
+  package func setMessageRoutes(
+    _ routes: [(gsi: UInt32, address: UInt64, data: UInt32)]
+  ) throws(Errno) {
+    let stride = MemoryLayout<kvm_irq_routing_entry>.stride
+    let buffer = UnsafeMutableRawBufferPointer.allocate(
+      byteCount: 8 + routes.count * stride, alignment: 8)
+    defer { buffer.deallocate() }
+    buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    buffer.storeBytes(of: UInt32(routes.count), as: UInt32.self)
+    for (index, route) in routes.enumerated() {
+      var entry = kvm_irq_routing_entry()
+      entry.gsi = route.gsi
+      entry.type = UInt32(KVM_IRQ_ROUTING_MSI)
+      entry.u.msi.address_lo = UInt32(truncatingIfNeeded: route.address)
+      entry.u.msi.address_hi = UInt32(truncatingIfNeeded: route.address >> 32)
+      entry.u.msi.data = route.data
+      buffer.storeBytes(
+        of: entry, toByteOffset: 8 + index * stride, as: kvm_irq_routing_entry.self)
+    }
+    _ = try transport.ioctl(handle, CKVM_SET_GSI_ROUTING, UInt(bitPattern: buffer.baseAddress))
+  }
+
+  /// Has an eventfd raise a GSI (an edge for each signal).
+  package func addInterruptEvent(_ descriptor: Int32, gsi: UInt32) throws(Errno) {
+    var event = kvm_irqfd()
+    event.fd = UInt32(bitPattern: descriptor)
+    event.gsi = gsi
+    try call(CKVM_IRQFD, &event)
+  }
+
   /// Makes a virtual CPU; its number is its APIC identifier.
   package func createVirtualCPU(_ number: UInt32) throws(Errno) -> VirtualCPU {
     let cpu = try transport.ioctl(handle, CKVM_CREATE_VCPU, UInt(number))

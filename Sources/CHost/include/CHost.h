@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 #include <linux/kvm.h>
+#include <linux/prctl.h>
 #include <sys/eventfd.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
