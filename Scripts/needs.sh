@@ -14,6 +14,7 @@ need() {
 }
 need swift swift
 need objdump binutils
+need cc gcc
 need xz xz-utils
 need gzip gzip
 need lz4 lz4

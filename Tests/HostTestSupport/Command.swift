@@ -31,7 +31,8 @@ package enum Command {
 
   /// Starts the program with descriptors for its input, output and errors.
   package static func start(
-    _ arguments: [String], program: String = "martlet", input: Int32, output: Int32, errors: Int32
+    _ arguments: [String], program: String = "martlet", path given: String? = nil, input: Int32,
+    output: Int32, errors: Int32
   ) throws(Errno) -> pid_t {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
@@ -47,7 +48,7 @@ package enum Command {
     sigemptyset(&none)
     posix_spawnattr_setsigmask(&attributes, &none)
     posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
-    let path = products + "/" + program
+    let path = given ?? products + "/" + program
     var words: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) }
     defer { for word in words { free(word) } }
     words.append(nil)
@@ -68,9 +69,10 @@ package enum Command {
     return status & 0x7F == 0 ? (status >> 8) & 0xFF : 128 + (status & 0x7F)
   }
 
-  /// Runs the program to its end.
+  /// Runs a program of the package, or any other by its path, to its end.
   package static func run(
-    _ arguments: [String], program: String = "martlet", input: String = "", limit: UInt64 = 60
+    _ arguments: [String], program: String = "martlet", path: String? = nil, input: String = "",
+    limit: UInt64 = 60
   ) throws(Errno) -> Result {
     let files = try [0, 1, 2].map { (_: Int) throws(Errno) in
       try systemCall { () -> Int32 in memfd_create("test", UInt32(MFD_CLOEXEC)) }
@@ -79,7 +81,8 @@ package enum Command {
     let pipe = try Pipe()
     writeText(pipe.writer.rawValue, input)
     let process = try start(
-      arguments, program: program, input: pipe.reader.rawValue, output: files[1], errors: files[2])
+      arguments, program: program, path: path, input: pipe.reader.rawValue, output: files[1],
+      errors: files[2])
     let status = try wait(process, limit: limit)
     return Result(status: status, output: contents(files[1]), errors: contents(files[2]))
   }
