@@ -13,6 +13,7 @@
 //     cpu.vmwrite(.guestRIP, 0x1000); ...
 //     let reason = try cpu.vmlaunch()         // runs the guest until it exits
 
+import Glibc
 import Host
 import Synchronization
 import X86
@@ -69,9 +70,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
-    let secondCount = SecondTLB.entriesPerBank * TLB.bankCount
-    secondTLB = .allocate(capacity: secondCount)
-    secondTLB.initialize(repeating: .invalid, count: secondCount)
+    let secondCount = LargeTLB.start + LargeTLB.entriesPerBank * TLB.bankCount
+    secondTLB = SecondTLB.allocate(secondCount)
     // Aligned for vectors: see `dropWriteTranslations`.
     writablePages = UnsafeMutableRawPointer.allocate(
       byteCount: TLB.entriesPerBank * TLB.bankCount * 4, alignment: 64
@@ -103,7 +103,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   deinit {
     CPURegistry.shared.remove(shootdowns)
     physicalCache.deallocate()
-    secondTLB.deallocate()
+    free(secondTLB)
     UnsafeMutableRawPointer(writablePages).deallocate()
     largePages.deallocate()
     executed.deallocate()

@@ -199,6 +199,44 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     #expect(m.read(0x7000, as: UInt32.self) == .max)
   }
 
+  /// Pages of a large one are known by one walk, until INVLPG for any of its addresses.
+  @Test func largePagesAreKnownAsAWhole() {
+    let m = TestMachine(megabytes: 8)
+    m.setLongMode()
+    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    // 0x400000 and 0x600000 by large pages; both hold bytes that say which is which.
+    for n in [2, 3] {
+      m.store(UInt64(n << 21 | 0xE3), at: 0x12000 + n * 8)
+      for page in 0..<512 { m.store(UInt8(n), at: n << 21 + page << 12) }
+    }
+    m.cpu.flushTLB()
+    // mov al, [rbx]; add rbx, 0x1000; add rdx, rax; dec ecx; jnz; hlt
+    let sum: [UInt8] = [
+      0x8A, 0x03, 0x48, 0x81, 0xC3, 0, 0x10, 0, 0, 0x48, 0x01, 0xC2, 0xFF, 0xC9, 0x75, 0xF0, 0xF4,
+    ]
+    func run(_ expected: UInt64) {
+      m.load(sum, at: 0x1000)
+      (m.cpu.gpr[0], m.cpu.gpr[1], m.cpu.gpr[2], m.cpu.gpr[3]) = (0, 512, 0, 0x40_0000)
+      let fills = m.cpu.s.pointee.tlbFills
+      #expect(m.run(from: 0x1000) == .hlt)
+      #expect(m.cpu.gpr[2] == expected)
+      #expect(m.cpu.s.pointee.tlbFills - fills <= 1)
+    }
+    run(1024)
+    m.store(UInt64(3 << 21 | 0xE3), at: 0x12000 + 2 * 8)
+    m.cpu.flushPage(0x5F_F000)
+    run(1536)
+    // Read-only now: what is known of it must not allow a store.
+    m.store(UInt64(2 << 21 | 0xA1), at: 0x12000 + 2 * 8)
+    m.cpu.flushPage(0x40_0000)
+    run(1024)
+    m.load([0x88, 0x03, 0xF4], at: 0x1000)  // mov [rbx], al
+    m.cpu.s.pointee.cr0 |= CR0.wp.rawValue
+    m.cpu.gpr[3] = 0x40_7000
+    #expect(m.run(from: 0x1000) == .exceptionOrNMI)
+    #expect(m.cpu.s.pointee.exit.interruptionInfo & 0xFF == 14)
+  }
+
   /// The same page seen through each kind of paging structure.
   @Test(arguments: ["32-bit", "PSE", "PAE", "PAE large", "4-level 1 GiB", "5-level"])
   func pagingModes(_ mode: String) {

@@ -34,14 +34,17 @@ struct StringState {
 
   var count: UInt64 { c.gpr[1] & mask }
 
-  @inline(__always) func sourceAddress(_ size: Int) throws(GuestException) -> UInt64 {
-    try c.linear(source, c.gpr[6] & mask, size: size, .read)
+  /// Linear addresses of `size` bytes, at a distance from the pointers.
+  @inline(__always) func sourceAddress(
+    _ size: Int, ahead: Int = 0
+  ) throws(GuestException) -> UInt64 {
+    try c.linear(source, (c.gpr[6] &+ UInt64(ahead)) & mask, size: size, .read)
   }
 
   @inline(__always) func destinationAddress(
-    _ size: Int, _ access: AccessKind
+    _ size: Int, _ access: AccessKind, ahead: Int = 0
   ) throws(GuestException) -> UInt64 {
-    try c.linear(.es, c.gpr[7] & mask, size: size, access)
+    try c.linear(.es, (c.gpr[7] &+ UInt64(ahead)) & mask, size: size, access)
   }
 
   @inline(__always) func advanceSource(_ delta: UInt64) {
@@ -155,11 +158,46 @@ private enum MoveString: StringOperation {
     // A destination just above the source repeats a pattern: that goes element by element.
     let distance = UInt(bitPattern: to) &- UInt(bitPattern: from)
     if distance != 0 && distance < UInt(bytes) { return 0 }
-    memmove(to, from, bytes)
-    state.advanceSource(UInt64(bytes))
-    state.advanceDestination(UInt64(bytes))
-    return UInt64(n)
+    let all = bytes + more(state, T.self, from + bytes, to + bytes, bytes)
+    memmove(to, from, all)
+    state.advanceSource(UInt64(all))
+    state.advanceDestination(UInt64(all))
+    return UInt64(all / MemoryLayout<T>.size)
   }
+
+  /// How many bytes after the first lie behind them in the host's memory, too: one large copy is faster
+  /// than several of a page.
+  private static func more<T: OperandInteger>(
+    _ state: StringState, _ t: T.Type, _ from: UnsafeRawPointer, _ to: UnsafeMutableRawPointer,
+    _ first: Int
+  ) -> Int {
+    let c = state.c
+    guard c.is64Bit, state.mask == .max else { return 0 }
+    let size = MemoryLayout<T>.size
+    let room = Int(min(state.count, UInt64(mostAtOnce / size))) * size - first
+    var ahead = 0
+    do throws(GuestException) {
+      while ahead < room {
+        let source = try state.sourceAddress(size, ahead: first + ahead)
+        let destination = try state.destinationAddress(size, .write, ahead: first + ahead)
+        var bytes = Page.size &- max(source & Page.offsetMask, destination & Page.offsetMask)
+        bytes = min(bytes, UInt64(room - ahead)) & ~UInt64(size - 1)
+        if bytes == 0 { break }
+        let next = try c.pointerForRead(source, size: Int(bytes))
+        if next != from + ahead { break }
+        guard try c.pointerForModify(destination, size: Int(bytes)) == to + ahead else { break }
+        let distance = UInt(bitPattern: to) &- UInt(bitPattern: from)
+        if distance < UInt(first + ahead) + UInt(bytes) { break }
+        ahead += Int(bytes)
+      }
+    } catch {
+      // The next element, when it is its turn, meets the same.
+    }
+    return ahead
+  }
+
+  /// Bytes between two looks at `request`.
+  private static let mostAtOnce = 1 << 16
 }
 
 private enum StoreString: StringOperation {
@@ -185,8 +223,8 @@ private enum StoreString: StringOperation {
     } catch { return 0 }
     guard let to = try c.pointerForModify(destination, size: bytes) else { return 0 }
     let value: T = c.read(c.raw)
-    if value == 0 {
-      memset(to, 0, bytes)
+    if value == 0 || MemoryLayout<T>.size == 1 {
+      memset(to, Int32(truncatingIfNeeded: value), bytes)
     } else {
       for index in 0..<n {
         (to + index * MemoryLayout<T>.size).storeBytes(of: value, as: T.self)

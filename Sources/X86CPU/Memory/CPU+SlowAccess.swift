@@ -86,9 +86,14 @@ extension CPU {
     info &= ~TLBEntry.tracked
     if readable { info |= SecondTLBEntry.readable }
     if mayWrite { info |= SecondTLBEntry.writable }
-    secondEntry(linear, currentBank).pointee = SecondTLBEntry(
+    var second = SecondTLBEntry(
       key: linear & Page.mask | context, addend: addend, info: info,
       generation: s.pointee.tlbGeneration)
+    secondEntry(linear, currentBank).pointee = second
+    if t.shift >= LargeTLB.shift && page.isLarge {
+      second.key = linear & LargeTLB.mask | context
+      largeEntry(linear, currentBank).pointee = second
+    }
   }
 
   private func enter(_ linear: UInt64, _ entry: TLBEntry) {
@@ -104,16 +109,33 @@ extension CPU {
     s.pointee.secondTLB + (bank &* SecondTLB.entriesPerBank &+ SecondTLB.index(linear))
   }
 
-  /// Asks the second table; the host address if it knows and the access needs nothing else.
+  private func largeEntry(_ linear: UInt64, _ bank: Int) -> UnsafeMutablePointer<SecondTLBEntry> {
+    s.pointee.secondTLB
+      + (LargeTLB.start &+ bank &* LargeTLB.entriesPerBank &+ LargeTLB.index(linear))
+  }
+
+  /// Asks the second table and that of large pages; the host address if one knows and the access needs
+  /// nothing else.
   private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
-    let found = secondEntry(linear, bank).pointee
+    if s.pointee.slow & SlowReason.breakpoints != 0 { return nil }
     let page = linear & Page.mask
+    let small = secondEntry(linear, bank).pointee
+    if isKnown(small, page) { return refill(linear, kind, small) }
+    let large = largeEntry(linear, bank).pointee
+    return isKnown(large, linear & LargeTLB.mask) ? refill(linear, kind, large) : nil
+  }
+
+  /// Whether an entry of the second table is that of a page in this address space.
+  private func isKnown(_ entry: SecondTLBEntry, _ page: UInt64) -> Bool {
     let isOwn =
-      found.key == page | s.pointee.addressSpace
+      entry.key == page | s.pointee.addressSpace
       && s.pointee.tlbContext == s.pointee.addressSpace
-    guard isOwn || found.key == page | TLB.anyContext,
-      found.generation == s.pointee.tlbGeneration, s.pointee.slow & SlowReason.breakpoints == 0
-    else { return nil }
+    return (isOwn || entry.key == page | TLB.anyContext)
+      && entry.generation == s.pointee.tlbGeneration
+  }
+
+  private func refill(_ linear: UInt64, _ kind: AccessKind, _ found: SecondTLBEntry) -> UInt64? {
+    let page = linear & Page.mask
     let isCode = CodePages.contains(page &+ found.addend, s.pointee.codePages)
     let mayWrite = found.info & SecondTLBEntry.writable != 0
     let readable = found.info & SecondTLBEntry.readable != 0

@@ -15,8 +15,10 @@ package struct PhysicalPage {
   package var tag: UInt64
   /// Host address of the 4 KiB page.
   package var host: UInt64
-  /// EPTEntry.read, write, execute.
+  /// EPTEntry.read, write, execute; and pageSize where the entry is of 2 MiB or more.
   package var rights: UInt64
+
+  var isLarge: Bool { rights & EPTEntry.pageSize != 0 }
 
   package static let invalid = PhysicalPage(tag: .max, host: 0, rights: 0)
 }
@@ -77,6 +79,7 @@ extension CPU {
         let host = entry & EPTEntry.addressMask & ~offsetMask | page & offsetMask
         // Without the dirty flag a write must come this way again.
         let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
+        rights = rights & 7 | (level > 0 ? EPTEntry.pageSize : 0)
         return PhysicalPage(
           tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write)
       }

@@ -16,10 +16,14 @@
 // Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There an
 // entry of a global page counts in every address space.
 //
+// Beside it is a small table of 2 MiB pages (`LargeTLB`), for those that are large in the guest's tables
+// and in EPT: one walk does for all their 4 KiB pages.
+//
 // What may not go the fast way has no tag: pages with translated code have no write tag (the slow
 // path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
 // A flush of everything changes the context; only when contexts run out are entries wiped.
 
+import Glibc
 import X86
 
 package struct TLBEntry {
@@ -67,11 +71,35 @@ package struct SecondTLBEntry {
   static let writable: UInt64 = 1 << 9
 }
 
+/// As many entries as 64 MiB have pages. Those that are not used cost no memory: none of generation 0 is
+/// valid, so the table begins as zeros.
 enum SecondTLB {
-  static let entriesPerBank = 4096
+  static let entriesPerBank = 16384
+
+  static func allocate(_ count: Int) -> UnsafeMutablePointer<SecondTLBEntry> {
+    guard let zeros = calloc(count, MemoryLayout<SecondTLBEntry>.stride) else {
+      let table = UnsafeMutablePointer<SecondTLBEntry>.allocate(capacity: count)
+      table.initialize(repeating: .invalid, count: count)
+      return table
+    }
+    return zeros.bindMemory(to: SecondTLBEntry.self, capacity: count)
+  }
 
   @inline(__always) static func index(_ linear: UInt64) -> Int {
     Int((linear >> Page.shift ^ linear >> 28) & UInt64(entriesPerBank - 1))
+  }
+}
+
+/// Entries like those of the second table, behind them, whose keys and addends are of 2 MiB.
+enum LargeTLB {
+  static let entriesPerBank = 64
+  static let shift: UInt64 = 21
+  static let mask = ~((UInt64(1) << shift) - 1)
+  /// Of the first entry, from the second table's.
+  static let start = SecondTLB.entriesPerBank * TLB.bankCount
+
+  @inline(__always) static func index(_ linear: UInt64) -> Int {
+    Int((linear >> shift ^ linear >> 27) & UInt64(entriesPerBank - 1))
   }
 }
 
