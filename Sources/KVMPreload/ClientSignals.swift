@@ -117,6 +117,7 @@ enum ClientSignals {
   /// Stands before the client in SIGSEGV and SIGBUS, whatever the client does with them.
   static func watchFaults() {
     GuardedCopy.prepare()
+    RunThread.prepare()
     for number in faults { _ = install(number) }
   }
 

@@ -52,6 +52,9 @@ struct RunThread {
     return key
   }()
 
+  /// Makes what signal handlers use, so that none of them has to.
+  static func prepare() { _ = key }
+
   /// The calling thread's; made at its first KVM_RUN.
   static func current() -> UnsafeMutablePointer<RunThread>? {
     if let existing = existing { return existing }

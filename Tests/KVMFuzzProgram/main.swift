@@ -4,10 +4,12 @@
 // the process, last for ever, or answer what the documentation does not have.
 //
 // usage: martlet-kvm-fuzz [--calls N] [--minutes N] [--threads N] [--seed S] [--verbose] [--holes]
+//        [--wait]
 //
 // --minutes ends by time, not by calls; --verbose prints how often each call had which answer;
-// --holes gives machines memory that is not there. A failure is printed with its seed, and the
-// status is 1; 3 for a call that does not return. A crash ends the process as crashes do.
+// --holes gives machines memory that is not there; --wait leaves a process that hangs to a
+// debugger. A failure is printed with its seed, and the status is 1; 3 for a call that does not
+// return. A crash ends the process as crashes do.
 
 import CHost
 import Glibc
@@ -20,6 +22,7 @@ struct Options: Sendable {
   var seed = UInt64.random(in: 0 ... .max)
   var isVerbose = false
   var usesHoles = false
+  var waits = false
 
   nonisolated(unsafe) static var current = Options()
 
@@ -29,6 +32,7 @@ struct Options: Sendable {
       switch name {
       case "--verbose": isVerbose = true
       case "--holes": usesHoles = true
+      case "--wait": waits = true
       default:
         guard let value = rest.popFirst().flatMap({ UInt64($0) }) else { return false }
         switch name {
@@ -81,6 +85,10 @@ func watch(_ workers: [Worker], _ isDone: () -> Bool) {
         progress[index] = (calls, now)
       } else if now > progress[index].time + limit {
         let all = workers.map { "thread \($0.number) in \($0.current)" }
+        if Options.current.waits {
+          Report.say("thread \(worker.number) hangs; for a debugger: process \(getpid())")
+          sleep(3600)
+        }
         Report.end("thread \(worker.number) hangs: \(all.joined(separator: ", "))", 3)
       }
     }
@@ -138,7 +146,7 @@ func printAnswers(_ workers: [Worker]) {
 if !Options.current.parse(CommandLine.arguments.dropFirst()) {
   Report.say(
     "usage: martlet-kvm-fuzz [--calls N] [--minutes N] [--threads N] [--seed S] [--verbose] "
-      + "[--holes]")
+      + "[--holes] [--wait]")
   exit(2)
 }
 do {

@@ -301,6 +301,8 @@ struct RequestLine: @unchecked Sendable {
   let bits: UnsafeMutablePointer<Atomic<UInt64>>
   let jumps: UnsafeMutablePointer<Atomic<UInt64>>
   let table: UInt64
+  /// `NativeJumps.none`: signal handlers raise requests, so nothing may be made then.
+  private let nowhere: UInt64
 
   init(_ cpu: CPU, table: NativeJumps) {
     let offset = MemoryLayout<CPUState>.offset(of: \.request)!
@@ -309,13 +311,14 @@ struct RequestLine: @unchecked Sendable {
     let field = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
     jumps = (cpu.raw + field).assumingMemoryBound(to: Atomic<UInt64>.self)
     self.table = table.address
+    nowhere = NativeJumps.none.address
     cpu.s.pointee.native.jumpTable = table.address
     jumps.pointee.store(table.address, ordering: .sequentiallyConsistent)
   }
 
   func raise(_ requests: UInt64) {
     bits.pointee.bitwiseOr(requests, ordering: .sequentiallyConsistent)
-    jumps.pointee.store(NativeJumps.none.address, ordering: .sequentiallyConsistent)
+    jumps.pointee.store(nowhere, ordering: .sequentiallyConsistent)
   }
 
   /// By the CPU's own thread: clears bits and returns those that were set.
@@ -325,7 +328,7 @@ struct RequestLine: @unchecked Sendable {
       jumps.pointee.store(table, ordering: .sequentiallyConsistent)
       // Someone may have raised a bit between the two.
       if bits.pointee.load(ordering: .sequentiallyConsistent) != 0 {
-        jumps.pointee.store(NativeJumps.none.address, ordering: .sequentiallyConsistent)
+        jumps.pointee.store(nowhere, ordering: .sequentiallyConsistent)
       }
     }
     return old & requests
