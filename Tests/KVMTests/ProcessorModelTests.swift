@@ -2,8 +2,11 @@
 
 import CHost
 import Glibc
+import KVMClient
+import KVMLoopback
 import SystemPackage
 import Testing
+import X86CPU
 
 /// What the processor is to a guest: CPUID, quirks, the other vendor's hypercall; and what a vCPU
 /// tells of itself.
@@ -90,6 +93,19 @@ import Testing
     #expect(try leafOne(client)[2] & 1 << 27 == 0)
     try client.changeSpecial { $0.cr4 = 1 << 18 }
     #expect(try leafOne(client)[2] & 1 << 27 != 0)
+  }
+
+  /// Clients place the XSAVE area's components by the CPUID instruction that they execute.
+  @Test func extendedStateLiesAsOnTheHost() throws {
+    let table = try System(transport: LoopbackTransport()).supportedCPUID()
+    let mask = try #require(table.first { $0.function == 0xD && $0.index == 0 }).eax
+    for number in UInt32(2)..<32 where mask & 1 << number != 0 {
+      let host = HostCPUID.leaf(0xD, number)
+      let entry = try #require(table.first { $0.function == 0xD && $0.index == number })
+      #expect(host.eax == entry.eax && host.ebx == entry.ebx, "component \(number)")
+    }
+    let keys = try #require(table.first { $0.function == 7 && $0.index == 0 }).ecx & 1 << 3
+    #expect((keys != 0) == (mask & 1 << 9 != 0))
   }
 
   /// Before the client says what the guest has, it may have all.

@@ -4,6 +4,7 @@
 // what it adds: the local APIC's features and its own leaves.
 
 import CHost
+import X86
 import X86CPU
 
 enum SupportedCPUID {
@@ -56,6 +57,7 @@ enum SupportedCPUID {
     }
     // OSPKE, set while CR4.PKE is.
     if function == 7, index == 0 { leaf.ecx &= ~(1 << 4) }
+    if !hasProtectionKeys { withholdProtectionKeys(&leaf, function, index) }
     if function == 0xD, index > 1, leaf.eax == 0 { return }
     var entry = kvm_cpuid_entry2()
     entry.function = function
@@ -63,6 +65,28 @@ enum SupportedCPUID {
     entry.flags = significant ? UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX) : 0
     (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
     list.append(entry)
+  }
+
+  /// Clients take places in the XSAVE area from the CPUID instruction of the host (QEMU does), which
+  /// knows none for PKRU where the host has no protection keys. A guest that is told of the keys
+  /// then looks for PKRU in the wrong place.
+  private static let hasProtectionKeys =
+    HostCPUID.leaf(0xD).eax & UInt32(XCR0.pkru.rawValue) != 0
+
+  private static func withholdProtectionKeys(
+    _ leaf: inout CPUIDLeaf, _ function: UInt32, _ index: UInt32
+  ) {
+    let mask = ExtendedStateLayout.supported & ~XCR0.pkru.rawValue
+    switch (function, index) {
+    case (7, 0): leaf.ecx &= ~(1 << 3)
+    case (0xD, 0):
+      leaf.eax = UInt32(truncatingIfNeeded: mask)
+      leaf.ebx = ExtendedStateLayout.standardSize(mask)
+      leaf.ecx = leaf.ebx
+    case (0xD, 1): leaf.ebx = ExtendedStateLayout.compactedSize(mask)
+    case (0xD, 9): leaf = CPUIDLeaf()
+    default: break
+    }
   }
 
   /// Linux, "KVM CPUID bits": both clocks, no I/O delay needed, wake-up hypercall, stable clock.
