@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance bench bench-qemu check format clean
+.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance qemu-matrix bench bench-qemu check format clean
 
 all: build
 
@@ -38,6 +38,7 @@ test:
 	-Scripts/fetch-guest.sh
 	$(SWIFT) build $(RELEASE) --build-tests
 	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest
+	Scripts/qemu-matrix.sh --quick --if-installed
 
 # Random instructions and blocks on host, interpreter and translator, with fresh seeds: for ARGS
 # minutes, else 10.
@@ -53,6 +54,11 @@ fuzz: build
 # The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
 conformance: build
 	Scripts/conformance.sh $(ARGS)
+
+# Debian's QEMU, unmodified, on the software KVM: machines, disks, networks, firmware, snapshots,
+# migration, a debugger. ARGS=--quick for a few of them.
+qemu-matrix: build
+	Scripts/qemu-matrix.sh $(ARGS)
 
 # The built-in guest, assembled into Swift source.
 guests:

@@ -9,8 +9,9 @@
 #   .guest/busybox                  a static busybox
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
+#   .guest/modules                  the cloud kernel's virtio drivers, with --modules
 #
-# usage: Scripts/fetch-guest.sh [--cloud]     --cloud leaves the generic kernel out
+# usage: Scripts/fetch-guest.sh [--cloud | --modules]     --cloud leaves the generic kernel out
 # What is there already is not fetched again. Where apt has no package lists, they are fetched into
 # .guest/apt, so that root is not needed.
 
@@ -55,9 +56,9 @@ unpack() {
   for package in "$2"/*.deb; do dpkg-deb -x "$package" "$2"; done
 }
 
-# Fetches the kernel that the meta package $1 depends on as $2.
+# Fetches the kernel that the meta package $1 depends on as $2, and its virtio drivers into $3.
 kernel() {
-  [ -s "$guest/$2" ] && return
+  [ -s "$guest/$2" ] && [ -z "${3:-}" -o -d "$guest/${3:-}" ] && return
   [ -z "${missing:-}" ] || exit 1
   package=$(kernel_package "$1")
   if [ -z "$package" ] && [ -z "$lists" ]; then
@@ -73,10 +74,16 @@ kernel() {
   work=$(mktemp -d)
   unpack "$package" "$work"
   cp "$work"/boot/vmlinuz-* "$guest/$2"
+  if [ -n "${3:-}" ]; then
+    mkdir -p "$guest/$3"
+    find "$work" \( -name 'virtio*.ko' -o -name '*failover.ko' \) -exec cp {} "$guest/$3" \;
+  fi
   rm -r "$work"
 }
 
-kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64
+modules=
+[ "${1:-}" = --modules ] && modules=modules
+kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 $modules
 [ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
 
 if [ ! -s "$guest/busybox" ]; then

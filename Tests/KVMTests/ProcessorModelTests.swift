@@ -108,6 +108,14 @@ import X86CPU
     #expect((keys != 0) == (mask & 1 << 9 != 0))
   }
 
+  /// The deadline timer is there where our local APIC is: a capability says so, CPUID does not.
+  @Test func deadlineTimerIsACapability() throws {
+    let system = try System(transport: LoopbackTransport())
+    let table = try system.supportedCPUID()
+    #expect(try #require(table.first { $0.function == 1 }).ecx & 1 << 24 == 0)
+    #expect(system.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+  }
+
   /// Before the client says what the guest has, it may have all.
   @Test func controlBitsBeforeCPUID() throws {
     let client = try Client()

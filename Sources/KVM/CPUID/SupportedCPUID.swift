@@ -15,12 +15,14 @@ enum SupportedCPUID {
     /// No nesting yet.
     static let vmx: UInt32 = 1 << 5
     static let x2APIC: UInt32 = 1 << 21
+    /// Told by KVM_CAP_TSC_DEADLINE_TIMER alone, as it is there only with our local APIC: a client
+    /// that has its own must not pass it on.
     static let tscDeadline: UInt32 = 1 << 24
     static let hypervisor: UInt32 = 1 << 31
     /// Set while CR4.OSXSAVE is.
     static let osxsave: UInt32 = 1 << 27
-    static let removed = monitor | vmx | osxsave
-    static let added = x2APIC | tscDeadline | hypervisor
+    static let removed = monitor | vmx | osxsave | tscDeadline
+    static let added = x2APIC | hypervisor
   }
 
   private static let apicBit: UInt32 = 1 << 9

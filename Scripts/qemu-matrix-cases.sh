@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash disable=SC2154
+#
+# The rows of qemu-matrix.sh.
+
+console="console=ttyS0 panic=-1"
+cloud=.guest/vmlinuz-cloud-amd64 generic=.guest/vmlinuz-amd64
+
+# Boots to init, which says how many CPUs it sees and powers off.
+boots() {
+  local kernel=$1 machine_type=$2 cpus=$3
+  shift 3
+  start guest -M "$machine_type" -smp "$cpus" -kernel "$kernel" \
+    -initrd .guest/initramfs-marker.cpio -append "$console" "$@"
+  await 60 "$work/guest.log" 'MARTLET-GUEST-READY' || return
+  grep -aq "MARTLET-GUEST-READY cpus=$cpus" "$work/guest.log" || {
+    note="$(grep -ao 'MARTLET-GUEST-READY.*' "$work/guest.log" | tr -d '\r')"
+    return 1
+  }
+  exited 20
+}
+
+# Hashes of a disk that the guest reads and of one that it fills.
+disk() {
+  local device=$1
+  shift
+  head -c 8M /dev/urandom >"$work/read.img"
+  truncate -s 8M "$work/write.img"
+  start guest "$@" -kernel "$cloud" -initrd "$work/matrix.cpio" \
+    -append "$console matrix.task=disk" \
+    -drive "file=$work/read.img,format=raw,if=none,id=a" -device "$device,drive=a" \
+    -drive "file=$work/write.img,format=raw,if=none,id=b" -device "$device,drive=b"
+  await 60 "$work/guest.log" 'MATRIX done' && exited 20 || return
+  same "what the guest read" "$(printed read guest)" "$work/read.img" &&
+    same "what the guest wrote" "$(printed wrote guest)" "$work/write.img"
+}
+
+same() {
+  [ "$2" = "$(sha256sum "$3" | cut -c 1-64)" ] && return
+  note="$1 has another hash than ${3##*/}"
+  return 1
+}
+
+# Hashes of a file that the guest fetches from this machine and of one that it sends.
+network() {
+  local device=$1 port web
+  shift
+  port=$(free_port)
+  mkdir -p "$work/web/cgi-bin"
+  printf '#!/bin/sh\ncat >"%s"\nprintf "\\r\\n"\n' "$work/sent.img" >"$work/web/cgi-bin/receive"
+  chmod +x "$work/web/cgi-bin/receive"
+  head -c 8M /dev/urandom >"$work/web/data"
+  .guest/busybox httpd -f -p "127.0.0.1:$port" -h "$work/web" &
+  web=$!
+  machines+=("$web")
+  start guest "$@" -kernel "$cloud" -initrd "$work/matrix.cpio" \
+    -append "$console matrix.task=net matrix.port=$port" \
+    -netdev user,id=net -device "$device,netdev=net"
+  await 60 "$work/guest.log" 'MATRIX done' && exited 20 || return
+  same "what the guest received" "$(printed received guest)" "$work/web/data" &&
+    same "what the guest sent" "$(printed sent guest)" "$work/sent.img"
+}
+
+# A disk image with GRUB for SeaBIOS and OVMF alike.
+disk_image() {
+  [ -e "$work/disk" ] && return
+  mkdir -p "$work/tree/boot/grub"
+  cp "$cloud" "$work/tree/boot/kernel"
+  cp .guest/initramfs-marker.cpio "$work/tree/boot/initrd"
+  cat >"$work/tree/boot/grub/grub.cfg" <<EOF
+serial --unit=0 --speed=115200
+terminal_output serial console
+echo "GRUB runs"
+linux /boot/kernel $console
+initrd /boot/initrd
+boot
+EOF
+  grub-mkrescue -o "$work/disk" "$work/tree" >"$work/mkrescue" 2>&1 && return
+  note="grub-mkrescue: $(tail -n 1 "$work/mkrescue")"
+  return 1
+}
+
+# From a disk by firmware and GRUB.
+boots_disk() {
+  disk_image || return
+  start guest "$@"
+  await 120 "$work/guest.log" 'GRUB runs' && await 60 "$work/guest.log" 'MARTLET-GUEST-READY' &&
+    exited 20
+}
+
+ovmf_flash() {
+  cp /usr/share/OVMF/OVMF_VARS_4M.fd "$work/vars.img"
+  flash=(-drive "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
+    -drive "if=pflash,format=raw,file=$work/vars.img")
+}
+
+boots_ovmf() {
+  ovmf_flash
+  boots_disk "${flash[@]}" "$@"
+}
+
+counting=(-kernel "$cloud" -append "$console quiet matrix.task=count")
+
+snapshot_disk() {
+  qemu-img create -q -f qcow2 "$work/state.qcow2" 1G
+  counting_guest=("$@" "${counting[@]}" -initrd "$work/matrix.cpio"
+    -drive "file=$work/state.qcow2,if=none,id=a" -device virtio-blk-pci,drive=a)
+}
+
+# savevm; loadvm in the same QEMU and in another one: the guest counts on from where it was saved.
+snapshot() {
+  local saved reached
+  snapshot_disk "$@"
+  start guest "${counting_guest[@]}"
+  await_count 60 guest 10 || return
+  monitor 30 "savevm one" || return
+  saved=$(counted guest)
+  await_count 60 guest $((saved + 20)) || return
+  reached=$(counted guest)
+  monitor 30 "loadvm one" || return
+  await_lines 60 guest $((reached + 20)) || return
+  finish
+  cp "$work/guest.log" "$work/before.log"
+  start guest "${counting_guest[@]}" -loadvm one
+  await_count 60 guest $((saved + 20)) && finish &&
+    chain_holds "$work/before.log" "$work/guest.log"
+}
+
+# await_lines SECONDS NAME COUNT: so many lines from a counting guest, which may have gone back.
+await_lines() {
+  local deadline=$((SECONDS + $1 * patience))
+  until [ "$(grep -ac '^MATRIX [0-9]' "$work/$2.log")" -ge "$3" ]; do
+    if [ $SECONDS -ge $deadline ]; then
+      note="the guest does not go on after loadvm"
+      return 1
+    fi
+    sleep 0.1
+  done
+}
+
+# A guest that counts and hashes moves to another QEMU.
+migration() {
+  local source guest=("$@" "${counting[@]}" -initrd "$work/matrix.cpio")
+  start there "${guest[@]}" -incoming "unix:$work/migrate.sock"
+  local target=$machine target_log=$work/there.log
+  start here "${guest[@]}"
+  source=$machine
+  await_count 60 here 20 "$source" || return
+  monitor 20 "migrate_set_parameter max-bandwidth 1G" || return
+  monitor 20 "migrate -d unix:$work/migrate.sock" || return
+  local deadline=$((SECONDS + 90 * patience))
+  while :; do
+    monitor 20 "info migrate" || return
+    case $answer in
+      *"Migration status: completed"*) break ;;
+      *"Migration status: failed"*) note="migration failed" && return 1 ;;
+    esac
+    [ $SECONDS -lt $deadline ] || { note="migration does not end" && return 1; }
+    sleep 0.3
+  done
+  local moved
+  moved=$(counted here)
+  await_count 60 there $((moved + 30)) "$target" || return
+  finish "$target"
+  finish "$source"
+  # A line may have been cut in two by the move.
+  { cat "$work/here.log" "$target_log"; } >"$work/both.log"
+  chain_holds "$work/both.log" && note="moved at $moved; $note"
+}
+
+# gdb at QEMU's stub: breakpoints of both kinds, single steps, registers, a watchpoint.
+debugger() {
+  local line before
+  start guest "$@" -kernel "$cloud" -initrd "$work/matrix.cpio" \
+    -append "$console quiet matrix.task=calls" \
+    -gdb "unix:path=$work/gdb.sock,server=on,wait=off"
+  await 60 "$work/guest.log" 'MATRIX calls' || return
+  sed "s/@function@/$(printed address guest)/g" Scripts/qemu-matrix.gdb >"$work/commands"
+  timeout $((60 * patience)) gdb -q -nx -batch -ex "set architecture i386:x86-64" \
+    -ex "target remote $work/gdb.sock" -x "$work/commands" >"$work/gdb.log" 2>&1
+  for line in 'hardware: 1' 'watch: 1' 'software: 1' 'again: 1' 'step: 1' 'written: 1'; do
+    grep -q "^$line" "$work/gdb.log" || { note="gdb: not \"$line\"" && return 1; }
+  done
+  # Let go, the guest goes on.
+  before=$(printed calls guest)
+  await 30 "$work/guest.log" "MATRIX calls $((before + 20))"
+}
+
+known_row() {
+  [[ $1 =~ $only ]] || return 0
+  known=$((known + 1))
+  row "$1" known - "$2"
+}
+
+boot_rows() {
+  local kernel machine_type chips cpus name
+  for kernel in "$cloud" "$generic"; do
+    for machine_type in q35 pc microvm; do
+      for chips in on split off; do
+        for cpus in 1 2 4; do
+          name="${kernel#.guest/vmlinuz-} $machine_type irqchip=$chips smp=$cpus"
+          if [ $chips = off ] && [ $cpus -gt 1 ] && [ -z "$all_known" ]; then
+            known_row "$name" "QEMU spins on a start-up message; on the kernel's KVM, too"
+          else
+            check "$name" boots "$kernel" "$machine_type,kernel-irqchip=$chips" $cpus
+          fi
+        done
+      done
+    done
+  done
+}
+
+all_rows() {
+  boot_rows
+  local cpu
+  for cpu in host qemu64 Skylake-Server EPYC; do
+    check "cloud-amd64 q35 -cpu $cpu" boots "$cloud" q35 2 -cpu $cpu
+  done
+  check "virtio-blk q35" disk virtio-blk-pci -M q35
+  check "virtio-blk pc" disk virtio-blk-pci -M pc -smp 2
+  check "virtio-blk microvm" disk virtio-blk-device -M microvm
+  check "virtio-net q35" network virtio-net-pci -M q35
+  check "virtio-net pc" network virtio-net-pci -M pc -smp 2
+  check "virtio-net microvm" network virtio-net-device -M microvm
+  check "SeaBIOS, GRUB, disk, pc" boots_disk -M pc -vga std -hda "$work/disk"
+  check "SeaBIOS, GRUB, disk, q35" boots_disk -M q35 -vga std -smp 2 -hda "$work/disk"
+  check "SeaBIOS, GRUB, CD, q35" boots_disk -M q35 -vga std -cdrom "$work/disk"
+  check "OVMF, kernel, q35" boots "$cloud" q35 1 -bios /usr/share/ovmf/OVMF.fd -vga std
+  check "OVMF in flash, GRUB, disk, q35" boots_ovmf -M q35 -smp 2 -vga std -hda "$work/disk"
+  check "OVMF in flash, GRUB, disk, pc" boots_ovmf -M pc -vga std -hda "$work/disk"
+  check "savevm, loadvm, q35" snapshot -M q35
+  check "savevm, loadvm, pc smp=2" snapshot -M pc -smp 2
+  check "migration, q35" migration -M q35
+  check "migration, q35 smp=2" migration -M q35 -smp 2
+  check "gdb, q35" debugger -M q35
+  check "gdb, q35 smp=2" debugger -M q35 -smp 2
+}
+
+quick_rows() {
+  check "cloud-amd64 microvm irqchip=on smp=1" boots "$cloud" microvm 1
+  check "cloud-amd64 q35 irqchip=split smp=2" boots "$cloud" q35,kernel-irqchip=split 2
+  check "cloud-amd64 pc irqchip=off smp=1" boots "$cloud" pc,kernel-irqchip=off 1 -cpu host
+  check "virtio-blk q35" disk virtio-blk-pci -M q35
+  check "virtio-net q35" network virtio-net-pci -M q35
+  check "savevm, loadvm, q35" snapshot -M q35
+  check "migration, q35" migration -M q35
+}
