@@ -28,7 +28,8 @@ import X86JIT
 package enum ClientWrites: Sendable {
   /// The client calls `PhysicalCPU.noteHostWrite`.
   case announced
-  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`).
+  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may change
+  /// what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
   case unannounced
 }
 
@@ -49,6 +50,7 @@ package final class Hypervisor: Sendable {
   let translationLog: TranslationLog?
   /// Where clients write to guest memory unannounced, and the kernel lets us know.
   let codeGuard: CodeGuard?
+  let clientWrites: ClientWrites
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
@@ -66,6 +68,7 @@ package final class Hypervisor: Sendable {
     guard (1...64).contains(count) else { throw .invalidArgument }
     let log = reports.makeLog()
     translationLog = log
+    self.clientWrites = clientWrites
     codeGuard = clientWrites == .announced ? nil : try? CodeGuard.install()
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
@@ -161,6 +164,8 @@ package final class Hypervisor: Sendable {
     guard let object else { throw .badFileDescriptor }
     return object
   }
+
+  var openObjects: [Object] { handles.withLock { $0.compactMap { $0 } } }
 
   /// The machines that have a handle.
   var machines: [Machine] {

@@ -62,7 +62,7 @@ final class Machine: @unchecked Sendable {
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
-    memory = try MachineMemory()
+    memory = try MachineMemory(changes: hypervisor.clientWrites == .unannounced)
     clock = MachineClock()
     timers = TimerThread(bus: bus)
   }
@@ -99,11 +99,18 @@ final class Machine: @unchecked Sendable {
 
   /// Runs `change` while no vCPU is in guest code, then has every physical CPU drop its cached
   /// mappings before it enters a guest again.
-  func withGuestsStopped<R>(_ change: () throws(Errno) -> R) throws(Errno) -> R {
+  ///
+  /// - Parameter deadline: monotonic time after which `change` runs in any case: a vCPU may wait for
+  ///   memory that the caller is to bring.
+  func withGuestsStopped<R>(
+    until deadline: UInt64 = .max, _ change: () throws(Errno) -> R
+  ) throws(Errno) -> R {
     memory.gate.add(1, ordering: .sequentiallyConsistent)
     let all = virtualCPUs
     for vcpu in all { vcpu.request(.gate) }
-    for vcpu in all { while vcpu.isInGuest { sched_yield() } }
+    for vcpu in all {
+      while vcpu.isInGuest, deadline == .max || HostClock.monotonic() < deadline { sched_yield() }
+    }
     defer {
       hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
       memory.gate.subtract(1, ordering: .sequentiallyConsistent)

@@ -105,6 +105,8 @@ final class VirtualCPU: @unchecked Sendable {
   /// What its delivery does to DR6 or CR2, until then.
   var pendingPayload: UInt64?
   var isTripleFaultPending = false
+  /// KVM_RUN ends with EFAULT.
+  var isHostFault = false
   /// Of the instruction whose #BP or #OF was intercepted.
   var eventInstructionLength: UInt32 = 1
   /// KVM_INTERRUPT's vector, without an 8259 of ours.

@@ -4,6 +4,7 @@
 
 import CHost
 import Glibc
+import KVM
 
 /// The type byte of KVM's requests.
 private let kvmRequestType: UInt = 0xAE
@@ -15,7 +16,16 @@ private let kvmRequestType: UInt = 0xAE
     // Clients that keep the number in an int have extended its sign: 32 bits count.
     return file.library.call(file, UInt32(truncatingIfNeeded: request), argument)
   }
-  return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
+  let result = Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
+  if result == -1, errno == EBUSY, UInt32(truncatingIfNeeded: request) == UInt32(CUFFDIO_REGISTER),
+    let library = Library.existing, let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
+  {
+    // A migration's page faults are the client's: what we watch for writes we give up.
+    let start = UInt(memory.pointee.range.start)
+    library.hypervisor.yieldProtection(of: start..<(start &+ UInt(memory.pointee.range.len)))
+    return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
+  }
+  return result
 }
 
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {

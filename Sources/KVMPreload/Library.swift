@@ -45,9 +45,24 @@ final class Library: Sendable {
         Hypervisor.forgetParent()
       }
       instance = try? Library()
+      if let instance {
+        let address = UInt(bitPattern: Unmanaged.passUnretained(instance).toOpaque())
+        existingAddress.store(address, ordering: .releasing)
+      }
       if Settings.statistics, instance != nil { atexit { Library.printStatistics() } }
       return instance
     }
+  }
+
+  /// The address of `instance`, which is never freed: others look while they may hold its lock.
+  private static let existingAddress = Atomic<UInt>(0)
+
+  /// The library, if this process has made one. Takes no lock.
+  static var existing: Library? {
+    let address = existingAddress.load(ordering: .acquiring)
+    guard let pointer = UnsafeRawPointer(bitPattern: address) else { return nil }
+    let library = Unmanaged<Library>.fromOpaque(pointer).takeUnretainedValue()
+    return library.isOwn ? library : nil
   }
 
   /// Whether this process made it.

@@ -11,7 +11,7 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("device", deviceChecks), ("descriptors", descriptorChecks), ("pointers", pointerChecks),
   ("fork", forkChecks), ("signals", signalChecks), ("halt", haltChecks),
   ("threads", threadChecks), ("writes", writeChecks), ("remaps", remapChecks),
-  ("process", processChecks),
+  ("process", processChecks), ("faults", faultChecks),
 ]
 
 struct Failure: Error { var text: String }

@@ -58,6 +58,9 @@ final class InstructionEmulation: EmulationContext {
     var mask: UInt64
   }
 
+  /// An access was to memory that the client has not there.
+  var isHostFault = false
+
   /// As many items as lie in the page of the next one, so that no fault comes between them.
   func chooseInputBatch() {
     inputBatch = 1
@@ -229,6 +232,12 @@ extension VirtualCPU {
 
   /// Asks the client for the pending access.
   private func requestAccess() -> Disposition {
+    if emulation.isHostFault {
+      emulation.isHostFault = false
+      completion = .none
+      emulation.finish()
+      return hostFault()
+    }
     guard let access = emulation.pending else {
       emulation.finish()
       return internalError(KVM_INTERNAL_ERROR_EMULATION)
@@ -316,8 +325,12 @@ extension VirtualCPU {
   // MARK: Devices that the hypervisor has
 
   func readDevice(_ address: UInt64, size: Int) -> UInt64? {
-    if let memory = machine.memory.pointer(address, count: size) {
-      return Self.load(memory, size)
+    switch machine.memory.place(address, count: size) {
+    case .at(let memory): return Self.load(memory, size)
+    case .fault:
+      emulation.isHostFault = true
+      return nil
+    case .none: break
     }
     guard let apic, let interrupts = machine.interrupts else { return nil }
     if interrupts.ownsAddress(address) {
@@ -338,6 +351,10 @@ extension VirtualCPU {
       }
     }
     if isMemory { return true }
+    if case .fault = machine.memory.place(address, count: size, writing: true) {
+      emulation.isHostFault = true
+      return false
+    }
     if writeChip(address, size: size, value: value) { return true }
     return writeBus(address, size: size, value: value, isPort: false)
   }

@@ -45,10 +45,10 @@ extension VirtualCPU {
     _ = takeSlot()
     try loadSynchronizedState()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
-    guard complete() else { return finishRun() }
+    guard complete() else { return try finishRun() }
     if isStepDone {
       _ = stepExit()
-      return finishRun()
+      return try finishRun()
     }
     if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
     if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
@@ -58,11 +58,16 @@ extension VirtualCPU {
     if priorityCopy != 0 { readPriorityCopy() }
     try loop()
     if priorityCopy != 0 { writePriorityCopy() }
-    return finishRun()
+    return try finishRun()
   }
 
   /// What `kvm_run` says after every return.
-  private func finishRun() -> Int32 {
+  private func finishRun() throws(Errno) -> Int32 {
+    if isHostFault {
+      isHostFault = false
+      publishState()
+      throw .badAddress
+    }
     statistics.userExits &+= 1
     if statisticsFile != nil { updateStatistics() }
     publishState()

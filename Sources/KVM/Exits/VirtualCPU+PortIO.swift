@@ -142,6 +142,13 @@ extension VirtualCPU {
     return .userSpace
   }
 
+  /// The guest accessed memory of a slot where the client has nothing that can be accessed so:
+  /// KVM_RUN is EFAULT, on the instruction.
+  func hostFault() -> Disposition {
+    isHostFault = true
+    return .userSpace
+  }
+
   func shutDown() -> Disposition {
     run.pointee.exit_reason = UInt32(KVM_EXIT_SHUTDOWN)
     return .userSpace

@@ -10,6 +10,9 @@
 // A slot with a dirty log is mapped in 4 KiB pages, and a page is writable exactly while its bit in
 // the log is set: the first write to a clean page exits, sets the bit and makes the page writable.
 // Whoever clears bits does it while no vCPU is in guest code and takes the right to write back.
+//
+// An entry is made only for memory that the client has mapped, with the rights that it has there
+// (HostMemoryMap); all entries go when it changes its mappings (Hypervisor+ClientMappings).
 
 import CHost
 import Synchronization
@@ -94,8 +97,12 @@ final class MachineMemory: @unchecked Sendable {
   let root: UInt64
   /// Not 0 while vCPUs have to stay out of guest code.
   let gate = Atomic<Int>(0)
+  /// What the client has mapped; nil where its slots' memory stays as it is.
+  let host: HostMemoryMap?
 
-  init() throws(Errno) {
+  /// - Parameter changes: the client may change its mappings of the slots' memory.
+  init(changes: Bool = false) throws(Errno) {
+    host = changes ? .shared : nil
     let tables = NestedPageTables()
     root = tables.root
     self.tables = Mutex(tables)
@@ -106,52 +113,15 @@ final class MachineMemory: @unchecked Sendable {
 
   var all: [MemorySlot] { slots.withLock { $0.ordered } }
 
-  /// The host address of `count` bytes of guest memory to read, all in one slot.
-  func pointer(_ address: UInt64, count: Int) -> UnsafeMutableRawPointer? {
-    slot(at: address).flatMap { Self.place($0, address, count) }
-  }
-
-  private static func place(
-    _ slot: MemorySlot, _ address: UInt64, _ count: Int
-  ) -> UnsafeMutableRawPointer? {
-    guard count >= 0, UInt64(count) <= slot.end &- address else { return nil }
-    return UnsafeMutableRawPointer(bitPattern: UInt(address &+ slot.offset))
-  }
-
-  /// Has `body` write `count` bytes of guest memory, all in one slot, as the guest would: the dirty
-  /// log and the caches of decoded code know of it.
-  ///
-  /// - Parameter dirtied: called for each page that was clean in its slot's log.
-  /// - Returns: false where there is no such memory, or it is read-only.
-  func write(
-    _ address: UInt64, count: Int, _ body: (UnsafeMutableRawPointer) -> Void,
-    dirtied: (_ slot: UInt32, _ page: UInt64) -> Void
-  ) -> Bool {
-    slots.withLock { slots in
-      guard let slot = slots.slot(at: address), !slot.isReadOnly,
-        let place = Self.place(slot, address, count)
-      else { return false }
-      body(place)
-      if count > 0, let log = slot.log {
-        let last = slot.page(of: address &+ UInt64(count) &- 1)
-        for page in slot.page(of: address)...last where log.insert(page) {
-          dirtied(slot.id, UInt64(page))
-        }
-      }
-      PhysicalCPU.noteHostWrite(place, count: count)
-      return true
-    }
-  }
-
-  /// Reads an integer of guest memory; nil where there is none.
-  func load<T: FixedWidthInteger>(_ address: UInt64, as type: T.Type = T.self) -> T? {
-    pointer(address, count: MemoryLayout<T>.size)?.loadUnaligned(as: T.self)
-  }
+  /// Runs `body` under the slots' lock.
+  func withSlots<R>(_ body: (MemorySlots) -> R) -> R { slots.withLock { body($0) } }
 
   /// What came of an access that the nested tables did not allow.
   enum Mapping {
     /// No slot lets the guest access it so.
     case none
+    /// The client has nothing there that can be accessed so.
+    case fault
     case mapped
     /// Mapped, and this was the first write to the page since its dirty log was cleared.
     case dirtied(slot: UInt32, page: UInt64)
@@ -159,17 +129,33 @@ final class MachineMemory: @unchecked Sendable {
 
   /// Maps the page (or large page) of `address`.
   func map(_ address: UInt64, writing: Bool) -> Mapping {
+    guard let slot = slot(at: address), !(writing && slot.isReadOnly) else { return .none }
+    guard let area = area(slot, address, writing: writing) else { return .fault }
     // Under the slots' lock, so that no entry of a slot is made after it went.
-    slots.withLock { slots in
-      guard let slot = slots.slot(at: address), !(writing && slot.isReadOnly) else {
-        return .none
+    return slots.withLock { slots in
+      guard let now = slots.slot(at: address), now.offset == slot.offset,
+        now.isReadOnly == slot.isReadOnly, host == nil || host?.generation == area.generation
+      else {
+        // Changed meanwhile: the guest tries again.
+        return .mapped
       }
       var result = Mapping.mapped
-      if writing, let log = slot.log {
-        let page = slot.page(of: address)
-        if log.insert(page) { result = .dirtied(slot: slot.id, page: UInt64(page)) }
+      if writing, let log = now.log {
+        let page = now.page(of: address)
+        if log.insert(page) { result = .dirtied(slot: now.id, page: UInt64(page)) }
       }
-      tables.withLock { $0.map(address, slot) }
+      tables.withLock { $0.map(address, now, area) }
+      return result
+    }
+  }
+
+  /// Runs `change`, which changes the client's mappings, and takes all entries away: they are made
+  /// anew of what is there then. No vCPU is in guest code.
+  func withMappingsChanging<R>(_ change: () -> R) -> R {
+    slots.withLock { _ in
+      let result = change()
+      host?.changed()
+      tables.withLock { $0.clear() }
       return result
     }
   }

@@ -55,19 +55,22 @@ struct NestedPageTables: @unchecked Sendable {
 
   /// Maps the largest page around `address` that `slot` holds; where that is 4 KiB, all of the
   /// slot's pages in the same 2 MiB, because they will be wanted too.
-  mutating func map(_ address: UInt64, _ slot: MemorySlot) {
+  ///
+  /// - Parameter area: what of the slot's memory is there.
+  mutating func map(_ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area) {
     guard address >> 48 == 0 else { return }
     var table: Table = rootTable
     for level in [3, 2, 1] {
       let shift = UInt64(12 + 9 * level)
-      if level < 3, place(in: table, address, shift, slot) { return }
+      if level < 3, place(in: table, address, shift, slot, area) { return }
       table = child(of: table, Int((address >> shift) & 511))
     }
     let first = address & ~0x1F_FFFF
     for index in 0..<512 {
       let page = first &+ UInt64(index) << 12
-      guard slot.contains(page) else { continue }
-      table[index] = leaf(page, slot, isWritable: slot.log?.contains(slot.page(of: page)) ?? true)
+      guard slot.contains(page), area.range.contains(page &+ slot.offset) else { continue }
+      let isDirty = slot.log?.contains(slot.page(of: page)) ?? true
+      table[index] = leaf(page, slot, isWritable: isDirty && area.isWritable)
     }
   }
 
@@ -87,14 +90,17 @@ struct NestedPageTables: @unchecked Sendable {
 
   /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
   private func place(
-    in table: Table, _ address: UInt64, _ shift: UInt64, _ slot: MemorySlot
+    in table: Table, _ address: UInt64, _ shift: UInt64, _ slot: MemorySlot,
+    _ area: HostMemoryMap.Area
   ) -> Bool {
     let size: UInt64 = 1 &<< shift
     let start = address & ~(size &- 1)
     guard slot.log == nil, start >= slot.base, slot.contains(start), slot.end &- start >= size,
-      slot.offset & (size &- 1) == 0
+      slot.offset & (size &- 1) == 0, area.range.contains(start &+ slot.offset),
+      area.range.upperBound &- (start &+ slot.offset) >= size
     else { return false }
-    table[Int((address >> shift) & 511)] = leaf(start, slot, isWritable: true) | Entry.largePage
+    table[Int((address >> shift) & 511)] =
+      leaf(start, slot, isWritable: area.isWritable) | Entry.largePage
     return true
   }
 

@@ -208,6 +208,7 @@ extension VMX {
     let isWrite = vmx.qualification & 2 != 0
     switch vcpu.machine.memory.map(address, writing: isWrite) {
     case .mapped: return .resume
+    case .fault: return vcpu.hostFault()
     case .dirtied(let slot, let page): return vcpu.noteDirty(slot: slot, page: page)
     case .none: break
     }

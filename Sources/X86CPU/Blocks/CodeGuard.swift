@@ -25,6 +25,8 @@ package final class CodeGuard: Sendable {
   private struct Memory: Sendable {
     var range: Range<UInt>
     var isRegistered = false
+    /// Somebody else watches it.
+    var isForeign = false
   }
 
   private let faults: UserFaultDescriptor
@@ -75,11 +77,24 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// The memory that a page lies in, known to the kernel (again, if `anew`); nil where it is no
-  /// guest's or cannot be protected.
+  /// Leaves a part of memory to another userfaultfd: its pages are protected no longer. Its code has
+  /// been dropped.
+  package func yield(_ range: Range<UInt>) {
+    memory.withLock { memory in
+      for index in memory.indices where memory[index].range.overlaps(range) {
+        if memory[index].isRegistered { faults.unregister(memory[index].range) }
+        memory[index].isRegistered = false
+        memory[index].isForeign = true
+      }
+    }
+  }
+
+  /// Whether the memory that a page lies in is known to the kernel (again, if `anew`); false where it
+  /// is no guest's or cannot be protected.
   private func register(_ page: UInt, anew: Bool) -> Bool {
     memory.withLock { memory in
       guard let index = memory.firstIndex(where: { $0.range.contains(page) }) else { return false }
+      if memory[index].isForeign { return false }
       if memory[index].isRegistered, !anew { return true }
       do throws(Errno) { try faults.register(memory[index].range) } catch { return false }
       memory[index].isRegistered = true

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A client that maps, unmaps or protects memory which slots name. Linux's KVM is told by the kernel
+// (MMU notifiers); here whoever stands before the client's calls tells.
+//
+//     let result = hypervisor.changeMappings(range) { munmap(...) }
+
+import Host
+import SystemPackage
+import X86CPU
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+extension Hypervisor {
+  /// How long a change waits for vCPUs in guest code: one may wait for a page that the client brings.
+  private static let patience: UInt64 = 1_000_000_000
+
+  /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest that
+  /// has it runs meanwhile, and none has what was there before.
+  package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
+    let affected = openMachines.filter { $0.memory.uses(range) }
+    if affected.isEmpty {
+      defer { HostMemoryMap.shared.changed() }
+      return change()
+    }
+    let result = Self.stop(affected[...], change)
+    forget(range)
+    return result
+  }
+
+  /// Runs `change`, which changes the contents of a part of memory, or of nothing.
+  package func changeContents<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
+    defer { forget(range) }
+    return change()
+  }
+
+  /// Runs `change`, which changes a file's size or takes pages out of it.
+  package func changeFile<R>(_ descriptor: Int32, _ change: () -> R) -> R {
+    let machines = openMachines
+    let ranges = machines.flatMap { $0.memory.all.map(\.hostRange) }
+    guard let file = HostMemoryMap.File(descriptor),
+      HostMemoryMap.shared.maps(file, in: ranges)
+    else {
+      defer { HostMemoryMap.shared.changed() }
+      return change()
+    }
+    let result = Self.stop(machines[...], change)
+    for range in ranges { forget(range) }
+    return result
+  }
+
+  /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be one.
+  package func yieldProtection(of range: Range<UInt>) {
+    forget(range)
+    codeGuard?.yield(range)
+  }
+
+  private func forget(_ range: Range<UInt>) {
+    guard let start = UnsafeRawPointer(bitPattern: range.lowerBound) else { return }
+    PhysicalCPU.noteHostWrite(start, count: range.count)
+  }
+
+  private static func stop<R>(_ machines: ArraySlice<Machine>, _ change: () -> R) -> R {
+    guard let machine = machines.first else { return change() }
+    func changeRest() -> R {
+      machine.memory.withMappingsChanging { stop(machines.dropFirst(), change) }
+    }
+    let deadline = HostClock.monotonic() &+ patience
+    do throws(Errno) {
+      return try machine.withGuestsStopped(until: deadline) { () throws(Errno) in changeRest() }
+    } catch {
+      // `changeRest` throws nothing.
+      return changeRest()
+    }
+  }
+
+  /// Machines that a client can reach, by their own handles or by those of their vCPUs.
+  private var openMachines: [Machine] {
+    var all: [Machine] = []
+    for object in openObjects {
+      switch object {
+      case .machine(let machine), .virtualCPU(_, let machine):
+        if !all.contains(where: { $0 === machine }) { all.append(machine) }
+      case .system: break
+      }
+    }
+    return all
+  }
+}
+
+extension MachineMemory {
+  /// Whether a slot names a part of this memory.
+  func uses(_ range: Range<UInt>) -> Bool {
+    withSlots { $0.ordered.contains { $0.hostRange.overlaps(range) } }
+  }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The client's changes of its memory: mmap(2) and its kin. Each is the system call, and where it
+// concerns a slot's memory the hypervisor is told around it, as the kernel tells its KVM.
+//
+// An allocator may call these at any time, from within anything: where no slot is concerned, no lock
+// is taken, nothing is allocated and no other function is looked up.
+
+import CHost
+import Glibc
+import KVM
+
+@_cdecl("mmap") public func exportedMmap(
+  _ address: UInt, _ length: UInt, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
+) -> Int {
+  // Other mappings are made where nothing is.
+  let replaces = flags & MAP_FIXED != 0
+  return ClientMemory.map(replaces ? address : 0, replaces ? length : 0) {
+    chost_syscall(
+      Int(SYS_mmap), Int(bitPattern: address), Int(bitPattern: length), Int(protection), Int(flags),
+      Int(file), offset)
+  }
+}
+
+@_cdecl("mmap64") public func exportedMmap64(
+  _ address: UInt, _ length: UInt, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
+) -> Int {
+  exportedMmap(address, length, protection, flags, file, offset)
+}
+
+@_cdecl("munmap") public func exportedMunmap(_ address: UInt, _ length: UInt) -> Int32 {
+  Int32(
+    truncatingIfNeeded: ClientMemory.map(address, length) {
+      chost_syscall(
+        Int(SYS_munmap), Int(bitPattern: address), Int(bitPattern: length), 0, 0, 0, 0)
+    })
+}
+
+@_cdecl("mprotect") public func exportedMprotect(
+  _ address: UInt, _ length: UInt, _ protection: Int32
+) -> Int32 {
+  Int32(
+    truncatingIfNeeded: ClientMemory.map(address, length) {
+      chost_syscall(
+        Int(SYS_mprotect), Int(bitPattern: address), Int(bitPattern: length), Int(protection), 0, 0,
+        0)
+    })
+}
+
+@_cdecl("pkey_mprotect") public func exportedPkeyMprotect(
+  _ address: UInt, _ length: UInt, _ protection: Int32, _ key: Int32
+) -> Int32 {
+  Int32(
+    truncatingIfNeeded: ClientMemory.map(address, length) {
+      chost_syscall(
+        Int(SYS_pkey_mprotect), Int(bitPattern: address), Int(bitPattern: length),
+        Int(protection), Int(key), 0, 0)
+    })
+}
+
+/// The fifth argument is there with MREMAP_FIXED and MREMAP_DONTUNMAP.
+@_cdecl("mremap") public func exportedMremap(
+  _ old: UInt, _ oldLength: UInt, _ length: UInt, _ flags: Int32, _ new: UInt
+) -> Int {
+  func call() -> Int {
+    chost_syscall(
+      Int(SYS_mremap), Int(bitPattern: old), Int(bitPattern: oldLength), Int(bitPattern: length),
+      Int(flags), Int(bitPattern: new), 0)
+  }
+  let replaces = flags & 2 != 0  // MREMAP_FIXED
+  return ClientMemory.map(old, oldLength) {
+    replaces ? ClientMemory.map(new, length, call) : call()
+  }
+}
+
+@_cdecl("madvise") public func exportedMadvise(
+  _ address: UInt, _ length: UInt, _ advice: Int32
+) -> Int32 {
+  func call() -> Int {
+    chost_syscall(
+      Int(SYS_madvise), Int(bitPattern: address), Int(bitPattern: length), Int(advice), 0, 0, 0)
+  }
+  switch advice {
+  case ClientMemory.guardInstall:
+    return Int32(truncatingIfNeeded: ClientMemory.map(address, length, call))
+  case MADV_DONTNEED, MADV_FREE, MADV_REMOVE, ClientMemory.dontneedLocked:
+    return Int32(truncatingIfNeeded: ClientMemory.empty(address, length, call))
+  default: return Int32(truncatingIfNeeded: call())
+  }
+}
+
+@_cdecl("ftruncate") public func exportedFtruncate(_ file: Int32, _ size: Int) -> Int32 {
+  Int32(
+    truncatingIfNeeded: ClientMemory.changeFile(file) {
+      chost_syscall(Int(SYS_ftruncate), Int(file), size, 0, 0, 0, 0)
+    })
+}
+
+@_cdecl("ftruncate64") public func exportedFtruncate64(_ file: Int32, _ size: Int) -> Int32 {
+  exportedFtruncate(file, size)
+}
+
+@_cdecl("fallocate") public func exportedFallocate(
+  _ file: Int32, _ mode: Int32, _ offset: Int, _ length: Int
+) -> Int32 {
+  func call() -> Int {
+    chost_syscall(Int(SYS_fallocate), Int(file), Int(mode), offset, length, 0, 0)
+  }
+  // Without a mode (or with one that keeps the size) nothing that is there changes.
+  return Int32(truncatingIfNeeded: mode > 1 ? ClientMemory.changeFile(file, call) : call())
+}
+
+@_cdecl("fallocate64") public func exportedFallocate64(
+  _ file: Int32, _ mode: Int32, _ offset: Int, _ length: Int
+) -> Int32 {
+  exportedFallocate(file, mode, offset, length)
+}
+
+/// Which changes of memory the hypervisor has to know of.
+enum ClientMemory {
+  static let dontneedLocked: Int32 = 24  // MADV_DONTNEED_LOCKED
+  static let guardInstall: Int32 = 102  // MADV_GUARD_INSTALL
+
+  /// The hypervisor if the range touches memory of a slot, or may.
+  private static func concerned(_ address: UInt, _ length: UInt) -> Hypervisor? {
+    guard length != 0, ClientMappings.mayConcern(address, length) else { return nil }
+    return Library.existing?.hypervisor
+  }
+
+  private static func range(_ address: UInt, _ length: UInt) -> Range<UInt> {
+    let start = address & ~4095
+    let end = (address &+ length &+ 4095) & ~4095
+    return start..<max(start, end)
+  }
+
+  /// What maps, unmaps or protects.
+  static func map(_ address: UInt, _ length: UInt, _ call: () -> Int) -> Int {
+    guard let hypervisor = concerned(address, length) else {
+      let result = call()
+      ClientMappings.changed()
+      return result
+    }
+    var error = errno
+    let result = hypervisor.changeMappings(range(address, length)) { noting(&error, call) }
+    errno = error
+    return result
+  }
+
+  /// What takes contents away.
+  static func empty(_ address: UInt, _ length: UInt, _ call: () -> Int) -> Int {
+    guard let hypervisor = concerned(address, length) else { return call() }
+    var error = errno
+    let result = hypervisor.changeContents(range(address, length)) { noting(&error, call) }
+    errno = error
+    return result
+  }
+
+  static func changeFile(_ file: Int32, _ call: () -> Int) -> Int {
+    guard ClientMappings.areSlots, let hypervisor = Library.existing?.hypervisor else {
+      return call()
+    }
+    var error = errno
+    let result = hypervisor.changeFile(file) { noting(&error, call) }
+    errno = error
+    return result
+  }
+
+  /// errno is the call's in the end, whatever is done around it.
+  private static func noting(_ error: inout Int32, _ call: () -> Int) -> Int {
+    let result = call()
+    error = errno
+    return result
+  }
+}
