@@ -8,7 +8,7 @@ import Testing
 
 @Suite struct PreloadTests {
   @Test(arguments: [
-    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes",
+    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps", "faults",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"
