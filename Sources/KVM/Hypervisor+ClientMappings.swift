@@ -25,7 +25,7 @@ extension Hypervisor {
       defer { HostMemoryMap.shared.changed() }
       return change()
     }
-    let result = Self.stop(affected[...], change)
+    let result = Self.stop(affected, change)
     forget(range)
     return result
   }
@@ -46,7 +46,7 @@ extension Hypervisor {
       defer { HostMemoryMap.shared.changed() }
       return change()
     }
-    let result = Self.stop(machines[...], change)
+    let result = Self.stop(machines, change)
     for range in ranges { forget(range) }
     return result
   }
@@ -62,21 +62,22 @@ extension Hypervisor {
     PhysicalCPU.noteHostWrite(start, count: range.count)
   }
 
-  private static func stop<R>(_ machines: ArraySlice<Machine>, _ change: () -> R) -> R {
-    guard let machine = machines.first else { return change() }
-    func changeRest() -> R {
-      machine.memory.withMappingsChanging { stop(machines.dropFirst(), change) }
-    }
+  /// Runs `change` while no guest of the machines runs, and has all their mappings made anew.
+  private static func stop<R>(_ machines: [Machine], _ change: () -> R) -> R {
     let deadline = HostClock.monotonic() &+ patience
-    do throws(Errno) {
-      return try machine.withGuestsStopped(until: deadline) { () throws(Errno) in changeRest() }
-    } catch {
-      // `changeRest` throws nothing.
-      return changeRest()
+    func stopRest(_ rest: ArraySlice<Machine>) -> R {
+      guard let machine = rest.first else { return changeRest(machines[...]) }
+      return machine.withGuestsStopped(until: deadline) { stopRest(rest.dropFirst()) }
     }
+    func changeRest(_ rest: ArraySlice<Machine>) -> R {
+      guard let machine = rest.first else { return change() }
+      return machine.memory.withMappingsChanging { changeRest(rest.dropFirst()) }
+    }
+    return stopRest(machines[...])
   }
 
-  /// Machines that a client can reach, by their own handles or by those of their vCPUs.
+  /// Machines that a client can reach, by their own handles or by those of their vCPUs; always in the
+  /// same order, in which their locks are taken.
   private var openMachines: [Machine] {
     var all: [Machine] = []
     for object in openObjects {
@@ -86,7 +87,7 @@ extension Hypervisor {
       case .system: break
       }
     }
-    return all
+    return all.sorted { ObjectIdentifier($0) < ObjectIdentifier($1) }
   }
 }
 

@@ -102,9 +102,9 @@ final class Machine: @unchecked Sendable {
   ///
   /// - Parameter deadline: monotonic time after which `change` runs in any case: a vCPU may wait for
   ///   memory that the caller is to bring.
-  func withGuestsStopped<R>(
-    until deadline: UInt64 = .max, _ change: () throws(Errno) -> R
-  ) throws(Errno) -> R {
+  func withGuestsStopped<R, E: Error>(
+    until deadline: UInt64 = .max, _ change: () throws(E) -> R
+  ) throws(E) -> R {
     memory.gate.add(1, ordering: .sequentiallyConsistent)
     let all = virtualCPUs
     for vcpu in all { vcpu.request(.gate) }

@@ -23,7 +23,7 @@ package struct Doctor {
 
   /// All lines.
   package func report() -> [String] {
-    var lines = processorLines() + memoryLines() + deviceLines()
+    var lines = processorLines() + memoryLines() + deviceLines() + [clientLine()]
     do throws(RunError) {
       lines.append("run: " + (try supply.choose(Configuration()).reason))
     } catch {
@@ -60,6 +60,18 @@ package struct Doctor {
     lines.append(Self.limit("address space", RLIMIT_AS, mend: "ulimit -v unlimited"))
     lines.append(Self.limit("open files", RLIMIT_NOFILE, mend: "ulimit -n 1024", least: 64))
     return lines
+  }
+
+  /// How `martlet kvm` learns of what its program writes to guest memory.
+  private func clientLine() -> String {
+    let name = "writes of programs under martlet kvm"
+    do throws(Errno) {
+      _ = try UserFaultDescriptor()
+      return "\(name): seen by userfaultfd"
+    } catch {
+      return "\(name): unseen where code was, userfaultfd: \(error); "
+        + "sysctl vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would mend that"
+    }
   }
 
   private static func limit(

@@ -9,6 +9,10 @@
 import Synchronization
 import X86
 
+#if canImport(Glibc)
+  import Glibc
+#endif
+
 /// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes itself
 /// when it goes away, and its request word is touched only under the lock.
 final class CPURegistry: Sendable {
@@ -155,11 +159,15 @@ extension PhysicalCPU {
 
   private func tellOthers(_ page: UInt64) {
     dropWriteTranslations(page)
+    var rounds = 0
     for (queue, number) in CPURegistry.shared.send(.protect(page), except: shootdowns) {
       while queue.inGuest.load(ordering: .sequentiallyConsistent),
         queue.processed.load(ordering: .sequentiallyConsistent) < number
       {
         processShootdowns()
+        // Its thread may need this host CPU.
+        rounds += 1
+        if rounds & 255 == 0 { sched_yield() }
       }
     }
   }
