@@ -49,7 +49,7 @@ soak:
 # Random calls of the KVM API on several threads: for ARGS minutes, else 10.
 fuzz: build
 	$(SWIFT) build $(RELEASE) --product martlet-kvm-fuzz
-	$(MARTLET) kvm -- .build/release/martlet-kvm-fuzz --verbose --minutes $(or $(ARGS),10)
+	$(MARTLET) kvm -- .build/release/martlet-kvm-fuzz --verbose --holes --minutes $(or $(ARGS),10)
 
 # The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
 conformance: build

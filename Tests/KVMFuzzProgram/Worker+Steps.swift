@@ -128,7 +128,7 @@ extension Worker {
   // MARK: Around the calls
 
   private func around(_ machine: FuzzedMachine) {
-    switch below(8) {
+    switch below(9) {
     case 0: if chance(8) { world.remove(below(64)) }
     case 1: if chance(8) { machine.remove(below(64)) }
     case 2: useDuplicate(machine)
@@ -138,7 +138,23 @@ extension Worker {
       var one: UInt64 = 1
       let event = eventDescriptor()
       if event > 2, event != world.system { _ = write(event, &one, 8) }
+    case 6: remap()
     default: GuestCode.write(self, machine.memory + below(World.windowSize - 4096))
+    }
+  }
+
+  /// Guest memory goes, comes, and changes its protection.
+  private func remap() {
+    guard Options.current.usesHoles else { return }
+    let size = 4096 * (1 + below(16))
+    // What this program itself touches stays.
+    let place = world.changing + below((World.changingSize - size) / 4096) * 4096
+    let kind = MAP_ANONYMOUS | MAP_FIXED | (chance(2) ? MAP_SHARED : MAP_PRIVATE)
+    switch below(5) {
+    case 0: mprotect(place, size, of([PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE]))
+    case 1: madvise(place, size, MADV_DONTNEED)
+    case 2: _ = mmap(place, size, PROT_NONE, kind, -1, 0)
+    default: _ = mmap(place, size, PROT_READ | PROT_WRITE, kind, -1, 0)
     }
   }
 

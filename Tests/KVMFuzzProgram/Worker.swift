@@ -112,11 +112,19 @@ final class Worker: @unchecked Sendable {
     ]
   }
 
-  /// Host memory for a slot, or now and then addresses at which there is none.
+  /// Host memory for a slot; now and then some that goes and comes, or addresses at which there is
+  /// none.
   func guestMemory(_ pages: Int) -> UInt64 {
-    let isHole = chance(16) && Options.current.usesHoles
-    let (base, size) = isHole ? (world.hole, World.holeSize) : (world.memory, World.memorySize)
-    return UInt64(UInt(bitPattern: base)) + UInt64(below(size / 4096 - pages)) << 12
+    var (base, size) = (world.memory, World.memorySize)
+    if Options.current.usesHoles {
+      switch below(8) {
+      case 0 where pages < World.changingSize / 4096:
+        (base, size) = (world.changing, World.changingSize)
+      case 1: (base, size) = (world.hole, World.holeSize)
+      default: break
+      }
+    }
+    return UInt64(UInt(bitPattern: base)) + UInt64(below(size / 4096 - pages + 1)) << 12
   }
 
   func eventDescriptor() -> Int32 { chance(8) ? of([-1, 900, 0, world.system]) : of(events) }

@@ -56,6 +56,9 @@ final class World: Sendable {
   /// Reserved addresses at which there is nothing.
   nonisolated(unsafe) let hole: UnsafeMutableRawPointer
   static let holeSize = 16 << 20
+  /// Memory of guests that changes under them, and that this program does not touch.
+  nonisolated(unsafe) let changing: UnsafeMutableRawPointer
+  static let changingSize = 1 << 20
   nonisolated(unsafe) let readOnly: UnsafeMutableRawPointer
   let system: Int32
   private let list = Mutex<[FuzzedMachine]>([])
@@ -64,6 +67,7 @@ final class World: Sendable {
   init() throws {
     memory = try Self.map(Self.memorySize, PROT_READ | PROT_WRITE, MAP_SHARED)
     hole = try Self.map(Self.holeSize, PROT_NONE, MAP_PRIVATE)
+    changing = try Self.map(Self.changingSize, PROT_READ | PROT_WRITE, MAP_SHARED)
     readOnly = try Self.map(4096, PROT_READ, MAP_PRIVATE)
     system = open("/dev/kvm", O_RDWR | O_CLOEXEC)
     guard system >= 0 else { throw Failure(text: "open: errno \(errno)") }
