@@ -30,6 +30,8 @@ final class CPUBus: Sendable {
 final class Machine: @unchecked Sendable {
   let hypervisor: Hypervisor
   let memory: MachineMemory
+  /// What vCPUs in system management mode have in its place: address space 1.
+  let managementMemory: MachineMemory
   let clock: MachineClock
   let bus = CPUBus()
   let timers: TimerThread
@@ -62,7 +64,9 @@ final class Machine: @unchecked Sendable {
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
-    memory = try MachineMemory(changes: hypervisor.clientWrites == .unannounced)
+    let changes = hypervisor.clientWrites == .unannounced
+    memory = try MachineMemory(changes: changes)
+    managementMemory = try MachineMemory(changes: changes)
     clock = MachineClock()
     timers = TimerThread(bus: bus)
   }
@@ -74,7 +78,7 @@ final class Machine: @unchecked Sendable {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
-    if hypervisor.codeGuard != nil { for slot in memory.all { release(slot) } }
+    if hypervisor.codeGuard != nil { for slot in memory.all + managementMemory.all { release(slot) } }
     // Another machine's memory may come to lie where this one's was.
     hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
   }

@@ -32,6 +32,17 @@ package final class Runner: Sendable {
   /// The file that holds what the vCPU shares with its client.
   package var sharedFile: Int32 { vcpu.sharedFile.descriptor.rawValue }
 
+  /// See `Hypervisor.signalMask`.
+  package var signalMask: UInt64? { vcpu.signalMask }
+
+  /// Where the dirty ring lies in the file, in bytes; nil without one.
+  package var dirtyRingRange: Range<Int>? {
+    vcpu.dirtyRing.map { ring in
+      let start = DirtyRing.pageOffset * 4096
+      return start..<start + ring.byteCount
+    }
+  }
+
   package func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
     try vcpu.ioctl(request, argument)
   }

@@ -19,8 +19,10 @@ extension VirtualCPU {
     ExtendedState.initializeX87(cpu)
     backend[.cr0] = Self.resetCR0
     backend[.pat] = 0x0007_0406_0007_0406
-    backend.setNestedTables(machine.memory.root)
+    smm = SystemManagement()
+    backend.setNestedTables(memory.root)
     backend.setTSCOffset(tscOffset)
+    backend.setTSCMultiplier(tscRate.multiplier)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     updateDebugControls()
   }
@@ -60,6 +62,11 @@ extension VirtualCPU {
 
   /// INIT from another CPU: the boot CPU starts again, the others wait for a start-up message.
   func handleINIT() {
+    if smm.isActive {
+      smm.isINITLatched = true
+      return
+    }
+    pendingSMI.store(false, ordering: .relaxed)
     let keep = backend[.cr0] & CR0([.cd, .nw]).rawValue
     resetRegisters()
     backend[.cr0] = keep | CR0.et.rawValue

@@ -26,6 +26,7 @@ struct VCPURequest: OptionSet, Sendable {
   /// A local APIC or 8259 has something new.
   static let interrupt = Self(rawValue: 1 << 1)
   static let nmi = Self(rawValue: 1 << 2)
+  static let smi = Self(rawValue: 1 << 10)
   static let initSignal = Self(rawValue: 1 << 3)
   static let startup = Self(rawValue: 1 << 4)
   /// The local APIC timer's deadline has come.
@@ -41,7 +42,7 @@ struct VCPURequest: OptionSet, Sendable {
   /// A signal came to the thread that is in KVM_RUN.
   static let signal = Self(rawValue: 1 << 16)
   /// What changes whether an interrupt can be delivered.
-  static let events: Self = [.interrupt, .nmi]
+  static let events: Self = [.interrupt, .nmi, .smi]
 }
 
 /// A local APIC with its lock.
@@ -76,6 +77,7 @@ final class VirtualCPU: @unchecked Sendable {
   let timerDeadline = Atomic<UInt64>(.max)
   let startupVector = Atomic<UInt8>(0)
   let pendingNMIs = Atomic<Int>(0)
+  let pendingSMI = Atomic<Bool>(false)
   let apic: LockedAPIC?
   let dirtyRing: DirtyRing?
 
@@ -119,7 +121,10 @@ final class VirtualCPU: @unchecked Sendable {
   var loadCount: UInt64 = 0
   var cpuid = GuestCPUID([])
   var msrs = MSRStore()
+  /// How fast the guest's counter runs, and what it is more than the host's at that rate.
+  var tscRate: TSCRate
   var tscOffset: UInt64
+  var smm = SystemManagement()
   var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
@@ -155,13 +160,19 @@ final class VirtualCPU: @unchecked Sendable {
     hypervisor = machine.hypervisor
     self.id = id
     self.index = index
-    let file = try MemoryFile(name: "kvm-vcpu", size: Self.sharedSize)
+    let file = try MemoryFile(
+      name: "kvm-vcpu",
+      size: dirtyRingEntries == 0
+        ? Self.sharedSize : DirtyRing.fileSize(count: dirtyRingEntries))
     sharedMapping = try Mapping(sharing: file.descriptor.rawValue, size: Self.sharedSize)
+    dirtyRing =
+      dirtyRingEntries == 0
+      ? nil : try DirtyRing(count: dirtyRingEntries, file: file.descriptor.rawValue)
     sharedFile = file
     backend = VMX(hypervisor.pool.slots[0].cpu)
     cpu = hypervisor.pool.slots[0].cpu.cpu
-    tscOffset = machine.clock.reference.tscOffset
-    dirtyRing = dirtyRingEntries == 0 ? nil : DirtyRing(count: dirtyRingEntries)
+    let clock = machine.clock.reference
+    (tscRate, tscOffset) = (clock.rate, clock.tscOffset)
     if machine.interrupts != nil {
       var local = LocalAPIC(id: id, isBootstrapProcessor: isBootCPU)
       // Until the client enables the local APIC's LINT0, the 8259 reaches the boot CPU directly.

@@ -59,7 +59,8 @@ enum ClientSignals {
     if let new {
       let wanted = new.pointee
       // SIG_DFL and SIG_IGN are the kernel's.
-      let isHandled = handler(wanted) > 1 || faults.contains(number)
+      let isHandled =
+        handler(wanted) > 1 || faults.contains(number) || handler(wanted) == 0 && isWatched(number)
       let record = isHandled ? intern(wanted, &known) : nil
       if let record { slot.pointee.store(address(record), ordering: .releasing) }
       var installed = wanted
@@ -127,6 +128,29 @@ enum ClientSignals {
     var current = sigaction()
     guard set(number, nil, &current) == 0 else { return -1 }
     return set(number, &current, nil)
+  }
+
+  // MARK: Signals that end KVM_RUN alone
+
+  /// Bit n - 1 for signal n.
+  private static let watched = Atomic<UInt64>(0)
+
+  private static func isWatched(_ number: Int32) -> Bool {
+    watched.load(ordering: .relaxed) & 1 &<< UInt64(number - 1) != 0
+  }
+
+  /// By default they do nothing, or stop and continue the process, which is the kernel's.
+  private static let unwatched: UInt64 = [
+    SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SIGKILL,
+  ].reduce(0b11 << 31) { $0 | 1 << UInt64($1 - 1) }
+
+  /// Stands before the client in these signals, also where it leaves them their default action.
+  static func watch(_ signals: UInt64) {
+    let wanted = signals & ~unwatched
+    let new = wanted & ~watched.load(ordering: .relaxed)
+    if new == 0 { return }
+    watched.bitwiseOr(new, ordering: .relaxed)
+    for number in 1...Int32(64) where new & 1 &<< UInt64(number - 1) != 0 { _ = install(number) }
   }
 
   // MARK: Delivery

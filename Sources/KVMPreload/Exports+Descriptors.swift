@@ -12,9 +12,12 @@ private let kvmRequestType: UInt = 0xAE
 @_cdecl("ioctl") public func exportedIoctl(
   _ descriptor: Int32, _ request: UInt, _ argument: UInt
 ) -> Int32 {
-  if (request >> 8) & 0xFF == kvmRequestType, let file = DescriptorTable.shared.file(descriptor) {
+  if (request >> 8) & 0xFF == kvmRequestType {
+    let isAsynchronous = Cancellation.postpone()
     // Clients that keep the number in an int have extended its sign: 32 bits count.
-    return file.library.call(file, UInt32(truncatingIfNeeded: request), argument)
+    let result = callKVM(descriptor, UInt32(truncatingIfNeeded: request), argument)
+    if isAsynchronous { Cancellation.restore() }
+    if let result { return result }
   }
   let result = Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   if result == -1, errno == EBUSY, UInt32(truncatingIfNeeded: request) == UInt32(CUFFDIO_REGISTER),
@@ -26,6 +29,15 @@ private let kvmRequestType: UInt = 0xAE
     return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   }
   return result
+}
+
+/// nil where the descriptor is not KVM's. What it holds on to is let go of when it returns, where the
+/// thread may end.
+@inline(never) private func callKVM(
+  _ descriptor: Int32, _ request: UInt32, _ argument: UInt
+) -> Int32? {
+  guard let file = DescriptorTable.shared.file(descriptor) else { return nil }
+  return file.library.call(file, request, argument)
 }
 
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {

@@ -31,6 +31,7 @@ enum Real {
     @convention(c) (Int32, Int32, Path?, UnsafeMutablePointer<stat>?, Int32) -> Int32
   typealias StatX =
     @convention(c) (Int32, Path?, Int32, UInt32, UnsafeMutableRawPointer?) -> Int32
+  typealias Cancel = @convention(c) (pthread_t) -> Int32
   typealias SigAction =
     @convention(c) (Int32, UnsafePointer<sigaction>?, UnsafeMutablePointer<sigaction>?) -> Int32
 
@@ -72,6 +73,7 @@ enum Real {
   static let fxstatat = find("__fxstatat", XStatAt.self)
   static let fxstatat64 = find("__fxstatat64", XStatAt.self)
   static let statx = find("statx", StatX.self)
+  static let cancel = find("pthread_cancel", Cancel.self)
   static let sigaction = find("sigaction", SigAction.self)
 
   /// The next definition of a C function; nil where the C library has none.

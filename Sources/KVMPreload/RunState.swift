@@ -12,6 +12,7 @@
 import CHost
 import Glibc
 import KVM
+import Synchronization
 import SystemPackage
 
 /// A vCPU and the state of its thread in KVM_RUN.
@@ -27,8 +28,11 @@ final class RunState: Sendable {
     runner.rearm()
     let control = chost_fnstcw()
     let mxcsr = chost_stmxcsr()
+    let mask = SignalMask(runner.signalMask)
     thread.pointee.begin(runner)
+    mask?.apply()
     defer {
+      mask?.restore()
       thread.pointee.end()
       chost_ldmxcsr(mxcsr)
       chost_fldcw(control)
@@ -38,22 +42,83 @@ final class RunState: Sendable {
   }
 }
 
+/// The signals that are blocked during KVM_RUN (KVM_SET_SIGNAL_MASK), and those that are otherwise.
+struct SignalMask {
+  private var during = sigset_t()
+  private var outside = sigset_t()
+
+  /// - Parameter signals: bit n - 1 for signal n; nil: there is no such mask.
+  init?(_ signals: UInt64?) {
+    guard let signals else { return nil }
+    pthread_sigmask(SIG_BLOCK, nil, &outside)
+    during = outside
+    let old = withUnsafeBytes(of: outside) { $0.load(as: UInt64.self) }
+    withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: signals, as: UInt64.self) }
+    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken by
+    // the library, even where the client never thought of an action.
+    ClientSignals.watch(old & ~signals)
+  }
+
+  func apply() {
+    var mask = during
+    pthread_sigmask(SIG_SETMASK, &mask, nil)
+  }
+
+  func restore() {
+    var mask = outside
+    pthread_sigmask(SIG_SETMASK, &mask, nil)
+  }
+}
+
 /// What a thread's signal handler has to know. Its memory is the thread's until it ends.
-struct RunThread {
+struct RunThread: ~Copyable {
   private static let capacity = 32
   /// The vCPU that runs on this thread; nil outside KVM_RUN.
   private var running: Unmanaged<Runner>?
+  /// While another thread looks at `running`, or this one changes it.
+  private let isLocked = Atomic<Bool>(false)
+  private var isCancelled = false
   private var count = 0
   private var signals = InlineArray<32, siginfo_t>(repeating: siginfo_t())
 
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
-    pthread_key_create(&key) { free($0) }
+    pthread_key_create(&key) {
+      RunThread.forget()
+      free($0)
+    }
     return key
   }()
 
   /// Makes what signal handlers use, so that none of them has to.
   static func prepare() { _ = key }
+
+  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that were
+  /// cancelled before.
+  private struct All: Sendable {
+    var known: [UInt: UInt] = [:]
+    var cancelled: [UInt] = []
+  }
+  private static let all = Mutex(All())
+
+  private static func forget() {
+    let own = UInt(pthread_self())
+    all.withLock { _ = $0.known.removeValue(forKey: own) }
+  }
+
+  /// pthread_cancel was called for a thread: it is to leave KVM_RUN.
+  static func cancelled(_ thread: UInt) {
+    all.withLock { all in
+      guard let address = all.known[thread],
+        let pointer = UnsafeMutablePointer<RunThread>(bitPattern: address)
+      else {
+        all.cancelled.append(thread)
+        if all.cancelled.count > 64 { all.cancelled.removeFirst() }
+        return
+      }
+      pointer.pointee.cancel()
+    }
+  }
 
   /// The calling thread's; made at its first KVM_RUN.
   static func current() -> UnsafeMutablePointer<RunThread>? {
@@ -61,6 +126,14 @@ struct RunThread {
     guard let memory = malloc(MemoryLayout<RunThread>.size) else { return nil }
     let thread = memory.bindMemory(to: RunThread.self, capacity: 1)
     thread.initialize(to: RunThread())
+    let own = UInt(pthread_self())
+    all.withLock { all in
+      all.known[own] = UInt(bitPattern: memory)
+      if let place = all.cancelled.firstIndex(of: own) {
+        all.cancelled.remove(at: place)
+        thread.pointee.isCancelled = true
+      }
+    }
     pthread_setspecific(key, memory)
     return thread
   }
@@ -72,10 +145,31 @@ struct RunThread {
 
   mutating func begin(_ runner: Runner) {
     count = 0
+    lock()
     running = Unmanaged.passUnretained(runner)
+    if isCancelled { runner.interrupt() }
+    unlock()
   }
 
-  mutating func end() { running = nil }
+  mutating func end() {
+    lock()
+    running = nil
+    unlock()
+  }
+
+  private mutating func cancel() {
+    lock()
+    isCancelled = true
+    running?._withUnsafeGuaranteedRef { $0.interrupt() }
+    unlock()
+  }
+
+  /// Held for some instructions, by no signal handler.
+  private func lock() {
+    while isLocked.exchange(true, ordering: .acquiring) { sched_yield() }
+  }
+
+  private func unlock() { isLocked.store(false, ordering: .releasing) }
 
   var isRunning: Bool { running != nil }
 

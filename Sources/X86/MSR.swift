@@ -13,6 +13,7 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var platformID: Self { Self(0x17) }
   @inlinable public static var apicBase: Self { Self(0x1B) }
   @inlinable public static var smiCount: Self { Self(0x34) }
+  @inlinable public static var smBase: Self { Self(0x9E) }
   @inlinable public static var featureControl: Self { Self(0x3A) }
   @inlinable public static var tscAdjust: Self { Self(0x3B) }
   @inlinable public static var specCtrl: Self { Self(0x48) }

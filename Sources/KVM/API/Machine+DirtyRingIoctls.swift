@@ -19,7 +19,7 @@ extension Machine {
       return try withGuestsStopped { () throws(Errno) -> Int32 in
         var taken: Int32 = 0
         for vcpu in virtualCPUs {
-          taken += vcpu.dirtyRing?.takeMarked { memory.clean($0, page: $1) } ?? 0
+          taken += vcpu.dirtyRing?.takeMarked { memory(of: $0)?.clean($0, page: $1) } ?? 0
         }
         return taken
       }

@@ -9,6 +9,18 @@ import X86CPU
 extension Machine {
   /// As Linux: 15 bits less the slots that it keeps for itself.
   static let maxMemorySlots: UInt32 = 32764
+  /// A slot's number has its address space in bits 31:16: 0, or that of system management mode.
+  static let addressSpaces: UInt32 = 2
+
+  /// The address space of a slot; nil for numbers that no slot has.
+  func memory(of slot: UInt32) -> MachineMemory? {
+    guard slot & 0xFFFF < Self.maxMemorySlots else { return nil }
+    return switch slot >> 16 {
+    case 0: memory
+    case 1: managementMemory
+    default: nil
+    }
+  }
 
   static let memoryIoctls: [(UInt32, Method)] = [
     (
@@ -56,9 +68,10 @@ extension Machine {
       id: region.slot, base: region.guest_phys_addr, size: region.memory_size,
       host: region.userspace_addr, flags: region.flags)
     try Self.check(slot)
+    guard let memory = memory(of: slot.id) else { throw .invalidArgument }
     guard let old = memory.find(slot.id) else {
       if slot.size == 0 { throw .invalidArgument }
-      return try create(&slot, configuration)
+      return try create(&slot, configuration, in: memory)
     }
     if slot.size == 0 {
       try withGuestsStopped { () throws(Errno) in memory.remove(slot.id) }
@@ -75,7 +88,7 @@ extension Machine {
   }
 
   private func create(
-    _ slot: inout MemorySlot, _ configuration: Configuration
+    _ slot: inout MemorySlot, _ configuration: Configuration, in memory: MachineMemory
   ) throws(Errno) {
     if memory.isTaken(slot) { throw .fileExists }
     slot.log = Self.makeLog(slot, configuration)
@@ -109,7 +122,7 @@ extension Machine {
     let flags = UInt32(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES)
     guard slot.flags & ~flags == 0, slot.size & pageMask == 0,
       slot.size >> 12 < 1 << 31, slot.base & pageMask == 0,
-      slot.host & pageMask == 0, slot.id < maxMemorySlots,
+      slot.host & pageMask == 0,
       slot.base < guestLimit, slot.base &+ slot.size <= guestLimit, slot.host < hostLimit,
       slot.host &+ slot.size <= hostLimit,
       slot.host != 0 || slot.size == 0
@@ -123,18 +136,18 @@ extension Machine {
   /// - Throws: EINVAL for a number that no slot can have, ENOENT where there is no log.
   private func logged(
     _ id: UInt32, _ configuration: Configuration
-  ) throws(Errno) -> (slot: MemorySlot, log: DirtyBitmap) {
+  ) throws(Errno) -> (memory: MachineMemory, slot: MemorySlot, log: DirtyBitmap) {
     if configuration.dirtyRingEntries != 0 { throw .noSuchAddressOrDevice }
-    guard id < Self.maxMemorySlots else { throw .invalidArgument }
+    guard let memory = memory(of: id) else { throw .invalidArgument }
     guard let slot = memory.find(id), let log = slot.log else { throw .noSuchFileOrDirectory }
-    return (slot, log)
+    return (memory, slot, log)
   }
 
   /// Copies the log out and, unless the client cleans pages itself, makes all of them clean.
   private func getDirtyLog(
     _ request: kvm_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
-    let (slot, _) = try logged(request.slot, configuration)
+    let (memory, slot, _) = try logged(request.slot, configuration)
     let buffer = Argument(value: UInt(bitPattern: request.dirty_bitmap))
     func copy() throws(Errno) -> [UInt64] {
       let words = memory.log(of: slot)
@@ -155,10 +168,8 @@ extension Machine {
   private func clearDirtyLog(
     _ request: kvm_clear_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
-    guard request.first_page & 63 == 0, request.slot < Self.maxMemorySlots else {
-      throw .invalidArgument
-    }
-    let (slot, log) = try logged(request.slot, configuration)
+    guard request.first_page & 63 == 0 else { throw .invalidArgument }
+    let (memory, slot, log) = try logged(request.slot, configuration)
     let total = UInt64(log.pageCount)
     let count = UInt64(request.num_pages)
     guard request.first_page <= total, count <= total &- request.first_page,

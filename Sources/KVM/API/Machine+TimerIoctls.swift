@@ -62,6 +62,17 @@ extension Machine {
       }
     ),
     (
+      CKVM_GET_TSC_KHZ,
+      { (machine, _) throws(Errno) in Int32(clamping: machine.clock.reference.rate.kilohertz) }
+    ),
+    (
+      CKVM_SET_TSC_KHZ,
+      { (machine, argument) throws(Errno) in
+        machine.clock.set(rate: try TSCRate(wanted: argument.value))
+        return 0
+      }
+    ),
+    (
       CKVM_GET_CLOCK,
       { (machine, argument) throws(Errno) in
         try argument.write(machine.readClock())

@@ -118,7 +118,7 @@ extension Machine {
           [(name: "vcpus", kind: .instant), (name: "memslots", kind: .instant)])
       }
       guard let file = statisticsFile else { throw .noMemory }
-      file.update([UInt64(virtualCPUs.count), UInt64(memory.all.count)])
+      file.update([UInt64(virtualCPUs.count), UInt64(memory.all.count + managementMemory.all.count)])
       return try file.open()
     }
   }

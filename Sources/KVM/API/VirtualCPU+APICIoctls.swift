@@ -102,6 +102,8 @@ extension VirtualCPU {
       UInt32(apic.taskPriority) | UInt32((apic.highestServicedVector ?? 0) & 0xF0) << 8
         | UInt32(apic.highestRequestedVector ?? 0) << 24
     }
-    _ = writeMemory(priorityCopy, count: 4) { $0.storeBytes(of: value, as: UInt32.self) }
+    _ = writeMemory(priorityCopy, count: 4, in: machine.memory) {
+      $0.storeBytes(of: value, as: UInt32.self)
+    }
   }
 }

@@ -29,6 +29,13 @@ extension VirtualCPU {
       }
     ),
     (
+      CKVM_SMI,
+      { (vcpu, _) throws(Errno) in
+        vcpu.queueSMI()
+        return 0
+      }
+    ),
+    (
       CKVM_GET_VCPU_EVENTS,
       { (vcpu, argument) throws(Errno) in
         try argument.write(vcpu.events)
@@ -66,6 +73,10 @@ extension VirtualCPU {
     value.nmi.masked = state & UInt64(Interruptibility.blockingByNMI) != 0 ? 1 : 0
     value.flags = UInt32(
       KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM)
+    value.smi.smm = smm.isActive ? 1 : 0
+    value.smi.pending = pendingSMI.load(ordering: .sequentiallyConsistent) ? 1 : 0
+    value.smi.smm_inside_nmi = smm.isActive && smm.wasNMIBlocked ? 1 : 0
+    value.smi.latched_init = smm.isINITLatched ? 1 : 0
     if options.hasExceptionPayload { value.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
     if options.hasTripleFaultEvent {
       value.flags |= UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
@@ -116,9 +127,9 @@ extension VirtualCPU {
     guard value.flags & ~known == 0,
       !hasException || value.exception.nr < 32 && value.exception.nr != ExceptionVector.nmi.rawValue
     else { throw .invalidArgument }
-    // There is no system management mode to be in.
+    // No CPU that waits for its start is in system management mode.
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0,
-      value.smi.smm != 0 || value.smi.pending != 0
+      value.smi.smm != 0 || value.smi.pending != 0, mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED)
     {
       throw .invalidArgument
     }
@@ -150,6 +161,7 @@ extension VirtualCPU {
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0 {
       isTripleFaultPending = value.triple_fault.pending != 0
     }
+    if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0 { setManagement(value) }
     setBlocking(value)
     mustCheckEvents = true
     stateChanged()

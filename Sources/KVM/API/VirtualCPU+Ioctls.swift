@@ -85,6 +85,10 @@ extension VirtualCPU {
     guard known.contains(Int32(bitPattern: state)),
       apic != nil || state == UInt32(KVM_MP_STATE_RUNNABLE)
     else { throw .invalidArgument }
+    // INIT waits for the end of system management mode.
+    let isAfterINIT =
+      state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) || state == UInt32(KVM_MP_STATE_INIT_RECEIVED)
+    if isAfterINIT, smm.isActive || pendingSMI.load(ordering: .relaxed) { throw .invalidArgument }
     if state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) {
       mpState = UInt32(KVM_MP_STATE_INIT_RECEIVED)
       request(.startup)

@@ -67,15 +67,11 @@ extension VirtualCPU {
         return 0
       }
     ),
-    (CKVM_GET_TSC_KHZ, { (_, _) throws(Errno) in Int32(clamping: HostTSC.kilohertz) }),
+    (CKVM_GET_TSC_KHZ, { (vcpu, _) throws(Errno) in Int32(clamping: vcpu.tscRate.kilohertz) }),
     (
       CKVM_SET_TSC_KHZ,
-      { (_, argument) throws(Errno) in
-        // The counter is the host's: only its own frequency, give or take 250 parts per million.
-        let wanted = argument.value == 0 ? HostTSC.kilohertz : UInt64(argument.value)
-        let tolerance = HostTSC.kilohertz / 4000
-        guard wanted &+ tolerance >= HostTSC.kilohertz, wanted <= HostTSC.kilohertz &+ tolerance
-        else { throw .invalidArgument }
+      { (vcpu, argument) throws(Errno) in
+        vcpu.setTSCRate(try TSCRate(wanted: argument.value))
         return 0
       }
     ),

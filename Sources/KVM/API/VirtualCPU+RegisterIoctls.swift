@@ -157,7 +157,7 @@ extension VirtualCPU {
     return event.info.vector
   }
 
-  private var specialRegisters2: kvm_sregs2 {
+  var specialRegisters2: kvm_sregs2 {
     var value = kvm_sregs2()
     value.cs = SegmentStruct.make(backend.segment(.cs))
     value.ds = SegmentStruct.make(backend.segment(.ds))
@@ -232,7 +232,7 @@ extension VirtualCPU {
     }
   }
 
-  private func setCommonRegisters(_ value: kvm_sregs2) throws(Errno) {
+  func setCommonRegisters(_ value: kvm_sregs2) throws(Errno) {
     try check(value)
     guard writeMSR(MSR.apicBase.rawValue, value.apic_base, byHost: true) else {
       throw .invalidArgument
@@ -259,12 +259,12 @@ extension VirtualCPU {
   }
 
   /// The page-directory pointers that a PAE guest has loaded.
-  private func loadPDPTRs() {
+  func loadPDPTRs() {
     guard usesPAE else { return }
     let base = backend[.cr3] & 0xFFFF_FFE0
     let registers: [ControlBlockRegister] = [.pdptr0, .pdptr1, .pdptr2, .pdptr3]
     for (index, register) in registers.enumerated() {
-      backend[register] = machine.memory.load(base &+ UInt64(index) * 8) ?? 0
+      backend[register] = memory.load(base &+ UInt64(index) * 8) ?? 0
     }
   }
 

@@ -92,6 +92,8 @@ protocol VirtualizationBackend: AnyObject {
   func setNMIWindow(_ open: Bool)
 
   func setTSCOffset(_ offset: UInt64)
+  /// Guest counts for each of the host's, in units of 2^-48.
+  func setTSCMultiplier(_ multiplier: UInt64)
   /// Which CR4 bits the guest may set without an exit.
   func setGuestCR4(allowed: UInt64)
   /// Names the root of the nested page tables.

@@ -325,8 +325,8 @@ extension VirtualCPU {
   // MARK: Devices that the hypervisor has
 
   func readDevice(_ address: UInt64, size: Int) -> UInt64? {
-    switch machine.memory.place(address, count: size) {
-    case .at(let memory): return Self.load(memory, size)
+    switch memory.place(address, count: size) {
+    case .at(let place): return Self.load(place, size)
     case .fault:
       emulation.isHostFault = true
       return nil

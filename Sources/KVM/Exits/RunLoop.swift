@@ -78,7 +78,7 @@ extension VirtualCPU {
     guard slot != nil else { return }
     storeSynchronizedState()
     run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
-    run.pointee.flags = 0
+    run.pointee.flags = smm.isActive ? UInt16(KVM_RUN_X86_SMM) : 0
     run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
     if let apic {
       apic.state.withLock {
@@ -220,7 +220,7 @@ extension VirtualCPU {
   /// then halts, and whoever frees the lock in between wakes it once.
   private func wakes() -> Bool {
     guard mpState == UInt32(KVM_MP_STATE_HALTED) else { return false }
-    if !wakePending, pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
+    if !wakePending, !isSMIDeliverable, pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
       guard hasPendingInterrupt else { return false }
       _ = takeSlot()
       guard isInterruptAllowed else { return false }

@@ -57,6 +57,7 @@ extension VirtualCPU {
     guard mustCheckEvents else { return }
     if debug.blocksInterrupts { return }
     mustCheckEvents = false
+    if isSMIDeliverable { deliverSMI(after: isTaken) }
     if pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 { injectNMI(&isTaken) }
     injectInterrupt(isTaken)
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// #UD that is not one to the guest: VMMCALL. A guest that was told to be on AMD's processor makes its
+// #UD that is not one to the guest: RSM, and VMMCALL. A guest that was told to be on AMD's processor makes its
 // hypercalls so. It is done as VMCALL is, and the instruction replaced by VMCALL, which is faster the
 // next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
 
@@ -16,6 +16,7 @@ extension VirtualCPU {
   /// An instruction was undefined.
   func exitForUndefined() -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
+    if smm.isActive, isResume(at: start) { return leaveSystemManagement() }
     guard isQuirkOn(Quirks.fixHypercall), code(at: start) == Self.vmmcall else {
       raise(.invalidOpcode)
       return .resume
@@ -32,9 +33,9 @@ extension VirtualCPU {
     machine.options.withLock { $0.disabledQuirks } & quirk == 0
   }
 
-  private func code(at start: UInt64) -> [UInt8] {
-    (0..<3).compactMap { offset in
-      translate(start &+ UInt64(offset)).flatMap { machine.memory.load($0, as: UInt8.self) }
+  func code(at start: UInt64, count: Int = 3) -> [UInt8] {
+    (0..<count).compactMap { offset in
+      translate(start &+ UInt64(offset)).flatMap { memory.load($0, as: UInt8.self) }
     }
   }
 

@@ -44,7 +44,7 @@ extension VirtualCPU {
     case .ignored, .coalesced: return false
     case .requested, .external: request(.interrupt)
     case .nmi: queueNMI()
-    case .smi: return false
+    case .smi: queueSMI()
     case .initialize: request(.initSignal)
     case .startup(let page):
       startupVector.store(page, ordering: .sequentiallyConsistent)
@@ -65,7 +65,7 @@ extension VirtualCPU {
 
   /// Both clocks that a local APIC timer may count.
   var apicTime: LocalAPIC.Time {
-    LocalAPIC.Time(nanoseconds: HostClock.monotonic(), tsc: HostTSC.read() &+ tscOffset)
+    LocalAPIC.Time(nanoseconds: HostClock.monotonic(), tsc: guestTSC)
   }
 
   /// Does what a register write asks for.
@@ -104,7 +104,7 @@ extension VirtualCPU {
     case .nanoseconds(let time): deadline = time
     case .tsc(let value):
       let time = apicTime
-      let distance = value > time.tsc ? HostTSC.nanoseconds(value &- time.tsc) : 0
+      let distance = value > time.tsc ? tscRate.nanoseconds(value &- time.tsc) : 0
       let (sum, overflow) = time.nanoseconds.addingReportingOverflow(distance)
       // Rounded up: a timer must not come before its time.
       deadline = overflow || sum == .max ? .max &- 1 : sum &+ 1

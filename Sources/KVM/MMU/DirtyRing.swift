@@ -7,7 +7,9 @@
 //     kvm_dirty_gfn:  u32 flags (1 dirty, 2 reset)   u32 slot   u64 page in the slot
 
 import CHost
+import Host
 import Synchronization
+import SystemPackage
 
 final class DirtyRing: @unchecked Sendable {
   /// As KVM_DIRTY_RING_MAX_ENTRIES and KVM_DIRTY_RING_RSVD_ENTRIES.
@@ -15,21 +17,28 @@ final class DirtyRing: @unchecked Sendable {
   static let reservedEntries: UInt32 = 64
   static let entrySize = MemoryLayout<kvm_dirty_gfn>.stride
 
-  let pages: UnsafeMutableRawPointer
+  /// What the client maps at this page of the vCPU (KVM_DIRTY_LOG_PAGE_OFFSET).
+  static let pageOffset = 64
+
+  private let mapping: Mapping
+  var pages: UnsafeMutableRawPointer { mapping.address }
+  var byteCount: Int { Int(count) * Self.entrySize }
   let count: UInt32
   /// Entries ever appended and ever reset.
   private let appended = Atomic<UInt32>(0)
   private let reset = Atomic<UInt32>(0)
 
-  /// - Parameter count: a power of two, whose entries fill pages.
-  init(count: UInt32) {
-    self.count = count
-    let bytes = Int(count) * Self.entrySize
-    pages = .allocate(byteCount: bytes, alignment: 4096)
-    pages.initializeMemory(as: UInt8.self, repeating: 0, count: bytes)
-  }
+  /// Bytes of the file that a ring of `count` entries makes of a vCPU's.
+  static func fileSize(count: UInt32) -> Int { pageOffset * 4096 + Int(count) * entrySize }
 
-  deinit { pages.deallocate() }
+  /// - Parameters:
+  ///   - count: a power of two, whose entries fill pages.
+  ///   - file: of `fileSize` bytes, all 0.
+  init(count: UInt32, file: Int32) throws(Errno) {
+    self.count = count
+    mapping = try Mapping(
+      sharing: file, offset: Self.pageOffset * 4096, size: Int(count) * Self.entrySize)
+  }
 
   /// So full that the client has to empty it before the guest goes on.
   var isFull: Bool {
@@ -82,10 +91,13 @@ extension VirtualCPU {
   }
 
   /// Writes guest memory on the guest's behalf; see `MachineMemory.write`.
+  ///
+  /// - Parameter space: nil: the address space that the guest is in.
   func writeMemory(
-    _ address: UInt64, count: Int, _ body: (UnsafeMutableRawPointer) -> Void
+    _ address: UInt64, count: Int, in space: MachineMemory? = nil,
+    _ body: (UnsafeMutableRawPointer) -> Void
   ) -> Bool {
-    machine.memory.write(address, count: count, body) { slot, page in
+    (space ?? memory).write(address, count: count, body) { slot, page in
       dirtyRing?.append(slot: slot, page: page)
     }
   }

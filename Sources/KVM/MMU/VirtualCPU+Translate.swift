@@ -24,7 +24,7 @@ extension VirtualCPU {
     for level in stride(from: levels - 1, through: 0, by: -1) {
       let shift = UInt64(12 + 9 * level)
       let index = (linear >> shift) & 511
-      guard let entry = machine.memory.load(table &+ index * 8, as: UInt64.self),
+      guard let entry = memory.load(table &+ index * 8, as: UInt64.self),
         entry & PageTableEntry.present != 0
       else { return nil }
       let isLarge = level > 0 && level < 3 && entry & PageTableEntry.pageSize != 0
@@ -39,7 +39,7 @@ extension VirtualCPU {
 
   private func walk32(_ linear: UInt64, _ root: UInt64, _ largePages: Bool) -> UInt64? {
     let directory = root &+ (linear >> 22 & 1023) * 4
-    guard let entry = machine.memory.load(directory, as: UInt32.self), entry & 1 != 0 else {
+    guard let entry = memory.load(directory, as: UInt32.self), entry & 1 != 0 else {
       return nil
     }
     if largePages, entry & 0x80 != 0 {
@@ -47,7 +47,7 @@ extension VirtualCPU {
       return high | UInt64(entry & 0xFFC0_0000) | linear & 0x3F_FFFF
     }
     let place = UInt64(entry & 0xFFFF_F000) &+ (linear >> 12 & 1023) * 4
-    guard let leaf = machine.memory.load(place, as: UInt32.self), leaf & 1 != 0 else { return nil }
+    guard let leaf = memory.load(place, as: UInt32.self), leaf & 1 != 0 else { return nil }
     return UInt64(leaf & 0xFFFF_F000) | linear & 0xFFF
   }
 }

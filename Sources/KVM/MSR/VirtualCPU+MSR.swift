@@ -67,7 +67,7 @@ extension VirtualCPU {
       return apic?.state.withLock { $0.readMSR(number, at: time) }
     case MSR.apicBase.rawValue:
       return apic?.state.withLock { $0.base } ?? msrs.apicBaseWithoutChip
-    case MSR.timeStampCounter.rawValue: return HostTSC.read() &+ tscOffset
+    case MSR.timeStampCounter.rawValue: return guestTSC
     case MSR.tscAdjust.rawValue: return msrs.tscAdjust
     case MSR.tscDeadline.rawValue: return apic?.state.withLock { $0.readTSCDeadline() } ?? 0
     case MSR.featureControl.rawValue: return 1
@@ -81,6 +81,7 @@ extension VirtualCPU {
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
     case MSR.archCapabilities.rawValue: return msrs.architecturalCapabilities
     case MSR.smiCount.rawValue: return msrs.smiCount
+    case MSR.smBase.rawValue: return byHost ? smm.base : nil
     case MSR.powerControl.rawValue: return msrs.powerControl
     case VendorMSR.hardwareConfiguration: return msrs.hardwareConfiguration
     // No counters, so none of their capabilities.
@@ -102,7 +103,7 @@ extension VirtualCPU {
   static func isKnownMSR(_ number: UInt32) -> Bool {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
-      || number == MSR.powerControl.rawValue || VendorMSR.isReadable(number)
+      || number == MSR.smBase.rawValue || number == MSR.powerControl.rawValue || VendorMSR.isReadable(number)
       || number == VendorMSR.hardwareConfiguration
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
@@ -150,6 +151,9 @@ extension VirtualCPU {
     case MSR.smiCount.rawValue:
       guard byHost else { return false }
       msrs.smiCount = value
+    case MSR.smBase.rawValue:
+      guard byHost else { return false }
+      smm.base = value & 0xFFFF_FFFF
     default:
       if MachineCheckBanks.owns(number) {
         return machineCheck.write(number, value, byHost: byHost)
@@ -239,9 +243,9 @@ extension VirtualCPU {
 
   private func writeTSC(_ value: UInt64, byHost: Bool) -> Bool {
     if byHost {
-      setTSCOffset(machine.clock.offset(forWriting: value))
+      setTSCOffset(machine.clock.offset(forWriting: value, rate: tscRate))
     } else {
-      let offset = value &- HostTSC.read()
+      let offset = value &- tscRate.counts(ofHost: HostTSC.read())
       msrs.tscAdjust &+= offset &- tscOffset
       setTSCOffset(offset)
     }
@@ -252,6 +256,22 @@ extension VirtualCPU {
     if !byHost { setTSCOffset(tscOffset &+ value &- msrs.tscAdjust) }
     msrs.tscAdjust = value
     return true
+  }
+
+  /// The guest's counter now.
+  var guestTSC: UInt64 { tscRate.counts(ofHost: HostTSC.read()) &+ tscOffset }
+
+  /// KVM_SET_TSC_KHZ. A counter that nobody has written goes on as if it had always had this rate,
+  /// so that all vCPUs agree; one that was written goes on from where it is.
+  func setTSCRate(_ rate: TSCRate) {
+    if rate == tscRate { return }
+    let isWritten = tscOffset != machine.clock.offset(rate: tscRate)
+    let value = guestTSC
+    tscRate = rate
+    backend.setTSCMultiplier(rate.multiplier)
+    setTSCOffset(
+      isWritten
+        ? value &- rate.counts(ofHost: HostTSC.read()) : machine.clock.offset(rate: rate))
   }
 
   func setTSCOffset(_ offset: UInt64) {
@@ -265,15 +285,18 @@ extension VirtualCPU {
   func writeClock() {
     let address = msrs.systemTime & ~1
     guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
-    let done = writeMemory(address, count: ParavirtualClock.size) {
-      ParavirtualClock.write($0, machine.clock, tscOffset: tscOffset, flags: clockFlags)
+    let done = writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
+      ParavirtualClock.write(
+        $0, machine.clock, rate: tscRate, tscOffset: tscOffset, flags: clockFlags)
     }
     if done { clockFlags &= ~ParavirtualClock.guestStopped }
   }
 
   private func writeWallClock() {
     guard msrs.wallClock & 3 == 0 else { return }
-    _ = writeMemory(msrs.wallClock, count: ParavirtualClock.wallClockSize) {
+    _ = writeMemory(
+      msrs.wallClock, count: ParavirtualClock.wallClockSize, in: machine.memory
+    ) {
       ParavirtualClock.writeWallClock($0, machine.clock)
     }
   }
@@ -288,7 +311,7 @@ enum MSRLists {
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
-      MSR.powerControl.rawValue,
+      MSR.powerControl.rawValue, MSR.smBase.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }

@@ -5,7 +5,14 @@ import X86CPU
 /// The host's time-stamp counter in nanoseconds and back; both saturate.
 extension HostTSC {
   /// Nanoseconds that `counts` take.
-  static func nanoseconds(_ counts: UInt64) -> UInt64 { scaled(counts, 1_000_000, kilohertz) }
+  static func nanoseconds(_ counts: UInt64) -> UInt64 {
+    nanoseconds(counts, kilohertz: kilohertz)
+  }
+
+  /// The same for a counter of `kilohertz`.
+  static func nanoseconds(_ counts: UInt64, kilohertz: UInt64) -> UInt64 {
+    scaled(counts, 1_000_000, max(kilohertz, 1))
+  }
 
   /// Counts in `nanoseconds`.
   static func counts(_ nanoseconds: UInt64) -> UInt64 { scaled(nanoseconds, kilohertz, 1_000_000) }

@@ -14,18 +14,42 @@ final class MachineClock: Sendable {
     /// kvmclock read `nanoseconds` when the host's counter read `tsc`.
     var tsc: UInt64
     var nanoseconds: UInt64
-    /// Guest counter minus host counter, of vCPUs that did not set their own.
+    /// How fast counters of new vCPUs run.
+    var rate = TSCRate.host
+    /// Guest counter minus host counter at that rate, of vCPUs that did not set their own.
     var tscOffset: UInt64
     /// The last write of a guest's counter by the client, to tell writes that mean "the same".
-    var lastWrite: (value: UInt64, hostTSC: UInt64)?
+    var lastWrite: LastWrite?
+  }
+
+  struct LastWrite: Sendable {
+    var value: UInt64
+    /// The host's counter then, at the vCPU's rate.
+    var time: UInt64
+    var rate: TSCRate
+    var offset: UInt64
   }
 
   private let state: Mutex<State>
+  /// The host's counter when the machine was made.
+  private let start: UInt64
 
   init() {
     let tsc = HostTSC.read()
+    start = tsc
     state = Mutex(State(tsc: tsc, nanoseconds: 0, tscOffset: 0 &- tsc))
   }
+
+  /// KVM_SET_TSC_KHZ for vCPUs to come.
+  func set(rate: TSCRate) {
+    state.withLock {
+      $0.rate = rate
+      $0.tscOffset = offset(rate: rate)
+    }
+  }
+
+  /// The offset with which a counter of `rate` counts from when the machine was made.
+  func offset(rate: TSCRate) -> UInt64 { 0 &- rate.counts(ofHost: start) }
 
   var reference: State { state.withLock { $0 } }
 
@@ -47,20 +71,20 @@ final class MachineClock: Sendable {
   /// The counter offset for a vCPU whose client writes `value` to its counter. Writes of the same
   /// value (or 0), or of one that goes on from the last, within a second of each other mean that
   /// the counters are to agree: they get the same offset.
-  func offset(forWriting value: UInt64) -> UInt64 {
-    let now = HostTSC.read()
+  func offset(forWriting value: UInt64, rate: TSCRate) -> UInt64 {
+    let now = rate.counts(ofHost: HostTSC.read())
     return state.withLock { state in
-      if let last = state.lastWrite {
-        let second = HostTSC.kilohertz &* 1000
-        let continued = last.value &+ (now &- last.hostTSC)
+      if let last = state.lastWrite, last.rate == rate {
+        let second = rate.kilohertz &* 1000
+        let continued = last.value &+ (now &- last.time)
         let distance = min(value &- continued, continued &- value)
-        if value == 0 || value == last.value || distance < second, now &- last.hostTSC < second {
-          return state.tscOffset
-        }
+        let means = value == 0 || value == last.value || distance < second
+        if means, now &- last.time < second { return last.offset }
       }
-      state.lastWrite = (value, now)
-      state.tscOffset = value &- now
-      return state.tscOffset
+      let offset = value &- now
+      state.lastWrite = LastWrite(value: value, time: now, rate: rate, offset: offset)
+      if rate == state.rate { state.tscOffset = offset }
+      return offset
     }
   }
 }

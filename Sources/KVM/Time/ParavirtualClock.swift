@@ -36,14 +36,16 @@ enum ParavirtualClock {
 
   /// Writes the vCPU's time structure with the version protocol: odd while it changes.
   static func write(
-    _ place: UnsafeMutableRawPointer, _ clock: MachineClock, tscOffset: UInt64, flags: UInt8
+    _ place: UnsafeMutableRawPointer, _ clock: MachineClock, rate: TSCRate, tscOffset: UInt64,
+    flags: UInt8
   ) {
     let reference = clock.reference
-    let scale = scale(kilohertz: HostTSC.kilohertz)
+    let scale = scale(kilohertz: rate.kilohertz)
     let version = place.load(as: UInt32.self) & ~1
     place.storeBytes(of: version &+ 1, as: UInt32.self)
     place.storeBytes(of: 0, toByteOffset: 4, as: UInt32.self)
-    place.storeBytes(of: reference.tsc &+ tscOffset, toByteOffset: 8, as: UInt64.self)
+    let counts = rate.counts(ofHost: reference.tsc) &+ tscOffset
+    place.storeBytes(of: counts, toByteOffset: 8, as: UInt64.self)
     place.storeBytes(of: reference.nanoseconds, toByteOffset: 16, as: UInt64.self)
     place.storeBytes(of: scale.multiplier, toByteOffset: 24, as: UInt32.self)
     place.storeBytes(of: scale.shift, toByteOffset: 28, as: Int8.self)

@@ -59,7 +59,7 @@ extension VirtualCPU {
   func accountStealTime() {
     guard steal.isEnabled else { return }
     let stolen = steal.take()
-    _ = writeMemory(steal.address, count: StealTime.size) { place in
+    _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) { place in
       let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
       place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
       place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)

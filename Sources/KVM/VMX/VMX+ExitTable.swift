@@ -142,7 +142,7 @@ extension VMX {
   }
 
   private static let exitRDTSC: Handler = { _, vcpu in
-    let value = HostTSC.read() &+ vcpu.tscOffset
+    let value = vcpu.guestTSC
     vcpu.cpu.gpr[0] = value & 0xFFFF_FFFF
     vcpu.cpu.gpr[2] = value >> 32
     vcpu.advance()
@@ -206,7 +206,7 @@ extension VMX {
   private static let exitEPTViolation: Handler = { vmx, vcpu in
     let address = vmx.cpu.vmread(.guestPhysicalAddress)
     let isWrite = vmx.qualification & 2 != 0
-    switch vcpu.machine.memory.map(address, writing: isWrite) {
+    switch vcpu.memory.map(address, writing: isWrite) {
     case .mapped: return .resume
     case .fault: return vcpu.hostFault()
     case .dirtied(let slot, let page): return vcpu.noteDirty(slot: slot, page: page)

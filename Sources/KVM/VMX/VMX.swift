@@ -142,6 +142,12 @@ final class VMX: VirtualizationBackend {
 
   func setTSCOffset(_ offset: UInt64) { cpu.vmwrite(.tscOffset, offset) }
 
+  func setTSCMultiplier(_ multiplier: UInt64) {
+    cpu.vmwrite(.tscMultiplier, multiplier)
+    let scaling = multiplier == 1 << 48 ? 0 : SecondaryControls.useTSCScaling
+    cpu.vmwrite(.secondaryControls, UInt64(Self.secondary | scaling))
+  }
+
   func setGuestCR4(allowed: UInt64) {
     let mask = ~allowed | CR4.vmxe.rawValue
     cpu.vmwrite(.cr4Mask, mask)
