@@ -20,7 +20,7 @@ extension Hypervisor {
   /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest that
   /// has it runs meanwhile, and none has what was there before.
   package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
-    let affected = openMachines.filter { $0.memory.uses(range) }
+    let affected = openMachines.filter { $0.memories.contains { $0.uses(range) } }
     if affected.isEmpty {
       defer { HostMemoryMap.shared.changed() }
       return change()
@@ -39,7 +39,7 @@ extension Hypervisor {
   /// Runs `change`, which changes a file's size or takes pages out of it.
   package func changeFile<R>(_ descriptor: Int32, _ change: () -> R) -> R {
     let machines = openMachines
-    let ranges = machines.flatMap { $0.memory.all.map(\.hostRange) }
+    let ranges = machines.flatMap(\.memories).flatMap { $0.all.map(\.hostRange) }
     guard let file = HostMemoryMap.File(descriptor),
       HostMemoryMap.shared.maps(file, in: ranges)
     else {
@@ -66,12 +66,12 @@ extension Hypervisor {
   private static func stop<R>(_ machines: [Machine], _ change: () -> R) -> R {
     let deadline = HostClock.monotonic() &+ patience
     func stopRest(_ rest: ArraySlice<Machine>) -> R {
-      guard let machine = rest.first else { return changeRest(machines[...]) }
+      guard let machine = rest.first else { return changeRest(machines.flatMap(\.memories)[...]) }
       return machine.withGuestsStopped(until: deadline) { stopRest(rest.dropFirst()) }
     }
-    func changeRest(_ rest: ArraySlice<Machine>) -> R {
-      guard let machine = rest.first else { return change() }
-      return machine.memory.withMappingsChanging { changeRest(rest.dropFirst()) }
+    func changeRest(_ rest: ArraySlice<MachineMemory>) -> R {
+      guard let memory = rest.first else { return change() }
+      return memory.withMappingsChanging { changeRest(rest.dropFirst()) }
     }
     return stopRest(machines[...])
   }

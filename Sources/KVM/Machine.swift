@@ -32,6 +32,8 @@ final class Machine: @unchecked Sendable {
   let memory: MachineMemory
   /// What vCPUs in system management mode have in its place: address space 1.
   let managementMemory: MachineMemory
+  /// By address space.
+  var memories: [MachineMemory] { [memory, managementMemory] }
   let clock: MachineClock
   let bus = CPUBus()
   let timers: TimerThread
@@ -78,7 +80,9 @@ final class Machine: @unchecked Sendable {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
-    if hypervisor.codeGuard != nil { for slot in memory.all + managementMemory.all { release(slot) } }
+    if hypervisor.codeGuard != nil {
+      for slot in memories.flatMap(\.all) { release(slot) }
+    }
     // Another machine's memory may come to lie where this one's was.
     hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
   }

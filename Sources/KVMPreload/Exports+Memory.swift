@@ -13,6 +13,10 @@ import KVM
 @_cdecl("mmap") public func exportedMmap(
   _ address: UInt, _ length: UInt, _ protection: Int32, _ flags: Int32, _ file: Int32, _ offset: Int
 ) -> Int {
+  if DirtyRingMapping.isRefused(file, length, protection, flags, offset) {
+    errno = EINVAL
+    return -1
+  }
   // Other mappings are made where nothing is.
   let replaces = flags & MAP_FIXED != 0
   return ClientMemory.map(replaces ? address : 0, replaces ? length : 0) {

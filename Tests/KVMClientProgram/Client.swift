@@ -14,7 +14,7 @@ final class Client {
 
   init(
     _ code: [UInt8], size: Int = 1 << 16, memory given: UnsafeMutableRawPointer? = nil,
-    chips: Bool = false
+    chips: Bool = false, ringBytes: UInt64 = 0
   ) throws {
     system = open("/dev/kvm", O_RDWR | O_CLOEXEC)
     try expect(system >= 0, "open")
@@ -24,6 +24,12 @@ final class Client {
     memory =
       given
       ?? mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)
+    if ringBytes != 0 {
+      var capability = kvm_enable_cap()
+      capability.cap = UInt32(KVM_CAP_DIRTY_LOG_RING)
+      capability.args.0 = ringBytes
+      try expect(ioctl(machine, UInt(CKVM_ENABLE_CAP), &capability) == 0, "dirty ring")
+    }
     if chips { try expect(ioctl(machine, UInt(CKVM_CREATE_IRQCHIP), CInt(0)) == 0, "irqchip") }
     try Self.setMemory(machine, slot: 0, at: 0, memory, size)
     cpu = ioctl(machine, UInt(CKVM_CREATE_VCPU), CInt(0))

@@ -8,7 +8,8 @@ import Testing
 
 @Suite struct PreloadTests {
   @Test(arguments: [
-    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps", "faults",
+    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps",
+    "faults", "ring", "cancel", "mask",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"

@@ -183,6 +183,12 @@ static inline void *chost_mremap_to(void *memory, size_t size, void *place) {
 /// RDTSC.
 static inline uint64_t chost_rdtsc(void) { return __builtin_ia32_rdtsc(); }
 
+/// LFENCE, then RDTSC.
+static inline uint64_t chost_ordered_rdtsc(void) {
+  __builtin_ia32_lfence();
+  return __builtin_ia32_rdtsc();
+}
+
 /// STMXCSR and LDMXCSR.
 static inline uint32_t chost_stmxcsr(void) { return __builtin_ia32_stmxcsr(); }
 static inline void chost_ldmxcsr(uint32_t value) { __builtin_ia32_ldmxcsr(value); }

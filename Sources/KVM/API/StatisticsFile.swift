@@ -118,7 +118,8 @@ extension Machine {
           [(name: "vcpus", kind: .instant), (name: "memslots", kind: .instant)])
       }
       guard let file = statisticsFile else { throw .noMemory }
-      file.update([UInt64(virtualCPUs.count), UInt64(memory.all.count + managementMemory.all.count)])
+      let slots = memories.reduce(0) { $0 + $1.all.count }
+      file.update([UInt64(virtualCPUs.count), UInt64(slots)])
       return try file.open()
     }
   }

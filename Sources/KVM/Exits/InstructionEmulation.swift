@@ -351,7 +351,7 @@ extension VirtualCPU {
       }
     }
     if isMemory { return true }
-    if case .fault = machine.memory.place(address, count: size, writing: true) {
+    if case .fault = memory.place(address, count: size, writing: true) {
       emulation.isHostFault = true
       return false
     }

@@ -103,7 +103,8 @@ extension VirtualCPU {
   static func isKnownMSR(_ number: UInt32) -> Bool {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
-      || number == MSR.smBase.rawValue || number == MSR.powerControl.rawValue || VendorMSR.isReadable(number)
+      || number == MSR.smBase.rawValue || number == MSR.powerControl.rawValue
+      || VendorMSR.isReadable(number)
       || number == VendorMSR.hardwareConfiguration
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)

@@ -23,7 +23,9 @@ struct StateSaveArea {
   }
 
   subscript<T: FixedWidthInteger>(_ offset: Int, type: T.Type = T.self) -> T {
-    get { bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset - Self.first, as: T.self) } }
+    get {
+      bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset - Self.first, as: T.self) }
+    }
     set {
       bytes.withUnsafeMutableBytes {
         $0.storeBytes(of: newValue, toByteOffset: offset - Self.first, as: T.self)

@@ -11,6 +11,9 @@ package enum HostTSC {
   /// The host's counter now.
   @inline(__always) package static func read() -> UInt64 { chost_rdtsc() }
 
+  /// The same, after all loads before it: what is read here is later than what those have read.
+  @inline(__always) package static func readInOrder() -> UInt64 { chost_ordered_rdtsc() }
+
   /// The counter's frequency in kHz: from the host's CPUID where it says so, else measured against
   /// CLOCK_MONOTONIC_RAW for 10 milliseconds, once.
   package static let kilohertz: UInt64 = {
@@ -49,8 +52,9 @@ package enum HostTSC {
 }
 
 extension CPU {
-  /// The counter of this physical CPU.
-  package var physicalTSC: UInt64 { HostTSC.read() &+ s.pointee.system.tscAdjust }
+  /// The counter of this physical CPU. In order, as RDTSCP demands, and for RDTSC too: guests
+  /// that compare their CPUs' counters through memory shall not see one go backwards.
+  package var physicalTSC: UInt64 { HostTSC.readInOrder() &+ s.pointee.system.tscAdjust }
 
   /// The counter as code that runs now reads it.
   package var guestTSC: UInt64 {
