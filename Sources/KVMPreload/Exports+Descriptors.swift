@@ -21,7 +21,8 @@ private let kvmRequestType: UInt = 0xAE
   }
   let result = Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   if result == -1, errno == EBUSY, UInt32(truncatingIfNeeded: request) == UInt32(CUFFDIO_REGISTER),
-    let library = Library.existing, let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
+    let library = Library.existing,
+    let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
   {
     // A migration's page faults are the client's: what we watch for writes we give up.
     let start = UInt(memory.pointee.range.start)
