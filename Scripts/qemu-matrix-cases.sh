@@ -20,6 +20,20 @@ boots() {
   exited 20
 }
 
+# A restart by the guest, another by the monitor.
+resets() {
+  local count
+  ending=()
+  start guest "$@" -kernel "$cloud" -initrd .guest/initramfs-marker.cpio \
+    -append "$console martlet.reboot"
+  await 60 "$work/guest.log" 'MARTLET-GUEST-READY' || return
+  await_lines 60 guest 'MARTLET-GUEST-READY' 2 || return
+  monitor 20 system_reset || return
+  count=$(lines guest 'Linux version')
+  await_lines 60 guest 'Linux version' $((count + 1)) &&
+    await_lines 60 guest 'MARTLET-GUEST-READY' $((count + 1))
+}
+
 # Hashes of a disk that the guest reads and of one that it fills.
 disk() {
   local device=$1
@@ -118,7 +132,7 @@ snapshot() {
   await_count 60 guest $((saved + 20)) || return
   reached=$(counted guest)
   monitor 30 "loadvm one" || return
-  await_lines 60 guest $((reached + 20)) || return
+  await_lines 60 guest '^MATRIX [0-9]' $((reached + 20)) || return
   finish
   cp "$work/guest.log" "$work/before.log"
   start guest "${counting_guest[@]}" -loadvm one
@@ -126,20 +140,10 @@ snapshot() {
     chain_holds "$work/before.log" "$work/guest.log"
 }
 
-# await_lines SECONDS NAME COUNT: so many lines from a counting guest, which may have gone back.
-await_lines() {
-  local deadline=$((SECONDS + $1 * patience))
-  until [ "$(grep -ac '^MATRIX [0-9]' "$work/$2.log")" -ge "$3" ]; do
-    if [ $SECONDS -ge $deadline ]; then
-      note="the guest does not go on after loadvm"
-      return 1
-    fi
-    sleep 0.1
-  done
-}
-
 # A guest that counts and hashes moves to another QEMU.
 migration() {
+  accelerator=$1
+  shift
   local source guest=("$@" "${counting[@]}" -initrd "$work/matrix.cpio")
   start there "${guest[@]}" -incoming "unix:$work/migrate.sock"
   local target=$machine target_log=$work/there.log
@@ -189,7 +193,7 @@ debugger() {
 known_row() {
   [[ $1 =~ $only ]] || return 0
   known=$((known + 1))
-  row "$1" known - "$2"
+  row "$1" known - - "$2"
 }
 
 boot_rows() {
@@ -216,9 +220,15 @@ all_rows() {
   for cpu in host qemu64 Skylake-Server EPYC; do
     check "cloud-amd64 q35 -cpu $cpu" boots "$cloud" q35 2 -cpu $cpu
   done
+  check "cloud-amd64 q35 5 GiB" boots "$cloud" q35 2 -m 5G
+  check "reset, q35 smp=2" resets -M q35 -smp 2
+  check "reset, pc irqchip=off" resets -M pc,kernel-irqchip=off
   check "virtio-blk q35" disk virtio-blk-pci -M q35
   check "virtio-blk pc" disk virtio-blk-pci -M pc -smp 2
   check "virtio-blk microvm" disk virtio-blk-device -M microvm
+  check "virtio-blk in a thread (irqfd)" disk virtio-blk-pci,iothread=t -M q35 -object iothread,id=t
+  check "virtio-blk, shared memory" disk virtio-blk-pci -M q35,memory-backend=m \
+    -object memory-backend-memfd,id=m,size=512M,share=on
   check "virtio-net q35" network virtio-net-pci -M q35
   check "virtio-net pc" network virtio-net-pci -M pc -smp 2
   check "virtio-net microvm" network virtio-net-device -M microvm
@@ -230,8 +240,9 @@ all_rows() {
   check "OVMF in flash, GRUB, disk, pc" boots_ovmf -M pc -vga std -hda "$work/disk"
   check "savevm, loadvm, q35" snapshot -M q35
   check "savevm, loadvm, pc smp=2" snapshot -M pc -smp 2
-  check "migration, q35" migration -M q35
-  check "migration, q35 smp=2" migration -M q35 -smp 2
+  check "migration, q35" migration '' -M q35
+  check "migration, q35 smp=2" migration '' -M q35 -smp 2
+  check "migration, dirty ring" migration ,dirty-ring-size=4096 -M q35
   check "gdb, q35" debugger -M q35
   check "gdb, q35 smp=2" debugger -M q35 -smp 2
 }
@@ -243,5 +254,5 @@ quick_rows() {
   check "virtio-blk q35" disk virtio-blk-pci -M q35
   check "virtio-net q35" network virtio-net-pci -M q35
   check "savevm, loadvm, q35" snapshot -M q35
-  check "migration, q35" migration -M q35
+  check "migration, q35" migration '' -M q35
 }

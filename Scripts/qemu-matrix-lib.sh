@@ -10,6 +10,9 @@ fail() {
   exit 2
 }
 
+# For a row: options of the accelerator, and what a restart does.
+accelerator='' ending=()
+
 # Every QEMU that a test started and that still runs.
 machines=()
 
@@ -21,7 +24,7 @@ start() {
   rm -f "$work/$name".{in,out,log}
   mkfifo "$work/$name.in" "$work/$name.out"
   : >"$work/$name.log"
-  "${launcher[@]}" "$qemu" -accel kvm -m 512M -nodefaults -no-reboot -display none \
+  "${launcher[@]}" "$qemu" -accel "kvm$accelerator" -m 512M -nodefaults -display none "${ending[@]}" \
     -chardev "file,id=console,path=$work/$name.log" -serial chardev:console \
     -chardev "pipe,id=monitor,path=$work/$name" -mon monitor,mode=control "$@" \
     </dev/null >"$work/$name.messages" 2>&1 &
@@ -119,6 +122,20 @@ await_count() {
   done
 }
 
+lines() { grep -ac "$2" "$work/$1.log"; }
+
+# await_lines SECONDS NAME PATTERN COUNT: so many lines with the pattern.
+await_lines() {
+  local deadline=$((SECONDS + $1 * patience))
+  until [ "$(lines "$2" "$3")" -ge "$4" ]; do
+    if [ $SECONDS -ge $deadline ]; then
+      note="\"$3\" came $(lines "$2" "$3") times, not $4"
+      return 1
+    fi
+    sleep 0.1
+  done
+}
+
 # chain_holds FILE...: the lines that counting guests printed are, put together, numbers with the
 # right hashes, whose order breaks where a machine was loaded alone; nothing was corrupt.
 chain_holds() {
@@ -159,16 +176,28 @@ free_port() {
 passed=0 failed=0 known=0
 
 row() {
-  printf '%-42s %-6s %7s  %s\n' "$1" "$2" "$3" "$4"
+  printf '%-42s %-6s %7s %7s  %s\n' "$1" "$2" "$3" "$4" "$5"
+}
+
+# Tenths of a second of processor time that ended children took, in $spent. (A subshell's
+# children are not ours.)
+processor_time() {
+  times >"$work/times"
+  spent=$(awk 'NR == 2 {
+    for (i = 1; i <= 2; i++) { split($i, part, "[ms]"); sum += part[1] * 60 + part[2] }
+    printf "%d", sum * 10
+  }' "$work/times")
 }
 
 # check NAME FUNCTION ARGUMENT...: one row.
 check() {
-  local name=$1 begin end seconds
+  local name=$1 begin before wall cpu
   shift
   [[ $name =~ $only ]] || return 0
-  note=''
+  note='' accelerator='' ending=(-no-reboot)
   begin=$(date +%s%N)
+  processor_time
+  before=$spent
   if "$@"; then
     result=pass
     passed=$((passed + 1))
@@ -177,10 +206,11 @@ check() {
     failed=$((failed + 1))
     keep "$name"
   fi
-  end=$(date +%s%N)
   finish_all
-  seconds=$(((end - begin) / 100000000))
-  row "$name" "$result" "$((seconds / 10)).$((seconds % 10))" "$note"
+  wall=$((($(date +%s%N) - begin) / 100000000))
+  processor_time
+  cpu=$((spent - before))
+  row "$name" "$result" "$((wall / 10)).$((wall % 10))" "$((cpu / 10)).$((cpu % 10))" "$note"
   rm -f "$work"/*.{log,in,out,messages,img,qcow2,sock}
 }
 

@@ -79,7 +79,7 @@ trap 'finish_all; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 Scripts/make-initramfs.sh .guest/busybox Scripts/init-matrix "$work/matrix.cpio" .guest/modules/*.ko
 
-row row result seconds note
+row row result seconds "cpu s" note
 if [ -n "$quick" ]; then quick_rows; else all_rows; fi
 echo "$passed passed, $failed failed, $known not run for known reasons"
 [ $failed -eq 0 ]
