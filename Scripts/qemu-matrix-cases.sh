@@ -150,7 +150,7 @@ migration() {
   start here "${guest[@]}"
   source=$machine
   await_count 60 here 20 "$source" || return
-  monitor 20 "migrate_set_parameter max-bandwidth 1G" || return
+  monitor 20 "migrate_set_parameter max-bandwidth 100M" || return
   monitor 20 "migrate -d unix:$work/migrate.sock" || return
   local deadline=$((SECONDS + 90 * patience))
   while :; do

@@ -10,6 +10,7 @@
 #   --quick            a few rows that take less than a minute together
 #   --only REGEX       rows whose name matches
 #   --known            also the rows that fail on the kernel's KVM for QEMU's own reasons
+#   --translator off   options for "martlet kvm", as are --pcpus N and --stats
 #   --kernel           on the kernel's /dev/kvm instead, which may be slow: waits are 20 times longer
 #   --if-installed     without QEMU say so and pass
 #   --install          install what is missing by apt-get (as root) first
@@ -25,12 +26,18 @@ cd "$(dirname "$0")/.."
 
 quick='' only='' all_known='' install='' optional='' patience=1
 qemu=${QEMU:-qemu-system-x86_64}
-launcher=("${MARTLET:-.build/release/martlet}" kvm --)
+launcher=("${MARTLET:-.build/release/martlet}" kvm) options=()
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=yes ;;
     --known) all_known=yes ;;
     --kernel) launcher=(env) patience=20 ;;
+    --stats) options+=("$1") ;;
+    --translator | --pcpus)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      options+=("$1" "$2")
+      shift
+      ;;
     --install) install=yes ;;
     --if-installed) optional=yes ;;
     --only)
@@ -46,6 +53,8 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+
+[ "${launcher[0]}" = env ] || launcher+=("${options[@]}" --)
 
 # Programs and files with the packages that bring them.
 missing() {
