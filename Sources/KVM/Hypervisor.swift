@@ -31,6 +31,8 @@ package enum ClientWrites: Sendable {
   /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may change
   /// what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
   case unannounced
+  /// The same, without protection: code is compared with what it was (`CodeGuard`).
+  case compared
 }
 
 package final class Hypervisor: Sendable {
@@ -69,7 +71,9 @@ package final class Hypervisor: Sendable {
     let log = reports.makeLog()
     translationLog = log
     self.clientWrites = clientWrites
-    codeGuard = clientWrites == .announced ? nil : try? CodeGuard.install()
+    codeGuard =
+      clientWrites == .announced
+      ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
     pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
       try VMX.enable(cpu)
       if !translates { return }

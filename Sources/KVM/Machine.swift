@@ -66,7 +66,7 @@ final class Machine: @unchecked Sendable {
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
-    let changes = hypervisor.clientWrites == .unannounced
+    let changes = hypervisor.clientWrites != .announced
     memory = try MachineMemory(changes: changes)
     managementMemory = try MachineMemory(changes: changes)
     clock = MachineClock()
@@ -93,7 +93,7 @@ final class Machine: @unchecked Sendable {
   /// Under the ioctl lock.
   func makeInterruptEvents(_ controller: InterruptController) throws(Errno) -> InterruptEvents {
     if let interruptEvents { return interruptEvents }
-    let events = try InterruptEvents(controller)
+    let events = try InterruptEvents(controller, hypervisor.codeGuard)
     interruptEvents = events
     return events
   }

@@ -28,7 +28,7 @@ final class Library: Sendable {
   private init() throws(Errno) {
     hypervisor = try Hypervisor(
       physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
-      clientWrites: Settings.watchesWrites ? .unannounced : .announced)
+      clientWrites: Settings.clientWrites)
     process = getpid()
     ClientSignals.watchFaults()
   }
@@ -147,8 +147,14 @@ enum Settings {
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
-  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code.
-  static let watchesWrites = value("MARTLET_CLIENT_WRITES") != "ignored"
+  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared: without
+  /// userfaultfd.
+  static let clientWrites: ClientWrites =
+    switch value("MARTLET_CLIENT_WRITES") {
+    case "ignored": .announced
+    case "compared": .compared
+    default: .unannounced
+    }
   /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
   static let statistics = value("MARTLET_STATS") == "1"
 

@@ -4,6 +4,7 @@ import CHost
 import InterruptChips
 import Synchronization
 import SystemPackage
+import X86CPU
 
 /// The interrupt chips: creation, lines, routing, messages, state.
 extension Machine {
@@ -13,6 +14,7 @@ extension Machine {
       CKVM_IRQ_LINE,
       { (machine, argument) throws(Errno) in
         let level: kvm_irq_level = try argument.read()
+        if level.level != 0 { machine.noteInterrupt() }
         _ = try machine.requireChips().setLine(level.irq, level.level != 0)
         return 0
       }
@@ -21,6 +23,7 @@ extension Machine {
       CKVM_IRQ_LINE_STATUS,
       { (machine, argument) throws(Errno) in
         var level: kvm_irq_level = try argument.read()
+        if level.level != 0 { machine.noteInterrupt() }
         level.status = try machine.requireChips().setLine(level.irq, level.level != 0)
         try argument.write(level)
         return 0
@@ -43,12 +46,16 @@ extension Machine {
         guard interrupt.isValid(machine.options.withLock { $0.messageFormat }) else {
           throw .invalidArgument
         }
+        machine.noteInterrupt()
         return max(chips.signal(interrupt), 0)
       }
     ),
     (CKVM_GET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.getChip(argument) }),
     (CKVM_SET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.setChip(argument) }),
   ]
+
+  /// User space is about to interrupt the guest: what it says is ready may have been written unseen.
+  func noteInterrupt() { hypervisor.codeGuard?.contentsMayHaveChanged() }
 
   func requireChips(
     _ error: Errno = .noSuchAddressOrDevice

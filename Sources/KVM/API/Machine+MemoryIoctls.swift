@@ -94,7 +94,7 @@ extension Machine {
     slot.log = Self.makeLog(slot, configuration)
     // What was decoded of this memory when it was something else is not this machine's code.
     Self.forgetCode(slot)
-    if hypervisor.clientWrites == .unannounced { ClientMappings.note(slot.hostRange) }
+    if hypervisor.clientWrites != .announced { ClientMappings.note(slot.hostRange) }
     hypervisor.codeGuard?.add(slot.hostRange)
     memory.add(slot)
   }

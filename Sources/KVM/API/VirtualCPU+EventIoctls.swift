@@ -16,6 +16,7 @@ extension VirtualCPU {
         guard interrupt.irq < 256 else { throw .invalidArgument }
         guard vcpu.hasClientPIC else { throw .noSuchAddressOrDevice }
         guard vcpu.queuedInterrupt == nil else { throw .fileExists }
+        vcpu.machine.noteInterrupt()
         vcpu.queuedInterrupt = UInt8(interrupt.irq)
         vcpu.mustCheckEvents = true
         return 0
@@ -24,6 +25,7 @@ extension VirtualCPU {
     (
       CKVM_NMI,
       { (vcpu, _) throws(Errno) in
+        vcpu.machine.noteInterrupt()
         vcpu.queueNMI()
         return 0
       }

@@ -42,7 +42,9 @@ extension VirtualCPU {
     defer { releaseSlot() }
     hasRun = true
     if isWaitingForStartup { try waitForStartup() }
-    _ = takeSlot()
+    let slot = takeSlot()
+    // The client may know of what others have written.
+    if hypervisor.codeGuard != nil { slot.cpu.beginComparison() }
     try loadSynchronizedState()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
     guard complete() else { return try finishRun() }

@@ -10,6 +10,7 @@ import Host
 import InterruptChips
 import Synchronization
 import SystemPackage
+import X86CPU
 
 final class InterruptEvents: @unchecked Sendable {
   private struct Source: Sendable {
@@ -27,13 +28,16 @@ final class InterruptEvents: @unchecked Sendable {
   private let controller: InterruptController
   private let state = Mutex(State())
   private let poller: Poller
+  /// Who signals an eventfd may be another process that has written to the guest's memory.
+  private let codeGuard: CodeGuard?
   private let wake: EventFile
   private let isStopping = Atomic<Bool>(false)
   private let ended = Parker()
   private static let wakeToken: UInt64 = 0
 
-  init(_ controller: InterruptController) throws(Errno) {
+  init(_ controller: InterruptController, _ codeGuard: CodeGuard?) throws(Errno) {
     self.controller = controller
+    self.codeGuard = codeGuard
     poller = try Poller()
     wake = try EventFile()
     try poller.add(wake.descriptor.rawValue, token: Self.wakeToken)
@@ -100,6 +104,7 @@ final class InterruptEvents: @unchecked Sendable {
       return source
     }
     guard let source else { return }
+    codeGuard?.contentsMayHaveChanged()
     if source.resample != nil {
       controller.setLine(source.gsi, true, source: InterruptController.Source.resample)
     } else {

@@ -3,6 +3,7 @@
 // Between which addresses the memory of all slots lies, for those who stand before the client's mmap:
 // a look at two words, as most calls concern no slot.
 
+import Host
 import Synchronization
 
 package enum ClientMappings {

@@ -15,6 +15,7 @@
 // (HostMemoryMap); all entries go when it changes its mappings (Hypervisor+ClientMappings).
 
 import CHost
+import Host
 import Synchronization
 import SystemPackage
 import X86

@@ -33,19 +33,26 @@ extension CPU {
     at linear: UInt64, _ slot: UnsafeMutablePointer<JumpCacheEntry>
   ) throws(GuestException) -> BlockPointer {
     let host = try executeAddress(linear)
+    let owner = owner
+    let comparison = owner.comparison
+    owner.compareCode(host & Page.mask)
     let modeKey = s.pointee.modeKey
     var block = s.pointee.blocks._withUnsafeGuaranteedRef { $0.find(host: host, modeKey: modeKey) }
     if let found = block, found.pointee.secondPage != 0 {
       let second = try executeAddress(nextLinear(linear & Page.mask, Page.size)) & Page.mask
-      if second != found.pointee.secondPage {
+      owner.compareCode(second)
+      if second != found.pointee.secondPage || !found.pointee.isValid {
         owner.blocks.drop(page: found.pointee.host & Page.mask)
         block = nil
       }
     }
     let result: BlockPointer
     if let block { result = block } else { result = try buildBlock(linear, host) }
-    slot.pointee = JumpCacheEntry(
-      linear: linear, context: s.pointee.blockContext, block: result)
+    // While it was built, a comparison may have begun.
+    if comparison == owner.comparison {
+      slot.pointee = JumpCacheEntry(
+        linear: linear, context: s.pointee.blockContext, block: result)
+    }
     return result
   }
 
@@ -79,6 +86,7 @@ extension CPU {
     cache.makeRoom()
     let page = host & Page.mask
     owner.markCode(page)
+    owner.keepCopy(page)
     let mode = CodeMode(rawValue: s.pointee.codeMode) ?? .bits64
     let ops = cache.nextOps
     let room = Int(Page.size - host & Page.offsetMask)
@@ -122,6 +130,8 @@ extension CPU {
       owner.markCode(page)
       owner.markCode(secondPage)
     } while !CodePages.shared.isReady(page)
+    owner.keepCopy(page)
+    owner.keepCopy(secondPage)
     var bytes = InlineArray<32, UInt8>(repeating: 0)
     let low = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
     let high = UnsafeRawPointer(bitPattern: UInt(second)).unsafelyUnwrapped

@@ -73,6 +73,10 @@ package final class BlockCache {
   package private(set) var flushes: UInt64 = 0
   package private(set) var built: UInt64 = 0
   package private(set) var invalidated: UInt64 = 0
+  /// By host page; kept where clients write unannounced (PhysicalCPU+Comparison).
+  var copies: [UInt64: CodeCopy] = [:]
+  /// Whether there may be one with bytes.
+  var hasCopies = false
   /// Called when translations went away, before anything runs again.
   var nativeDropped: () -> Void = {}
   private var lostNative = false
@@ -96,6 +100,7 @@ package final class BlockCache {
   }
 
   deinit {
+    dropCopies()
     UnsafeMutableRawPointer(ops).deallocate()
     blocks.deallocate()
     hash.deallocate()
@@ -191,12 +196,14 @@ package final class BlockCache {
     jumpCache.update(
       repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
       count: Int(Self.jumpCacheMask) + 1)
+    dropCopies()
     flushes += 1
     nativeDropped()
   }
 
   /// Drops the code of one host page. The running block may be among it.
   func drop(page: UInt64) {
+    dropCopy(page)
     var index = pages.removeValue(forKey: page) ?? -1
     while index >= 0 {
       let next = blocks[Int(index)].nextInPage

@@ -113,6 +113,13 @@ package final class CodePages: Sendable {
 
   // MARK: The guard
 
+  /// The guard, if there is one.
+  var installed: CodeGuard? {
+    UnsafeRawPointer(bitPattern: guardian.load(ordering: .acquiring)).map {
+      Unmanaged<CodeGuard>.fromOpaque($0).takeUnretainedValue()
+    }
+  }
+
   private func withGuardian(_ body: (CodeGuard) -> Void) {
     let address = guardian.load(ordering: .acquiring)
     guard let pointer = UnsafeRawPointer(bitPattern: address) else { return }

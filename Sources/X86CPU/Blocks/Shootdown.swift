@@ -69,6 +69,8 @@ final class ShootdownQueue: Sendable {
     case protect(UInt64)
     /// Drop the code of this host page.
     case dropCode(UInt64)
+    /// Compare code before it is executed.
+    case compare
     /// Drop all write translations and all code.
     case everything
   }
@@ -129,15 +131,18 @@ extension PhysicalCPU {
       return
     }
     let last = shootdowns.take(&taken)
+    var compares = false
     for request in taken {
       switch request {
       case .protect(let page): dropWriteTranslations(page)
       case .dropCode(let page): blocks.drop(page: page)
+      case .compare: compares = true
       case .everything:
         dropTranslations()
         blocks.dropEveryPage()
       }
     }
+    if compares { beginComparison() }
     taken.removeAll(keepingCapacity: true)
     shootdowns.processed.store(last, ordering: .sequentiallyConsistent)
   }

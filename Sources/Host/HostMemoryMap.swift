@@ -10,33 +10,33 @@
 // are seen late where memory goes away, and at once where it comes.
 
 import CHost
-import Host
 import Synchronization
 import SystemPackage
-import X86
 
 #if canImport(Glibc)
   import Glibc
 #endif
 
-final class HostMemoryMap: Sendable {
-  static let shared = HostMemoryMap()
+package final class HostMemoryMap: Sendable {
+  package static let shared = HostMemoryMap()
 
   /// Readable memory without holes.
-  struct Area: Sendable {
-    var range: Range<UInt64>
-    var isWritable: Bool
+  package struct Area: Sendable {
+    package var range: Range<UInt64>
+    package var isWritable: Bool
+    /// Others may see it, and write to it, by mappings of their own.
+    package var isShared = false
     /// What it is a mapping of; nil for anonymous memory.
     var file: File?
     /// It was looked whether the file is as long.
     var isTrimmed = false
-    var generation: UInt64 = 0
+    package var generation: UInt64 = 0
 
     /// Where the client changes nothing.
-    static let everything = Area(range: 0..<(.max), isWritable: true)
+    package static let everything = Area(range: 0..<(.max), isWritable: true)
   }
 
-  struct File: Equatable, Sendable {
+  package struct File: Equatable, Sendable {
     var device: UInt64
     var node: UInt64
   }
@@ -60,25 +60,18 @@ final class HostMemoryMap: Sendable {
   private let state = Mutex(State())
   private let changes = Atomic<UInt64>(1)
 
-  var generation: UInt64 { changes.load(ordering: .sequentiallyConsistent) }
+  package var generation: UInt64 { changes.load(ordering: .sequentiallyConsistent) }
 
   /// A mapping of this process changed.
-  func changed() { changes.add(1, ordering: .sequentiallyConsistent) }
+  package func changed() { changes.add(1, ordering: .sequentiallyConsistent) }
 
   /// The area of an address; nil where nothing can be read. A page of a file, or one that waits for
   /// the client's userfaultfd, may be brought in.
   ///
   /// - Parameter anew: whatever is known.
-  func area(at address: UInt64, anew: Bool = false) -> Area? {
+  package func area(at address: UInt64, anew: Bool = false) -> Area? {
     let now = generation
-    let found = state.withLock { state -> Area? in
-      if anew || state.generation != now {
-        state.areas = Self.read(now)
-        state.generation = now
-      }
-      return state.index(of: address).map { state.areas[$0] }
-    }
-    guard var found else { return nil }
+    guard var found = untrimmed(at: address, now, anew: anew) else { return nil }
     if found.file == nil || found.isTrimmed { return found }
     found.range = Self.trim(found.range)
     found.isTrimmed = true
@@ -93,8 +86,23 @@ final class HostMemoryMap: Sendable {
     return nil
   }
 
+  private func untrimmed(at address: UInt64, _ now: UInt64, anew: Bool) -> Area? {
+    state.withLock { state in
+      if anew || state.generation != now {
+        state.areas = Self.read(now)
+        state.generation = now
+      }
+      return state.index(of: address).map { state.areas[$0] }
+    }
+  }
+
+  /// Whether others may write to the memory at an address by other mappings.
+  package func isShared(at address: UInt64) -> Bool {
+    untrimmed(at: address, generation, anew: false)?.isShared ?? true
+  }
+
   /// Whether an open file is mapped in one of the ranges, as far as is known.
-  func maps(_ file: File, in ranges: [Range<UInt>]) -> Bool {
+  package func maps(_ file: File, in ranges: [Range<UInt>]) -> Bool {
     state.withLock { state in
       state.areas.contains { area in
         area.file == file
@@ -109,22 +117,23 @@ final class HostMemoryMap: Sendable {
 
   /// The part of a mapping that lies within its file: pages beyond have nothing to read.
   private static func trim(_ range: Range<UInt64>) -> Range<UInt64> {
-    var low = range.lowerBound >> Page.shift
-    var high = range.upperBound >> Page.shift
+    var low = range.lowerBound >> pageShift
+    var high = range.upperBound >> pageShift
     // Everything below `low` is there, `high` and beyond is not or is the end.
     if high > low, isThere(high - 1) { return range }
     while low < high {
       let middle = (low + high) / 2
       if isThere(middle) { low = middle + 1 } else { high = middle }
     }
-    return range.lowerBound..<max(low << Page.shift, range.lowerBound)
+    return range.lowerBound..<max(low << pageShift, range.lowerBound)
   }
 
+  private static let pageShift: UInt64 = 12
   private static let populateRead: Int32 = 22  // MADV_POPULATE_READ
 
   private static func isThere(_ page: UInt64) -> Bool {
-    let address = UnsafeMutableRawPointer(bitPattern: UInt(page << Page.shift))
-    if madvise(address, Int(Page.size), populateRead) == 0 { return true }
+    let address = UnsafeMutableRawPointer(bitPattern: UInt(page << pageShift))
+    if madvise(address, 1 << pageShift, populateRead) == 0 { return true }
     if errno != EINVAL { return false }
     // Before kernel 5.14.
     var byte: UInt8 = 0
@@ -140,7 +149,7 @@ final class HostMemoryMap: Sendable {
       guard var area = area(line) else { continue }
       area.generation = generation
       if let last = areas.last, last.range.upperBound == area.range.lowerBound,
-        last.isWritable == area.isWritable, last.file == nil, area.file == nil
+        last.isWritable == area.isWritable, last.isShared == area.isShared, last.file == nil, area.file == nil
       {
         areas[areas.count - 1].range = last.range.lowerBound..<area.range.upperBound
       } else {
@@ -158,6 +167,7 @@ final class HostMemoryMap: Sendable {
       rest.first == UInt8(ascii: "r")
     else { return nil }
     let isWritable = rest.dropFirst().first == UInt8(ascii: "w")
+    let isShared = rest.dropFirst(3).first == UInt8(ascii: "s")
     rest = rest.dropFirst(5)
     guard number(&rest, until: UInt8(ascii: " "), radix: 16) != nil,
       let major = number(&rest, until: UInt8(ascii: ":"), radix: 16),
@@ -165,7 +175,8 @@ final class HostMemoryMap: Sendable {
       let node = number(&rest, until: UInt8(ascii: " "), radix: 10)
     else { return nil }
     let file = File(device: major << 32 | minor, node: node)
-    return Area(range: start..<end, isWritable: isWritable, file: node == 0 ? nil : file)
+    return Area(
+      range: start..<end, isWritable: isWritable, isShared: isShared, file: node == 0 ? nil : file)
   }
 
   private static func number(
@@ -185,7 +196,7 @@ final class HostMemoryMap: Sendable {
 
 extension HostMemoryMap.File {
   /// The file that a descriptor is open on.
-  init?(_ descriptor: Int32) {
+  package init?(_ descriptor: Int32) {
     var status = stat()
     guard fstat(descriptor, &status) == 0 else { return nil }
     let device = UInt64(status.st_dev)
