@@ -69,8 +69,8 @@ package struct Doctor {
       _ = try UserFaultDescriptor()
       return "\(name): seen by userfaultfd"
     } catch {
-      return "\(name): unseen where code was, userfaultfd: \(error); "
-        + "sysctl vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would mend that"
+      return "\(name): seen late, by comparing, as userfaultfd says: \(error); "
+        + "vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would mend that"
     }
   }
 

@@ -16,7 +16,8 @@ struct KVMCommand: ParsableCommand {
 
       The program must be dynamically linked. The library libmartlet-kvm.so is looked for beside \
       this program, in ../lib and ../lib/martlet from there, or where MARTLET_KVM_LIBRARY says. The \
-      options here set MARTLET_PCPUS, MARTLET_TRANSLATOR and MARTLET_STATS for it. The exit status \
+      options here set MARTLET_PCPUS, MARTLET_TRANSLATOR, MARTLET_CLIENT_WRITES and MARTLET_STATS \
+      for it. The exit status \
       is the program's; 127 when it cannot be started.
       """)
 
@@ -25,6 +26,12 @@ struct KVMCommand: ParsableCommand {
 
   @Option(help: "Translate hot guest code to host code: on or off.")
   var translator = "on"
+
+  @Option(
+    help: ArgumentHelp(
+      "How to learn what the program writes to memory with code.",
+      discussion: "protected (by userfaultfd), compared (with copies), or ignored."))
+  var clientWrites = "protected"
 
   @Flag(help: "Print each vCPU's exits by reason on standard error at the end.")
   var stats = false
@@ -61,6 +68,10 @@ struct KVMCommand: ParsableCommand {
       throw ValidationError("--translator takes on or off")
     }
     if translator == "off" { setenv("MARTLET_TRANSLATOR", translator, 1) }
+    guard ["protected", "compared", "ignored"].contains(clientWrites) else {
+      throw ValidationError("--client-writes takes protected, compared or ignored")
+    }
+    if clientWrites != "protected" { setenv("MARTLET_CLIENT_WRITES", clientWrites, 1) }
     if stats { setenv("MARTLET_STATS", "1", 1) }
   }
 

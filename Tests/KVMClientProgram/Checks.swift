@@ -120,9 +120,12 @@ let delivered = Atomic<Int>(0)
 
 func onSignal(_ number: Int32) { delivered.add(1, ordering: .relaxed) }
 
+/// Sends SIGALRM after so long, and again every 200 ms: the first may come before KVM_RUN on a busy
+/// machine. 0 ends it.
 func alarm(after microseconds: Int) {
   var timer = itimerval()
   timer.it_value = timeval(tv_sec: 0, tv_usec: microseconds)
+  if microseconds != 0 { timer.it_interval = timeval(tv_sec: 0, tv_usec: 200_000) }
   setitimer(__itimer_which_t(ITIMER_REAL.rawValue), &timer, nil)
 }
 
@@ -138,15 +141,20 @@ func signalChecks() throws {
     kept == withUnsafeBytes(of: action) { $0.load(as: UInt.self) }
       && old.sa_flags & SA_SIGINFO == 0,
     "sigaction tells what was set")
-  for round in 1...20 {
+  for _ in 1...20 {
+    let before = delivered.load(ordering: .relaxed)
+    let start = time(nil)
     alarm(after: 2000)
     try expect(client.enter() == -EINTR, "EINTR")
-    try expect(delivered.load(ordering: .relaxed) == round, "the handler ran, once")
+    alarm(after: 0)
+    let count = delivered.load(ordering: .relaxed) - before
+    try expect(count == 1 || count > 0 && time(nil) > start, "the handler ran, \(count) times")
     try expect(client.run.pointee.exit_reason == UInt32(KVM_EXIT_INTR), "KVM_EXIT_INTR")
   }
   // Outside KVM_RUN it is an ordinary signal, and leaves no mark.
+  let before = delivered.load(ordering: .relaxed)
   raise(SIGALRM)
-  try expect(delivered.load(ordering: .relaxed) == 21)
+  try expect(delivered.load(ordering: .relaxed) == before + 1)
   let other = try Client(Code.out(5) + Code.loop)
   try expect(try other.output() == 5, "a past signal does not interrupt")
   client.run.pointee.immediate_exit = 1
@@ -156,10 +164,11 @@ func signalChecks() throws {
 func haltChecks() throws {
   let client = try Client([0xFB] + Code.halt + Code.out(1), chips: true)
   signal(SIGALRM, onSignal)
-  delivered.store(0, ordering: .relaxed)
-  for round in 1...5 {
+  for _ in 1...5 {
+    let before = delivered.load(ordering: .relaxed)
     alarm(after: 5000)
-    try expect(client.enter() == -EINTR && delivered.load(ordering: .relaxed) == round, "halted")
+    try expect(client.enter() == -EINTR && delivered.load(ordering: .relaxed) > before, "halted")
+    alarm(after: 0)
   }
 }
 

@@ -9,11 +9,20 @@ import Testing
 @Suite struct PreloadTests {
   @Test(arguments: [
     "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps",
-    "faults", "ring", "cancel", "mask",
+    "process", "faults", "ring", "cancel", "mask",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"
     let result = try Command.run(["kvm", "--", program, check])
+    #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
+  }
+
+  /// Without userfaultfd.
+  @Test(arguments: ["writes", "remaps", "process"])
+  func comparedWrites(_ check: String) throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(
+      ["kvm", "--client-writes", "compared", "--", program, check])
     #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
   }
 
