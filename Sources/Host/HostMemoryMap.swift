@@ -149,7 +149,8 @@ package final class HostMemoryMap: Sendable {
       guard var area = area(line) else { continue }
       area.generation = generation
       if let last = areas.last, last.range.upperBound == area.range.lowerBound,
-        last.isWritable == area.isWritable, last.isShared == area.isShared, last.file == nil, area.file == nil
+        last.isWritable == area.isWritable, last.isShared == area.isShared, last.file == nil,
+        area.file == nil
       {
         areas[areas.count - 1].range = last.range.lowerBound..<area.range.upperBound
       } else {
