@@ -74,13 +74,15 @@ package final class Hypervisor: Sendable {
     codeGuard =
       clientWrites == .announced
       ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
-    pool = try PhysicalCPUPool(count: count) { (cpu) throws(Errno) in
-      try VMX.enable(cpu)
-      if !translates { return }
-      try Translator.install(
-        on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
-        codeBytes: tuning.codeBytes, log: log, measures: reports.measures)
-    }
+    pool = try PhysicalCPUPool(
+      count: count,
+      enable: { (cpu) throws(Errno) in
+        try VMX.enable(cpu)
+        if !translates { return }
+        try Translator.install(
+          on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
+          codeBytes: tuning.codeBytes, log: log, measures: reports.measures)
+      }, enableSpare: { (cpu) throws(Errno) in try VMX.enable(cpu) })
   }
 
   /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.

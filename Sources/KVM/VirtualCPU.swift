@@ -245,9 +245,12 @@ final class VirtualCPU: @unchecked Sendable {
   }
 
   /// Makes sure that this vCPU has a physical CPU.
-  func takeSlot() -> PhysicalCPUSlot {
+  ///
+  /// - Parameter runs: one that runs guest code.
+  @discardableResult
+  func takeSlot(runs: Bool = true) -> PhysicalCPUSlot {
     if let slot { return slot }
-    let slot = hypervisor.pool.acquire(self)
+    let slot = hypervisor.pool.acquire(self, runs: runs)
     self.slot = slot
     return slot
   }
@@ -261,7 +264,7 @@ final class VirtualCPU: @unchecked Sendable {
   /// Runs `body` with the vCPU's state in a physical CPU.
   func withLoaded<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
     if slot != nil { return try body() }
-    _ = takeSlot()
+    takeSlot(runs: false)
     defer { releaseSlot() }
     return try body()
   }

@@ -90,6 +90,36 @@ import Testing
     #expect(best < 5_000_000, "\(best) ns")
   }
 
+  /// A vCPU whose guest runs on and on does not keep others from their state.
+  @Test func stateWaitsForNoGuest() throws {
+    let client = try Client()
+    let other = try client.call(client.vm, CKVM_CREATE_VCPU, 1)
+    defer { client.hypervisor.close(other) }
+    client.load([0xEB, 0xFE])
+    let guest = Thread { _ = try? client.run() }
+    usleep(20_000)
+    let begin = HostClock.monotonic()
+    for round in 0..<300 {
+      var registers = try client.get(other, CKVM_GET_REGS, kvm_regs())
+      #expect(registers.rbx == UInt64(round))
+      registers.rbx += 1
+      try client.set(other, CKVM_SET_REGS, registers)
+    }
+    // A time slice has 10 ms.
+    #expect(HostClock.monotonic() &- begin < 2_000_000_000)
+    client.hypervisor.kick(client.cpu)
+    guest.join()
+    // What was set there is there when it runs.
+    try client.set(other, CKVM_SET_SREGS, try client.get(client.cpu, CKVM_GET_SREGS, kvm_sregs()))
+    client.load([0x88, 0xD8, 0xE6, 0x90])  // mov al, bl; out 0x90, al
+    var registers = try client.get(other, CKVM_GET_REGS, kvm_regs())
+    registers.rip = 0x1000
+    try client.set(other, CKVM_SET_REGS, registers)
+    try client.call(other, CKVM_RUN)
+    let pages = try client.hypervisor.sharedPages(other)
+    #expect(pages.load(fromByteOffset: 4096, as: UInt8.self) == UInt8(truncatingIfNeeded: 300))
+  }
+
   /// Nanoseconds from a kick to the end of KVM_RUN.
   private func timeToLeave(_ client: Client) throws -> UInt64 {
     let begin = Moment()

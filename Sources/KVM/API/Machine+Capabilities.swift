@@ -18,6 +18,8 @@ struct MachineOptions: Sendable {
   /// KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT.
   var hasExceptionPayload = false
   var hasTripleFaultEvent = false
+  /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+  var tellsEmulationFailures = false
   /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_... that leave to the client.
   var userSpaceMSRs: UInt64 = 0
   var msrFilter: MSRFilter?
@@ -120,9 +122,11 @@ extension Machine {
     KVM_CAP_HALT_POLL: { (_, capability) throws(Errno) in
       guard capability.args.0 >> 32 == 0 else { throw .invalidArgument }
     },
-    // An instruction that cannot be emulated always leaves to the client.
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE: { (_, capability) throws(Errno) in
+    // An instruction that cannot be emulated always leaves to the client; see also
+    // `VirtualCPU.accessBeyondWidth`.
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE: { (machine, capability) throws(Errno) in
       guard capability.args.0 <= 1 else { throw .invalidArgument }
+      machine.options.withLock { $0.tellsEmulationFailures = capability.args.0 != 0 }
     },
     KVM_CAP_DISABLE_QUIRKS: { (machine, capability) throws(Errno) in
       machine.options.withLock { $0.disabledQuirks = capability.args.0 }

@@ -27,6 +27,9 @@ struct GuestCPUID {
   /// Leaf 0x40000001 EAX.
   let paravirtualFeatures: UInt32
 
+  /// MAXPHYADDR, where the table says something: leaf 0x80000008 EAX.
+  let physicalAddressBits: UInt64?
+
   private static let anyIndex: UInt64 = 0xFFFF_FFFF
 
   init(_ entries: [kvm_cpuid_entry2]) {
@@ -51,6 +54,8 @@ struct GuestCPUID {
       : Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
     paravirtualFeatures = find(0x4000_0001, 0).eax
+    let widths = find(0x8000_0008, 0).eax & 0xFF
+    physicalAddressBits = widths == 0 ? nil : UInt64(widths)
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
 

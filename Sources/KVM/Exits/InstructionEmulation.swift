@@ -214,7 +214,7 @@ extension VirtualCPU {
   private func emulationFaulted(_ exception: GuestException) -> Disposition {
     completion = .none
     emulation.finish()
-    if exception.isVMExit { return internalError(KVM_INTERNAL_ERROR_EMULATION) }
+    if exception.isVMExit { return emulationFailed() }
     if exception.vector == ExceptionVector.pageFault.rawValue {
       cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
     }
@@ -240,7 +240,7 @@ extension VirtualCPU {
     }
     guard let access = emulation.pending else {
       emulation.finish()
-      return internalError(KVM_INTERNAL_ERROR_EMULATION)
+      return emulationFailed()
     }
     completion = .emulation
     emulationLoadCount = loadCount

@@ -28,7 +28,7 @@ extension VirtualCPU {
       try cpu.emulateTaskSwitch(
         selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
     } catch {
-      if error.isVMExit { return internalError(KVM_INTERNAL_ERROR_EMULATION) }
+      if error.isVMExit { return emulationFailed() }
       if error.vector == ExceptionVector.pageFault.rawValue {
         cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
       }

@@ -11,7 +11,9 @@
 // slot; a slot's state is touched without the lock only by whoever has it busy.
 //
 // More vCPUs than CPUs: waiters stand in a queue; a release hands the slot to the first of them,
-// and a waiter that has waited for a time slice kicks the vCPU that has run longest.
+// and a waiter that has waited for a time slice kicks the vCPU that has run longest. Whoever wants
+// no more than to look at a vCPU's state or to change it does not wait: for them there is one CPU
+// more, made when it is first needed, which never runs a guest.
 
 import Host
 import Synchronization
@@ -48,14 +50,26 @@ final class PhysicalCPUPool: @unchecked Sendable {
 
   private struct State: Sendable {
     var queue: [Waiter] = []
+    /// The CPU that runs no guest.
+    var spare: PhysicalCPUSlot?
   }
 
   let slots: [PhysicalCPUSlot]
   private let state = Mutex(State())
   private let waiterCount = Atomic<Int>(0)
 
+  private let enableSpare: @Sendable (PhysicalCPU) throws(Errno) -> Void
+
   /// Makes `count` physical CPUs and enters VMX operation on each.
-  init(count: Int, enable: (PhysicalCPU) throws(Errno) -> Void) throws(Errno) {
+  ///
+  /// - Parameters:
+  ///   - enable: makes a CPU ready.
+  ///   - enableSpare: the same for one that runs no guest.
+  init(
+    count: Int, enable: (PhysicalCPU) throws(Errno) -> Void,
+    enableSpare: @escaping @Sendable (PhysicalCPU) throws(Errno) -> Void
+  ) throws(Errno) {
+    self.enableSpare = enableSpare
     var slots: [PhysicalCPUSlot] = []
     for index in 0..<count {
       let cpu = PhysicalCPU(number: index)
@@ -65,14 +79,30 @@ final class PhysicalCPUPool: @unchecked Sendable {
     self.slots = slots
   }
 
+  /// Numbers of CPUs are below 64.
+  private var spareNumber: Int? { slots.count < 64 ? slots.count : nil }
+
+  /// The spare CPU if nobody has it, made if there is none.
+  private func takeSpare(_ state: inout State) -> PhysicalCPUSlot? {
+    if let spare = state.spare { return spare.isBusy ? nil : spare }
+    guard let number = spareNumber else { return nil }
+    let cpu = PhysicalCPU(number: number, blockOps: 1 << 10)
+    guard (try? enableSpare(cpu)) != nil else { return nil }
+    let spare = PhysicalCPUSlot(index: number, cpu: cpu)
+    state.spare = spare
+    return spare
+  }
+
   var hasWaiters: Bool { waiterCount.load(ordering: .relaxed) != 0 }
 
   /// Takes a physical CPU for `vcpu` and loads its state there, waiting for one if none is free.
-  func acquire(_ vcpu: VirtualCPU) -> PhysicalCPUSlot {
+  ///
+  /// - Parameter runs: guest code is to run; else the spare one will do.
+  func acquire(_ vcpu: VirtualCPU, runs: Bool = true) -> PhysicalCPUSlot {
     var waiter: Waiter?
     let slot = state.withLock { state -> PhysicalCPUSlot? in
-      if let slot = pick(vcpu) {
-        occupy(slot, vcpu)
+      if let slot = pick(vcpu) ?? (runs ? nil : takeSpare(&state)) {
+        occupy(slot, vcpu, state)
         return slot
       }
       let new = Waiter()
@@ -90,7 +120,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
   func release(_ slot: PhysicalCPUSlot) {
     state.withLock { state in
       slot.shouldYield.store(false, ordering: .relaxed)
-      guard !state.queue.isEmpty else {
+      guard !state.queue.isEmpty, slot !== state.spare else {
         slot.isBusy = false
         return
       }
@@ -105,8 +135,8 @@ final class PhysicalCPUPool: @unchecked Sendable {
   /// Saves a vCPU's state and forgets it: it is going away, or its state is wanted elsewhere. The
   /// caller is the only user of the vCPU.
   func evict(_ vcpu: VirtualCPU) {
-    state.withLock { _ in
-      for slot in slots where slot.resident === vcpu {
+    state.withLock { state in
+      for slot in all(state) where slot.resident === vcpu {
         vcpu.unload(from: slot.cpu)
         slot.resident = nil
       }
@@ -116,16 +146,20 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private func wait(_ waiter: Waiter, _ vcpu: VirtualCPU) -> PhysicalCPUSlot {
     while true {
       let woken = waiter.parker.park(until: HostClock.monotonic() &+ Self.timeSlice)
-      let slot = state.withLock { _ -> PhysicalCPUSlot? in
+      let slot = state.withLock { state -> PhysicalCPUSlot? in
         guard let slot = waiter.slot else {
           if !woken { preempt() }
           return nil
         }
-        occupy(slot, vcpu)
+        occupy(slot, vcpu, state)
         return slot
       }
       if let slot { return slot }
     }
+  }
+
+  private func all(_ state: State) -> [PhysicalCPUSlot] {
+    state.spare.map { slots + [$0] } ?? slots
   }
 
   /// The free slot that suits `vcpu` best: where it is resident, else an empty one, else any.
@@ -138,14 +172,14 @@ final class PhysicalCPUPool: @unchecked Sendable {
     return best
   }
 
-  private func occupy(_ slot: PhysicalCPUSlot, _ vcpu: VirtualCPU) {
+  private func occupy(_ slot: PhysicalCPUSlot, _ vcpu: VirtualCPU, _ state: State) {
     slot.isBusy = true
     slot.busySince = HostClock.monotonic()
     guard slot.resident !== vcpu else { return }
     if let previous = slot.resident { previous.unload(from: slot.cpu) }
     // The vCPU may be resident on a CPU that another vCPU has taken meanwhile: then that one has
     // saved it. On a free one it must be saved now.
-    for other in slots where other.resident === vcpu {
+    for other in all(state) where other.resident === vcpu {
       vcpu.unload(from: other.cpu)
       other.resident = nil
     }

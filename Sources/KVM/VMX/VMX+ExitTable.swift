@@ -206,6 +206,11 @@ extension VMX {
   private static let exitEPTViolation: Handler = { vmx, vcpu in
     let address = vmx.cpu.vmread(.guestPhysicalAddress)
     let isWrite = vmx.qualification & 2 != 0
+    if vcpu.isBeyondWidth(address), vcpu.interruptedEvent == nil {
+      return vcpu.accessBeyondWidth(
+        linear: vmx.cpu.vmread(.guestLinearAddress), isWrite: isWrite,
+        isFetch: vmx.qualification & 4 != 0)
+    }
     switch vcpu.memory.map(address, writing: isWrite) {
     case .mapped: return .resume
     case .fault: return vcpu.hostFault()
