@@ -24,7 +24,8 @@ import Testing
     client.load([0x58, 0xE6, 0x91, 0xF4], at: 0x2000)
     let gate: [UInt16] = [0x2000, 8, 0x8E00, 0, 0, 0, 0, 0]
     for (index, word) in gate.enumerated() {
-      client.memory.storeBytes(of: word, toByteOffset: 0x3000 + 14 * 16 + index * 2, as: UInt16.self)
+      client.memory.storeBytes(
+        of: word, toByteOffset: 0x3000 + 14 * 16 + index * 2, as: UInt16.self)
     }
     // A 64-bit code segment at selector 8.
     client.memory.storeBytes(of: 0x00AF_9B00_0000_FFFF, toByteOffset: 0x4008, as: UInt64.self)
@@ -36,12 +37,13 @@ import Testing
     return client
   }
 
-  @Test(arguments: [
-    ([0x8A, 0x07], UInt8(0x9)),  // mov al, [rdi]
-    ([0x88, 0x07], 0xB),  // mov [rdi], al
-    ([0xFF, 0xE7], 0x19),  // jmp rdi
-    ([0xD9, 0x07], 0x9),  // fld dword [rdi]
-  ] as [([UInt8], UInt8)])
+  @Test(
+    arguments: [
+      ([0x8A, 0x07], UInt8(0x9)),  // mov al, [rdi]
+      ([0x88, 0x07], 0xB),  // mov [rdi], al
+      ([0xFF, 0xE7], 0x19),  // jmp rdi
+      ([0xD9, 0x07], 0x9),  // fld dword [rdi]
+    ] as [([UInt8], UInt8)])
   func reservedBits(_ code: [UInt8], _ errorCode: UInt8) throws {
     let client = try client(code, tells: false)
     let out = try client.nextOut()
