@@ -128,4 +128,67 @@ func processChecks() throws {
     try expect(waitpid(child, &status, 0) == child && status == 0)
     try expect(try client.output() == UInt8(value), "written by a process")
   }
+  // After a fork, memory that is not shared is protected as before.
+  let other = try runningClient(.anonymous)
+  for value in 2...5 {
+    let child = chost_fork()
+    if child == 0 {
+      other.memory.storeBytes(of: 99, toByteOffset: page + valueOffset, as: UInt8.self)
+      _exit(0)
+    }
+    var status: Int32 = 0
+    try expect(waitpid(child, &status, 0) == child && status == 0)
+    other.memory.storeBytes(of: UInt8(value), toByteOffset: page + valueOffset, as: UInt8.self)
+    try expect(try other.output() == UInt8(value), "written after a fork")
+  }
+}
+
+/// The client brings pages by a userfaultfd of its own, as a migration does: the guest waits for them.
+func userFaultChecks() throws {
+  let flags = Int(O_CLOEXEC | O_NONBLOCK)
+  let faults = Int32(chost_syscall(Int(SYS_userfaultfd), flags, 0, 0, 0, 0, 0))
+  // Where the kernel refuses it there is nothing to check.
+  if faults < 0 { return }
+  var api = uffdio_api(api: 0xAA, features: 0, ioctls: 0)
+  try expect(ioctl(faults, UInt(CUFFDIO_API), &api) == 0)
+  let size = 1 << 16
+  // mov al, [0x2000]; out 0xE9, al; jmp back
+  let code: [UInt8] = [0xA0, 0x00, 0x20, 0xE6, 0xE9, 0xEB, 0xF9]
+  let client = try Client(code, size: size, memory: Kind.anonymous.map(size))
+  try expect(try client.output() == 0)
+  try expect(madvise(client.memory + 2 * page, page, MADV_DONTNEED) == 0)
+  let start = UInt64(UInt(bitPattern: client.memory))
+  var memory = uffdio_register(
+    range: uffdio_range(start: start, len: UInt64(size)), mode: 1, ioctls: 0)
+  try expect(ioctl(faults, UInt(CUFFDIO_REGISTER), &memory) == 0, "register")
+  var thread = pthread_t()
+  let argument = UnsafeMutablePointer<Int32>.allocate(capacity: 1)
+  argument.pointee = faults
+  pthread_create(&thread, nil, bringPage, argument)
+  try expect(try client.output() == 42, "the page that was brought")
+  var result: UnsafeMutableRawPointer?
+  pthread_join(thread, &result)
+  try expect(result == nil, "a page was asked for")
+  // And code that is written is seen, if late.
+  (client.memory + 3).copyMemory(from: Code.out(7), byteCount: 4)
+  try client.reset()
+  try expect(try client.output() == 7, "written")
+  close(faults)
+}
+
+/// Answers one fault with a page of 42s.
+private func bringPage(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+  let failure = UnsafeMutableRawPointer(bitPattern: 1)
+  guard let faults = argument?.load(as: Int32.self) else { return failure }
+  var poller = pollfd(fd: faults, events: Int16(POLLIN), revents: 0)
+  guard poll(&poller, 1, 10_000) == 1 else { return failure }
+  var message = [UInt64](repeating: 0, count: 4)
+  guard read(faults, &message, 32) == 32 else { return failure }
+  let source = mmap(nil, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+  memset(source, 42, page)
+  var copy = uffdio_copy()
+  copy.dst = message[2] & ~0xFFF
+  copy.src = UInt64(UInt(bitPattern: source))
+  copy.len = UInt64(page)
+  return ioctl(faults, UInt(CUFFDIO_COPY), &copy) == 0 ? nil : failure
 }

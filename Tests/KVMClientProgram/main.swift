@@ -11,7 +11,8 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("device", deviceChecks), ("descriptors", descriptorChecks), ("pointers", pointerChecks),
   ("fork", forkChecks), ("signals", signalChecks), ("halt", haltChecks),
   ("threads", threadChecks), ("writes", writeChecks), ("remaps", remapChecks),
-  ("process", processChecks), ("faults", faultChecks), ("ring", ringChecks),
+  ("process", processChecks), ("faults", faultChecks),
+  ("userfault", userFaultChecks), ("ring", ringChecks),
   ("cancel", cancelChecks), ("mask", maskChecks),
 ]
 

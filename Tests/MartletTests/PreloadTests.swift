@@ -9,7 +9,7 @@ import Testing
 @Suite struct PreloadTests {
   @Test(arguments: [
     "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps",
-    "process", "faults", "ring", "cancel", "mask",
+    "process", "faults", "userfault", "ring", "cancel", "mask",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"

@@ -159,6 +159,7 @@ static const unsigned int CKVM_XEN_VCPU_SET_ATTR = (unsigned int)KVM_XEN_VCPU_SE
 static const unsigned long CUFFDIO_API = UFFDIO_API;
 static const unsigned long CUFFDIO_REGISTER = UFFDIO_REGISTER;
 static const unsigned long CUFFDIO_UNREGISTER = UFFDIO_UNREGISTER;
+static const unsigned long CUFFDIO_COPY = UFFDIO_COPY;
 static const unsigned long CUFFDIO_WAKE = UFFDIO_WAKE;
 static const unsigned long CUFFDIO_WRITEPROTECT = UFFDIO_WRITEPROTECT;
 static const unsigned long CUSERFAULTFD_IOC_NEW = USERFAULTFD_IOC_NEW;
