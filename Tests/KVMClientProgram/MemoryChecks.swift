@@ -4,6 +4,7 @@
 
 import CHost
 import Glibc
+import Synchronization
 
 /// Guest memory in its kinds.
 private enum Kind: CaseIterable {
@@ -85,6 +86,51 @@ func writeChecks() throws {
       }
     }
   }
+}
+
+/// Values before and after they are written.
+private let writing = Atomic<UInt8>(1)
+private let written = Atomic<UInt8>(1)
+
+/// Two machines have the same memory and run its code on threads of their own, while a third thread
+/// writes to it: nobody executes what was there before KVM_RUN.
+func raceChecks() throws {
+  for kind in Kind.allCases {
+    writing.store(1, ordering: .sequentiallyConsistent)
+    written.store(1, ordering: .sequentiallyConsistent)
+    let first = try runningClient(kind)
+    let second = try Client([0xE9, 0xFD, 0x0F], size: first.size, memory: first.memory)
+    var threads: [pthread_t] = []
+    for client in [first, second] {
+      var thread = pthread_t()
+      pthread_create(&thread, nil, runWhileWritten, Unmanaged.passRetained(client).toOpaque())
+      threads.append(thread)
+    }
+    let place = first.memory + page + valueOffset
+    for value in UInt8(2)...250 {
+      usleep(200)
+      writing.store(value, ordering: .sequentiallyConsistent)
+      place.storeBytes(of: value, as: UInt8.self)
+      written.store(value, ordering: .sequentiallyConsistent)
+    }
+    for thread in threads {
+      var result: UnsafeMutableRawPointer?
+      pthread_join(thread, &result)
+      try expect(result == nil, "\(kind): old code ran")
+    }
+  }
+}
+
+private func runWhileWritten(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+  guard let argument else { return nil }
+  let client = Unmanaged<Client>.fromOpaque(argument).takeRetainedValue()
+  while written.load(ordering: .sequentiallyConsistent) != 250 {
+    let least = written.load(ordering: .sequentiallyConsistent)
+    guard let value = try? client.output(), value >= least,
+      value <= writing.load(ordering: .sequentiallyConsistent)
+    else { return UnsafeMutableRawPointer(bitPattern: 1) }
+  }
+  return nil
 }
 
 /// Another page comes to lie where the code was.

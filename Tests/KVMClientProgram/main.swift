@@ -10,7 +10,7 @@ import Glibc
 let checks: [(name: String, check: () throws -> Void)] = [
   ("device", deviceChecks), ("descriptors", descriptorChecks), ("pointers", pointerChecks),
   ("fork", forkChecks), ("signals", signalChecks), ("halt", haltChecks),
-  ("threads", threadChecks), ("writes", writeChecks), ("remaps", remapChecks),
+  ("threads", threadChecks), ("writes", writeChecks), ("race", raceChecks), ("remaps", remapChecks),
   ("process", processChecks), ("faults", faultChecks),
   ("userfault", userFaultChecks), ("ring", ringChecks),
   ("cancel", cancelChecks), ("mask", maskChecks),

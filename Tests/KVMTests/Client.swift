@@ -33,9 +33,10 @@ final class Client: @unchecked Sendable {
   /// - Parameter prepare: called before the vCPU is made.
   init(
     chips: Chips = .none, memoryFlags: UInt32 = 0, megabytes: Int = 2, translates: Bool = false,
-    prepare: (Client) throws -> Void = { _ in }
+    clientWrites: ClientWrites = .announced, prepare: (Client) throws -> Void = { _ in }
   ) throws {
-    hypervisor = try Hypervisor(physicalCPUs: 1, translates: translates)
+    hypervisor = try Hypervisor(
+      physicalCPUs: 1, translates: translates, clientWrites: clientWrites)
     system = hypervisor.open()
     vm = try hypervisor.ioctl(system, CKVM_CREATE_VM, 0)
     memorySize = megabytes << 20
@@ -174,7 +175,7 @@ final class Client: @unchecked Sendable {
     try set(cpu, CKVM_SET_SREGS, value)
   }
 
-  private func setRealMode() throws(Errno) {
+  func setRealMode() throws(Errno) {
     try changeSpecial {
       $0.cs.base = 0
       $0.cs.selector = 0

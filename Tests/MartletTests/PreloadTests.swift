@@ -8,7 +8,8 @@ import Testing
 
 @Suite struct PreloadTests {
   @Test(arguments: [
-    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "remaps",
+    "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "race",
+    "remaps",
     "process", "faults", "userfault", "ring", "cancel", "mask",
   ])
   func client(_ check: String) throws {
@@ -18,7 +19,7 @@ import Testing
   }
 
   /// Without userfaultfd.
-  @Test(arguments: ["writes", "remaps", "process"])
+  @Test(arguments: ["writes", "race", "remaps", "process"])
   func comparedWrites(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"
     let result = try Command.run(
