@@ -50,7 +50,7 @@ struct GuestCPUID {
     // Before the client says what the guest has, it may have all.
     allowedCR4 =
       entries.isEmpty
-      ? VMXCapabilities.cr4Fixed1 & ~CR4.vmxe.rawValue
+      ? Self.offeredCR4
       : Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
     paravirtualFeatures = find(0x4000_0001, 0).eax
@@ -58,6 +58,9 @@ struct GuestCPUID {
     physicalAddressBits = widths == 0 ? nil : UInt64(widths)
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
+
+  /// What a guest with all of KVM_GET_SUPPORTED_CPUID may set.
+  private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries).allowedCR4
 
   private static func allowedCR4(ecx1: UInt32, ebx7: UInt32, ecx7: UInt32) -> UInt64 {
     var allowed: CR4 = [
