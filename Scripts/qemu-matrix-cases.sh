@@ -104,12 +104,13 @@ boots_disk() {
 
 ovmf_flash() {
   cp /usr/share/OVMF/OVMF_VARS_4M.fd "$work/vars.img"
-  flash=(-drive "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"
+  flash=(-drive "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M$1.fd"
     -drive "if=pflash,format=raw,file=$work/vars.img")
 }
 
 boots_ovmf() {
-  ovmf_flash
+  ovmf_flash "$1"
+  shift
   boots_disk "${flash[@]}" "$@"
 }
 
@@ -236,8 +237,11 @@ all_rows() {
   check "SeaBIOS, GRUB, disk, q35" boots_disk -M q35 -vga std -smp 2 -hda "$work/disk"
   check "SeaBIOS, GRUB, CD, q35" boots_disk -M q35 -vga std -cdrom "$work/disk"
   check "OVMF, kernel, q35" boots "$cloud" q35 1 -bios /usr/share/ovmf/OVMF.fd -vga std
-  check "OVMF in flash, GRUB, disk, q35" boots_ovmf -M q35 -smp 2 -vga std -hda "$work/disk"
-  check "OVMF in flash, GRUB, disk, pc" boots_ovmf -M pc -vga std -hda "$work/disk"
+  check "OVMF in flash, GRUB, disk, q35" boots_ovmf '' -M q35 -smp 2 -vga std -hda "$work/disk"
+  check "OVMF in flash, GRUB, disk, pc" boots_ovmf '' -M pc -vga std -hda "$work/disk"
+  # Its flash can be written in system management mode alone.
+  check "OVMF with SMM, GRUB, disk, q35" boots_ovmf .secboot -M q35,smm=on -smp 2 \
+    -global driver=cfi.pflash01,property=secure,value=on -vga std -hda "$work/disk"
   check "savevm, loadvm, q35" snapshot -M q35
   check "savevm, loadvm, pc smp=2" snapshot -M pc -smp 2
   check "migration, q35" migration '' -M q35
