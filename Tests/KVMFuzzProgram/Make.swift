@@ -66,7 +66,7 @@ enum Make {
   static let memoryRegion: Call.Structure = { worker, place in
     let pages = worker.chance(3) ? 0 : worker.chance(8) ? 512 : 1 + worker.below(32)
     var region = kvm_userspace_memory_region()
-    region.slot = UInt32(worker.below(8))
+    region.slot = worker.slot
     region.flags = UInt32(worker.below(worker.chance(8) ? 16 : 4))
     region.guest_phys_addr = guestPage(worker)
     region.memory_size = UInt64(pages) << 12

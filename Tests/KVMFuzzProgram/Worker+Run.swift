@@ -26,7 +26,7 @@ extension Worker {
       let reason = shared.pointee.exit_reason
       count("exit \(reason)", 0)
       // Where nothing more would come, mostly begin anew.
-      if Self.dead.contains(Int32(reason)), !chance(4) { start(cpu, machine) }
+      if Self.dead.contains(Int32(truncatingIfNeeded: reason)), !chance(4) { start(cpu, machine) }
       if result > 0 || reason > 64 { fail("RUN: \(result), exit \(reason)") }
     }
   }
@@ -40,7 +40,8 @@ extension Worker {
     shared.pointee.kvm_dirty_regs = 0
     shared.pointee.exit_reason = 0
     switch below(8) {
-    case 0: fill(pages + below(512) * 8, 8)
+    // All but the exit reason, which another thread may be about to look at.
+    case 0: fill(pages + of([0, 2 + below(510)]) * 8, 8)
     case 1: fill(pages + 32 + below(16) * 8, 16)
     case 2: fill(pages + 4096 + below(1024), 64)
     case 3: fill(pages + 8192 + below(2) * 4, 4)

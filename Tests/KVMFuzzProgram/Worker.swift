@@ -62,7 +62,8 @@ final class Worker: @unchecked Sendable {
   func chance(_ oneIn: Int) -> Bool { below(oneIn) == 0 }
   func of<T>(_ all: [T]) -> T { all[below(all.count)] }
   var rarely: UInt32 { chance(8) ? UInt32(truncatingIfNeeded: word()) : 0 }
-  var slot: UInt32 { UInt32(below(8)) }
+  /// In either address space.
+  var slot: UInt32 { UInt32(below(8)) | (chance(4) ? 1 << 16 : 0) }
   var gsi: UInt32 { UInt32(below(chance(8) ? 200 : 24)) }
 
   func fill(_ place: UnsafeMutableRawPointer, _ count: Int) {
