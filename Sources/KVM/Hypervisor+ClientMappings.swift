@@ -53,8 +53,7 @@ extension Hypervisor {
 
   /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be one.
   package func yieldProtection(of range: Range<UInt>) {
-    forget(range)
-    codeGuard?.yield(range)
+    for range in codeGuard?.yield(range) ?? [] { forget(range) }
   }
 
   private func forget(_ range: Range<UInt>) {

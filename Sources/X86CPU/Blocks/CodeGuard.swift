@@ -28,17 +28,25 @@ import X86
 package final class CodeGuard: Sendable {
   private struct Memory: Sendable {
     var range: Range<UInt>
-    var isRegistered = false
-    /// Somebody else watches it, or it is of a kind that cannot be protected.
-    var isForeign = false
+    /// Protected pages are known to the kernel; else somebody else watches it, or it is of a kind that
+    /// cannot be protected.
+    var isRegistered: Bool
+  }
+
+  private struct Memories: Sendable {
+    /// Of all slots, with how many have it.
+    var slots: [Range<UInt>: Int] = [:]
+    /// Those of which a page had code.
+    var withCode: [Memory] = []
+
+    func index(of page: UInt) -> Int? { withCode.firstIndex { $0.range.contains(page) } }
   }
 
   /// nil where the kernel does not let us.
   private let faults: UserFaultDescriptor?
   /// Why it does not.
   private let refusal: Errno?
-  /// The memory of all slots; the same may be in several.
-  private let memory = Mutex<[Memory]>([])
+  private let memory = Mutex(Memories())
   private let process = getpid()
   private let protectionCount = Atomic<UInt64>(0)
   private let unprotectedCount = Atomic<UInt64>(0)
@@ -89,28 +97,36 @@ package final class CodeGuard: Sendable {
   // MARK: Memory
 
   /// Guest memory, in whole pages.
-  package func add(_ range: Range<UInt>) { memory.withLock { $0.append(Memory(range: range)) } }
+  package func add(_ range: Range<UInt>) {
+    memory.withLock { $0.slots[range, default: 0] += 1 }
+  }
 
   /// Undoes one `add` of the same range. Its code has been dropped (`PhysicalCPU.noteHostWrite`).
   package func remove(_ range: Range<UInt>) {
     memory.withLock { memory in
-      guard let index = memory.firstIndex(where: { $0.range == range }) else { return }
-      let old = memory.remove(at: index)
-      if old.isRegistered, !memory.contains(where: { $0.range.overlaps(range) }) {
+      guard let count = memory.slots[range] else { return }
+      memory.slots[range] = count > 1 ? count - 1 : nil
+      guard count == 1, let index = memory.withCode.firstIndex(where: { $0.range == range })
+      else { return }
+      let isRegistered = memory.withCode.remove(at: index).isRegistered
+      if isRegistered, !memory.slots.keys.contains(where: { $0.overlaps(range) }) {
         faults?.unregister(range)
       }
     }
   }
 
-  /// Leaves a part of memory to another userfaultfd: its pages are protected no longer. Its code has
-  /// been dropped.
-  package func yield(_ range: Range<UInt>) {
+  /// Leaves a part of memory to another userfaultfd.
+  ///
+  /// - Returns: what is protected no longer; the caller drops its code.
+  package func yield(_ range: Range<UInt>) -> [Range<UInt>] {
     memory.withLock { memory in
-      for index in memory.indices where memory[index].range.overlaps(range) {
-        if memory[index].isRegistered { faults?.unregister(memory[index].range) }
-        memory[index].isRegistered = false
-        memory[index].isForeign = true
+      for known in memory.withCode where known.isRegistered && known.range.overlaps(range) {
+        faults?.unregister(known.range)
       }
+      let affected = memory.slots.keys.filter { $0.overlaps(range) }
+      memory.withCode.removeAll { affected.contains($0.range) }
+      memory.withCode += affected.map { Memory(range: $0, isRegistered: false) }
+      return affected
     }
   }
 
@@ -118,18 +134,21 @@ package final class CodeGuard: Sendable {
   /// is no guest's or cannot be protected.
   private func register(_ page: UInt, anew: Bool) -> Bool {
     memory.withLock { memory in
-      guard let index = memory.firstIndex(where: { $0.range.contains(page) }) else { return false }
-      if memory[index].isForeign { return false }
-      if memory[index].isRegistered, !anew { return true }
-      do throws(Errno) {
-        try faults?.register(memory[index].range)
-      } catch {
-        memory[index].isForeign = true
-        return false
+      if let index = memory.index(of: page) {
+        if !memory.withCode[index].isRegistered { return false }
+        if anew { memory.withCode[index].isRegistered = tryRegister(memory.withCode[index].range) }
+        return memory.withCode[index].isRegistered
       }
-      memory[index].isRegistered = true
-      return true
+      guard let range = memory.slots.keys.first(where: { $0.contains(page) }) else { return false }
+      let isRegistered = tryRegister(range)
+      memory.withCode.append(Memory(range: range, isRegistered: isRegistered))
+      return isRegistered
     }
+  }
+
+  private func tryRegister(_ range: Range<UInt>) -> Bool {
+    do throws(Errno) { try faults?.register(range) } catch { return false }
+    return true
   }
 
   // MARK: Pages; under the page's lock
@@ -138,11 +157,11 @@ package final class CodeGuard: Sendable {
     guard isProtecting else { return }
     let address = UInt(page)
     let range = address..<(address + UInt(Page.size))
-    // A page that is not there is read first: kernels before 6.4 protect what is there.
-    let bytes = UnsafePointer<Atomic<UInt8>>(bitPattern: address)
-    _ = bytes?.pointee.load(ordering: .acquiring)
     for attempt in 0..<2 {
       guard register(address, anew: attempt > 0) else { break }
+      // A page that is not there is read first: kernels before 6.4 protect what is there.
+      let bytes = UnsafePointer<Atomic<UInt8>>(bitPattern: address)
+      _ = bytes?.pointee.load(ordering: .acquiring)
       do throws(Errno) {
         try faults?.protect(range)
         protectionCount.add(1, ordering: .relaxed)
@@ -151,9 +170,7 @@ package final class CodeGuard: Sendable {
         // What the client mapped over registered memory has to be registered again.
         if error == .noSuchFileOrDirectory { continue }
         memory.withLock { memory in
-          for index in memory.indices where memory[index].range.contains(address) {
-            memory[index].isForeign = true
-          }
+          if let index = memory.index(of: address) { memory.withCode[index].isRegistered = false }
         }
         break
       }
@@ -166,7 +183,7 @@ package final class CodeGuard: Sendable {
     let address = UInt(page)
     guard isProtecting else { return }
     if always
-      || memory.withLock({ $0.contains { $0.isRegistered && $0.range.contains(address) } })
+      || memory.withLock({ $0.withCode.contains { $0.range.contains(address) && $0.isRegistered } })
     {
       faults?.open(address..<(address + UInt(Page.size)))
     }
@@ -178,7 +195,7 @@ package final class CodeGuard: Sendable {
   func needsComparison(_ page: UInt64) -> Bool {
     let address = UInt(page)
     let isOurs = memory.withLock { memory in
-      memory.contains { $0.range.contains(address) && $0.isRegistered && !$0.isForeign }
+      memory.withCode.contains { $0.range.contains(address) && $0.isRegistered }
     }
     return !isOurs || HostMemoryMap.shared.isShared(at: page)
   }
