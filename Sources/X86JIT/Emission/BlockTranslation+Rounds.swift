@@ -84,6 +84,10 @@ extension BlockTranslation {
     emitRoundCount(plan, version.label)
     emitBases(plan, registers)
     let head = a.label()
+    // Once for all rounds: a count in each would cost more than the round.
+    if thunks.counts {
+      a.arithmetic(.add, .state(StateOffset.translations), immediate: 1)
+    }
     a.bind(head)
     countRound()
     rounds = (plan, registers)
@@ -208,9 +212,6 @@ extension BlockTranslation {
 
   /// Where someone asked for it. No flag of the guest's is in the host's.
   private mutating func countRound() {
-    if thunks.counts {
-      a.arithmetic(.add, .state(StateOffset.translations), immediate: 1)
-    }
     if let counter, current == 0 {
       a.move(.r14, immediate: UInt64(counter))
       a.arithmetic(.add, .memory(.r14), immediate: 1)
