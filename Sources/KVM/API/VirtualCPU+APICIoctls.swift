@@ -14,8 +14,10 @@ extension VirtualCPU {
       CKVM_GET_LAPIC,
       { (vcpu, argument) throws(Errno) in
         guard let apic = vcpu.apic else { throw .invalidArgument }
+        // A timer that is due at the image's time has its interrupt in the image: nobody else would
+        // know of it where the image is restored.
         let (time, wide) = (vcpu.apicTime, vcpu.usesWideAPICIDs)
-        vcpu.takePendingEvents()
+        vcpu.expireTimer(at: time)
         try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: wide) })
         return 0
       }

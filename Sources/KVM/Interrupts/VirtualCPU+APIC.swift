@@ -114,9 +114,10 @@ extension VirtualCPU {
   }
 
   /// The timer's deadline has come.
-  func expireTimer() {
+  func expireTimer() { expireTimer(at: apicTime) }
+
+  func expireTimer(at time: LocalAPIC.Time) {
     guard let apic else { return }
-    let time = apicTime
     note(apic.state.withLock { $0.expireTimer(at: time) })
     armTimer()
   }
