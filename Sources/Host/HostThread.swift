@@ -17,6 +17,8 @@ import SystemPackage
 package struct ThreadIdentifier: Sendable, Hashable {
   package let rawValue: UInt
 
+  package init(rawValue: UInt) { self.rawValue = rawValue }
+
   /// The calling thread.
   package static var current: Self { Self(rawValue: UInt(pthread_self())) }
 
@@ -98,7 +100,7 @@ package enum KickSignal {
 
   /// Lets the calling thread receive the signal. Threads of a dispatch pool block all signals, and
   /// a new thread inherits that.
-  static func unblock() {
+  package static func unblock() {
     var mask = sigset_t()
     sigemptyset(&mask)
     sigaddset(&mask, number)

@@ -37,6 +37,9 @@ package final class LoopbackTransport: KVMTransport {
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))
   }
 
+  /// A hypervisor that was made elsewhere.
+  package init(_ hypervisor: Hypervisor) { self.hypervisor = hypervisor }
+
   package func open() throws(Errno) -> Int32 { hypervisor.open() }
 
   package func ioctl(

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A client that calls the ioctls of our KVM by number, for what the typed client does not offer: one
-// machine, one vCPU in real mode at 0x1000 with all segments at 0, 2 MiB of memory.
+// A client that calls the ioctls of a KVM by number, for what the typed client does not offer: one
+// machine, one vCPU in real mode at 0x1000 with all segments at 0, 2 MiB of memory. The KVM is ours or,
+// in suites that are `.onBothEngines`, the kernel's as well.
 //
 //     let client = try Client(chips: .all)
 //     client.load([0xE6, 0x90, 0xF4])
@@ -9,7 +10,10 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
+import KVMClient
+import KVMLoopback
 import Synchronization
 import SystemPackage
 import Testing
@@ -18,6 +22,8 @@ import X86CPU
 final class Client: @unchecked Sendable {
   enum Chips { case none, split(routes: UInt64), all }
 
+  let transport: any KVMTransport
+  /// Ours; it has nothing to do where the test runs on the kernel's.
   let hypervisor: Hypervisor
   let system: Int32
   let vm: Int32
@@ -28,6 +34,9 @@ final class Client: @unchecked Sendable {
   private let runs = Atomic<Int>(0)
   private let isRunning = Atomic<Bool>(false)
   private let isOver = Atomic<Bool>(false)
+  /// The thread that is in `run`.
+  private let runner = Atomic<UInt>(0)
+  private let runSize: Int
   private var watchdog: Thread?
 
   /// - Parameter prepare: called before the vCPU is made.
@@ -37,8 +46,14 @@ final class Client: @unchecked Sendable {
   ) throws {
     hypervisor = try Hypervisor(
       physicalCPUs: 1, translates: translates, clientWrites: clientWrites)
-    system = hypervisor.open()
-    vm = try hypervisor.ioctl(system, CKVM_CREATE_VM, 0)
+    transport =
+      switch Engine.current {
+      case .software: LoopbackTransport(hypervisor)
+      case .kernel: try Engine.current.transport()
+      }
+    system = try transport.open()
+    vm = try transport.ioctl(system, CKVM_CREATE_VM, 0)
+    runSize = Int(try transport.ioctl(system, CKVM_GET_VCPU_MMAP_SIZE, 0))
     memorySize = megabytes << 20
     memory = .allocate(byteCount: memorySize, alignment: 2 << 20)
     memory.initializeMemory(as: UInt8.self, repeating: 0, count: memorySize)
@@ -51,7 +66,7 @@ final class Client: @unchecked Sendable {
     try prepare(self)
     try setMemory(0, at: 0, size: memorySize, host: memory, flags: memoryFlags)
     cpu = try call(vm, CKVM_CREATE_VCPU)
-    pages = try hypervisor.sharedPages(cpu)
+    pages = try transport.mapRun(cpu, size: runSize)
     try copyCPUID()
     try setRealMode()
     watchdog = Thread { [unowned(unsafe) self] in watch() }
@@ -65,15 +80,24 @@ final class Client: @unchecked Sendable {
       let now = runs.load(ordering: .relaxed)
       ticks = now == last && isRunning.load(ordering: .relaxed) ? ticks + 1 : 0
       last = now
-      if ticks > 100 { hypervisor.kick(cpu) }
+      if ticks > 100 { kick() }
     }
+  }
+
+  /// Makes `run` return, from any thread.
+  func kick() {
+    pages.storeBytes(of: 1, toByteOffset: 1, as: UInt8.self)  // immediate_exit
+    let thread = runner.load(ordering: .sequentiallyConsistent)
+    if thread != 0 { transport.kick(cpu, thread: ThreadIdentifier(rawValue: thread)) }
   }
 
   deinit {
     isOver.store(true, ordering: .relaxed)
     watchdog?.join()
-    hypervisor.close(cpu)
-    hypervisor.close(vm)
+    if pages != memory { transport.unmapRun(cpu, pages, size: runSize) }
+    if cpu != 0 { transport.close(cpu) }
+    transport.close(vm)
+    transport.close(system)
     memory.deallocate()
   }
 
@@ -83,21 +107,21 @@ final class Client: @unchecked Sendable {
 
   @discardableResult
   func call(_ handle: Int32, _ request: UInt32, _ argument: UInt = 0) throws(Errno) -> Int32 {
-    try hypervisor.ioctl(handle, request, argument)
+    try transport.ioctl(handle, request, argument)
   }
 
   @discardableResult
   func set<T>(_ handle: Int32, _ request: UInt32, _ value: T) throws(Errno) -> Int32 {
     var value = value
     return try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
-      try hypervisor.ioctl(handle, request, UInt(bitPattern: pointer))
+      try transport.ioctl(handle, request, UInt(bitPattern: pointer))
     }
   }
 
   func get<T>(_ handle: Int32, _ request: UInt32, _ initial: T) throws(Errno) -> T {
     var value = initial
     try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
-      _ = try hypervisor.ioctl(handle, request, UInt(bitPattern: pointer))
+      _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
     }
     return value
   }
@@ -148,8 +172,18 @@ final class Client: @unchecked Sendable {
   func run() throws(Errno) -> Int32 {
     runs.add(1, ordering: .relaxed)
     isRunning.store(true, ordering: .relaxed)
-    defer { isRunning.store(false, ordering: .relaxed) }
-    try call(cpu, CKVM_RUN)
+    runner.store(ThreadIdentifier.current.rawValue, ordering: .sequentiallyConsistent)
+    defer {
+      isRunning.store(false, ordering: .relaxed)
+      runner.store(0, ordering: .sequentiallyConsistent)
+    }
+    do throws(Errno) {
+      try call(cpu, CKVM_RUN)
+    } catch {
+      // A kick is over.
+      if error == .interrupted { pages.storeBytes(of: 0, toByteOffset: 1, as: UInt8.self) }
+      throw error
+    }
     return Int32(bitPattern: shared.pointee.exit_reason)
   }
 
@@ -188,16 +222,23 @@ final class Client: @unchecked Sendable {
     }
   }
 
-  /// 64-bit mode with the first GiB mapped one to one; its tables are at 0x10000.
+  /// 64-bit mode with the first GiB mapped one to one; its tables, from 0x10000 to 0x13000, say that
+  /// all was accessed and written already.
   func setLongMode() throws(Errno) {
-    memory.storeBytes(of: 0x11003, toByteOffset: 0x10000, as: UInt64.self)
-    memory.storeBytes(of: 0x83, toByteOffset: 0x11000, as: UInt64.self)
+    memory.storeBytes(of: 0x11023, toByteOffset: 0x10000, as: UInt64.self)
+    memory.storeBytes(of: 0x12023, toByteOffset: 0x11000, as: UInt64.self)
+    for page in 0..<512 {
+      memory.storeBytes(
+        of: UInt64(page) << 21 | 0xE3, toByteOffset: 0x12000 + page * 8, as: UInt64.self)
+    }
     try changeSpecial {
       $0.cr3 = 0x10000
       $0.cr4 = 0x20
-      $0.cr0 = 0x8000_0011
+      $0.cr0 = 0x8000_0031
       $0.efer = 0x500
       ($0.cs.l, $0.cs.db, $0.cs.g, $0.cs.limit, $0.cs.type) = (1, 0, 1, 0xFFFF_FFFF, 11)
+      $0.cs.selector = 8
+      ($0.ss.db, $0.ss.g, $0.ss.limit, $0.ss.type, $0.ss.selector) = (1, 1, 0xFFFF_FFFF, 3, 16)
     }
   }
 

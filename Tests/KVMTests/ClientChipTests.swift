@@ -6,7 +6,7 @@ import SystemPackage
 import Testing
 
 /// Interrupts where the client has the 8259 pair and the I/O APIC, or all chips.
-@Suite(.serialized) struct ClientChipTests {
+@Suite(.serialized, .onBothEngines) struct ClientChipTests {
   /// mov dword [offset], value, through DS at the local APIC's page.
   private func store(_ offset: UInt16, _ value: UInt32) -> [UInt8] {
     [0x66, 0xC7, 0x06, UInt8(offset & 0xFF), UInt8(offset >> 8)]
@@ -161,7 +161,7 @@ import Testing
     client.load([0xF4, 0xE6, 0x90])
     let kick = Thread {
       sleepMilliseconds(20)
-      client.hypervisor.kick(client.cpu)
+      client.kick()
     }
     #expect(client.error { () throws(Errno) in _ = try client.run() } == .interrupted)
     kick.join()

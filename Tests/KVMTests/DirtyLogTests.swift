@@ -7,7 +7,7 @@ import SystemPackage
 import Testing
 
 /// Dirty logs and rings, and what slots do while they are on.
-@Suite(.serialized) struct DirtyLogTests {
+@Suite(.serialized, .onBothEngines) struct DirtyLogTests {
   private static let logged = UInt32(KVM_MEM_LOG_DIRTY_PAGES)
 
   /// The log of slot 0, as numbers of pages.
@@ -45,8 +45,6 @@ import Testing
       0xEB, 0xF6,  // jmp
     ])
     try client.setLongMode()
-    client.memory.storeBytes(of: 0x11023, toByteOffset: 0x10000, as: UInt64.self)
-    client.memory.storeBytes(of: 0xE3, toByteOffset: 0x11000, as: UInt64.self)
     try client.setRegisters {
       $0.rsi = 0x10_0000
       $0.rdi = 0x10_5008

@@ -16,26 +16,6 @@ import KVMLoopback
 import SystemPackage
 import Testing
 
-/// Which KVM a test runs on.
-enum Engine: String, CaseIterable, CustomTestStringConvertible {
-  case software
-  case kernel
-
-  var testDescription: String { rawValue }
-
-  /// The kernel's only where it can be opened.
-  static var available: [Engine] {
-    access("/dev/kvm", R_OK | W_OK) == 0 ? [.software, .kernel] : [.software]
-  }
-
-  func transport(physicalCPUs: Int = 1) throws(Errno) -> any KVMTransport {
-    switch self {
-    case .software: try LoopbackTransport(physicalCPUs: physicalCPUs)
-    case .kernel: DeviceTransport()
-    }
-  }
-}
-
 final class Guest {
   let transport: any KVMTransport
   let system: System

@@ -5,7 +5,7 @@ import SystemPackage
 import Testing
 
 /// KVM_SET_GUEST_DEBUG, and registers that travel in `kvm_run`.
-@Suite(.serialized) struct GuestDebugTests {
+@Suite(.serialized, .onBothEngines) struct GuestDebugTests {
   private func debug(
     _ client: Client, _ control: Int32, _ registers: [Int: UInt64] = [:]
   ) -> Errno? {

@@ -8,7 +8,7 @@ import SystemPackage
 import Testing
 
 /// Interrupts through the in-kernel chips, in real mode: a handler per vector reports on a port.
-@Suite(.serialized) struct InterruptTests {
+@Suite(.serialized, .onBothEngines) struct InterruptTests {
   /// Programs the 8259 pair for vectors 0x20 and 0x28 with only `mask`'s zero bits open.
   private static func initializePIC(mask: UInt8) -> [UInt8] {
     func out(_ port: UInt8, _ value: UInt8) -> [UInt8] { [0xB0, value, 0xE6, port] }
@@ -26,7 +26,7 @@ import Testing
   }
 
   @Test func lineWakesHaltedGuest() throws {
-    let guest = try Guest(.software, chips: true)
+    let guest = try Guest(.current, chips: true)
     Self.install(guest, vector: 0x24, code: 0x55)
     // ... sti; hlt; mov al, 1; out 0x91, al; hlt
     guest.load(
@@ -44,7 +44,7 @@ import Testing
   }
 
   @Test func timerWakesHaltedGuest() throws {
-    let guest = try Guest(.software, chips: true)
+    let guest = try Guest(.current, chips: true)
     Self.install(guest, vector: 0x20, code: 0x66)
     // 8254 channel 0, mode 2, 11932 ticks: 10 ms
     let timer: [UInt8] = [0xB0, 0x34, 0xE6, 0x43, 0xB0, 0x9C, 0xE6, 0x40, 0xB0, 0x2E, 0xE6, 0x40]
@@ -56,7 +56,7 @@ import Testing
   }
 
   @Test func kickEndsHalt() throws {
-    let guest = try Guest(.software, chips: true)
+    let guest = try Guest(.current, chips: true)
     guest.load([0xFB, 0xF4])
     let (cpu, thread) = (guest.cpu, ThreadIdentifier.current)
     _ = try HostThread(name: "kick") {
@@ -71,7 +71,7 @@ import Testing
 
   /// A guest that waits for a lock may be woken between its look at the lock and its HLT.
   @Test func hypercallWakesNextHalt() throws {
-    let guest = try Guest(.software, chips: true)
+    let guest = try Guest(.current, chips: true)
     guest.load([
       0x66, 0xB8, 0x05, 0x00, 0x00, 0x00,  // mov eax, 5 (kick a CPU)
       0x66, 0x31, 0xDB, 0x66, 0x31, 0xC9,  // xor ebx, ebx; xor ecx, ecx: this one
@@ -93,7 +93,7 @@ import Testing
   }
 
   @Test func kickEndsLoop() throws {
-    let guest = try Guest(.software)
+    let guest = try Guest(.current)
     guest.load([0xEB, 0xFE])
     let (cpu, thread) = (guest.cpu, ThreadIdentifier.current)
     _ = try HostThread(name: "kick") {
@@ -107,7 +107,7 @@ import Testing
   }
 
   @Test func localAPICTimer() throws {
-    let guest = try Guest(.software, chips: true)
+    let guest = try Guest(.current, chips: true)
     // The local APIC's page through DS; the handler at 0x3000 reports and ends the interrupt.
     try guest.setDataBase(0xFEE0_0000)
     func store(_ offset: UInt16, _ value: UInt32) -> [UInt8] {
@@ -128,7 +128,7 @@ import Testing
 
   /// CPU 0 starts CPU 1 by INIT and start-up messages; CPU 1 reports by memory.
   @Test(arguments: [1, 2]) func startupOfASecondCPU(_ physicalCPUs: Int) throws {
-    let guest = try Guest(.software, cpus: 2, physicalCPUs: physicalCPUs, chips: true)
+    let guest = try Guest(.current, cpus: 2, physicalCPUs: physicalCPUs, chips: true)
     try guest.setDataBase(0xFEE0_0000)
     func store(_ offset: UInt16, _ value: UInt32) -> [UInt8] {
       [0x66, 0xC7, 0x06, UInt8(offset & 0xFF), UInt8(offset >> 8)]
@@ -150,7 +150,7 @@ import Testing
 
   /// More vCPUs than physical CPUs, all busy: each gets its turn.
   @Test func fourCPUsShareOne() throws {
-    let guest = try Guest(.software, cpus: 4, physicalCPUs: 1)
+    let guest = try Guest(.current, cpus: 4, physicalCPUs: 1)
     var threads: [ThreadIdentifier] = []
     let ended = Counter()
     for (number, cpu) in guest.cpus.enumerated() {
@@ -175,7 +175,7 @@ import Testing
 
   /// Without chips the client delivers: request a window, then inject.
   @Test func clientInjectsInterrupt() throws {
-    let guest = try Guest(.software)
+    let guest = try Guest(.current)
     guest.load([0xB0, 0x33, 0xE6, 0x90, 0xCF], at: 0x3000)
     guest.store(UInt16(0x3000), at: 0x30 * 4)
     // out 0x92, al; sti; nop; nop; jmp $

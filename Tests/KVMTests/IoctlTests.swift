@@ -3,18 +3,19 @@
 import CHost
 import Glibc
 import KVM
+import KVMClient
 import SystemPackage
 import Testing
 
 /// The ioctls by number: errnos on misuse, and state that comes back as it was set.
-@Suite struct IoctlTests {
-  private let hypervisor: Hypervisor
+@Suite(.onBothEngines) struct IoctlTests {
+  private let hypervisor: any KVMTransport
   private let system: Int32
   private let machine: Int32
 
   init() throws {
-    hypervisor = try Hypervisor(physicalCPUs: 1)
-    system = hypervisor.open()
+    hypervisor = try Engine.current.transport()
+    system = try hypervisor.open()
     machine = try hypervisor.ioctl(system, CKVM_CREATE_VM, 0)
   }
 

@@ -6,7 +6,7 @@ import SystemPackage
 import Testing
 
 /// MSR filters and exits, machine checks, events, hypercalls, CPUID.
-@Suite(.serialized) struct ModelRegisterTests {
+@Suite(.serialized, .onBothEngines) struct ModelRegisterTests {
   /// A filter that denies `number` for the accesses in `flags`.
   private func deny(_ client: Client, _ number: UInt32, _ flags: Int32) -> Errno? {
     var bitmap = [UInt8](repeating: 0, count: 8)

@@ -10,7 +10,7 @@ import X86CPU
 
 /// What the processor is to a guest: CPUID, quirks, the other vendor's hypercall; and what a vCPU
 /// tells of itself.
-@Suite(.serialized) struct ProcessorModelTests {
+@Suite(.serialized, .onBothEngines) struct ProcessorModelTests {
   private func handle(_ client: Client, vector: Int, port: UInt8) {
     client.load([0xE6, port, 0xF4], at: 0x3000)
     client.memory.storeBytes(of: 0x3000, toByteOffset: vector * 4, as: UInt32.self)
@@ -158,7 +158,8 @@ import X86CPU
     #expect(read(file, &header, 24) == 24)
     var name = [CChar](repeating: 0, count: Int(header.name_size))
     #expect(read(file, &name, name.count) == name.count)
-    #expect(String(decoding: name.prefix(10).map { UInt8($0) }, as: UTF8.self) == "kvm-vcpu-0")
+    let text = String(decoding: name.prefix { $0 != 0 }.map { UInt8($0) }, as: UTF8.self)
+    #expect(text.hasPrefix("kvm-") && text.hasSuffix("/vcpu-0"))
     func exits() -> UInt64 {
       var value: UInt64 = 0
       #expect(pread(file, &value, 8, Int(header.data_offset)) == 8)
@@ -171,7 +172,7 @@ import X86CPU
     #expect(write(file, &header, 1) == -1)
     let machine = try client.call(client.vm, CKVM_GET_STATS_FD)
     #expect(read(machine, &header, 24) == 24)
-    #expect(header.num_desc == 2)
+    #expect(header.num_desc >= 2)
     close(machine)
   }
 }

@@ -2,18 +2,19 @@
 
 import CHost
 import KVM
+import KVMClient
 import SystemPackage
 import Testing
 
 /// State that the client sets and gets: what comes back is what went in.
-@Suite struct StateTests {
-  private let hypervisor: Hypervisor
+@Suite(.onBothEngines) struct StateTests {
+  private let hypervisor: any KVMTransport
   private let machine: Int32
   private let cpu: Int32
 
   init() throws {
-    hypervisor = try Hypervisor(physicalCPUs: 1)
-    machine = try hypervisor.ioctl(hypervisor.open(), CKVM_CREATE_VM, 0)
+    hypervisor = try Engine.current.transport()
+    machine = try hypervisor.ioctl(try hypervisor.open(), CKVM_CREATE_VM, 0)
     _ = try hypervisor.ioctl(machine, CKVM_CREATE_IRQCHIP, 0)
     cpu = try hypervisor.ioctl(machine, CKVM_CREATE_VCPU, 0)
   }

@@ -13,6 +13,10 @@ import Synchronization
 import SystemPackage
 import X86
 
+#if canImport(Glibc)
+  import Glibc
+#endif
+
 final class StatisticsFile: Sendable {
   /// A statistic that only grows, or one that is as it is now.
   enum Kind: UInt32, Sendable {
@@ -86,7 +90,7 @@ extension VirtualCPU {
     if statisticsFile == nil {
       let exits = Self.exitStatistics.map { (name: $0.name, kind: StatisticsFile.Kind.cumulative) }
       statisticsFile = try StatisticsFile(
-        identifier: "kvm-vcpu-\(id)",
+        identifier: "kvm-\(getpid())/vcpu-\(id)",
         exits + [
           (name: "user_exits", kind: .cumulative), (name: "halt_wakeup", kind: .cumulative),
           (name: "instructions", kind: .cumulative),
@@ -114,7 +118,7 @@ extension Machine {
     try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
       if statisticsFile == nil {
         statisticsFile = try StatisticsFile(
-          identifier: "kvm-vm",
+          identifier: "kvm-\(getpid())",
           [(name: "vcpus", kind: .instant), (name: "memslots", kind: .instant)])
       }
       guard let file = statisticsFile else { throw .noMemory }

@@ -27,7 +27,7 @@ final class DeviceBus: Sendable {
       guard Int(length) == size else { return false }
       guard let match else { return true }
       let mask: UInt64 = size >= 8 ? .max : 1 &<< UInt64(size * 8) &- 1
-      return (match ^ value) & mask == 0
+      return value & mask == match
     }
 
     /// Whether a write could mean both (Linux: EEXIST).
