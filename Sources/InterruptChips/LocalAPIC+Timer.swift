@@ -116,8 +116,10 @@ extension LocalAPIC {
     guard timerMode == .oneShot || timerMode == .periodic else { return }
     let initial = self[APICRegister.initialCount]
     let current = min(self[APICRegister.currentCount], initial)
-    guard initial != 0, current != 0 || timerMode == .periodic else { return }
-    timerExpiry = time.nanoseconds &+ UInt64(current == 0 ? initial : current) &* tick
+    guard initial != 0 else { return }
+    // A one-shot timer that has run out may have had no one to tell yet: it expires now, as in Linux.
+    let count = current == 0 && timerMode == .periodic ? initial : current
+    timerExpiry = time.nanoseconds &+ UInt64(count) &* tick
   }
 
   // MARK: Units
