@@ -107,6 +107,8 @@ enum KernelDifferences {
     "controlBitsBeforeCPUID": .differs("kernels differ in what CR4 may have before CPUID"),
     "offsetOfTheCounter": .differs(
       "a TSC that cannot be offset; KVM_VCPU_TSC_OFFSET is documented"),
+    "expiredTimerIsInTheImage": .differs(
+      "Linux shows its interrupt from the next KVM_RUN on, and a restored count of 0 expires again"),
     "statistics": .differs("which statistics there are is a KVM's choice"),
     // Rules that came with later kernels.
     "wideDestinations": .differs("KVM_CAP_X2APIC_API has more flags in later kernels"),
