@@ -6,12 +6,9 @@
 // block. A CPU outside guest code looks when it enters. So a request is answered when the CPU has
 // processed its queue or is outside.
 
+import Glibc
 import Synchronization
 import X86
-
-#if canImport(Glibc)
-  import Glibc
-#endif
 
 /// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes itself
 /// when it goes away, and its request word is touched only under the lock.
@@ -158,6 +155,7 @@ extension PhysicalCPU {
       } else {
         // Somebody else is about it. Two CPUs may wait for each other: each answers while it waits.
         processShootdowns()
+        sched_yield()
       }
     }
   }
@@ -170,6 +168,7 @@ extension PhysicalCPU {
         queue.processed.load(ordering: .sequentiallyConsistent) < number
       {
         processShootdowns()
+        sched_yield()
         // Its thread may need this host CPU.
         rounds += 1
         if rounds & 255 == 0 { sched_yield() }

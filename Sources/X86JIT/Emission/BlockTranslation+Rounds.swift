@@ -162,7 +162,7 @@ extension BlockTranslation {
       a.jump(if: Self.notEqual, other)
     }
     a.arithmetic(.sub, .r14, .state(walk.page.address))
-    a.arithmetic(.cmp, .register(.r14), immediate: Int32(max(0, 4097 - walk.size)))
+    a.arithmetic(.cmp, .register(.r14), immediate: Int32(4097 - walk.size))
     a.jump(if: Self.notBelow, other)
     a.arithmetic(.cmp, .state(walk.page.limit), immediate: 0)
     a.jump(if: Self.equal, other)
