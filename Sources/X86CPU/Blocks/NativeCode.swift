@@ -110,7 +110,7 @@ package struct NativeState {
 package struct TierCounts: Sendable {
   /// Blocks begun in translated code, and how many of them from the run loop, through the table of jumps, and by a
   /// search below translated code where the table had none; all others came by a jump or by
-  /// falling through.
+  /// falling through. A loop's rounds without looks (`LoopRounds`) are one.
   package var translations: UInt64 = 0
   package var entries: UInt64 = 0
   package var lookups: UInt64 = 0
