@@ -246,6 +246,7 @@ all_rows() {
   check "savevm, loadvm, pc smp=2" snapshot -M pc -smp 2
   check "migration, q35" migration '' -M q35
   check "migration, q35 smp=2" migration '' -M q35 -smp 2
+  check "migration, q35 irqchip=split smp=4" migration '' -M q35,kernel-irqchip=split -smp 4
   check "migration, dirty ring" migration ,dirty-ring-size=4096 -M q35
   check "gdb, q35" debugger -M q35
   check "gdb, q35 smp=2" debugger -M q35 -smp 2

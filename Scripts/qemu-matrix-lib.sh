@@ -189,11 +189,16 @@ processor_time() {
   }' "$work/times")
 }
 
-# check NAME FUNCTION ARGUMENT...: one row.
+# check NAME FUNCTION ARGUMENT...: a row for each repetition.
 check() {
+  local time
+  [[ $1 =~ $only ]] || return 0
+  for ((time = 0; time < repeat; time++)); do check_once "$@"; done
+}
+
+check_once() {
   local name=$1 begin before wall cpu
   shift
-  [[ $name =~ $only ]] || return 0
   note='' accelerator='' ending=(-no-reboot)
   begin=$(date +%s%N)
   processor_time

@@ -9,6 +9,7 @@
 #
 #   --quick            a few rows that take less than a minute together
 #   --only REGEX       rows whose name matches
+#   --repeat N         each row so often
 #   --known            also the rows that fail on the kernel's KVM for QEMU's own reasons
 #   --translator off   options for "martlet kvm", as are --pcpus N and --stats
 #   --kernel           on the kernel's /dev/kvm instead, which may be slow: waits are 20 times longer
@@ -24,7 +25,7 @@ cd "$(dirname "$0")/.."
 . Scripts/qemu-matrix-lib.sh
 . Scripts/qemu-matrix-cases.sh
 
-quick='' only='' all_known='' install='' optional='' patience=1
+quick='' only='' all_known='' install='' optional='' patience=1 repeat=1
 qemu=${QEMU:-qemu-system-x86_64}
 launcher=("${MARTLET:-.build/release/martlet}" kvm) options=()
 while [ $# -gt 0 ]; do
@@ -43,6 +44,11 @@ while [ $# -gt 0 ]; do
     --only)
       [ $# -ge 2 ] || fail "--only needs a value"
       only=$2
+      shift
+      ;;
+    --repeat)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--repeat needs a number"
+      repeat=$2
       shift
       ;;
     --help | -h)
