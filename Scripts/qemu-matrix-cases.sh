@@ -191,6 +191,14 @@ debugger() {
   await 30 "$work/guest.log" "MATRIX calls $((before + 20))"
 }
 
+# A guest of libvirt's is saved and restored.
+libvirt() {
+  unshare --mount Scripts/qemu-matrix-libvirt.sh "$work" "$qemu" "${launcher[@]}" \
+    >"$work/libvirt.messages" 2>&1 && chain_holds "$work/guest.log" && return
+  note="$(tail -n 1 "$work/libvirt.messages")"
+  return 1
+}
+
 known_row() {
   [[ $1 =~ $only ]] || return 0
   known=$((known + 1))
@@ -248,6 +256,11 @@ all_rows() {
   check "migration, q35 smp=2" migration '' -M q35 -smp 2
   check "migration, q35 irqchip=split smp=4" migration '' -M q35,kernel-irqchip=split -smp 4
   check "migration, dirty ring" migration ,dirty-ring-size=4096 -M q35
+  if [ "$(id -u)" = 0 ]; then
+    check "libvirt: create, save, restore" libvirt
+  else
+    known_row "libvirt: create, save, restore" "needs root, for directories of its own"
+  fi
   check "gdb, q35" debugger -M q35
   check "gdb, q35 smp=2" debugger -M q35 -smp 2
 }

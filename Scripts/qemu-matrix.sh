@@ -74,6 +74,10 @@ missing() {
   command -v grub-mkrescue >/dev/null || echo grub-common
   command -v mformat >/dev/null || echo mtools
   command -v xorriso >/dev/null || echo xorriso
+  command -v virsh >/dev/null || echo libvirt-clients
+  command -v libvirtd >/dev/null || echo libvirt-daemon
+  [ -e /usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so ] ||
+    echo libvirt-daemon-driver-qemu
 }
 packages=$(missing | tr '\n' ' ')
 if [ -n "$packages" ] && [ -n "$install" ]; then

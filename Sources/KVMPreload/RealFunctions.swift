@@ -31,6 +31,12 @@ enum Real {
     @convention(c) (Int32, Int32, Path?, UnsafeMutablePointer<stat>?, Int32) -> Int32
   typealias StatX =
     @convention(c) (Int32, Path?, Int32, UInt32, UnsafeMutableRawPointer?) -> Int32
+  typealias Chown = @convention(c) (Path?, UInt32, UInt32) -> Int32
+  typealias ChownAt = @convention(c) (Int32, Path?, UInt32, UInt32, Int32) -> Int32
+  typealias Chmod = @convention(c) (Path?, UInt32) -> Int32
+  typealias ChmodAt = @convention(c) (Int32, Path?, UInt32, Int32) -> Int32
+  typealias GetXAttr = @convention(c) (Path?, Path?, UnsafeMutableRawPointer?, Int) -> Int
+  typealias SetXAttr = @convention(c) (Path?, Path?, UnsafeRawPointer?, Int, Int32) -> Int32
   typealias Cancel = @convention(c) (pthread_t) -> Int32
   typealias SigAction =
     @convention(c) (Int32, UnsafePointer<sigaction>?, UnsafeMutablePointer<sigaction>?) -> Int32
@@ -73,6 +79,15 @@ enum Real {
   static let fxstatat = find("__fxstatat", XStatAt.self)
   static let fxstatat64 = find("__fxstatat64", XStatAt.self)
   static let statx = find("statx", StatX.self)
+  static let chown = find("chown", Chown.self)
+  static let lchown = find("lchown", Chown.self)
+  static let fchownat = find("fchownat", ChownAt.self)
+  static let chmod = find("chmod", Chmod.self)
+  static let fchmodat = find("fchmodat", ChmodAt.self)
+  static let getxattr = find("getxattr", GetXAttr.self)
+  static let lgetxattr = find("lgetxattr", GetXAttr.self)
+  static let setxattr = find("setxattr", SetXAttr.self)
+  static let lsetxattr = find("lsetxattr", SetXAttr.self)
   static let cancel = find("pthread_cancel", Cancel.self)
   static let sigaction = find("sigaction", SigAction.self)
 

@@ -9,6 +9,12 @@ func deviceChecks() throws {
   try expect(stat("/dev/kvm", &status) == 0 && status.st_mode & S_IFMT == S_IFCHR, "stat")
   try expect(status.st_rdev == 10 << 8 | 232, "numbers")
   try expect(access("/dev/kvm", R_OK | W_OK) == 0, "access")
+  // Who has no right to the host's device may still do what libvirt does to ours.
+  let user = geteuid()
+  let unprivileged = user == 0 ? seteuid(65534) : 0
+  let owner = lchown("/dev/kvm", 1, 1) == 0 && chmod("/dev/kvm", 0o660) == 0
+  try expect(unprivileged == 0 && seteuid(user) == 0 && owner, "owner and mode")
+  try expect(chmod("/dev/kvm.none", 0o600) == -1 && errno == ENOENT, "others' mode")
   let system = open("//dev/kvm", O_RDWR)
   try expect(system >= 0, "open")
   try expect(fcntl(system, F_GETFD) & FD_CLOEXEC == 0, "no FD_CLOEXEC unless asked for")
