@@ -49,14 +49,21 @@ fetch() {
 
 # The system's headers are of the same kernel version, so that the tree needs none of its own. Debian's
 # update of dirty_log_test uses a macro by its newer name.
+# pmu_event_filter_test asks the host's CPUID instruction whether the counters are Intel's, so that it
+# skips on hosts of another vendor. Leaf 0AH of KVM_GET_SUPPORTED_CPUID, at which it looks as well,
+# says so by itself: other vendors' KVMs have it empty.
+counters=$selftests/x86_64/pmu_event_filter_test.c
 build() {
+  sed -i 's/is_intel_cpu() && check_intel_pmu_leaf/check_intel_pmu_leaf/' "$counters"
   make -k -C "$selftests" LINUX_HDR_PATH=/usr/include/ KHDR_INCLUDES= \
     EXTRA_CFLAGS="-include /usr/include/linux/stddef.h -DTEST_ASSERT_EQ=ASSERT_EQ" \
     >"$cache/build.log" 2>&1 || echo "conformance: not all tests build; see $cache/build.log" >&2
 }
 
 [ -d "$selftests" ] || fetch
-[ -x "$selftests/x86_64/sync_regs_test" ] || build
+if [ ! -x "$selftests/x86_64/sync_regs_test" ] || grep -q 'is_intel_cpu() &&' "$counters"; then
+  build
+fi
 
 # Scripts among the tests are left out: they need root and a kernel to configure.
 names() {

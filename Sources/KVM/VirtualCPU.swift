@@ -39,6 +39,8 @@ struct VCPURequest: OptionSet, Sendable {
   static let wake = Self(rawValue: 1 << 8)
   /// Another MSR filter: other accesses exit.
   static let msrFilter = Self(rawValue: 1 << 9)
+  /// A performance counter may have overflowed, or there is another event filter.
+  static let counters = Self(rawValue: 1 << 11)
   /// A signal came to the thread that is in KVM_RUN.
   static let signal = Self(rawValue: 1 << 16)
   /// What changes whether an interrupt can be delivered.
@@ -75,6 +77,8 @@ final class VirtualCPU: @unchecked Sendable {
   let gateParker = Parker()
   /// When the local APIC timer has something to do, in monotonic nanoseconds.
   let timerDeadline = Atomic<UInt64>(.max)
+  /// The same for a performance counter's overflow.
+  let overflowDeadline = Atomic<UInt64>(.max)
   let startupVector = Atomic<UInt8>(0)
   let pendingNMIs = Atomic<Int>(0)
   let pendingSMI = Atomic<Bool>(false)
@@ -95,6 +99,8 @@ final class VirtualCPU: @unchecked Sendable {
   var mpState: UInt32
   /// KVM_RUN was called: the CPUID stays as it is.
   var hasRun = false
+  /// In KVM_RUN.
+  var isInRun = false
   /// KVM_HC_KICK_CPU came: the next halt, or the one that lasts, ends.
   var wakePending = false
   /// What the next KVM_RUN has to finish.
@@ -124,6 +130,7 @@ final class VirtualCPU: @unchecked Sendable {
   /// How fast the guest's counter runs, and what it is more than the host's at that rate.
   var tscRate: TSCRate
   var tscOffset: UInt64
+  var performance = PerformanceMonitor()
   var smm = SystemManagement()
   var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
@@ -252,11 +259,13 @@ final class VirtualCPU: @unchecked Sendable {
     if let slot { return slot }
     let slot = hypervisor.pool.acquire(self, runs: runs)
     self.slot = slot
+    if runs, performance.isActive { armCounters(slot) }
     return slot
   }
 
   func releaseSlot() {
     guard let slot else { return }
+    if performance.isRunning { disarmCounters(slot) }
     self.slot = nil
     hypervisor.pool.release(slot)
   }

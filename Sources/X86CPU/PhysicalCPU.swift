@@ -53,6 +53,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   var comparison: UInt64 = 0
   /// What is taken from the queue to be done.
   var taken: [ShootdownQueue.Request] = []
+  /// What performance counters are made of.
+  let counts: UnsafeMutablePointer<EventCounts>
   /// VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
@@ -86,6 +88,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     executePages = .allocate(capacity: Int(Self.executePagesMask) + 1)
     executePages.initialize(repeating: .invalid, count: Int(Self.executePagesMask) + 1)
     bounce = .allocate(byteCount: 4096, alignment: 64)
+    counts = .allocate(capacity: 1)
+    counts.initialize(to: EventCounts())
     vmx = .allocate(capacity: 1)
     vmx.initialize(to: VMXUnit())
     cpu.s.initialize(
@@ -112,6 +116,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     executePages.deallocate()
     bounce.deallocate()
     nativeJumps.deallocate()
+    counts.deallocate()
     vmx.deallocate()
     tlbBanks.deallocate()
     NativeStack.deallocate(state: cpu.raw)

@@ -37,7 +37,7 @@ extension CPU {
       }
       let goesOn: Bool
       if s.pointee.slow != 0 {
-        goesOn = runSlowly()
+        goesOn = isCounting ? runCounted(block) : runSlowly()
       } else if !is64Bit && !fitsCodeSegment(block) {
         goesOn = runOne(block)
       } else {
@@ -53,7 +53,7 @@ extension CPU {
       ? s.pointee.rip : (segment(.cs).pointee.base &+ s.pointee.rip) & 0xFFFF_FFFF
   }
 
-  @inline(__always) private func fitsCodeSegment(_ block: BlockPointer) -> Bool {
+  @inline(__always) func fitsCodeSegment(_ block: BlockPointer) -> Bool {
     s.pointee.rip &+ UInt64(block.pointee.length) &- 1 <= UInt64(segment(.cs).pointee.limit)
   }
 
@@ -89,7 +89,7 @@ extension CPU {
   }
 
   /// Runs the first instruction of a block alone.
-  private func runOne(_ block: BlockPointer) -> Bool {
+  func runOne(_ block: BlockPointer) -> Bool {
     let op = block.pointee.ops
     if !is64Bit,
       s.pointee.rip &+ UInt64(op.pointee.length) &- 1 > UInt64(segment(.cs).pointee.limit)
@@ -107,7 +107,7 @@ extension CPU {
   }
 
   /// One instruction with everything that `slow` asks for around it.
-  private func runSlowly() -> Bool {
+  func runSlowly() -> Bool {
     s.pointee.slow &= ~SlowReason.marks
     let before = s.pointee.slow
     if before & SlowReason.breakpoints != 0 {
@@ -202,7 +202,9 @@ extension CPU {
   fileprivate func emulateOne() throws(GuestException) -> PhysicalCPU.EmulationResult {
     let block = try block(at: codeLinear)
     let op = block.pointee.ops
-    s.pointee.blockRIP = s.pointee.rip
+    let isBranch = block.pointee.endsInBranch && block.pointee.count == 1
+    let rip = s.pointee.rip
+    s.pointee.blockRIP = rip
     let step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
     switch step {
     case Step.fault:
@@ -214,6 +216,8 @@ extension CPU {
     default: break
     }
     s.pointee.retired &+= 1
+    // On itself again: a repeated string instruction with more to do.
+    if isBranch || s.pointee.rip != rip { owner.noteRetired(isBranch: isBranch) }
     return .completed
   }
 }

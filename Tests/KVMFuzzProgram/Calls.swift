@@ -144,8 +144,8 @@ let machineCalls: [Call] = [
     "GET_TSC_KHZ", .machine, CKVM_GET_TSC_KHZ, .ignored, [EIO, ENOTTY],
     results: 0...Int32.max),
   Call(
-    "SET_PMU_EVENT_FILTER", .machine, CKVM_SET_PMU_EVENT_FILTER, some(kvm_clock_data.self),
-    [EINVAL, E2BIG, ENOTTY]),
+    "SET_PMU_EVENT_FILTER", .machine, CKVM_SET_PMU_EVENT_FILTER, .structure(Make.eventFilter),
+    [EINVAL, E2BIG, EFAULT, ENOMEM, ENOTTY]),
   Call(
     "XEN_HVM_CONFIG", .machine, CKVM_XEN_HVM_CONFIG, some(kvm_clock_data.self),
     [EINVAL, ENOTTY]),

@@ -46,8 +46,28 @@ enum Make {
       0x6E0, 0x800, 0x802, 0x808, 0x80B, 0x830, 0x832, 0x838, 0x83F, 0xDA0, 0x11, 0x12,
       0x4B56_4D00, 0x4B56_4D01, 0x4B56_4D02, 0x4B56_4D03, 0x4B56_4D04, 0x4B56_4D05, 0xC000_0080,
       0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0100, 0xC000_0101, 0xC000_0102,
-      0xC000_0103, 0xC001_0015,
-    ] + (0x400..<0x420)
+      0xC000_0103, 0xC001_0015, 0xC001_0000, 0x309, 0x30B, 0x38D, 0x38E, 0x38F, 0x390, 0x4C1,
+      0x4C8,
+    ] + (0x400..<0x420) + (0xC1..<0xCA) + (0x186..<0x18F)
+
+  /// `kvm_pmu_event_filter`, of events that count more often than not.
+  static let eventFilter: Call.Structure = { worker, place in
+    let count = worker.below(16)
+    let events: [UInt64] = [0x3C, 0xC0, 0x13C, 0xC4, 0xC5, 0x4F2E]
+    var filter = kvm_pmu_event_filter()
+    filter.action = UInt32(worker.below(worker.chance(8) ? 4 : 2))
+    filter.nevents =
+      worker.chance(16) ? UInt32(truncatingIfNeeded: worker.word()) : UInt32(count)
+    filter.fixed_counter_bitmap = UInt32(worker.below(16))
+    filter.flags = worker.chance(16) ? 1 : 0
+    let size = store(filter, place)
+    for index in 0..<count {
+      let event = worker.chance(4) ? worker.word() : worker.of(events)
+      _ = store(event, place + size + index * 8)
+    }
+    // Where more are announced than there are, what lies behind them counts.
+    return filter.nevents > 16 ? Worker.structureSize : size + count * 8
+  }
 
   /// `kvm_device_attr`.
   static let attribute: Call.Structure = { worker, place in

@@ -23,6 +23,9 @@ struct MachineOptions: Sendable {
   /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_... that leave to the client.
   var userSpaceMSRs: UInt64 = 0
   var msrFilter: MSRFilter?
+  /// KVM_PMU_CAP_DISABLE.
+  var hasNoCounters = false
+  var eventFilter: PerformanceEventFilter?
   /// KVM_CAP_EXIT_HYPERCALL: hypercalls by number.
   var userSpaceHypercalls: UInt64 = 0
   /// KVM_CAP_DISABLE_QUIRKS2.
@@ -49,6 +52,13 @@ extension Machine {
         let filter = try MSRFilter(argument)
         machine.options.withLock { $0.msrFilter = filter }
         for vcpu in machine.virtualCPUs { vcpu.request(.msrFilter) }
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_PMU_EVENT_FILTER,
+      { (machine, argument) throws(Errno) in
+        machine.setEventFilter(try PerformanceEventFilter(argument))
         return 0
       }
     ),
@@ -113,6 +123,14 @@ extension Machine {
     KVM_CAP_X86_USER_SPACE_MSR: { (machine, capability) throws(Errno) in
       guard capability.args.0 & ~MSRFilter.allReasons == 0 else { throw .invalidArgument }
       machine.options.withLock { $0.userSpaceMSRs = capability.args.0 }
+    },
+    KVM_CAP_PMU_CAPABILITY: { (machine, capability) throws(Errno) in
+      let wanted = capability.args.0
+      guard wanted & ~UInt64(KVM_PMU_CAP_DISABLE) == 0 else { throw .invalidArgument }
+      try machine.configure { (_) throws(Errno) in
+        guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+        machine.options.withLock { $0.hasNoCounters = wanted != 0 }
+      }
     },
     KVM_CAP_EXIT_HYPERCALL: { (machine, capability) throws(Errno) in
       guard capability.args.0 & ~Hypercall.exitable == 0 else { throw .invalidArgument }

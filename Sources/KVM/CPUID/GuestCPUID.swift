@@ -24,6 +24,11 @@ struct GuestCPUID {
   /// XCR0 bits that the guest may set.
   let supportedXCR0: UInt64
 
+  /// The performance counters of leaf 0AH.
+  let performance: PerformanceModel
+  /// IA32_PERF_CAPABILITIES is there.
+  let hasPerformanceCapabilities: Bool
+
   /// Leaf 0x40000001 EAX.
   let paravirtualFeatures: UInt32
 
@@ -53,6 +58,10 @@ struct GuestCPUID {
       ? Self.offeredCR4
       : Self.allowedCR4(ecx1: one.ecx, ebx7: seven.ebx, ecx7: seven.ecx)
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
+    let counters = find(PerformanceModel.leaf, 0)
+    performance = PerformanceModel(
+      CPUIDLeaf(eax: counters.eax, ebx: counters.ebx, ecx: counters.ecx, edx: counters.edx))
+    hasPerformanceCapabilities = one.ecx & SupportedCPUID.performanceCapabilitiesBit != 0
     paravirtualFeatures = find(0x4000_0001, 0).eax
     let widths = find(0x8000_0008, 0).eax & 0xFF
     physicalAddressBits = widths == 0 ? nil : UInt64(widths)

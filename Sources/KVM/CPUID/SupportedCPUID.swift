@@ -22,9 +22,11 @@ enum SupportedCPUID {
     /// Set while CR4.OSXSAVE is.
     static let osxsave: UInt32 = 1 << 27
     static let removed = monitor | vmx | osxsave | tscDeadline
-    static let added = x2APIC | hypervisor
+    static let added = x2APIC | hypervisor | performanceCapabilitiesBit
   }
 
+  /// PDCM, of leaf 1 ECX.
+  static let performanceCapabilitiesBit: UInt32 = 1 << 15
   private static let apicBit: UInt32 = 1 << 9
 
   /// Every leaf, by function and index.
@@ -57,6 +59,8 @@ enum SupportedCPUID {
       leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
       leaf.edx |= apicBit
     }
+    // The processor has no counters: they are made here (Performance).
+    if function == PerformanceModel.leaf { leaf = PerformanceModel.offered }
     // OSPKE, set while CR4.PKE is.
     if function == 7, index == 0 { leaf.ecx &= ~(1 << 4) }
     if !hasProtectionKeys { withholdProtectionKeys(&leaf, function, index) }

@@ -39,7 +39,11 @@ enum Completion: Equatable {
 extension VirtualCPU {
   /// KVM_RUN.
   func runIoctl() throws(Errno) -> Int32 {
-    defer { releaseSlot() }
+    isInRun = true
+    defer {
+      releaseSlot()
+      isInRun = false
+    }
     hasRun = true
     if isWaitingForStartup { try waitForStartup() }
     let slot = takeSlot()
@@ -129,6 +133,7 @@ extension VirtualCPU {
       runningOn.store(-1, ordering: .sequentiallyConsistent)
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
       let disposition = backend.handleExit(self)
+      checkCounters()
       if disposition == .userSpace { return }
       if isStepDone {
         _ = stepExit()
@@ -188,6 +193,10 @@ extension VirtualCPU {
     let all = takeRequests(VCPURequest(rawValue: .max))
     if !all.isDisjoint(with: .events) { mustCheckEvents = true }
     if all.contains(.timer) { expireTimer() }
+    if all.contains(.counters) {
+      takeCounts()
+      planCounters()
+    }
     if !all.isDisjoint(with: [.initSignal, .startup, .clock, .msrFilter]) {
       _ = takeSlot()
       if all.contains(.initSignal) { handleINIT() }

@@ -107,6 +107,7 @@ extension VirtualCPU {
     let is64Bit =
       cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
     backend[.rip] = is64Bit ? next : next & 0xFFFF_FFFF
+    noteRetired()
     if debug.isStepping { isStepDone = true }
     clearShadow()
   }

@@ -34,6 +34,7 @@ extension VirtualCPU {
       }
       raise(error)
     }
+    if source != .interrupt { noteRetired(isBranch: true) }
     // It changed registers behind the control block's back.
     backend.stateChangedInPlace()
     return .resume

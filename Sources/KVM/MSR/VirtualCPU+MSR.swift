@@ -84,9 +84,15 @@ extension VirtualCPU {
     case MSR.smBase.rawValue: return byHost ? smm.base : nil
     case MSR.powerControl.rawValue: return msrs.powerControl
     case VendorMSR.hardwareConfiguration: return msrs.hardwareConfiguration
-    // No counters, so none of their capabilities.
-    case MSR.performanceCapabilities.rawValue: return byHost ? 0 : nil
+    case MSR.performanceCapabilities.rawValue:
+      return byHost || cpuid.hasPerformanceCapabilities ? performance.capabilities : nil
+    case MSR.miscEnable.rawValue:
+      let value = readModelMSR(number) ?? 0
+      return performance.model.version == 0 ? value : value | MSRModel.miscEnablePerformance
     default:
+      if let register = PerformanceRegister(number) {
+        return readPerformance(register, number, byHost: byHost)
+      }
       if MachineCheckBanks.owns(number) { return machineCheck.read(number) }
       if VendorMSR.isReadable(number) { return 0 }
       return readModelMSR(number)
@@ -104,7 +110,7 @@ extension VirtualCPU {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
       || number == MSR.smBase.rawValue || number == MSR.powerControl.rawValue
-      || VendorMSR.isReadable(number)
+      || VendorMSR.isReadable(number) || PerformanceRegister(number) != nil
       || number == VendorMSR.hardwareConfiguration
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
@@ -145,7 +151,10 @@ extension VirtualCPU {
       let wanted = value & ~VendorMSR.ignoredHardwareConfiguration
       guard wanted & ~VendorMSR.storedHardwareConfiguration == 0 else { return false }
       msrs.hardwareConfiguration = wanted
-    case MSR.performanceCapabilities.rawValue: return byHost && value == 0
+    case MSR.performanceCapabilities.rawValue:
+      return writePerformanceCapabilities(value, byHost: byHost)
+    case MSR.miscEnable.rawValue:
+      return writeModelMSR(number, value & ~MSRModel.miscEnablePerformance, byHost: byHost)
     case MSR.archCapabilities.rawValue:
       guard byHost, value & ~MSRModel.architecturalCapabilities == 0 else { return false }
       msrs.architecturalCapabilities = value
@@ -156,6 +165,9 @@ extension VirtualCPU {
       guard byHost else { return false }
       smm.base = value & 0xFFFF_FFFF
     default:
+      if let register = PerformanceRegister(number) {
+        return writePerformance(register, number, value, byHost: byHost)
+      }
       if MachineCheckBanks.owns(number) {
         return machineCheck.write(number, value, byHost: byHost)
       }
@@ -312,13 +324,13 @@ enum MSRLists {
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
-      MSR.powerControl.rawValue, MSR.smBase.rawValue,
+      MSR.powerControl.rawValue, MSR.smBase.rawValue, MSR.performanceCapabilities.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }
       return $0.number != MSR.apicBase.rawValue
     }
-    return rules.map(\.number) + own
+    return rules.map(\.number) + own + PerformanceRegister.saved
   }()
 
   /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
@@ -328,7 +340,9 @@ enum MSRLists {
   ]
 
   static func feature(_ number: UInt32) -> UInt64? {
-    if number == MSR.performanceCapabilities.rawValue { return 0 }
+    if number == MSR.performanceCapabilities.rawValue {
+      return PerformanceCapabilities.fullWidthWrites
+    }
     guard features.contains(number), let rule = MSRModel.rule(number),
       case .constant(let value) = rule.storage
     else { return nil }

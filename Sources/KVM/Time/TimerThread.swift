@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One thread per machine that watches the deadlines of its local APIC timers and of the 8254.
+// One thread per machine that watches the deadlines of its local APIC timers, of cycle counters that
+// will overflow, and of the 8254.
 //
 // A deadline is one atomic word of its owner. Whoever sets one calls `note`, which wakes the thread
 // only if it would sleep past it; a deadline that moves further away costs nothing, the thread wakes
@@ -60,14 +61,8 @@ final class TimerThread: @unchecked Sendable {
   private func fireDue(_ now: UInt64) -> UInt64 {
     var next = UInt64.max
     for vcpu in bus.all where !vcpu.isParked {
-      let deadline = vcpu.timerDeadline.load(ordering: .sequentiallyConsistent)
-      if deadline > now {
-        next = min(next, deadline)
-      } else if vcpu.timerDeadline.compareExchange(
-        expected: deadline, desired: .max, ordering: .sequentiallyConsistent
-      ).exchanged {
-        vcpu.request(.timer)
-      }
+      if Self.isDue(vcpu.timerDeadline, now, &next) { vcpu.request(.timer) }
+      if Self.isDue(vcpu.overflowDeadline, now, &next) { vcpu.request(.counters) }
     }
     if let interrupts {
       if interrupts.pitDeadline.load(ordering: .sequentiallyConsistent) <= now {
@@ -76,5 +71,19 @@ final class TimerThread: @unchecked Sendable {
       next = min(next, interrupts.pitDeadline.load(ordering: .sequentiallyConsistent))
     }
     return next
+  }
+
+  /// Takes a deadline that has come; one that has not is the next, if it is before `next`.
+  private static func isDue(
+    _ deadline: borrowing Atomic<UInt64>, _ now: UInt64, _ next: inout UInt64
+  ) -> Bool {
+    let time = deadline.load(ordering: .sequentiallyConsistent)
+    if time > now {
+      next = min(next, time)
+      return false
+    }
+    return deadline.compareExchange(
+      expected: time, desired: .max, ordering: .sequentiallyConsistent
+    ).exchanged
   }
 }

@@ -106,6 +106,7 @@ extension VMX {
   private static let exitWRMSR: Handler = { _, vcpu in vcpu.emulateWRMSR() }
   private static let exitXSETBV: Handler = { _, vcpu in vcpu.emulateXSETBV() }
   private static let exitPause: Handler = { _, vcpu in vcpu.emulatePause() }
+  private static let exitRDPMC: Handler = { _, vcpu in vcpu.emulateRDPMC() }
   private static let exitVMCALL: Handler = { _, vcpu in vcpu.emulateHypercall() }
 
   private static let exitMonitorWait: Handler = { _, vcpu in vcpu.emulateMonitorWait() }
@@ -119,12 +120,6 @@ extension VMX {
   /// An instruction that this machine does not have.
   private static let exitUndefined: Handler = { _, vcpu in
     vcpu.raise(.invalidOpcode)
-    return .resume
-  }
-
-  /// No counters are offered.
-  private static let exitRDPMC: Handler = { _, vcpu in
-    vcpu.raise(.generalProtection)
     return .resume
   }
 

@@ -94,6 +94,7 @@ extension CPU {
     var offset = 0
     var count = 0
     var ended = false
+    var endsInBranch = false
     while !ended && count < BlockCache.maximumInstructions && offset < room {
       let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
       let instruction: Instruction
@@ -108,12 +109,14 @@ extension CPU {
       offset += Int(instruction.length)
       count += 1
       ended = !instruction.attributes.isDisjoint(with: [.branch, .serializes])
+      endsInBranch = instruction.attributes.contains(.branch)
     }
     terminate(ops + count, offset)
     return cache.add(
       Block(
         host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
-        length: UInt16(offset), isValid: true, nextInHash: -1, nextInPage: -1),
+        length: UInt16(offset), isValid: true, endsInBranch: endsInBranch, nextInHash: -1,
+        nextInPage: -1),
       opsUsed: count + 1)
   }
 
@@ -153,7 +156,8 @@ extension CPU {
     return cache.add(
       Block(
         host: host, secondPage: second & Page.mask, ops: ops, modeKey: s.pointee.modeKey, count: 1,
-        length: UInt16(instruction.length), isValid: true, nextInHash: -1, nextInPage: -1),
+        length: UInt16(instruction.length), isValid: true,
+        endsInBranch: instruction.attributes.contains(.branch), nextInHash: -1, nextInPage: -1),
       opsUsed: 2)
   }
 

@@ -29,6 +29,8 @@ package struct Block {
   /// Length in bytes.
   package var length: UInt16
   package var isValid: Bool
+  /// The last instruction is a branch; no other is.
+  package var endsInBranch: Bool
   /// Next block in the hash chain and in the page's list; -1 ends them.
   var nextInHash: Int32
   var nextInPage: Int32

@@ -58,13 +58,17 @@ struct StringState {
   /// After an iteration with more to come: is it time to leave the instruction?
   var mustYield: Bool {
     c.s.pointee.request != 0 || c.s.pointee.emulation != nil
-      || c.s.pointee.slow & ~SlowReason.breakpoints != 0
+      || c.s.pointee.slow & ~(SlowReason.breakpoints | SlowReason.counting) != 0
   }
 
   /// Elements from the current pointers to the nearer page end, at most the count; 0 where the fast way
   /// is not open.
   func run(usesSource: Bool) -> Int {
-    if step != UInt64(size) || c.s.pointee.emulation != nil || c.s.pointee.slow != 0 { return 0 }
+    if step != UInt64(size) || c.s.pointee.emulation != nil
+      || c.s.pointee.slow & ~SlowReason.counting != 0
+    {
+      return 0
+    }
     var bytes = Page.size &- (c.gpr[7] & mask &+ base(.es)) & Page.offsetMask
     if usesSource {
       bytes = min(bytes, Page.size &- (c.gpr[6] & mask &+ base(source)) & Page.offsetMask)
@@ -117,6 +121,7 @@ extension StringOperation {
       if repeated != .always && goesOn != (repeated == .whileEqual) { break }
       if state.count != 0 && state.mustYield {
         c.s.pointee.rip = c.currentRIP(i)
+        c.noteUnfinished()
         return Step.branch
       }
     }

@@ -76,6 +76,8 @@ package enum MSRModel {
   /// xTPR, XD disable (the last has no effect: NX is always offered).
   static let miscEnableWritable: UInt64 =
     1 << 0 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34
+  /// IA32_MISC_ENABLE: performance monitoring is available. Read-only, the hypervisor's to add.
+  package static let miscEnablePerformance: UInt64 = 1 << 7
   /// IA32_APIC_BASE after reset: enabled, bootstrap processor, at 0xFEE00000.
   static let apicBaseReset: UInt64 = 0xFEE0_0900
   /// IA32_FEATURE_CONTROL: locked, VMX outside SMX.

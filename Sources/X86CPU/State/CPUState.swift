@@ -235,4 +235,6 @@ package enum SlowReason {
   package static let dataBreakpoint: UInt32 = 1 << 4
   /// RFLAGS.RF is set: cleared after one instruction.
   package static let resumeFlag: UInt32 = 1 << 5
+  /// Instructions are counted (`EventCounts`). Not a reason to run them one by one.
+  package static let counting: UInt32 = 1 << 6
 }

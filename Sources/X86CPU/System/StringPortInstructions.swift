@@ -66,8 +66,9 @@ enum StringPortInstructions {
       if c.gpr[1] & mask == 0 { return c.reload(i) }
       // An emulation goes on: it was entered to get the transfer done.
       let isAsked = c.s.pointee.request != 0 && c.s.pointee.emulation == nil
-      if isAsked || c.s.pointee.slow != 0 {
+      if isAsked || c.s.pointee.slow & ~SlowReason.counting != 0 {
         c.s.pointee.rip = c.currentRIP(i)
+        c.noteUnfinished()
         return Step.reload
       }
     }
