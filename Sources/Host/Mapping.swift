@@ -116,6 +116,18 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     return whole + head
   }
 
+  /// Shows a page-aligned range of another file in place of a part of this mapping.
+  package func replace(
+    _ part: Range<Int>, sharing descriptor: Int32, offset: Int
+  ) throws(Errno) {
+    guard part.lowerBound >= 0, part.upperBound <= size else { throw .invalidArgument }
+    let place = address + part.lowerBound
+    _ = try mappingCall {
+      mmap(
+        place, part.count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, offset)
+    }
+  }
+
   /// All bytes.
   package var bytes: UnsafeMutableRawBufferPointer {
     UnsafeMutableRawBufferPointer(start: address, count: size)

@@ -14,6 +14,8 @@ extension LocalAPIC {
     case send(InterprocessorInterrupt)
     /// Tell the I/O APIC that this level-triggered vector ended.
     case endOfInterrupt(UInt8)
+    /// This edge-triggered vector ended: for those who count.
+    case edgeEnded(UInt8)
     /// Ask `nextDeadline` again.
     case timerChanged
     /// `identity` changed (by ID, LDR, DFR or SVR), and with SVR also what LINT0 lets through.
@@ -139,7 +141,7 @@ extension LocalAPIC {
     case APICRegister.tpr:
       setTaskPriority(UInt8(truncatingIfNeeded: value))
       return .none
-    case APICRegister.eoi: return endOfInterrupt().map { .endOfInterrupt($0) } ?? .none
+    case APICRegister.eoi: return writeEOI()
     case APICRegister.esr:
       self[APICRegister.esr] = pendingErrors
       pendingErrors = 0
@@ -157,6 +159,12 @@ extension LocalAPIC {
       self[offset] = new
       return offset == APICRegister.icrHigh ? .none : .identityChanged
     }
+  }
+
+  private mutating func writeEOI() -> Effect {
+    let ending = highestISR
+    if let vector = endOfInterrupt() { return .endOfInterrupt(vector) }
+    return ending == 0 || isLevelTriggered(ending) ? .none : .edgeEnded(ending)
   }
 
   private mutating func storeSVR(_ value: UInt32) -> Effect {

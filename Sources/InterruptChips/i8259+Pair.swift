@@ -36,19 +36,22 @@ package struct PIC8259Pair: Sendable, Hashable {
 
   /// The INTA cycle: takes the request of highest priority and returns its vector; IR7 of the chip
   /// concerned (the spurious interrupt) when it went away.
-  package mutating func acknowledge() -> UInt8 {
-    guard let line = master.requestedLine else { return master.vectorBase &+ 7 }
-    master.acknowledge(line)
-    guard line == 2 else { return master.vectorBase &+ UInt8(truncatingIfNeeded: line) }
+  package mutating func acknowledge() -> UInt8 { acknowledgeNotingEnd().vector }
+
+  /// The same, with the IRQs (bit n is IRQ n) whose service automatic EOI ended.
+  package mutating func acknowledgeNotingEnd() -> (vector: UInt8, ended: UInt16) {
+    guard let line = master.requestedLine else { return (master.vectorBase &+ 7, 0) }
+    var ended = UInt16(master.acknowledge(line))
+    guard line == 2 else { return (master.vectorBase &+ UInt8(truncatingIfNeeded: line), ended) }
     let vector: UInt8
     if let cascaded = slave.requestedLine {
-      slave.acknowledge(cascaded)
+      ended |= UInt16(slave.acknowledge(cascaded)) << 8
       vector = slave.vectorBase &+ UInt8(truncatingIfNeeded: cascaded)
     } else {
       vector = slave.vectorBase &+ 7
     }
     updateCascade()
-    return vector
+    return (vector, ended)
   }
 
   /// Reads `port`; 0xFF for a port that is not the pair's.

@@ -76,8 +76,10 @@ package struct PIC8259: Sendable, Hashable {
     return line(ofRank: request)
   }
 
-  /// The chip's half of INTA: moves `line` from IRR to ISR.
-  mutating func acknowledge(_ line: Int) {
+  /// The chip's half of INTA: moves `line` from IRR to ISR. Returns the line if its service ends at
+  /// once (automatic EOI).
+  @discardableResult
+  mutating func acknowledge(_ line: Int) -> UInt8 {
     let bit: UInt8 = 1 &<< UInt8(truncatingIfNeeded: line & 7)
     if autoEOI {
       if rotateOnAutoEOI { priorityAdd = UInt8(truncatingIfNeeded: (line &+ 1) & 7) }
@@ -85,6 +87,7 @@ package struct PIC8259: Sendable, Hashable {
       isr |= bit
     }
     if elcr & bit == 0 { irr &= ~bit }
+    return autoEOI ? bit : 0
   }
 
   /// Position in the order of priority, 0 the highest, of the highest line in `set`.
@@ -107,7 +110,7 @@ extension PIC8259 {
     if isData {
       writeData(value)
     } else if value & 0x10 != 0 {
-      writeICW1(value)
+      return writeICW1(value)
     } else if value & 0x08 != 0 {
       writeOCW3(value)
     } else {
@@ -126,7 +129,9 @@ extension PIC8259 {
     return isData ? imr : (readsISR ? isr : irr)
   }
 
-  private mutating func writeICW1(_ value: UInt8) {
+  /// Returns the lines that nobody will end any more: in service, or edges that are forgotten.
+  private mutating func writeICW1(_ value: UInt8) -> UInt8 {
+    let ended = isr | irr & ~elcr
     let lines = lastIRR
     let oldELCR = elcr
     let level = irr & elcr
@@ -137,6 +142,7 @@ extension PIC8259 {
     needsICW4 = value & 0x01 != 0
     isSingle = value & 0x02 != 0
     initialization = .icw2
+    return ended
   }
 
   private mutating func writeData(_ value: UInt8) {

@@ -7,8 +7,8 @@ import SystemPackage
 
 /// A vCPU as its thread's signal handlers know it.
 ///
-///     runner.rearm()          // what came before is past
-///     ... KVM_RUN             // a handler calls runner.interrupt(): EINTR
+///     runner.run(0, entered: { runner.rearm() }, left: {})   // what came before is past
+///     // a handler calls runner.interrupt(): EINTR
 package final class Runner: Sendable {
   private let vcpu: VirtualCPU
   /// Lives as long as its vCPUs' handles.
@@ -41,6 +41,22 @@ package final class Runner: Sendable {
       let start = DirtyRing.pageOffset * 4096
       return start..<start + ring.byteCount
     }
+  }
+
+  /// The file with the ring of coalesced writes, which lies in the same place of it as of this vCPU's
+  /// pages; nil where it is this vCPU's own.
+  package var ringFile: Int32? { vcpu.ringFile >= 0 ? vcpu.ringFile : nil }
+  package static let ringRange = CoalescedRing.fileRange
+
+  /// KVM_RUN, which waits while another thread is in an ioctl of this vCPU.
+  ///
+  /// - Parameters:
+  ///   - entered: the vCPU is this thread's; it may call `rearm` and `interrupt`.
+  ///   - left: it will be another's.
+  package func run(
+    _ argument: UInt, entered: () -> Void, left: () -> Void
+  ) throws(Errno) -> Int32 {
+    try vcpu.run(argument, entered: entered, left: left)
   }
 
   package func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {

@@ -6,8 +6,8 @@ import X86CPU
 
 /// What a vCPU did.
 package struct RunStatistics: Sendable {
-  /// Exits of the processor by basic reason.
-  package var exits = InlineArray<65, UInt64>(repeating: 0)
+  /// Exits of the processor by basic reason, ExitReason.count of them.
+  package var exits = InlineArray<76, UInt64>(repeating: 0)
   /// Returns of KVM_RUN with an exit for the client.
   package var userExits: UInt64 = 0
   /// Times that the vCPU slept.
@@ -18,7 +18,7 @@ package struct RunStatistics: Sendable {
   package init() {}
 
   package mutating func add(_ other: RunStatistics) {
-    for reason in 0..<65 { exits[reason] &+= other.exits[reason] }
+    for reason in 0..<ExitReason.count { exits[reason] &+= other.exits[reason] }
     userExits &+= other.userExits
     halts &+= other.halts
     instructions &+= other.instructions
@@ -26,7 +26,7 @@ package struct RunStatistics: Sendable {
 
   /// Reasons that occurred with their counts, most frequent first.
   package var byReason: [(reason: ExitReason, count: UInt64)] {
-    (0..<65).filter { exits[$0] != 0 }
+    (0..<ExitReason.count).filter { exits[$0] != 0 }
       .map { (ExitReason(rawValue: UInt16($0)), exits[$0]) }
       .sorted { $0.count > $1.count }
   }

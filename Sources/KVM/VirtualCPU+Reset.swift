@@ -25,6 +25,7 @@ extension VirtualCPU {
     backend.setTSCMultiplier(tscRate.multiplier)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     updateDebugControls()
+    updateHoggingControls()
   }
 
   /// INIT: what INIT and power-up have in common.

@@ -62,6 +62,9 @@ final class VirtualCPU: @unchecked Sendable {
   let index: Int
   /// What a client maps to share `pages`.
   let sharedFile: MemoryFile
+  /// The file of the machine's first vCPU, which has the ring of coalesced writes that all show; -1
+  /// for the first itself. It is open as long as the machine lives.
+  let ringFile: Int32
   private let sharedMapping: Mapping
   var pages: UnsafeMutableRawPointer { sharedMapping.address }
   let backend: any VirtualizationBackend
@@ -113,6 +116,8 @@ final class VirtualCPU: @unchecked Sendable {
   /// What its delivery does to DR6 or CR2, until then.
   var pendingPayload: UInt64?
   var isTripleFaultPending = false
+  /// KVM_RUN_X86_BUS_LOCK at the next return.
+  var hasLockedBus = false
   /// KVM_RUN ends with EFAULT.
   var isHostFault = false
   /// Of the instruction whose #BP or #OF was intercepted.
@@ -172,6 +177,11 @@ final class VirtualCPU: @unchecked Sendable {
       size: dirtyRingEntries == 0
         ? Self.sharedSize : DirtyRing.fileSize(count: dirtyRingEntries))
     sharedMapping = try Mapping(sharing: file.descriptor.rawValue, size: Self.sharedSize)
+    ringFile = machine.bus.all.first?.sharedFile.descriptor.rawValue ?? -1
+    if ringFile >= 0 {
+      try sharedMapping.replace(
+        CoalescedRing.fileRange, sharing: ringFile, offset: CoalescedRing.fileRange.lowerBound)
+    }
     dirtyRing =
       dirtyRingEntries == 0
       ? nil : try DirtyRing(count: dirtyRingEntries, file: file.descriptor.rawValue)

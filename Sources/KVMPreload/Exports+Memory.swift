@@ -19,11 +19,16 @@ import KVM
   }
   // Other mappings are made where nothing is.
   let replaces = flags & MAP_FIXED != 0
-  return ClientMemory.map(replaces ? address : 0, replaces ? length : 0) {
+  let place = ClientMemory.map(replaces ? address : 0, replaces ? length : 0) {
     chost_syscall(
       Int(SYS_mmap), Int(bitPattern: address), Int(bitPattern: length), Int(protection), Int(flags),
       Int(file), offset)
   }
+  if file >= 0, place != -1 {
+    CoalescedRingMapping.show(
+      in: place, length, file: file, offset: offset, protection: protection, flags: flags)
+  }
+  return place
 }
 
 @_cdecl("mmap64") public func exportedMmap64(

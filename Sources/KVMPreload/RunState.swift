@@ -25,7 +25,6 @@ final class RunState: Sendable {
     guard let thread = RunThread.current() else { throw .noMemory }
     // KVM_RUN from a handler that interrupted KVM_RUN on the same thread cannot happen: handlers
     // are put off.
-    runner.rearm()
     let control = chost_fnstcw()
     let mxcsr = chost_stmxcsr()
     let mask = SignalMask(runner.signalMask)
@@ -38,7 +37,8 @@ final class RunState: Sendable {
       chost_fldcw(control)
       RunThread.sendAgain(thread)
     }
-    return try runner.ioctl(CKVM_RUN, argument)
+    return try runner.run(
+      argument, entered: { thread.pointee.enter() }, left: { thread.pointee.leave() })
   }
 }
 
@@ -73,8 +73,11 @@ struct SignalMask {
 /// What a thread's signal handler has to know. Its memory is the thread's until it ends.
 struct RunThread: ~Copyable {
   private static let capacity = 32
-  /// The vCPU that runs on this thread; nil outside KVM_RUN.
+  /// The vCPU of this thread's KVM_RUN; nil outside.
   private var running: Unmanaged<Runner>?
+  /// The vCPU is this thread's. Until then another thread is in its KVM_RUN, which a signal to this
+  /// one does not end.
+  private let isInside = Atomic<Bool>(false)
   /// While another thread looks at `running`, or this one changes it.
   private let isLocked = Atomic<Bool>(false)
   private var isCancelled = false
@@ -147,7 +150,23 @@ struct RunThread: ~Copyable {
     count = 0
     lock()
     running = Unmanaged.passUnretained(runner)
-    if isCancelled { runner.interrupt() }
+    unlock()
+  }
+
+  /// The vCPU is this thread's now. A signal that came while it waited ends KVM_RUN at once.
+  mutating func enter() {
+    lock()
+    running?._withUnsafeGuaranteedRef { runner in
+      runner.rearm()
+      isInside.store(true, ordering: .sequentiallyConsistent)
+      if count > 0 || isCancelled { runner.interrupt() }
+    }
+    unlock()
+  }
+
+  mutating func leave() {
+    lock()
+    isInside.store(false, ordering: .sequentiallyConsistent)
     unlock()
   }
 
@@ -160,8 +179,13 @@ struct RunThread: ~Copyable {
   private mutating func cancel() {
     lock()
     isCancelled = true
-    running?._withUnsafeGuaranteedRef { $0.interrupt() }
+    interrupt()
     unlock()
+  }
+
+  private func interrupt() {
+    guard isInside.load(ordering: .sequentiallyConsistent) else { return }
+    running?._withUnsafeGuaranteedRef { $0.interrupt() }
   }
 
   /// Held for some instructions, by no signal handler.
@@ -175,8 +199,9 @@ struct RunThread: ~Copyable {
 
   /// Puts a signal off until KVM_RUN is over. False where it cannot be.
   mutating func postpone(_ signal: siginfo_t) -> Bool {
-    guard let running else { return false }
-    running._withUnsafeGuaranteedRef { $0.interrupt() }
+    guard isRunning else { return false }
+    // Kept first: who enters meanwhile looks at the count.
+    defer { interrupt() }
     if signal.si_signo < 32 {
       // As in the kernel, one of them is pending or none.
       for index in 0..<count where signals[index].si_signo == signal.si_signo { return true }

@@ -16,6 +16,8 @@ extension ExitReason {
     "machineCheckDuringEntry", "reason 42", "tprBelowThreshold", "apicAccess", "virtualizedEOI",
     "gdtrOrIDTRAccess", "ldtrOrTRAccess", "eptViolation", "eptMisconfiguration", "invept",
     "rdtscp", "preemptionTimer", "invvpid", "wbinvd", "xsetbv", "apicWrite", "rdrand", "invpcid",
-    "vmfunc", "encls", "rdseed", "pmlFull", "xsaves", "xrstors",
+    "vmfunc", "encls", "rdseed", "pmlFull", "xsaves", "xrstors", "reason 65", "spp", "umwait",
+    "tpause", "loadiwkey", "reason 70", "reason 71", "enqcmdPASID", "enqcmdsPASID", "busLock",
+    "notify",
   ]
 }

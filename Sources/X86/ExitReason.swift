@@ -67,9 +67,13 @@ public struct ExitReason: RawRepresentable, Hashable, Sendable {
   @inlinable public static var pmlFull: Self { Self(rawValue: 62) }
   @inlinable public static var xsaves: Self { Self(rawValue: 63) }
   @inlinable public static var xrstors: Self { Self(rawValue: 64) }
+  @inlinable public static var busLock: Self { Self(rawValue: 74) }
+  @inlinable public static var notify: Self { Self(rawValue: 75) }
 
   /// One more than the highest reason: the size of a table by reason.
-  @inlinable public static var count: Int { 65 }
+  @inlinable public static var count: Int { 76 }
+  /// Bit 26 of the exit-reason field: a bus lock was asserted, with bus-lock detection on.
+  @inlinable public static var busLockBit: UInt32 { 1 << 26 }
   /// Bit 31 of the exit-reason field: VM entry failed.
   @inlinable public static var entryFailureBit: UInt32 { 1 << 31 }
 }

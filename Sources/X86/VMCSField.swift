@@ -158,6 +158,7 @@ extension VMCSField {
   @inlinable public static var secondaryControls: Self { Self(rawValue: 0x401E) }
   @inlinable public static var pleGap: Self { Self(rawValue: 0x4020) }
   @inlinable public static var pleWindow: Self { Self(rawValue: 0x4022) }
+  @inlinable public static var notifyWindow: Self { Self(rawValue: 0x4024) }
 }
 
 // MARK: 32-bit read-only data fields

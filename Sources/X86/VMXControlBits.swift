@@ -58,6 +58,8 @@ public enum SecondaryControls {
   @inlinable public static var enableXSAVES: UInt32 { 1 << 20 }
   @inlinable public static var modeBasedExecute: UInt32 { 1 << 22 }
   @inlinable public static var useTSCScaling: UInt32 { 1 << 25 }
+  @inlinable public static var busLockDetection: UInt32 { 1 << 30 }
+  @inlinable public static var notifyExiting: UInt32 { 1 << 31 }
 }
 
 public enum ExitControls {

@@ -69,6 +69,7 @@ extension CPU {
   }
 
   @inline(never) private func translate(_ block: BlockPointer) {
+    if block.pointee.watchesBusLock { return }
     let start = s.pointee.native.isMeasured ? HostTSC.read() : 0
     owner.translator?.translate(block)
     if start != 0 { s.pointee.native.counts.translatorTicks &+= HostTSC.read() &- start }
@@ -131,6 +132,7 @@ extension CPU {
     switch step {
     case Step.reload:
       return mayHaveEvents ? processEvents() : true
+    case Step.trapExit: return false
     case Step.fault:
       s.pointee.retired &-= 1
       s.pointee.rip = currentRIP(op)
@@ -175,6 +177,18 @@ extension PhysicalCPU {
   /// Executes the instruction at RIP with the context answering the accesses that EPT does not map.
   /// A repeated string instruction makes one iteration.
   package func emulate(_ context: any EmulationContext) -> EmulationResult {
+    cpu.s.pointee.exit.reason = 0xFFFF
+    do throws(GuestException) {
+      return try withContext(context) { () throws(GuestException) in try cpu.emulateOne() }
+    } catch {
+      return error.isVMExit ? stoppedOrExit : .faulted(error)
+    }
+  }
+
+  /// Runs `body` with the context answering the accesses that EPT does not map.
+  package func withContext<R>(
+    _ context: any EmulationContext, _ body: () throws(GuestException) -> R
+  ) throws(GuestException) -> R {
     emulationContext = context
     cpu.s.pointee.emulation = cpu.raw
     // What it knows of writable pages is used: others wait for it to learn of pages with code.
@@ -184,12 +198,7 @@ extension PhysicalCPU {
       cpu.s.pointee.emulation = nil
       emulationContext = nil
     }
-    cpu.s.pointee.exit.reason = 0xFFFF
-    do throws(GuestException) {
-      return try cpu.emulateOne()
-    } catch {
-      return error.isVMExit ? stoppedOrExit : .faulted(error)
-    }
+    return try body()
   }
 
   /// A recorded exit reason tells a VM exit of its own from the context's stop.

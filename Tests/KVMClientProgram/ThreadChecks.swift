@@ -110,3 +110,71 @@ func maskChecks() throws {
   client.run.pointee.immediate_exit = 1
   try expect(client.enter() == -EINTR)
 }
+
+nonisolated(unsafe) private var contended: Client?
+private let isSecondInside = Atomic<Bool>(false)
+private let secondResult = Atomic<Int32>(1)
+private let isFirstOut = Atomic<Bool>(false)
+private let firstResult = Atomic<Int32>(1)
+
+/// A signal to a thread that waits for another's KVM_RUN does not end that, but its own once it can begin.
+func contentionChecks() throws {
+  let client = try Client(Code.out(1) + Code.loop)
+  _ = try client.output()
+  contended = client
+  signal(SIGUSR1, onSignal)
+  var threads = [pthread_t(), pthread_t()]
+  pthread_create(
+    &threads[0], nil,
+    { _ in
+      firstResult.store(contended?.enter() ?? 0, ordering: .sequentiallyConsistent)
+      isFirstOut.store(true, ordering: .sequentiallyConsistent)
+      return nil
+    }, nil)
+  usleep(50_000)
+  pthread_create(
+    &threads[1], nil,
+    { _ in
+      isSecondInside.store(true, ordering: .sequentiallyConsistent)
+      secondResult.store(contended?.enter() ?? 0, ordering: .sequentiallyConsistent)
+      return nil
+    }, nil)
+  while !isSecondInside.load(ordering: .sequentiallyConsistent) { usleep(1000) }
+  usleep(50_000)
+  let before = delivered.load(ordering: .sequentiallyConsistent)
+  pthread_kill(threads[1], SIGUSR1)
+  usleep(100_000)
+  try expect(!isFirstOut.load(ordering: .sequentiallyConsistent), "the other's KVM_RUN ended")
+  pthread_kill(threads[0], SIGUSR1)
+  for thread in threads { pthread_join(thread, nil) }
+  try expect(firstResult.load(ordering: .sequentiallyConsistent) == -EINTR, "first")
+  try expect(secondResult.load(ordering: .sequentiallyConsistent) == -EINTR, "second")
+  try expect(delivered.load(ordering: .sequentiallyConsistent) == before + 2, "handlers")
+  contended = nil
+}
+
+/// The ring of coalesced writes in the mappings of two vCPUs, made whole and page by page.
+func coalescedChecks() throws {
+  let client = try Client(Code.out(7) + [0xE6, 0xEA])
+  let second = ioctl(client.machine, UInt(CKVM_CREATE_VCPU), CInt(1))
+  try expect(second >= 0, "KVM_CREATE_VCPU")
+  let pages = mmap(nil, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, second, 0)!
+  let page = mmap(nil, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, second, 8192)!
+  try expect(pages != MAP_FAILED && page != MAP_FAILED, "mmap")
+  var zone = kvm_coalesced_mmio_zone()
+  (zone.addr, zone.size, zone.pio) = (0xE9, 1, 1)
+  try expect(ioctl(client.machine, UInt(CKVM_REGISTER_COALESCED_MMIO), &zone) == 0, "zone")
+  _ = try client.output()
+  try expect(client.run.pointee.io.port == 0xEA, "port")
+  for ring in [UnsafeMutableRawPointer(client.run) + 8192, pages + 8192, page] {
+    try expect(ring.load(fromByteOffset: 4, as: UInt32.self) == 1, "one entry")
+    try expect(ring.load(fromByteOffset: 8, as: UInt64.self) == 0xE9, "its port")
+  }
+  let run = pages.assumingMemoryBound(to: kvm_run.self)
+  run.pointee.immediate_exit = 1
+  try expect(client.run.pointee.immediate_exit == 0, "the rest is the vCPU's own")
+  try expect(ioctl(second, UInt(CKVM_RUN), CInt(0)) == -1 && errno == EINTR, "and is in use")
+  munmap(pages, 12288)
+  munmap(page, 4096)
+  close(second)
+}

@@ -13,7 +13,8 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("threads", threadChecks), ("writes", writeChecks), ("race", raceChecks), ("remaps", remapChecks),
   ("process", processChecks), ("faults", faultChecks),
   ("userfault", userFaultChecks), ("ring", ringChecks),
-  ("cancel", cancelChecks), ("mask", maskChecks),
+  ("cancel", cancelChecks), ("mask", maskChecks), ("contention", contentionChecks),
+  ("coalesced", coalescedChecks),
 ]
 
 struct Failure: Error { var text: String }

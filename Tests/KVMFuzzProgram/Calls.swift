@@ -95,8 +95,8 @@ let machineCalls: [Call] = [
   Call(
     "CREATE_PIT2", .machine, CKVM_CREATE_PIT2, some(kvm_pit_config.self),
     [ENOENT, EEXIST, ENOMEM, EINVAL]),
-  Call("GET_PIT", .machine, CKVM_GET_PIT, some(kvm_pit_state.self), [ENXIO, ENOTTY]),
-  Call("SET_PIT", .machine, CKVM_SET_PIT, some(kvm_pit_state.self), [ENXIO, EINVAL, ENOTTY]),
+  Call("GET_PIT", .machine, CKVM_GET_PIT, some(kvm_pit_state.self), [ENXIO]),
+  Call("SET_PIT", .machine, CKVM_SET_PIT, some(kvm_pit_state.self), [ENXIO, EINVAL]),
   Call("GET_PIT2", .machine, CKVM_GET_PIT2, some(kvm_pit_state2.self), [ENXIO]),
   Call(
     "SET_PIT2", .machine, CKVM_SET_PIT2, changed(kvm_pit_state2.self, by: CKVM_GET_PIT2),

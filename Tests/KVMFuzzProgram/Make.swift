@@ -171,7 +171,7 @@ enum Make {
 
   static let capability: Call.Structure = { worker, place in
     var capability = kvm_enable_cap()
-    capability.cap = UInt32(worker.below(230))
+    capability.cap = worker.chance(4) ? worker.of(settings) : UInt32(worker.below(230))
     capability.flags = worker.chance(32) ? 1 : 0
     switch worker.below(4) {
     case 0: capability.args.0 = worker.word()
@@ -180,6 +180,12 @@ enum Make {
     }
     return store(capability, place)
   }
+
+  /// Capabilities that change how guests run.
+  private static let settings: [UInt32] = [
+    KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_BUS_LOCK_EXIT, KVM_CAP_X86_NOTIFY_VMEXIT,
+    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, KVM_CAP_X86_DISABLE_EXITS,
+  ].map { UInt32($0) }
 
   static let filter: Call.Structure = { worker, place in
     var filter = kvm_msr_filter()

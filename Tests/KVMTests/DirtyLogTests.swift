@@ -72,6 +72,45 @@ import Testing
     #expect(try log(client) == [0x100])
   }
 
+  /// A task switch writes the old task's TSS and descriptors, all in clean pages, and its page tables
+  /// may be ones that the guest has not used yet.
+  @Test(arguments: [false, true])
+  func taskSwitchIsLogged(_ pages: Bool) throws {
+    let client = try Client(memoryFlags: Self.logged)
+    func store(_ value: UInt64, _ address: Int) {
+      client.memory.storeBytes(of: value, toByteOffset: address, as: UInt64.self)
+    }
+    store(0x00CF_9B00_0000_FFFF, 0x3008)
+    store(0x00CF_9300_0000_FFFF, 0x3010)
+    store(0x0000_8B00_5000_0067, 0x3018)
+    store(0x0000_8900_6000_0067, 0x3020)
+    store(0xE3, 0x20000)  // one page of 4 MiB, accessed and written
+    store(0x83, 0x21000)  // neither yet
+    let image: [(Int, UInt32)] = [
+      (0x1C, 0x21000), (0x20, 0x1100), (0x24, 2), (0x38, 0x8000), (0x48, 0x10), (0x4C, 8),
+      (0x50, 0x10), (0x54, 0x10), (0x58, 0x10), (0x5C, 0x10),
+    ]
+    for (offset, value) in image {
+      client.memory.storeBytes(of: value, toByteOffset: 0x6000 + offset, as: UInt32.self)
+    }
+    client.load([0xEA, 0, 0, 0, 0, 0x20, 0])  // jmp 0x20:0
+    client.load([0xE6, 0x90], at: 0x1100)
+    try client.changeSpecial {
+      $0.cr0 = pages ? 0x8000_0031 : 0x31
+      ($0.cr3, $0.cr4) = (0x20000, 0x10)
+      ($0.gdt.base, $0.gdt.limit) = (0x3000, 0x27)
+      ($0.cs.db, $0.cs.g, $0.cs.limit, $0.cs.type, $0.cs.selector) = (1, 1, 0xFFFF_FFFF, 11, 8)
+      ($0.ss.db, $0.ss.g, $0.ss.limit, $0.ss.type, $0.ss.selector) = (1, 1, 0xFFFF_FFFF, 3, 16)
+      ($0.tr.base, $0.tr.limit, $0.tr.type, $0.tr.selector) = (0x5000, 0x67, 11, 0x18)
+    }
+    #expect(try client.nextOut()?.port == 0x90)
+    let special = try client.get(client.cpu, CKVM_GET_SREGS, kvm_sregs())
+    #expect(special.tr.selector == 0x20 && special.cr3 == (pages ? 0x21000 : 0x20000))
+    #expect(client.memory.load(fromByteOffset: 0x5020, as: UInt32.self) == 0x1007)
+    #expect(try log(client).filter { $0 < 16 } == [3, 5])
+    #expect(try log(client) == [])
+  }
+
   @Test func logBeginsWithTheFlagAndEndsWithIt() throws {
     let client = try Client()
     try loop(client)

@@ -2,6 +2,7 @@
 
 import CHost
 import Glibc
+import KVMClient
 import SystemPackage
 import Testing
 
@@ -219,6 +220,31 @@ import Testing
     client.shared.pointee.immediate_exit = 0
     try client.setRegisters { $0.rip = 0x1006 }
     #expect(try client.nextOut()?.port == 0x91)
+  }
+
+  /// Linux shows one page in the mappings of all vCPUs.
+  @Test func allCPUsShowOneRing() throws {
+    let client = try Client()
+    let second = try client.call(client.vm, CKVM_CREATE_VCPU, 1)
+    let size = Int(try client.call(client.system, CKVM_GET_VCPU_MMAP_SIZE))
+    let pages = try client.transport.mapRun(second, size: size)
+    var zone = kvm_coalesced_mmio_zone()
+    (zone.addr, zone.size, zone.pio) = (0x90, 1, 1)
+    try client.set(client.vm, CKVM_REGISTER_COALESCED_MMIO, zone)
+    client.load([0xB0, 0x42, 0xE6, 0x90, 0xE6, 0x91])  // mov al, 0x42; out 0x90, al; out 0x91, al
+    #expect(try client.nextOut()?.port == 0x91)
+    for ring in [client.pages + 8192, pages + 8192] {
+      #expect(ring.load(fromByteOffset: 4, as: UInt32.self) == 1)
+      let entry = ring.load(fromByteOffset: 8, as: kvm_coalesced_mmio.self)
+      #expect(entry.phys_addr == 0x90 && entry.data.0 == 0x42)
+    }
+    // What the client takes by one mapping is taken in all; the rest of the pages is each one's own.
+    (pages + 8192).storeBytes(of: 1, as: UInt32.self)
+    #expect((client.pages + 8192).load(as: UInt32.self) == 1)
+    pages.storeBytes(of: 1, toByteOffset: 1, as: UInt8.self)
+    #expect(client.pages.load(fromByteOffset: 1, as: UInt8.self) == 0)
+    client.transport.unmapRun(second, pages, size: size)
+    client.transport.close(second)
   }
 
   @Test func fullRingLeavesToTheClient() throws {

@@ -150,6 +150,28 @@ import X86CPU
     #expect(try #require(try client.msr(0x10)) > 1 << 62)
   }
 
+  /// The numbers of a vCPU that stays in KVM_RUN grow.
+  @Test func statisticsWhileItRuns() throws {
+    let client = try Client()
+    let file = try client.call(client.cpu, CKVM_GET_STATS_FD)
+    defer { close(file) }
+    var header = kvm_stats_header()
+    #expect(read(file, &header, 24) == 24)
+    func exits() -> UInt64 {
+      var value: UInt64 = 0
+      return pread(file, &value, 8, Int(header.data_offset)) == 8 ? value : 0
+    }
+    client.load([0x31, 0xC0, 0x0F, 0xA2, 0xEB, 0xFA])  // again: xor ax, ax; cpuid; jmp again
+    let thread = Thread {
+      #expect(client.error { () throws(Errno) in _ = try client.run() } == .interrupted)
+    }
+    #expect(Client.eventually { exits() > 100 })
+    let before = exits()
+    #expect(Client.eventually { exits() > before + 100 })
+    client.kick()
+    thread.join()
+  }
+
   @Test func statistics() throws {
     let client = try Client()
     let file = try client.call(client.cpu, CKVM_GET_STATS_FD)

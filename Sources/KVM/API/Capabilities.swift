@@ -98,6 +98,11 @@ enum Capabilities {
     KVM_CAP_VM_TSC_CONTROL: 1,
     KVM_CAP_X86_SMM: 1,
     KVM_CAP_MULTI_ADDRESS_SPACE: Int32(Machine.addressSpaces),
+    KVM_CAP_X86_BUS_LOCK_EXIT: KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT,
+    KVM_CAP_X86_NOTIFY_VMEXIT: 1,
+    // Both are about what is not here: system events, and small pages in place of large ones.
+    KVM_CAP_SYSTEM_EVENT_DATA: 1,
+    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: 1,
     KVM_CAP_DISABLE_QUIRKS: 1,
     KVM_CAP_DISABLE_QUIRKS2: Int32(Quirks.all),
   ]

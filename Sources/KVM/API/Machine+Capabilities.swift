@@ -28,6 +28,11 @@ struct MachineOptions: Sendable {
   var eventFilter: PerformanceEventFilter?
   /// KVM_CAP_EXIT_HYPERCALL: hypercalls by number.
   var userSpaceHypercalls: UInt64 = 0
+  /// KVM_CAP_X86_BUS_LOCK_EXIT.
+  var detectsBusLocks = false
+  /// KVM_CAP_X86_NOTIFY_VMEXIT: in TSC ticks; nil: off.
+  var notifyWindow: UInt32?
+  var tellsNotifyExits = false
   /// KVM_CAP_DISABLE_QUIRKS2.
   var disabledQuirks: UInt64 = 0
 }
@@ -64,7 +69,9 @@ extension Machine {
     ),
   ]
 
-  private static let switches: [Int32: Switch] = [
+  private static let switches = generalSwitches.merging(hoggingSwitches) { first, _ in first }
+
+  private static let generalSwitches: [Int32: Switch] = [
     KVM_CAP_MAX_VCPU_ID: { (machine, capability) throws(Errno) in
       let limit = capability.args.0
       guard limit <= UInt64(maxVirtualCPUs) else { throw .invalidArgument }
@@ -146,6 +153,10 @@ extension Machine {
       guard capability.args.0 <= 1 else { throw .invalidArgument }
       machine.options.withLock { $0.tellsEmulationFailures = capability.args.0 != 0 }
     },
+    // No processor's flaw has to be avoided by small pages, so there is nothing to switch off.
+    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: { (_, capability) throws(Errno) in
+      guard capability.args.0 == 0 else { throw .invalidArgument }
+    },
     KVM_CAP_DISABLE_QUIRKS: { (machine, capability) throws(Errno) in
       machine.options.withLock { $0.disabledQuirks = capability.args.0 }
     },
@@ -189,11 +200,19 @@ extension Machine {
 enum Quirks {
   /// LINT0 of the boot CPU is in virtual-wire mode from reset.
   static let lint0Reenabled = UInt64(KVM_X86_QUIRK_LINT0_REENABLED)
+  /// CR0.CD and CR0.NW do not make the guest's memory uncached. They never do: caches are coherent.
+  static let cacheDisableCleared = UInt64(KVM_X86_QUIRK_CD_NW_CLEARED)
+  /// The local APIC's page reads as ones and takes writes while it is in x2APIC mode or off.
+  static let lapicHole = UInt64(KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+  /// RIP is behind an OUT to port 0x7E when the client sees it.
+  static let out7E = UInt64(KVM_X86_QUIRK_OUT_7E_INC_RIP)
   /// VMMCALL is done and patched.
   static let fixHypercall = UInt64(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
   /// MONITOR and MWAIT do nothing, whether CPUID has them or not.
   static let mwaitNeverUndefined: UInt64 = 1 << 6
   /// The MWAIT bit of IA32_MISC_ENABLE does not change CPUID.
   static let miscEnableNoMwait = UInt64(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)
-  static let all = lint0Reenabled | fixHypercall | mwaitNeverUndefined | miscEnableNoMwait
+  static let all =
+    lint0Reenabled | cacheDisableCleared | lapicHole | out7E | fixHypercall | mwaitNeverUndefined
+    | miscEnableNoMwait
 }

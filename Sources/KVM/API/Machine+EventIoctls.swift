@@ -44,7 +44,7 @@ extension Machine {
     return DeviceBus.Zone(isPort: zone.pio == 1, address: zone.addr, size: UInt64(zone.size))
   }
 
-  /// The ring that all vCPUs fill: the first one's.
+  /// The ring that all vCPUs fill and show: in the first one's file.
   var coalescedRing: CoalescedRing? {
     bus.all.first.map { CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
   }

@@ -24,15 +24,24 @@ extension Machine {
       }
     ),
     (
+      CKVM_GET_PIT,
+      { (machine, argument) throws(Errno) in
+        try argument.write(kvm_pit_state(channels: machine.getPIT().channels))
+        return 0
+      }
+    ),
+    (
+      CKVM_SET_PIT,
+      { (machine, argument) throws(Errno) in
+        let state: kvm_pit_state = try argument.read()
+        try machine.setPIT { $0.channels = state.channels }
+        return 0
+      }
+    ),
+    (
       CKVM_GET_PIT2,
       { (machine, argument) throws(Errno) in
-        let now = HostClock.monotonic()
-        let state = try machine.requireAllChips().chips.withLock {
-          (chips) throws(Errno) -> kvm_pit_state2 in
-          guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
-          return ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
-        }
-        try argument.write(state)
+        try argument.write(machine.getPIT())
         return 0
       }
     ),
@@ -40,24 +49,19 @@ extension Machine {
       CKVM_SET_PIT2,
       { (machine, argument) throws(Errno) in
         let state: kvm_pit_state2 = try argument.read()
-        let controller = try machine.requireAllChips()
-        let now = HostClock.monotonic()
-        try controller.chips.withLock { (chips) throws(Errno) in
-          guard chips.pit != nil else { throw .noSuchAddressOrDevice }
-          chips.pit?.load(ChipState.pit(state), at: now)
-          chips.pitFlags = state.flags & UInt32(KVM_PIT_FLAGS_HPET_LEGACY)
-          controller.armPIT(&chips, now)
-        }
+        try machine.setPIT { $0 = state }
         return 0
       }
     ),
     (
       CKVM_REINJECT_CONTROL,
       { (machine, argument) throws(Errno) in
-        // Edges missed are one interrupt, whatever is asked for.
         let control: kvm_reinject_control = try argument.read()
-        _ = try machine.requireAllChips()
-        guard control.pit_reinject <= 1 else { throw .invalidArgument }
+        try machine.requireAllChips().chips.withLock { (chips) throws(Errno) in
+          guard chips.pit != nil else { throw .noSuchAddressOrDevice }
+          if chips.ticks.isOn != (control.pit_reinject != 0) { chips.ticks.reset() }
+          chips.ticks.isOn = control.pit_reinject != 0
+        }
         return 0
       }
     ),
@@ -97,6 +101,28 @@ extension Machine {
       chips.hasSpeaker = flags & UInt32(KVM_PIT_SPEAKER_DUMMY) != 0
     }
     return 0
+  }
+
+  private func getPIT() throws(Errno) -> kvm_pit_state2 {
+    let now = HostClock.monotonic()
+    return try requireAllChips().chips.withLock { (chips) throws(Errno) -> kvm_pit_state2 in
+      guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
+      return ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
+    }
+  }
+
+  private func setPIT(_ change: (inout kvm_pit_state2) -> Void) throws(Errno) {
+    let controller = try requireAllChips()
+    let now = HostClock.monotonic()
+    try controller.chips.withLock { (chips) throws(Errno) in
+      guard let pit = chips.pit else { throw .noSuchAddressOrDevice }
+      var state = ChipState.pit(pit.state(at: now), flags: chips.pitFlags)
+      change(&state)
+      chips.pit?.load(ChipState.pit(state), at: now)
+      chips.ticks.reset()
+      chips.pitFlags = state.flags & UInt32(KVM_PIT_FLAGS_HPET_LEGACY)
+      controller.armPIT(&chips, now)
+    }
   }
 
   private func readClock() -> kvm_clock_data {

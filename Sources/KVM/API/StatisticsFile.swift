@@ -4,8 +4,8 @@
 //
 //     header | identifier | descriptors, each with its name | one u64 for each
 //
-// The file is memory that we share with whoever reads it; the numbers are those of the last return
-// from KVM_RUN.
+// The file is memory that we share with whoever reads it. A vCPU that has one writes its numbers at
+// each exit, so they are never older: between exits only `instructions` would change.
 
 import CHost
 import Host
@@ -64,10 +64,9 @@ final class StatisticsFile: Sendable {
     }
   }
 
-  func update(_ values: [UInt64]) {
-    for (index, value) in values.prefix(count).enumerated() {
-      mapping.address.storeBytes(of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
-    }
+  func set(_ index: Int, _ value: UInt64) {
+    guard index < count else { return }
+    mapping.address.storeBytes(of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
   }
 
   /// A new descriptor, with a position of its own, that the client closes.
@@ -78,23 +77,21 @@ final class StatisticsFile: Sendable {
 }
 
 extension VirtualCPU {
-  /// Names as Linux has them, with the exits that they count; nil: all.
-  private static let exitStatistics: [(name: String, reasons: [ExitReason]?)] = [
-    ("exits", nil), ("io_exits", [.ioInstruction]), ("mmio_exits", [.eptViolation]),
-    ("halt_exits", [.hlt]), ("irq_window_exits", [.interruptWindow]),
-    ("nmi_window_exits", [.nmiWindow]), ("irq_exits", [.externalInterrupt]),
-    ("hypercalls", [.vmcall]), ("invlpg", [.invlpg]),
+  /// Names as Linux has them, with the exits that they count. Before them come all exits.
+  private static let exitStatistics: [(name: String, reason: ExitReason)] = [
+    ("io_exits", .ioInstruction), ("mmio_exits", .eptViolation), ("halt_exits", .hlt),
+    ("irq_window_exits", .interruptWindow), ("nmi_window_exits", .nmiWindow),
+    ("irq_exits", .externalInterrupt), ("hypercalls", .vmcall), ("invlpg", .invlpg),
+    ("notify_window_exits", .notify),
   ]
 
   func openStatistics() throws(Errno) -> Int32 {
     if statisticsFile == nil {
-      let exits = Self.exitStatistics.map { (name: $0.name, kind: StatisticsFile.Kind.cumulative) }
+      let names =
+        ["exits"] + Self.exitStatistics.map(\.name) + ["user_exits", "halt_wakeup", "instructions"]
       statisticsFile = try StatisticsFile(
         identifier: "kvm-\(getpid())/vcpu-\(id)",
-        exits + [
-          (name: "user_exits", kind: .cumulative), (name: "halt_wakeup", kind: .cumulative),
-          (name: "instructions", kind: .cumulative),
-        ])
+        names.map { (name: $0, kind: StatisticsFile.Kind.cumulative) })
       updateStatistics()
     }
     guard let file = statisticsFile else { throw .noMemory }
@@ -103,13 +100,17 @@ extension VirtualCPU {
 
   func updateStatistics() {
     guard let file = statisticsFile else { return }
-    let exits = statistics.exits
-    var values = Self.exitStatistics.map { entry -> UInt64 in
-      let reasons = entry.reasons?.map { Int($0.rawValue) } ?? Array(0..<65)
-      return reasons.reduce(0) { $0 &+ exits[$1] }
+    var all: UInt64 = 0
+    for reason in 0..<ExitReason.count { all &+= statistics.exits[reason] }
+    file.set(0, all)
+    var index = 1
+    for entry in Self.exitStatistics {
+      file.set(index, statistics.exits[Int(entry.reason.rawValue)])
+      index += 1
     }
-    values += [statistics.userExits, statistics.halts, statistics.instructions]
-    file.update(values)
+    file.set(index, statistics.userExits)
+    file.set(index + 1, statistics.halts)
+    file.set(index + 2, statistics.instructions)
   }
 }
 
@@ -123,7 +124,8 @@ extension Machine {
       }
       guard let file = statisticsFile else { throw .noMemory }
       let slots = memories.reduce(0) { $0 + $1.all.count }
-      file.update([UInt64(virtualCPUs.count), UInt64(slots)])
+      file.set(0, UInt64(virtualCPUs.count))
+      file.set(1, UInt64(slots))
       return try file.open()
     }
   }

@@ -30,6 +30,16 @@ extension VirtualCPU {
     }
   }
 
+  /// KVM_RUN for a thread that is told when the vCPU is its own; see `Runner.run`.
+  func run(_ argument: UInt, entered: () -> Void, left: () -> Void) throws(Errno) -> Int32 {
+    guard argument == 0 else { throw .invalidArgument }
+    return try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+      entered()
+      defer { left() }
+      return try runIoctl()
+    }
+  }
+
   private static let control: [(UInt32, Method)] = [
     (
       CKVM_GET_MP_STATE,

@@ -135,5 +135,6 @@ extension VirtualCPU {
     cpuid = GuestCPUID(entries)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     configureCounters()
+    updateHoggingControls()
   }
 }

@@ -100,6 +100,10 @@ protocol VirtualizationBackend: AnyObject {
   func setNestedTables(_ root: UInt64)
   /// Which exceptions exit, whether every instruction does, and accesses to debug registers.
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool)
+  /// Whether atomic accesses that lie in two cache lines exit.
+  func setBusLockDetection(_ on: Bool)
+  /// How long, in TSC ticks, the guest may keep everybody out; nil: without end.
+  func setNotifyWindow(_ ticks: UInt32?)
   /// Which MSRs the guest reaches without an exit, of those that may be.
   func setMSRFilter(_ filter: MSRFilter?)
   /// Drops what the physical CPU has cached of nested tables.

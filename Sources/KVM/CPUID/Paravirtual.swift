@@ -23,6 +23,8 @@ enum ParavirtualFeature {
 enum Hypercall {
   /// Wakes the CPU whose APIC identifier is the second argument.
   static let kickCPU: UInt64 = 5
+  /// The host's wall clock and the guest's counter at one time.
+  static let clockPairing: UInt64 = 9
   /// Yields to the CPU whose APIC identifier is the first argument.
   static let yield: UInt64 = 11
   /// Tells the host how a range of memory is used (confidential guests).
@@ -30,6 +32,8 @@ enum Hypercall {
   /// Hypercalls that a client can ask to see.
   static let exitable: UInt64 = 1 << mapGPARange
   static let invalid: Int64 = -22
+  static let fault: Int64 = -14
+  static let notSupported: Int64 = -95
   static let notPermitted: Int64 = -1
   static let notImplemented: Int64 = -1000
 }

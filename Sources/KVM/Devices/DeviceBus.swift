@@ -126,6 +126,8 @@ final class DeviceBus: Sendable {
 struct CoalescedRing {
   /// Page of a vCPU's shared pages: KVM_COALESCED_MMIO_PAGE_OFFSET.
   static let page = 2
+  /// Where it is in a vCPU's shared pages, and in the file of the machine's first vCPU.
+  static let fileRange = page * 4096..<(page + 1) * 4096
   private static let entries = 8
   private static let stride = MemoryLayout<kvm_coalesced_mmio>.stride
   static let capacity = UInt32((4096 - entries) / stride)

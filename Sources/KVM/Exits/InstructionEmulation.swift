@@ -59,7 +59,14 @@ final class InstructionEmulation: EmulationContext {
   }
 
   /// An access was to memory that the client has not there.
-  var isHostFault = false
+  private var isHostFault = false
+
+  func takeHostFault() -> Bool {
+    defer { isHostFault = false }
+    return isHostFault
+  }
+
+  func noteHostFault() { isHostFault = true }
 
   /// As many items as lie in the page of the next one, so that no fault comes between them.
   func chooseInputBatch() {
@@ -167,6 +174,19 @@ final class InstructionEmulation: EmulationContext {
     outputs = (port, size, outputs.count + 1)
     return true
   }
+
+  func mapMemory(_ address: UInt64, writing: Bool) -> Bool {
+    switch vcpu.memory.map(address, writing: writing) {
+    case .mapped: return true
+    case .dirtied(let slot, let page):
+      _ = vcpu.noteDirty(slot: slot, page: page)
+      return true
+    case .fault:
+      isHostFault = true
+      return false
+    case .none: return false
+    }
+  }
 }
 
 extension VirtualCPU {
@@ -214,7 +234,7 @@ extension VirtualCPU {
   private func emulationFaulted(_ exception: GuestException) -> Disposition {
     completion = .none
     emulation.finish()
-    if exception.isVMExit { return emulationFailed() }
+    if exception.isVMExit { return emulation.takeHostFault() ? hostFault() : emulationFailed() }
     if exception.vector == ExceptionVector.pageFault.rawValue {
       cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
     }
@@ -232,8 +252,7 @@ extension VirtualCPU {
 
   /// Asks the client for the pending access.
   private func requestAccess() -> Disposition {
-    if emulation.isHostFault {
-      emulation.isHostFault = false
+    if emulation.takeHostFault() {
       completion = .none
       emulation.finish()
       return hostFault()
@@ -328,7 +347,7 @@ extension VirtualCPU {
     switch memory.place(address, count: size) {
     case .at(let place): return Self.load(place, size)
     case .fault:
-      emulation.isHostFault = true
+      emulation.noteHostFault()
       return nil
     case .none: break
     }
@@ -337,8 +356,10 @@ extension VirtualCPU {
       return interrupts.readIOAPIC(address, size: size)
     }
     let time = apicTime
+    let hole = isQuirkOn(Quirks.lapicHole)
     return apic.state.withLock { apic in
-      guard apic.mode == .xAPIC, address & ~0xFFF == apic.baseAddress else { return nil }
+      guard address & ~0xFFF == apic.baseAddress else { return nil }
+      guard apic.mode == .xAPIC else { return hole ? .max : nil }
       if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: false) }
       return apic.readMMIO(Int(address & 0xFFF), width: size, at: time)
     }
@@ -352,7 +373,7 @@ extension VirtualCPU {
     }
     if isMemory { return true }
     if case .fault = memory.place(address, count: size, writing: true) {
-      emulation.isHostFault = true
+      emulation.noteHostFault()
       return false
     }
     if writeChip(address, size: size, value: value) { return true }
@@ -366,8 +387,10 @@ extension VirtualCPU {
       return true
     }
     let time = apicTime
+    let hole = isQuirkOn(Quirks.lapicHole)
     let effect = apic.state.withLock { apic -> LocalAPIC.Effect? in
-      guard apic.mode == .xAPIC, address & ~0xFFF == apic.baseAddress else { return nil }
+      guard address & ~0xFFF == apic.baseAddress else { return nil }
+      guard apic.mode == .xAPIC else { return hole ? LocalAPIC.Effect.none : nil }
       // Only whole registers are written.
       guard size >= 4 else { return LocalAPIC.Effect.none }
       if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: true) }

@@ -84,7 +84,10 @@ extension VirtualCPU {
     guard slot != nil else { return }
     storeSynchronizedState()
     run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
-    run.pointee.flags = smm.isActive ? UInt16(KVM_RUN_X86_SMM) : 0
+    var flags: Int32 = smm.isActive ? KVM_RUN_X86_SMM : 0
+    if hasLockedBus { flags |= KVM_RUN_X86_BUS_LOCK }
+    hasLockedBus = false
+    run.pointee.flags = UInt16(flags)
     run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
     if let apic {
       apic.state.withLock {
@@ -116,6 +119,7 @@ extension VirtualCPU {
       }
       if mpState != UInt32(KVM_MP_STATE_RUNNABLE), !wakes() {
         statistics.halts &+= 1
+        if statisticsFile != nil { updateStatistics() }
         releaseSlot()
         park()
         if steal.isEnabled {
@@ -134,6 +138,7 @@ extension VirtualCPU {
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
       let disposition = backend.handleExit(self)
       checkCounters()
+      if statisticsFile != nil { updateStatistics() }
       if disposition == .userSpace { return }
       if isStepDone {
         _ = stepExit()

@@ -92,8 +92,10 @@ extension VirtualCPU {
     backend.invalidateNestedMappings()
   }
 
-  /// #UD: it may be the other vendor's hypercall.
-  static let alwaysIntercepted: UInt32 = 1 << UInt32(ExceptionVector.invalidOpcode.rawValue)
+  /// #UD: it may be the other vendor's hypercall. #AC: see `exitForAlignmentCheck`.
+  static let alwaysIntercepted: UInt32 =
+    1 << UInt32(ExceptionVector.invalidOpcode.rawValue)
+    | 1 << UInt32(ExceptionVector.alignmentCheck.rawValue)
 
   func updateDebugControls() {
     var exceptions = Self.alwaysIntercepted
@@ -133,6 +135,7 @@ extension VirtualCPU {
     case .debug:
       return debugExit(.debug, dr6: qualification | DR6.initial.rawValue)
     case .invalidOpcode: return exitForUndefined()
+    case .alignmentCheck: return exitForAlignmentCheck()
     case .breakpoint:
       return debugExit(.breakpoint, dr6: DR6.initial.rawValue)
     default:

@@ -3,6 +3,7 @@
 // What the hypervisor does in place of the instructions that exit.
 
 import CHost
+import Host
 import InterruptChips
 import Synchronization
 import X86
@@ -71,6 +72,7 @@ extension VirtualCPU {
     case Hypercall.kickCPU where hasParavirtual(ParavirtualFeature.unhalt):
       machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
       return endHypercall(0)
+    case Hypercall.clockPairing: return endHypercall(UInt64(bitPattern: pairClocks()))
     case Hypercall.yield where hasParavirtual(ParavirtualFeature.yield):
       defer { if hypervisor.pool.hasWaiters { releaseSlot() } }
       return endHypercall(0)
@@ -79,6 +81,20 @@ extension VirtualCPU {
       return askHypercall(number)
     default: return endHypercall(UInt64(bitPattern: Hypercall.notImplemented))
     }
+  }
+
+  /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock, of
+  /// which there is one, the wall clock.
+  private func pairClocks() -> Int64 {
+    guard cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
+    let (time, tsc) = (HostClock.realtime(), guestTSC)
+    let isWritten = writeMemory(cpu.gpr[3], count: 64) { place in
+      place.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
+      place.storeBytes(of: time / 1_000_000_000, as: UInt64.self)
+      place.storeBytes(of: time % 1_000_000_000, toByteOffset: 8, as: UInt64.self)
+      place.storeBytes(of: tsc, toByteOffset: 16, as: UInt64.self)
+    }
+    return isWritten ? 0 : Hypercall.fault
   }
 
   private func endHypercall(_ result: UInt64) -> Disposition {

@@ -34,6 +34,10 @@ extension VirtualCPU {
       return .resume
     }
     fillPort(port, Int(size), value: isInput ? nil : cpu.gpr[0])
+    if port == 0x7E, !isInput, isQuirkOn(Quirks.out7E) {
+      advance()
+      return .userSpace
+    }
     completion = isInput ? .portIn(size) : .portOut
     completionRIP = backend[.rip]
     return .userSpace

@@ -25,10 +25,20 @@ extension VirtualCPU {
     runningOn.store(slot.index, ordering: .sequentiallyConsistent)
     defer { leaveGuest() }
     do throws(GuestException) {
-      try cpu.emulateTaskSwitch(
-        selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
+      // It cannot be begun again in its midst: memory that no nested entry has is accessed here.
+      emulation.finish()
+      emulation.begin(at: backend[.rip])
+      try slot.cpu.withContext(emulation) { () throws(GuestException) in
+        try cpu.emulateTaskSwitch(
+          selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
+      }
+      emulation.finish()
     } catch {
-      if error.isVMExit { return emulationFailed() }
+      emulation.finish()
+      if error.isVMExit {
+        backend.stateChangedInPlace()
+        return emulation.takeHostFault() ? hostFault() : emulationFailed()
+      }
       if error.vector == ExceptionVector.pageFault.rawValue {
         cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
       }

@@ -45,9 +45,11 @@ extension InterruptController {
         guard chips.pit != nil, port != 0x61 || chips.hasSpeaker else { return false }
         let now = HostClock.monotonic()
         chips.pit?.write(port: port, byte, at: now)
+        if port == 0x40 { chips.ticks.reset() }
         armPIT(&chips, now)
       default:
-        endedLines(chips.pic.write(port: port, byte), &chips)
+        let ended = noticingUnmasking(&chips) { $0.pic.write(port: port, byte) }
+        endedLines(ended, &chips)
         updatePIC(&chips)
       }
       return true
@@ -70,7 +72,10 @@ extension InterruptController {
   func writeIOAPIC(_ address: UInt64, _ value: UInt64) {
     chips.withLock { chips in
       let offset = Int(address &- IOAPIC.defaultAddress) & ~0xF
-      switch chips.ioapic.write(offset, UInt32(truncatingIfNeeded: value)) {
+      let effect = noticingUnmasking(&chips) {
+        $0.ioapic.write(offset, UInt32(truncatingIfNeeded: value))
+      }
+      switch effect {
       case .none: break
       case .send(let message, let pin): send(message, pin: pin, &chips)
       case .service(let pins): service(pins, &chips)

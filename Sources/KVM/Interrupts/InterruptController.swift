@@ -22,6 +22,7 @@ final class InterruptController: @unchecked Sendable {
     /// The 8254 was made with its speaker port.
     var hasSpeaker = false
     var pitFlags: UInt32 = 0
+    var ticks = TickReinjection()
     var routing = GSIRoutingTable.standard
     /// How destinations of messages are read.
     var messageFormat: MessageSignalledInterrupt.Format = []
@@ -44,10 +45,12 @@ final class InterruptController: @unchecked Sendable {
   /// GSIs below this are the pins of the client's I/O APIC.
   let reservedRoutes: UInt32
   private let bus: CPUBus
-  private let timers: TimerThread
+  let timers: TimerThread
   let chips: Mutex<Chips>
   /// The 8259's INTR.
   let isPICRequesting = Atomic<Bool>(false)
+  /// The vector that the 8254's last tick went to a local APIC with; 0: to none.
+  let tickVector = Atomic<UInt8>(0)
   /// When OUT of the 8254's channel 0 rises next, in monotonic nanoseconds.
   let pitDeadline = Atomic<UInt64>(.max)
 
@@ -80,7 +83,7 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
-  private static func combine(
+  static func combine(
     _ chips: inout Chips, _ gsi: UInt32, _ level: Bool, _ source: UInt8
   ) -> Bool {
     guard Int(gsi) < chips.levels.count else { return level }
@@ -88,7 +91,8 @@ final class InterruptController: @unchecked Sendable {
     return chips.levels[Int(gsi)] != 0
   }
 
-  private func drive(_ chips: inout Chips, _ route: GSIRoute, _ level: Bool) -> Int32 {
+  @discardableResult
+  func drive(_ chips: inout Chips, _ route: GSIRoute, _ level: Bool) -> Int32 {
     if let line = route.picLine {
       chips.pic.setLine(line, asserted: level)
       updatePIC(&chips)
@@ -186,6 +190,7 @@ final class InterruptController: @unchecked Sendable {
         }
       }
       service(chips.ioapic.endOfInterrupt(vector: vector), &chips)
+      if isTick(vector) { acknowledgeTick(&chips) }
       return false
     }
   }
@@ -232,7 +237,7 @@ final class InterruptController: @unchecked Sendable {
 
   private func lower(_ gsi: UInt32, _ chips: inout Chips) {
     let level = Self.combine(&chips, gsi, false, Source.resample)
-    for route in chips.routing[gsi: gsi] { _ = drive(&chips, route, level) }
+    for route in chips.routing[gsi: gsi] { drive(&chips, route, level) }
   }
 
   // MARK: 8259
@@ -245,6 +250,7 @@ final class InterruptController: @unchecked Sendable {
       resample(line < 8 ? .picMaster(pin: line) : .picSlave(pin: line &- 8), &chips)
       ended &= ended &- 1
     }
+    if lines != 0 { endedTick(lines, &chips) }
   }
 
   /// Tells the vCPUs about a change of INTR.
@@ -258,36 +264,10 @@ final class InterruptController: @unchecked Sendable {
   /// The INTA cycle.
   func acknowledgePIC() -> UInt8 {
     chips.withLock { chips in
-      let vector = chips.pic.acknowledge()
+      let (vector, ended) = chips.pic.acknowledgeNotingEnd()
+      if ended != 0 { endedLines(ended, &chips) }
       updatePIC(&chips)
       return vector
     }
-  }
-
-  // MARK: 8254
-
-  /// IRQ0's edges that are due at `now`.
-  func firePIT(_ now: UInt64) {
-    let pulses = chips.withLock { chips -> UInt64 in
-      guard chips.pit != nil else {
-        pitDeadline.store(.max, ordering: .sequentiallyConsistent)
-        return 0
-      }
-      let pulses = chips.pit?.advance(to: now) ?? 0
-      armPIT(&chips, now)
-      return pulses
-    }
-    guard pulses > 0 else { return }
-    // Edges missed are one: what a guest would see of pulses that it has no time for.
-    setLine(0, true, source: Source.pit)
-    setLine(0, false, source: Source.pit)
-  }
-
-  /// Puts the 8254's next edge where the timer thread sees it; at most 10000 wake-ups a second.
-  func armPIT(_ chips: inout Chips, _ now: UInt64) {
-    let next = chips.pit?.nextDeadline ?? .max
-    pitDeadline.store(
-      next == .max ? .max : max(next, now &+ 100_000), ordering: .sequentiallyConsistent)
-    timers.note(pitDeadline.load(ordering: .relaxed))
   }
 }

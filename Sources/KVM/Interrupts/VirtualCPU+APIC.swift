@@ -76,6 +76,7 @@ extension VirtualCPU {
     case .send(let interrupt): machine.interrupts?.send(interrupt, from: self)
     case .endOfInterrupt(let vector):
       if machine.interrupts?.endOfInterrupt(vector) == true { endedVector = vector }
+    case .edgeEnded(let vector): machine.interrupts?.edgeEnded(vector)
     case .timerChanged: armTimer()
     case .identityChanged: apicIdentityChanged()
     case .linesChanged:

@@ -37,7 +37,8 @@ extension VMX {
     (.rdtscp, exitRDTSCP), (.preemptionTimer, exitExternalInterrupt),
     (.invvpid, exitUndefined), (.wbinvd, exitNothing), (.xsetbv, exitXSETBV),
     (.invpcid, exitEmulated), (.vmfunc, exitUndefined), (.encls, exitUndefined),
-    (.rdrand, exitEmulated), (.rdseed, exitEmulated),
+    (.rdrand, exitEmulated), (.rdseed, exitEmulated), (.busLock, exitBusLock),
+    (.notify, exitNotify),
   ]
 
   func handleExit(_ vcpu: VirtualCPU) -> Disposition {
@@ -96,6 +97,17 @@ extension VMX {
   private static let exitTPRBelowThreshold: Handler = { _, vcpu in
     vcpu.mustCheckEvents = true
     return .resume
+  }
+
+  private static let exitBusLock: Handler = { _, vcpu in vcpu.exitForBusLock() }
+
+  /// Qualification: 0 the guest's state is lost, 12 NMIs were unblocked by the IRET that it fell into.
+  private static let exitNotify: Handler = { vmx, vcpu in
+    if vmx.qualification & UInt64(InterruptionInfo.nmiUnblockingBit) != 0 {
+      let state = vmx.cpu.vmread(.guestInterruptibility)
+      vmx.cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
+    }
+    return vcpu.exitForNotify(isContextLost: vmx.qualification & 1 != 0)
   }
 
   // MARK: Instructions

@@ -144,8 +144,14 @@ final class VMX: VirtualizationBackend {
 
   func setTSCMultiplier(_ multiplier: UInt64) {
     cpu.vmwrite(.tscMultiplier, multiplier)
-    let scaling = multiplier == 1 << 48 ? 0 : SecondaryControls.useTSCScaling
-    cpu.vmwrite(.secondaryControls, UInt64(Self.secondary | scaling))
+    setSecondary(SecondaryControls.useTSCScaling, multiplier != 1 << 48)
+  }
+
+  func setBusLockDetection(_ on: Bool) { setSecondary(SecondaryControls.busLockDetection, on) }
+
+  func setNotifyWindow(_ ticks: UInt32?) {
+    cpu.vmwrite(.notifyWindow, UInt64(ticks ?? 0))
+    setSecondary(SecondaryControls.notifyExiting, ticks != nil)
   }
 
   func setGuestCR4(allowed: UInt64) {
@@ -196,6 +202,12 @@ final class VMX: VirtualizationBackend {
   func setMSRFilter(_ filter: MSRFilter?) {
     msrBitmap = filter.map { VMXMSRBitmap($0) } ?? .shared
     cpu.vmwrite(.msrBitmap, msrBitmap.address)
+  }
+
+  private func setSecondary(_ bit: UInt32, _ on: Bool) {
+    let old = cpu.vmread(.secondaryControls)
+    let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
+    if new != old { cpu.vmwrite(.secondaryControls, new) }
   }
 
   private func setPrimary(_ bit: UInt32, _ on: Bool) {

@@ -110,8 +110,12 @@ extension CPU {
       count += 1
       ended = !instruction.attributes.isDisjoint(with: [.branch, .serializes])
       endsInBranch = instruction.attributes.contains(.branch)
+      terminate(ops + count, offset)
+      if isWatched(instruction) {
+        BusLock.watch(instruction, ops + (count - 1))
+        ended = true
+      }
     }
-    terminate(ops + count, offset)
     return cache.add(
       Block(
         host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
@@ -153,6 +157,7 @@ extension CPU {
     let ops = cache.nextOps
     lower(instruction, offset: 0, into: ops)
     terminate(ops + 1, Int(instruction.length))
+    if isWatched(instruction) { BusLock.watch(instruction, ops) }
     return cache.add(
       Block(
         host: host, secondPage: second & Page.mask, ops: ops, modeKey: s.pointee.modeKey, count: 1,
@@ -163,6 +168,10 @@ extension CPU {
 
   private func lower(_ instruction: Instruction, offset: UInt16, into op: MicroOpPointer) {
     Lowering.lower(instruction, offset: offset, into: op, for: self)
+  }
+
+  private func isWatched(_ instruction: Instruction) -> Bool {
+    s.pointee.modeKey & ModeKey.busLock != 0 && BusLock.locks(instruction)
   }
 
   private func terminate(_ op: MicroOpPointer, _ offset: Int) {

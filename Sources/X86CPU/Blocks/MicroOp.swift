@@ -36,6 +36,8 @@ package typealias Handler =
   /// Of the run loop's own micro-ops: the block was dropped; its end was reached.
   @inlinable package static var stale: Int32 { 4 }
   @inlinable package static var endOfBlock: Int32 { 5 }
+  /// `rip` is set, and a VM exit that comes behind the instruction is recorded.
+  @inlinable package static var trapExit: Int32 { 6 }
 }
 
 package struct MicroOp {

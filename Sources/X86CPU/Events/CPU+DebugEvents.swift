@@ -56,6 +56,10 @@ extension CPU {
       updateSlow()
     }
     if before & SlowReason.trapFlag != 0 { s.pointee.pendingDebug |= PendingDebug.singleStep }
+    if slow & SlowReason.busLock != 0 {
+      noteBusLockExit()
+      return false
+    }
     if !takePendingDebug() { return false }
     return shadowEnds || monitored ? processEvents() : true
   }

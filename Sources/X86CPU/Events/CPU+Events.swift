@@ -12,6 +12,7 @@
 //   push; `returnRIP` is what the first event pushes.
 // - A VM exit in the middle of a delivery reports the event in the IDT-vectoring fields.
 
+import CHost
 import X86
 
 extension CPU {
@@ -43,6 +44,7 @@ extension CPU {
     _ event: InterruptionInfo, errorCode: UInt32, returnRIP: UInt64
   ) -> Bool {
     var (event, errorCode, returnRIP) = (event, errorCode, returnRIP)
+    var chain = DeliveryChain()
     while true {
       do {
         try deliverThroughTable(event, errorCode, returnRIP)
@@ -52,8 +54,27 @@ extension CPU {
         event = next.event
         errorCode = next.errorCode
         returnRIP = s.pointee.rip
+        chain.length &+= 1
+        if chain.length >= DeliveryChain.patience, !goesOn(&chain) {
+          noteVectoring(event, errorCode, length: 0)
+          return false
+        }
       }
     }
+  }
+
+  /// In a chain of faults of deliveries, which need not end (an alignment check whose handler's stack is
+  /// not aligned, SDM volume 3, "Notify VM Exits"): whether the next one is delivered. Who wants the
+  /// CPU is heard even where the guest's hypervisor does not ask for notify exits.
+  private func goesOn(_ chain: inout DeliveryChain) -> Bool {
+    if s.pointee.request & CPURequest.shootdown != 0 { owner.processShootdowns() }
+    if s.pointee.request & CPURequest.kick != 0 { return takeKick() }
+    guard s.pointee.vmx.secondary & SecondaryControls.notifyExiting != 0 else { return true }
+    let now = HostTSC.read()
+    if chain.start == 0 { chain.start = now }
+    if now &- chain.start < UInt64(s.pointee.vmx.notifyWindow) { return true }
+    _ = exit(.notify)
+    return false
   }
 
   /// The event of an exception, after intercepts and with its effect on control and debug registers;
@@ -130,6 +151,15 @@ extension InterruptionInfo {
   }
   /// The EXT bit of error codes: the event is not a software interrupt.
   var isExternal: Bool { type != .softwareInterrupt && type != .softwareException }
+}
+
+/// Events that each came of the delivery of the one before.
+private struct DeliveryChain {
+  /// As many may follow each other before anybody looks.
+  static let patience: UInt64 = 64
+  var length: UInt64 = 0
+  /// Host TSC when it was first looked at.
+  var start: UInt64 = 0
 }
 
 /// Classes of exceptions (SDM volume 3, "Interrupt 8: Double Fault Exception").

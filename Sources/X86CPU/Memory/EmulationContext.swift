@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import X86
+
 /// Where accesses go that memory does not answer, while the hypervisor emulates one instruction.
 ///
 /// The hypervisor's MMIO and string I/O handlers let the processor execute the instruction that
@@ -14,4 +16,26 @@ package protocol EmulationContext: AnyObject {
   /// Reads `size` (1, 2 or 4) bytes from a port: INS (IN exits with its own information).
   func readPort(_ port: UInt16, size: Int) -> UInt64?
   func writePort(_ port: UInt16, size: Int, value: UInt64) -> Bool
+  /// Has EPT map the memory at a guest-physical address, which a page walk is to read or write.
+  func mapMemory(_ address: UInt64, writing: Bool) -> Bool
+}
+
+extension EmulationContext {
+  package func mapMemory(_ address: UInt64, writing: Bool) -> Bool { false }
+}
+
+extension CPU {
+  /// A page with a paging-structure entry, mapped for it if an instruction is being emulated.
+  func tablePage(
+    _ address: UInt64, _ kind: AccessKind, _ linear: UInt64
+  ) throws(GuestException) -> PhysicalPage {
+    if let page = physicalPage(address, kind) { return page }
+    if s.pointee.emulation != nil,
+      emulationContext?.mapMemory(address, writing: kind == .write) == true,
+      let page = physicalPage(address, kind)
+    {
+      return page
+    }
+    throw eptViolation(address, kind, .pageWalk(linear))
+  }
 }

@@ -149,9 +149,7 @@ extension CPU {
   private func readEntry(
     _ address: UInt64, _ size: UInt64, _ linear: UInt64
   ) throws(GuestException) -> (UInt64, UnsafeMutablePointer<UInt64>) {
-    guard let page = physicalPage(address, .read) else {
-      throw eptViolation(address, .read, .pageWalk(linear))
-    }
+    let page = try tablePage(address, .read, linear)
     let host = UInt(page.host | address & Page.offsetMask)
     let pointer = UnsafeMutablePointer<UInt64>(bitPattern: host).unsafelyUnwrapped
     if size == 8 { return (pointer.pointee, pointer) }
@@ -165,9 +163,7 @@ extension CPU {
   ) throws(GuestException) {
     let bits = PageTableEntry.accessed | (dirty ? PageTableEntry.dirty : 0)
     if entry & bits == bits { return }
-    guard let page = physicalPage(address, .write) else {
-      throw eptViolation(address, .write, .pageWalk(linear))
-    }
+    let page = try tablePage(address, .write, linear)
     noteCodeWrite(page.host)
     // An 8-byte locked OR on the aligned pair is right for 4-byte entries too: bits fall in place.
     if size == 4 && address & 4 != 0 {

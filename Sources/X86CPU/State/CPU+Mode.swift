@@ -13,6 +13,8 @@ package enum ModeKey {
   package static let virtual8086: UInt16 = 1 << 3
   package static let stackMode: UInt16 = 3 << 4
   package static let stackModeShift: UInt16 = 4
+  /// LOCKed instructions look for bus locks (BusLock.swift).
+  package static let busLock: UInt16 = 1 << 6
 }
 
 extension CPU {
@@ -32,6 +34,9 @@ extension CPU {
     var key = UInt16(mode.rawValue) | UInt16(state.pointee.stackMode) << ModeKey.stackModeShift
     if isProtected { key |= ModeKey.protected }
     if isVirtual8086 { key |= ModeKey.virtual8086 }
+    if state.pointee.vmx.secondary & SecondaryControls.busLockDetection != 0 {
+      key |= ModeKey.busLock
+    }
     state.pointee.modeKey = key
     updateSlow()
     selectTLBBank()

@@ -92,8 +92,10 @@ extension SlowReason {
   package static let resumeArmed: UInt32 = 1 << 17
   /// The running instruction delivered an event: nothing of it is left to trap.
   package static let delivered: UInt32 = 1 << 18
+  /// The running instruction asserted a bus lock that is to exit.
+  package static let busLock: UInt32 = 1 << 19
   /// What is about the running instruction only.
-  package static let marks = shadowArmed | resumeArmed | delivered
+  package static let marks = shadowArmed | resumeArmed | delivered | busLock
 }
 
 @inline(__always) private func moveToSegment(

@@ -79,7 +79,7 @@ extension CPU {
     return true
   }
 
-  private func takeKick() -> Bool {
+  func takeKick() -> Bool {
     _ = owner.takeRequest(CPURequest.kick)
     _ = exit(.externalInterrupt)
     return false

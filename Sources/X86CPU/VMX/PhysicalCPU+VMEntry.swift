@@ -129,6 +129,7 @@ extension PhysicalCPU {
     s.pointee.vmx.vpid = UInt16(truncatingIfNeeded: unit.page(.vpid))
     s.pointee.vmx.pleGap = unit.page32(.pleGap)
     s.pointee.vmx.pleWindow = unit.page32(.pleWindow)
+    s.pointee.vmx.notifyWindow = unit.page32(.notifyWindow)
     s.pointee.vmx.xssExitingBitmap = unit.page(.xssExitingBitmap)
     vmx.pointee.entryMSRCount = unit.page32(.entryMSRLoadCount)
     vmx.pointee.exitMSRCounts =

@@ -75,6 +75,7 @@ extension VMCSLayout {
     Row(.vpid, .controls),
     Row(.pleGap, .values),
     Row(.pleWindow, .values),
+    Row(.notifyWindow, .values),
     Row(.xssExitingBitmap, .values),
     Row(.executiveVMCSPointer, []),
   ]

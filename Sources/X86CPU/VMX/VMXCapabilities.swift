@@ -68,7 +68,8 @@ package enum VMXCapabilities {
       | SecondaryControls.wbinvdExiting | SecondaryControls.unrestrictedGuest
       | SecondaryControls.pauseLoopExiting | SecondaryControls.rdrandExiting
       | SecondaryControls.enableINVPCID | SecondaryControls.rdseedExiting
-      | SecondaryControls.enableXSAVES | SecondaryControls.useTSCScaling)
+      | SecondaryControls.enableXSAVES | SecondaryControls.useTSCScaling
+      | SecondaryControls.busLockDetection | SecondaryControls.notifyExiting)
 
   /// True settings; the classic MSR also requires saving the debug controls.
   package static let exit = ControlCapability(required: 0x0003_6DFB, offered: offeredExit)

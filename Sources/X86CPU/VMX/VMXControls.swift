@@ -27,6 +27,8 @@ package struct VMXControls {
   package var vpid: UInt16 = 0
   package var pleGap: UInt32 = 0
   package var pleWindow: UInt32 = 0
+  /// In TSC ticks.
+  package var notifyWindow: UInt32 = 0
   package var virtualAPICPage: UInt64 = 0
   package var apicAccessPage: UInt64 = 0
   package var xssExitingBitmap: UInt64 = 0

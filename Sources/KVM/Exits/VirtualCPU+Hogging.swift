@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guests that keep others out: bus locks (Linux, "KVM_CAP_X86_BUS_LOCK_EXIT") and chains of faults
+// without an event window (Linux, "KVM_CAP_X86_NOTIFY_VMEXIT").
+
+import CHost
+import Synchronization
+import SystemPackage
+import X86
+import X86CPU
+
+extension VirtualCPU {
+  /// What the machine's options say about them.
+  func updateHoggingControls() {
+    let (detects, window) = machine.options.withLock { ($0.detectsBusLocks, $0.notifyWindow) }
+    backend.setBusLockDetection(detects)
+    backend.setNotifyWindow(window)
+  }
+
+  /// The instruction is over.
+  func exitForBusLock() -> Disposition {
+    hasLockedBus = true
+    run.pointee.exit_reason = UInt32(KVM_EXIT_X86_BUS_LOCK)
+    return .userSpace
+  }
+
+  func exitForNotify(isContextLost: Bool) -> Disposition {
+    guard isContextLost || machine.options.withLock({ $0.tellsNotifyExits }) else { return .resume }
+    run.pointee.exit_reason = UInt32(KVM_EXIT_NOTIFY)
+    run.pointee.notify.flags = isContextLost ? UInt32(KVM_NOTIFY_CONTEXT_INVALID) : 0
+    return .userSpace
+  }
+
+  /// #AC, which is intercepted because its handler's stack may raise it again, without end. The event
+  /// whose delivery it came of is not delivered: the second of such a pair is (SDM volume 3, "Interrupt
+  /// 8: Double Fault Exception"), and a fault comes again.
+  func exitForAlignmentCheck() -> Disposition {
+    interruptedEvent = nil
+    raise(GuestException(.alignmentCheck, code: 0))
+    return .resume
+  }
+}
+
+extension Machine {
+  static let hoggingSwitches: [Int32: Switch] = [
+    KVM_CAP_X86_BUS_LOCK_EXIT: { (machine, capability) throws(Errno) in
+      let (off, exit) = (UInt64(KVM_BUS_LOCK_DETECTION_OFF), UInt64(KVM_BUS_LOCK_DETECTION_EXIT))
+      let mode = capability.args.0
+      guard mode & ~(off | exit) == 0, mode != off | exit else { throw .invalidArgument }
+      if mode & exit != 0 { machine.options.withLock { $0.detectsBusLocks = true } }
+    },
+    KVM_CAP_X86_NOTIFY_VMEXIT: { (machine, capability) throws(Errno) in
+      let (enabled, user): (UInt64, UInt64) = (1 << 0, 1 << 1)  // KVM_X86_NOTIFY_VMEXIT_...
+      let flags = capability.args.0 & 0xFFFF_FFFF
+      guard flags & ~(enabled | user) == 0, flags & enabled != 0 else { throw .invalidArgument }
+      try machine.configure { (_) throws(Errno) in
+        guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+        machine.options.withLock {
+          $0.notifyWindow = UInt32(capability.args.0 >> 32)
+          $0.tellsNotifyExits = flags & user != 0
+        }
+      }
+    },
+  ]
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CHost
+import Glibc
+import KVM
+
+/// A machine has one ring of coalesced writes, a page of its first vCPU's file. Where a client maps the
+/// pages of another vCPU, that page is put in place of the vCPU's own.
+enum CoalescedRingMapping {
+  private static let fixedNoReplace: Int32 = 0x10_0000  // MAP_FIXED_NOREPLACE
+
+  /// A mapping was made: shows the ring where it belongs there.
+  static func show(
+    in place: Int, _ length: UInt, file: Int32, offset: Int, protection: Int32, flags: Int32
+  ) {
+    guard flags & MAP_ANONYMOUS == 0, DescriptorTable.shared.mayHold(file),
+      case .virtualCPU(let state)? = DescriptorTable.shared.known(file)?.kind,
+      let ring = state.runner.ringFile, offset >= 0, offset <= Runner.ringRange.lowerBound
+    else { return }
+    let inside = Runner.ringRange.lowerBound - offset
+    guard UInt(inside) < length else { return }
+    _ = chost_syscall(
+      Int(SYS_mmap), place + inside, Runner.ringRange.count, Int(protection),
+      Int(flags & ~fixedNoReplace | MAP_FIXED), Int(ring), Runner.ringRange.lowerBound)
+  }
+}
