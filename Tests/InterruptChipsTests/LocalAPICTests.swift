@@ -161,7 +161,7 @@ func makeX2APIC(
     _ = apic.acceptHighest()
     #expect(apic.writeRegister(APICRegister.eoi, 0, at: start) == .endOfInterrupt(0x51))
     _ = apic.acceptHighest()
-    #expect(apic.writeRegister(APICRegister.eoi, 0, at: start) == .none)
+    #expect(apic.writeRegister(APICRegister.eoi, 0, at: start) == .edgeEnded(0x41))
     // Nothing in service.
     #expect(apic.writeRegister(APICRegister.eoi, 0, at: start) == .none)
   }

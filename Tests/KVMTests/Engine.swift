@@ -110,6 +110,10 @@ enum KernelDifferences {
     "expiredTimerIsInTheImage": .differs(
       "Linux shows its interrupt from the next KVM_RUN on, and a restored count of 0 expires again"),
     "statistics": .differs("which statistics there are is a KVM's choice"),
+    "missedTicksFollow": .differs("\(emulator) takes few of the interrupts in the guest's time"),
+    "taskSwitchIsLogged": .differs("\(emulator) makes no task switch"),
+    "statisticsWhileItRuns": .differs("which statistics there are is a KVM's choice"),
+    "portSevenE": .differs("\(emulator) shows RIP behind every OUT; the quirk is about one"),
     // Rules that came with later kernels.
     "wideDestinations": .differs("KVM_CAP_X2APIC_API has more flags in later kernels"),
     "haltsInGuestMode": .differs("later kernels want KVM_CAP_X86_DISABLE_EXITS before vCPUs"),

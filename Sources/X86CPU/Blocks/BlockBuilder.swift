@@ -95,6 +95,7 @@ extension CPU {
     var count = 0
     var ended = false
     var endsInBranch = false
+    var watched: Instruction?
     while !ended && count < BlockCache.maximumInstructions && offset < room {
       let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
       let instruction: Instruction
@@ -110,12 +111,13 @@ extension CPU {
       count += 1
       ended = !instruction.attributes.isDisjoint(with: [.branch, .serializes])
       endsInBranch = instruction.attributes.contains(.branch)
-      terminate(ops + count, offset)
       if isWatched(instruction) {
-        BusLock.watch(instruction, ops + (count - 1))
+        watched = instruction
         ended = true
       }
     }
+    terminate(ops + count, offset)
+    if let watched { BusLock.watch(watched, ops + (count - 1)) }
     return cache.add(
       Block(
         host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
