@@ -105,11 +105,41 @@ package struct Poller: ~Copyable, Sendable {
     package static let writable = Self(rawValue: EPOLLOUT.rawValue)
     package static let hangUp = Self(rawValue: EPOLLHUP.rawValue)
     package static let error = Self(rawValue: EPOLLERR.rawValue)
+    /// Of interest: each new event is told once, whether it was taken or not.
+    package static let edge = Self(rawValue: EPOLLET.rawValue)
   }
 
   package init() throws(Errno) {
     descriptor = OwnedFileDescriptor(
       owning: try systemCall { () -> Int32 in epoll_create1(Int32(EPOLL_CLOEXEC)) })
+  }
+
+  /// Changes what is told of a descriptor that was added.
+  package func change(
+    _ file: Int32, token: UInt64, interest: Readiness
+  ) throws(Errno) {
+    var event = epoll_event()
+    event.events = interest.rawValue
+    event.data.u64 = token
+    let raw = descriptor.rawValue
+    _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_MOD, file, &event) }
+  }
+
+  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in any
+  /// process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
+  package var tokens: Set<UInt64>? {
+    guard let info = try? contentsOfFile("/proc/self/fdinfo/\(descriptor.rawValue)") else {
+      return nil
+    }
+    var tokens: Set<UInt64> = []
+    for line in info.split(separator: UInt8(ascii: "\n")) {
+      let words = String(decoding: line, as: UTF8.self).split(separator: " ")
+      guard words.first == "tfd:", let place = words.firstIndex(of: "data:"),
+        place + 1 < words.count, let token = UInt64(words[place + 1], radix: 16)
+      else { continue }
+      tokens.insert(token)
+    }
+    return tokens
   }
 
   /// Adds a descriptor; `token` names it in `wait`. Regular files throw `Errno.notPermitted`.

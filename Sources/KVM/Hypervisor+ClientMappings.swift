@@ -51,6 +51,11 @@ extension Hypervisor {
     return result
   }
 
+  /// The client closed a descriptor that it had given to KVM_IRQFD. Waits for nobody.
+  package func eventsClosed() {
+    for machine in openMachines { machine.interruptEvents?.clientClosed() }
+  }
+
   /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be one.
   package func yieldProtection(of range: Range<UInt>) {
     for range in codeGuard?.yield(range) ?? [] { forget(range) }

@@ -68,9 +68,12 @@ final class DescriptorTable: @unchecked Sendable {
   }
 
   private static let flagCount = 1 << 20
-  /// One byte for each descriptor number: not 0 if the table has it. Numbers beyond share the last.
+  /// One byte for each descriptor number: bit 0 if the table has it, bit 1 if it is an eventfd that was
+  /// given to KVM_IRQFD. Numbers beyond share the last.
   private let flags: UnsafeMutablePointer<UInt8>
   private let entries = Mutex(Entries())
+  /// Whether any number was an eventfd's.
+  private let hasEvents = Atomic<Bool>(false)
 
   private init() {
     let memory = UnsafeMutableRawPointer(
@@ -86,7 +89,33 @@ final class DescriptorTable: @unchecked Sendable {
   }
 
   /// Whether a descriptor may be KVM's.
-  func mayHold(_ descriptor: Int32) -> Bool { flags[flag(descriptor)] != 0 }
+  func mayHold(_ descriptor: Int32) -> Bool { flags[flag(descriptor)] & 1 != 0 }
+
+  func mayBeEvent(_ descriptor: Int32) -> Bool {
+    descriptor >= 0 && flags[flag(descriptor)] & 2 != 0
+  }
+
+  func setEvent(_ descriptor: Int32, _ isEvent: Bool) {
+    let place = flag(descriptor)
+    if isEvent {
+      flags[place] |= 2
+      hasEvents.store(true, ordering: .relaxed)
+    } else if place != Self.flagCount - 1 {
+      flags[place] &= ~2
+    }
+  }
+
+  /// Whether one of these numbers may be an eventfd's; they are no longer.
+  func takeEvents(_ range: ClosedRange<Int32>) -> Bool {
+    guard range.upperBound >= 0, hasEvents.load(ordering: .relaxed) else { return false }
+    var found = false
+    let last = Int32(Self.flagCount - 1)
+    for number in range.clamped(to: 0...last) where mayBeEvent(number) {
+      setEvent(number, false)
+      found = true
+    }
+    return found
+  }
 
   /// The file of a descriptor that an ioctl of KVM was called on.
   func file(_ descriptor: Int32) -> KVMFile? {
@@ -107,7 +136,7 @@ final class DescriptorTable: @unchecked Sendable {
 
   func add(_ descriptor: Int32, _ file: KVMFile) {
     let old = entries.withLock { entries -> KVMFile? in
-      flags[flag(descriptor)] = 1
+      flags[flag(descriptor)] |= 1
       let old = entries.files.updateValue(file, forKey: descriptor)
       file.references.add(1, ordering: .relaxed)
       entries.byIdentity[file.identity] = file
@@ -120,7 +149,7 @@ final class DescriptorTable: @unchecked Sendable {
   func remove(_ descriptor: Int32) {
     guard mayHold(descriptor) else { return }
     let last = entries.withLock { entries -> KVMFile? in
-      if flag(descriptor) != Self.flagCount - 1 { flags[flag(descriptor)] = 0 }
+      if flag(descriptor) != Self.flagCount - 1 { flags[flag(descriptor)] &= ~1 }
       guard let file = entries.files.removeValue(forKey: descriptor) else { return nil }
       return Self.forget(file, &entries)
     }

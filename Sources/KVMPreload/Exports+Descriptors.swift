@@ -43,7 +43,9 @@ private let kvmRequestType: UInt = 0xAE
 
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {
   DescriptorTable.shared.remove(descriptor)
-  return Real.close?(descriptor) ?? fail(ENOSYS)
+  return EventDescriptors.closing(descriptor...descriptor) {
+    Real.close?(descriptor) ?? fail(ENOSYS)
+  }
 }
 
 @_cdecl("close_range") public func exportedCloseRange(
@@ -52,27 +54,40 @@ private let kvmRequestType: UInt = 0xAE
   let closesNow = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
   if closesNow, first <= last, first <= UInt32(Int32.max) {
     DescriptorTable.shared.remove(Int32(first)...Int32(clamping: last))
+    return EventDescriptors.closing(Int32(first)...Int32(clamping: last)) {
+      Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
+    }
   }
   return Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
 }
 
 @_cdecl("closefrom") public func exportedCloseFrom(_ first: Int32) {
   DescriptorTable.shared.remove(max(first, 0)...Int32.max)
-  Real.closefrom?(first)
+  _ = EventDescriptors.closing(max(first, 0)...Int32.max) {
+    Real.closefrom?(first)
+    return 0
+  }
 }
 
 @_cdecl("dup") public func exportedDup(_ old: Int32) -> Int32 {
   let new = Real.dup?(old) ?? fail(ENOSYS)
-  if new >= 0 { DescriptorTable.shared.duplicate(old, as: new) }
+  if new >= 0 {
+    DescriptorTable.shared.duplicate(old, as: new)
+    EventDescriptors.duplicate(old, as: new)
+  }
   return new
 }
 
 @_cdecl("dup2") public func exportedDup2(_ old: Int32, _ wanted: Int32) -> Int32 {
-  replaced(old, wanted, Real.dup2?(old, wanted) ?? fail(ENOSYS))
+  EventDescriptors.replacing(wanted, by: old) {
+    replaced(old, wanted, Real.dup2?(old, wanted) ?? fail(ENOSYS))
+  }
 }
 
 @_cdecl("dup3") public func exportedDup3(_ old: Int32, _ wanted: Int32, _ flags: Int32) -> Int32 {
-  replaced(old, wanted, Real.dup3?(old, wanted, flags) ?? fail(ENOSYS))
+  EventDescriptors.replacing(wanted, by: old) {
+    replaced(old, wanted, Real.dup3?(old, wanted, flags) ?? fail(ENOSYS))
+  }
 }
 
 /// `wanted` was closed, if it was open, and is `old`'s duplicate.
@@ -99,6 +114,7 @@ private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
 private func duplicated(_ old: Int32, _ command: Int32, _ result: Int32) -> Int32 {
   if result >= 0, command == F_DUPFD || command == F_DUPFD_CLOEXEC {
     DescriptorTable.shared.duplicate(old, as: result)
+    EventDescriptors.duplicate(old, as: result)
   }
   return result
 }

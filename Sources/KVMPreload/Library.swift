@@ -101,6 +101,10 @@ final class Library: Sendable {
         return try install(try hypervisor.ioctl(file.handle, request, argument), .machine)
       case .machine where request == CKVM_CREATE_VCPU:
         return try installVirtualCPU(try hypervisor.ioctl(file.handle, request, argument))
+      case .machine where request == CKVM_IRQFD:
+        let result = try hypervisor.ioctl(file.handle, request, argument)
+        EventDescriptors.note(argument)
+        return result
       default:
         return try hypervisor.ioctl(file.handle, request, argument)
       }

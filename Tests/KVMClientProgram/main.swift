@@ -14,7 +14,7 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("process", processChecks), ("faults", faultChecks),
   ("userfault", userFaultChecks), ("ring", ringChecks),
   ("cancel", cancelChecks), ("mask", maskChecks), ("contention", contentionChecks),
-  ("coalesced", coalescedChecks),
+  ("coalesced", coalescedChecks), ("events", eventChecks),
 ]
 
 struct Failure: Error { var text: String }

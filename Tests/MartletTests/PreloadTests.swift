@@ -10,7 +10,7 @@ import Testing
   @Test(arguments: [
     "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "race",
     "remaps",
-    "process", "faults", "userfault", "ring", "cancel", "mask", "contention", "coalesced",
+    "process", "faults", "userfault", "ring", "cancel", "mask", "contention", "coalesced", "events",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"

@@ -2,6 +2,7 @@
 
 import CHost
 import Host
+import Synchronization
 import SystemPackage
 
 #if canImport(Glibc)
@@ -14,8 +15,11 @@ final class ClientEvent: Sendable {
   let descriptor: Int32
   /// What the kernel calls this eventfd, or the client's descriptor where it does not say.
   private let identity: Identity
+  private let released = Atomic<Bool>(false)
+  /// The descriptors of all that live.
+  private static let own = Mutex<Set<Int32>>([])
 
-  enum Identity: Equatable, Sendable {
+  enum Identity: Hashable, Sendable {
     case kernel(Int)
     case descriptor(Int32)
   }
@@ -23,24 +27,61 @@ final class ClientEvent: Sendable {
   /// - Throws: EBADF where nothing is open there, EINVAL where it is not an eventfd.
   init(_ client: Int32) throws(Errno) {
     identity = try Self.identity(client)
-    descriptor = try systemCall { () -> Int32 in fcntl(client, F_DUPFD_CLOEXEC, CInt(3)) }
+    // By system calls: who stands before the client's must not take this for one of them.
+    let new = chost_syscall(Int(SYS_fcntl), Int(client), Int(F_DUPFD_CLOEXEC), 3, 0, 0, 0)
+    guard new >= 0 else { throw Errno(rawValue: errno) }
+    descriptor = Int32(new)
+    _ = Self.own.withLock { $0.insert(Int32(new)) }
   }
 
-  deinit { close(descriptor) }
+  deinit { release() }
+
+  /// Lets go of the descriptor: the client has none any more.
+  func release() {
+    if released.exchange(true, ordering: .sequentiallyConsistent) { return }
+    _ = Self.own.withLock { $0.remove(descriptor) }
+    _ = chost_syscall(Int(SYS_close), Int(descriptor), 0, 0, 0, 0, 0)
+  }
+
+  var isReleased: Bool { released.load(ordering: .sequentiallyConsistent) }
 
   /// Whether the client's descriptor is this eventfd.
   func isSame(as client: Int32) -> Bool { (try? Self.identity(client)) == identity }
   func isSame(as other: ClientEvent) -> Bool { identity == other.identity }
 
+  /// Whether one of these eventfds is this one.
+  func isAmong(_ open: Set<Identity>) -> Bool {
+    if case .descriptor = identity { return true }
+    return open.contains(identity)
+  }
+
+  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be told.
+  static var clients: Set<Identity>? {
+    guard let directory = opendir("/proc/self/fd") else { return nil }
+    defer { closedir(directory) }
+    let own = own.withLock { $0 }
+    var all: Set<Identity> = []
+    while let entry = readdir(directory) {
+      let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
+        String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+      }
+      guard let number = Int32(name), !own.contains(number),
+        let identity = try? identity(number)
+      else { continue }
+      all.insert(identity)
+    }
+    return all
+  }
+
   func signal() {
     var one: UInt64 = 1
-    _ = write(descriptor, &one, 8)
+    if !isReleased { _ = write(descriptor, &one, 8) }
   }
 
   /// Takes the events that came. Not called where none came, which would block.
   func consume() {
     var value: UInt64 = 0
-    _ = read(descriptor, &value, 8)
+    if !isReleased { _ = read(descriptor, &value, 8) }
   }
 
   private static func identity(_ client: Int32) throws(Errno) -> Identity {

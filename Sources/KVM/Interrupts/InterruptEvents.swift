@@ -31,6 +31,7 @@ final class InterruptEvents: @unchecked Sendable {
   /// Who signals an eventfd may be another process that has written to the guest's memory.
   private let codeGuard: CodeGuard?
   private let wake: EventFile
+  private let mustLook = Atomic<Bool>(false)
   private let isStopping = Atomic<Bool>(false)
   private let ended = Parker()
   private static let wakeToken: UInt64 = 0
@@ -46,7 +47,9 @@ final class InterruptEvents: @unchecked Sendable {
   /// - Throws: EBUSY where the eventfd drives a GSI already.
   func assign(gsi: UInt32, event: ClientEvent, resample: ClientEvent?) throws(Errno) {
     try state.withLock { (state) throws(Errno) in
-      if state.sources.values.contains(where: { $0.event.isSame(as: event) }) {
+      // A number may have gone to another eventfd since the client had the last descriptor of one.
+      let held = state.sources.values.lazy.filter { !$0.event.isReleased }
+      if held.contains(where: { $0.event.isSame(as: event) }) {
         throw .resourceBusy
       }
       if !state.isRunning {
@@ -67,8 +70,37 @@ final class InterruptEvents: @unchecked Sendable {
     state.withLock { state in
       for (token, source) in state.sources
       where source.gsi == gsi && source.event.isSame(as: client) {
-        try? poller.remove(source.event.descriptor)
+        if !source.event.isReleased { try? poller.remove(source.event.descriptor) }
         if let resample = source.resample { controller.removeResampler(gsi, resample) }
+        state.sources[token] = nil
+      }
+    }
+  }
+
+  /// The client closed descriptors of eventfds. The thread looks which: whoever closes may be anywhere.
+  func clientClosed() {
+    mustLook.store(true, ordering: .sequentiallyConsistent)
+    wake.signal()
+  }
+
+  /// Lets go of eventfds of which the client has no descriptor: where another process has it open, it
+  /// goes on driving its GSI, and else it drives nothing, as in Linux.
+  private func dropAbandoned() {
+    state.withLock { state in
+      guard let open = ClientEvent.clients else { return }
+      let abandoned = state.sources.filter {
+        !$0.value.event.isReleased && !$0.value.event.isAmong(open)
+      }
+      if abandoned.isEmpty { return }
+      for (token, source) in abandoned {
+        // Nobody takes its events any more.
+        try? poller.change(
+          source.event.descriptor, token: token, interest: [.readable, .edge])
+        source.event.release()
+      }
+      guard let alive = poller.tokens else { return }
+      for (token, source) in state.sources where source.event.isReleased && !alive.contains(token) {
+        if let resample = source.resample { controller.removeResampler(source.gsi, resample) }
         state.sources[token] = nil
       }
     }
@@ -95,6 +127,7 @@ final class InterruptEvents: @unchecked Sendable {
   private func fire(_ token: UInt64) {
     if token == Self.wakeToken {
       wake.consume()
+      if mustLook.exchange(false, ordering: .sequentiallyConsistent) { dropAbandoned() }
       return
     }
     // Under the lock, so that one that was removed is not read any more.

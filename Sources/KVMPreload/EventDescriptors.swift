@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Descriptors of eventfds that the client gave to KVM_IRQFD, and their duplicates. An irqfd ends in
+// Linux with the last descriptor of its eventfd; ours keeps one of its own, so somebody has to say
+// when the client's are gone. What has passed by raw system calls is not seen: such an irqfd stays.
+
+import CHost
+import Glibc
+import KVM
+
+enum EventDescriptors {
+  /// KVM_IRQFD was done.
+  static func note(_ argument: UInt) {
+    guard let request = UnsafePointer<kvm_irqfd>(bitPattern: argument)?.pointee,
+      request.flags & UInt32(KVM_IRQFD_FLAG_DEASSIGN) == 0
+    else { return }
+    DescriptorTable.shared.setEvent(Int32(bitPattern: request.fd), true)
+  }
+
+  static func duplicate(_ old: Int32, as new: Int32) {
+    if DescriptorTable.shared.mayBeEvent(old) { DescriptorTable.shared.setEvent(new, true) }
+  }
+
+  /// Runs `close`, which closes these descriptors.
+  static func closing(_ range: ClosedRange<Int32>, _ close: () -> Int32) -> Int32 {
+    // Most are none, and a number may be another's as soon as it is closed.
+    let isEvent = DescriptorTable.shared.takeEvents(range)
+    let result = close()
+    if isEvent { tell() }
+    return result
+  }
+
+  /// Runs `duplicate`, which closes `new` and makes it a duplicate of `old`.
+  static func replacing(_ new: Int32, by old: Int32, _ duplicate: () -> Int32) -> Int32 {
+    let wasEvent = DescriptorTable.shared.mayBeEvent(new) && new != old
+    let result = duplicate()
+    guard result >= 0, new != old else { return result }
+    DescriptorTable.shared.setEvent(new, DescriptorTable.shared.mayBeEvent(old))
+    if wasEvent { tell() }
+    return result
+  }
+
+  private static func tell() {
+    let error = errno
+    Library.existing?.hypervisor.eventsClosed()
+    errno = error
+  }
+}
