@@ -25,7 +25,7 @@ counters() {
   start guest "$@" -kernel "$cloud" -initrd .guest/initramfs-marker.cpio \
     -append "$console nmi_watchdog=1"
   await 60 "$work/guest.log" 'MARTLET-GUEST-READY' || return
-  grep -aq 'Performance Events:.*Intel PMU driver' "$work/guest.log" &&
+  grep -aq 'Performance Events:.*PMU driver' "$work/guest.log" &&
     grep -aq 'NMI watchdog: Enabled' "$work/guest.log" || {
     note="no PMU driver or no watchdog"
     return 1
@@ -242,7 +242,8 @@ all_rows() {
   for cpu in host qemu64 Skylake-Server EPYC; do
     check "cloud-amd64 q35 -cpu $cpu" boots "$cloud" q35 2 -cpu $cpu
   done
-  check "performance counters" counters -M q35 -cpu host,vendor=GenuineIntel
+  check "performance counters" counters -M q35 -cpu host
+  check "performance counters, Intel's" counters -M q35 -cpu host,vendor=GenuineIntel
   check "cloud-amd64 q35 5 GiB" boots "$cloud" q35 2 -m 5G
   check "reset, q35 smp=2" resets -M q35 -smp 2
   check "reset, pc irqchip=off" resets -M pc,kernel-irqchip=off

@@ -16,6 +16,10 @@ extension MSR {
   @inlinable public static var performanceGlobalOverflowControl: Self { Self(rawValue: 0x390) }
   /// IA32_A_PMC0, by which all bits of IA32_PMC0 can be written; the others follow.
   @inlinable public static var fullWidthCounter0: Self { Self(rawValue: 0x4C1) }
+  /// PerfEvtSel0 and PerfCtr0 of AMD's processors (APM volume 2, "Performance-Monitoring Counters");
+  /// three more of each follow.
+  @inlinable public static var amdEventSelect0: Self { Self(rawValue: 0xC001_0000) }
+  @inlinable public static var amdCounter0: Self { Self(rawValue: 0xC001_0004) }
 }
 
 /// IA32_PERFEVTSELx ("Architectural Performance Monitoring Version 1 Facilities").
@@ -34,8 +38,12 @@ public struct PerformanceEventSelect: RawRepresentable, Hashable, Sendable {
   @inlinable public static var counterMask: UInt64 { 0xFF << 24 }
   @inlinable public static var reserved: UInt64 { 0xFFFF_FFFF_0000_0000 | anyThread }
 
-  /// Event select in bits 7:0, unit mask in bits 15:8.
-  @inlinable public var event: UInt16 { UInt16(truncatingIfNeeded: rawValue) }
+  /// On AMD's processors bits 11:8 of the event select are in bits 35:32, and what is reserved reads
+  /// as 0.
+  @inlinable public static var amdReserved: UInt64 { 0xFFFF_FFF0_0028_0000 }
+
+  /// Event select in bits 7:0 (and, of AMD's, 35:32), unit mask in bits 15:8.
+  @inlinable public var event: UInt64 { rawValue & 0xF_0000_FFFF }
   @inlinable public func contains(_ bits: UInt64) -> Bool { rawValue & bits != 0 }
 }
 
@@ -45,7 +53,7 @@ public enum ArchitecturalEvent: UInt8, Sendable, CaseIterable {
   case lastLevelCacheMisses, branchesRetired, branchMisses
 
   /// Event select in bits 7:0, unit mask in bits 15:8.
-  @inlinable public var encoding: UInt16 {
+  @inlinable public var encoding: UInt64 {
     switch self {
     case .coreCycles: 0x003C
     case .instructionsRetired: 0x00C0
@@ -54,6 +62,18 @@ public enum ArchitecturalEvent: UInt8, Sendable, CaseIterable {
     case .lastLevelCacheMisses: 0x412E
     case .branchesRetired: 0x00C4
     case .branchMisses: 0x00C5
+    }
+  }
+
+  /// The same of AMD's processors, for those that count (PPR of family 17h, "Core Performance Monitor
+  /// Counters").
+  @inlinable public var amdEncoding: UInt64? {
+    switch self {
+    case .coreCycles: 0x0076
+    case .instructionsRetired: 0x00C0
+    case .branchesRetired: 0x00C2
+    case .referenceCycles: 0x0120
+    default: nil
     }
   }
 

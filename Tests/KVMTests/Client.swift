@@ -252,6 +252,20 @@ final class Client: @unchecked Sendable {
     try call(cpu, CKVM_SET_CPUID2, UInt(bitPattern: buffer))
   }
 
+  /// KVM_SET_CPUID2 with the table changed entry by entry.
+  func changeCPUID(_ change: (inout kvm_cpuid_entry2) -> Void) throws(Errno) {
+    let size = 8 + 256 * MemoryLayout<kvm_cpuid_entry2>.stride
+    let buffer = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 8)
+    defer { buffer.deallocate() }
+    buffer.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+    buffer.storeBytes(of: 256, as: UInt32.self)
+    try call(cpu, CKVM_GET_CPUID2, UInt(bitPattern: buffer))
+    let count = Int(buffer.load(as: UInt32.self))
+    let entries = (buffer + 8).assumingMemoryBound(to: kvm_cpuid_entry2.self)
+    for index in 0..<min(count, 256) { change(&entries[index]) }
+    try call(cpu, CKVM_SET_CPUID2, UInt(bitPattern: buffer))
+  }
+
   /// KVM_SET_MSRS for one register; whether it was accepted.
   func setMSR(_ number: UInt32, _ value: UInt64) throws(Errno) -> Bool {
     try msr(CKVM_SET_MSRS, number, value) != nil

@@ -60,7 +60,8 @@ struct GuestCPUID {
     let offered = UInt64(state.eax) | UInt64(state.edx) << 32
     let counters = find(PerformanceModel.leaf, 0)
     performance = PerformanceModel(
-      CPUIDLeaf(eax: counters.eax, ebx: counters.ebx, ecx: counters.ecx, edx: counters.edx))
+      CPUIDLeaf(eax: counters.eax, ebx: counters.ebx, ecx: counters.ecx, edx: counters.edx),
+      vendor: find(0, 0).ebx)
     hasPerformanceCapabilities = one.ecx & SupportedCPUID.performanceCapabilitiesBit != 0
     paravirtualFeatures = find(0x4000_0001, 0).eax
     let widths = find(0x8000_0008, 0).eax & 0xFF

@@ -17,8 +17,6 @@ enum VendorMSR {
   private static let readAsZero: Set<UInt32> = [
     0x2A, 0xC001_0010, 0xC001_0055, 0xC001_0058, 0xC001_0112, 0xC001_0113,
   ]
-  /// Performance counters of the first processors that had any.
-  private static let oldCounters: ClosedRange<UInt32> = 0xC001_0000...0xC001_0007
   /// Northbridge configuration, microcode patch loader, SVM's host save area, bus unit and data cache
   /// configuration.
   private static let ignored: Set<UInt32> = [
@@ -26,10 +24,8 @@ enum VendorMSR {
   ]
 
   static func isReadable(_ number: UInt32) -> Bool {
-    readAsZero.contains(number) || ignored.contains(number) || oldCounters.contains(number)
+    readAsZero.contains(number) || ignored.contains(number)
   }
 
-  static func isWritable(_ number: UInt32) -> Bool {
-    ignored.contains(number) || oldCounters.contains(number)
-  }
+  static func isWritable(_ number: UInt32) -> Bool { ignored.contains(number) }
 }

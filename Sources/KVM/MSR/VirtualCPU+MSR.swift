@@ -88,7 +88,7 @@ extension VirtualCPU {
       return byHost || cpuid.hasPerformanceCapabilities ? performance.capabilities : nil
     case MSR.miscEnable.rawValue:
       let value = readModelMSR(number) ?? 0
-      return performance.model.version == 0 ? value : value | MSRModel.miscEnablePerformance
+      return performance.hasMiscEnableBit ? value | MSRModel.miscEnablePerformance : value
     default:
       if let register = PerformanceRegister(number) {
         return readPerformance(register, number, byHost: byHost)

@@ -27,8 +27,8 @@ struct PerformanceEventFilter: Sendable {
     }
   }
 
-  /// An event as IA32_PERFEVTSELx has it: select and unit mask.
-  func allows(event: UInt16) -> Bool { events.contains(UInt64(event)) == isAllowList }
+  /// An event as the selector of a counter has it: select and unit mask.
+  func allows(event: UInt64) -> Bool { events.contains(event) == isAllowList }
 
   func allows(fixedCounter number: Int) -> Bool {
     (fixedCounters & 1 << UInt32(number) != 0) == isAllowList

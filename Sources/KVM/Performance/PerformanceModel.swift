@@ -6,9 +6,13 @@ import X86CPU
 
 /// The performance counters that a CPUID table gives a vCPU (leaf 0AH, "Architectural Performance
 /// Monitoring"): at most those that are offered.
+///
+/// A vCPU that the table makes one of AMD's has AMD's four counters instead, which are what such
+/// guests know: so have clients that take the vendor from their host.
 struct PerformanceModel: Sendable, Equatable {
   /// 0 without counters.
   var version: UInt8 = 0
+  var isAMD = false
   var generalCount = 0
   var fixedCount = 0
   /// Bits that counters have.
@@ -23,6 +27,7 @@ struct PerformanceModel: Sendable, Equatable {
   private static let offeredVersion: UInt32 = 2
   static let maxGeneral = 8
   static let maxFixed = 3
+  static let amdCount = 4
   private static let width: UInt32 = 48
   private static let eventCount = UInt32(ArchitecturalEvent.allCases.count)
   /// There are no caches and no predictions to miss.
@@ -38,10 +43,17 @@ struct PerformanceModel: Sendable, Equatable {
 
   private init() {}
 
-  /// - Parameter leaf: leaf 0AH as the client set it.
-  init(_ leaf: CPUIDLeaf) {
+  /// - Parameters:
+  ///   - leaf: leaf 0AH as the client set it.
+  ///   - vendor: EBX of leaf 0.
+  init(_ leaf: CPUIDLeaf, vendor: UInt32) {
     version = UInt8(truncatingIfNeeded: leaf.eax)
     guard version != 0 else { return }
+    // "Auth", "Hygo".
+    if vendor == 0x6874_7541 || vendor == 0x6F67_7948 {
+      (version, isAMD, generalCount, generalMask) = (1, true, Self.amdCount, Self.mask(Self.width))
+      return
+    }
     generalCount = min(Int(leaf.eax >> 8 & 0xFF), Self.maxGeneral)
     generalMask = Self.mask(leaf.eax >> 16 & 0xFF)
     let length = min(leaf.eax >> 24, Self.eventCount)
@@ -64,6 +76,13 @@ struct PerformanceModel: Sendable, Equatable {
     (0..<fixedCount).reduce(0) { $0 | FixedCounterControl.all << UInt64($1 * 4) }
   }
 
+  /// The event that a general counter with this selector counts, if it counts.
+  func event(_ select: PerformanceEventSelect) -> ArchitecturalEvent? {
+    let all = ArchitecturalEvent.allCases
+    if isAMD { return all.first { $0.amdEncoding == select.event } }
+    return all.first { $0.encoding == select.event && has($0) }
+  }
+
   func has(_ event: ArchitecturalEvent) -> Bool { events & 1 << UInt32(event.rawValue) != 0 }
 }
 
@@ -78,6 +97,8 @@ enum PerformanceRegister: Equatable {
   case globalStatus
   case globalControl
   case globalOverflowControl
+  case amdEventSelect(Int)
+  case amdCounter(Int)
 
   init?(_ number: UInt32) {
     func place(_ first: MSR, _ count: Int) -> Int? {
@@ -92,6 +113,10 @@ enum PerformanceRegister: Equatable {
       self = .fullWidthCounter(index)
     } else if let index = place(.fixedCounter0, PerformanceModel.maxFixed) {
       self = .fixedCounter(index)
+    } else if let index = place(.amdEventSelect0, PerformanceModel.amdCount) {
+      self = .amdEventSelect(index)
+    } else if let index = place(.amdCounter0, PerformanceModel.amdCount) {
+      self = .amdCounter(index)
     } else {
       switch MSR(rawValue: number) {
       case .fixedCounterControl: self = .fixedControl
@@ -109,6 +134,7 @@ enum PerformanceRegister: Equatable {
       (.performanceCounter0, PerformanceModel.maxGeneral),
       (.performanceEventSelect0, PerformanceModel.maxGeneral),
       (.fixedCounter0, PerformanceModel.maxFixed), (.fixedCounterControl, 4),
+      (.amdEventSelect0, PerformanceModel.amdCount), (.amdCounter0, PerformanceModel.amdCount),
     ]
     return banks.flatMap { first, count in (0..<UInt32(count)).map { first.rawValue + $0 } }
   }()

@@ -57,13 +57,18 @@ struct PerformanceMonitor: Sendable {
     if model.version > 1 { globalControl = 1 << UInt64(model.generalCount) - 1 }
   }
 
+  /// IA32_MISC_ENABLE says that there are counters.
+  var hasMiscEnableBit: Bool { model.version != 0 && !model.isAMD }
+
   // MARK: Registers
 
   func has(_ register: PerformanceRegister) -> Bool {
     switch register {
-    case .eventSelect(let n), .counter(let n): n < model.generalCount
+    case .eventSelect(let n), .counter(let n): !model.isAMD && n < model.generalCount
+    case .amdEventSelect, .amdCounter: model.isAMD
     case .fullWidthCounter(let n):
-      n < model.generalCount && capabilities & PerformanceCapabilities.fullWidthWrites != 0
+      !model.isAMD && n < model.generalCount
+        && capabilities & PerformanceCapabilities.fullWidthWrites != 0
     case .fixedCounter(let n): n < model.fixedCount
     case .fixedControl, .globalStatus, .globalControl, .globalOverflowControl: model.version > 1
     }
@@ -72,8 +77,8 @@ struct PerformanceMonitor: Sendable {
   /// The value of a register that is there.
   func read(_ register: PerformanceRegister) -> UInt64 {
     switch register {
-    case .eventSelect(let n): eventSelects[n]
-    case .counter(let n), .fullWidthCounter(let n): counters[n]
+    case .eventSelect(let n), .amdEventSelect(let n): eventSelects[n]
+    case .counter(let n), .fullWidthCounter(let n), .amdCounter(let n): counters[n]
     case .fixedCounter(let n): counters[PerformanceModel.maxGeneral + n]
     case .fixedControl: fixedControl
     case .globalStatus: globalStatus
@@ -96,6 +101,8 @@ struct PerformanceMonitor: Sendable {
       guard value & ~model.generalMask == 0 else { return false }
       counters[n] = value
     case .fixedCounter(let n): counters[PerformanceModel.maxGeneral + n] = value & model.fixedMask
+    case .amdEventSelect(let n): eventSelects[n] = value & ~PerformanceEventSelect.amdReserved
+    case .amdCounter(let n): counters[n] = value & model.generalMask
     case .fixedControl:
       guard value & ~model.fixedControlBits == 0 else { return false }
       fixedControl = value
@@ -117,10 +124,10 @@ struct PerformanceMonitor: Sendable {
   /// where there is no such counter.
   func read(counter number: UInt32) -> UInt64? {
     let index = Int(number & 0x3FFF_FFFF)
-    let register: PerformanceRegister =
-      number & 1 << 30 != 0 ? .fixedCounter(index) : .counter(index)
-    guard has(register) else { return nil }
-    return read(register) & (number & 1 << 31 != 0 ? 0xFFFF_FFFF : .max)
+    let isFixed = number & 1 << 30 != 0
+    guard index < (isFixed ? model.fixedCount : model.generalCount) else { return nil }
+    let value = read(isFixed ? .fixedCounter(index) : .counter(index))
+    return number & 1 << 31 != 0 ? value & 0xFFFF_FFFF : value
   }
 
   // MARK: What counts
@@ -136,7 +143,7 @@ struct PerformanceMonitor: Sendable {
         | PerformanceEventSelect.counterMask
       guard select.contains(PerformanceEventSelect.enable), !select.contains(unsupported),
         filter?.allows(event: select.event) ?? true,
-        let event = ArchitecturalEvent.allCases.first(where: { $0.encoding == select.event })
+        let event = model.event(select)
       else { continue }
       activate(
         n, event, supervisor: select.contains(PerformanceEventSelect.operatingSystem),
@@ -146,7 +153,9 @@ struct PerformanceMonitor: Sendable {
     for n in 0..<model.fixedCount
     where isEnabled(bit: PerformanceGlobalStatus.fixedShift &+ UInt64(n)) {
       let control = fixedControl >> UInt64(n * 4)
-      guard filter?.allows(fixedCounter: n) ?? true else { continue }
+      guard filter?.allows(fixedCounter: n) ?? true, model.has(ArchitecturalEvent.fixed[n]) else {
+        continue
+      }
       activate(
         PerformanceModel.maxGeneral + n, ArchitecturalEvent.fixed[n],
         supervisor: control & FixedCounterControl.operatingSystem != 0,
@@ -164,7 +173,7 @@ struct PerformanceMonitor: Sendable {
   private mutating func activate(
     _ number: Int, _ event: ArchitecturalEvent, supervisor: Bool, user: Bool, interrupts: Bool
   ) {
-    guard supervisor || user, model.has(event) else { return }
+    guard supervisor || user else { return }
     let source: Active.Source
     switch event {
     case .instructionsRetired: source = .instructions

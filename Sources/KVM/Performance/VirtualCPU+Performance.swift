@@ -38,12 +38,13 @@ extension VirtualCPU {
     return performance.write(register, value, byHost: byHost)
   }
 
-  /// The two counters that the first processors with any had: guests probe them, and KVM lets them.
+  /// The counters that the first processors with any had: guests probe them, and KVM lets them.
   /// And a client may save and restore whatever is in the list of MSRs.
   private func isHarmlessWithoutCounters(_ number: UInt32, _ byHost: Bool) -> Bool {
     if byHost { return PerformanceRegister.saved.contains(number) }
     switch PerformanceRegister(number) {
     case .counter(let n), .eventSelect(let n): return n < 2
+    case .amdCounter, .amdEventSelect: return true
     default: return false
     }
   }
