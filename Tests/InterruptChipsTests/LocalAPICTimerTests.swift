@@ -104,6 +104,30 @@ import X86
     #expect(apic.readRegister(APICRegister.lvtTimer, at: start) == 0xEC)
   }
 
+  /// The interrupt of a count that an image shows as run out may not have been told to anyone: it comes
+  /// at once where the image is loaded. A timer that nobody started stays stopped, a periodic one
+  /// starts a period.
+  @Test func restoredAfterItRanOut() {
+    func restored(_ entry: UInt32, initial: UInt32) -> LocalAPIC {
+      var old = makeAPIC()
+      old.writeRegister(APICRegister.divideConfiguration, 0xB, at: start)
+      old.writeRegister(APICRegister.lvtTimer, entry, at: start)
+      old.writeRegister(APICRegister.initialCount, initial, at: start)
+      var image = old.registerImage(at: at(UInt64(initial)), wideID: false)
+      image[APICRegister.currentCount >> 2] = 0
+      var apic = makeAPIC()
+      #expect(apic.load(registerImage: image, at: at(7000), wideID: false))
+      return apic
+    }
+    var oneShot = restored(0xEC, initial: 500)
+    #expect(oneShot.nextDeadline == .nanoseconds(7000))
+    #expect(oneShot.expireTimer(at: at(7000)) == .requested)
+    #expect(oneShot.acceptHighest() == 0xEC)
+    #expect(oneShot.nextDeadline == nil)
+    #expect(restored(0xEC, initial: 0).nextDeadline == nil)
+    #expect(restored(0x2_00EC, initial: 500).nextDeadline == .nanoseconds(7500))
+  }
+
   @Test func busCycleScales() {
     var apic = makeAPIC()
     apic.busCycleNanoseconds = 40
