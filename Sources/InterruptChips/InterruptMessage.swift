@@ -22,7 +22,7 @@ package enum DeliveryMode: UInt8, Sendable, Hashable {
   case external = 7
 
   /// Bits 10:8 of `word`, where every register keeps the mode.
-  init(bits10To8 word: UInt32) {
+  package init(bits10To8 word: UInt32) {
     self = DeliveryMode(rawValue: UInt8(truncatingIfNeeded: (word >> 8) & 7)) ?? .fixed
   }
 

@@ -161,7 +161,8 @@ extension LocalAPIC {
     }
   }
 
-  private mutating func writeEOI() -> Effect {
+  /// Ends the highest interrupt in service.
+  package mutating func writeEOI() -> Effect {
     let ending = highestISR
     if let vector = endOfInterrupt() { return .endOfInterrupt(vector) }
     return ending == 0 || isLevelTriggered(ending) ? .none : .edgeEnded(ending)

@@ -6,6 +6,7 @@
 //     let result = hypervisor.changeMappings(range) { munmap(...) }
 
 import Host
+import Synchronization
 import SystemPackage
 import X86CPU
 
@@ -32,8 +33,24 @@ extension Hypervisor {
 
   /// Runs `change`, which changes the contents of a part of memory, or of nothing.
   package func changeContents<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
+    // Pages that the client brings have to be brought again.
+    if !watching(range).isEmpty { return changeMappings(range, change) }
     defer { forget(range) }
     return change()
+  }
+
+  /// The client brings a part of memory page by page from now on.
+  package func noteUserFaults(_ range: Range<UInt>) {
+    for machine in watching(range) { machine.forgetMappings() }
+  }
+
+  /// Machines whose guests want to hear of pages that they would wait for, in memory that the client
+  /// brings.
+  private func watching(_ range: Range<UInt>) -> [Machine] {
+    guard UserFaultRanges.shared.overlaps(range) else { return [] }
+    return openMachines.filter { machine in
+      machine.memory.watchesPresence.load(ordering: .relaxed) && machine.memory.uses(range)
+    }
   }
 
   /// Runs `change`, which changes a file's size or takes pages out of it.

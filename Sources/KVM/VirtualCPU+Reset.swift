@@ -36,11 +36,21 @@ extension VirtualCPU {
     s.pointee.cr2 = 0
     s.pointee.cr8 = 0
     guestDebugAddresses = DebugAddresses()
+    resetParavirtual()
     s.pointee.dr6 = DR6.initial.rawValue
     for (register, value) in Self.resetValues { backend[register] = value }
     for register in SegmentRegister.allCases {
       backend.setSegment(register, Self.resetSegment(register))
     }
+  }
+
+  /// What the guest has arranged with its hypervisor is over.
+  private func resetParavirtual() {
+    eoi = ParavirtualEOI()
+    steal = StealTime()
+    asyncFaults.clear()
+    asyncFaults = AsyncPageFaults()
+    msrs.systemTime = 0
   }
 
   static let resetCR0 = CR0([.cd, .nw, .et]).rawValue

@@ -41,6 +41,8 @@ struct VCPURequest: OptionSet, Sendable {
   static let msrFilter = Self(rawValue: 1 << 9)
   /// A performance counter may have overflowed, or there is another event filter.
   static let counters = Self(rawValue: 1 << 11)
+  /// A page that the guest was told to wait for may be there.
+  static let pageArrival = Self(rawValue: 1 << 17)
   /// A signal came to the thread that is in KVM_RUN.
   static let signal = Self(rawValue: 1 << 16)
   /// What changes whether an interrupt can be delivered.
@@ -144,6 +146,8 @@ final class VirtualCPU: @unchecked Sendable {
   var statisticsFile: StatisticsFile?
   var machineCheck = MachineCheckBanks()
   var steal = StealTime()
+  var eoi = ParavirtualEOI()
+  var asyncFaults = AsyncPageFaults()
   /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
   var enforcesParavirtualCPUID = false
   var debug = GuestDebug()
@@ -208,6 +212,8 @@ final class VirtualCPU: @unchecked Sendable {
     }
     withLoaded { reset() }
   }
+
+  deinit { asyncFaults.clear() }
 
   // MARK: Requests
 

@@ -8,6 +8,8 @@ import KVM
 
 /// The type byte of KVM's requests.
 private let kvmRequestType: UInt = 0xAE
+/// The type byte of userfaultfd's.
+private let userFaultRequestType: UInt = 0xAA
 
 @_cdecl("ioctl") public func exportedIoctl(
   _ descriptor: Int32, _ request: UInt, _ argument: UInt
@@ -20,6 +22,15 @@ private let kvmRequestType: UInt = 0xAE
     if let result { return result }
   }
   let result = Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
+  if (request >> 8) & 0xFF != userFaultRequestType { return result }
+  let last = yielding(result, descriptor, request, argument)
+  return UserFaults.noted(descriptor, request, argument, last)
+}
+
+/// The result of an ioctl, tried once more if it wanted memory that we watch for writes.
+private func yielding(
+  _ result: Int32, _ descriptor: Int32, _ request: UInt, _ argument: UInt
+) -> Int32 {
   if result == -1, errno == EBUSY, UInt32(truncatingIfNeeded: request) == UInt32(CUFFDIO_REGISTER),
     let library = Library.existing,
     let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
@@ -43,6 +54,7 @@ private let kvmRequestType: UInt = 0xAE
 
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {
   DescriptorTable.shared.remove(descriptor)
+  UserFaultRanges.shared.close(descriptor)
   return EventDescriptors.closing(descriptor...descriptor) {
     Real.close?(descriptor) ?? fail(ENOSYS)
   }
@@ -54,6 +66,7 @@ private let kvmRequestType: UInt = 0xAE
   let closesNow = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
   if closesNow, first <= last, first <= UInt32(Int32.max) {
     DescriptorTable.shared.remove(Int32(first)...Int32(clamping: last))
+    UserFaultRanges.shared.close(Int32(first)...Int32(clamping: last))
     return EventDescriptors.closing(Int32(first)...Int32(clamping: last)) {
       Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
     }
@@ -63,6 +76,7 @@ private let kvmRequestType: UInt = 0xAE
 
 @_cdecl("closefrom") public func exportedCloseFrom(_ first: Int32) {
   DescriptorTable.shared.remove(max(first, 0)...Int32.max)
+  UserFaultRanges.shared.close(max(first, 0)...Int32.max)
   _ = EventDescriptors.closing(max(first, 0)...Int32.max) {
     Real.closefrom?(first)
     return 0
@@ -94,6 +108,7 @@ private let kvmRequestType: UInt = 0xAE
 private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
   if result >= 0, old != wanted {
     DescriptorTable.shared.remove(wanted)
+    UserFaultRanges.shared.close(wanted)
     DescriptorTable.shared.duplicate(old, as: result)
   }
   return result

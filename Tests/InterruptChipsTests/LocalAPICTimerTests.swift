@@ -116,7 +116,8 @@ import X86
       var image = old.registerImage(at: at(UInt64(initial)), wideID: false)
       image[APICRegister.currentCount >> 2] = 0
       var apic = makeAPIC()
-      #expect(apic.load(registerImage: image, at: at(7000), wideID: false))
+      let isLoaded = apic.load(registerImage: image, at: at(7000), wideID: false)
+      #expect(isLoaded)
       return apic
     }
     var oneShot = restored(0xEC, initial: 500)
@@ -124,8 +125,10 @@ import X86
     #expect(oneShot.expireTimer(at: at(7000)) == .requested)
     #expect(oneShot.acceptHighest() == 0xEC)
     #expect(oneShot.nextDeadline == nil)
-    #expect(restored(0xEC, initial: 0).nextDeadline == nil)
-    #expect(restored(0x2_00EC, initial: 500).nextDeadline == .nanoseconds(7500))
+    let stopped = restored(0xEC, initial: 0)
+    #expect(stopped.nextDeadline == nil)
+    let periodic = restored(0x2_00EC, initial: 500)
+    #expect(periodic.nextDeadline == .nanoseconds(7500))
   }
 
   @Test func busCycleScales() {

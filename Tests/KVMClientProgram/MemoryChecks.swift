@@ -238,3 +238,74 @@ private func bringPage(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRaw
   copy.len = UInt64(page)
   return ioctl(faults, UInt(CUFFDIO_COPY), &copy) == 0 ? nil : failure
 }
+
+/// A guest that knows asynchronous page faults, and cannot be told of them in real mode, takes an
+/// interrupt while it waits for a page.
+func latePageChecks() throws {
+  let flags = Int(O_CLOEXEC | O_NONBLOCK)
+  let faults = Int32(chost_syscall(Int(SYS_userfaultfd), flags, 0, 0, 0, 0, 0))
+  // Where the kernel refuses it there is nothing to check.
+  if faults < 0 { return }
+  var api = uffdio_api(api: 0xAA, features: 0, ioctls: 0)
+  try expect(ioctl(faults, UInt(CUFFDIO_API), &api) == 0)
+  let size = 1 << 16
+  // sti; mov al, [0x2000]; out 0xE9, al; jmp to the read
+  let code: [UInt8] = [0xFB, 0xA0, 0x00, 0x20, 0xE6, 0xE9, 0xEB, 0xF9]
+  let memory = Kind.anonymous.map(size)
+  memset(memory, 0, size)
+  let client = try Client(code, size: size, memory: memory, chips: true)
+  try expect(try client.output() == 0)
+  // Vector 0x31 returns, 0x50 writes 7.
+  (memory + 0x31 * 4).storeBytes(of: 0x3100, as: UInt32.self)
+  (memory + 0x3100).storeBytes(of: 0xCF, as: UInt8.self)
+  (memory + 0x50 * 4).storeBytes(of: 0x3000, as: UInt32.self)
+  // push ax; mov al, 7; out 0xE9, al; pop ax; iret
+  (memory + 0x3000).copyMemory(from: [0x50] + Code.out(7) + [0x58, 0xCF], byteCount: 7)
+  try enableAsyncFaults(client)
+  try expect(madvise(memory + 2 * page, page, MADV_DONTNEED) == 0)
+  let start = UInt64(UInt(bitPattern: memory))
+  var watched = uffdio_register(
+    range: uffdio_range(start: start, len: UInt64(size)), mode: 1, ioctls: 0)
+  try expect(ioctl(faults, UInt(CUFFDIO_REGISTER), &watched) == 0, "register")
+  var thread = pthread_t()
+  let argument = UnsafeMutablePointer<(Int32, Int32)>.allocate(capacity: 1)
+  argument.pointee = (faults, client.machine)
+  pthread_create(&thread, nil, interruptThenBringPage, argument)
+  try expect(try client.output() == 7, "the interrupt in the fault")
+  try expect(try client.output() == 42, "the page that was brought")
+  var result: UnsafeMutableRawPointer?
+  pthread_join(thread, &result)
+  try expect(result == nil, "a page was asked for")
+  close(faults)
+}
+
+/// Local APIC on; structure at 0x4000, told of arrivals by vector 0x31.
+private func enableAsyncFaults(_ client: Client) throws {
+  var chip = kvm_lapic_state()
+  try expect(ioctl(client.cpu, UInt(CKVM_GET_LAPIC), &chip) == 0)
+  withUnsafeMutableBytes(of: &chip) {
+    $0.storeBytes(of: 0x1FF, toByteOffset: 0xF0, as: UInt32.self)
+  }
+  try expect(ioctl(client.cpu, UInt(CKVM_SET_LAPIC), &chip) == 0)
+  var registers: (UInt32, UInt32, kvm_msr_entry, kvm_msr_entry) = (
+    2, 0, kvm_msr_entry(index: 0x4B56_4D06, reserved: 0, data: 0x31),
+    kvm_msr_entry(index: 0x4B56_4D02, reserved: 0, data: 0x4000 | 0xB)
+  )
+  try expect(ioctl(client.cpu, UInt(CKVM_SET_MSRS), &registers) == 2, "MSRs")
+}
+
+/// Waits for the fault, interrupts the guest, and brings the page when there was time for that.
+private func interruptThenBringPage(
+  _ argument: UnsafeMutableRawPointer?
+) -> UnsafeMutableRawPointer? {
+  guard let (faults, machine) = argument?.load(as: (Int32, Int32).self) else { return nil }
+  var poller = pollfd(fd: faults, events: Int16(POLLIN), revents: 0)
+  _ = poll(&poller, 1, 10_000)
+  var message = kvm_msi()
+  message.address_lo = 0xFEE0_0000
+  message.data = 0x50
+  _ = ioctl(machine, UInt(CKVM_SIGNAL_MSI), &message)
+  usleep(300_000)
+  var file = faults
+  return bringPage(&file)
+}

@@ -12,7 +12,7 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("fork", forkChecks), ("signals", signalChecks), ("halt", haltChecks),
   ("threads", threadChecks), ("writes", writeChecks), ("race", raceChecks), ("remaps", remapChecks),
   ("process", processChecks), ("faults", faultChecks),
-  ("userfault", userFaultChecks), ("ring", ringChecks),
+  ("userfault", userFaultChecks), ("late", latePageChecks), ("ring", ringChecks),
   ("cancel", cancelChecks), ("mask", maskChecks), ("contention", contentionChecks),
   ("coalesced", coalescedChecks), ("events", eventChecks),
 ]

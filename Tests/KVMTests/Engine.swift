@@ -98,6 +98,9 @@ enum KernelDifferences {
       "\(emulator) patches hypercalls for ever; one patch is meant"),
     "hypercallForTheClient": .notThere,
     "hypercallWakesNextHalt": .notThere,
+    "hypercallSendsInterrupts": .notThere,
+    "interruptEndsByBit": .differs("\(emulator) may leave every end an exit"),
+    "bitGoesOnTheWayOut": .differs("\(emulator) may leave every end an exit"),
     "monitorAndWait": .differs("\(emulator) has no MONITOR; the quirk says that it does nothing"),
     "batchesOfStringIO": .differs("how many items an exit has is KVM's choice"),
     // State whose values before the first run are a KVM's choice.

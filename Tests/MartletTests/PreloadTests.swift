@@ -10,7 +10,8 @@ import Testing
   @Test(arguments: [
     "device", "descriptors", "pointers", "fork", "signals", "halt", "threads", "writes", "race",
     "remaps",
-    "process", "faults", "userfault", "ring", "cancel", "mask", "contention", "coalesced", "events",
+    "process", "faults", "userfault", "late", "ring", "cancel", "mask", "contention", "coalesced",
+    "events",
   ])
   func client(_ check: String) throws {
     let program = Command.products + "/martlet-kvm-client"

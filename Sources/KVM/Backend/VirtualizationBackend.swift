@@ -106,6 +106,8 @@ protocol VirtualizationBackend: AnyObject {
   func setNotifyWindow(_ ticks: UInt32?)
   /// Which MSRs the guest reaches without an exit, of those that may be.
   func setMSRFilter(_ filter: MSRFilter?)
+  /// Drops what the physical CPU has cached of the guest's own translations.
+  func flushGuestTranslations()
   /// Drops what the physical CPU has cached of nested tables.
   func invalidateNestedMappings()
 }

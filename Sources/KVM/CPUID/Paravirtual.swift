@@ -5,10 +5,15 @@ enum ParavirtualFeature {
   static let clockSource: UInt32 = 1 << 0
   static let noIODelay: UInt32 = 1 << 1
   static let clockSource2: UInt32 = 1 << 3
+  static let asyncFault: UInt32 = 1 << 4
   static let stealTime: UInt32 = 1 << 5
+  static let endOfInterrupt: UInt32 = 1 << 6
   static let unhalt: UInt32 = 1 << 7
+  static let flush: UInt32 = 1 << 9
+  static let sendInterrupts: UInt32 = 1 << 11
   static let pollControl: UInt32 = 1 << 12
   static let yield: UInt32 = 1 << 13
+  static let asyncFaultInterrupt: UInt32 = 1 << 14
   static let stableClock: UInt32 = 1 << 24
 
   /// The feature that each MSR belongs to.
@@ -16,6 +21,9 @@ enum ParavirtualFeature {
     ParavirtualMSR.oldWallClock: clockSource, ParavirtualMSR.oldSystemTime: clockSource,
     ParavirtualMSR.wallClock: clockSource2, ParavirtualMSR.systemTime: clockSource2,
     ParavirtualMSR.stealTime: stealTime, ParavirtualMSR.pollControl: pollControl,
+    ParavirtualMSR.endOfInterrupt: endOfInterrupt, ParavirtualMSR.asyncFault: asyncFault,
+    ParavirtualMSR.asyncFaultVector: asyncFaultInterrupt,
+    ParavirtualMSR.asyncFaultAcknowledge: asyncFaultInterrupt,
   ]
 }
 
@@ -25,6 +33,8 @@ enum Hypercall {
   static let kickCPU: UInt64 = 5
   /// The host's wall clock and the guest's counter at one time.
   static let clockPairing: UInt64 = 9
+  /// Sends an interrupt to the CPUs of a bitmap: its two words, its first APIC identifier, ICR's low word.
+  static let sendInterrupts: UInt64 = 10
   /// Yields to the CPU whose APIC identifier is the first argument.
   static let yield: UInt64 = 11
   /// Tells the host how a range of memory is used (confidential guests).

@@ -95,11 +95,15 @@ enum SupportedCPUID {
     }
   }
 
-  /// Linux, "KVM CPUID bits": both clocks, no I/O delay needed, wake-up hypercall, stable clock.
+  /// Linux, "KVM CPUID bits": all that a kernel 6.1 offers but for asynchronous page faults as VM exits of
+  /// a nested hypervisor. MSI_EXT_DEST_ID, HC_MAP_GPA_RANGE and MIGRATION_CONTROL are the client's to
+  /// offer, who does its part of them.
   private static let features: UInt32 =
     ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
     | ParavirtualFeature.clockSource2 | ParavirtualFeature.stealTime | ParavirtualFeature.unhalt
-    | ParavirtualFeature.pollControl | ParavirtualFeature.yield
+    | ParavirtualFeature.asyncFault | ParavirtualFeature.asyncFaultInterrupt
+    | ParavirtualFeature.endOfInterrupt | ParavirtualFeature.flush
+    | ParavirtualFeature.sendInterrupts | ParavirtualFeature.pollControl | ParavirtualFeature.yield
     | ParavirtualFeature.stableClock
 
   private static var paravirtual: [kvm_cpuid_entry2] {

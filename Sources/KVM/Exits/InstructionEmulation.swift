@@ -177,7 +177,8 @@ final class InstructionEmulation: EmulationContext {
 
   func mapMemory(_ address: UInt64, writing: Bool) -> Bool {
     switch vcpu.memory.map(address, writing: writing) {
-    case .mapped: return true
+    // Here it waits in the access.
+    case .mapped, .waits: return true
     case .dirtied(let slot, let page):
       _ = vcpu.noteDirty(slot: slot, page: page)
       return true

@@ -45,6 +45,7 @@ extension VirtualCPU {
       isInRun = false
     }
     hasRun = true
+    asyncFaults.isHalted = false
     if isWaitingForStartup { try waitForStartup() }
     let slot = takeSlot()
     // The client may know of what others have written.
@@ -81,6 +82,7 @@ extension VirtualCPU {
   }
 
   private func publishState() {
+    withdrawEOI()
     guard slot != nil else { return }
     storeSynchronizedState()
     run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
@@ -128,13 +130,19 @@ extension VirtualCPU {
         }
         continue
       }
-      if let slot, slot.shouldYield.load(ordering: .relaxed) { releaseSlot() }
+      if asyncFaults.isHalted, !wakesFromFault() {
+        releaseSlot()
+        park()
+        continue
+      }
+      if let slot, slot.shouldYield.load(ordering: .relaxed) { yieldSlot() }
       let slot = takeSlot()
       guard enterGuest(slot) else { continue }
       let retired = cpu.s.pointee.retired
       backend.run()
       statistics.instructions &+= cpu.s.pointee.retired &- retired
       runningOn.store(-1, ordering: .sequentiallyConsistent)
+      if eoi.isOffered { takeEOI() }
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
       let disposition = backend.handleExit(self)
       checkCounters()
@@ -208,6 +216,10 @@ extension VirtualCPU {
       if all.contains(.startup) { handleStartup() }
       if all.contains(.clock) { writeClock() }
       if all.contains(.msrFilter) { updateMSRInterception() }
+    }
+    if all.contains(.pageArrival) {
+      _ = takeSlot()
+      takeArrivals()
     }
     if all.contains(.wake) { wakePending = true }
     if !all.isDisjoint(with: [.kick, .signal]) { try leaveInterrupted() }

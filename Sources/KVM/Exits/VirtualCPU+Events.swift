@@ -60,6 +60,7 @@ extension VirtualCPU {
     if isSMIDeliverable { deliverSMI(after: isTaken) }
     if pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 { injectNMI(&isTaken) }
     injectInterrupt(isTaken)
+    if eoi.isEnabled { offerEOI() }
   }
 
   /// Whether an event was queued.

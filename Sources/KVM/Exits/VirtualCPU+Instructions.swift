@@ -73,6 +73,8 @@ extension VirtualCPU {
       machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
       return endHypercall(0)
     case Hypercall.clockPairing: return endHypercall(UInt64(bitPattern: pairClocks()))
+    case Hypercall.sendInterrupts where hasParavirtual(ParavirtualFeature.sendInterrupts):
+      return endHypercall(UInt64(bitPattern: sendInterrupts()))
     case Hypercall.yield where hasParavirtual(ParavirtualFeature.yield):
       defer { if hypervisor.pool.hasWaiters { releaseSlot() } }
       return endHypercall(0)
@@ -95,6 +97,23 @@ extension VirtualCPU {
       place.storeBytes(of: tsc, toByteOffset: 16, as: UInt64.self)
     }
     return isWritten ? 0 : Hypercall.fault
+  }
+
+  /// - Returns: to how many CPUs.
+  private func sendInterrupts() -> Int64 {
+    guard let interrupts = machine.interrupts else { return Hypercall.notSupported }
+    let width = cpu.is64Bit ? 64 : 32
+    let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
+    let command = UInt32(truncatingIfNeeded: cpu.gpr[6])
+    guard command & (APICICR.logical | 3 << APICICR.shorthandShift) == 0 else {
+      return Hypercall.invalid
+    }
+    return interrupts.send(
+      InterruptMessage(
+        destination: 0, deliveryMode: DeliveryMode(bits10To8: command),
+        vector: UInt8(truncatingIfNeeded: command)),
+      to: [cpu.gpr[3] & mask, cpu.gpr[1] & mask], wordWidth: width,
+      first: UInt32(truncatingIfNeeded: cpu.gpr[2]))
   }
 
   private func endHypercall(_ result: UInt64) -> Disposition {

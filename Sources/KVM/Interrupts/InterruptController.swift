@@ -175,6 +175,28 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
+  /// Sends a message to the CPUs of a bitmap: bit n of word w is the APIC identifier
+  /// `first + w * wordWidth + n`.
+  ///
+  /// - Returns: how many there were.
+  func send(
+    _ message: InterruptMessage, to words: [UInt64], wordWidth: Int, first: UInt32
+  ) -> Int64 {
+    bus.list.withLock { cpus in
+      var count: Int64 = 0
+      for index in cpus.all.indices where cpus.identities[index].mode != .disabled {
+        let (place, isBelow) = cpus.identities[index].id.subtractingReportingOverflow(first)
+        let word = Int(place) / wordWidth
+        guard !isBelow, word < words.count,
+          words[word] & (1 &<< UInt64(Int(place) % wordWidth)) != 0
+        else { continue }
+        cpus.all[index].accept(message)
+        count += 1
+      }
+      return count
+    }
+  }
+
   /// KVM_SET_GSI_ROUTING.
   func setRouting(_ table: GSIRoutingTable) { chips.withLock { $0.routing = table } }
 

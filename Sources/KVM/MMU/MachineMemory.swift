@@ -98,6 +98,8 @@ final class MachineMemory: @unchecked Sendable {
   let root: UInt64
   /// Not 0 while vCPUs have to stay out of guest code.
   let gate = Atomic<Int>(0)
+  /// Whether a guest wants to hear of pages that it would wait for.
+  let watchesPresence = Atomic<Bool>(false)
   /// What the client has mapped; nil where its slots' memory stays as it is.
   let host: HostMemoryMap?
 
@@ -126,12 +128,22 @@ final class MachineMemory: @unchecked Sendable {
     case mapped
     /// Mapped, and this was the first write to the page since its dirty log was cleared.
     case dirtied(slot: UInt32, page: UInt64)
+    /// Not mapped: it has to be brought to this address of the process first.
+    case waits(host: UInt64)
   }
 
   /// Maps the page (or large page) of `address`.
-  func map(_ address: UInt64, writing: Bool) -> Mapping {
+  ///
+  /// - Parameter mayWait: a page that would have to be waited for is left out.
+  func map(_ address: UInt64, writing: Bool, mayWait: Bool = false) -> Mapping {
     guard let slot = slot(at: address), !(writing && slot.isReadOnly) else { return .none }
     guard let area = area(slot, address, writing: writing) else { return .fault }
+    var present = presentPages(address, slot, area)
+    let index = PresentPages.index(address)
+    if mayWait, present?.contains(index) == false {
+      return .waits(host: (address & Page.mask) &+ slot.offset)
+    }
+    present?.set(index, true)
     // Under the slots' lock, so that no entry of a slot is made after it went.
     return slots.withLock { slots in
       guard let now = slots.slot(at: address), now.offset == slot.offset,
@@ -145,7 +157,7 @@ final class MachineMemory: @unchecked Sendable {
         let page = now.page(of: address)
         if log.insert(page) { result = .dirtied(slot: now.id, page: UInt64(page)) }
       }
-      tables.withLock { $0.map(address, now, area) }
+      tables.withLock { $0.map(address, now, area, present) }
       return result
     }
   }

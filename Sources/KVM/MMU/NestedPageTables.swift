@@ -57,19 +57,27 @@ struct NestedPageTables: @unchecked Sendable {
   /// Maps the largest page around `address` that `slot` holds; where that is 4 KiB, all of the
   /// slot's pages in the same 2 MiB, because they will be wanted too.
   ///
-  /// - Parameter area: what of the slot's memory is there.
-  mutating func map(_ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area) {
+  /// - Parameters:
+  ///   - area: what of the slot's memory is mapped.
+  ///   - present: which pages of these 2 MiB to map, and nothing around them; nil: everything.
+  mutating func map(
+    _ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area,
+    _ present: PresentPages? = nil
+  ) {
     guard address >> 48 == 0 else { return }
     var table: Table = rootTable
     for level in [3, 2, 1] {
       let shift = UInt64(12 + 9 * level)
-      if level < 3, place(in: table, address, shift, slot, area) { return }
+      let fits = present == nil || level == 1 && present?.isEverything == true
+      if level < 3, fits, place(in: table, address, shift, slot, area) { return }
       table = child(of: table, Int((address >> shift) & 511))
     }
     let first = address & ~0x1F_FFFF
     for index in 0..<512 {
       let page = first &+ UInt64(index) << 12
-      guard slot.contains(page), area.range.contains(page &+ slot.offset) else { continue }
+      guard present?.contains(index) != false, slot.contains(page),
+        area.range.contains(page &+ slot.offset)
+      else { continue }
       let isDirty = slot.log?.contains(slot.page(of: page)) ?? true
       table[index] = leaf(page, slot, isWritable: isDirty && area.isWritable)
     }

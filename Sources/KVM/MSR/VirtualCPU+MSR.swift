@@ -40,8 +40,12 @@ enum ParavirtualMSR {
   static let oldSystemTime: UInt32 = 0x12
   static let wallClock: UInt32 = 0x4B56_4D00
   static let systemTime: UInt32 = 0x4B56_4D01
+  static let asyncFault: UInt32 = 0x4B56_4D02
   static let stealTime: UInt32 = 0x4B56_4D03
+  static let endOfInterrupt: UInt32 = 0x4B56_4D04
   static let pollControl: UInt32 = 0x4B56_4D05
+  static let asyncFaultVector: UInt32 = 0x4B56_4D06
+  static let asyncFaultAcknowledge: UInt32 = 0x4B56_4D07
 }
 
 extension VirtualCPU {
@@ -75,6 +79,10 @@ extension VirtualCPU {
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
     case ParavirtualMSR.pollControl: return msrs.pollControl
     case ParavirtualMSR.stealTime: return steal.msr
+    case ParavirtualMSR.endOfInterrupt: return eoi.msr
+    case ParavirtualMSR.asyncFault: return asyncFaults.enable
+    case ParavirtualMSR.asyncFaultVector: return asyncFaults.interrupt
+    case ParavirtualMSR.asyncFaultAcknowledge: return 0
     case MSR.platformInfo.rawValue:
       return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
         ? msrs.platformInfo : nil
@@ -144,6 +152,10 @@ extension VirtualCPU {
       guard value & ~1 == 0 else { return false }
       msrs.pollControl = value
     case ParavirtualMSR.stealTime: return writeStealMSR(value)
+    case ParavirtualMSR.endOfInterrupt: return writeEOIMSR(value)
+    case ParavirtualMSR.asyncFault: return writeAsyncFaultMSR(value)
+    case ParavirtualMSR.asyncFaultVector: return writeAsyncFaultVector(value)
+    case ParavirtualMSR.asyncFaultAcknowledge: if value & 1 != 0 { takeArrivals() }
     case MSR.platformInfo.rawValue where byHost: msrs.platformInfo = value
     case MSR.biosSignatureID.rawValue where byHost: msrs.microcodeRevision = value
     case MSR.powerControl.rawValue: msrs.powerControl = value
@@ -322,6 +334,8 @@ enum MSRLists {
     let own: [UInt32] = [
       ParavirtualMSR.wallClock, ParavirtualMSR.systemTime, ParavirtualMSR.oldWallClock,
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
+      ParavirtualMSR.endOfInterrupt, ParavirtualMSR.asyncFault, ParavirtualMSR.asyncFaultVector,
+      ParavirtualMSR.asyncFaultAcknowledge,
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
       MSR.powerControl.rawValue, MSR.smBase.rawValue, MSR.performanceCapabilities.rawValue,

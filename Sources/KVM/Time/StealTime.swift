@@ -4,9 +4,14 @@
 // "MSR_KVM_STEAL_TIME"). It is what the host's scheduler says of the vCPU's thread.
 //
 //     u64 steal   u32 version   u32 flags   u8 preempted ...   64 bytes
+//
+// `preempted` is 1 while another vCPU has this one's physical CPU. A guest then need not interrupt it to
+// have its translations dropped: it sets bit 1 (KVM_FEATURE_PV_TLB_FLUSH), and they are dropped before
+// it runs again.
 
 import CHost
 import Host
+import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -17,6 +22,10 @@ struct StealTime: Sendable {
   /// Bits of the MSR: 0 enabled, 5:1 reserved.
   static let enabled: UInt64 = 1
   static let reserved: UInt64 = 0x3E
+
+  static let preemptedOffset = 16
+  static let preempted: UInt8 = 1 << 0
+  static let flushWanted: UInt8 = 1 << 1
 
   /// IA32-style MSR value: the address and the enable bit.
   var msr: UInt64 = 0
@@ -59,12 +68,33 @@ extension VirtualCPU {
   func accountStealTime() {
     guard steal.isEnabled else { return }
     let stolen = steal.take()
+    var wantsFlush = false
     _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) { place in
       let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
       place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
       place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)
-      place.storeBytes(of: 0, toByteOffset: 16, as: UInt8.self)
+      let was = Self.preemption(place).pointee.exchange(0, ordering: .sequentiallyConsistent)
+      wantsFlush = was & StealTime.flushWanted != 0
       place.storeBytes(of: version &+ 2, toByteOffset: 8, as: UInt32.self)
     }
+    if wantsFlush { backend.flushGuestTranslations() }
+  }
+
+  /// Gives the physical CPU to a vCPU that waits for one, and comes back.
+  func yieldSlot() {
+    // In the middle of an instruction's emulation translations are not dropped.
+    guard steal.isEnabled, completion == .none else { return releaseSlot() }
+    _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) {
+      Self.preemption($0).pointee.store(StealTime.preempted, ordering: .sequentiallyConsistent)
+    }
+    releaseSlot()
+    _ = takeSlot()
+    accountStealTime()
+  }
+
+  private static func preemption(
+    _ place: UnsafeMutableRawPointer
+  ) -> UnsafeMutablePointer<Atomic<UInt8>> {
+    (place + StealTime.preemptedOffset).assumingMemoryBound(to: Atomic<UInt8>.self)
   }
 }

@@ -218,8 +218,8 @@ extension VMX {
         linear: vmx.cpu.vmread(.guestLinearAddress), isWrite: isWrite,
         isFetch: vmx.qualification & 4 != 0)
     }
-    switch vcpu.memory.map(address, writing: isWrite) {
-    case .mapped: return .resume
+    switch vcpu.mapTouched(address, writing: isWrite) {
+    case .mapped, .waits: return .resume
     case .fault: return vcpu.hostFault()
     case .dirtied(let slot, let page): return vcpu.noteDirty(slot: slot, page: page)
     case .none: break

@@ -80,6 +80,11 @@ final class VMX: VirtualizationBackend {
     }
   }
 
+  func flushGuestTranslations() {
+    // Type 1: all of one VPID's.
+    do throws(VMXError) { try cpu.invvpid(1, vpid: vpid) } catch { failure = error }
+  }
+
   func invalidateNestedMappings() {
     // Type 2: all contexts.
     do throws(VMXError) { try cpu.invept(2) } catch { failure = error }

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which pages of this process can be accessed without waiting, as mincore(2) and /proc/self/pagemap
+// say, and bringing one that cannot.
+
+import CHost
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+package enum PagePresence {
+  /// Whether this host has swap space at all.
+  package static let mayBeSwapped: Bool = {
+    // A line of headings, then a line for each.
+    guard let text = try? contentsOfFile("/proc/swaps") else { return false }
+    return text.split(separator: UInt8(ascii: "\n")).count > 1
+  }()
+
+  private static let pageSize: UInt = 4096
+
+  /// Which pages of a range are in memory; those that nobody has touched are not. nil where a part is
+  /// not mapped.
+  package static func resident(_ range: Range<UInt>) -> [Bool]? {
+    var bytes = [UInt8](repeating: 0, count: range.count / Int(pageSize))
+    let start = UnsafeMutableRawPointer(bitPattern: range.lowerBound)
+    guard !bytes.isEmpty, mincore(start, range.count, &bytes) == 0 else { return nil }
+    return bytes.map { $0 & 1 != 0 }
+  }
+
+  /// Which pages of a range are swapped out; nil where the kernel does not say.
+  package static func swapped(_ range: Range<UInt>) -> [Bool]? {
+    guard let file = try? OwnedFileDescriptor(opening: "/proc/self/pagemap", flags: O_RDONLY)
+    else { return nil }
+    var entries = [UInt64](repeating: 0, count: range.count / Int(pageSize))
+    let size = entries.count * 8
+    let offset = Int(range.lowerBound / pageSize) * 8
+    guard pread(file.rawValue, &entries, size, offset) == size else { return nil }
+    // Bit 62: swapped (Linux, "pagemap").
+    return entries.map { $0 & 1 << 62 != 0 }
+  }
+
+  /// Has the kernel bring the page of an address, and waits until it is there. Never faults, whatever
+  /// becomes of the mapping meanwhile.
+  ///
+  /// - Returns: false where there is no page to be had so.
+  package static func bring(_ address: UInt) -> Bool {
+    var byte: UInt8 = 0
+    return withUnsafeMutablePointer(to: &byte) { place in
+      var local = iovec(iov_base: place, iov_len: 1)
+      var remote = iovec(iov_base: UnsafeMutableRawPointer(bitPattern: address), iov_len: 1)
+      return withUnsafeMutablePointer(to: &local) { local in
+        withUnsafeMutablePointer(to: &remote) { remote in
+          chost_syscall(
+            Int(SYS_process_vm_readv), Int(getpid()), Int(bitPattern: local), 1,
+            Int(bitPattern: remote), 1, 0) == 1
+        }
+      }
+    }
+  }
+}

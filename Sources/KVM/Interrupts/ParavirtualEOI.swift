@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The end of an interrupt without an exit (Linux, "MSR_KVM_PV_EOI_EN"): a word in the guest's memory
+// whose bit 0 we set when the interrupt in service has an end that concerns nobody but this local APIC,
+// and nothing waits behind it. The guest ends that interrupt by clearing the bit; where it finds it
+// clear, it writes the EOI register as ever.
+//
+//     entry:  one in service, edge-triggered, none requested  -> bit set      (offerEOI)
+//             no longer so                                    -> bit cleared
+//     exit:   the bit is clear again                          -> EOI          (takeEOI)
+//     leaving KVM_RUN:                                        -> bit cleared  (withdrawEOI)
+//
+// So whoever looks at the guest's memory or at the local APIC from outside finds an ordinary local APIC.
+
+import InterruptChips
+import Synchronization
+
+struct ParavirtualEOI: Sendable {
+  static let enabled: UInt64 = 1
+  /// The MSR: the word's address, and the enable bit.
+  var msr: UInt64 = 0
+  /// The guest's bit is set, unless it has ended the interrupt.
+  var isOffered = false
+
+  var isEnabled: Bool { msr & Self.enabled != 0 }
+  var address: UInt64 { msr & ~Self.enabled }
+}
+
+extension LocalAPIC {
+  /// The interrupt in service, if it is an edge's and its end lets nothing else through.
+  var quietVector: UInt8? {
+    guard let vector = highestServicedVector, highestRequestedVector == nil else { return nil }
+    return isLevelTriggered(vector) ? nil : vector
+  }
+}
+
+extension VirtualCPU {
+  func writeEOIMSR(_ value: UInt64) -> Bool {
+    let address = value & ~ParavirtualEOI.enabled
+    guard address & 3 == 0 else { return false }
+    if value & ParavirtualEOI.enabled != 0, machine.memory.slot(at: address) == nil { return false }
+    withdrawEOI()
+    eoi.msr = value
+    mustCheckEvents = true
+    return true
+  }
+
+  /// Before an entry, when the local APIC may have changed.
+  func offerEOI() {
+    guard eoi.isEnabled, let apic else { return }
+    let vector = apic.state.withLock { $0.quietVector }
+    // Ends of the 8254's ticks are counted.
+    let wanted = vector.map { machine.interrupts?.isTick($0) == false } ?? false
+    guard wanted != eoi.isOffered else { return }
+    eoi.isOffered = storeEOI(wanted ? 1 : 0) && wanted
+  }
+
+  /// After an exit: the guest may have ended its interrupt.
+  func takeEOI() {
+    guard eoi.isOffered else { return }
+    let word = machine.memory.load(eoi.address, as: UInt8.self) ?? 1
+    guard word & 1 == 0 else { return }
+    eoi.isOffered = false
+    endInterrupt()
+  }
+
+  /// The bit goes; the interrupt ends by the register, if it has not ended yet.
+  func withdrawEOI() {
+    takeEOI()
+    guard eoi.isOffered else { return }
+    eoi.isOffered = false
+    mustCheckEvents = true
+    _ = storeEOI(0)
+  }
+
+  private func endInterrupt() {
+    if let effect = apic?.state.withLock({ $0.writeEOI() }) { perform(effect) }
+  }
+
+  private func storeEOI(_ value: UInt8) -> Bool {
+    writeMemory(eoi.address, count: 1, in: machine.memory) {
+      $0.storeBytes(of: value, as: UInt8.self)
+    }
+  }
+}

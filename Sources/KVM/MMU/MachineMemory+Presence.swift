@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Pages for which a guest would wait: those that the client has not brought yet (userfaultfd), and
+// those that are swapped out. A machine with a guest that wants to hear of them (asynchronous page
+// faults) maps what is there, page by page where that is not all, so that the first touch of anything
+// else exits. What is swapped out after it was mapped is waited for.
+//
+// Nothing of this is done for other machines, nor where no slot's memory can be so.
+
+import Host
+import Synchronization
+import X86
+
+/// Which of the 512 pages around an address are there.
+struct PresentPages: Sendable {
+  var words = InlineArray<8, UInt64>(repeating: 0)
+
+  static let everything = PresentPages(words: InlineArray(repeating: .max))
+
+  /// Number of a page in its 2 MiB.
+  static func index(_ address: UInt64) -> Int { Int((address >> 12) & 511) }
+
+  func contains(_ index: Int) -> Bool { words[index >> 6] & (1 &<< UInt64(index & 63)) != 0 }
+
+  mutating func set(_ index: Int, _ isPresent: Bool) {
+    let bit: UInt64 = 1 &<< UInt64(index & 63)
+    if isPresent { words[index >> 6] |= bit } else { words[index >> 6] &= ~bit }
+  }
+
+  var isEverything: Bool { words.indices.allSatisfy { words[$0] == .max } }
+}
+
+extension MachineMemory {
+  private static let regionSize: UInt64 = 2 << 20
+
+  /// Whether a part of a slot's memory may have to be waited for.
+  private static func mayWait(_ slot: MemorySlot) -> Bool {
+    PagePresence.mayBeSwapped || UserFaultRanges.shared.overlaps(slot.hostRange)
+  }
+
+  /// Whether any slot's memory may have to be waited for.
+  var mayWait: Bool { withSlots { $0.ordered.contains { Self.mayWait($0) } } }
+
+  /// The pages of a slot in the 2 MiB around a guest-physical address that can be accessed without
+  /// waiting; nil where all memory of the slot can, or nobody wants to know.
+  func presentPages(
+    _ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area
+  ) -> PresentPages? {
+    guard watchesPresence.load(ordering: .relaxed), Self.mayWait(slot) else { return nil }
+    let region = address & ~(Self.regionSize &- 1)
+    let first = max(region, slot.base)
+    let end = min(region &+ Self.regionSize, slot.end)
+    let mapped = (first &+ slot.offset..<end &+ slot.offset).clamped(to: area.range)
+    if mapped.isEmpty { return nil }
+    let host = UInt(mapped.lowerBound)..<UInt(mapped.upperBound)
+    var pages = PresentPages.everything
+    let index = PresentPages.index(mapped.lowerBound &- slot.offset)
+    if UserFaultRanges.shared.overlaps(host), let resident = PagePresence.resident(host) {
+      for (offset, isResident) in resident.enumerated() where !isResident {
+        let page = host.lowerBound &+ UInt(offset) &<< 12
+        if UserFaultRanges.shared.overlaps(page..<(page &+ 4096)) {
+          pages.set(index &+ offset, false)
+        }
+      }
+    }
+    if PagePresence.mayBeSwapped, let swapped = PagePresence.swapped(host) {
+      for (offset, isSwapped) in swapped.enumerated() where isSwapped {
+        pages.set(index &+ offset, false)
+      }
+    }
+    return pages
+  }
+}
+
+extension Machine {
+  /// How long the start of watching waits for vCPUs in guest code: one may wait for such a page.
+  private static let patience: UInt64 = 1_000_000_000
+
+  /// From now on a guest hears of pages that it would wait for.
+  func watchPresence() {
+    let was = memory.watchesPresence.exchange(true, ordering: .sequentiallyConsistent)
+    if !was, memory.mayWait { forgetMappings() }
+  }
+
+  /// Has all mappings made anew.
+  func forgetMappings() {
+    withGuestsStopped(until: HostClock.monotonic() &+ Self.patience) {
+      memory.withMappingsChanging {}
+    }
+  }
+}

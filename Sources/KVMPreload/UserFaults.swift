@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The client's userfaultfds: which memory it brings page by page, as its ioctls say.
+
+import CHost
+import Glibc
+import KVM
+
+enum UserFaults {
+  private static let missingMode: UInt64 = 1 << 0
+
+  /// Takes note of an ioctl that a userfaultfd has answered; returns its result.
+  static func noted(
+    _ descriptor: Int32, _ request: UInt, _ argument: UInt, _ result: Int32
+  ) -> Int32 {
+    guard result == 0 else { return result }
+    switch UInt32(truncatingIfNeeded: request) {
+    case UInt32(CUFFDIO_REGISTER):
+      guard let memory = UnsafePointer<uffdio_register>(bitPattern: argument)?.pointee,
+        memory.mode & missingMode != 0
+      else { break }
+      let range = range(memory.range)
+      UserFaultRanges.shared.add(range, descriptor)
+      Library.existing?.hypervisor.noteUserFaults(range)
+    case UInt32(CUFFDIO_UNREGISTER):
+      guard let memory = UnsafePointer<uffdio_range>(bitPattern: argument)?.pointee else { break }
+      UserFaultRanges.shared.remove(range(memory))
+    default: break
+    }
+    return result
+  }
+
+  private static func range(_ memory: uffdio_range) -> Range<UInt> {
+    let start = UInt(memory.start)
+    return start..<(start &+ UInt(memory.len))
+  }
+}
