@@ -33,6 +33,7 @@ extension VirtualCPU {
           selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
       }
       emulation.finish()
+      if source != .interrupt { noteRetired(isBranch: true) }
     } catch {
       emulation.finish()
       if error.isVMExit {
@@ -44,7 +45,6 @@ extension VirtualCPU {
       }
       raise(error)
     }
-    if source != .interrupt { noteRetired(isBranch: true) }
     // It changed registers behind the control block's back.
     backend.stateChangedInPlace()
     return .resume
