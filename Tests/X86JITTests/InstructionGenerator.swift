@@ -11,6 +11,7 @@ import X86Decoder
 struct InstructionGenerator {
   /// Three in four instructions are SSE or AVX.
   var isVector = false
+  var mode = CodeMode.bits64
 
   struct Program {
     var bytes: [UInt8] = []
@@ -68,7 +69,7 @@ struct InstructionGenerator {
   }
 
   private func decode(_ bytes: [UInt8]) -> Instruction? {
-    bytes.withUnsafeBytes { try? Decoder.decode($0, mode: .bits64) }
+    bytes.withUnsafeBytes { try? Decoder.decode($0, mode: mode) }
   }
 
   private func candidate(_ random: inout SplitMix) -> [UInt8] {
@@ -80,12 +81,16 @@ struct InstructionGenerator {
     if Int.random(in: 0..<8, using: &random) == 0 { bytes.append(0x66) }
     if Int.random(in: 0..<24, using: &random) == 0 { bytes.append(0x67) }
     if Int.random(in: 0..<24, using: &random) == 0 { bytes.append(0x65) }
+    if mode == .bits32 {
+      if Int.random(in: 0..<16, using: &random) == 0 { bytes.append(0x64) }
+      if let short = shortForm(choice, &random) { return bytes + short }
+    }
     let table = choice < 8 ? Self.withModRM : Self.plain
     let opcode = table[Int.random(in: 0..<table.count, using: &random)]
     if opcode.count == 2 && opcode[1] >= 0xB8 && opcode[1] <= 0xBD && choice & 1 == 0 {
       bytes.append(0xF3)
     }
-    if Int.random(in: 0..<4, using: &random) != 0 {
+    if mode == .bits64 && Int.random(in: 0..<4, using: &random) != 0 {
       bytes.append(UInt8.random(in: 0x40...0x4F, using: &random))
     }
     bytes += opcode
@@ -104,10 +109,21 @@ struct InstructionGenerator {
       return [0xC4, high | map, none, opcode] + modRM(&random)
     }
     var bytes = [[], [0x66], [0xF3], [0xF2]][Int(prefix)] as [UInt8]
-    if Int.random(in: 0..<3, using: &random) != 0 {
+    if mode == .bits64 && Int.random(in: 0..<3, using: &random) != 0 {
       bytes.append(UInt8.random(in: 0x40...0x4F, using: &random))
     }
     return bytes + [[0x0F], [0x0F, 0x38], [0x0F, 0x3A]][Int(map) - 1] + [opcode] + modRM(&random)
+  }
+
+  /// INC and DEC of one byte, and MOV of the accumulator and the data at an offset.
+  private func shortForm(_ choice: Int, _ random: inout SplitMix) -> [UInt8]? {
+    switch choice {
+    case 1: return [UInt8.random(in: 0x40...0x4F, using: &random)]
+    case 2:
+      let low = UInt8.random(in: 0...255, using: &random)
+      return [UInt8.random(in: 0xA0...0xA3, using: &random), low, 0x08, 0x04, 0]
+    default: return nil
+    }
   }
 
   private func vexCandidate(_ random: inout SplitMix) -> [UInt8] {
@@ -118,12 +134,12 @@ struct InstructionGenerator {
     return [0xC4, high | map, second, opcode] + modRM(&random)
   }
 
-  /// Registers, or memory with a short displacement, or RIP-relative to the data.
+  /// Registers, or memory with a short displacement, or the data by RIP or by its address.
   private func modRM(_ random: inout SplitMix) -> [UInt8] {
     let byte = UInt8.random(in: 0...255, using: &random)
     switch Int.random(in: 0..<4, using: &random) {
     case 0: return [byte | 0xC0]
-    case 1: return [byte & 0x38 | 5, 0x10, 0x08, 0x02, 0]  // [rip + 0x20810]
+    case 1: return [byte & 0x38 | 5, 0x10, 0x08, mode == .bits64 ? 2 : 4, 0]
     case 2: return [byte & 0x3F | 0x40]
     default: return [byte]
     }
@@ -169,7 +185,7 @@ struct InstructionGenerator {
     case .rol, .ror, .rcl, .rcr, .shl, .shr, .sar, .shld, .shrd: Self.all
     case .stc, .clc, .cmc: Self.all & ~Self.cf
     case .bt, .bts, .btr, .btc: Self.all & ~Self.cf
-    case .bsf, .bsr, .cmpxchg8b, .cmpxchg16b: Self.all & ~Self.zf
+    case .bsf, .bsr, .cmpxchg8b, .cmpxchg16b, .arpl: Self.all & ~Self.zf
     case .tzcnt, .lzcnt: Self.all & ~(Self.zf | Self.cf)
     case .sahf: Self.of
     default: 0

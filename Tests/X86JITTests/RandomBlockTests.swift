@@ -17,8 +17,16 @@ import X86JIT
 
   @Test(arguments: 5...8) func vectorBlocks(_ seed: UInt64) { run(seed, vector: true) }
 
-  private func run(_ seed: UInt64, vector: Bool) {
-    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93, vector: vector)
+  @Test(arguments: 9...12) func integerBlocksOf32Bits(_ seed: UInt64) {
+    run(seed, vector: false, mode: .bits32)
+  }
+
+  @Test(arguments: 13...16) func vectorBlocksOf32Bits(_ seed: UInt64) {
+    run(seed, vector: true, mode: .bits32)
+  }
+
+  private func run(_ seed: UInt64, vector: Bool, mode: CodeMode = .bits64) {
+    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93, vector: vector, mode: mode)
     // `MARTLET_RANDOM_BLOCKS` is how many for each seed.
     let asked = getenv("MARTLET_RANDOM_BLOCKS").flatMap { Int(String(cString: $0)) }
     #if DEBUG
@@ -31,6 +39,7 @@ import X86JIT
       Issue.record("seed \(seed), round \(round): \(difference)")
       return
     }
+    #expect(rig.subject.translator?.statistics.blocks ?? 0 > UInt64(rounds / 2))
   }
 }
 
@@ -56,23 +65,44 @@ struct ComparisonRig {
   static let code = 0x20000
   static let data = 0x40000
 
-  init(seed: UInt64, vector: Bool) {
+  init(seed: UInt64, vector: Bool, mode: CodeMode = .bits64) {
     random = SplitMix(state: seed)
     generator.isVector = vector
+    generator.mode = mode
     for m in [reference, subject] {
-      m.setLongMode()
+      if mode == .bits64 { Self.setLongMode(m) } else { Self.setProtectedMode(m) }
       m.cpu.s.pointee.vmx.exceptionBitmap = .max
       if vector {
         m.cpu.s.pointee.cr4 |= CR4.osxsave.rawValue
         m.cpu.s.pointee.xcr0 = 7
       }
-      // 0x40000 to 0x44FFF is data, the page after it is absent: a 4 KiB table for the first 2 MiB.
-      m.store(UInt64(0x13007), at: 0x12000)
-      for page in 0..<512 where page != 0x45 {
-        m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8)
-      }
       m.cpu.flushTLB()
     }
+  }
+
+  /// 0x40000 to 0x44FFF is data, the page after it is absent: a 4 KiB table for the first 2 MiB.
+  private static func setLongMode(_ m: TestMachine) {
+    m.setLongMode()
+    m.store(UInt64(0x13007), at: 0x12000)
+    for page in 0..<512 where page != 0x45 {
+      m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8)
+    }
+  }
+
+  /// The same pages with 32-bit paging. FS is a segment of 4 GiB with a base, GS one of 4 KiB.
+  private static func setProtectedMode(_ m: TestMachine) {
+    m.setProtectedMode()
+    m.store(UInt32(0x13007), at: 0x10000)
+    for page in 0..<512 where page != 0x45 {
+      m.store(UInt32(page) << 12 | 0x67, at: 0x13000 + page * 4)
+    }
+    m.cpu.s.pointee.cr3 = 0x10000
+    m.cpu.s.pointee.cr0 |= CR0.pg.rawValue
+    m.cpu.s.pointee.cr4 |= CR4.osfxsr.rawValue | CR4.osxmmexcpt.rawValue
+    m.cpu.segment(.fs).pointee.base = 0x100
+    m.cpu.segment(.gs).pointee.base = UInt64(data)
+    m.cpu.segment(.gs).pointee.limit = 0xFFF
+    m.cpu.updateMode()
   }
 
   /// Runs one block several times on both, so that it becomes hot; what differs, or nil.

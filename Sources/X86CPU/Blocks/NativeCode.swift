@@ -43,6 +43,8 @@ package struct NativeState {
   package var temporary1: UInt64 = 0
   /// See VectorReadiness.
   package var vectorReady: UInt32 = 0
+  /// Data segments of 4 GiB that can be written, as bits by number; of 32-bit code.
+  package var wholeSegments: UInt8 = 0
   /// The guest's x87 instruction and data pointers and opcode while its state is in the host's unit.
   package var x87Instruction: UInt64 = 0
   package var x87Data: UInt64 = 0

@@ -15,11 +15,19 @@ package enum ModeKey {
   package static let stackModeShift: UInt16 = 4
   /// LOCKed instructions look for bus locks (BusLock.swift).
   package static let busLock: UInt16 = 1 << 6
+  /// 32-bit code whose CS, SS, DS and ES begin at 0 and end at 4 GiB, so that an offset is a linear
+  /// address and no access to them fails a segment's checks, but for writes by CS.
+  package static let flat: UInt16 = 1 << 7
+}
+
+extension SegmentRegister {
+  fileprivate static let data: InlineArray<5, SegmentRegister> = [.es, .ss, .ds, .fs, .gs]
 }
 
 extension CPU {
   /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. To be called after any
-  /// change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC. (Address-space changes, that
+  /// change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC; `updateFlatness` is enough for the
+  /// other segment registers. (Address-space changes, that
   /// is CR3, CR0.PG/WP, CR4 paging bits, EFER.NXE, call `flushTLB` as well.)
   package func updateMode() {
     let cs = segment(.cs).pointee.rights
@@ -37,9 +45,49 @@ extension CPU {
     if state.pointee.vmx.secondary & SecondaryControls.busLockDetection != 0 {
       key |= ModeKey.busLock
     }
-    state.pointee.modeKey = key
+    state.pointee.modeKey = key | flatness
     updateSlow()
     selectTLBBank()
+  }
+
+  /// Recomputes what `modeKey` and translated code know of the data segments. To be called after a load
+  /// of DS, ES, FS or GS.
+  package func updateFlatness() {
+    let key = s.pointee.modeKey & ~ModeKey.flat | flatness
+    if key == s.pointee.modeKey { return }
+    s.pointee.modeKey = key
+    updateBlockContext()
+  }
+
+  /// `ModeKey.flat` or 0; sets `wholeSegments`.
+  private var flatness: UInt16 {
+    guard s.pointee.codeMode == CodeMode.bits32.rawValue, s.pointee.stackMode == 1 else {
+      return 0
+    }
+    var whole: UInt8 = 0
+    for n in SegmentRegister.data.indices where isWhole(SegmentRegister.data[n]) {
+      whole |= 1 << SegmentRegister.data[n].rawValue
+    }
+    s.pointee.native.wholeSegments = whole
+    let code = segment(.cs)
+    let flat = 1 << SegmentRegister.ss.rawValue | 1 << SegmentRegister.ds.rawValue
+    let all = UInt8(flat | 1 << SegmentRegister.es.rawValue)
+    let bases =
+      code.pointee.base | segment(.ss).pointee.base | segment(.ds).pointee.base
+      | segment(.es).pointee.base
+    let isFlat =
+      whole & all == all && bases == 0 && code.pointee.limit == .max
+      && code.pointee.rights.isReadableCodeOrWritableData
+    return isFlat ? ModeKey.flat : 0
+  }
+
+  /// A data segment of 4 GiB that can be written.
+  private func isWhole(_ register: SegmentRegister) -> Bool {
+    let segment = segment(register)
+    let rights = segment.pointee.rights
+    return segment.pointee.limit == .max && rights.isPresent && !rights.isUnusable
+      && rights.isCodeOrData && !rights.isCode && rights.isReadableCodeOrWritableData
+      && !rights.isConformingOrExpandDown
   }
 
   /// The TLB bank of the current CPL and SMAP state; also to be called by STAC and CLAC.

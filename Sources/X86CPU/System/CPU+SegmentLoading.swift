@@ -27,7 +27,7 @@ extension CPU {
     _ register: SegmentRegister, _ selector: UInt16
   ) throws(GuestException) {
     segment(register).pointee = try segmentValue(register, selector)
-    if register == .ss { updateMode() }
+    if register == .ss { updateMode() } else { updateFlatness() }
   }
 
   /// What ES, SS, DS, FS or GS become when `selector` is loaded.
@@ -178,6 +178,7 @@ extension CPU {
         state.pointee = nullSegment(0)
       }
     }
+    updateFlatness()
   }
 }
 

@@ -155,6 +155,8 @@ private func popSegment(_ c: RawPointer, _ i: RawPointer) -> Int32 {
     if register == .ss {
       c.updateMode()
       c.blockAfterStackLoad()
+    } else {
+      c.updateFlatness()
     }
     return c.reload(i)
   }

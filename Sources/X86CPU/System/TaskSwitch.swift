@@ -201,6 +201,7 @@ extension CPU {
       segment(register).pointee = try dataSegment(
         image.segments[Int(register.rawValue)], .invalidTSS)
     }
+    updateFlatness()
   }
 
   private func taskCode(_ selector: UInt16) throws(GuestException) -> SegmentState {

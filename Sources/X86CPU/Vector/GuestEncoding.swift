@@ -149,8 +149,9 @@ private struct HostFields {
     if i.generalOperand != nil {
       if i.hasGeneralInReg { reg = places.general } else if !isMemory { rm = places.general }
     }
-    // Outside 64-bit mode W does not widen a general register.
-    let usesGeneral = i.generalOperand != nil || i.comparesStrings
+    // Outside 64-bit mode W does not widen a general register, nor the memory in its place.
+    let usesGeneral =
+      i.generalOperand != nil || i.comparesStrings || Self.doublewords.contains(i.mnemonic)
     if i.mode != .bits64 && usesGeneral { w = false }
     if i.attributes.contains(.x87) {
       // FNSTSW AX and FCOM's register forms: ModRM as it stands, REX means nothing.
@@ -159,6 +160,12 @@ private struct HostFields {
       w = false
     }
   }
+
+  /// Instructions with a general register or as much memory.
+  private static let doublewords: Set<Mnemonic> = [
+    .movd, .vmovd, .pinsrd, .vpinsrd, .pextrd, .vpextrd, .cvtsi2ss, .cvtsi2sd, .vcvtsi2ss, .vcvtsi2sd,
+    .vcvtusi2ss, .vcvtusi2sd,
+  ]
 
   /// [RBP] and [R13] have no form without a displacement.
   var hasDisplacement: Bool { isMemory && rm & 7 == 5 }

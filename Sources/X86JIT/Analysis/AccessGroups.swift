@@ -79,22 +79,23 @@ private struct SymbolicRegisters {
     if kind == .handler || kind == .system { return forgetAll() }
     let first = i.operands[0]
     let second = i.operands[1]
-    let isWhole = first.kind == .general && first.size == 8
+    let word = i.mode.wordSize
+    let isWhole = first.kind == .general && first.size == word
     switch i.mnemonic {
     case .add where isWhole && second.kind == .immediate: self[first.number].delta += i.immediate
     case .sub where isWhole && second.kind == .immediate: self[first.number].delta -= i.immediate
     case .inc where isWhole: self[first.number].delta += 1
     case .dec where isWhole: self[first.number].delta -= 1
-    case .mov where isWhole && second.kind == .general && second.size == 8:
+    case .mov where isWhole && second.kind == .general && second.size == word:
       self[first.number] = self[second.number]
     case .lea
-    where isWhole && i.addressSize == 8 && i.base < 16 && i.index == Instruction.noRegister:
+    where isWhole && i.addressSize == word && i.base < 16 && i.index == Instruction.noRegister:
       let base = self[i.base]
       self[first.number] = (base.root, base.delta + i.displacement)
     case .add where isWhole && second.kind == .general: add(second.number, to: first.number)
-    case .push where kind == .push: self[4].delta -= 8
+    case .push where kind == .push: self[4].delta -= Int64(word)
     case .pop where kind == .pop:
-      self[4].delta += 8
+      self[4].delta += Int64(word)
       forget(first.number)
     default:
       let changed = i.changedRegisters
@@ -230,12 +231,12 @@ struct AccessPlan {
     _ i: Instruction, _ kind: LoweringKind, _ next: Int, _ registers: SymbolicRegisters
   ) -> Access? {
     switch kind {
-    case .push where i.operands[0].kind != .memory: return stack(-8, true, registers)
-    case .pop: return stack(0, false, registers)
+    case .push where i.operands[0].kind != .memory: return stack(i, true, registers)
+    case .pop: return stack(i, false, registers)
     case .modRM, .vex, .vector: break
     default: return nil
     }
-    guard let m = i.memoryOperand, i.addressSize == 8, i.segment != .fs, i.segment != .gs,
+    guard let m = i.memoryOperand, i.addressSize == i.mode.wordSize, i.segment != .fs, i.segment != .gs,
       !i.attributes.contains(.x87), i.operands[m].size > 0
     else { return nil }
     var key = Key(base: -1, index: -1, scale: 0)
@@ -260,11 +261,12 @@ struct AccessPlan {
   }
 
   private static func stack(
-    _ displacement: Int64, _ writes: Bool, _ registers: SymbolicRegisters
+    _ i: Instruction, _ writes: Bool, _ registers: SymbolicRegisters
   ) -> Access {
-    Access(
+    let size = Int64(i.mode.wordSize)
+    return Access(
       key: Key(base: registers[4].root, index: -1, scale: 0),
-      relative: registers[4].delta + displacement, size: 8, writes: writes)
+      relative: registers[4].delta - (writes ? size : 0), size: size, writes: writes)
   }
 
   fileprivate static func fits(_ low: Int64, _ high: Int64) -> Bool { high - low <= maximumSize }

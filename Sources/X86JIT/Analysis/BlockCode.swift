@@ -9,6 +9,7 @@ import X86Decoder
 
 struct BlockCode {
   let block: BlockPointer
+  let mode: CodeMode
   /// Offset of the block in its page.
   let pageOffset: Int
   let instructions: [Instruction]
@@ -22,6 +23,7 @@ struct BlockCode {
   init?(_ block: BlockPointer, host: HostFeatures) {
     guard let instructions = Self.decode(block) else { return nil }
     self.block = block
+    mode = block.mode
     pageOffset = Int(block.pointee.host & Page.offsetMask)
     self.instructions = instructions
     let ops = block.pointee.ops
@@ -39,7 +41,7 @@ struct BlockCode {
     let room = Int(Page.size - block.pointee.host & Page.offsetMask)
     for n in 0..<Int(block.pointee.count) {
       let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
-      guard offset < room, let instruction = try? Decoder.decode(rest, mode: .bits64),
+      guard offset < room, let instruction = try? Decoder.decode(rest, mode: block.mode),
         instruction.length == block.pointee.ops[n].length
       else { return nil }
       result.append(instruction)
@@ -56,18 +58,18 @@ struct BlockCode {
     guard let first, let second, count < 16 else { return nil }
     var bytes = [UInt8](UnsafeRawBufferPointer(start: first, count: count))
     bytes += UnsafeRawBufferPointer(start: second, count: 16)
-    let instruction = bytes.withUnsafeBytes { try? Decoder.decode($0, mode: .bits64) }
+    let instruction = bytes.withUnsafeBytes { try? Decoder.decode($0, mode: block.mode) }
     return instruction?.length == block.pointee.ops[0].length ? instruction : nil
   }
 
   /// Whether the instruction at an offset of a host page goes on in the next page.
-  static func crosses(_ page: UInt64, _ offset: Int) -> Bool {
+  static func crosses(_ page: UInt64, _ offset: Int, _ mode: CodeMode) -> Bool {
     let room = Int(Page.size) - offset
     guard room < 15, let bytes = UnsafeRawPointer(bitPattern: UInt(page) + UInt(offset)) else {
       return false
     }
     do throws(DecodeError) {
-      _ = try Decoder.decode(UnsafeRawBufferPointer(start: bytes, count: room), mode: .bits64)
+      _ = try Decoder.decode(UnsafeRawBufferPointer(start: bytes, count: room), mode: mode)
       return false
     } catch {
       return error == .truncated
@@ -149,5 +151,12 @@ struct BlockCode {
       n += 1
     }
     return region
+  }
+}
+
+extension BlockPointer {
+  /// The code's mode.
+  var mode: CodeMode {
+    CodeMode(rawValue: UInt8(truncatingIfNeeded: pointee.modeKey & ModeKey.codeMode)) ?? .bits16
   }
 }

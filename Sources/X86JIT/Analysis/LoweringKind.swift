@@ -25,7 +25,7 @@ enum LoweringKind {
 
   init(_ i: Instruction, host: HostFeatures) {
     self = Self.byMnemonic(i)
-    guard i.mode == .bits64, host.has(i.feature), Self.addressFits(i) else {
+    guard i.mode != .bits16, host.has(i.feature), Self.addressFits(i) else {
       self = .handler
       return
     }
@@ -45,7 +45,8 @@ enum LoweringKind {
     case .xchg: return i.encoding.hasModRM ? .modRM : .handler
     case .bt, .bts, .btr, .btc:
       guard i.memoryOperand != nil && i.operands[1].kind == .general else { return .modRM }
-      return i.operandSize >= 4 && i.addressSize == 8 ? .bitString : .handler
+      if i.mode == .bits32 && (i.segment == .fs || i.segment == .gs) { return .handler }
+      return i.operandSize >= 4 && i.addressSize == i.mode.wordSize ? .bitString : .handler
     case .div, .idiv: return i.operandSize >= 4 ? .divide : .handler
     // The host's loads and stores are in order but for what MFENCE is for; nothing is speculated on.
     case .lfence, .sfence, .prefetchw, .prefetchwt1, .prefetch, .cldemote: return .nop
@@ -69,8 +70,8 @@ enum LoweringKind {
     case .movControl:
       let isFaultAddress = i.operands[1].kind == .control && i.operands[1].number == 2
       return isFaultAddress && i.operands[0].kind == .general ? .system : .handler
-    case .pushf, .popf: return i.operandSize == 8 ? .system : .handler
-    case .syscall: return .systemJump
+    case .pushf, .popf: return i.operandSize == i.mode.wordSize ? .system : .handler
+    case .syscall: return i.mode == .bits64 ? .systemJump : .handler
     case .sysret: return i.operandSize == 8 ? .systemJump : .handler
     default: return control(i)
     }
@@ -86,13 +87,16 @@ enum LoweringKind {
 
   private static func move(_ i: Instruction) -> LoweringKind {
     if i.encoding.hasModRM { return .modRM }
-    return i.encoding.opcode & 0xF0 == 0xB0 ? .moveImmediate : .handler
+    if i.encoding.opcode & 0xF0 == 0xB0 { return .moveImmediate }
+    return i.mode == .bits32 && i.memoryOperand != nil ? .modRM : .handler
   }
 
   private static func control(_ i: Instruction) -> LoweringKind {
-    if i.isConditionalJump { return .conditionalJump }
+    if i.isConditionalJump {
+      return i.mode == .bits64 || i.operandSize == 4 ? .conditionalJump : .handler
+    }
     if i.condition != nil { return .modRM }
-    guard i.operandSize == 8 else { return .handler }
+    guard i.operandSize == i.mode.wordSize else { return .handler }
     switch i.mnemonic {
     case .push: return .push
     case .pop: return i.memoryOperand == nil ? .pop : .handler
@@ -104,9 +108,13 @@ enum LoweringKind {
     }
   }
 
-  /// The displacement fits an instruction, with room for a page's offset where it is relative.
+  /// The displacement fits an instruction, with room for a page's offset where it is relative. In 32-bit
+  /// code an address has 32 bits, and code is not written.
   private static func addressFits(_ i: Instruction) -> Bool {
-    if i.memoryOperand == nil { return true }
+    guard let m = i.memoryOperand else { return true }
+    if i.mode == .bits32 {
+      return i.addressSize == 4 && (i.segment != .cs || i.operands[m].access == .read)
+    }
     let limit = Int64(Int32.max) - 16384
     return i.displacement <= limit && i.displacement >= -limit || i.base != Instruction.ripRegister
   }
@@ -147,6 +155,7 @@ struct EncodingFields {
     let number = opcodeExtension | (e.rex & 4) << 1
     reg = Self.isExtension(e) ? nil : number
     rm = i.memoryOperand == nil ? e.modRM & 7 | (e.rex & 1) << 3 : nil
+    if i.isShortForm { setShortForm(e.opcode) }
     if i.prefixes.contains(.vex) {
       form.wide = i.operandSize == 8
       if i.mnemonic != .rorx { vvvv = e.vvvv }
@@ -160,6 +169,16 @@ struct EncodingFields {
       if number >= 16 { hasHighByte = true } else if number >= 4 { needsREX = true }
     }
     form.forceREX = needsREX
+  }
+
+  private mutating func setShortForm(_ opcode: UInt8) {
+    if opcode & 0xF0 == 0x40 {
+      form.opcode = 0xFF
+      (reg, opcodeExtension, rm) = (nil, opcode >> 3 & 1, opcode & 7)
+    } else {
+      form.opcode = [0x8A, 0x8B, 0x88, 0x89][Int(opcode & 3)]
+      reg = 0
+    }
   }
 
   private mutating func setPrefixes(_ i: Instruction) {
@@ -194,4 +213,18 @@ struct EncodingFields {
     let registers = [rm, reg ?? 0]
     return registers.allSatisfy { $0 < 8 }
   }
+}
+
+extension Instruction {
+  /// A form of 32-bit code that is emitted with a ModRM byte that it has not: `inc r`, `dec r`, MOV
+  /// between the accumulator and the place at an offset.
+  var isShortForm: Bool { !encoding.hasModRM && [.inc, .dec, .mov].contains(mnemonic) }
+
+  /// Bytes of the immediate that stand in the host's form.
+  var hostImmediateLength: Int { isShortForm ? 0 : Int(encoding.immediateLength) }
+}
+
+extension CodeMode {
+  /// Bytes of an address, a stack slot and a near return address.
+  var wordSize: UInt8 { self == .bits64 ? 8 : 4 }
 }

@@ -69,7 +69,7 @@ enum VectorLowering {
     }
     // The registers are moved by VEX and EVEX forms.
     guard host.hasAVX else { return false }
-    return i.mnemonic != .vzeroupper || host.hasAVX512
+    return i.mnemonic != .vzeroupper || host.hasAVX512 && i.mode == .bits64
   }
 
   /// CVTPI2PS of memory may use the x87 unit, which no operand says.

@@ -26,6 +26,11 @@ extension Assembler {
     emit(Form(0x89), reg: from.rawValue, rm: to)
   }
 
+  package mutating func store32(_ to: Place, immediate value: Int32) {
+    emit(Form(0xC7), reg: 0, rm: to)
+    int32(value)
+  }
+
   package mutating func store16(_ to: Place, _ from: HostRegister) {
     var form = Form(0x89)
     form.operandSize16 = true

@@ -45,7 +45,7 @@ extension BlockTranslation {
   /// register = RIP of an offset of the page.
   mutating func pageRelative(_ register: HostRegister, _ offset: Int) {
     a.load(register, .state(StateOffset.codePage))
-    a.lea(register, .memory(register, Int32(truncatingIfNeeded: offset)))
+    leaWord(register, .memory(register, Int32(truncatingIfNeeded: offset)))
   }
 
   func target(_ n: Int) -> Int { nextOffset(n) + Int(instructions[n].immediate) }
@@ -67,8 +67,8 @@ extension BlockTranslation {
   private mutating func pushReturn(to offset: Int) {
     a.load(.r13, .state(StateOffset.temporary1))
     pageRelative(.r14, offset)
-    a.store(.memory(.r13), .r14)
-    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+    storeWord(.memory(.r13), .r14)
+    moveStackPointer(words: -1)
     a.load(.r13, .state(StateOffset.temporary0))
   }
 
@@ -84,19 +84,23 @@ extension BlockTranslation {
   mutating func emitUnresolved() {
     for way in unresolved {
       a.bind(way.start)
-      a.move(.r14, .r13)
-      a.shiftLeft(.r14, 16)
-      a.shiftRightSigned(.r14, 16)
-      a.arithmetic(.cmp, .r14, .register(.r13))
-      a.jump(if: Self.notEqual, way.miss)
+      if isWide { requireCanonical(way.miss) }
       switch way.end {
       case .jump: break
       case .call(let offset): pushReturn(to: offset)
-      case .return(let released):
-        a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8 + released))
+      case .return(let released): moveStackPointer(words: 1, bytes: released)
       }
       a.jump(to: thunks.resolve)
     }
+  }
+
+  /// To `miss` where the address in R13 is not canonical. Clobbers R14.
+  private mutating func requireCanonical(_ miss: Label) {
+    a.move(.r14, .r13)
+    a.shiftLeft(.r14, 16)
+    a.shiftRightSigned(.r14, 16)
+    a.arithmetic(.cmp, .r14, .register(.r13))
+    a.jump(if: Self.notEqual, miss)
   }
 
   // MARK: Instructions
@@ -119,9 +123,9 @@ extension BlockTranslation {
     let i = instructions[n]
     if let m = i.memoryOperand {
       accessOperand(n, i.operands[m], miss)
-      a.load(.r13, .memory(.r13))
+      loadWord(.r13, .memory(.r13))
     } else if let host = RegisterMap.host(i.operands[0].number) {
-      a.move(.r13, host)
+      loadWord(.r13, .register(host))
     } else {
       a.load(.r13, RegisterMap.place(i.operands[0].number))
     }
@@ -133,8 +137,8 @@ extension BlockTranslation {
     if instructions[n].operands[0].kind == .relative {
       accessPush(miss)
       pageRelative(.r15, nextOffset(n))
-      a.store(.memory(.r13), .r15)
-      a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+      storeWord(.memory(.r13), .r15)
+      moveStackPointer(words: -1)
       edge(to: target(n), from: n)
       endAccess(n, miss)
       return
@@ -153,13 +157,13 @@ extension BlockTranslation {
   mutating func lowerReturn(_ n: Int) {
     let miss = missLabel()
     leaveFlags()
-    a.move(.r13, RegisterMap.stackPointer)
-    translateStackAddress(size: 8, miss)
-    a.load(.r13, .memory(.r13))
+    loadWord(.r13, .register(RegisterMap.stackPointer))
+    translateStackAddress(size: wordSize, miss)
+    loadWord(.r13, .memory(.r13))
     let i = instructions[n]
     let released = i.operandCount > 0 ? Int32(UInt16(truncatingIfNeeded: i.immediate)) : 0
     lookUp(unresolvedWay(miss, .return(released: released)))
-    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8 + released))
+    moveStackPointer(words: 1, bytes: released)
     enterLookedUp()
     endAccess(n, miss)
   }

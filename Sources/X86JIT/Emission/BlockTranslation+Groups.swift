@@ -37,16 +37,16 @@ extension BlockTranslation {
     return (.memory(.r13), miss)
   }
 
-  /// The same for eight bytes at a distance from the stack pointer.
+  /// The same for a word at a distance from the stack pointer.
   mutating func accessStack(_ n: Int, _ displacement: Int) -> (place: Place, miss: Label?) {
     let g = group(n)
     if let g, !isLeader(n, g) { return (member(n, g), nil) }
     clobberFlags(n)
     let offset = displacement + (g.map { distance(n, $0) } ?? 0)
-    a.lea(.r13, .memory(RegisterMap.stackPointer, Int32(truncatingIfNeeded: offset)))
+    leaWord(.r13, .memory(RegisterMap.stackPointer, Int32(truncatingIfNeeded: offset)))
     if let g { return (member(n, g), nil) }
     let miss = missLabel()
-    translateStackAddress(size: 8, miss)
+    translateStackAddress(size: wordSize, miss)
     return (.memory(.r13), miss)
   }
 

@@ -32,8 +32,8 @@ extension BlockTranslation {
     } else {
       a.emit(fields.form, reg: reg, rm: rm)
     }
-    if i.encoding.immediateLength > 0 {
-      a.append(UInt64(bitPattern: i.immediate), Int(i.encoding.immediateLength))
+    if i.hostImmediateLength > 0 {
+      a.append(UInt64(bitPattern: i.immediate), i.hostImmediateLength)
     }
     storeScratch(i)
     noteFlags(n)

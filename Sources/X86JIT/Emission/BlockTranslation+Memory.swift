@@ -34,15 +34,29 @@ extension BlockTranslation {
     return scratch
   }
 
-  /// R13 = linear address of the memory operand of `n`, and some bytes more.
-  mutating func linearAddress(_ n: Int, plus distance: Int = 0) {
+  /// R13 = linear address of the memory operand of `n`, and some bytes more. In 32-bit code, to `miss`
+  /// where FS or GS, if that is the segment, has anything to be checked.
+  mutating func linearAddress(_ n: Int, _ miss: Label? = nil, plus distance: Int = 0) {
     let i = instructions[n]
     var place = guestAddress(n)
     place.displacement &+= Int32(truncatingIfNeeded: distance)
     if i.addressSize == 4 { a.lea32(.r13, place) } else { a.lea(.r13, place) }
     if i.segment == .fs || i.segment == .gs {
-      a.arithmetic(.add, .r13, .state(SegmentOffset.base(i.segment)))
+      let base = Place.state(SegmentOffset.base(i.segment))
+      if isWide { return a.arithmetic(.add, .r13, base) }
+      if let miss { checkSegment(i, miss) }
+      a.emit(Form(0x03), reg: HostRegister.r13.rawValue, rm: base)
     }
+  }
+
+  /// The segment is one of 4 GiB, and the operand at offset R13 does not go beyond them.
+  private mutating func checkSegment(_ i: Instruction, _ miss: Label) {
+    let size = i.memoryOperand.map { Int32(i.operands[$0].size) } ?? 1
+    a.testByte(.state(StateOffset.wholeSegments), UInt8(1) << i.segment.rawValue)
+    a.jump(if: Self.equal, miss)
+    a.lea(.r14, .memory(.r13, size - 1))
+    a.shiftRight(.r14, 32)
+    a.jump(if: Self.notEqual, miss)
   }
 
   /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction whose
@@ -77,7 +91,7 @@ extension BlockTranslation {
   /// R13 = host address of the memory operand of `n`.
   mutating func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     clobberFlags(n)
-    linearAddress(n)
+    linearAddress(n, miss)
     translateOperand(n, operand, miss)
   }
 

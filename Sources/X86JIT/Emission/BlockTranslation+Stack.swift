@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// PUSH, POP, LEAVE with 64-bit operands. The stack pointer is R12 of the host.
+// PUSH, POP, LEAVE of words: 64 bits, in 32-bit code 32. The stack pointer is R12 of the host.
 
 import X86
 import X86CPU
@@ -9,25 +9,26 @@ import X86Decoder
 extension BlockTranslation {
   private static var sp: HostRegister { RegisterMap.stackPointer }
 
-  /// R13 = host address of the eight bytes below the stack pointer.
+  /// R13 = host address of the word below the stack pointer.
   mutating func accessPush(_ miss: Label) {
-    a.lea(.r13, .memory(Self.sp, -8))
-    translateStackAddress(size: 8, miss)
+    leaWord(.r13, .memory(Self.sp, Int32(-wordSize)))
+    translateStackAddress(size: wordSize, miss)
   }
 
   mutating func lowerPush(_ n: Int) {
     let operand = instructions[n].operands[0]
     if operand.kind == .memory { return lowerPushMemory(n, operand) }
-    let (place, miss) = accessStack(n, -8)
+    let (place, miss) = accessStack(n, -wordSize)
     if operand.kind == .immediate {
-      a.store(place, immediate: Int32(truncatingIfNeeded: instructions[n].immediate))
+      let value = Int32(truncatingIfNeeded: instructions[n].immediate)
+      if isWide { a.store(place, immediate: value) } else { a.store32(place, immediate: value) }
     } else if let host = RegisterMap.host(operand.number) {
-      a.store(place, host)
+      storeWord(place, host)
     } else {
       a.load(.r15, RegisterMap.place(operand.number))
-      a.store(place, .r15)
+      storeWord(place, .r15)
     }
-    a.lea(Self.sp, .memory(Self.sp, -8))
+    moveStackPointer(words: -1)
     if let miss { endAccess(n, miss) }
   }
 
@@ -35,21 +36,21 @@ extension BlockTranslation {
   private mutating func lowerPushMemory(_ n: Int, _ operand: Operand) {
     let miss = missLabel()
     accessOperand(n, operand, miss)
-    a.load(.r15, .memory(.r13))
+    loadWord(.r15, .memory(.r13))
     a.store(.state(StateOffset.temporary0), .r15)
     accessPush(miss)
     a.load(.r15, .state(StateOffset.temporary0))
-    a.store(.memory(.r13), .r15)
-    a.lea(Self.sp, .memory(Self.sp, -8))
+    storeWord(.memory(.r13), .r15)
+    moveStackPointer(words: -1)
     endAccess(n, miss)
   }
 
   mutating func lowerPop(_ n: Int) {
     let guest = instructions[n].operands[0].number
     let (place, miss) = accessStack(n, 0)
-    a.lea(Self.sp, .memory(Self.sp, 8))
+    moveStackPointer(words: 1)
     if let host = RegisterMap.host(guest) {
-      a.load(host, place)
+      loadWord(host, place)
     } else {
       a.load(.r15, place)
       a.store(RegisterMap.place(guest), .r15)
@@ -60,10 +61,10 @@ extension BlockTranslation {
   mutating func lowerLeave(_ n: Int) {
     let miss = missLabel()
     clobberFlags(n)
-    a.move(.r13, .rbp)
-    translateStackAddress(size: 8, miss)
-    a.lea(Self.sp, .memory(.rbp, 8))
-    a.load(.rbp, .memory(.r13))
+    loadWord(.r13, .register(.rbp))
+    translateStackAddress(size: wordSize, miss)
+    leaWord(Self.sp, .memory(.rbp, Int32(wordSize)))
+    loadWord(.rbp, .memory(.r13))
     endAccess(n, miss)
   }
 }

@@ -97,17 +97,17 @@ extension BlockTranslation {
     a.store(.state(StateOffset.temporary0), .r14)
     accessPush(miss)
     a.load(.r15, .state(StateOffset.temporary0))
-    a.store(.memory(.r13), .r15)
-    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, -8))
+    storeWord(.memory(.r13), .r15)
+    moveStackPointer(words: -1)
   }
 
   /// POPF at CPL 0 that changes arithmetic flags, DF and IF alone.
   private mutating func lowerPopFlags(_ miss: Label) {
     let rare: RFLAGS = [.tf, .iopl, .nt, .ac, .id]
     requireSupervisor(miss)
-    a.move(.r13, RegisterMap.stackPointer)
-    translateStackAddress(size: 8, miss)
-    a.load(.r15, .memory(.r13))
+    loadWord(.r13, .register(RegisterMap.stackPointer))
+    translateStackAddress(size: wordSize, miss)
+    loadWord(.r15, .memory(.r13))
     a.load(.r14, Self.rflags)
     a.arithmetic(.xor, .r14, .register(.r15))
     a.test32(.register(.r14), immediate: UInt32(truncatingIfNeeded: rare.rawValue))
@@ -122,7 +122,7 @@ extension BlockTranslation {
     a.exclusiveOr(Self.rflags, .r14)
     Thunks.storeArithmeticFlags(&a)
     flags = .inState
-    a.lea(RegisterMap.stackPointer, .memory(RegisterMap.stackPointer, 8))
+    moveStackPointer(words: 1)
   }
 
   // MARK: SMAP
@@ -169,7 +169,7 @@ extension BlockTranslation {
     requireSupervisor(miss)
     let number = instructions[n].operands[0].number
     let host = RegisterMap.host(number)
-    a.load(host ?? .r15, .state(StateOffset.cr2))
+    loadWord(host ?? .r15, .state(StateOffset.cr2))
     if host == nil { a.store(RegisterMap.place(number), .r15) }
   }
 
@@ -290,7 +290,7 @@ extension BlockTranslation {
     loadBitNumber(.r14, i, wide)
     if !wide { a.emit(Form(0x63, wide: true), reg: 14, rm: .register(.r14)) }
     a.shiftRightSigned(.r14, wide ? 6 : 5)
-    a.lea(.r13, .memory(.r13, index: .r14, scale: wide ? 3 : 2))
+    leaWord(.r13, .memory(.r13, index: .r14, scale: wide ? 3 : 2))
     translateAddress(
       size: Int(i.operandSize), write: i.operands[0].access.contains(.write), miss)
     needFlags(n)

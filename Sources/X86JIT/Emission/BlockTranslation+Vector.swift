@@ -254,7 +254,7 @@ extension BlockTranslation {
     let i = instructions[n]
     let miss = missLabel()
     clobberFlags(n)
-    linearAddress(n)
+    linearAddress(n, miss)
     if i.attributes.contains(.x87) && !i.isX87Control {
       a.store(.state(VectorOffset.x87Data), .r13)
     }

@@ -137,7 +137,7 @@ extension BlockTranslation {
   private mutating func chain(_ offset: Int) {
     makeGeneric()
     let page = block.pointee.host & Page.mask
-    if BlockCode.crosses(page, offset) {
+    if BlockCode.crosses(page, offset, selected.mode) {
       // Where its second page is, is a matter of the address space.
       pageRelative(.r13, offset)
       a.jump(to: thunks.dispatch)

@@ -139,6 +139,32 @@ struct BlockTranslation {
   var effects: [FlagEffect] { selected.effects }
   var liveAfter: [FlagSet] { rounds?.plan.liveAfter ?? selected.liveAfter }
 
+  // MARK: Words
+
+  /// Whether addresses have 64 bits; else 32, and what is computed from them wraps at 4 GiB.
+  var isWide: Bool { codes[0].mode == .bits64 }
+
+  /// Bytes of an address, a stack slot and a return address.
+  var wordSize: Int { Int(codes[0].mode.wordSize) }
+
+  mutating func leaWord(_ to: HostRegister, _ from: Place) {
+    if isWide { a.lea(to, from) } else { a.lea32(to, from) }
+  }
+
+  mutating func loadWord(_ to: HostRegister, _ from: Place) {
+    if isWide { a.load(to, from) } else { a.load32(to, from) }
+  }
+
+  mutating func storeWord(_ to: Place, _ from: HostRegister) {
+    if isWide { a.store(to, from) } else { a.store32(to, from) }
+  }
+
+  /// The stack pointer by so many words more, and some bytes.
+  mutating func moveStackPointer(words: Int, bytes: Int32 = 0) {
+    let sp = RegisterMap.stackPointer
+    leaWord(sp, .memory(sp, Int32(words * wordSize) + bytes))
+  }
+
   // MARK: Positions
 
   /// Offset of an instruction in the page.
@@ -343,7 +369,7 @@ struct BlockTranslation {
       a.bind(exit.label)
       a.load(.r13, .state(StateOffset.codePage))
       if exit.offset != 0 {
-        a.lea(.r13, .memory(.r13, Int32(truncatingIfNeeded: exit.offset)))
+        leaWord(.r13, .memory(.r13, Int32(truncatingIfNeeded: exit.offset)))
       }
       a.jump(to: thunks.exitAt)
     }

@@ -312,7 +312,7 @@ extension BlockTranslation {
   /// The instruction on registers alone, or the one that undoes it. Registers that the state has are
   /// loaded to R14 and R15 and not stored: nothing has changed at the end.
   private mutating func emitAgain(_ i: Instruction, opposite: Bool = false) {
-    guard i.encoding.hasModRM else {
+    guard i.encoding.hasModRM || i.isShortForm else {
       if i.operandSize == 2 { a.byte(0x66) }
       if i.operandSize == 8 { a.byte(0x48) }
       a.byte(opposite ? i.encoding.opcode ^ 0x28 : i.encoding.opcode)

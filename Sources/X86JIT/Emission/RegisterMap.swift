@@ -67,6 +67,7 @@ enum StateOffset {
   static let stackAddend = native + MemoryLayout<NativeState>.offset(of: \.stackAddend)!
   static let stackLimit = native + MemoryLayout<NativeState>.offset(of: \.stackLimit)!
   static let hostStack = native + MemoryLayout<NativeState>.offset(of: \.hostStack)!
+  static let wholeSegments = native + MemoryLayout<NativeState>.offset(of: \.wholeSegments)!
   static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
   static let temporary1 = native + MemoryLayout<NativeState>.offset(of: \.temporary1)!
 

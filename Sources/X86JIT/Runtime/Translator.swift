@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The second tier of the software processor: hot blocks of 64-bit code as host code.
+// The second tier of the software processor: hot blocks of 64-bit code, and of 32-bit code in flat
+// segments, as host code.
 //
 // Guest and host speak the same instruction set, so that a translation is mostly the guest's own
 // instructions with memory operands led through the TLB (see BlockTranslation). Each physical CPU has
@@ -157,9 +158,8 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
-    let mode = CodeMode(
-      rawValue: UInt8(truncatingIfNeeded: block.pointee.modeKey & ModeKey.codeMode))
-    guard mode == .bits64, block.pointee.count > 0,
+    guard block.mode == .bits64 || block.pointee.modeKey & ModeKey.flat != 0,
+      block.pointee.count > 0,
       let code = BlockCode(block, host: host)
     else {
       statistics.refused += 1
