@@ -115,10 +115,12 @@ struct InstructionGenerator {
     return bytes + [[0x0F], [0x0F, 0x38], [0x0F, 0x3A]][Int(map) - 1] + [opcode] + modRM(&random)
   }
 
-  /// INC and DEC of one byte, and MOV of the accumulator and the data at an offset.
+  /// INC and DEC of one byte, the other number of 80, and MOV of the accumulator and the data at an
+  /// offset: what 64-bit code does not have.
   private func shortForm(_ choice: Int, _ random: inout SplitMix) -> [UInt8]? {
     switch choice {
     case 1: return [UInt8.random(in: 0x40...0x4F, using: &random)]
+    case 3: return [0x82] + modRM(&random)
     case 2:
       let low = UInt8.random(in: 0...255, using: &random)
       return [UInt8.random(in: 0xA0...0xA3, using: &random), low, 0x08, 0x04, 0]

@@ -156,6 +156,8 @@ struct EncodingFields {
     reg = Self.isExtension(e) ? nil : number
     rm = i.memoryOperand == nil ? e.modRM & 7 | (e.rex & 1) << 3 : nil
     if i.isShortForm { setShortForm(e.opcode) }
+    // 64-bit code does not have this other number of 80.
+    if e.map == .oneByte && e.opcode == 0x82 { form.opcode = 0x80 }
     if i.prefixes.contains(.vex) {
       form.wide = i.operandSize == 8
       if i.mnemonic != .rorx { vvvv = e.vvvv }
