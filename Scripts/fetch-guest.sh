@@ -10,8 +10,11 @@
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
 #   .guest/modules                  the cloud kernel's virtio drivers, with --modules
+#   .guest/vmlinuz-686-pae          Debian's 32-bit kernel, with --i386; likewise
+#   .guest/busybox-i386             and .guest/initramfs-marker-i386.cpio
 #
-# usage: Scripts/fetch-guest.sh [--cloud | --modules]     --cloud leaves the generic kernel out
+# usage: Scripts/fetch-guest.sh [--cloud | --modules | --i386]
+#        --cloud leaves the generic kernel out, --i386 fetches the 32-bit guest alone
 # What is there already is not fetched again. Where apt has no package lists, they are fetched into
 # .guest/apt, so that root is not needed.
 
@@ -29,13 +32,15 @@ for tool in apt-get apt-cache dpkg-deb; do
   fi
 done
 
-# Options that make apt use lists of our own; empty while the system's lists serve.
+# Options that make apt use lists of our own, of architecture $1; empty while the system's lists serve.
 lists=
 own_lists() {
-  mkdir -p "$guest/apt/lists/partial" "$guest/apt/cache/archives/partial"
-  lists="-o Dir::State::Lists=$guest/apt/lists -o Dir::Cache=$guest/apt/cache"
+  apt=$guest/apt${1:+-$1}
+  mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+  lists="-o Dir::State::Lists=$apt/lists -o Dir::Cache=$apt/cache"
+  [ -z "${1:-}" ] || lists="$lists -o APT::Architecture=$1 -o APT::Architectures=$1"
   lists="$lists -o APT::Sandbox::User=$(id -un)"
-  apt-get $lists update >"$guest/apt/log" 2>&1 || true
+  apt-get $lists update >"$apt/log" 2>&1 || true
 }
 
 # The kernel package that the meta package $1 depends on.
@@ -81,21 +86,37 @@ kernel() {
   rm -r "$work"
 }
 
-modules=
-[ "${1:-}" = --modules ] && modules=modules
-kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 $modules
-[ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
-
-if [ ! -s "$guest/busybox" ]; then
+# Fetches a static busybox as $1.
+busybox() {
+  [ ! -s "$guest/$1" ] || return 0
   [ -z "${missing:-}" ] || exit 1
-  echo "fetch-guest: busybox-static"
+  echo "fetch-guest: busybox-static as $1"
   work=$(mktemp -d)
   unpack busybox-static "$work"
-  cp "$work"/*bin/busybox "$guest/busybox" 2>/dev/null || cp "$work"/usr/bin/busybox "$guest/busybox"
-  chmod 755 "$guest/busybox"
+  cp "$work"/*bin/busybox "$guest/$1" 2>/dev/null || cp "$work"/usr/bin/busybox "$guest/$1"
+  chmod 755 "$guest/$1"
   rm -r "$work"
-fi
+}
 
-for kind in shell marker; do
-  Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
-done
+# Debian's 32-bit kernel, from lists of its architecture.
+guest_of_32_bits() {
+  [ ! -s "$guest/vmlinuz-686-pae" ] || [ ! -s "$guest/busybox-i386" ] || return 0
+  own_lists i386
+  kernel linux-image-686-pae vmlinuz-686-pae
+  busybox busybox-i386
+}
+
+if [ "${1:-}" = --i386 ]; then
+  guest_of_32_bits
+  Scripts/make-initramfs.sh "$guest/busybox-i386" Scripts/init-marker \
+    "$guest/initramfs-marker-i386.cpio"
+else
+  modules=
+  [ "${1:-}" = --modules ] && modules=modules
+  kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 $modules
+  [ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
+  busybox busybox
+  for kind in shell marker; do
+    Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
+  done
+fi

@@ -4,14 +4,15 @@
 # The rows of qemu-matrix.sh.
 
 console="console=ttyS0 panic=-1"
-cloud=.guest/vmlinuz-cloud-amd64 generic=.guest/vmlinuz-amd64
+cloud=.guest/vmlinuz-cloud-amd64 generic=.guest/vmlinuz-amd64 old=.guest/vmlinuz-686-pae
 
 # Boots to init, which says how many CPUs it sees and powers off.
 boots() {
-  local kernel=$1 machine_type=$2 cpus=$3
+  local kernel=$1 machine_type=$2 cpus=$3 initrd=.guest/initramfs-marker.cpio
   shift 3
+  [ "$kernel" != "$old" ] || initrd=.guest/initramfs-marker-i386.cpio
   start guest -M "$machine_type" -smp "$cpus" -kernel "$kernel" \
-    -initrd .guest/initramfs-marker.cpio -append "$console" "$@"
+    -initrd "$initrd" -append "$console" "$@"
   await 60 "$work/guest.log" 'MARTLET-GUEST-READY' || return
   grep -aq "MARTLET-GUEST-READY cpus=$cpus" "$work/guest.log" || {
     note="$(grep -ao 'MARTLET-GUEST-READY.*' "$work/guest.log" | tr -d '\r')"
@@ -244,6 +245,8 @@ all_rows() {
   done
   check "performance counters" counters -M q35 -cpu host
   check "performance counters, Intel's" counters -M q35 -cpu host,vendor=GenuineIntel
+  check "686-pae q35 smp=2" boots "$old" q35 2
+  check "686-pae pc -cpu qemu32" boots "$old" pc 1 -cpu qemu32
   check "cloud-amd64 q35 5 GiB" boots "$cloud" q35 2 -m 5G
   check "reset, q35 smp=2" resets -M q35 -smp 2
   check "reset, pc irqchip=off" resets -M pc,kernel-irqchip=off

@@ -180,7 +180,8 @@ struct ComparisonRig {
       return "register \(n): \(String(a.gpr[n], radix: 16)) \(String(b.gpr[n], radix: 16))"
     }
     if (a.flags ^ b.flags) & ~undefined != 0 {
-      return "at \(String(offset, radix: 16)) flags \(String(a.flags, radix: 16)) \(String(b.flags, radix: 16)) of"
+      let (mine, its) = (String(a.flags, radix: 16), String(b.flags, radix: 16))
+      return "at \(String(offset, radix: 16)) flags \(mine) \(its) of"
         + " \(String(~undefined & 0x8D5, radix: 16))"
     }
     if a.s.pointee.exit.reason != b.s.pointee.exit.reason { return "exit reason" }

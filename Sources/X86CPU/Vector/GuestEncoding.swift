@@ -163,7 +163,8 @@ private struct HostFields {
 
   /// Instructions with a general register or as much memory.
   private static let doublewords: Set<Mnemonic> = [
-    .movd, .vmovd, .pinsrd, .vpinsrd, .pextrd, .vpextrd, .cvtsi2ss, .cvtsi2sd, .vcvtsi2ss, .vcvtsi2sd,
+    .movd, .vmovd, .pinsrd, .vpinsrd, .pextrd, .vpextrd, .cvtsi2ss, .cvtsi2sd, .vcvtsi2ss,
+    .vcvtsi2sd,
     .vcvtusi2ss, .vcvtusi2sd,
   ]
 

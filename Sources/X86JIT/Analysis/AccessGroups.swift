@@ -236,7 +236,8 @@ struct AccessPlan {
     case .modRM, .vex, .vector: break
     default: return nil
     }
-    guard let m = i.memoryOperand, i.addressSize == i.mode.wordSize, i.segment != .fs, i.segment != .gs,
+    guard let m = i.memoryOperand, i.addressSize == i.mode.wordSize, i.segment != .fs,
+      i.segment != .gs,
       !i.attributes.contains(.x87), i.operands[m].size > 0
     else { return nil }
     var key = Key(base: -1, index: -1, scale: 0)

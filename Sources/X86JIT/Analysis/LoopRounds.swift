@@ -70,7 +70,8 @@ struct LoopRounds {
 
   /// Nil where the block is no such loop. `pages` are the remembered ones of its translation.
   init?(_ code: BlockCode, number: Int, pages: [LoopAccess: Int]) {
-    guard code.mode == .bits64, code.isLoopAlone, code.instructions.count <= Self.mostInstructions else { return nil }
+    guard code.mode == .bits64, code.isLoopAlone, code.instructions.count <= Self.mostInstructions
+    else { return nil }
     for (i, kind) in zip(code.instructions, code.kinds) {
       guard Self.isPlain(i, kind) else { return nil }
       named |= i.namedRegisters
