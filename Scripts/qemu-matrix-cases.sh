@@ -155,6 +155,12 @@ snapshot() {
     chain_holds "$work/before.log" "$work/guest.log"
 }
 
+# It runs there before its memory is: pages follow when they are touched.
+postcopy() {
+  local postcopy=on
+  migration "$@"
+}
+
 # A guest that counts and hashes moves to another QEMU.
 migration() {
   accelerator=$1
@@ -162,11 +168,17 @@ migration() {
   local source guest=("$@" "${counting[@]}" -initrd "$work/matrix.cpio")
   start there "${guest[@]}" -incoming "unix:$work/migrate.sock"
   local target=$machine target_log=$work/there.log
+  [ -z "${postcopy:-}" ] || monitor 20 "migrate_set_capability postcopy-ram on" || return
   start here "${guest[@]}"
   source=$machine
   await_count 60 here 20 "$source" || return
-  monitor 20 "migrate_set_parameter max-bandwidth 100M" || return
+  monitor 20 "migrate_set_parameter max-bandwidth $([ -n "${postcopy:-}" ] && echo 20M || echo 100M)" || return
+  [ -z "${postcopy:-}" ] || monitor 20 "migrate_set_capability postcopy-ram on" || return
   monitor 20 "migrate -d unix:$work/migrate.sock" || return
+  if [ -n "${postcopy:-}" ]; then
+    sleep 0.3
+    monitor 20 "migrate_start_postcopy" || return
+  fi
   local deadline=$((SECONDS + 90 * patience))
   while :; do
     monitor 20 "info migrate" || return
@@ -273,6 +285,8 @@ all_rows() {
   check "migration, q35" migration '' -M q35
   check "migration, q35 smp=2" migration '' -M q35 -smp 2
   check "migration, q35 irqchip=split smp=4" migration '' -M q35,kernel-irqchip=split -smp 4
+  check "migration by postcopy, q35" postcopy '' -M q35 -cpu host
+  check "migration by postcopy, q35 smp=2" postcopy '' -M q35 -cpu host -smp 2
   check "migration, dirty ring" migration ,dirty-ring-size=4096 -M q35
   if [ "$(id -u)" = 0 ]; then
     check "libvirt: create, save, restore" libvirt
