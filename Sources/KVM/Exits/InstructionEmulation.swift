@@ -357,10 +357,9 @@ extension VirtualCPU {
       return interrupts.readIOAPIC(address, size: size)
     }
     let time = apicTime
-    let hole = isQuirkOn(Quirks.lapicHole)
     return apic.state.withLock { apic in
       guard address & ~0xFFF == apic.baseAddress else { return nil }
-      guard apic.mode == .xAPIC else { return hole ? .max : nil }
+      guard apic.mode == .xAPIC else { return isQuirkOn(Quirks.lapicHole) ? .max : nil }
       if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: false) }
       return apic.readMMIO(Int(address & 0xFFF), width: size, at: time)
     }
@@ -388,10 +387,11 @@ extension VirtualCPU {
       return true
     }
     let time = apicTime
-    let hole = isQuirkOn(Quirks.lapicHole)
     let effect = apic.state.withLock { apic -> LocalAPIC.Effect? in
       guard address & ~0xFFF == apic.baseAddress else { return nil }
-      guard apic.mode == .xAPIC else { return hole ? LocalAPIC.Effect.none : nil }
+      guard apic.mode == .xAPIC else {
+        return isQuirkOn(Quirks.lapicHole) ? LocalAPIC.Effect.none : nil
+      }
       // Only whole registers are written.
       guard size >= 4 else { return LocalAPIC.Effect.none }
       if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: true) }
