@@ -90,7 +90,9 @@ extension CPU {
   }
 
   /// Runs the first instruction of a block alone.
-  func runOne(_ block: BlockPointer) -> Bool {
+  ///
+  /// - Parameter isSlow: what follows it comes before events are looked at.
+  func runOne(_ block: BlockPointer, isSlow: Bool = false) -> Bool {
     let op = block.pointee.ops
     if !is64Bit,
       s.pointee.rip &+ UInt64(op.pointee.length) &- 1 > UInt64(segment(.cs).pointee.limit)
@@ -102,6 +104,10 @@ extension CPU {
     s.pointee.retired &+= 1
     if step == Step.next {
       s.pointee.rip = nextRIP(op)
+      return true
+    }
+    if step == Step.reload, isSlow {
+      s.pointee.slow |= SlowReason.reloads
       return true
     }
     return step == Step.branch ? true : finish(step, op)
@@ -122,7 +128,7 @@ extension CPU {
     } catch {
       return take(error)
     }
-    if !runOne(block) { return false }
+    if !runOne(block, isSlow: true) { return false }
     if s.pointee.retired == retired { return true }
     return afterSlowInstruction(before: before)
   }

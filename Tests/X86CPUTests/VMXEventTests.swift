@@ -269,4 +269,27 @@ import X86CPU
     #expect(!p.isInVMXOperation)
     #expect(m.vmcs.base.load(fromByteOffset: 4, as: UInt32.self) == 1)
   }
+
+  // MARK: Traps before interrupts
+
+  /// POPF sets IF; the trace trap behind it comes before an interrupt that it lets in, and has a data
+  /// breakpoint's bit too.
+  @Test(arguments: [false, true]) func traceTrapComesFirst(_ hasBreakpoint: Bool) throws {
+    m.test.load([0x9D, 0x90, 0xF4], at: 0x1000)  // popf; nop; hlt
+    m.test.store(UInt64(0x302), at: 0x8000)
+    p.vmwrite(.guestRFLAGS, 0x102)
+    p.vmwrite(.exceptionBitmap, 1 << 1)
+    p.vmwrite(
+      .primaryControls,
+      p.vmread(.primaryControls) | UInt64(PrimaryControls.interruptWindowExiting))
+    if hasBreakpoint {
+      m.cpu.s.pointee.dr[0] = 0x8000
+      p.vmwrite(.guestDR7, 0x400 | 1 | 3 << 16 | 2 << 18)
+    }
+    #expect(try p.vmlaunch() == .exceptionOrNMI)
+    #expect(p.vmread(.exitQualification) == (hasBreakpoint ? 1 << 14 | 1 : 1 << 14))
+    #expect(p.vmread(.guestRIP) == 0x1001)
+    #expect(try p.vmresume() == .interruptWindow)
+    #expect(p.vmread(.guestRIP) == 0x1001)
+  }
 }

@@ -81,6 +81,18 @@ import X86CPU
     #expect(p.vmread(.guestRIP) == 0x1003)
   }
 
+  /// While instructions are counted, too.
+  @Test func aBusLockIsCounted() throws {
+    detectBusLocks()
+    m.test.load([0x90, 0xF0, 0xFF, 0x03, 0x90, 0xF4], at: 0x1000)
+    m.cpu.gpr[3] = 0x503D
+    p.startCounting(instructions: true, EventLimits())
+    #expect(try p.vmlaunch() == .busLock)
+    #expect(p.vmread(.guestRIP) == 0x1004)
+    #expect(try p.vmresume() == .hlt)
+    p.stopCounting()
+  }
+
   @Test func aFaultIsNoBusLock() throws {
     detectBusLocks()
     p.vmwrite(.exceptionBitmap, 1 << 14)

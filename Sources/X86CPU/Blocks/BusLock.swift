@@ -44,7 +44,7 @@ enum BusLock {
     let step = handler(c, i)
     guard asserts, step == Step.next, cpu.s.pointee.emulation == nil else { return step }
     cpu.s.pointee.rip = next
-    if cpu.s.pointee.slow != 0 {
+    if cpu.s.pointee.slow & ~SlowReason.counting != 0 {
       // What ends with the instruction ends first (`afterSlowInstruction`).
       cpu.s.pointee.slow |= SlowReason.busLock
       return Step.branch

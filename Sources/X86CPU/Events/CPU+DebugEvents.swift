@@ -43,8 +43,9 @@ extension CPU {
   package func afterSlowInstruction(before: UInt32) -> Bool {
     let slow = s.pointee.slow
     s.pointee.slow = slow & ~(SlowReason.marks | SlowReason.dataBreakpoint)
-    let monitored = before & SlowReason.monitorTrap != 0
-    if slow & SlowReason.delivered != 0 { return monitored ? processEvents() : true }
+    // Traps come first; then what waits behind the instruction.
+    let looks = (before & SlowReason.monitorTrap | slow & SlowReason.reloads) != 0
+    if slow & SlowReason.delivered != 0 { return looks ? processEvents() : true }
     let shadowEnds = before & SlowReason.interruptShadow != 0 && slow & SlowReason.shadowArmed == 0
     if shadowEnds {
       let both = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
@@ -61,7 +62,7 @@ extension CPU {
       return false
     }
     if !takePendingDebug() { return false }
-    return shadowEnds || monitored ? processEvents() : true
+    return shadowEnds || looks ? processEvents() : true
   }
 
   /// Takes the debug exceptions that are pending at this instruction boundary, unless MOV SS blocks

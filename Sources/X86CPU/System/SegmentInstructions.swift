@@ -94,8 +94,10 @@ extension SlowReason {
   package static let delivered: UInt32 = 1 << 18
   /// The running instruction asserted a bus lock that is to exit.
   package static let busLock: UInt32 = 1 << 19
+  /// The running instruction may have changed modes, or let events in.
+  package static let reloads: UInt32 = 1 << 20
   /// What is about the running instruction only.
-  package static let marks = shadowArmed | resumeArmed | delivered | busLock
+  package static let marks = shadowArmed | resumeArmed | delivered | busLock | reloads
 }
 
 @inline(__always) private func moveToSegment(
