@@ -196,6 +196,28 @@ private enum Code {
   }
 }
 
+/// KVM_FEATURE_PV_TLB_FLUSH.
+@Suite(.serialized) struct ParavirtualFlushTests {
+  /// What another CPU asks for while this one does not run is done before it does.
+  @Test func translationsGoWhereThatIsWanted() throws {
+    let place: UInt32 = 0x20_0000
+    let guest = try LongGuest(
+      Code.load(place) + Code.out(0x90) + Code.load(place) + Code.out(0x91) + Code.load(place)
+        + Code.out(0x92) + Code.halt)
+    let (client, memory) = (guest.client, guest.client.memory)
+    memory.storeBytes(of: 1, toByteOffset: Int(place), as: UInt32.self)
+    memory.storeBytes(of: 2, toByteOffset: 0, as: UInt32.self)
+    #expect(try client.setMSR(0x4B56_4D03, 0x5041))
+    #expect(try client.nextOut()?.value == 1)
+    // Another page table entry: nobody has told this processor.
+    memory.storeBytes(of: 0xE3, toByteOffset: 0x12008, as: UInt64.self)
+    #expect(try client.nextOut()?.value == 1)
+    memory.storeBytes(of: 2, toByteOffset: 0x5050, as: UInt8.self)
+    #expect(try client.nextOut()?.value == 2)
+    #expect(memory.load(fromByteOffset: 0x5050, as: UInt8.self) == 0)
+  }
+}
+
 /// Asynchronous page faults, with memory that the test brings by a userfaultfd.
 @Suite(.serialized) struct AsyncPageFaultTests {
   /// Memory whose pages wait for `bring`.
