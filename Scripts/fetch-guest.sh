@@ -10,11 +10,16 @@
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
 #   .guest/modules                  the cloud kernel's virtio drivers, with --modules
-#   .guest/vmlinuz-686-pae          Debian's 32-bit kernel, with --i386; likewise
-#   .guest/busybox-i386             and .guest/initramfs-marker-i386.cpio
 #
-# usage: Scripts/fetch-guest.sh [--cloud | --modules | --i386]
-#        --cloud leaves the generic kernel out, --i386 fetches the 32-bit guest alone
+# and with --others:
+#
+#   .guest/xen                      the Xen hypervisor
+#   .guest/memtest-ia32, -x64       memtest86+
+#   .guest/vmlinuz-686-pae          Debian's 32-bit kernel
+#   .guest/initramfs-marker-i386.cpio, .guest/busybox-i386
+#
+# usage: Scripts/fetch-guest.sh [--cloud | --modules | --others]
+#        --cloud leaves the generic kernel out, --others fetches those alone
 # What is there already is not fetched again. Where apt has no package lists, they are fetched into
 # .guest/apt, so that root is not needed.
 
@@ -86,6 +91,26 @@ kernel() {
   rm -r "$work"
 }
 
+# The package of the Xen hypervisor.
+xen_package() {
+  apt-cache $lists search --names-only '^xen-hypervisor-[0-9.]*-amd64$' 2>/dev/null |
+    sed -n 's/ .*//p' | tail -n 1
+}
+
+# Guests that are not Linux.
+other_guests() {
+  [ ! -s "$guest/xen" ] || [ ! -s "$guest/memtest-x64" ] || return 0
+  [ -z "${missing:-}" ] || exit 1
+  [ -n "$(xen_package)" ] || own_lists
+  echo "fetch-guest: $(xen_package), memtest86+"
+  work=$(mktemp -d)
+  unpack "$(xen_package)" "$work/xen"
+  gzip -dc "$work"/xen/boot/xen-*.gz >"$guest/xen"
+  unpack memtest86+ "$work/memtest"
+  for kind in ia32 x64; do cp "$work/memtest/boot/memtest86+$kind.bin" "$guest/memtest-$kind"; done
+  rm -r "$work"
+}
+
 # Fetches a static busybox as $1.
 busybox() {
   [ ! -s "$guest/$1" ] || return 0
@@ -106,7 +131,8 @@ guest_of_32_bits() {
   busybox busybox-i386
 }
 
-if [ "${1:-}" = --i386 ]; then
+if [ "${1:-}" = --others ]; then
+  other_guests
   guest_of_32_bits
   Scripts/make-initramfs.sh "$guest/busybox-i386" Scripts/init-marker \
     "$guest/initramfs-marker-i386.cpio"

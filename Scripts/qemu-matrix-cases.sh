@@ -225,6 +225,21 @@ libvirt() {
   return 1
 }
 
+# The Xen hypervisor with Debian's kernel as its first domain, which runs below ring 0.
+boots_xen() {
+  start guest -M q35 -m 1G -smp 2 -kernel .guest/xen -append "console=com1 dom0_mem=512M" \
+    -initrd "$generic console=hvc0 panic=-1,.guest/initramfs-marker.cpio"
+  await 120 "$work/guest.log" 'MARTLET-GUEST-READY cpus=2' && exited 20
+}
+
+# Memory tests on two CPUs, which find no error.
+tests_memory() {
+  start guest -M pc -m 64M -smp 2 -kernel ".guest/memtest-$1" -append "console=ttyS0,115200"
+  await 120 "$work/guest.log" '#6 ' || return
+  ! grep -aqE 'Errors: +[1-9]' "$work/guest.log" || { note="errors in memory" && return 1; }
+  finish
+}
+
 known_row() {
   [[ $1 =~ $only ]] || return 0
   known=$((known + 1))
@@ -259,6 +274,9 @@ all_rows() {
   check "performance counters, Intel's" counters -M q35 -cpu host,vendor=GenuineIntel
   check "686-pae q35 smp=2" boots "$old" q35 2
   check "686-pae pc -cpu qemu32" boots "$old" pc 1 -cpu qemu32
+  check "Xen, Debian as its first domain" boots_xen
+  check "memtest86+, 32 bits" tests_memory ia32
+  check "memtest86+, 64 bits" tests_memory x64
   check "cloud-amd64 q35 5 GiB" boots "$cloud" q35 2 -m 5G
   check "reset, q35 smp=2" resets -M q35 -smp 2
   check "reset, pc irqchip=off" resets -M pc,kernel-irqchip=off
