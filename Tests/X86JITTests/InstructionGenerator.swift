@@ -121,6 +121,13 @@ struct InstructionGenerator {
     switch choice {
     case 1: return [UInt8.random(in: 0x40...0x4F, using: &random)]
     case 3: return [0x82] + modRM(&random)
+    case 4:
+      let opcodes: [UInt8] = [
+        0x06, 0x0E, 0x16, 0x1E, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x62, 0x8C, 0xC8, 0xD4, 0xD5,
+        0xD6,
+        0xD7,
+      ]
+      return [opcodes[Int.random(in: 0..<opcodes.count, using: &random)]] + modRM(&random)
     case 2:
       let low = UInt8.random(in: 0...255, using: &random)
       return [UInt8.random(in: 0xA0...0xA3, using: &random), low, 0x08, 0x04, 0]
