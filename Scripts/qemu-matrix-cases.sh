@@ -63,6 +63,27 @@ disk() {
     same "what the guest wrote" "$(printed wrote guest)" "$work/write.img"
 }
 
+# The file behind the guest's memory is truncated while the guest reads from its end: QEMU says so, stops the
+# guest, and goes on. A boot sector prints a line, then reads at 0x90000.
+truncated() {
+  local memory=/dev/shm/qemu-matrix.$$ sector='\372\061\300\216\330\374\276\035\174\272\370\003\254'
+  sector+='\204\300\164\003\356\353\370\270\000\220\216\330\212\007\353\374MATRIX reads\n\000'
+  truncate -s 1M "$work/sector.img"
+  printf "$sector" | dd of="$work/sector.img" conv=notrunc status=none
+  printf '\125\252' | dd of="$work/sector.img" bs=1 seek=510 conv=notrunc status=none
+  start guest "$@" -machine memory-backend=m -hda "$work/sector.img" \
+    -object "memory-backend-file,id=m,size=512M,mem-path=$memory,share=on"
+  await 60 "$work/guest.log" 'MATRIX reads' && sleep 1 && truncate -s 512K "$memory" &&
+    await 20 "$work/guest.messages" 'kvm run failed Bad address' &&
+    monitor 20 'info status' && [[ $answer == *internal-error* ]] || {
+    rm -f "$memory"
+    return 1
+  }
+  rm -f "$memory"
+  printf '{"execute": "quit"}\n' >&"$monitor_in"
+  exited 20
+}
+
 same() {
   [ "$2" = "$(sha256sum "$3" | cut -c 1-64)" ] && return
   note="$1 has another hash than ${3##*/}"
@@ -286,6 +307,8 @@ all_rows() {
   check "virtio-blk in a thread (irqfd)" disk virtio-blk-pci,iothread=t -M q35 -object iothread,id=t
   check "virtio-blk, shared memory" disk virtio-blk-pci -M q35,memory-backend=m \
     -object memory-backend-memfd,id=m,size=512M,share=on
+  check "memory's file truncated, q35" truncated -M q35
+  check "memory's file truncated, pc" truncated -M pc
   check "virtio-net q35" network virtio-net-pci -M q35
   check "virtio-net pc" network virtio-net-pci -M pc -smp 2
   check "virtio-net microvm" network virtio-net-device -M microvm

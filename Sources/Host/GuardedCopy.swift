@@ -7,6 +7,9 @@
 // such a handler a fault ends the program as everywhere else.
 //
 //     guard GuardedCopy.copy(from: address, to: buffer, count: 16) else { throw .badAddress }
+//
+// `store` is one store of the processor, `exchange` one atomic exchange, for those who write what others
+// read meanwhile.
 
 import CHost
 
@@ -17,40 +20,9 @@ import CHost
 package enum GuardedCopy {
   private typealias Function =
     @convention(c) (UnsafeMutableRawPointer?, UnsafeRawPointer?, Int) -> Int
-
-  private final class Code: @unchecked Sendable {
-    let memory: CodeMemory
-    let function: Function
-    let start: UInt
-
-    init(_ memory: consuming CodeMemory) {
-      let address = memory.executable
-      function = unsafeBitCast(address, to: Function.self)
-      start = UInt(bitPattern: address)
-      self.memory = memory
-    }
-  }
-
-  /// (destination, source, count) in RDI, RSI, RDX; 0 or, from `failure` on, 1 in RAX.
-  private static let instructions: [UInt8] = [
-    0x48, 0x89, 0xD1,  // mov rcx, rdx
-    0xF3, 0xA4,  // rep movsb
-    0x31, 0xC0,  // xor eax, eax
-    0xC3,  // ret
-    0xB8, 1, 0, 0, 0,  // failure: mov eax, 1
-    0xC3,  // ret
-  ]
-  private static let copyOffset: UInt = 3
-  private static let failureOffset: UInt = 8
-
-  private static let code: Code? = {
-    guard let memory = try? CodeMemory(size: 4096) else { return nil }
-    memory.writable.copyMemory(from: instructions, byteCount: instructions.count)
-    return Code(memory)
-  }()
-
-  /// Makes the code, so that `recover` never has to.
-  package static func prepare() { _ = code?.start }
+  private typealias StoreFunction = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Int
+  private typealias ExchangeFunction =
+    @convention(c) (UnsafeMutableRawPointer, UInt64, UnsafeMutableRawPointer) -> Int
 
   /// Copies `count` bytes.
   ///
@@ -59,26 +31,149 @@ package enum GuardedCopy {
     from source: UnsafeRawPointer?, to destination: UnsafeMutableRawPointer?, count: Int
   ) -> Bool {
     guard count > 0 else { return count == 0 }
-    guard let function = code?.function else { return false }
+    guard let code = GuardedCode.shared else { return false }
+    let function = unsafeBitCast(code.address(GuardedCode.copy), to: Function.self)
     return function(destination, source, count) == 0
   }
+
+  /// Stores an integer of 1, 2, 4 or 8 bytes.
+  ///
+  /// - Returns: false where it cannot be written there.
+  package static func store<T: FixedWidthInteger>(
+    _ value: T, to destination: UnsafeMutableRawPointer
+  ) -> Bool {
+    guard let code = GuardedCode.shared else { return false }
+    let size = MemoryLayout<T>.size
+    let entry = size >= 8 ? GuardedCode.store64 : size == 4 ? GuardedCode.store32 : nil
+    guard let entry else {
+      var value = value
+      return copy(from: &value, to: destination, count: size)
+    }
+    let function = unsafeBitCast(code.address(entry), to: StoreFunction.self)
+    return function(destination, UInt64(truncatingIfNeeded: value)) == 0
+  }
+
+  /// Exchanges a byte, atomically.
+  ///
+  /// - Returns: what was there; nil where it cannot be written.
+  package static func exchange(_ value: UInt8, at destination: UnsafeMutableRawPointer) -> UInt8? {
+    guard let code = GuardedCode.shared else { return nil }
+    let function = unsafeBitCast(code.address(GuardedCode.exchange8), to: ExchangeFunction.self)
+    var old: UInt8 = 0
+    return function(destination, UInt64(value), &old) == 0 ? old : nil
+  }
+
+  /// Makes the code, so that `recover` never has to.
+  package static func prepare() { _ = GuardedCode.shared?.start }
 
   /// In a handler of SIGSEGV or SIGBUS: whether the fault was a copy's, which then fails.
   ///
   /// - Parameter context: the handler's third argument.
   package static func recover(_ context: UnsafeMutableRawPointer?) -> Bool {
-    guard let context, let start = code?.start else { return false }
+    guard let context, let start = GuardedCode.shared?.start else { return false }
     let place = context + Registers.offset(Registers.rip)
-    guard place.load(as: UInt.self) == start &+ copyOffset else { return false }
-    place.storeBytes(of: start &+ failureOffset, as: UInt.self)
+    guard GuardedCode.isAccess(place.load(as: UInt.self) &- start) else { return false }
+    place.storeBytes(of: start &+ GuardedCode.failure, as: UInt.self)
     return true
   }
 
   /// Where a signal's context keeps the general registers.
   package enum Registers {
+    package static let rsp = 15
     package static let rip = 16
     package static func offset(_ register: Int) -> Int {
-      MemoryLayout<ucontext_t>.offset(of: \.uc_mcontext)! + register * 8
+      registersOffset + register * 8
     }
+    private static let registersOffset = MemoryLayout<ucontext_t>.offset(of: \.uc_mcontext)!
+    /// Makes what signal handlers use.
+    static func prepare() { _ = registersOffset }
   }
+}
+
+/// The generated code of guarded copies and calls.
+final class GuardedCode: @unchecked Sendable {
+  let memory: CodeMemory
+  let start: UInt
+
+  static let shared: GuardedCode? = {
+    GuardedCopy.Registers.prepare()
+    guard let memory = try? CodeMemory(size: 4096) else { return nil }
+    for (offset, bytes) in parts {
+      (memory.writable + Int(offset)).copyMemory(from: bytes, byteCount: bytes.count)
+    }
+    return GuardedCode(memory)
+  }()
+
+  private init(_ memory: consuming CodeMemory) {
+    start = UInt(bitPattern: memory.executable)
+    self.memory = memory
+  }
+
+  func address(_ offset: UInt) -> UInt { start &+ offset }
+
+  // MARK: Code
+
+  static let copy: UInt = 0
+  static let failure: UInt = 8
+  static let store32: UInt = 16
+  static let store64: UInt = 24
+  static let call: UInt = 32
+  static let cut: UInt = 82
+  static let exchange8: UInt = 104
+
+  /// Offsets of the instructions that may fault.
+  static func isAccess(_ offset: UInt) -> Bool {
+    offset == copy + 3 || offset == store32 || offset == store64 || offset == exchange8 + 2
+  }
+
+  private static let parts: [(offset: UInt, bytes: [UInt8])] = [
+    // (destination, source, count) in RDI, RSI, RDX; 0 or, from `failure` on, 1 in RAX.
+    (
+      copy,
+      [
+        0x48, 0x89, 0xD1,  // mov rcx, rdx
+        0xF3, 0xA4,  // rep movsb
+        0x31, 0xC0,  // xor eax, eax
+        0xC3,  // ret
+        0xB8, 1, 0, 0, 0,  // failure: mov eax, 1
+        0xC3,  // ret
+      ]
+    ),
+    (store32, [0x89, 0x37, 0x31, 0xC0, 0xC3]),  // mov [rdi], esi; xor eax, eax; ret
+    (store64, [0x48, 0x89, 0x37, 0x31, 0xC0, 0xC3]),  // mov [rdi], rsi; the same
+    (
+      exchange8,
+      [
+        0x89, 0xF0,  // mov eax, esi
+        0x86, 0x07,  // xchg [rdi], al
+        0x88, 0x02,  // mov [rdx], al
+        0x31, 0xC0, 0xC3,  // xor eax, eax; ret
+      ]
+    ),
+    // (function, argument, frame) in RDI, RSI, RDX: see GuardedCall.
+    (
+      call,
+      [
+        0x53, 0x55,  // push rbx; push rbp
+        0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57,  // push r12 ... push r15
+        0x48, 0x83, 0xEC, 8,  // sub rsp, 8
+        0x0F, 0xAE, 0x1C, 0x24,  // stmxcsr [rsp]
+        0xD9, 0x7C, 0x24, 4,  // fnstcw [rsp + 4]
+        0x48, 0x89, 0x22,  // mov [rdx], rsp
+        0x48, 0x89, 0xF8,  // mov rax, rdi
+        0x48, 0x89, 0xF7,  // mov rdi, rsi
+        0xFF, 0xD0,  // call rax
+        0x31, 0xC0,  // xor eax, eax
+        0x48, 0x83, 0xC4, 8,  // out: add rsp, 8
+        0x41, 0x5F, 0x41, 0x5E, 0x41, 0x5D, 0x41, 0x5C,  // pop r15 ... pop r12
+        0x5D, 0x5B, 0xC3,  // pop rbp; pop rbx; ret
+        0xFC,  // cut: cld
+        0xDB, 0xE3,  // fninit
+        0xD9, 0x6C, 0x24, 4,  // fldcw [rsp + 4]
+        0x0F, 0xAE, 0x14, 0x24,  // ldmxcsr [rsp]
+        0xB8, 1, 0, 0, 0,  // mov eax, 1
+        0xEB, 0xDF,  // jmp out
+      ]
+    ),
+  ]
 }

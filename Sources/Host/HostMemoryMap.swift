@@ -96,6 +96,12 @@ package final class HostMemoryMap: Sendable {
     }
   }
 
+  /// From an address to the end of its mapping; 0 where there is none.
+  package func mappingSize(at address: UInt) -> UInt {
+    let area = untrimmed(at: UInt64(address), generation, anew: true)
+    return area.map { UInt($0.range.upperBound) - address } ?? 0
+  }
+
   /// Whether others may write to the memory at an address by other mappings.
   package func isShared(at address: UInt64) -> Bool {
     untrimmed(at: address, generation, anew: false)?.isShared ?? true

@@ -16,7 +16,7 @@ import X86CPU
 
 extension Hypervisor {
   /// How long a change waits for vCPUs in guest code: one may wait for a page that the client brings.
-  private static let patience: UInt64 = 1_000_000_000
+  fileprivate static let patience: UInt64 = 1_000_000_000
 
   /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest that
   /// has it runs meanwhile, and none has what was there before.
@@ -112,7 +112,25 @@ extension Hypervisor {
   }
 }
 
+extension Machine {
+  /// Memory of a slot has gone at an address, and maybe more: all entries are made anew, and code that
+  /// came from the slot is decoded again. The caller is a vCPU outside guest code.
+  func memoryVanished(_ address: UInt) {
+    let deadline = HostClock.monotonic() &+ Hypervisor.patience
+    withGuestsStopped(until: deadline) {
+      for memory in memories { memory.withMappingsChanging {} }
+    }
+    for range in memories.flatMap({ $0.all.map(\.hostRange) }) where range.contains(address) {
+      guard let start = UnsafeRawPointer(bitPattern: range.lowerBound) else { continue }
+      PhysicalCPU.noteHostWrite(start, count: range.count)
+    }
+  }
+}
+
 extension MachineMemory {
+  /// An access of ours found out that memory has gone: mappings are read anew.
+  func hostMemoryVanished() { host?.changed() }
+
   /// Whether a slot names a part of this memory.
   func uses(_ range: Range<UInt>) -> Bool {
     withSlots { $0.ordered.contains { $0.hostRange.overlaps(range) } }

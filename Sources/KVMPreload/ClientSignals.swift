@@ -6,6 +6,7 @@
 import CHost
 import Glibc
 import Host
+import KVM
 import Synchronization
 
 /// An action as the client set it. Never freed: equal ones are kept once, and programs have few.
@@ -43,8 +44,8 @@ enum ClientSignals {
     var all = sigset_t()
     var mask = sigset_t()
     sigfillset(&all)
-    pthread_sigmask(SIG_SETMASK, &all, &mask)
-    defer { pthread_sigmask(SIG_SETMASK, &mask, nil) }
+    _ = Real.sigmask?(SIG_SETMASK, &all, &mask)
+    defer { _ = Real.sigmask?(SIG_SETMASK, &mask, nil) }
     return known.withLock { known in change(number, new, old, real, &known) }
   }
 
@@ -118,6 +119,7 @@ enum ClientSignals {
   /// Stands before the client in SIGSEGV and SIGBUS, whatever the client does with them.
   static func watchFaults() {
     GuardedCopy.prepare()
+    GuardedCall.prepare()
     RunThread.prepare()
     for number in faults { _ = install(number) }
   }
@@ -128,6 +130,22 @@ enum ClientSignals {
     var current = sigaction()
     guard set(number, nil, &current) == 0 else { return -1 }
     return set(number, &current, nil)
+  }
+
+  // MARK: Masks
+
+  /// SIGSEGV and SIGBUS.
+  static let faultSet: UInt64 = faults.reduce(0) { $0 | 1 &<< UInt64($1 - 1) }
+
+  /// pthread_sigmask(3). Whoever blocks the signals of faults may have them blocked in KVM_RUN, where they
+  /// are ours.
+  static func changeMask(
+    _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
+  ) -> Int32 {
+    guard let real = Real.sigmask else { return ENOSYS }
+    let result = real(how, new, old)
+    if new != nil, let thread = RunThread.existing { thread.pointee.isMaskKnown = false }
+    return result
   }
 
   // MARK: Signals that end KVM_RUN alone
@@ -168,13 +186,24 @@ enum ClientSignals {
   private static func deliver(
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) {
-    if faults.contains(number), GuardedCopy.recover(context) { return }
+    if faults.contains(number), recover(info, context) { return }
     if let thread = RunThread.existing, let info, thread.pointee.isRunning,
       !isFault(number, info.pointee), thread.pointee.postpone(info.pointee)
     {
       return
     }
     callClient(number, info, context)
+  }
+
+  /// Whether a fault was our access to memory that is the client's: to what an ioctl names, or a
+  /// guest's to that of a slot.
+  private static func recover(
+    _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
+  ) -> Bool {
+    guard let info, info.pointee.si_code > 0 else { return false }
+    if GuardedCopy.recover(context) { return true }
+    let address = UInt(bitPattern: info.pointee._sifields._sigfault.si_addr)
+    return ClientMappings.mayConcern(address, 1) && GuardedCall.recover(address, context)
   }
 
   /// Raised by the thread's own instruction, which cannot wait.

@@ -8,6 +8,7 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
 
 @_cdecl("mmap") public func exportedMmap(
@@ -79,6 +80,42 @@ import KVM
   let replaces = flags & 2 != 0  // MREMAP_FIXED
   return ClientMemory.map(old, oldLength) {
     replaces ? ClientMemory.map(new, length, call) : call()
+  }
+}
+
+@_cdecl("shmat") public func exportedShmat(
+  _ segment: Int32, _ address: UInt, _ flags: Int32
+) -> Int {
+  func call() -> Int {
+    chost_syscall(Int(SYS_shmat), Int(segment), Int(bitPattern: address), Int(flags), 0, 0, 0)
+  }
+  // Only with SHM_REMAP does a segment replace what is there.
+  guard flags & SharedMemory.remap != 0 else { return ClientMemory.map(0, 0, call) }
+  let start = flags & SharedMemory.round != 0 ? address & ~4095 : address
+  return ClientMemory.map(start, SharedMemory.size(of: segment), call)
+}
+
+@_cdecl("shmdt") public func exportedShmdt(_ address: UInt) -> Int32 {
+  Int32(
+    truncatingIfNeeded: ClientMemory.map(address, SharedMemory.size(at: address)) {
+      chost_syscall(Int(SYS_shmdt), Int(bitPattern: address), 0, 0, 0, 0, 0)
+    })
+}
+
+/// Segments of shmget(2).
+enum SharedMemory {
+  static let round: Int32 = 0o20000  // SHM_RND
+  static let remap: Int32 = 0o40000  // SHM_REMAP
+
+  static func size(of segment: Int32) -> UInt {
+    var status = shmid_ds()
+    return shmctl(segment, IPC_STAT, &status) == 0 ? UInt(status.shm_segsz) : 0
+  }
+
+  /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not matter.
+  static func size(at address: UInt) -> UInt {
+    guard ClientMappings.mayConcern(address, 1) else { return 1 }
+    return HostMemoryMap.shared.mappingSize(at: address)
   }
 }
 

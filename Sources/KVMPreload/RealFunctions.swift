@@ -38,6 +38,8 @@ enum Real {
   typealias GetXAttr = @convention(c) (Path?, Path?, UnsafeMutableRawPointer?, Int) -> Int
   typealias SetXAttr = @convention(c) (Path?, Path?, UnsafeRawPointer?, Int, Int32) -> Int32
   typealias Cancel = @convention(c) (pthread_t) -> Int32
+  typealias SigMask =
+    @convention(c) (Int32, UnsafePointer<sigset_t>?, UnsafeMutablePointer<sigset_t>?) -> Int32
   typealias SigAction =
     @convention(c) (Int32, UnsafePointer<sigaction>?, UnsafeMutablePointer<sigaction>?) -> Int32
 
@@ -89,6 +91,7 @@ enum Real {
   static let setxattr = find("setxattr", SetXAttr.self)
   static let lsetxattr = find("lsetxattr", SetXAttr.self)
   static let cancel = find("pthread_cancel", Cancel.self)
+  static let sigmask = find("pthread_sigmask", SigMask.self)
   static let sigaction = find("sigaction", SigAction.self)
 
   /// The next definition of a C function; nil where the C library has none.

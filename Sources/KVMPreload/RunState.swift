@@ -27,7 +27,7 @@ final class RunState: Sendable {
     // are put off.
     let control = chost_fnstcw()
     let mxcsr = chost_stmxcsr()
-    let mask = SignalMask(runner.signalMask)
+    let mask = SignalMask(runner.signalMask, unblocks: thread.pointee.blocksFaults)
     thread.pointee.begin(runner)
     mask?.apply()
     defer {
@@ -47,26 +47,43 @@ struct SignalMask {
   private var during = sigset_t()
   private var outside = sigset_t()
 
-  /// - Parameter signals: bit n - 1 for signal n; nil: there is no such mask.
-  init?(_ signals: UInt64?) {
-    guard let signals else { return nil }
-    pthread_sigmask(SIG_BLOCK, nil, &outside)
+  /// - Parameters:
+  ///   - signals: bit n - 1 for signal n; nil: there is no such mask.
+  ///   - unblocks: the client blocks signals of faults, which it cannot do in KVM_RUN.
+  init?(_ signals: UInt64?, unblocks: Bool) {
+    guard signals != nil || unblocks else { return nil }
+    outside = Self.current
     during = outside
-    let old = withUnsafeBytes(of: outside) { $0.load(as: UInt64.self) }
-    withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: signals, as: UInt64.self) }
+    let old = Self.bits(outside)
+    let wanted = (signals ?? old) & ~ClientSignals.faultSet
+    withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: wanted, as: UInt64.self) }
     // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken by
     // the library, even where the client never thought of an action.
-    ClientSignals.watch(old & ~signals)
+    ClientSignals.watch(old & ~wanted)
   }
+
+  /// The calling thread's.
+  private static var current: sigset_t {
+    var set = sigset_t()
+    _ = Real.sigmask?(SIG_BLOCK, nil, &set)
+    return set
+  }
+
+  private static func bits(_ set: sigset_t) -> UInt64 {
+    withUnsafeBytes(of: set) { $0.load(as: UInt64.self) }
+  }
+
+  /// Whether the calling thread blocks a signal of faults.
+  static var blocksFaults: Bool { bits(current) & ClientSignals.faultSet != 0 }
 
   func apply() {
     var mask = during
-    pthread_sigmask(SIG_SETMASK, &mask, nil)
+    _ = Real.sigmask?(SIG_SETMASK, &mask, nil)
   }
 
   func restore() {
     var mask = outside
-    pthread_sigmask(SIG_SETMASK, &mask, nil)
+    _ = Real.sigmask?(SIG_SETMASK, &mask, nil)
   }
 }
 
@@ -81,6 +98,9 @@ struct RunThread: ~Copyable {
   /// While another thread looks at `running`, or this one changes it.
   private let isLocked = Atomic<Bool>(false)
   private var isCancelled = false
+  /// Whether the thread blocks signals of faults outside KVM_RUN, if that is known.
+  private var isBlockingFaults = false
+  var isMaskKnown = false
   private var count = 0
   private var signals = InlineArray<32, siginfo_t>(repeating: siginfo_t())
 
@@ -144,6 +164,16 @@ struct RunThread: ~Copyable {
   /// The calling thread's, if it was ever in KVM_RUN. Safe in signal handlers.
   static var existing: UnsafeMutablePointer<RunThread>? {
     pthread_getspecific(key)?.assumingMemoryBound(to: RunThread.self)
+  }
+
+  var blocksFaults: Bool {
+    mutating get {
+      if !isMaskKnown {
+        isMaskKnown = true
+        isBlockingFaults = SignalMask.blocksFaults
+      }
+      return isBlockingFaults
+    }
   }
 
   mutating func begin(_ runner: Runner) {

@@ -45,6 +45,9 @@ package final class PhysicalCPU: @unchecked Sendable {
   let bounce: UnsafeMutableRawPointer
   /// Whose accesses `emulate` serves.
   var emulationContext: (any EmulationContext)?
+  var emulationResult = EmulationResult.completed
+  /// See `takeHostFault`.
+  var hostFault: UInt?
   /// Where translated code finds its successors.
   let nativeJumps = NativeJumps()
   let requestLine: RequestLine

@@ -81,9 +81,11 @@ extension CPU {
     var op = first
     var step: Int32
     repeat {
+      s.pointee.running = op
       step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
       op += 1
     } while step == Step.next
+    s.pointee.running = nil
     s.pointee.retired &+= UInt64(op - first)
     if step == Step.branch { return true }
     return finish(step, op - 1)
@@ -100,7 +102,9 @@ extension CPU {
       return take(.generalProtection)
     }
     s.pointee.blockRIP = s.pointee.rip
+    s.pointee.running = op
     let step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
+    s.pointee.running = nil
     s.pointee.retired &+= 1
     if step == Step.next {
       s.pointee.rip = nextRIP(op)
@@ -178,6 +182,8 @@ extension PhysicalCPU {
     case stopped
     /// It raised an exception, or another VM exit (`isVMExit`, recorded).
     case faulted(GuestException)
+    /// It accessed memory that the host does not have there any more (`takeHostFault`).
+    case vanished
   }
 
   /// Executes the instruction at RIP with the context answering the accesses that EPT does not map.
@@ -185,9 +191,9 @@ extension PhysicalCPU {
   package func emulate(_ context: any EmulationContext) -> EmulationResult {
     cpu.s.pointee.exit.reason = 0xFFFF
     do throws(GuestException) {
-      return try withContext(context) { () throws(GuestException) in try cpu.emulateOne() }
+      return try withContext(context) { () throws(GuestException) in emulateGuarded() }
     } catch {
-      return error.isVMExit ? stoppedOrExit : .faulted(error)
+      return .faulted(error)
     }
   }
 
@@ -214,13 +220,20 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  fileprivate func emulateOne() throws(GuestException) -> PhysicalCPU.EmulationResult {
-    let block = try block(at: codeLinear)
+  func emulateOne() -> PhysicalCPU.EmulationResult {
+    let block: BlockPointer
+    do throws(GuestException) {
+      block = try self.block(at: codeLinear)
+    } catch {
+      return error.isVMExit ? owner.stoppedOrExit : .faulted(error)
+    }
     let op = block.pointee.ops
     let isBranch = block.pointee.endsInBranch && block.pointee.count == 1
     let rip = s.pointee.rip
     s.pointee.blockRIP = rip
+    s.pointee.running = op
     let step = op.pointee.handler(raw, UnsafeMutableRawPointer(op))
+    s.pointee.running = nil
     switch step {
     case Step.fault:
       s.pointee.rip = currentRIP(op)

@@ -15,6 +15,9 @@ let checks: [(name: String, check: () throws -> Void)] = [
   ("userfault", userFaultChecks), ("late", latePageChecks), ("ring", ringChecks),
   ("cancel", cancelChecks), ("mask", maskChecks), ("contention", contentionChecks),
   ("coalesced", coalescedChecks), ("events", eventChecks),
+  ("vanish", vanishChecks), ("stress", stressChecks), ("truncation", truncationChecks),
+  ("segment", segmentChecks), ("own", ownFaultChecks), ("clock", clockPageChecks),
+  ("crash", crashChecks),
 ]
 
 struct Failure: Error { var text: String }

@@ -28,6 +28,21 @@ import Testing
     #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
   }
 
+  /// Slot memory that goes while the guest runs, with the translator and without.
+  @Test(arguments: ["vanish", "stress", "truncation", "segment", "own", "clock"], ["on", "off"])
+  func vanishingMemory(_ check: String, _ translator: String) throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(["kvm", "--translator", translator, "--", program, check])
+    #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
+  }
+
+  /// A client's own bug ends it as ever.
+  @Test func crash() throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(["kvm", "--", program, "crash"])
+    #expect(result.status == 128 + SIGSEGV, "\(result)")
+  }
+
   @Test func statusAndStatistics() throws {
     let program = Command.products + "/martlet-kvm-client"
     let result = try Command.run(["kvm", "--stats", "--", program, "signals"])

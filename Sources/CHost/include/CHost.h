@@ -16,6 +16,7 @@
 #include <sys/timerfd.h>
 #include <sys/signalfd.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <linux/userfaultfd.h>

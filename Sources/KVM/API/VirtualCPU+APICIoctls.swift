@@ -53,7 +53,7 @@ extension VirtualCPU {
       { (vcpu, argument) throws(Errno) in
         let address: UInt64 = try argument.read(kvm_vapic_addr.self).vapic_addr
         guard vcpu.apic != nil,
-          address == 0 || vcpu.machine.memory.pointer(address, count: 4) != nil
+          address == 0 || vcpu.machine.memory.isReadable(address, count: 4)
         else { throw .invalidArgument }
         vcpu.priorityCopy = address
         return 0

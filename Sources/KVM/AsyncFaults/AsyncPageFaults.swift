@@ -94,7 +94,7 @@ extension VirtualCPU {
       asyncFaults.clear()
       return true
     }
-    guard machine.memory.pointer(new.address, count: 64) != nil else { return false }
+    guard machine.memory.isReadable(new.address, count: 64) else { return false }
     asyncFaults.enable = value
     machine.watchPresence()
     // Whatever the guest waits for from before, as after a migration, is to be tried again.

@@ -16,6 +16,7 @@
 // asked for ahead, as many as will surely be taken; those not yet taken wait in `inputs`.
 
 import CHost
+import Host
 import InterruptChips
 import Synchronization
 import X86
@@ -212,6 +213,10 @@ extension VirtualCPU {
         emulation.finish()
         return sendOutputs()
       case .stopped: return requestAccess()
+      case .vanished:
+        completion = .none
+        emulation.finish()
+        return memoryVanished()
       case .faulted(let exception):
         let disposition = emulationFaulted(exception)
         return emulation.outputs.count > 0 ? sendOutputs() : disposition
@@ -346,7 +351,12 @@ extension VirtualCPU {
 
   func readDevice(_ address: UInt64, size: Int) -> UInt64? {
     switch memory.place(address, count: size) {
-    case .at(let place): return Self.load(place, size)
+    case .at(let place):
+      var value: UInt64 = 0
+      if GuardedCopy.copy(from: place, to: &value, count: min(size, 8)) { return value }
+      memory.hostMemoryVanished()
+      emulation.noteHostFault()
+      return nil
     case .fault:
       emulation.noteHostFault()
       return nil

@@ -91,7 +91,9 @@ extension VirtualCPU {
     guard cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
     let (time, tsc) = (HostClock.realtime(), guestTSC)
     let isWritten = writeMemory(cpu.gpr[3], count: 64) { place in
-      place.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
+      for offset in stride(from: 24, to: 64, by: 8) {
+        place.storeBytes(of: 0, toByteOffset: offset, as: UInt64.self)
+      }
       place.storeBytes(of: time / 1_000_000_000, as: UInt64.self)
       place.storeBytes(of: time % 1_000_000_000, toByteOffset: 8, as: UInt64.self)
       place.storeBytes(of: tsc, toByteOffset: 16, as: UInt64.self)

@@ -154,6 +154,13 @@ extension VirtualCPU {
     return .userSpace
   }
 
+  /// The processor's access found out that memory of a slot has gone without a word. What is known of
+  /// the client's mappings is known no longer.
+  func memoryVanished() -> Disposition {
+    if let address = slot?.cpu.takeHostFault() { machine.memoryVanished(address) }
+    return hostFault()
+  }
+
   func shutDown() -> Disposition {
     run.pointee.exit_reason = UInt32(KVM_EXIT_SHUTDOWN)
     return .userSpace

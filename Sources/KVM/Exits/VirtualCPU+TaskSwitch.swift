@@ -28,11 +28,16 @@ extension VirtualCPU {
       // It cannot be begun again in its midst: memory that no nested entry has is accessed here.
       emulation.finish()
       emulation.begin(at: backend[.rip])
-      try slot.cpu.withContext(emulation) { () throws(GuestException) in
-        try cpu.emulateTaskSwitch(
+      let isDone = try slot.cpu.withContext(emulation) { () throws(GuestException) in
+        try slot.cpu.switchTask(
           selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
       }
       emulation.finish()
+      if !isDone {
+        backend.stateChangedInPlace()
+        leaveGuest()
+        return memoryVanished()
+      }
       if source != .interrupt { noteRetired(isBranch: true) }
     } catch {
       emulation.finish()

@@ -95,7 +95,7 @@ extension VirtualCPU {
   /// - Parameter space: nil: the address space that the guest is in.
   func writeMemory(
     _ address: UInt64, count: Int, in space: MachineMemory? = nil,
-    _ body: (UnsafeMutableRawPointer) -> Void
+    _ body: (inout GuestBytes) -> Void
   ) -> Bool {
     (space ?? memory).write(address, count: count, body) { slot, page in
       dirtyRing?.append(slot: slot, page: page)

@@ -40,15 +40,24 @@ extension MachineMemory {
     return .at(pointer)
   }
 
-  /// The host address of `count` bytes of guest memory to read, all in one slot.
-  func pointer(_ address: UInt64, count: Int) -> UnsafeMutableRawPointer? {
-    guard case .at(let pointer) = place(address, count: count) else { return nil }
-    return pointer
+  /// Whether `count` bytes of guest memory are there to read, all in one slot.
+  func isReadable(_ address: UInt64, count: Int) -> Bool {
+    guard case .at = place(address, count: count) else { return false }
+    return true
+  }
+
+  /// Copies guest memory, all of one slot. False where it is not there.
+  func read(_ address: UInt64, to buffer: UnsafeMutableRawPointer, count: Int) -> Bool {
+    guard case .at(let pointer) = place(address, count: count) else { return false }
+    if GuardedCopy.copy(from: pointer, to: buffer, count: count) { return true }
+    hostMemoryVanished()
+    return false
   }
 
   /// Reads an integer of guest memory; nil where there is none.
   func load<T: FixedWidthInteger>(_ address: UInt64, as type: T.Type = T.self) -> T? {
-    pointer(address, count: MemoryLayout<T>.size)?.loadUnaligned(as: T.self)
+    var value: T = 0
+    return read(address, to: &value, count: MemoryLayout<T>.size) ? value : nil
   }
 
   static func pointer(
@@ -64,7 +73,7 @@ extension MachineMemory {
   /// - Parameter dirtied: called for each page that was clean in its slot's log.
   /// - Returns: false where there is no such memory, or it is read-only.
   func write(
-    _ address: UInt64, count: Int, _ body: (UnsafeMutableRawPointer) -> Void,
+    _ address: UInt64, count: Int, _ body: (inout GuestBytes) -> Void,
     dirtied: (_ slot: UInt32, _ page: UInt64) -> Void
   ) -> Bool {
     guard case .at = place(address, count: count, writing: true) else { return false }
@@ -72,7 +81,9 @@ extension MachineMemory {
       guard let slot = slots.slot(at: address), !slot.isReadOnly,
         let place = Self.pointer(slot, address, count)
       else { return false }
-      body(place)
+      var bytes = GuestBytes(place)
+      body(&bytes)
+      if !bytes.isThere { hostMemoryVanished() }
       if count > 0, let log = slot.log {
         let last = slot.page(of: address &+ UInt64(count) &- 1)
         for page in slot.page(of: address)...last where log.insert(page) {
@@ -80,7 +91,44 @@ extension MachineMemory {
         }
       }
       PhysicalCPU.noteHostWrite(place, count: count)
-      return true
+      return bytes.isThere
     }
+  }
+}
+
+/// Guest memory that is being written. Where it has gone, stores do nothing and loads are 0.
+struct GuestBytes {
+  private let start: UnsafeMutableRawPointer
+  /// Every access so far has been possible.
+  private(set) var isThere = true
+
+  init(_ start: UnsafeMutableRawPointer) { self.start = start }
+
+  mutating func load<T: FixedWidthInteger>(fromByteOffset offset: Int = 0, as: T.Type) -> T {
+    var value: T = 0
+    if !GuardedCopy.copy(from: start + offset, to: &value, count: MemoryLayout<T>.size) {
+      isThere = false
+    }
+    return value
+  }
+
+  /// Of 4 and 8 bytes one store of the host's.
+  mutating func storeBytes<T: FixedWidthInteger>(
+    of value: T, toByteOffset offset: Int = 0, as: T.Type
+  ) {
+    isThere = GuardedCopy.store(value, to: start + offset) && isThere
+  }
+
+  /// Atomic.
+  mutating func exchange(_ value: UInt8, atByteOffset offset: Int) -> UInt8 {
+    guard let old = GuardedCopy.exchange(value, at: start + offset) else {
+      isThere = false
+      return 0
+    }
+    return old
+  }
+
+  mutating func copyMemory(from source: UnsafeRawPointer, byteCount: Int) {
+    isThere = GuardedCopy.copy(from: source, to: start, count: byteCount) && isThere
   }
 }

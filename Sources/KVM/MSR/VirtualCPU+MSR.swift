@@ -312,7 +312,7 @@ extension VirtualCPU {
     guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
     let done = writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
       ParavirtualClock.write(
-        $0, machine.clock, rate: tscRate, tscOffset: tscOffset, flags: clockFlags)
+        &$0, machine.clock, rate: tscRate, tscOffset: tscOffset, flags: clockFlags)
     }
     if done { clockFlags &= ~ParavirtualClock.guestStopped }
   }
@@ -322,7 +322,7 @@ extension VirtualCPU {
     _ = writeMemory(
       msrs.wallClock, count: ParavirtualClock.wallClockSize, in: machine.memory
     ) {
-      ParavirtualClock.writeWallClock($0, machine.clock)
+      ParavirtualClock.writeWallClock(&$0, machine.clock)
     }
   }
 }

@@ -18,8 +18,10 @@ struct StateSaveArea {
 
   init() {}
 
-  init(copying place: UnsafeRawPointer) {
-    bytes.withUnsafeMutableBytes { $0.copyMemory(from: .init(start: place, count: Self.size)) }
+  /// Nil where `read`, which fills `size` bytes, cannot.
+  init?(_ read: (UnsafeMutableRawPointer) -> Bool) {
+    let isRead = bytes.withUnsafeMutableBytes { $0.baseAddress.map(read) ?? false }
+    if !isRead { return nil }
   }
 
   subscript<T: FixedWidthInteger>(_ offset: Int, type: T.Type = T.self) -> T {

@@ -177,9 +177,10 @@ extension VirtualCPU {
 
   /// RSM. State that no processor can be in shuts the CPU down.
   func leaveSystemManagement() -> Disposition {
-    let place = memory.pointer(smm.base &+ StateSaveArea.offset, count: StateSaveArea.size)
-    guard let place else { return shutDown() }
-    let area = StateSaveArea(copying: place)
+    let saved = StateSaveArea {
+      memory.read(smm.base &+ StateSaveArea.offset, to: $0, count: StateSaveArea.size)
+    }
+    guard let area = saved else { return shutDown() }
     setManagementMode(false)
     let is64Bit = hasLongMode
     do throws(Errno) {

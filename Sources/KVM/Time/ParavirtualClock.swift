@@ -36,7 +36,7 @@ enum ParavirtualClock {
 
   /// Writes the vCPU's time structure with the version protocol: odd while it changes.
   static func write(
-    _ place: UnsafeMutableRawPointer, _ clock: MachineClock, rate: TSCRate, tscOffset: UInt64,
+    _ place: inout GuestBytes, _ clock: MachineClock, rate: TSCRate, tscOffset: UInt64,
     flags: UInt8
   ) {
     let reference = clock.reference
@@ -55,7 +55,7 @@ enum ParavirtualClock {
   }
 
   /// Writes the wall clock: the time of day when kvmclock was 0.
-  static func writeWallClock(_ place: UnsafeMutableRawPointer, _ clock: MachineClock) {
+  static func writeWallClock(_ place: inout GuestBytes, _ clock: MachineClock) {
     let boot = HostClock.realtime() &- clock.nanoseconds(at: HostTSC.read())
     let version = place.load(as: UInt32.self) & ~1
     place.storeBytes(of: version &+ 1, as: UInt32.self)

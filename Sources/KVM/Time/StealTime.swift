@@ -11,7 +11,6 @@
 
 import CHost
 import Host
-import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -73,7 +72,7 @@ extension VirtualCPU {
       let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
       place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
       place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)
-      let was = Self.preemption(place).pointee.exchange(0, ordering: .sequentiallyConsistent)
+      let was = place.exchange(0, atByteOffset: StealTime.preemptedOffset)
       wantsFlush = was & StealTime.flushWanted != 0
       place.storeBytes(of: version &+ 2, toByteOffset: 8, as: UInt32.self)
     }
@@ -85,16 +84,10 @@ extension VirtualCPU {
     // In the middle of an instruction's emulation translations are not dropped.
     guard steal.isEnabled, completion == .none else { return releaseSlot() }
     _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) {
-      Self.preemption($0).pointee.store(StealTime.preempted, ordering: .sequentiallyConsistent)
+      _ = $0.exchange(StealTime.preempted, atByteOffset: StealTime.preemptedOffset)
     }
     releaseSlot()
     _ = takeSlot()
     accountStealTime()
-  }
-
-  private static func preemption(
-    _ place: UnsafeMutableRawPointer
-  ) -> UnsafeMutablePointer<Atomic<UInt8>> {
-    (place + StealTime.preemptedOffset).assumingMemoryBound(to: Atomic<UInt8>.self)
   }
 }

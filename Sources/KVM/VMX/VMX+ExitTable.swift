@@ -68,7 +68,9 @@ extension VMX {
   }
 
   /// Somebody wants the CPU; the run loop looks who.
-  private static let exitExternalInterrupt: Handler = { _, _ in .resume }
+  private static let exitExternalInterrupt: Handler = { vmx, vcpu in
+    vmx.cpu.hasHostFault ? vcpu.memoryVanished() : .resume
+  }
 
   private static let exitTripleFault: Handler = { _, vcpu in vcpu.shutDown() }
 

@@ -26,6 +26,10 @@ package protocol BlockTranslator: AnyObject {
   func entry(of block: BlockPointer, page: UInt64) -> UInt
   /// Gives a hot block better code, or leaves it alone.
   func optimize(_ block: BlockPointer)
+  /// Makes the state whole where a handler that translated code called will not return.
+  ///
+  /// - Parameter information: `NativeState.callInformation`.
+  func leaveHandler(_ information: UInt32)
 }
 
 /// The part of the CPU's state that is translated code's own.
@@ -53,6 +57,11 @@ package struct NativeState {
   package var hostMXCSR: UInt32 = MXCSR.initial
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
+  /// A handler runs that translated code has called, with what the translator knows of the call.
+  package var isCalling = false
+  package var callInformation: UInt32 = 0
+  /// A search runs for translated code: the flags are in `hostFlags`.
+  package var isSearching = false
   /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
   /// requested, so that one look serves both questions. Atomic.
   package var jumps: UInt64 = 0
@@ -85,6 +94,8 @@ package struct NativeState {
   /// Whether times are taken at the switches between tiers.
   package var isMeasured = false
   package var counts = TierCounts()
+  /// Where in the code guests' accesses are.
+  package var faultSites = NativeFaultSites()
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
 

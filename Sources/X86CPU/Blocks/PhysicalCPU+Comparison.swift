@@ -4,6 +4,7 @@
 // first block is decoded. When contents may have changed, all ways to code are found anew, and the
 // first that leads into a page compares it with its copy; a page that differs loses its code.
 
+import Host
 import Synchronization
 import X86
 
@@ -51,7 +52,8 @@ extension PhysicalCPU {
     var copy = CodeCopy(bytes: nil, comparison: comparison)
     if codeGuard.needsComparison(page), let now = UnsafeRawPointer(bitPattern: UInt(page)) {
       let bytes = UnsafeMutableRawPointer.allocate(byteCount: Int(Page.size), alignment: 64)
-      bytes.copyMemory(from: now, byteCount: Int(Page.size))
+      // Where the page has gone, whoever decodes it finds out.
+      _ = GuardedCopy.copy(from: now, to: bytes, count: Int(Page.size))
       copy.bytes = bytes
       codeGuard.copies.add(1, ordering: .relaxed)
       blocks.hasCopies = true

@@ -126,6 +126,11 @@ extension CPU {
     }
   }
 
+  /// The same for the event of a VM entry.
+  func noteInjection(_ event: InterruptionInfo, _ errorCode: UInt32, length: UInt32) {
+    noteVectoring(event, errorCode, length: length)
+  }
+
   /// IDT-vectoring information of an exit that a delivery ended in.
   private func noteVectoring(_ event: InterruptionInfo, _ errorCode: UInt32, length: UInt32) {
     let reported = reportable(event)

@@ -179,13 +179,9 @@ private let popMemory: Handler = { c, i in
   let i = Handlers.op(i)
   return attempt(c) { () throws(GuestException) in
     let size = i.pointee.operandSize
-    let saved = c.gpr[4]
-    let value = try c.pop(size: size)
-    do throws(GuestException) {
+    try c.keepingStack { () throws(GuestException) in
+      let value = try c.pop(size: size)
       try c.store(value, at: try c.linearAddress(i, size: Int(size), .write), size: size)
-    } catch {
-      c.gpr[4] = saved
-      throw error
     }
   }
 }
@@ -195,11 +191,8 @@ private let pushAll: Handler = { c, i in
   let size = Handlers.op(i).pointee.operandSize
   return attempt(c) { () throws(GuestException) in
     let saved = c.gpr[4]
-    do throws(GuestException) {
+    try c.keepingStack { () throws(GuestException) in
       for n in 0..<8 { try c.push(n == 4 ? saved : c.gpr[n], size: size) }
-    } catch {
-      c.gpr[4] = saved
-      throw error
     }
   }
 }
@@ -228,12 +221,9 @@ private let enter: Handler = { c, i in
   let i = Handlers.op(i)
   return attempt(c) { () throws(GuestException) in
     let size = i.pointee.operandSize
-    let (savedSP, savedBP) = (c.gpr[4], c.gpr[5])
     do throws(GuestException) {
-      try c.enterFrame(i, size)
+      try c.keepingStack { () throws(GuestException) in try c.enterFrame(i, size) }
     } catch {
-      c.gpr[4] = savedSP
-      c.gpr[5] = savedBP
       throw c.stackError(error)
     }
   }
@@ -277,13 +267,9 @@ private let leave: Handler = { c, i in
   let c = CPU(c)
   let size = Handlers.op(i).pointee.operandSize
   return attempt(c) { () throws(GuestException) in
-    let saved = c.gpr[4]
-    c.setStackPointer(c.gpr[5])
-    do throws(GuestException) {
+    try c.keepingStack { () throws(GuestException) in
+      c.setStackPointer(c.gpr[5])
       c.setSized(5, try c.pop(size: size), size)
-    } catch {
-      c.gpr[4] = saved
-      throw error
     }
   }
 }

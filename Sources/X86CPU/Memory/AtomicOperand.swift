@@ -3,6 +3,7 @@
 // Atomic operations on guest memory in host memory. The host's memory model is the guest's, so a
 // LOCKed guest operation is one LOCKed host operation, misaligned within a page included.
 
+import Glibc
 import Synchronization
 import X86
 
@@ -23,12 +24,20 @@ func splitLock(_ body: () throws(GuestException) -> Void) throws(GuestException)
   try body()
 }
 
+/// Where the calling thread was cut off in a locked access.
+func releaseSplitLock() { splitLockMutex.pointer.pointee.unlockIfOwn() }
+
 private struct SpinLock: ~Copyable {
-  private let held = Atomic<Bool>(false)
+  /// The holder's pthread_self, or 0.
+  private let holder = Atomic<UInt>(0)
+  private var own: UInt { UInt(pthread_self()) }
+
   borrowing func lock() {
-    while held.exchange(true, ordering: .acquiring) {}
+    let own = own
+    while !holder.weakCompareExchange(expected: 0, desired: own, ordering: .acquiring).exchanged {}
   }
-  borrowing func unlock() { held.store(false, ordering: .releasing) }
+  borrowing func unlock() { holder.store(0, ordering: .releasing) }
+  borrowing func unlockIfOwn() { if holder.load(ordering: .relaxed) == own { unlock() } }
 }
 
 private final class SplitLockMutex: @unchecked Sendable {

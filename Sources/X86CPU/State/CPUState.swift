@@ -62,6 +62,8 @@ package struct VectorState {
   package var opmask = InlineArray<8, UInt64>(repeating: 0)
   /// Scratch for host execution (see Vector).
   package var scratch = InlineArray<64, UInt64>(repeating: 0)
+  /// The x87 unit's part of `fx` before an instruction that changes it and then stores.
+  var keptX87 = InlineArray<20, UInt64>(repeating: 0)
 }
 
 package struct CPUState {
@@ -187,6 +189,15 @@ package struct CPUState {
 
   /// TLB entries made after page walks, since start.
   package var tlbFills: UInt64 = 0
+
+  /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else nil.
+  package var running: MicroOpPointer?
+  /// An event that VM entry injects is being delivered.
+  var isInjecting = false
+  /// RSP and RBP as they were, while a handler that changes them early runs.
+  var keptStack: (rsp: UInt64, rbp: UInt64)?
+  /// Whether `VectorState.keptX87` is what the x87 unit's state was.
+  var keepsX87 = false
 
   /// What translated code uses (see NativeCode).
   package var native = NativeState()

@@ -47,8 +47,10 @@ extension PhysicalCPU {
       s.pointee.pendingDebug = 0
     }
     enterGuestCode()
+    s.pointee.isInjecting = true
     let delivered = cpu.deliver(
       event, errorCode: vmx.pointee.page32(.entryExceptionErrorCode), returnRIP: returnRIP)
+    s.pointee.isInjecting = false
     leaveGuestCode()
     if !delivered { return false }
     if s.pointee.slow & SlowReason.monitorTrap != 0 {

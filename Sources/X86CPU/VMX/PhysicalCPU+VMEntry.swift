@@ -48,7 +48,7 @@ extension PhysicalCPU {
     unit.pointee.launched = true
     unit.pointee.entries &+= 1
     startTimer()
-    if openEvents() { cpu.runGuest() }
+    runGuarded()
     return try completeExit()
   }
 

@@ -171,6 +171,7 @@ package enum VectorLayout {
   package static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
   package static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
   package static let scratch = MemoryLayout<VectorState>.offset(of: \.scratch)!
+  static let kept = MemoryLayout<VectorState>.offset(of: \.keptX87)!
   /// Fields of the FXSAVE image (SDM volume 1, "FXSAVE area").
   package static let fcw = fx
   package static let fsw = fx + 2

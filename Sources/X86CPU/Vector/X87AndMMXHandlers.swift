@@ -83,25 +83,35 @@ extension CPU {
     }
   }
 
-  /// Puts the x87 state back where `body` throws.
+  /// Puts the x87 state back where `body` throws or is cut off.
   private func withSavedX87(
     _ body: () throws(GuestException) -> Void
   ) throws(GuestException) {
-    typealias Saved = (SIMD32<UInt8>, SIMD64<UInt8>, SIMD64<UInt8>)
-    let image = vectorRaw + VectorLayout.fx
-    let saved: Saved = (
-      image.loadUnaligned(as: SIMD32<UInt8>.self),
-      image.loadUnaligned(fromByteOffset: 32, as: SIMD64<UInt8>.self),
-      image.loadUnaligned(fromByteOffset: 96, as: SIMD64<UInt8>.self)
-    )
+    Self.copyX87(from: vectorRaw + VectorLayout.fx, to: vectorRaw + VectorLayout.kept)
+    s.pointee.keepsX87 = true
+    defer { s.pointee.keepsX87 = false }
     do {
       try body()
     } catch {
-      image.storeBytes(of: saved.0, as: SIMD32<UInt8>.self)
-      image.storeBytes(of: saved.1, toByteOffset: 32, as: SIMD64<UInt8>.self)
-      image.storeBytes(of: saved.2, toByteOffset: 96, as: SIMD64<UInt8>.self)
+      restoreX87()
       throw error
     }
+  }
+
+  private static func copyX87(
+    from source: UnsafeRawPointer, to destination: UnsafeMutableRawPointer
+  ) {
+    let control = source.loadUnaligned(as: SIMD32<UInt8>.self)
+    let low = source.loadUnaligned(fromByteOffset: 32, as: SIMD64<UInt8>.self)
+    let high = source.loadUnaligned(fromByteOffset: 96, as: SIMD64<UInt8>.self)
+    destination.storeBytes(of: control, as: SIMD32<UInt8>.self)
+    destination.storeBytes(of: low, toByteOffset: 32, as: SIMD64<UInt8>.self)
+    destination.storeBytes(of: high, toByteOffset: 96, as: SIMD64<UInt8>.self)
+  }
+
+  /// As it was when `withSavedX87` was called.
+  func restoreX87() {
+    Self.copyX87(from: vectorRaw + VectorLayout.kept, to: vectorRaw + VectorLayout.fx)
   }
 }
 

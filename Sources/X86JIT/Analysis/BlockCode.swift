@@ -3,6 +3,7 @@
 // What translation knows of a decoded block's instructions, and which blocks are translated together:
 // a block and the hot ones of its page that jumps and falling through lead to (a region).
 
+import Host
 import X86
 import X86CPU
 import X86Decoder
@@ -35,44 +36,55 @@ struct BlockCode {
 
   private static func decode(_ block: BlockPointer) -> [Instruction]? {
     if block.pointee.secondPage != 0 { return decodeCrossing(block).map { [$0] } }
-    let bytes = UnsafeRawPointer(bitPattern: UInt(block.pointee.host)).unsafelyUnwrapped
+    let length = Int(block.pointee.length)
+    guard let bytes = copy(block.pointee.host, length) else { return nil }
     var result: [Instruction] = []
     var offset = 0
-    let room = Int(Page.size - block.pointee.host & Page.offsetMask)
     for n in 0..<Int(block.pointee.count) {
-      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
-      guard offset < room, let instruction = try? Decoder.decode(rest, mode: block.mode),
-        instruction.length == block.pointee.ops[n].length
-      else { return nil }
-      result.append(instruction)
-      offset += Int(instruction.length)
+      let decoded = bytes[offset...].withUnsafeBytes {
+        try? Decoder.decode($0, mode: block.mode)
+      }
+      guard let decoded, decoded.length == block.pointee.ops[n].length else { return nil }
+      result.append(decoded)
+      offset += Int(decoded.length)
     }
     return result
+  }
+
+  /// Code as it is now; nil where it has gone.
+  private static func copy(_ address: UInt64, _ count: Int) -> [UInt8]? {
+    var isThere = false
+    let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+      isThere = GuardedCopy.copy(
+        from: UnsafeRawPointer(bitPattern: UInt(address)), to: buffer.baseAddress, count: count)
+      initialized = isThere ? count : 0
+    }
+    return isThere ? bytes : nil
   }
 
   /// The one instruction of a block that lies across two pages.
   private static func decodeCrossing(_ block: BlockPointer) -> Instruction? {
     let count = Int(Page.size - block.pointee.host & Page.offsetMask)
-    let first = UnsafeRawPointer(bitPattern: UInt(block.pointee.host))
-    let second = UnsafeRawPointer(bitPattern: UInt(block.pointee.secondPage))
-    guard let first, let second, count < 16 else { return nil }
-    var bytes = [UInt8](UnsafeRawBufferPointer(start: first, count: count))
-    bytes += UnsafeRawBufferPointer(start: second, count: 16)
-    let instruction = bytes.withUnsafeBytes { try? Decoder.decode($0, mode: block.mode) }
+    guard count < 16, let first = copy(block.pointee.host, count),
+      let second = copy(block.pointee.secondPage, 16)
+    else { return nil }
+    let instruction = (first + second).withUnsafeBytes {
+      try? Decoder.decode($0, mode: block.mode)
+    }
     return instruction?.length == block.pointee.ops[0].length ? instruction : nil
   }
 
   /// Whether the instruction at an offset of a host page goes on in the next page.
   static func crosses(_ page: UInt64, _ offset: Int, _ mode: CodeMode) -> Bool {
     let room = Int(Page.size) - offset
-    guard room < 15, let bytes = UnsafeRawPointer(bitPattern: UInt(page) + UInt(offset)) else {
-      return false
-    }
-    do throws(DecodeError) {
-      _ = try Decoder.decode(UnsafeRawBufferPointer(start: bytes, count: room), mode: mode)
-      return false
-    } catch {
-      return error == .truncated
+    guard room < 15, let bytes = copy(page + UInt64(offset), room) else { return false }
+    return bytes.withUnsafeBytes { buffer in
+      do throws(DecodeError) {
+        _ = try Decoder.decode(buffer, mode: mode)
+        return false
+      } catch {
+        return error == .truncated
+      }
     }
   }
 

@@ -96,6 +96,9 @@ package struct Assembler {
 
   package mutating func bind(_ label: Label) { positions[label.number] = bytes.count }
 
+  /// Where a label was bound.
+  package func position(of label: Label) -> Int { positions[label.number] }
+
   /// The four bytes of a displacement to a label.
   private mutating func relative(_ label: Label) {
     fixups.append((bytes.count, label.number))

@@ -84,6 +84,7 @@ extension BlockTranslation {
   mutating func emitUnresolved() {
     for way in unresolved {
       a.bind(way.start)
+      noteFaults(way.miss)
       if isWide { requireCanonical(way.miss) }
       switch way.end {
       case .jump: break

@@ -24,7 +24,10 @@ extension BlockTranslation {
   /// The place of a memory operand in a host register plus a constant; and where a miss goes, unless
   /// the group's copy deals with it. Clobbers flags, R13 to R15.
   mutating func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
-    if let rounds { return (place(n, rounds), nil) }
+    if let rounds {
+      noteOwnFaults(n)
+      return (place(n, rounds), nil)
+    }
     if let g = group(n) {
       if isLeader(n, g) {
         clobberFlags(n)
@@ -72,8 +75,9 @@ extension BlockTranslation {
     if isLeader(n, g) {
       look(n, selected.accesses.groups[g])
       a.store(home, .r13)
-    } else if heldGroup != g {
-      a.load(.r13, home)
+    } else {
+      if heldGroup != g { a.load(.r13, home) }
+      noteOwnFaults(n)
     }
     heldGroup = g
     return .memory(.r13, Int32(truncatingIfNeeded: -distance(n, g)))

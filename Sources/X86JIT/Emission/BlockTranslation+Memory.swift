@@ -84,6 +84,7 @@ extension BlockTranslation {
     a.arithmetic(.cmp, .r15, .memory(.r14, Int32(tag)))
     a.jump(if: Self.notEqual, miss)
     a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
+    noteFaults(miss)
   }
 
   static let notEqual: UInt8 = 5
@@ -146,6 +147,7 @@ extension BlockTranslation {
   private mutating func finish(_ way: PageWay) {
     a.arithmetic(.add, .r13, .state(way.page.addend))
     a.bind(way.back)
+    noteFaults(way.miss)
     pageWays.append(way)
   }
 

@@ -236,7 +236,7 @@ extension BlockTranslation {
     }
   }
 
-  private mutating func giveBack(_ registers: RoundsRegisters) {
+  mutating func giveBack(_ registers: RoundsRegisters) {
     for guest in registers.borrowed {
       if let host = RegisterMap.host(guest) { a.load(host, RegisterMap.place(guest)) }
     }
@@ -279,7 +279,7 @@ extension BlockTranslation {
   }
 
   /// Of the rounds that were counted, those that have not run. No flag changes.
-  private mutating func uncountRounds(_ finished: Int32) {
+  mutating func uncountRounds(_ finished: Int32) {
     a.load(.r14, .state(StateOffset.retired))
     a.lea(.r14, .memory(.r14, index: Self.counter, finished))
     a.store(.state(StateOffset.retired), .r14)

@@ -48,13 +48,15 @@ extension BlockTranslation {
   mutating func lowerPop(_ n: Int) {
     let guest = instructions[n].operands[0].number
     let (place, miss) = accessStack(n, 0)
-    moveStackPointer(words: 1)
+    // Nothing changes before the access, which may fault.
     if let host = RegisterMap.host(guest) {
       loadWord(host, place)
     } else {
       a.load(.r15, place)
       a.store(RegisterMap.place(guest), .r15)
     }
+    // POP RSP: what was loaded is the stack pointer.
+    if RegisterMap.host(guest) != Self.sp { moveStackPointer(words: 1) }
     if let miss { endAccess(n, miss) }
   }
 
@@ -63,8 +65,9 @@ extension BlockTranslation {
     clobberFlags(n)
     loadWord(.r13, .register(.rbp))
     translateStackAddress(size: wordSize, miss)
-    leaWord(Self.sp, .memory(.rbp, Int32(wordSize)))
+    leaWord(.r15, .memory(.rbp, Int32(wordSize)))
     loadWord(.rbp, .memory(.r13))
+    a.move(Self.sp, .r15)
     endAccess(n, miss)
   }
 }

@@ -168,7 +168,7 @@ extension BlockTranslation {
     vectors.masksDirty = 0
   }
 
-  private mutating func storeVectors(_ cache: VectorCache) {
+  mutating func storeVectors(_ cache: VectorCache) {
     for number in 0..<32 as Range<UInt8> where cache.dirty >> UInt32(number) & 1 != 0 {
       move(number, .store)
     }

@@ -92,6 +92,9 @@ struct BlockTranslation {
   var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
   var pageWays: [PageWay] = []
+  /// In order of position.
+  var faultSites: [FaultSite] = []
+  var faultWays: [FaultWay] = []
   /// Remembered pages for accesses of loops.
   let loopPages: [LoopAccess: Int]
   var exits: [(label: Label, offset: Int)] = []
@@ -196,6 +199,8 @@ struct BlockTranslation {
     mark(.unresolved)
     emitUnresolved()
     emitOutOfLine()
+    mark(.faults)
+    emitFaultWays()
     mark(.vectorWays)
     emitVectorEntries()
     emitLeavingHandlers()

@@ -70,6 +70,7 @@ struct TranslationListing {
       case .stackWays: lines.append("stack in another page")
       case .unresolved: lines.append("target not in the table")
       case .miss(let offset): lines.append("miss of " + hex(linearPage | UInt64(offset)))
+      case .faults: lines.append("memory gone")
       case .vectorWays: lines.append("vector state not loaded")
       case .exits: lines.append("exits")
       }

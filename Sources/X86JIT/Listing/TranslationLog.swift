@@ -26,11 +26,12 @@ package struct CodeMark: Sendable, Equatable {
     /// The way on after the last instruction.
     case end
     /// Out of line: stack accesses to another page, targets that the table does not have, an access that the TLB has no answer for, vector
-    /// state that is not loaded, ways back to the run loop.
+    /// state that is not loaded, an access without a look whose memory has gone, ways back to the run loop.
     case stackWays
     case unresolved
     case miss(Int)
     case vectorWays
+    case faults
     case exits
   }
 

@@ -48,7 +48,12 @@ let runHandler: HandlerCall = { state, op, information in
   native.pointee.blockRIP = native.pointee.native.codePage &+ information.blockOffset
   if information.reads { c.flagImage = native.pointee.native.hostFlags }
   let handler = op.pointee.handler
+  native.pointee.native.callInformation = information.rawValue
+  native.pointee.native.isCalling = true
+  native.pointee.running = op
   let step = handler(state, UnsafeMutableRawPointer(op))
+  native.pointee.running = nil
+  native.pointee.native.isCalling = false
   if step == Step.next {
     // A dropped block's micro-ops have another handler: what follows may be other code now.
     if unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self) {
@@ -66,7 +71,23 @@ let runHandler: HandlerCall = { state, op, information in
   return c.leaveHandler(step == Step.next ? Step.branch : step, op)
 }
 
+extension Translator {
+  /// As after a handler that ended with `Step.fault`.
+  package func leaveHandler(_ information: UInt32) {
+    let information = HandlerInformation(rawValue: information)
+    let cpu = processor.cpu
+    if !information.reads { cpu.flagImage = cpu.s.pointee.native.hostFlags }
+    cpu.s.pointee.retired &-= information.remaining &+ 1
+  }
+}
+
 typealias SuccessorSearch = @convention(c) (UnsafeMutableRawPointer) -> UInt
 
 /// The translation at RIP, or 0.
-let findSuccessor: SuccessorSearch = { CPU($0).nativeSuccessor() }
+let findSuccessor: SuccessorSearch = { state in
+  let cpu = CPU(state)
+  cpu.s.pointee.native.isSearching = true
+  let code = cpu.nativeSuccessor()
+  cpu.s.pointee.native.isSearching = false
+  return code
+}

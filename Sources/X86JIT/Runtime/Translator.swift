@@ -87,7 +87,8 @@ package final class Translator: BlockTranslator {
   /// There was no room for an entry.
   private var isFull = false
   private let handlerCounts: UnsafeMutablePointer<UInt64>
-  private unowned let processor: PhysicalCPU
+  private var faultSites = FaultSiteTable()
+  unowned let processor: PhysicalCPU
   /// Who is told of every translation.
   private let log: TranslationLog?
 
@@ -143,7 +144,10 @@ package final class Translator: BlockTranslator {
     log?.note(thunks, processor: cpu.number)
   }
 
-  deinit { handlerCounts.deallocate() }
+  deinit {
+    handlerCounts.deallocate()
+    faultSites.deallocate()
+  }
 
   /// How the guest's code was run.
   package var tiers: TierCounts { processor.cpu.s.pointee.native.counts }
@@ -233,6 +237,8 @@ package final class Translator: BlockTranslator {
       waiting[link.target, default: []].append(
         Site(position: used + link.position, modeKey: block.pointee.modeKey))
     }
+    faultSites.append(translation, at: used)
+    noteFaultSites()
     used = (used + bytes.count + 15) & ~15
     block.pointee.native = start
     block.pointee.nativeEntry = entry
@@ -279,5 +285,14 @@ package final class Translator: BlockTranslator {
     used = room.lowerBound
     generation = cache.flushes
     statistics.resets += 1
+    faultSites.removeAll()
+    noteFaultSites()
+  }
+
+  /// Tells signal handlers.
+  private func noteFaultSites() {
+    processor.cpu.s.pointee.native.faultSites = NativeFaultSites(
+      start: UInt(bitPattern: code.memory.executable), size: UInt(code.memory.size),
+      sites: faultSites.sites, count: faultSites.count)
   }
 }

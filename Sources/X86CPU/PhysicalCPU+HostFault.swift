@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest memory that goes away without a word: another process truncates the file, or a system call that
+// nobody sees unmaps it. The access that finds out gets a signal of the host's; it is cut off
+// (GuardedCall), and leaves guest code at the instruction that made it.
+//
+//     guest code          an exit as if kicked, and `takeHostFault` has the address
+//     emulate             `EmulationResult.vanished`
+//     switchTask          false
+//
+// RIP and registers are those before the instruction, as after an instruction that threw: whatever may
+// fault comes before all that changes the state. In translated code, where the state is in the host's
+// registers, the signal's handler first has the instruction go the way of an access that the TLB has
+// no answer for (`NativeFaultSite`): its handler then meets the same.
+//
+// What the TLB and EPT know of the memory stays: the hypervisor makes it anew.
+
+import Host
+import X86
+
+/// A guest's access in translated code: from `position` on, until the next site's, and where its way
+/// out of line begins. Both from the start of the code memory.
+package struct NativeFaultSite {
+  package var position: UInt32
+  package var target: UInt32
+
+  package init(position: UInt32, target: UInt32) {
+    self.position = position
+    self.target = target
+  }
+}
+
+/// All sites in order of position, for a signal's handler, which takes no lock and holds no reference.
+package struct NativeFaultSites {
+  private let start: UInt
+  private let size: UInt
+  private let sites: UnsafeMutablePointer<NativeFaultSite>?
+  private let count: Int
+
+  /// - Parameters:
+  ///   - start: of the code memory, `size` bytes long.
+  package init(
+    start: UInt = 0, size: UInt = 0, sites: UnsafeMutablePointer<NativeFaultSite>? = nil,
+    count: Int = 0
+  ) {
+    self.start = start
+    self.size = size
+    self.sites = sites
+    self.count = count
+  }
+
+  /// Where the instruction at an address goes on that faulted; 0 where it is no guest's access.
+  func target(_ address: UInt) -> UInt {
+    let position = address &- start
+    guard position < size, let sites else { return 0 }
+    var low = 0
+    var high = count
+    while low < high {
+      let middle = (low &+ high) / 2
+      if UInt(sites[middle].position) <= position { low = middle &+ 1 } else { high = middle }
+    }
+    return low == 0 ? 0 : start &+ UInt(sites[low &- 1].target)
+  }
+}
+
+private let redirection: GuardedCall.Redirection = { raw, address in
+  withUnsafePointer(to: &CPU(raw).s.pointee.native.faultSites) { $0.pointee.target(address) }
+}
+
+private let guestCode: GuardedCall.Function = { raw in
+  let cpu = CPU(raw)
+  if cpu.owner.openEvents() { cpu.runGuest() }
+}
+
+private let emulation: GuardedCall.Function = { raw in
+  let cpu = CPU(raw)
+  cpu.owner.emulationResult = cpu.emulateOne()
+}
+
+/// What `emulateTaskSwitch` is called with, and what it throws.
+private struct TaskSwitchCall {
+  var cpu: CPU
+  var selector: UInt16
+  var source: TaskSwitchSource
+  var returnRIP: UInt64
+  var errorCode: UInt32?
+  var exception: GuestException?
+}
+
+private let taskSwitch: GuardedCall.Function = { raw in
+  let call = raw.assumingMemoryBound(to: TaskSwitchCall.self)
+  do throws(GuestException) {
+    try call.pointee.cpu.emulateTaskSwitch(
+      selector: call.pointee.selector, source: call.pointee.source,
+      returnRIP: call.pointee.returnRIP, errorCode: call.pointee.errorCode)
+  } catch {
+    call.pointee.exception = error
+  }
+}
+
+extension PhysicalCPU {
+  /// The address, in this process, of memory that was not there when guest code was left; nil where it
+  /// was left for another reason. Once for each such exit.
+  package func takeHostFault() -> UInt? {
+    defer { hostFault = nil }
+    return hostFault
+  }
+
+  package var hasHostFault: Bool { hostFault != nil }
+
+  /// From VM entry's events to a VM exit.
+  func runGuarded() {
+    var frame = GuardedCall.Frame(redirection)
+    if !GuardedCall.call(&frame, guestCode, cpu.raw) { leaveCutOff(frame.fault) }
+  }
+
+  /// Executes the instruction at RIP; see `emulate`.
+  func emulateGuarded() -> EmulationResult {
+    var frame = GuardedCall.Frame(redirection)
+    if GuardedCall.call(&frame, emulation, cpu.raw) { return emulationResult }
+    leaveCutOff(frame.fault)
+    return .vanished
+  }
+
+  /// `CPU.emulateTaskSwitch`.
+  ///
+  /// - Returns: false where memory was not there; some of the switch may have happened.
+  package func switchTask(
+    selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32?
+  ) throws(GuestException) -> Bool {
+    var call = TaskSwitchCall(
+      cpu: cpu, selector: selector, source: source, returnRIP: returnRIP, errorCode: errorCode)
+    var frame = GuardedCall.Frame()
+    let isDone = withUnsafeMutablePointer(to: &call) {
+      GuardedCall.call(&frame, taskSwitch, UnsafeMutableRawPointer($0))
+    }
+    if !isDone {
+      leaveCutOff(frame.fault)
+      return false
+    }
+    if let exception = call.exception { throw exception }
+    return true
+  }
+
+  /// Makes the state whole after guest code was cut off, and records the exit.
+  private func leaveCutOff(_ address: UInt) {
+    let s = cpu.s
+    leaveGuestCode()
+    if s.pointee.native.isSearching {
+      s.pointee.native.isSearching = false
+      cpu.flagImage = s.pointee.native.hostFlags
+    }
+    if let op = s.pointee.running {
+      s.pointee.running = nil
+      if s.pointee.native.isCalling {
+        s.pointee.native.isCalling = false
+        translator?.leaveHandler(s.pointee.native.callInformation)
+      }
+      if let stack = s.pointee.keptStack {
+        cpu.gpr[4] = stack.rsp
+        cpu.gpr[5] = stack.rbp
+      }
+      if s.pointee.keepsX87 { cpu.restoreX87() }
+      s.pointee.rip = cpu.currentRIP(op)
+    }
+    s.pointee.keptStack = nil
+    s.pointee.keepsX87 = false
+    releaseSplitLock()
+    _ = cpu.exit(.externalInterrupt)
+    if s.pointee.isInjecting {
+      s.pointee.isInjecting = false
+      cpu.noteInjection(
+        InterruptionInfo(rawValue: vmx.pointee.page32(.entryInterruptionInfo)),
+        vmx.pointee.page32(.entryExceptionErrorCode),
+        length: vmx.pointee.page32(.entryInstructionLength))
+    }
+    // Banks and modes that were changed for a moment.
+    cpu.updateMode()
+    hostFault = address
+  }
+}
+
+extension CPU {
+  /// Runs the body of a handler that changes RSP or RBP before it has made all its accesses: where it
+  /// ends early they are as they were.
+  func keepingStack(_ body: () throws(GuestException) -> Void) throws(GuestException) {
+    let (rsp, rbp) = (gpr[4], gpr[5])
+    s.pointee.keptStack = (rsp, rbp)
+    defer { s.pointee.keptStack = nil }
+    do throws(GuestException) {
+      try body()
+    } catch {
+      gpr[4] = rsp
+      gpr[5] = rbp
+      throw error
+    }
+  }
+}
