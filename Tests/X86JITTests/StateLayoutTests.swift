@@ -27,4 +27,41 @@ import X86CPU
     let segments = CPU.segmentsOffset..<CPU.segmentsOffset + 6 * MemoryLayout<SegmentState>.stride
     #expect(!written.contains { segments.contains($0) })
   }
+
+  /// A stack access right behind the count of a block's instructions once took five times as long.
+  @Test func fieldsOfStackAccessesStayClearOfWhatEveryBlockWrites() throws {
+    let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
+    let fields = [
+      MemoryLayout<NativeState>.offset(of: \.jumps),
+      MemoryLayout<NativeState>.offset(of: \.stackPage),
+      MemoryLayout<NativeState>.offset(of: \.stackAddend),
+      MemoryLayout<NativeState>.offset(of: \.stackLimit),
+    ].compactMap { $0 }
+    #expect(fields.count == 4)
+    let read = Set(fields.map { (native + $0) & 0x7F8 })
+    let written = [
+      MemoryLayout<CPUState>.offset(of: \.retired),
+      MemoryLayout<CPUState>.offset(of: \.rflags), MemoryLayout<CPUState>.offset(of: \.tlb),
+      MemoryLayout<CPUState>.offset(of: \.tlbContext),
+      MemoryLayout<CPUState>.offset(of: \.blockContext),
+      MemoryLayout<CPUState>.offset(of: \.running),
+    ].compactMap { $0 }
+    #expect(written.count == 6)
+    for field in written { #expect(!read.contains(field & 0x7F8), "field at \(field)") }
+  }
+
+  /// Flags and temporaries that translated code writes, registers that are in the state.
+  @Test func fieldsThatTranslationsWriteStayClearOfRegisters() throws {
+    let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
+    let fields = [
+      MemoryLayout<NativeState>.offset(of: \.codePage),
+      MemoryLayout<NativeState>.offset(of: \.hostFlags),
+      MemoryLayout<NativeState>.offset(of: \.flagSource),
+      MemoryLayout<NativeState>.offset(of: \.temporary0),
+      MemoryLayout<NativeState>.offset(of: \.temporary1),
+    ].compactMap { $0 }
+    #expect(fields.count == 5)
+    let registers = 12 * 8..<16 * 8
+    for field in fields { #expect(!registers.contains((native + field) & 0x7F8)) }
+  }
 }

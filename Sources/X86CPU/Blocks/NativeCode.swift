@@ -57,11 +57,6 @@ package struct NativeState {
   package var hostMXCSR: UInt32 = MXCSR.initial
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
-  /// A handler runs that translated code has called, with what the translator knows of the call.
-  package var isCalling = false
-  package var callInformation: UInt32 = 0
-  /// A search runs for translated code: the flags are in `hostFlags`.
-  package var isSearching = false
   /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
   /// requested, so that one look serves both questions. Atomic.
   package var jumps: UInt64 = 0
@@ -98,6 +93,11 @@ package struct NativeState {
   package var faultSites = NativeFaultSites()
   /// How often each mnemonic was left to its handler: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
+  /// A handler runs that translated code has called, with what the translator knows of the call.
+  package var isCalling = false
+  package var callInformation: UInt32 = 0
+  /// A search runs for translated code: the flags are in `hostFlags`.
+  package var isSearching = false
 
   /// `stackLimit` of a page that is known.
   package static let stackLimit: UInt64 = 4096 - 8 + 1

@@ -190,6 +190,9 @@ package struct CPUState {
   /// TLB entries made after page walks, since start.
   package var tlbFills: UInt64 = 0
 
+  /// What translated code uses (see NativeCode). Its place matters: see StateLayoutTests.
+  package var native = NativeState()
+
   /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else nil.
   package var running: MicroOpPointer?
   /// An event that VM entry injects is being delivered.
@@ -198,9 +201,6 @@ package struct CPUState {
   var keptStack: (rsp: UInt64, rbp: UInt64)?
   /// Whether `VectorState.keptX87` is what the x87 unit's state was.
   var keepsX87 = false
-
-  /// What translated code uses (see NativeCode).
-  package var native = NativeState()
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
