@@ -31,11 +31,13 @@ struct FaultWay {
 extension BlockTranslation {
   /// What faults from here on goes to `target`.
   mutating func noteFaults(_ target: Label) {
+    guard guardsAccesses else { return }
     faultSites.append(FaultSite(position: a.position, target: target))
   }
 
   /// The access of `n`, which does not look, follows.
   mutating func noteOwnFaults(_ n: Int) {
+    guard guardsAccesses else { return }
     let label = a.label()
     noteFaults(label)
     faultWays.append(

@@ -92,6 +92,9 @@ struct BlockTranslation {
   var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
   var pageWays: [PageWay] = []
+  /// Whether memory that an access has looked for may be gone: where the program says so, as that of
+  /// a client may (`GuardedCall`).
+  var guardsAccesses = false
   /// In order of position.
   var faultSites: [FaultSite] = []
   var faultWays: [FaultWay] = []

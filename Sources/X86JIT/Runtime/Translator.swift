@@ -256,6 +256,7 @@ package final class Translator: BlockTranslator {
       codes, linearPage: processor.cpu.s.pointee.rip & Page.mask, origin: origin, thunks: thunks,
       cache: cache, host: host)
     translation.heat = heat
+    translation.guardsAccesses = GuardedCall.isPrepared
     translation.counter = log?.makeCounter()
     translation.translate()
     return translation
