@@ -11,7 +11,7 @@ extension Worker {
     guard !machines.isEmpty, !chance(400) else { return makeMachine() }
     let machine = of(machines)
     switch below(100) {
-    case 0..<8: perform(CallTable.shared.choose(.system, below(1 << 20)), world.system)
+    case 0..<8: callSystem()
     case 8..<32: callMachine(machine)
     case 32..<72: if let cpu = cpu(machine) { callCPU(cpu) }
     case 72..<86: if let cpu = cpu(machine) { run(cpu, machine) }
@@ -23,6 +23,12 @@ extension Worker {
   private func cpu(_ machine: FuzzedMachine) -> FuzzedCPU? {
     let cpus = machine.cpus
     return cpus.isEmpty ? nil : of(cpus)
+  }
+
+  private func callSystem() {
+    let call = CallTable.shared.choose(.system, below(1 << 20))
+    let result = perform(call, world.system)
+    if call.opens, result >= 0 { close(result) }
   }
 
   private func callMachine(_ machine: FuzzedMachine) {
@@ -100,7 +106,8 @@ extension Worker {
     }
     let kinds: [(Kind?, Int32)] = [
       (.system, world.system), (.machine, machine.descriptor),
-      (.cpu, cpu(machine)?.descriptor ?? world.system), (nil, 900), (nil, eventDescriptor()),
+      (.cpu, cpu(machine)?.descriptor ?? world.system), (nil, Worker.neverOpen),
+      (nil, eventDescriptor()),
     ]
     let (kind, descriptor) = of(kinds)
     let isCPU = kind == .cpu && descriptor != world.system

@@ -128,7 +128,12 @@ final class Worker: @unchecked Sendable {
     return UInt64(UInt(bitPattern: base)) + UInt64(below(size / 4096 - pages + 1)) << 12
   }
 
-  func eventDescriptor() -> Int32 { chance(8) ? of([-1, 900, 0, world.system]) : of(events) }
+  /// A descriptor beyond all limits.
+  static let neverOpen: Int32 = 1 << 24
+
+  func eventDescriptor() -> Int32 {
+    chance(8) ? of([-1, Self.neverOpen, 0, world.system]) : of(events)
+  }
 
   // MARK: Calls
 
