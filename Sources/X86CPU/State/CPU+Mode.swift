@@ -45,7 +45,7 @@ extension CPU {
     if state.pointee.vmx.secondary & SecondaryControls.busLockDetection != 0 {
       key |= ModeKey.busLock
     }
-    state.pointee.modeKey = key | flatness
+    state.pointee.modeKey = key | findFlatness()
     updateSlow()
     selectTLBBank()
   }
@@ -53,14 +53,16 @@ extension CPU {
   /// Recomputes what `modeKey` and translated code know of the data segments. To be called after a load
   /// of DS, ES, FS or GS.
   package func updateFlatness() {
-    let key = s.pointee.modeKey & ~ModeKey.flat | flatness
+    let key = s.pointee.modeKey & ~ModeKey.flat | findFlatness()
     if key == s.pointee.modeKey { return }
     s.pointee.modeKey = key
     updateBlockContext()
   }
 
-  /// `ModeKey.flat` or 0; sets `wholeSegments`.
-  private var flatness: UInt16 {
+  /// Sets `wholeSegments`.
+  ///
+  /// - Returns: `ModeKey.flat` or 0.
+  private func findFlatness() -> UInt16 {
     guard s.pointee.codeMode == CodeMode.bits32.rawValue, s.pointee.stackMode == 1 else {
       return 0
     }

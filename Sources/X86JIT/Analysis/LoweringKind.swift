@@ -178,7 +178,8 @@ struct EncodingFields {
       form.opcode = 0xFF
       (reg, opcodeExtension, rm) = (nil, opcode >> 3 & 1, opcode & 7)
     } else {
-      form.opcode = [0x8A, 0x8B, 0x88, 0x89][Int(opcode & 3)]
+      // A0 to A3 are 8A, 8B, 88, 89.
+      form.opcode = 0x8A ^ (opcode & 3)
       reg = 0
     }
   }
@@ -220,7 +221,14 @@ struct EncodingFields {
 extension Instruction {
   /// A form of 32-bit code that is emitted with a ModRM byte that it has not: `inc r`, `dec r`, MOV
   /// between the accumulator and the place at an offset.
-  var isShortForm: Bool { !encoding.hasModRM && [.inc, .dec, .mov].contains(mnemonic) }
+  var isShortForm: Bool {
+    if mode != .bits32 || encoding.hasModRM { return false }
+    switch mnemonic {
+    case .inc, .dec: return true
+    case .mov: return memoryOperand != nil
+    default: return false
+    }
+  }
 
   /// Bytes of the immediate that stand in the host's form.
   var hostImmediateLength: Int { isShortForm ? 0 : Int(encoding.immediateLength) }
