@@ -68,8 +68,13 @@ final class DescriptorTable: @unchecked Sendable {
   }
 
   private static let flagCount = 1 << 20
-  /// One byte for each descriptor number: bit 0 if the table has it, bit 1 if it is an eventfd that was
-  /// given to KVM_IRQFD. Numbers beyond share the last.
+  /// Bits of a descriptor's byte: the table has it; it is an eventfd that was given to KVM_IRQFD.
+  private enum Flag {
+    static let known: UInt8 = 1 << 0
+    static let event: UInt8 = 1 << 1
+  }
+  /// One byte for each descriptor number; numbers beyond share the last. Changed under the lock of
+  /// `entries`, read without.
   private let flags: UnsafeMutablePointer<UInt8>
   private let entries = Mutex(Entries())
   /// Whether any number was an eventfd's.
@@ -89,19 +94,22 @@ final class DescriptorTable: @unchecked Sendable {
   }
 
   /// Whether a descriptor may be KVM's.
-  func mayHold(_ descriptor: Int32) -> Bool { flags[flag(descriptor)] & 1 != 0 }
+  func mayHold(_ descriptor: Int32) -> Bool { flags[flag(descriptor)] & Flag.known != 0 }
 
   func mayBeEvent(_ descriptor: Int32) -> Bool {
-    descriptor >= 0 && flags[flag(descriptor)] & 2 != 0
+    descriptor >= 0 && flags[flag(descriptor)] & Flag.event != 0
   }
 
   func setEvent(_ descriptor: Int32, _ isEvent: Bool) {
     let place = flag(descriptor)
-    if isEvent {
-      flags[place] |= 2
-      hasEvents.store(true, ordering: .relaxed)
-    } else if place != Self.flagCount - 1 {
-      flags[place] &= ~2
+    if isEvent == mayBeEvent(descriptor) { return }
+    entries.withLock { _ in
+      if isEvent {
+        flags[place] |= Flag.event
+        hasEvents.store(true, ordering: .relaxed)
+      } else if place != Self.flagCount - 1 {
+        flags[place] &= ~Flag.event
+      }
     }
   }
 
@@ -136,7 +144,7 @@ final class DescriptorTable: @unchecked Sendable {
 
   func add(_ descriptor: Int32, _ file: KVMFile) {
     let old = entries.withLock { entries -> KVMFile? in
-      flags[flag(descriptor)] |= 1
+      flags[flag(descriptor)] |= Flag.known
       let old = entries.files.updateValue(file, forKey: descriptor)
       file.references.add(1, ordering: .relaxed)
       entries.byIdentity[file.identity] = file
@@ -149,7 +157,7 @@ final class DescriptorTable: @unchecked Sendable {
   func remove(_ descriptor: Int32) {
     guard mayHold(descriptor) else { return }
     let last = entries.withLock { entries -> KVMFile? in
-      if flag(descriptor) != Self.flagCount - 1 { flags[flag(descriptor)] &= ~1 }
+      if flag(descriptor) != Self.flagCount - 1 { flags[flag(descriptor)] &= ~Flag.known }
       guard let file = entries.files.removeValue(forKey: descriptor) else { return nil }
       return Self.forget(file, &entries)
     }

@@ -55,7 +55,7 @@ private func yielding(
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {
   DescriptorTable.shared.remove(descriptor)
   UserFaultRanges.shared.close(descriptor)
-  return EventDescriptors.closing(descriptor...descriptor) {
+  return IRQFDEvents.closing(descriptor...descriptor) {
     Real.close?(descriptor) ?? fail(ENOSYS)
   }
 }
@@ -67,7 +67,7 @@ private func yielding(
   if closesNow, first <= last, first <= UInt32(Int32.max) {
     DescriptorTable.shared.remove(Int32(first)...Int32(clamping: last))
     UserFaultRanges.shared.close(Int32(first)...Int32(clamping: last))
-    return EventDescriptors.closing(Int32(first)...Int32(clamping: last)) {
+    return IRQFDEvents.closing(Int32(first)...Int32(clamping: last)) {
       Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
     }
   }
@@ -77,7 +77,7 @@ private func yielding(
 @_cdecl("closefrom") public func exportedCloseFrom(_ first: Int32) {
   DescriptorTable.shared.remove(max(first, 0)...Int32.max)
   UserFaultRanges.shared.close(max(first, 0)...Int32.max)
-  _ = EventDescriptors.closing(max(first, 0)...Int32.max) {
+  _ = IRQFDEvents.closing(max(first, 0)...Int32.max) {
     Real.closefrom?(first)
     return 0
   }
@@ -87,19 +87,19 @@ private func yielding(
   let new = Real.dup?(old) ?? fail(ENOSYS)
   if new >= 0 {
     DescriptorTable.shared.duplicate(old, as: new)
-    EventDescriptors.duplicate(old, as: new)
+    IRQFDEvents.duplicate(old, as: new)
   }
   return new
 }
 
 @_cdecl("dup2") public func exportedDup2(_ old: Int32, _ wanted: Int32) -> Int32 {
-  EventDescriptors.replacing(wanted, by: old) {
+  IRQFDEvents.replacing(wanted, by: old) {
     replaced(old, wanted, Real.dup2?(old, wanted) ?? fail(ENOSYS))
   }
 }
 
 @_cdecl("dup3") public func exportedDup3(_ old: Int32, _ wanted: Int32, _ flags: Int32) -> Int32 {
-  EventDescriptors.replacing(wanted, by: old) {
+  IRQFDEvents.replacing(wanted, by: old) {
     replaced(old, wanted, Real.dup3?(old, wanted, flags) ?? fail(ENOSYS))
   }
 }
@@ -129,7 +129,7 @@ private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
 private func duplicated(_ old: Int32, _ command: Int32, _ result: Int32) -> Int32 {
   if result >= 0, command == F_DUPFD || command == F_DUPFD_CLOEXEC {
     DescriptorTable.shared.duplicate(old, as: result)
-    EventDescriptors.duplicate(old, as: result)
+    IRQFDEvents.duplicate(old, as: result)
   }
   return result
 }

@@ -103,7 +103,7 @@ final class Library: Sendable {
         return try installVirtualCPU(try hypervisor.ioctl(file.handle, request, argument))
       case .machine where request == CKVM_IRQFD:
         let result = try hypervisor.ioctl(file.handle, request, argument)
-        EventDescriptors.note(argument)
+        IRQFDEvents.note(argument)
         return result
       default:
         return try hypervisor.ioctl(file.handle, request, argument)

@@ -8,7 +8,7 @@ import CHost
 import Glibc
 import KVM
 
-enum EventDescriptors {
+enum IRQFDEvents {
   /// KVM_IRQFD was done.
   static func note(_ argument: UInt) {
     guard let request = UnsafePointer<kvm_irqfd>(bitPattern: argument)?.pointee,
