@@ -118,11 +118,7 @@ package struct Poller: ~Copyable, Sendable {
   package func change(
     _ file: Int32, token: UInt64, interest: Readiness
   ) throws(Errno) {
-    var event = epoll_event()
-    event.events = interest.rawValue
-    event.data.u64 = token
-    let raw = descriptor.rawValue
-    _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_MOD, file, &event) }
+    try control(EPOLL_CTL_MOD, file, token: token, interest: interest)
   }
 
   /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in any
@@ -146,11 +142,17 @@ package struct Poller: ~Copyable, Sendable {
   package func add(
     _ file: Int32, token: UInt64, interest: Readiness = .readable
   ) throws(Errno) {
+    try control(EPOLL_CTL_ADD, file, token: token, interest: interest)
+  }
+
+  private func control(
+    _ operation: Int32, _ file: Int32, token: UInt64, interest: Readiness
+  ) throws(Errno) {
     var event = epoll_event()
     event.events = interest.rawValue
     event.data.u64 = token
     let raw = descriptor.rawValue
-    _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_ADD, file, &event) }
+    _ = try systemCall { () -> Int32 in epoll_ctl(raw, operation, file, &event) }
   }
 
   /// Removes a descriptor.

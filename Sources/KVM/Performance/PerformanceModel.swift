@@ -28,6 +28,8 @@ struct PerformanceModel: Sendable, Equatable {
   static let maxGeneral = 8
   static let maxFixed = 3
   static let amdCount = 4
+  /// EBX of leaf 0 of AMD's and Hygon's processors: "Auth" and "Hygo".
+  private static let amdVendors: [UInt32] = [0x6874_7541, 0x6F67_7948]
   private static let width: UInt32 = 48
   private static let eventCount = UInt32(ArchitecturalEvent.allCases.count)
   /// There are no caches and no predictions to miss.
@@ -49,8 +51,7 @@ struct PerformanceModel: Sendable, Equatable {
   init(_ leaf: CPUIDLeaf, vendor: UInt32) {
     version = UInt8(truncatingIfNeeded: leaf.eax)
     guard version != 0 else { return }
-    // "Auth", "Hygo".
-    if vendor == 0x6874_7541 || vendor == 0x6F67_7948 {
+    if Self.amdVendors.contains(vendor) {
       (version, isAMD, generalCount, generalMask) = (1, true, Self.amdCount, Self.mask(Self.width))
       return
     }
