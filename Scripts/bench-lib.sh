@@ -26,7 +26,7 @@ wants() { case ,$sections, in *",$1,"*) return 0 ;; *) return 1 ;; esac; }
 
 # Guests, where a section needs them.
 prepare() {
-  if { wants suite || wants qemu || wants smp || wants boot || wants memory; } &&
+  if { wants programs || wants suite || wants qemu || wants smp || wants boot || wants memory; } &&
     { [ ! -s "$kernel" ] || [ ! -s .guest/initramfs-marker.cpio ]; }; then
     Scripts/fetch-guest.sh --cloud || :
   fi
@@ -170,6 +170,52 @@ suite_speed() {
   [ -n "$mips" ] || return 0
   echo "Martlet over a run with --stats, the kernel's boot included: $mips MIPS"
   summarise "suite.martlet.mips $mips"
+}
+
+# Programs
+
+section_programs() {
+  heading 'Programs of Debian: natively, on martlet, on QEMU TCG, under QEMU on martlet'
+  if [ -z "$have_guest" ]; then
+    echo "skipped: no guest kernel"
+    return
+  fi
+  if ! Scripts/build-programs.sh; then
+    echo "skipped: no programs"
+    return
+  fi
+  local run which memory=2G engines=("${engines[@]}")
+  [ -z "$qemu" ] || engines+=(qemu-kvm)
+  : >"$work/programs"
+  for ((run = 1; run <= runs; run++)); do
+    # shellcheck disable=SC2086
+    Scripts/enter-root.sh .guest/programs/root /programs/runner.sh ${programs//,/ } \
+      </dev/null | sed -n 's/^program /native /p; s/^# /native: /w /dev/stderr' >>"$work/programs"
+    for which in "${engines[@]}"; do programs_in_guest "$which" >>"$work/programs"; done
+  done
+  awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
+    -v prefix=programs -f Scripts/bench-suite.awk "$work/programs" || failures=1
+  worst_programs
+}
+
+# Prints the lines of a guest's programs with the engine's name in place of "program".
+programs_in_guest() {
+  local text=quiet
+  [ -z "$programs" ] || text+=" programs.only=$programs"
+  boot_command "$1" .guest/programs/initramfs.cpio "$text" 1
+  timeout --foreground 3600 "${command[@]}" </dev/null >"$work/$1.out" 2>"$work/$1.err" || :
+  tr -d '\r' <"$work/$1.out" | sed -n "s/^program /$1 /p"
+  grep -q PROGRAMS-END "$work/$1.out" || {
+    complain "the programs did not finish on $1; its last lines:"
+    tail -n 5 "$work/$1.out" >&2
+    tail -n 5 "$work/$1.err" >&2
+  }
+}
+
+# The three that are slowest against native, for a profile (docs/profiling.md).
+worst_programs() {
+  echo "Slowest on martlet: $(sed -n 's/^programs\.martlet\.\(.*\)\.ratio \(.*\)/\2 \1/p' \
+    "$work/summary" | sort -gr | sed -n '1,3s/^\([^ ]*\) \(.*\)/\2 (\1)/p' | paste -s -d ' ')"
 }
 
 # Two CPUs

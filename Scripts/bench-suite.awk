@@ -47,7 +47,7 @@ function mean(scope, name) {
 }
 
 function row(text, scope,    n, m) {
-  printf "%-10s %-8s %10s", "", text, ""
+  printf "%-14s %-12s %10s", "", text, ""
   for (n = 2; n <= engineCount; n++) {
     m = mean(scope, engine[n])
     printf " %10s %8s", "", (m ? sprintf("%.2f", m) : "-")
@@ -63,14 +63,14 @@ function row(text, scope,    n, m) {
 
 END {
   engineCount = split(engines, engine, " ")
-  printf "%-10s %-8s %10s", "kernel", "class", "native ms"
+  printf "%-14s %-12s %10s", "kernel", "class", "native ms"
   for (n = 2; n <= engineCount; n++) printf " %10s %8s", engine[n] " ms", "x native"
   printf "%s\n", (engineCount > 2 ? "  x faster" : "")
   for (k = 1; k <= kernelCount; k++) {
     name = order[k]
     native = time("native" SUBSEP name)
     messages = ""
-    printf "%-10s %-8s %10.2f", name, class[name], native * 1000
+    printf "%-14s %-12s %10.2f", name, class[name], native * 1000
     printf "%s.native.%s.ms %.4f\n", prefix, name, native * 1000 >> summary
     for (n = 2; n <= engineCount; n++) {
       t = time(engine[n] SUBSEP name)

@@ -11,8 +11,9 @@
 #   --best             the best of the runs instead of their median: for a machine that is not idle
 #   --scale S          work of the guest suite (default 0.2)
 #   --kernels A,B      these kernels of the suite alone
-#   --sections A,B     these sections alone: suite, smp, mips, exits, latency, boot, memory,
-#                      startup; and qemu, which is not among the default ones
+#   --programs A,B     these of the programs alone
+#   --sections A,B     these sections alone: programs, suite, smp, mips, exits, latency, boot,
+#                      memory, startup; and qemu, which is not among the default ones
 #   --engine E         martlet's engine (default soft)
 #   --memory M         memory of guests (default 512M)
 #   --martlet-args S   more arguments for "martlet run"
@@ -28,8 +29,8 @@ export LC_ALL=C
 cd "$(dirname "$0")/.."
 . Scripts/bench-lib.sh
 
-runs=3 scale=0.2 kernels='' engine=soft memory=512M
-sections=suite,smp,mips,exits,latency,boot,memory,startup
+runs=3 scale=0.2 kernels='' programs='' engine=soft memory=512M
+sections=programs,suite,smp,mips,exits,latency,boot,memory,startup
 qemu_cpu=max statistic=median output='' martlet_arguments=()
 martlet=${MARTLET:-.build/release/martlet}
 martlet_bench=${MARTLET_BENCH:-.build/release/martlet-bench}
@@ -44,13 +45,14 @@ while [ $# -gt 0 ]; do
       sed -n '4,/^set /s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
-    --runs | --scale | --kernels | --sections | --engine | --memory | --martlet-args | --output | \
+    --runs | --scale | --kernels | --programs | --sections | --engine | --memory | --martlet-args | --output | \
       --qemu-cpu)
       [ $# -ge 2 ] || fail "$1 needs a value"
       case $1 in
         --runs) runs=$2 ;;
         --scale) scale=$2 ;;
         --kernels) kernels=$2 ;;
+        --programs) programs=$2 ;;
         --sections) sections=$2 ;;
         --engine) engine=$2 ;;
         --memory) memory=$2 ;;
@@ -68,10 +70,10 @@ done
 [[ $scale =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--scale takes a number, not $scale"
 for section in ${sections//,/ }; do
   case $section in
-    suite | qemu | smp | mips | exits | latency | boot | memory | startup) ;;
+    programs | suite | qemu | smp | mips | exits | latency | boot | memory | startup) ;;
     *)
-      fail "there is no section $section: suite, qemu, smp, mips, exits, latency, boot, memory," \
-        "startup"
+      fail "there is no section $section: programs, suite, qemu, smp, mips, exits, latency, boot," \
+        "memory, startup"
       ;;
   esac
 done
