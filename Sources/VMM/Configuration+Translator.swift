@@ -4,7 +4,7 @@
 
 extension Configuration {
   /// Bytes of the code memory that a user can ask for.
-  package static let translatorCodeSizes = 64 << 10...64 << 20
+  package static let translatorCodeSizes = 64 << 10...512 << 20
 
   /// Switches the software engine's translator.
   package mutating func setTranslator(_ text: String) throws(RunError) {
@@ -39,7 +39,7 @@ extension Configuration {
     let digits = shift == nil ? text[...] : text.dropLast()
     guard let number = Int(digits), (0...Self.translatorCodeSizes.upperBound).contains(number),
       Self.translatorCodeSizes.contains(number << (shift ?? 0))
-    else { throw RunError("--translator-code-size \(text): give a size from 64K to 64M") }
+    else { throw RunError("--translator-code-size \(text): give a size from 64K to 512M") }
     // Whole pages.
     translatorCodeBytes = (number << (shift ?? 0) + 4095) & ~4095
   }

@@ -69,7 +69,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
   ///   - blockOps: capacity of the block cache in instructions.
-  package init(number: Int, blockOps: Int = 1 << 19) {
+  package init(number: Int, blockOps: Int = 1 << 22) {
     self.number = number
     let heatSize = (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
     let size = CPU.heatOffset + heatSize

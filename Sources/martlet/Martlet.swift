@@ -78,8 +78,8 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Memory for translated code of each physical CPU, 64K to 64M; all code is dropped when it is "
-        + "full (default: 32M).",
+      "Memory for translated code of each physical CPU, 64K to 512M; all code is dropped when it "
+        + "is full (default: 128M).",
       valueName: "size"))
   var translatorCodeSize: String?
 

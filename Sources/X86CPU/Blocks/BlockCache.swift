@@ -14,6 +14,7 @@
 // When a page with code is written, its blocks leave the hash, and each of their micro-ops becomes
 // `staleBlock`, which leaves the block: so the running block, too, stops after the writing instruction.
 
+import Glibc
 import X86
 import X86Decoder
 
@@ -55,14 +56,16 @@ package struct JumpCacheEntry {
 
 package final class BlockCache {
   static let maximumInstructions = 48
-  package static let jumpCacheMask: UInt64 = 4095
-  static let hashMask: UInt64 = 65535
+  package static let jumpCacheMask: UInt64 = 16383
+  /// Buckets at most: chains are short as long as there are not many more blocks.
+  private static let mostBuckets = 1 << 18
 
   let opCapacity: Int
   let blockCapacity: Int
   let ops: MicroOpPointer
   let blocks: BlockPointer
   let hash: UnsafeMutablePointer<Int32>
+  private let hashMask: UInt64
   let jumpCache: UnsafeMutablePointer<JumpCacheEntry>
   private var opCount = 0
   private var blockCount = 0
@@ -93,8 +96,11 @@ package final class BlockCache {
       byteCount: opCapacity * MemoryLayout<MicroOp>.stride, alignment: 64
     ).assumingMemoryBound(to: MicroOp.self)
     blocks = .allocate(capacity: blockCapacity)
-    hash = .allocate(capacity: Int(Self.hashMask) + 1)
-    hash.initialize(repeating: -1, count: Int(Self.hashMask) + 1)
+    var buckets = 1024
+    while buckets < blockCapacity, buckets < Self.mostBuckets { buckets *= 2 }
+    hashMask = UInt64(buckets - 1)
+    hash = .allocate(capacity: buckets)
+    hash.initialize(repeating: -1, count: buckets)
     jumpCache = .allocate(capacity: Int(Self.jumpCacheMask) + 1)
     jumpCache.initialize(
       repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
@@ -110,7 +116,7 @@ package final class BlockCache {
   }
 
   @inline(__always) private func bucket(_ host: UInt64, _ modeKey: UInt16) -> Int {
-    Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & Self.hashMask)
+    Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & hashMask)
   }
 
   /// Forgets every translation.
@@ -189,18 +195,34 @@ package final class BlockCache {
   private var crossing: [UInt64: [Int32]] = [:]
 
   package func dropAll() {
+    giveBack()
     opCount = 0
     blockCount = 0
     for n in freeOps.indices { freeOps[n].removeAll(keepingCapacity: true) }
     pages.removeAll(keepingCapacity: true)
     crossing.removeAll(keepingCapacity: true)
-    hash.update(repeating: -1, count: Int(Self.hashMask) + 1)
+    hash.update(repeating: -1, count: Int(hashMask) + 1)
     jumpCache.update(
       repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
       count: Int(Self.jumpCacheMask) + 1)
     dropCopies()
     flushes += 1
     nativeDropped()
+  }
+
+  /// The memory of what was used, as it came: untouched pages cost nothing, so that the arenas may be
+  /// larger than most guests need.
+  private func giveBack() {
+    let pages = UInt(4096)
+    func give(_ start: UnsafeMutableRawPointer, _ bytes: Int) {
+      let first = (UInt(bitPattern: start) + pages - 1) & ~(pages - 1)
+      let end = (UInt(bitPattern: start) + UInt(bytes)) & ~(pages - 1)
+      if end > first {
+        madvise(UnsafeMutableRawPointer(bitPattern: first), Int(end - first), MADV_DONTNEED)
+      }
+    }
+    give(ops, opCount * MemoryLayout<MicroOp>.stride)
+    give(blocks, blockCount * MemoryLayout<Block>.stride)
   }
 
   /// Drops the code of one host page. The running block may be among it.

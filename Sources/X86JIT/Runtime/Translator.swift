@@ -132,7 +132,7 @@ package final class Translator: BlockTranslator {
     cache = cpu.blocks
     self.codeBytes = codeBytes
     // Whoever looks code up by its address afterwards must not find other code there.
-    code = try Code(size: log == nil ? codeBytes : codeBytes * Self.loggedGenerations)
+    code = try Code(size: log == nil ? codeBytes : max(codeBytes, Self.loggedBytes))
     thunks = Thunks(origin: UInt(bitPattern: code.memory.executable), counts: measures)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     firstCode = (thunks.code.count + 63) & ~63
@@ -273,7 +273,8 @@ package final class Translator: BlockTranslator {
     waiting[block.pointee.host] = sites.filter { $0.modeKey != block.pointee.modeKey }
   }
 
-  private static let loggedGenerations = 16
+  /// Code memory where translations are logged; jumps reach all of it.
+  private static let loggedBytes = 1 << 30
 
   /// Drops all code. The next goes where the first was, or behind it as long as there is room.
   private func reset() {

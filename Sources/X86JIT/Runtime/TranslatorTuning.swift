@@ -9,7 +9,7 @@ package struct TranslatorTuning: Sendable, Equatable {
   /// Size of the code memory of each physical CPU; where it is full, all code is dropped.
   package var codeBytes: Int
 
-  package init(threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 32 << 20) {
+  package init(threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20) {
     self.threshold = threshold
     self.hotEntries = hotEntries
     self.codeBytes = codeBytes
