@@ -37,8 +37,10 @@ package final class PhysicalCPU: @unchecked Sendable {
   var pcidContexts: [(pcid: UInt64, root: UInt64, keys: UInt64, context: UInt64)] = []
   /// Where pages larger than 4 KiB have entries.
   var largePages = NumberFilter()
-  /// Linear pages from which code was entered since `jumpEpoch` last changed.
-  var executed = NumberFilter()
+  /// Linear pages from which code was entered at CPL 3, and below it, since the epoch of those ways
+  /// last changed.
+  var executedByUser = NumberFilter()
+  var executedBySupervisor = NumberFilter()
   /// See `CPUState.physicalGeneration`.
   var physicalGeneration: UInt64 = 1
   /// For accesses that have no single host pointer: 4 KiB.
@@ -104,6 +106,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     requestLine = RequestLine(cpu, table: nativeJumps)
     let jumps = nativeJumps
     blocks.nativeDropped = { jumps.empty() }
+    blocks.nativeRetired = { [unowned self] in translator?.retire($0) }
     cpu.s.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
     cpu.updateMode()
     CPURegistry.shared.add(self)
@@ -115,7 +118,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     free(secondTLB)
     UnsafeMutableRawPointer(writablePages).deallocate()
     largePages.deallocate()
-    executed.deallocate()
+    executedByUser.deallocate()
+    executedBySupervisor.deallocate()
     executePages.deallocate()
     bounce.deallocate()
     nativeJumps.deallocate()

@@ -75,6 +75,24 @@ import X86JIT
     #expect(m.cpu.gpr[3] == 75)
   }
 
+  /// Code that is written over in each round, called from another page: what is found is the new, and
+  /// ways to code of other pages stay known.
+  @Test(arguments: [UInt32(0), 1, 3]) func rewrittenCode(_ threshold: UInt32) {
+    let m = machine(threshold, global: true)
+    m.load([0xFF, 0xC2, 0xC3], at: 0x40_0000)  // inc edx ; ret
+    // call rdi ; add ebx, eax ; call rsi ; inc dword [rdi + 1] ; dec ecx ; jnz -13 ; hlt
+    m.load(
+      [
+        0xFF, 0xD7, 0x01, 0xC3, 0xFF, 0xD6, 0xFF, 0x47, 0x01, 0xFF, 0xC9, 0x75, 0xF3, 0xF4,
+      ], at: 0x1000)
+    let rounds: UInt64 = 200
+    (m.cpu.gpr[6], m.cpu.gpr[1], m.cpu.gpr[2]) = (0x40_0000, rounds, 0)
+    #expect(m.run(from: 0x1000) == .hlt)
+    #expect(m.cpu.gpr[3] == rounds * (rounds + 1) / 2)
+    #expect(m.cpu.gpr[2] == rounds)
+    #expect(m.cpu.s.pointee.native.counts.searches < rounds * 3 / 2)
+  }
+
   /// Data of another PCID: INVPCID of that PCID and of all drops what is known there.
   @Test(arguments: [UInt64(1), 2, 3]) func invalidatedPCID(_ type: UInt64) {
     let m = machine(0, global: false)

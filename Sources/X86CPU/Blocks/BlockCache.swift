@@ -82,9 +82,10 @@ package final class BlockCache {
   var copies: [UInt64: CodeCopy] = [:]
   /// Whether there may be one with bytes.
   var hasCopies = false
-  /// Called when translations went away, before anything runs again.
+  /// Called when all translations went away, before anything runs again.
   var nativeDropped: () -> Void = {}
-  private var lostNative = false
+  /// Called for a block with a translation that is dropped.
+  var nativeRetired: (BlockPointer) -> Void = { _ in }
   /// Heat of a new block. 0, without a translator, wraps: it takes 2^32 executions to run out.
   package var initialHeat: UInt32 = 0
 
@@ -235,8 +236,6 @@ package final class BlockCache {
       index = next
     }
     for index in crossing.removeValue(forKey: page) ?? [] { invalidate(index) }
-    if lostNative { nativeDropped() }
-    lostNative = false
   }
 
   /// Drops the code of every host page, as `drop` does of each.
@@ -248,7 +247,7 @@ package final class BlockCache {
     let block = blocks + Int(index)
     if !block.pointee.isValid { return }
     block.pointee.isValid = false
-    if block.pointee.native != 0 { lostNative = true }
+    if block.pointee.native != 0 { nativeRetired(block) }
     block.pointee.native = 0
     block.pointee.nativeEntry = 0
     invalidated += 1

@@ -24,6 +24,9 @@ package protocol BlockTranslator: AnyObject {
   /// Code that sets `NativeState.codePage` to a linear page and goes on with the block's translation;
   /// 0 where there is no room for it.
   func entry(of block: BlockPointer, page: UInt64) -> UInt
+  /// A block is dropped whose translation is `native`: whoever still comes there, by a way that is
+  /// remembered, goes on with what the page holds now.
+  func retire(_ block: BlockPointer)
   /// Gives a hot block better code, or leaves it alone.
   func optimize(_ block: BlockPointer)
   /// Makes the state whole where a handler that translated code called will not return.
@@ -268,32 +271,36 @@ package struct NativeJump {
 }
 
 /// The table in which translated code finds its successors, direct mapped by linear address. The run
-/// loop enters what it is about to run; dropping any translation empties the table.
+/// loop enters what it is about to run. A way may outlive its translation, which then leads on
+/// (`BlockTranslator.retire`); dropping all of them empties the table.
 package struct NativeJumps: @unchecked Sendable {
   /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right and
   /// masked: its upper bits depend on all of the address.
   @inlinable package static var factor: UInt32 { 0x9E37_79B1 }
-  @inlinable package static var shift: UInt8 { 14 }
-  @inlinable package static var offsetMask: UInt32 { 0x3FFE0 }
+  @inlinable package static var shift: UInt8 { 12 }
+  @inlinable package static var offsetMask: UInt32 { 0xF_FFE0 }
   private static let byteCount = Int(offsetMask) + 32
 
   /// The table that leads nowhere.
   static let none = NativeJumps()
 
   let base: UnsafeMutablePointer<NativeJump>
+  private let allocation: UnsafeMutableRawPointer?
 
   /// Zeroes lead nowhere: no context is 0.
   init() {
-    let memory = UnsafeMutableRawPointer.allocate(byteCount: Self.byteCount, alignment: 4096)
-    memory.initializeMemory(as: UInt8.self, repeating: 0, count: Self.byteCount)
-    base = memory.assumingMemoryBound(to: NativeJump.self)
+    // Memory that is 0 and not there until it is touched: small guests use little of it.
+    let memory = calloc(1, Self.byteCount + 64).unsafelyUnwrapped
+    allocation = memory
+    base = memory.alignedUp(toMultipleOf: 32).assumingMemoryBound(to: NativeJump.self)
   }
 
   init(address: UInt64) {
     base = UnsafeMutablePointer(bitPattern: UInt(address)).unsafelyUnwrapped
+    allocation = nil
   }
 
-  func deallocate() { UnsafeMutableRawPointer(base).deallocate() }
+  func deallocate() { free(allocation) }
 
   var address: UInt64 { UInt64(UInt(bitPattern: base)) }
 

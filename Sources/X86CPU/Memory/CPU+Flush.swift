@@ -6,7 +6,7 @@
 //
 // Code has its ways of its own (jump cache, translated code's table, `executePages`): those of user
 // code carry the context, those of supervisor code do not as long as all of it lies in global pages
-// (`CPUState.supervisorCodeIsGlobal`), and all carry `jumpEpoch`.
+// (`CPUState.supervisorCodeIsGlobal`), and all carry an epoch, of user or of supervisor code.
 
 import X86
 
@@ -90,20 +90,23 @@ extension CPU {
       s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
     s.pointee.native.stackLimit = 0
-    if owner.executed.mayContain(linear >> Page.shift) {
-      owner.newJumpEpoch()
-      updateBlockContext()
-    }
+    let page = linear >> Page.shift
+    let isUser = owner.executedByUser.mayContain(page)
+    let isSupervisor = owner.executedBySupervisor.mayContain(page)
+    if isUser { owner.newUserJumpEpoch() }
+    if isSupervisor { owner.newSupervisorJumpEpoch() }
+    if isUser || isSupervisor { updateBlockContext() }
   }
 
   /// Recomputes what a jump-cache entry must match: address space, mode, privilege and epoch.
   package func updateBlockContext() {
-    let common = UInt64(s.pointee.modeKey) << 12 | s.pointee.jumpEpoch << 29
+    let common = UInt64(s.pointee.modeKey) << 12
     let context = s.pointee.addressSpace
     s.pointee.native.stackLimit = 0
-    s.pointee.native.userContext = common | context | 1 << 28
+    s.pointee.native.userContext = common | context | 1 << 28 | s.pointee.userJumpEpoch << 29
     s.pointee.native.supervisorContext =
-      common | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
+      common | s.pointee.supervisorJumpEpoch << 29
+      | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
   }
@@ -112,12 +115,16 @@ extension CPU {
   /// is the same in every address space.
   func noteExecuted(_ linear: UInt64, _ translation: PageTranslation) {
     let owner = owner
-    owner.executed.insert(linear >> Page.shift)
+    if s.pointee.cpl == 3 {
+      owner.executedByUser.insert(linear >> Page.shift)
+    } else {
+      owner.executedBySupervisor.insert(linear >> Page.shift)
+    }
     if translation.shift > Page.shift { owner.noteLargePage(linear, shift: translation.shift) }
     if s.pointee.cpl != 3 && !translation.global && s.pointee.supervisorCodeIsGlobal {
       s.pointee.supervisorCodeIsGlobal = false
-      owner.newJumpEpoch()
-      owner.executed.insert(linear >> Page.shift)
+      owner.newSupervisorJumpEpoch()
+      owner.executedBySupervisor.insert(linear >> Page.shift)
       updateBlockContext()
     }
   }
@@ -177,8 +184,20 @@ extension PhysicalCPU {
 
   /// Every way to code is found anew. `updateBlockContext` follows.
   func newJumpEpoch() {
-    cpu.s.pointee.jumpEpoch &+= 1
-    executed.removeAll()
+    newUserJumpEpoch()
+    newSupervisorJumpEpoch()
+  }
+
+  /// The same for code that runs at CPL 3.
+  func newUserJumpEpoch() {
+    cpu.s.pointee.userJumpEpoch &+= 1
+    executedByUser.removeAll()
+  }
+
+  /// The same for code that runs below CPL 3.
+  func newSupervisorJumpEpoch() {
+    cpu.s.pointee.supervisorJumpEpoch &+= 1
+    executedBySupervisor.removeAll()
   }
 
   /// Forgets which contexts belong to which PCID.

@@ -176,8 +176,8 @@ package struct CPUState {
   /// No supervisor code was executed from a page that is not global, so that ways to it are the same
   /// in every address space.
   var supervisorCodeIsGlobal = true
-  /// Part of `blockContext`: changes when linear pages may mean other code.
-  var jumpEpoch: UInt64 = 0
+  /// Part of `blockContext` at CPL 3: changes when linear pages may mean other code.
+  var userJumpEpoch: UInt64 = 0
   /// `CodePages`, found without a look at whether it is there yet.
   let codePages = CodePages.shared.address
   /// Of each TLB entry the low bits of the host page that it was last writable for.
@@ -199,6 +199,8 @@ package struct CPUState {
   var isInjecting = false
   /// RSP and RBP as they were, while a handler that changes them early runs.
   var keptStack: (rsp: UInt64, rbp: UInt64)?
+  /// Part of `blockContext` below CPL 3: changes when linear pages may mean other code.
+  var supervisorJumpEpoch: UInt64 = 0
   /// Whether `VectorState.keptX87` is what the x87 unit's state was.
   var keepsX87 = false
 

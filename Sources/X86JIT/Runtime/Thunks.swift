@@ -10,6 +10,7 @@
 //     hot        the same, asking that the block at RIP be translated with those after it
 //     dispatch   goes on at R13: the block's translation if the jump cache has one, else `resolve`
 //     resolve    goes on at R13: the block's translation if there is one, else exit
+//     stale      where the translation of a dropped block leads: goes on at offset R13 of the page
 //     syscall    SYSCALL with the next RIP in R13; sysret likewise to RCX (see Thunks+System)
 //     handler    called with micro-op in R13 and HandlerInformation in R14: has the handler execute
 //                the instruction, returns or leaves with the step
@@ -24,6 +25,7 @@ struct Thunks {
   private(set) var interpret: UInt = 0
   private(set) var hot: UInt = 0
   private(set) var resolve: UInt = 0
+  private(set) var stale: UInt = 0
   private(set) var syscall: UInt = 0
   private(set) var sysret: UInt = 0
   private(set) var vectors = VectorThunks()
@@ -34,7 +36,7 @@ struct Thunks {
     let all = [
       ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
       ("interpret", interpret), ("hot", hot), ("syscall", syscall), ("sysret", sysret),
-      ("resolve", resolve), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
+      ("resolve", resolve), ("stale", stale), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
       ("zero-upper", vectors.zeroUpper),
     ]
     return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
@@ -63,6 +65,8 @@ struct Thunks {
     sysret = here()
     Self.emitSysret(&a)
     lookUpAndEnter(&a, unresolved)
+    stale = here()
+    a.arithmetic(.add, .r13, .state(StateOffset.codePage))
     resolve = here()
     a.bind(unresolved)
     Self.emitResolve(&a, leave)

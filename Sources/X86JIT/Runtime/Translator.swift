@@ -12,9 +12,10 @@
 //
 // Invariants:
 // - A block's `native` is 0 or the start of code that does what its micro-ops do.
-// - Code is never freed piece by piece. A dropped block's code is not reachable any more (jumps lead
-//   into a page only from the same page, and a page's blocks are dropped together); when the memory
-//   is full, or the block cache starts anew, everything goes at once.
+// - Code is never freed piece by piece. Jumps lead into a page only from the same page, and a page's
+//   blocks are dropped together; a dropped block's code leads whoever finds it in the table of jumps
+//   to what the page holds then (`retire`). When the memory is full, or the block cache starts anew,
+//   everything goes at once.
 
 import Host
 import SystemPackage
@@ -212,6 +213,29 @@ package final class Translator: BlockTranslator {
     return start
   }
 
+  package func retire(_ block: BlockPointer) {
+    let place = Int(bitPattern: block.pointee.native &- UInt(bitPattern: code.memory.executable))
+    guard place >= 0, place + Self.retiredBytes <= code.memory.size else { return }
+    let next = block.pointee.native + UInt(Self.retiredBytes)
+    let distance = Int32(truncatingIfNeeded: Int(bitPattern: thunks.stale &- next))
+    let offset = UInt32(truncatingIfNeeded: block.pointee.host & Page.offsetMask)
+    let start = code.memory.writable + place
+    // mov r13d, offset; jmp stale
+    start.storeBytes(of: 0xBD41, as: UInt16.self)
+    start.storeBytes(of: offset, toByteOffset: 2, as: UInt32.self)
+    start.storeBytes(of: 0xE9, toByteOffset: 6, as: UInt8.self)
+    start.storeBytes(of: distance, toByteOffset: 7, as: Int32.self)
+  }
+
+  /// Bytes of code that `retire` writes.
+  private static let retiredBytes = 11
+
+  /// Whether the first bytes are there, and no jump among them waits for its target.
+  private static func canRetire(_ translation: BlockTranslation) -> Bool {
+    let end = translation.start + retiredBytes
+    return translation.a.bytes.count >= end && translation.links.allSatisfy { $0.position >= end }
+  }
+
   private func setHeat(_ offset: Int, _ value: Int32) {
     (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
   }
@@ -225,6 +249,7 @@ package final class Translator: BlockTranslator {
       statistics.refused += 1
       return
     }
+    if !Self.canRetire(translation) { return }
     if isFull || used + bytes.count + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
