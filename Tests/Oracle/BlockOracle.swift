@@ -190,6 +190,13 @@ package final class BlockOracle {
     let others = [(interpreter, interpreted, vectors + 2), (translator, translated, vectors + 3)]
     for (executor, outcome, vector) in others {
       let text = differences(comparison, expected, executor, outcome, usesVectors ? vector : nil)
+      if !text.isEmpty,
+        let choice = choice(
+          code, expected, executor, outcome, comparison, usesVectors ? vector : nil)
+      {
+        report.allowed[choice.rawValue, default: 0] += 1
+        return .discarded("allowed to differ")
+      }
       if !text.isEmpty { return .differ(["  host | \(executor.name)"] + text) }
     }
     if !code.hasStrings && interpreted.retired != translated.retired {
@@ -199,6 +206,19 @@ package final class BlockOracle {
       ])
     }
     return .agree(retired: interpreted.retired, isFault: expected.fault.vector != Fault.none)
+  }
+
+  /// The rule that allows a difference at the instruction that faulted.
+  private func choice(
+    _ code: AssembledBlock, _ expected: Outcome, _ executor: SoftwareExecutor, _ actual: Outcome,
+    _ comparison: Comparison, _ vector: UnsafeMutablePointer<VectorState>?
+  ) -> ImplementationChoice? {
+    guard let line = code.line(at: actual.registers.rip) else { return nil }
+    return DifferingPair(
+      instruction: line.instruction, input: nil, host: expected, other: actual,
+      vectors: vector.map { (UnsafePointer(vectors + 1), UnsafePointer($0)) },
+      memory: (UnsafeRawPointer(host.sandbox), UnsafeRawPointer(executor.sandbox))
+    ).choice(comparison)
   }
 
   private static let stopped = Fault.exit | UInt64(ExitReason.externalInterrupt.rawValue)

@@ -13,6 +13,8 @@ enum BlockRules {
       if i.attributes.contains(.aligned) && i.encoding.evexMask != 0 { return false }
     }
     if readsStaleStackPointer(i) { return false }
+    // See `ImplementationChoice.emptyRepeat`: what follows would differ, too.
+    if i.attributes.contains(.string) && i.addressSize == 4 { return false }
     switch i.mnemonic {
     // A count beyond the width leaves the destination undefined.
     case .shld, .shrd: return i.operandSize > 2

@@ -46,12 +46,13 @@ struct Comparison {
 
   /// Offsets in the FXSAVE image that are compared: FCW, FSW and FTW; MXCSR; ST(0) to ST(7). The last
   /// instruction's pointers are not: a host may keep them after unmasked exceptions only.
-  private static let x87Parts = [0..<5, 24..<28, 32..<160]
-  private static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
-  private static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
+  static let x87Parts = [0..<5, mxcsrOffset..<mxcsrOffset + 4, 32..<160]
+  static let mxcsrOffset = 24
+  static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
+  static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
 
   /// Which of the masked elements, or of an environment's fields, faults first is not architectural.
-  private func addressDifference(_ a: UInt64, _ b: UInt64) -> UInt64 {
+  func addressDifference(_ a: UInt64, _ b: UInt64) -> UInt64 {
     if isMasked && a &- b &+ 128 < 256 { return 0 }
     return a ^ b
   }
@@ -75,7 +76,7 @@ struct Comparison {
   }
 
   /// The host's kernel hides from user mode what is mapped in its own half.
-  private func errorMask(_ fault: Fault) -> UInt64 {
+  func errorMask(_ fault: Fault) -> UInt64 {
     fault.vector == 14 && fault.address >> 63 != 0 ? ~1 : .max
   }
 

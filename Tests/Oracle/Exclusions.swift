@@ -52,6 +52,7 @@ package enum Exclusions {
   package static let conditions = [
     "near branches with 66: 16 bits wide on one vendor's processors, not on the other's",
     "LOOPE and LOOPNE with a repeat prefix: changes the condition on some processors",
+    "F3 90 with REX.B: PAUSE on one vendor's processors, XCHG on the other's",
     "MOVSXD with a 16-bit destination: reads 2 bytes on one vendor's processors, 4 on the other's",
     "FS and GS offsets that are not canonical with a base that makes them so: #GP on some processors",
     "unmasked SIMD overflow, underflow and precision (see KNOWN-GAPS), and any of DPPS and DPPD",
@@ -75,6 +76,8 @@ package enum Exclusions {
     case .nop: return i.encoding.map == .map0F && i.encoding.opcode == 0x0D
     // A repeat prefix changes the condition on some processors.
     case .loope, .loopne: return !i.prefixes.isDisjoint(with: [.rep, .repne])
+    // PAUSE, or an exchange with R8.
+    case .xchg: return i.encoding.opcode == 0x90 && i.prefixes.contains(.rep)
     // The 16-bit form reads 2 bytes, or 4.
     case .movsxd: return i.operandSize == 2
     default: return false

@@ -104,7 +104,9 @@ package final class Oracle {
       if memcmp(host.sandbox, other.sandbox, Layout.sandboxSize) != 0 {
         if !comparison.ignoresDestination { agrees = false }
       }
-      if !agrees {
+      let choice = agrees ? nil : choice(e, input, other, comparison, expected, actual)
+      if let choice { report.allowed[choice.rawValue, default: 0] += 1 }
+      if !agrees && choice == nil {
         report.differing += 1
         if noted.insert(row.index).inserted {
           note(e, input, batch, other, comparison, expected, actual)
@@ -117,6 +119,18 @@ package final class Oracle {
     if expected.fault.vector != Fault.none { report.faults += 1 }
     report.states += 1
     report.rows.insert(row.index)
+  }
+
+  private func choice(
+    _ e: Encoding, _ input: Registers, _ other: SoftwareExecutor, _ comparison: Comparison,
+    _ expected: Outcome, _ actual: Outcome
+  ) -> ImplementationChoice? {
+    DifferingPair(
+      instruction: e.instruction, input: input, host: expected, other: actual,
+      vectors: e.instruction.usesVectorState
+        ? (UnsafePointer(vectors + 1), UnsafePointer(vectors + 2)) : nil,
+      memory: (UnsafeRawPointer(host.sandbox), UnsafeRawPointer(other.sandbox))
+    ).choice(comparison)
   }
 
   private func note(

@@ -40,6 +40,9 @@ package struct OracleCommand {
     for (reason, rows) in reasons.sorted(by: { $0.key < $1.key }) {
       print("oracle: not compared, \(rows.count) rows: \(reason)")
     }
+    for choice in ImplementationChoice.allCases {
+      print("oracle: may differ: \(choice.rawValue): \(choice.reason)")
+    }
     for condition in Exclusions.conditions { print("oracle: not compared, states: \(condition)") }
     if !report.mismatches.isEmpty { return 1 }
     if !settings.isWhole { return 0 }

@@ -12,6 +12,8 @@ package struct OracleReport: Codable, Sendable {
   /// How many pairs differ, and the text of the first of each row, or of each block.
   package var differing = 0
   package var mismatches: [String] = []
+  /// Pairs that differ where the manuals leave room, by rule (`ImplementationChoice`).
+  package var allowed: [String: Int] = [:]
   /// Rows of the opcode table that were compared.
   package var rows: Set<Int> = []
   /// Translations, those of several blocks among them, and blocks left to the interpreter.
@@ -34,6 +36,7 @@ package struct OracleReport: Codable, Sendable {
     faults += other.faults
     differing += other.differing
     mismatches += other.mismatches
+    allowed.merge(other.allowed, uniquingKeysWith: +)
     rows.formUnion(other.rows)
     translated += other.translated
     regions += other.regions
@@ -47,7 +50,14 @@ package struct OracleReport: Codable, Sendable {
   /// The figures of a run of single instructions.
   var instructionText: String {
     "\(pairs) pairs, \(states) states, \(faults) faults, \(rows.count) rows, "
-      + "\(translated) translations, \(refused) refused, \(differing) differ"
+      + "\(translated) translations, \(refused) refused, \(differing) differ, "
+      + allowedText
+  }
+
+  /// How often which rule allowed a difference.
+  var allowedText: String {
+    let counts = allowed.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
+    return "allowed: \(counts.isEmpty ? "none" : counts.joined(separator: ", "))"
   }
 
   /// The figures of a run of blocks.
@@ -56,7 +66,7 @@ package struct OracleReport: Codable, Sendable {
     return "\(blocks) blocks, \(states) states, \(pairs) pairs, \(instructions) instructions, "
       + "\(faults) faults, \(translated) translations, \(regions) of regions, "
       + "\(refused) refused, \(disturbances) disturbed, \(differing) differ, "
-      + "discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
+      + "\(allowedText), discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
   }
 }
 
