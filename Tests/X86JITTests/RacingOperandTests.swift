@@ -149,7 +149,9 @@ struct RaceCase: Sendable, CustomTestStringConvertible {
     // mov esi, 0x3000 ; mov edi, 0x3800 ; push rcx ; mov ecx, 16 ; rep movsq ; pop rcx
     .init(
       name: "MOVS",
-      code: [0xBE, 0, 0x30, 0, 0, 0xBF, 0, 0x38, 0, 0, 0x51, 0xB9, 16, 0, 0, 0, 0xF3, 0x48, 0xA5, 0x59],
+      code: [
+        0xBE, 0, 0x30, 0, 0, 0xBF, 0, 0x38, 0, 0, 0x51, 0xB9, 16, 0, 0, 0, 0xF3, 0x48, 0xA5, 0x59,
+      ],
       flips: at3000(0, UInt64.max)),
     // lock cmpxchg16b [0x3000], which never succeeds
     .init(
@@ -262,8 +264,10 @@ struct RaceCase: Sendable, CustomTestStringConvertible {
   @Test(.timeLimit(.minutes(1))) func otherGuestsAreNotWaitedFor() {
     let other = TestMachine()
     let root = other.cpu.s.pointee.vmx.eptPointer & EPTEntry.addressMask
-    let range = UInt64(UInt(bitPattern: other.memory))..<UInt64(
-      UInt(bitPattern: other.memory + other.memorySize))
+    let range =
+      UInt64(
+        UInt(bitPattern: other.memory))..<UInt64(
+        UInt(bitPattern: other.memory + other.memorySize))
     GuestSpaces.shared.add(root) { range.contains($0) }
     defer { GuestSpaces.shared.remove(root) }
     // Its thread is in guest code and does not answer.
