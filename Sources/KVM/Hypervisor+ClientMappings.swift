@@ -15,9 +15,6 @@ import X86CPU
 #endif
 
 extension Hypervisor {
-  /// How long a change waits for vCPUs in guest code: one may wait for a page that the client brings.
-  fileprivate static let patience: UInt64 = 1_000_000_000
-
   /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest that
   /// has it runs meanwhile, and none has what was there before.
   package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
@@ -85,7 +82,7 @@ extension Hypervisor {
 
   /// Runs `change` while no guest of the machines runs, and has all their mappings made anew.
   private static func stop<R>(_ machines: [Machine], _ change: () -> R) -> R {
-    let deadline = HostClock.monotonic() &+ patience
+    let deadline = HostClock.monotonic() &+ Machine.patience
     func stopRest(_ rest: ArraySlice<Machine>) -> R {
       guard let machine = rest.first else { return changeRest(machines.flatMap(\.memories)[...]) }
       return machine.withGuestsStopped(until: deadline) { stopRest(rest.dropFirst()) }
@@ -116,7 +113,7 @@ extension Machine {
   /// Memory of a slot has gone at an address, and maybe more: all entries are made anew, and code that
   /// came from the slot is decoded again. The caller is a vCPU outside guest code.
   func memoryVanished(_ address: UInt) {
-    let deadline = HostClock.monotonic() &+ Hypervisor.patience
+    let deadline = HostClock.monotonic() &+ Self.patience
     withGuestsStopped(until: deadline) {
       for memory in memories { memory.withMappingsChanging {} }
     }

@@ -104,26 +104,4 @@ final class Machine: @unchecked Sendable {
     try timers.start(controller)
     interrupts = controller
   }
-
-  /// Runs `change` while no vCPU is in guest code, then has every physical CPU drop its cached
-  /// mappings before it enters a guest again.
-  ///
-  /// - Parameter deadline: monotonic time after which `change` runs in any case: a vCPU may wait for
-  ///   memory that the caller is to bring.
-  func withGuestsStopped<R, E: Error>(
-    until deadline: UInt64 = .max, _ change: () throws(E) -> R
-  ) throws(E) -> R {
-    memory.gate.add(1, ordering: .sequentiallyConsistent)
-    let all = virtualCPUs
-    for vcpu in all { vcpu.request(.gate) }
-    for vcpu in all {
-      while vcpu.isInGuest, deadline == .max || HostClock.monotonic() < deadline { sched_yield() }
-    }
-    defer {
-      hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
-      memory.gate.subtract(1, ordering: .sequentiallyConsistent)
-      for vcpu in all { vcpu.gateParker.unpark() }
-    }
-    return try change()
-  }
 }

@@ -12,22 +12,29 @@ extension VirtualCPU {
   /// At the start of KVM_RUN: what the client marked as changed.
   func loadSynchronizedState() throws(Errno) {
     let dirty = run.pointee.kvm_dirty_regs
-    guard dirty | run.pointee.kvm_valid_regs != 0 else { return }
-    guard (dirty | run.pointee.kvm_valid_regs) & ~Self.synchronizable == 0 else {
+    let asked = dirty | run.pointee.kvm_valid_regs
+    if asked == 0 { return }
+    guard asked & ~Self.synchronizable == 0 else {
       throw .invalidArgument
     }
     if dirty & UInt64(KVM_SYNC_X86_REGS) != 0 {
-      setGeneralRegisters(run.pointee.s.regs.regs)
+      setGeneralRegisters(try copyOfShared(&run.pointee.s.regs.regs))
       run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_REGS)
     }
     if dirty & UInt64(KVM_SYNC_X86_SREGS) != 0 {
-      try setSpecialRegisters(run.pointee.s.regs.sregs)
+      try setSpecialRegisters(try copyOfShared(&run.pointee.s.regs.sregs))
       run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_SREGS)
     }
     if dirty & UInt64(KVM_SYNC_X86_EVENTS) != 0 {
-      try setEvents(run.pointee.s.regs.events)
+      try setEvents(try copyOfShared(&run.pointee.s.regs.events))
       run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_EVENTS)
     }
+  }
+
+  /// A part of the page that the client may write to at any time, in memory of our own: what is checked is
+  /// then what is used.
+  private func copyOfShared<T>(_ part: UnsafeMutablePointer<T>) throws(Errno) -> T {
+    try Argument(value: UInt(bitPattern: part)).read()
   }
 
   /// At its end: what the client wants to see.

@@ -136,9 +136,9 @@ struct CoalescedRing {
 
   /// - Returns: false where the ring is full.
   func append(_ place: DeviceBus.Place, size: Int, value: UInt64) -> Bool {
-    let first = base.load(as: UInt32.self)
-    let last = base.load(fromByteOffset: 4, as: UInt32.self)
-    // The client may have written anything there.
+    let first = index(at: 0).pointee.load(ordering: .acquiring)
+    // The client may have written anything there, and may write again.
+    let last = index(at: 4).pointee.load(ordering: .relaxed)
     guard last < Self.capacity else { return false }
     let next = (last + 1) % Self.capacity
     if next == first { return false }
@@ -150,8 +150,11 @@ struct CoalescedRing {
     base.storeBytes(
       of: entry, toByteOffset: Self.entries + Int(last) * Self.stride,
       as: kvm_coalesced_mmio.self)
-    atomicMemoryFence(ordering: .releasing)
-    base.storeBytes(of: next, toByteOffset: 4, as: UInt32.self)
+    index(at: 4).pointee.store(next, ordering: .releasing)
     return true
+  }
+
+  private func index(at offset: Int) -> UnsafeMutablePointer<Atomic<UInt32>> {
+    (base + offset).assumingMemoryBound(to: Atomic<UInt32>.self)
   }
 }

@@ -73,9 +73,6 @@ extension MachineMemory {
 }
 
 extension Machine {
-  /// How long the start of watching waits for vCPUs in guest code: one may wait for such a page.
-  private static let patience: UInt64 = 1_000_000_000
-
   /// From now on a guest hears of pages that it would wait for.
   func watchPresence() {
     let was = memory.watchesPresence.exchange(true, ordering: .sequentiallyConsistent)

@@ -91,13 +91,28 @@ struct MemorySlots: Sendable {
   }
 }
 
+/// The memory of this process that slots name: what a guest may have, for CPUs of other machines, which do
+/// not wait for the slots' lock.
+private final class SlotHostMemory: Sendable {
+  private let ranges = Mutex<[UInt32: Range<UInt>]>([:])
+
+  func set(_ id: UInt32, _ range: Range<UInt>) { ranges.withLock { $0[id] = range } }
+  func remove(_ id: UInt32) { ranges.withLock { _ = $0.removeValue(forKey: id) } }
+  func contains(_ address: UInt) -> Bool {
+    ranges.withLock { $0.values.contains { $0.contains(address) } }
+  }
+}
+
 final class MachineMemory: @unchecked Sendable {
   private let slots = Mutex(MemorySlots())
   private let tables: Mutex<NestedPageTables>
+  private let hostMemory = SlotHostMemory()
   /// The root of the nested tables; it never changes.
   let root: UInt64
   /// Not 0 while vCPUs have to stay out of guest code.
   let gate = Atomic<Int>(0)
+  /// Whether a vCPU was left in guest code by the last change: tables that go may be in use.
+  let mayBeWalked = Atomic<Bool>(false)
   /// Whether a guest wants to hear of pages that it would wait for.
   let watchesPresence = Atomic<Bool>(false)
   /// What the client has mapped; nil where its slots' memory stays as it is.
@@ -109,7 +124,10 @@ final class MachineMemory: @unchecked Sendable {
     let tables = NestedPageTables()
     root = tables.root
     self.tables = Mutex(tables)
+    GuestSpaces.shared.add(root) { [hostMemory] page in hostMemory.contains(UInt(page)) }
   }
+
+  deinit { GuestSpaces.shared.remove(root) }
 
   /// The slot of a guest-physical address.
   func slot(at address: UInt64) -> MemorySlot? { slots.withLock { $0.slot(at: address) } }
@@ -168,7 +186,7 @@ final class MachineMemory: @unchecked Sendable {
     slots.withLock { _ in
       let result = change()
       host?.changed()
-      tables.withLock { $0.clear() }
+      clearTables()
       return result
     }
   }
@@ -180,15 +198,28 @@ final class MachineMemory: @unchecked Sendable {
   /// Whether a slot other than `slot.id` overlaps it.
   func isTaken(_ slot: MemorySlot) -> Bool { slots.withLock { $0.isTaken(slot) } }
 
-  func add(_ slot: MemorySlot) { slots.withLock { $0.insert(slot) } }
+  func add(_ slot: MemorySlot) {
+    hostMemory.set(slot.id, slot.hostRange)
+    slots.withLock { $0.insert(slot) }
+  }
 
   /// Removes a slot, or replaces it by `replacement`. No vCPU is in guest code.
   func remove(_ id: UInt32, replacement: MemorySlot? = nil) {
     slots.withLock { slots in
       slots.remove(id)
-      if let replacement { slots.insert(replacement) }
-      tables.withLock { $0.clear() }
+      if let replacement {
+        slots.insert(replacement)
+        hostMemory.set(id, replacement.hostRange)
+      } else {
+        hostMemory.remove(id)
+      }
+      clearTables()
     }
+  }
+
+  private func clearTables() {
+    let mayBeWalked = mayBeWalked.load(ordering: .sequentiallyConsistent)
+    tables.withLock { $0.clear(keepingTables: mayBeWalked) }
   }
 
   /// The dirty log of a slot.

@@ -38,6 +38,8 @@ struct NestedPageTables: @unchecked Sendable {
 
   private let top: Pages
   private var lower = Pages()
+  /// Tables that are no longer reached from the top, but that a processor may still be in.
+  private var left: [Pages] = []
   private let rootTable: UnsafeMutablePointer<UInt64>
 
   init() {
@@ -49,8 +51,11 @@ struct NestedPageTables: @unchecked Sendable {
   var root: UInt64 { UInt64(UInt(bitPattern: rootTable)) }
 
   /// Takes all entries away.
-  mutating func clear() {
+  ///
+  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an earlier call.
+  mutating func clear(keepingTables: Bool = false) {
     rootTable.update(repeating: 0, count: 512)
+    if keepingTables { left.append(lower) } else { left = [] }
     lower = Pages()
   }
 

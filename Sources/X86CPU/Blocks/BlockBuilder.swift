@@ -90,14 +90,14 @@ extension CPU {
     let mode = CodeMode(rawValue: s.pointee.codeMode) ?? .bits64
     let ops = cache.nextOps
     let room = Int(Page.size - host & Page.offsetMask)
-    let bytes = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+    let bytes = snapshotOfCode(host, room)
     var offset = 0
     var count = 0
     var ended = false
     var endsInBranch = false
     var watched: Instruction?
     while !ended && count < BlockCache.maximumInstructions && offset < room {
-      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: room - offset)
+      let rest = UnsafeRawBufferPointer(start: bytes + offset, count: min(16, room - offset))
       let instruction: Instruction
       do throws(DecodeError) {
         instruction = try Decoder.decode(rest, mode: mode)
@@ -122,8 +122,18 @@ extension CPU {
       Block(
         host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
         length: UInt16(offset), isValid: true, endsInBranch: endsInBranch, nextInHash: -1,
-        nextInPage: -1),
+        nextInPage: -1,
+        signature: CodeSignature.of(UnsafeRawBufferPointer(start: bytes, count: offset))),
       opsUsed: count + 1)
+  }
+
+  /// The bytes of the largest block that begins here, of which `room` are in its page.
+  private func snapshotOfCode(_ host: UInt64, _ room: Int) -> UnsafeRawPointer {
+    let buffer = owner.bounce
+    let source = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
+    let longest = BlockCache.maximumInstructions * 16
+    Self.copyOnce(from: source, to: buffer, byteCount: min(room, longest))
+    return UnsafeRawPointer(buffer)
   }
 
   /// One instruction across a page boundary.
@@ -156,6 +166,9 @@ extension CPU {
     } catch {
       throw error == .invalidOpcode ? .invalidOpcode : .generalProtection
     }
+    let signature = withUnsafeBytes(of: &bytes) {
+      CodeSignature.of(UnsafeRawBufferPointer(rebasing: $0[..<Int(instruction.length)]))
+    }
     let ops = cache.nextOps
     lower(instruction, offset: 0, into: ops)
     terminate(ops + 1, Int(instruction.length))
@@ -164,7 +177,8 @@ extension CPU {
       Block(
         host: host, secondPage: second & Page.mask, ops: ops, modeKey: s.pointee.modeKey, count: 1,
         length: UInt16(instruction.length), isValid: true,
-        endsInBranch: instruction.attributes.contains(.branch), nextInHash: -1, nextInPage: -1),
+        endsInBranch: instruction.attributes.contains(.branch), nextInHash: -1, nextInPage: -1,
+        signature: signature),
       opsUsed: 2)
   }
 

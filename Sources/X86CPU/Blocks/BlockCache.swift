@@ -42,6 +42,8 @@ package struct Block {
   /// What leads there at a linear page (`BlockTranslator.entry`), or 0.
   package var nativeEntry: UInt = 0
   package var nativePage: UInt64 = 0
+  /// Of the bytes that it was decoded from; see `CodeSignature`.
+  package var signature = 0
 }
 
 package typealias BlockPointer = UnsafeMutablePointer<Block>

@@ -5,6 +5,9 @@
 // A CPU that runs guest code looks at its queue when `CPURequest.shootdown` is set, that is at the next
 // block. A CPU outside guest code looks when it enters. So a request is answered when the CPU has
 // processed its queue or is outside.
+//
+// Nobody waits for a CPU whose guest cannot have the page (`GuestSpaces`): it answers when it comes to it,
+// and before that guest has the page, as giving a guest memory takes an exit.
 
 import Glibc
 import Synchronization
@@ -82,6 +85,8 @@ final class ShootdownQueue: Sendable {
   let processed = Atomic<UInt64>(0)
   /// The CPU is in guest code.
   let inGuest = Atomic<Bool>(false)
+  /// The guest whose code the CPU is in or was last in, by the address of its top EPT table.
+  let space = Atomic<UInt64>(0)
 
   init() { queue.withLock { $0.reserveCapacity(Self.limit + 1) } }
 
@@ -109,6 +114,7 @@ final class ShootdownQueue: Sendable {
 extension PhysicalCPU {
   /// Before guest code runs on this CPU.
   package func enterGuestCode() {
+    shootdowns.space.store(cpu.guestSpace, ordering: .relaxed)
     shootdowns.inGuest.store(true, ordering: .sequentiallyConsistent)
     processShootdowns()
   }
@@ -164,6 +170,7 @@ extension PhysicalCPU {
     dropWriteTranslations(page)
     var rounds = 0
     for (queue, number) in CPURegistry.shared.send(.protect(page), except: shootdowns) {
+      if !mayHave(page, queue) { continue }
       while queue.inGuest.load(ordering: .sequentiallyConsistent),
         queue.processed.load(ordering: .sequentiallyConsistent) < number
       {
@@ -174,6 +181,14 @@ extension PhysicalCPU {
         if rounds & 255 == 0 { sched_yield() }
       }
     }
+  }
+
+  /// Whether the guest that another CPU is in may have a host page. A CPU that changes guests looks at its
+  /// queue in between, so the answer holds for as long as it matters.
+  private func mayHave(_ page: UInt64, _ queue: ShootdownQueue) -> Bool {
+    if !queue.inGuest.load(ordering: .sequentiallyConsistent) { return false }
+    let space = queue.space.load(ordering: .sequentiallyConsistent)
+    return space == cpu.guestSpace || GuestSpaces.shared.mayHave(page, space)
   }
 
   private func dropTranslations() {
@@ -203,6 +218,13 @@ extension PhysicalCPU {
 }
 
 extension CPU {
+  /// What is in `ShootdownQueue.space` while this CPU's guest runs; 0 without EPT.
+  fileprivate var guestSpace: UInt64 {
+    let controls = s.pointee.vmx
+    return controls.secondary & SecondaryControls.enableEPT == 0
+      ? 0 : controls.eptPointer & EPTEntry.addressMask
+  }
+
   /// Every write that goes the slow way passes here before it is made, with any host address in its page.
   @inline(__always) func noteCodeWrite(_ host: UInt64) {
     if CodePages.contains(host, s.pointee.codePages) { dropCode(host & Page.mask) }

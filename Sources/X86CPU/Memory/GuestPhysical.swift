@@ -6,7 +6,6 @@
 // A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of a
 // guest page walk, which looks up one guest-physical address for each level, near that of its loads.
 
-import Synchronization
 import X86
 
 /// A guest-physical page's host page and what EPT permits.
@@ -50,12 +49,27 @@ extension CPU {
     return found.rights & wanted != 0 ? found : nil
   }
 
-  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them.
+  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them, in the entries
+  /// that were read: else it is walked anew.
   private func walkEPT(_ page: UInt64, _ kind: AccessKind) -> PhysicalPage? {
-    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 {
-      return PhysicalPage(tag: page, host: page, rights: 7)
+    for _ in 0..<Self.mostWalks {
+      if case .done(let found) = walkEPTOnce(page, kind, insists: false) { return found }
     }
-    if page >> CPU.physicalAddressBits != 0 { return nil }
+    if case .done(let found) = walkEPTOnce(page, kind, insists: true) { return found }
+    return nil
+  }
+
+  private enum EPTWalk {
+    case done(PhysicalPage?)
+    /// An entry was exchanged.
+    case exchanged
+  }
+
+  private func walkEPTOnce(_ page: UInt64, _ kind: AccessKind, insists: Bool) -> EPTWalk {
+    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 {
+      return .done(PhysicalPage(tag: page, host: page, rights: 7))
+    }
+    if page >> CPU.physicalAddressBits != 0 { return .done(nil) }
     let pointer = s.pointee.vmx.eptPointer
     let setFlags = pointer & EPTPointer.accessedDirty != 0
     var table = pointer & EPTEntry.addressMask
@@ -64,15 +78,18 @@ extension CPU {
     while true {
       let shift = UInt64(12 + 9 * level)
       let index = (page >> shift) & 511
-      guard let entryPointer = UnsafeMutablePointer<UInt64>(bitPattern: UInt(table + index * 8))
-      else { return nil }
-      let entry = entryPointer.pointee
-      if entry & 7 == 0 { return nil }
+      guard let entryPointer = UnsafeMutableRawPointer(bitPattern: UInt(table + index * 8))
+      else { return .done(nil) }
+      let entry = UInt64.atomicLoad(entryPointer)
+      if entry & 7 == 0 { return .done(nil) }
       rights &= entry
       let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
       if setFlags {
         let dirty = isLeaf && kind == .write && rights & EPTEntry.write != 0
-        setBits(entryPointer, EPTEntry.accessed | (dirty ? EPTEntry.dirty : 0))
+        let bits = EPTEntry.accessed | (dirty ? EPTEntry.dirty : 0)
+        guard Self.setBits(entryPointer, UInt64.self, bits, of: entry, insists: insists) else {
+          return .exchanged
+        }
       }
       if isLeaf {
         let offsetMask = (UInt64(1) << shift) - 1
@@ -80,19 +97,28 @@ extension CPU {
         // Without the dirty flag a write must come this way again.
         let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
         rights = rights & 7 | (level > 0 ? EPTEntry.pageSize : 0)
-        return PhysicalPage(
-          tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write)
+        return .done(
+          PhysicalPage(
+            tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write))
       }
       table = entry & EPTEntry.addressMask
       level -= 1
     }
   }
 
-  /// Sets bits of a table entry in memory that others may change at the same time.
-  func setBits(_ entry: UnsafeMutablePointer<UInt64>, _ bits: UInt64) {
-    if entry.pointee & bits == bits { return }
-    let atomic = UnsafeMutableRawPointer(entry).assumingMemoryBound(to: Atomic<UInt64>.self)
-    atomic.pointee.bitwiseOr(bits, ordering: .relaxed)
+  /// Sets bits of a table entry in memory that others may change at the same time, if it is still
+  /// `entry`; false if not.
+  ///
+  /// - Parameter insists: sets them in whatever entry is there.
+  static func setBits<T: AtomicOperand>(
+    _ place: UnsafeMutableRawPointer, _ type: T.Type, _ bits: UInt64, of entry: UInt64,
+    insists: Bool
+  ) -> Bool {
+    if entry & bits == bits { return true }
+    let expected = insists ? T.atomicLoad(place) : T(truncatingIfNeeded: entry)
+    let desired = expected | T(truncatingIfNeeded: bits)
+    return T.atomicCompareExchange(place, expected: expected, desired: desired).exchanged
+      || insists
   }
 
   /// Records the exit for an access that EPT does not allow.

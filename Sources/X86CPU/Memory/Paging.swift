@@ -71,10 +71,29 @@ extension CPU {
       isPAE: false)
   }
 
-  /// Walks the tables; sets accessed and dirty flags.
+  /// Walks the tables; sets accessed and dirty flags. Begins anew where an entry is exchanged between
+  /// its reading and the setting of a flag: the flag belongs to the entry that was used.
   private func walk(
     _ linear: UInt64, _ kind: AccessKind, _ bank: Int
   ) throws(GuestException) -> PageTranslation {
+    for _ in 0..<Self.mostWalks {
+      if let result = try walkOnce(linear, kind, bank, insists: false) { return result }
+    }
+    guard let result = try walkOnce(linear, kind, bank, insists: true) else {
+      throw pageFault(linear, kind, bank, [])
+    }
+    return result
+  }
+
+  /// So many walks in a row find an entry exchanged under them only by the effort of another CPU, for
+  /// which nobody is kept in a walk for ever.
+  static let mostWalks = 1000
+
+  /// - Parameter insists: flags are set in whatever entry is there.
+  /// - Returns: nil where an entry was exchanged.
+  private func walkOnce(
+    _ linear: UInt64, _ kind: AccessKind, _ bank: Int, insists: Bool
+  ) throws(GuestException) -> PageTranslation? {
     let mode = pagingMode(linear)
     if mode.isPAE && mode.root & PageTableEntry.present == 0 {
       throw pageFault(linear, kind, bank, [])
@@ -88,7 +107,7 @@ extension CPU {
       let shift = 12 + mode.indexBits * UInt64(level)
       let index = (linear >> shift) & ((1 << mode.indexBits) - 1)
       let address = table + index * mode.entrySize
-      let (entry, pointer) = try readEntry(address, mode.entrySize, linear)
+      let entry = try readEntry(address, mode.entrySize, linear)
       if entry & PageTableEntry.present == 0 { throw pageFault(linear, kind, bank, []) }
       let isLeaf = level == 0 || (entry & PageTableEntry.pageSize != 0 && mayBeLarge(level, mode))
       if entry & reservedBits(level, isLeaf, shift, mode) != 0 {
@@ -101,11 +120,15 @@ extension CPU {
         finish(&result, entry, shift, linear, mode)
         // Accessed is set only for a walk that is allowed: the caller's check comes first.
         try checkRights(result, linear, kind, bank)
-        try markAccessed(address, pointer, entry, mode.entrySize, linear, kind == .write)
+        let bits = PageTableEntry.accessed | (kind == .write ? PageTableEntry.dirty : 0)
+        let isSame = try mark(bits, entry, address, mode.entrySize, linear, insists: insists)
+        guard isSame else { return nil }
         if kind == .write { result.dirty = true }
         return result
       }
-      try markAccessed(address, pointer, entry, mode.entrySize, linear, false)
+      let isSame = try mark(
+        PageTableEntry.accessed, entry, address, mode.entrySize, linear, insists: insists)
+      guard isSame else { return nil }
       table = entry & PageTableEntry.addressMask
       level -= 1
     }
@@ -148,30 +171,31 @@ extension CPU {
 
   private func readEntry(
     _ address: UInt64, _ size: UInt64, _ linear: UInt64
-  ) throws(GuestException) -> (UInt64, UnsafeMutablePointer<UInt64>) {
-    let page = try tablePage(address, .read, linear)
-    let host = UInt(page.host | address & Page.offsetMask)
-    let pointer = UnsafeMutablePointer<UInt64>(bitPattern: host).unsafelyUnwrapped
-    if size == 8 { return (pointer.pointee, pointer) }
-    return (UInt64(UnsafeRawPointer(pointer).load(as: UInt32.self)), pointer)
+  ) throws(GuestException) -> UInt64 {
+    let place = Self.place(of: address, in: try tablePage(address, .read, linear))
+    return size == 8 ? UInt64.atomicLoad(place) : UInt64(UInt32.atomicLoad(place))
   }
 
-  /// Sets accessed (and dirty) as the processor does: only where not yet set, as a locked write.
-  private func markAccessed(
-    _ address: UInt64, _ pointer: UnsafeMutablePointer<UInt64>, _ entry: UInt64, _ size: UInt64,
-    _ linear: UInt64, _ dirty: Bool
-  ) throws(GuestException) {
-    let bits = PageTableEntry.accessed | (dirty ? PageTableEntry.dirty : 0)
-    if entry & bits == bits { return }
+  private static func place(
+    of address: UInt64, in page: PhysicalPage
+  ) -> UnsafeMutableRawPointer {
+    let host = UInt(page.host | address & Page.offsetMask)
+    return UnsafeMutableRawPointer(bitPattern: host).unsafelyUnwrapped
+  }
+
+  /// Sets flags of an entry as the processor does: only where not yet set, as a locked write, and only if
+  /// the entry is still the one that was read. False where it is not.
+  private func mark(
+    _ bits: UInt64, _ entry: UInt64, _ address: UInt64, _ size: UInt64, _ linear: UInt64,
+    insists: Bool
+  ) throws(GuestException) -> Bool {
+    if entry & bits == bits { return true }
     let page = try tablePage(address, .write, linear)
     noteCodeWrite(page.host)
-    // An 8-byte locked OR on the aligned pair is right for 4-byte entries too: bits fall in place.
-    if size == 4 && address & 4 != 0 {
-      let aligned = UnsafeMutableRawPointer(pointer) - 4
-      setBits(aligned.assumingMemoryBound(to: UInt64.self), bits << 32)
-    } else {
-      setBits(pointer, bits)
-    }
+    let place = Self.place(of: address, in: page)
+    return size == 8
+      ? Self.setBits(place, UInt64.self, bits, of: entry, insists: insists)
+      : Self.setBits(place, UInt32.self, bits, of: entry, insists: insists)
   }
 
   /// Whether the access is allowed by rights that the walk found (SDM volume 3, "Determination of

@@ -97,34 +97,48 @@ extension CPU {
   }
 
   /// Sets the accessed bit of a code or data descriptor, as a locked update, if it is clear; the
-  /// copy in `found` then has it too.
+  /// copy in `found` then has it too. A descriptor that has been exchanged since is left as it is.
   package func markAccessed(_ found: inout FoundDescriptor) throws(GuestException) {
     if found.descriptor.rawValue & SegmentDescriptor.accessedBit != 0 { return }
-    try changeTypeByte(found.address, set: 1)
+    _ = try changeType(of: found, set: 1)
     found.descriptor.rawValue |= SegmentDescriptor.accessedBit
   }
 
-  /// Sets or clears the busy bit of a TSS descriptor, as a locked update.
-  package func setBusy(_ address: UInt64, _ busy: Bool) throws(GuestException) {
-    if busy { try changeTypeByte(address, set: 2) } else { try changeTypeByte(address, clear: 2) }
+  /// Makes a TSS descriptor busy, as a locked update. False where it is no longer the one that was
+  /// found: another CPU has the task, or the table has changed.
+  package func setBusy(_ found: FoundDescriptor) throws(GuestException) -> Bool {
+    try changeType(of: found, set: 2)
   }
 
-  /// A locked update of the byte that holds a descriptor's type.
-  private func changeTypeByte(
-    _ address: UInt64, set: UInt8 = 0, clear: UInt8 = 0
-  ) throws(GuestException) {
+  /// Makes the TSS descriptor at an address available, as a locked update.
+  package func clearBusy(_ address: UInt64) throws(GuestException) {
     let linear = systemAddress(address &+ 5)
-    let saved = s.pointee.tlb
-    s.pointee.tlb = tlbBank(TLB.supervisor)
-    defer { s.pointee.tlb = saved }
+    let saved = currentBank
+    useBank(TLB.supervisor)
+    defer { useBank(saved) }
     if let host = try pointerForModify(linear, size: 1) {
       let atomic = host.assumingMemoryBound(to: Atomic<UInt8>.self)
-      if set != 0 { atomic.pointee.bitwiseOr(set, ordering: .sequentiallyConsistent) }
-      if clear != 0 { atomic.pointee.bitwiseAnd(~clear, ordering: .sequentiallyConsistent) }
+      atomic.pointee.bitwiseAnd(~2, ordering: .sequentiallyConsistent)
     } else {
-      let byte = try load(linear, as: UInt8.self)
-      try store(byte & ~clear | set, at: linear)
+      try store(try load(linear, as: UInt8.self) & ~2, at: linear)
     }
+  }
+
+  /// A locked update of the byte that holds a descriptor's type, if it is still as it was found.
+  private func changeType(
+    of found: FoundDescriptor, set: UInt8
+  ) throws(GuestException) -> Bool {
+    let byte = UInt8(truncatingIfNeeded: found.descriptor.rawValue >> 40)
+    let linear = systemAddress(found.address &+ 5)
+    let saved = currentBank
+    useBank(TLB.supervisor)
+    defer { useBank(saved) }
+    if let host = try pointerForModify(linear, size: 1) {
+      return UInt8.atomicCompareExchange(host, expected: byte, desired: byte | set).exchanged
+    }
+    if try load(linear, as: UInt8.self) != byte { return false }
+    try store(byte | set, at: linear)
+    return true
   }
 
   /// Real mode and virtual-8086 mode: selectors are paragraphs.

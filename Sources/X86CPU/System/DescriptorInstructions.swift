@@ -107,7 +107,7 @@ extension CPU {
     else { throw .selector(.generalProtection, selector) }
     guard found.rights.isPresent else { throw .selector(.segmentNotPresent, selector) }
     var state = try systemSegment(found, .generalProtection)
-    try setBusy(found.address, true)
+    guard try setBusy(found) else { throw .selector(.generalProtection, selector) }
     state.accessRights |= 2
     return state
   }

@@ -235,9 +235,9 @@ extension CPU {
 
   /// A TSS that a task switch may go to: in the GDT, available and present (SDM volume 3,
   /// "Treatment of Task Switches").
-  func checkTask(
+  @discardableResult func checkTask(
     _ selector: UInt16, _ vector: ExceptionVector, busy: Bool = false, external: Bool = false
-  ) throws(GuestException) {
+  ) throws(GuestException) -> FoundDescriptor {
     let bad = GuestException.selector(vector, selector, external: external)
     if Selector.isNull(selector) || selector & Selector.local != 0 { throw bad }
     let found = try readDescriptor(selector, else: vector, external: external)
@@ -246,6 +246,7 @@ extension CPU {
     guard found.rights.isPresent else {
       throw .selector(.segmentNotPresent, selector, external: external)
     }
+    return found
   }
 }
 

@@ -75,8 +75,7 @@ extension CPU {
   package func emulateTaskSwitch(
     selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32? = nil
   ) throws(GuestException) {
-    try checkTask(selector, .invalidTSS, busy: source == .interruptReturn)
-    let found = try readDescriptor(selector, else: .invalidTSS)
+    let found = try checkTask(selector, .invalidTSS, busy: source == .interruptReturn)
     let layout = TaskLayout.of(found.rights)
     if found.descriptor.limit < layout.minimumLimit { throw .selector(.invalidTSS, selector) }
     var image = try readTask(found.descriptor.base, layout)
@@ -86,9 +85,9 @@ extension CPU {
       try storeSystem(old.selector, at: systemAddress(found.descriptor.base))
       image.flags |= UInt32(RFLAGS.nt.rawValue)
     } else if let address = descriptorAddress(old.selector, size: 8) {
-      try setBusy(address, false)
+      try clearBusy(address)
     }
-    if source != .interruptReturn { try setBusy(found.address, true) }
+    if source != .interruptReturn { _ = try setBusy(found) }
     var task = found.segment(selector: selector)
     task.accessRights |= 2
     segment(.tr).pointee = task

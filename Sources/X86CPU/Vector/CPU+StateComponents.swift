@@ -112,7 +112,8 @@ extension CPU {
 
   func loadX87(_ area: UnsafeRawPointer, wide: Bool) {
     let image = vectorRaw + VectorLayout.fx
-    image.copyMemory(from: area, byteCount: LegacyArea.mxcsr)
+    // Control and status word are looked at together: in the copy.
+    CPU.copyOnce(from: area, to: image, byteCount: LegacyArea.mxcsr)
     if !wide {
       fip &= 0xFFFF_FFFF
       fdp &= 0xFFFF_FFFF

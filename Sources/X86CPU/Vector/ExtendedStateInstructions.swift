@@ -214,7 +214,7 @@ extension CPU {
     let requested = try checkXSAVE(supervisor: supervisor, i)
     if supervisor { try checkXSSExit(.xrstors, i) }
     let address = try areaAddress(i, LegacyArea.headerEnd, .read)
-    let header = try pointerForRead(
+    let header = try snapshot(
       address &+ UInt64(LegacyArea.xstateBV), size: LegacyArea.headerEnd - LegacyArea.xstateBV)
     let stateBV = header.loadUnaligned(as: UInt64.self)
     let compBV = header.loadUnaligned(fromByteOffset: 8, as: UInt64.self)

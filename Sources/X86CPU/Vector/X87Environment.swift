@@ -100,7 +100,7 @@ extension CPU {
     let size = isShort ? 14 : 28
     let total = size + (withRegisters ? 80 : 0)
     let address = try linearAddress(i, size: total)
-    let image = try pointerForRead(address, size: total)
+    let image = try snapshot(address, size: total)
     func word(_ n: Int) -> UInt32 {
       isShort
         ? UInt32(image.loadUnaligned(fromByteOffset: n * 2, as: UInt16.self))

@@ -37,7 +37,9 @@ struct BlockCode {
   private static func decode(_ block: BlockPointer) -> [Instruction]? {
     if block.pointee.secondPage != 0 { return decodeCrossing(block).map { [$0] } }
     let length = Int(block.pointee.length)
-    guard let bytes = copy(block.pointee.host, length) else { return nil }
+    guard let bytes = copy(block.pointee.host, length),
+      bytes.withUnsafeBytes({ CodeSignature.of($0) }) == block.pointee.signature
+    else { return nil }
     var result: [Instruction] = []
     var offset = 0
     for n in 0..<Int(block.pointee.count) {
@@ -68,10 +70,12 @@ struct BlockCode {
     guard count < 16, let first = copy(block.pointee.host, count),
       let second = copy(block.pointee.secondPage, 16)
     else { return nil }
-    let instruction = (first + second).withUnsafeBytes {
-      try? Decoder.decode($0, mode: block.mode)
+    let length = Int(block.pointee.length)
+    return (first + second).withUnsafeBytes { bytes in
+      let own = UnsafeRawBufferPointer(rebasing: bytes.prefix(length))
+      guard CodeSignature.of(own) == block.pointee.signature else { return nil }
+      return try? Decoder.decode(bytes, mode: block.mode)
     }
-    return instruction?.length == block.pointee.ops[0].length ? instruction : nil
   }
 
   /// Whether the instruction at an offset of a host page goes on in the next page.

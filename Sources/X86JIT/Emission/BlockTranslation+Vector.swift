@@ -288,17 +288,23 @@ extension BlockTranslation {
     }
   }
 
-  /// FLDCW of a word that masks every exception; the rest of the block relies on that.
+  /// FLDCW of a word that masks every exception; the rest of the block relies on that. The word is read
+  /// once: another CPU may change it after the test, and an exception that is unmasked here would be
+  /// the program's.
   private mutating func lowerLoadControlWord(_ n: Int) {
     let i = instructions[n]
     leaveFlags()
     let special = accessVectorOperand(n, i.operands[0])
     a.emit(Form(0xB7, map: .two), reg: HostRegister.r14.rawValue, rm: .memory(.r13))
+    var word = Form(0x89)
+    word.operandSize16 = true
+    let copy = Place.state(VectorOffset.scratch)
+    a.emit(word, reg: HostRegister.r14.rawValue, rm: copy)
     let masks: Int32 = 0x3F
     a.arithmetic(.and, .register(.r14), immediate: masks, wide: false)
     a.arithmetic(.cmp, .register(.r14), immediate: masks, wide: false)
     a.jump(if: Self.notEqual, special)
-    emitVector(i)
+    a.emit(Form(0xD9), reg: 5, rm: copy)
     leavingHandlers.append((special, current, n, vectors))
   }
 

@@ -19,6 +19,8 @@ enum VectorOffset {
   static let instructionPointer = CPU.vectorOffset + VectorLayout.fip
   static let dataPointer = CPU.vectorOffset + VectorLayout.fdp
   static let opcode = CPU.vectorOffset + VectorLayout.fop
+  /// Four bytes for the operand of a load of a control word.
+  static let scratch = CPU.vectorOffset + VectorLayout.mxcsrScratch
 
   static func vector(_ number: UInt8) -> Int {
     CPU.vectorOffset + VectorLayout.zmm + Int(number) * 64
