@@ -27,11 +27,13 @@ enum ControlRegisterAccess {
 
 enum ControlRegisterInstructions {
   static func register(_ t: inout LoweringTable) {
-    t[.movControl] = choose(
-      { system($0, $1, ControlRegisterInstructions.movTo) },
-      { system($0, $1, ControlRegisterInstructions.movFrom) }
-    ) {
-      $0.operands[0].kind == .control
+    t[.movControl] = .custom { i, _, _ in
+      switch (i.operands[0].kind == .control, i.prefixes.contains(.lock)) {
+      case (true, false): { system($0, $1, ControlRegisterInstructions.movTo) }
+      case (false, false): { system($0, $1, ControlRegisterInstructions.movFrom) }
+      case (true, true): { system($0, $1, ControlRegisterInstructions.lockedMovTo) }
+      case (false, true): { system($0, $1, ControlRegisterInstructions.lockedMovFrom) }
+      }
     }
     t[.movDebug] = choose(
       { system($0, $1, DebugRegisterInstructions.movTo) },
@@ -72,7 +74,23 @@ enum ControlRegisterInstructions {
   // MARK: MOV
 
   static func movTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    let number = i.pointee.register0
+    try movTo(c, i, number: i.pointee.register0)
+  }
+
+  /// LOCK MOV CR0, which is CR8 in every mode, or nothing.
+  static func lockedMovTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    guard c.follows(.lockedCR8) else { throw .invalidOpcode }
+    return try movTo(c, i, number: 8)
+  }
+
+  static func lockedMovFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    guard c.follows(.lockedCR8) else { throw .invalidOpcode }
+    return try movFrom(c, i, number: 8)
+  }
+
+  private static func movTo(
+    _ c: CPU, _ i: MicroOpPointer, number: UInt8
+  ) throws(GuestException) -> Int32 {
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
     let source = c.read(i.pointee.src, as: UInt64.self)
@@ -128,7 +146,12 @@ enum ControlRegisterInstructions {
   }
 
   static func movFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    let number = i.pointee.register1
+    try movFrom(c, i, number: i.pointee.register1)
+  }
+
+  private static func movFrom(
+    _ c: CPU, _ i: MicroOpPointer, number: UInt8
+  ) throws(GuestException) -> Int32 {
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
     let qualification =
