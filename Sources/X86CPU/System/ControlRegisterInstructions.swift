@@ -74,23 +74,7 @@ enum ControlRegisterInstructions {
   // MARK: MOV
 
   static func movTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try movTo(c, i, number: i.pointee.register0)
-  }
-
-  /// LOCK MOV CR0, which is CR8 in every mode, or nothing.
-  static func lockedMovTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    guard c.follows(.lockedCR8) else { throw .invalidOpcode }
-    return try movTo(c, i, number: 8)
-  }
-
-  static func lockedMovFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    guard c.follows(.lockedCR8) else { throw .invalidOpcode }
-    return try movFrom(c, i, number: 8)
-  }
-
-  private static func movTo(
-    _ c: CPU, _ i: MicroOpPointer, number: UInt8
-  ) throws(GuestException) -> Int32 {
+    let number = i.pointee.register0
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
     let source = c.read(i.pointee.src, as: UInt64.self)
@@ -146,12 +130,7 @@ enum ControlRegisterInstructions {
   }
 
   static func movFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try movFrom(c, i, number: i.pointee.register1)
-  }
-
-  private static func movFrom(
-    _ c: CPU, _ i: MicroOpPointer, number: UInt8
-  ) throws(GuestException) -> Int32 {
+    let number = i.pointee.register1
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
     let qualification =
@@ -179,6 +158,21 @@ enum ControlRegisterInstructions {
       c.write(UInt32(truncatingIfNeeded: value), to: i.pointee.dst)
     }
     return Step.next
+  }
+
+  /// LOCK MOV CR0, which is CR8 in every mode, or nothing.
+  private static func requireLockedCR8(_ c: CPU) throws(GuestException) {
+    if !c.follows(.lockedCR8) { throw .invalidOpcode }
+  }
+
+  static func lockedMovTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireLockedCR8(c)
+    return try movTo(c, i)
+  }
+
+  static func lockedMovFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireLockedCR8(c)
+    return try movFrom(c, i)
   }
 
   // MARK: CLTS, LMSW, SMSW
