@@ -261,6 +261,12 @@ final class VirtualCPU: @unchecked Sendable {
     context.restore(to: cpu)
   }
 
+  /// What the vendor that the guest's CPUID names does in its own way.
+  func setVendorRules(_ rules: VendorRules) {
+    context.rules = rules
+    cpu.s.pointee.rules = rules
+  }
+
   /// Called by the pool, under its lock.
   func unload(from physical: PhysicalCPU) {
     context.save(from: physical.cpu)

@@ -85,7 +85,8 @@ extension DecodeState {
       return register(.segment, number, spec)
     case .regControl:
       guard [0, 2, 3, 4, 8].contains(reg) else { throw .invalidOpcode }
-      return register(.control, reg, spec)
+      // AMD's LOCK MOV CR0.
+      return register(.control, out.prefixes.contains(.lock) ? 8 : reg, spec)
     case .regDebug:
       guard reg < 8 else { throw .invalidOpcode }
       return register(.debug, reg, spec)

@@ -85,6 +85,10 @@ extension DecodeState {
 
   /// LOCK needs a row that allows it and memory as the destination.
   private func checkLock() throws(DecodeError) {
+    // AMD's other name of CR8; a processor without it is told apart when it is executed.
+    let encoding = out.encoding
+    let isCR0 = encoding.modRM >> 3 & 7 == 0 && encoding.rex & 4 == 0
+    if out.mnemonic == .movControl && isCR0 { return }
     let isMemory = out.encoding.hasModRM && out.encoding.modRM < 0xC0
     guard out.attributes.contains(.lockable), isMemory else { throw .invalidOpcode }
   }

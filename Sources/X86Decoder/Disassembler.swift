@@ -86,7 +86,8 @@ public enum Disassembler {
   private static let roundingNames = ["{rn-sae}", "{rd-sae}", "{ru-sae}", "{rz-sae}"]
 
   private static func prefixText(_ instruction: Instruction) -> String {
-    var text = instruction.prefixes.contains(.lock) ? "lock " : ""
+    let locks = instruction.prefixes.contains(.lock) && instruction.mnemonic != .movControl
+    var text = locks ? "lock " : ""
     guard instruction.attributes.contains(.string) else { return text }
     let compares = instruction.mnemonic == .cmps || instruction.mnemonic == .scas
     if instruction.prefixes.contains(.rep) { text += compares ? "repz " : "rep " }

@@ -91,4 +91,33 @@ private final class Recorder: EmulationContext {
     #expect(m.cpu.gpr[0] == 0x3344_1122)
     #expect(context.reads.map(\.1) == [2])
   }
+
+  /// MOV between the accumulator and the place at an offset (A0 to A3), as to the local APIC.
+  @Test(arguments: [0xA0, 0xA1, 0xA2, 0xA3] as [UInt8], [false, true])
+  func emulatedOffsets(_ opcode: UInt8, _ long: Bool) {
+    let m = TestMachine()
+    if long { m.setLongMode() } else { m.setProtectedMode() }
+    let address: [UInt8] = [0x80, 0, 0xE0, 0xFE] + (long ? [0, 0, 0, 0] : [])
+    // The page tables map 0xFEE00000 to itself: entry 3 of a PDPT, then a large page.
+    if long {
+      m.store(UInt64(0x14007), at: 0x11018)
+      m.store(UInt64(0xFEE0_0087), at: 0x14000 + 0x1F7 * 8)
+      m.cpu.flushTLB()
+    }
+    m.load([opcode] + address + [0xF4], at: 0x1000)
+    m.cpu.gpr[0] = 0x1122_3344
+    #expect(m.run(from: 0x1000) == .eptViolation)
+    let context = Recorder()
+    context.answers = [0x55]
+    #expect(m.processor.emulate(context) == .completed)
+    let size = opcode & 1 == 0 ? 1 : 4
+    if opcode < 0xA2 {
+      #expect(context.reads.map(\.0) == [0xFEE0_0080] && context.reads.map(\.1) == [size])
+      #expect(m.cpu.gpr[0] == (size == 1 ? 0x1122_3355 : 0x55))
+    } else {
+      #expect(context.writes.map(\.0) == [0xFEE0_0080] && context.writes.map(\.1) == [size])
+      #expect(context.writes.map(\.2) == [size == 1 ? 0x44 : 0x1122_3344])
+    }
+    #expect(m.run() == .hlt)
+  }
 }

@@ -32,6 +32,56 @@ import X86JIT
     #expect(try #require(m.translator).statistics.blocks >= 1)
   }
 
+  /// LOOP, LOOPE, LOOPNE and JRCXZ backwards and forwards, with 64 and 32 bits of the count: on both tiers
+  /// the same, and without a call of a handler.
+  @Test(arguments: [0xE0, 0xE1, 0xE2, 0xE3] as [UInt8], [false, true])
+  func countedJumps(_ opcode: UInt8, _ short: Bool) throws {
+    let prefix: [UInt8] = short ? [0x67] : []
+    let end = UInt8(prefix.count)
+    // L: add eax, ebx; cmp eax, 100 ; loop L ; adc esi, esi ; hlt
+    let backwards: [UInt8] =
+      [0x01, 0xD8, 0x83, 0xF8, 100] + prefix + [opcode, 0xF9 &- end, 0x11, 0xF6, 0xF4]
+    // L: sub rcx, rdx ; loop M ; inc edi ; M: adc esi, esi ; cmp esi, 900 ; jb L ; hlt
+    let forwards: [UInt8] =
+      [0x48, 0x29, 0xD1] + prefix + [opcode, 0x02, 0xFF, 0xC7, 0x11, 0xF6]
+      + [0x81, 0xFE, 0x84, 0x03, 0, 0, 0x72, 0xEF &- end, 0xF4]
+    for code in [backwards, forwards] {
+      for count: UInt64 in [1, 2, 77, 101, 300] {
+        for other: UInt64 in [0, 1, 5, count] {
+          var results: [[UInt64]] = []
+          for threshold: UInt32 in [0, 1] {
+            let m = machine(threshold: threshold)
+            m.load(code, at: 0x1000)
+            m.cpu.gpr[1] = short ? 7 << 32 | count : count
+            (m.cpu.gpr[0], m.cpu.gpr[2]) = (0, other)
+            (m.cpu.gpr[3], m.cpu.gpr[6], m.cpu.gpr[7]) = (1, 1, 0)
+            let before = m.cpu.s.pointee.retired
+            #expect(m.run(from: 0x1000) == .hlt)
+            results.append(
+              [m.cpu.s.pointee.rip, m.cpu.flags, m.cpu.s.pointee.retired - before]
+                + (0..<8).map { m.cpu.gpr[$0] })
+          }
+          #expect(results[0] == results[1], "\(code) \(count) \(other)")
+        }
+      }
+    }
+  }
+
+  @Test func countedJumpsCallNoHandler() throws {
+    let m = machine()
+    // L: dec eax ; jrcxz M ; M: loop L ; hlt
+    m.load([0xFF, 0xC8, 0xE3, 0x00, 0xE2, 0xFA, 0xF4], at: 0x1000)
+    m.cpu.gpr[1] = 1000
+    let counts = UnsafeMutablePointer<UInt64>.allocate(capacity: 2048)
+    counts.initialize(repeating: 0, count: 2048)
+    defer { counts.deallocate() }
+    m.cpu.s.pointee.native.handlerCounts = counts
+    m.run(from: 0x1000)
+    m.cpu.s.pointee.native.handlerCounts = nil
+    #expect(m.cpu.gpr[0] == UInt64(UInt32.max - 999))
+    #expect((0..<2048).reduce(0) { $0 + counts[$1] } <= 1)
+  }
+
   @Test func callsAndReturns() {
     let m = machine()
     // call 0x2000 ; dec ecx ; jnz -9 ; hlt  |  0x2000: add eax, 3 ; push r13 ; pop r14 ; ret

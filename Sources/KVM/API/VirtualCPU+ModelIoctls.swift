@@ -133,6 +133,7 @@ extension VirtualCPU {
       return
     }
     cpuid = GuestCPUID(entries)
+    setVendorRules(cpuid.rules)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     configureCounters()
     updateHoggingControls()

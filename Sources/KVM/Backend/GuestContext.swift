@@ -22,6 +22,8 @@ struct GuestContext {
   private var kernelGSBase: UInt64 = 0
   private var tscAux: UInt64 = 0
   private var vector = VectorState()
+  /// What the vendor that the guest's CPUID names does in its own way.
+  var rules = VendorRules.intel
 
   init() {}
 
@@ -65,5 +67,6 @@ struct GuestContext {
     s.pointee.kernelGSBase = kernelGSBase
     s.pointee.tscAux = tscAux
     cpu.vector.pointee = vector
+    s.pointee.rules = rules
   }
 }

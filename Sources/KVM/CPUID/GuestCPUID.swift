@@ -26,6 +26,8 @@ struct GuestCPUID {
 
   /// The performance counters of leaf 0AH.
   let performance: PerformanceModel
+  /// What its vendor's processors do in their own way.
+  let rules: VendorRules
   /// IA32_PERF_CAPABILITIES is there.
   let hasPerformanceCapabilities: Bool
 
@@ -62,6 +64,9 @@ struct GuestCPUID {
     performance = PerformanceModel(
       CPUIDLeaf(eax: counters.eax, ebx: counters.ebx, ecx: counters.ecx, edx: counters.edx),
       vendor: find(0, 0).ebx)
+    rules = VendorRules(
+      vendor: find(0, 0).ebx, features: find(0x8000_0001, 0).ecx,
+      moreFeatures: find(0x8000_0021, 0).eax)
     hasPerformanceCapabilities = one.ecx & SupportedCPUID.performanceCapabilitiesBit != 0
     paravirtualFeatures = find(0x4000_0001, 0).eax
     let widths = find(0x8000_0008, 0).eax & 0xFF

@@ -18,6 +18,13 @@ extension VirtualCPU {
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
 
+  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that injects
+  /// one would drop it.
+  var hasPendingTrap: Bool {
+    cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
+      && backend[.interruptibility] & UInt64(Interruptibility.blockingByMovSS) == 0
+  }
+
   /// An interrupt waits that priority lets through.
   var hasPendingInterrupt: Bool {
     guard let apic else { return queuedInterrupt != nil }
@@ -109,7 +116,9 @@ extension VirtualCPU {
     let blocking = UInt64(
       Interruptibility.blockingByNMI | Interruptibility.blockingBySTI
         | Interruptibility.blockingByMovSS)
-    if !isTaken, backend[.interruptibility] & blocking == 0 {
+    let state = backend[.interruptibility]
+    if state & UInt64(Interruptibility.blockingByNMI) != 0 { latchOneNMI() }
+    if !isTaken, !hasPendingTrap, state & blocking == 0 {
       isTaken = true
       backend.inject(
         GuestEvent(info: InterruptionInfo(.nmi, vector: ExceptionVector.nmi.rawValue)))
@@ -120,6 +129,12 @@ extension VirtualCPU {
     if more { mustCheckEvents = true }
   }
 
+  /// While an NMI is in service one more is latched, however many came.
+  private func latchOneNMI() {
+    _ = pendingNMIs.compareExchange(
+      expected: 2, desired: 1, ordering: .sequentiallyConsistent)
+  }
+
   private func injectInterrupt(_ isTaken: Bool) {
     let clientWaits =
       hasClientPIC && run.pointee.request_interrupt_window != 0 && acceptsClientInterrupts
@@ -127,7 +142,7 @@ extension VirtualCPU {
       backend.setInterruptWindow(clientWaits)
       return
     }
-    if !isTaken, isInterruptAllowed, let vector = takeInterrupt() {
+    if !isTaken, isInterruptAllowed, !hasPendingTrap, let vector = takeInterrupt() {
       backend.inject(GuestEvent(info: InterruptionInfo(.externalInterrupt, vector: vector)))
       backend.setInterruptWindow(clientWaits || hasPendingInterrupt)
     } else {

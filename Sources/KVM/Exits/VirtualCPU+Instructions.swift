@@ -33,6 +33,8 @@ extension VirtualCPU {
   /// HLT: waits in KVM_RUN where the interrupt chips are ours, else the client is told.
   func emulateHLT() -> Disposition {
     advance()
+    // A single step ends the wait before it begins.
+    if hasPendingTrap { return .resume }
     guard apic != nil || machine.options.withLock({ $0.haltsInGuest }) else {
       run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
       return .userSpace

@@ -59,11 +59,24 @@ extension VMX {
 
   // MARK: Events
 
+  /// NMIs stay blocked where the IRET that unblocked them did not happen: bit 12 of an EPT violation's
+  /// qualification, and of an exception's information (SDM volume 3, "Information for VM Exits Due to
+  /// Vectored Events"). While an event was delivered the bit means nothing; a double fault is no IRET's.
+  private func blockNMIsAgain(_ bits: UInt64) {
+    guard bits & UInt64(InterruptionInfo.nmiUnblockingBit) != 0,
+      cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0
+    else { return }
+    let state = cpu.vmread(.guestInterruptibility)
+    cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
+  }
+
   private static let exitExceptionOrNMI: Handler = { vmx, vcpu in
+    let info = vmx.cpu.vmread(.exitInterruptionInfo)
+    if info & 0xFF != UInt64(ExceptionVector.doubleFault.rawValue) { vmx.blockNMIsAgain(info) }
     // #UD and a debugger's exceptions are intercepted, and the host has no NMIs for us.
-    vcpu.exitForException(
+    return vcpu.exitForException(
       InterruptionInfo(
-        rawValue: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionInfo))),
+        rawValue: UInt32(truncatingIfNeeded: info & ~UInt64(InterruptionInfo.nmiUnblockingBit))),
       qualification: vmx.qualification)
   }
 
@@ -105,10 +118,7 @@ extension VMX {
 
   /// Qualification: 0 the guest's state is lost, 12 NMIs were unblocked by the IRET that it fell into.
   private static let exitNotify: Handler = { vmx, vcpu in
-    if vmx.qualification & UInt64(InterruptionInfo.nmiUnblockingBit) != 0 {
-      let state = vmx.cpu.vmread(.guestInterruptibility)
-      vmx.cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
-    }
+    vmx.blockNMIsAgain(vmx.qualification)
     return vcpu.exitForNotify(isContextLost: vmx.qualification & 1 != 0)
   }
 
@@ -213,6 +223,7 @@ extension VMX {
 
   /// Qualification: 0 read, 1 write, 2 fetch.
   private static let exitEPTViolation: Handler = { vmx, vcpu in
+    vmx.blockNMIsAgain(vmx.qualification)
     let address = vmx.cpu.vmread(.guestPhysicalAddress)
     let isWrite = vmx.qualification & 2 != 0
     if vcpu.isBeyondWidth(address), vcpu.interruptedEvent == nil {

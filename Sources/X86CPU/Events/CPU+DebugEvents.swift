@@ -30,7 +30,11 @@ extension CPU {
   /// - Returns: false where it ended in a VM exit. May have changed `rip`.
   package func beforeSlowInstruction() -> Bool {
     if s.pointee.rflags & RFLAGS.rf.rawValue != 0 { return true }
-    if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0 { return true }
+    if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0,
+      !follows(.breakpointsBehindStackLoads)
+    {
+      return true
+    }
     let (matched, enabled) = matches(codeLinear, 1) { $0 == Breakpoint.execute }
     if !enabled { return true }
     return raiseException(.debug(DR6(rawValue: matched)))
@@ -119,6 +123,14 @@ extension CPU {
       if breakpoint.enabled { enabled = true }
     }
     return (bits, enabled)
+  }
+
+  /// The causes that wait (behind MOV SS), as DR6 has them, for another debug exception that takes them
+  /// along: one handler is told of all. They are pending no more.
+  func takeWaitingDebugCauses() -> UInt64 {
+    let pending = s.pointee.pendingDebug
+    s.pointee.pendingDebug = 0
+    return pending & PendingDebug.causes != 0 ? pending & PendingDebug.dr6 : 0
   }
 
   /// What a debug exception does to the debug registers when it is delivered.

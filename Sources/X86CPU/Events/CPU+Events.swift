@@ -31,6 +31,10 @@ extension CPU {
   ///
   /// - Returns: false where it ended in a VM exit.
   package func raiseException(_ error: GuestException) -> Bool {
+    var error = error
+    if error.vector == ExceptionVector.debug.rawValue {
+      error = .debug(DR6(rawValue: UInt64(error.errorCode) | takeWaitingDebugCauses()))
+    }
     guard let event = offered(error) else { return false }
     return deliver(event, errorCode: error.errorCode, returnRIP: s.pointee.rip)
   }

@@ -177,7 +177,7 @@ extension CPU {
     if event.hasErrorCode { try stack.push(UInt64(errorCode), size: gate.size) }
     if virtual {
       for register in [SegmentRegister.gs, .fs, .ds, .es] {
-        segment(register).pointee = nullSegment(0)
+        segment(register).pointee = nullKept(register)
       }
     }
     enterHandler(gate, target, stack)

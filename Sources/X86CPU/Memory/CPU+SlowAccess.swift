@@ -161,11 +161,17 @@ extension CPU {
   @inline(never) func loadSlow(_ linear: UInt64, _ size: Int) throws(GuestException) -> UInt64 {
     try checkAlignment(linear, size)
     let first = min(size, Int(Page.size - linear & Page.offsetMask))
+    if first < size { try checkEnd(linear, size) }
     var value = try loadPart(linear, first)
     if first < size {
       value |= try loadPart(nextPage(linear), size - first) << UInt64(first * 8)
     }
     return value
+  }
+
+  /// An access across pages whose end is not canonical is #GP, whatever is to be said of its first page.
+  private func checkEnd(_ linear: UInt64, _ size: Int) throws(GuestException) {
+    if isLongMode && !isCanonical(linear &+ UInt64(size - 1)) { throw .nonCanonical }
   }
 
   /// Address of the page after `linear`'s, wrapped to 4 GiB outside 64-bit mode.
@@ -206,6 +212,7 @@ extension CPU {
   ) throws(GuestException) {
     try checkAlignment(linear, size)
     let first = min(size, Int(Page.size - linear & Page.offsetMask))
+    if first < size { try checkEnd(linear, size) }
     let low = try resolve(linear, first, .write)
     if first == size { return try storePart(low, value, size) }
     // Both pages are proven writable before the first byte is written.
@@ -243,6 +250,7 @@ extension CPU {
     try checkAlignment(linear, size)
     let first = Int(Page.size - linear & Page.offsetMask)
     if first < size {
+      try checkEnd(linear, size)
       // The caller's load comes first, but must fault as its store would, in the order of the pages.
       _ = try resolve(linear, first, .write)
       _ = try resolve(nextPage(linear), size - first, .write)
@@ -261,6 +269,7 @@ extension CPU {
     if size <= room, case .host(let host) = try resolve(linear, size, .read) {
       return UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
     }
+    if size > room { try checkEnd(linear, size) }
     let bounce = owner.bounce
     var offset = 0
     while offset < size {
@@ -290,6 +299,7 @@ extension CPU {
     _ source: UnsafeRawPointer, at linear: UInt64, size: Int
   ) throws(GuestException) {
     if size == 0 { return }
+    try checkEnd(linear, size)
     let last = linear &+ UInt64(size - 1)
     var page = linear & Page.mask
     while true {

@@ -203,6 +203,8 @@ package struct CPUState {
   var supervisorJumpEpoch: UInt64 = 0
   /// Whether `VectorState.keptX87` is what the x87 unit's state was.
   var keepsX87 = false
+  /// Of the guest's vendor; whoever loads a guest sets them.
+  package var rules = VendorRules.intel
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,

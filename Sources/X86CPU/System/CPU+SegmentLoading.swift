@@ -36,7 +36,7 @@ extension CPU {
   ) throws(GuestException) -> SegmentState {
     if hasRealModeSegments { return realModeSegment(register, selector) }
     if register == .ss { return try stackSegment(selector, cpl: cpl, .generalProtection) }
-    return try dataSegment(selector)
+    return try dataSegment(register, selector)
   }
 
   /// Real mode changes only selector and base, so that limits set in protected mode stay; in
@@ -58,7 +58,22 @@ extension CPU {
     return state
   }
 
-  /// A null selector in a data segment register: no access is possible through it.
+  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its kin, a task
+  /// switch): base and limit stay or not, by vendor.
+  private func nullLoaded(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
+    follows(.nullKeepsBase) ? nullKept(register, selector) : nullSegment(selector)
+  }
+
+  /// The register made null by a change of privilege or mode: its base stays on all processors, as FS's
+  /// and GS's are looked at in 64-bit mode.
+  func nullKept(_ register: SegmentRegister, _ selector: UInt16 = 0) -> SegmentState {
+    var state = segment(register).pointee
+    state.selector = selector
+    state.accessRights = SegmentAccessRights.unusableBit
+    return state
+  }
+
+  /// A null selector in a register without a past: no access is possible through it.
   package func nullSegment(_ selector: UInt16) -> SegmentState {
     SegmentState(
       base: 0, limit: 0xFFFF, accessRights: SegmentAccessRights.unusableBit, selector: selector)
@@ -67,9 +82,9 @@ extension CPU {
   /// ES, DS, FS or GS in protected mode. `vector` is what bad selectors raise: #GP for instructions,
   /// #TS for task switches.
   package func dataSegment(
-    _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
+    _ register: SegmentRegister, _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
   ) throws(GuestException) -> SegmentState {
-    if Selector.isNull(selector) { return nullSegment(selector) }
+    if Selector.isNull(selector) { return nullLoaded(register, selector) }
     var found = try readDescriptor(selector, else: vector)
     let rights = found.rights
     guard rights.isCodeOrData, !rights.isCode || rights.isReadableCodeOrWritableData else {
@@ -175,7 +190,7 @@ extension CPU {
       let rights = state.pointee.rights
       if rights.isUnusable { continue }
       if rights.dpl < cpl && !(rights.isCode && rights.isConformingOrExpandDown) {
-        state.pointee = nullSegment(0)
+        state.pointee = nullKept(register)
       }
     }
     updateFlatness()

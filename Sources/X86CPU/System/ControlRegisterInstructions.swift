@@ -27,11 +27,13 @@ enum ControlRegisterAccess {
 
 enum ControlRegisterInstructions {
   static func register(_ t: inout LoweringTable) {
-    t[.movControl] = choose(
-      { system($0, $1, ControlRegisterInstructions.movTo) },
-      { system($0, $1, ControlRegisterInstructions.movFrom) }
-    ) {
-      $0.operands[0].kind == .control
+    t[.movControl] = .custom { i, _, _ in
+      switch (i.operands[0].kind == .control, i.prefixes.contains(.lock)) {
+      case (true, false): { system($0, $1, ControlRegisterInstructions.movTo) }
+      case (false, false): { system($0, $1, ControlRegisterInstructions.movFrom) }
+      case (true, true): { system($0, $1, ControlRegisterInstructions.lockedMovTo) }
+      case (false, true): { system($0, $1, ControlRegisterInstructions.lockedMovFrom) }
+      }
     }
     t[.movDebug] = choose(
       { system($0, $1, DebugRegisterInstructions.movTo) },
@@ -156,6 +158,21 @@ enum ControlRegisterInstructions {
       c.write(UInt32(truncatingIfNeeded: value), to: i.pointee.dst)
     }
     return Step.next
+  }
+
+  /// LOCK MOV CR0, which is CR8 in every mode, or nothing.
+  private static func requireLockedCR8(_ c: CPU) throws(GuestException) {
+    if !c.follows(.lockedCR8) { throw .invalidOpcode }
+  }
+
+  static func lockedMovTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireLockedCR8(c)
+    return try movTo(c, i)
+  }
+
+  static func lockedMovFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireLockedCR8(c)
+    return try movFrom(c, i)
   }
 
   // MARK: CLTS, LMSW, SMSW

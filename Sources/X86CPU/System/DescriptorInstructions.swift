@@ -118,7 +118,7 @@ extension CPU {
     var state = found.segment(selector: found.selector)
     if isLongMode {
       state.base |= try readUpperHalf(found, else: vector) << 32
-      if !isCanonical(state.base) { throw .selector(vector, found.selector) }
+      if !isCanonicalBase(state.base) { throw .selector(vector, found.selector) }
     }
     return state
   }

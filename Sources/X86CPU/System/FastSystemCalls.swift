@@ -56,38 +56,77 @@ enum FastSystemCalls {
   // MARK: SYSCALL, SYSRET
 
   static func syscall(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    guard c.is64Bit, c.s.pointee.efer & EFER.sce.rawValue != 0 else { throw .invalidOpcode }
+    try requireSystemCalls(c)
+    if !c.isLongMode { return legacySyscall(c, i) }
+    let isCompatible = !c.is64Bit
     let flags = c.flags & ~RFLAGS.rf.rawValue
     c.gpr[1] = c.nextRIP(i)
     c.gpr[11] = flags
     c.flags = flags & ~c.s.pointee.fmask
-    c.s.pointee.rip = c.s.pointee.lstar
+    c.s.pointee.rip = isCompatible ? c.s.pointee.cstar : c.s.pointee.lstar
     let selector = (c.s.pointee.star >> 32) & 0xFFFC
     loadFlat(c, code: selector, FlatRights.code64, stack: selector &+ 8, FlatRights.data)
-    c.updatePrivilege()
+    if isCompatible { c.updateMode() } else { c.updatePrivilege() }
+    return Step.reload
+  }
+
+  /// #UD where SYSCALL and SYSRET are not enabled, or not there in this mode.
+  private static func requireSystemCalls(_ c: CPU) throws(GuestException) {
+    guard c.s.pointee.efer & EFER.sce.rawValue != 0,
+      c.is64Bit || c.follows(.systemCallsOutside64Bit) && !c.hasRealModeSegments
+    else { throw .invalidOpcode }
+  }
+
+  /// AMD's, outside of long mode: the target is in STAR, and no register keeps the flags.
+  private static func legacySyscall(_ c: CPU, _ i: MicroOpPointer) -> Int32 {
+    let star = c.s.pointee.star
+    c.gpr[1] = c.nextRIP(i) & 0xFFFF_FFFF
+    c.s.pointee.rflags &= ~(RFLAGS.vm.rawValue | RFLAGS.if.rawValue | RFLAGS.rf.rawValue)
+    c.s.pointee.rip = star & 0xFFFF_FFFF
+    let selector = (star >> 32) & 0xFFFC
+    loadFlat(c, code: selector, FlatRights.code32, stack: selector &+ 8, FlatRights.data)
+    c.updateMode()
     return Step.reload
   }
 
   static func sysret(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    guard c.is64Bit, c.s.pointee.efer & EFER.sce.rawValue != 0 else { throw .invalidOpcode }
+    try requireSystemCalls(c)
     try c.requirePrivilege()
-    let to64 = i.pointee.operandSize == 8
+    let isLong = c.is64Bit
+    let to64 = isLong && i.pointee.operandSize == 8
     let target = to64 ? c.gpr[1] : c.gpr[1] & 0xFFFF_FFFF
-    if to64 { try c.requireCanonical(target) }
-    c.flags = c.gpr[11] & 0x3C_7FD7
+    if to64 && !c.follows(.sysretGoesAnywhere) { try c.requireCanonical(target) }
+    if isLong {
+      c.flags = c.gpr[11] & 0x3C_7FD7
+    } else {
+      c.s.pointee.rflags |= RFLAGS.if.rawValue
+    }
     c.s.pointee.rip = target
     let selector = c.s.pointee.star >> 48
     let rights = (to64 ? FlatRights.code64 : FlatRights.code32) | FlatRights.user
+    var stack = c.segment(.ss).pointee
     loadFlat(
       c, code: (to64 ? selector &+ 16 : selector) | 3, rights, stack: (selector &+ 8) | 3,
       FlatRights.data | FlatRights.user)
+    if c.follows(.sysretKeepsStackSegment) {
+      // What is there stays, usable or not; the DPL is the CPL.
+      stack.selector = c.segment(.ss).pointee.selector
+      stack.accessRights |= FlatRights.user
+      c.segment(.ss).pointee = stack
+    }
     if to64 { c.updatePrivilege() } else { c.updateMode() }
     return Step.reload
   }
 
   // MARK: SYSENTER, SYSEXIT
 
+  /// #UD where SYSENTER and SYSEXIT are not there in this mode.
+  private static func requireSysenter(_ c: CPU) throws(GuestException) {
+    if c.isLongMode && c.follows(.noSysenterInLongMode) { throw .invalidOpcode }
+  }
+
   static func sysenter(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireSysenter(c)
     let selector = c.s.pointee.sysenterCS & 0xFFFC
     guard c.isProtected, selector != 0 else { throw .generalProtection }
     let wide = c.isLongMode
@@ -102,6 +141,7 @@ enum FastSystemCalls {
   }
 
   static func sysexit(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    try requireSysenter(c)
     let selector = c.s.pointee.sysenterCS & 0xFFFC
     guard c.isProtected, selector != 0 else { throw .generalProtection }
     try c.requirePrivilege()

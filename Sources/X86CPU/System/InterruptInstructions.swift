@@ -41,9 +41,24 @@ private func overflow(_ c: RawPointer, _ i: RawPointer) -> Int32 {
     .init(.softwareException, vector: ExceptionVector.overflow.rawValue), Handlers.op(i))
 }
 
+/// INT1 is a debug exception without a bit of its own in DR6; it takes along what waits behind MOV SS.
 private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
-  CPU(c).deliverSoftware(
-    .init(.privilegedSoftwareException, vector: ExceptionVector.debug.rawValue), Handlers.op(i))
+  let c = CPU(c)
+  let waiting = c.takeWaitingDebugCauses()
+  let dr6 = c.s.pointee.dr6
+  if waiting != 0 { c.s.pointee.dr6 = dr6 & ~PendingDebug.breakpoints | waiting }
+  let step = c.deliverSoftware(
+    .init(.privilegedSoftwareException, vector: ExceptionVector.debug.rawValue), Handlers.op(i),
+    qualification: waiting)
+  // Where the hypervisor took it, the exit's qualification says what waited, and DR6 is its business; a
+  // delivery that an exit ended is made again.
+  let exit = c.s.pointee.exit
+  if step == Step.fault, exit.reason == UInt32(ExitReason.exceptionOrNMI.rawValue),
+    exit.idtVectoringInfo == 0
+  {
+    c.s.pointee.dr6 = dr6
+  }
+  return step
 }
 
 private func interruptReturn(_ c: RawPointer, _ i: RawPointer) -> Int32 {
@@ -64,11 +79,14 @@ private func interruptReturn(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 
 extension CPU {
   /// Delivers the event of a software interrupt instruction.
-  fileprivate func deliverSoftware(_ event: InterruptionInfo, _ i: MicroOpPointer) -> Int32 {
+  fileprivate func deliverSoftware(
+    _ event: InterruptionInfo, _ i: MicroOpPointer, qualification: UInt64 = 0
+  ) -> Int32 {
     s.pointee.rip = currentRIP(i)
     let length = UInt32(i.pointee.length)
     if event.type != .softwareInterrupt,
-      intercepts(event, errorCode: 0, qualification: 0, instructionLength: length)
+      intercepts(
+        event, errorCode: 0, qualification: qualification, instructionLength: length)
     {
       return raise(.vmExit)
     }

@@ -175,7 +175,10 @@ extension CPU {
     for n in 0..<6 {
       let register = SegmentRegister(rawValue: UInt8(n)) ?? .ds
       segment(register).pointee =
-        virtual ? realModeSegment(register, image.segments[n]) : nullSegment(image.segments[n])
+        virtual
+        ? realModeSegment(register, image.segments[n])
+        : register == .cs || register == .ss
+          ? nullSegment(image.segments[n]) : nullKept(register, image.segments[n])
     }
     segment(.ldtr).pointee = nullSegment(image.ldt)
     if !virtual {
@@ -198,7 +201,7 @@ extension CPU {
     updateMode()
     for register in [SegmentRegister.es, .ds, .fs, .gs] {
       segment(register).pointee = try dataSegment(
-        image.segments[Int(register.rawValue)], .invalidTSS)
+        register, image.segments[Int(register.rawValue)], .invalidTSS)
     }
     updateFlatness()
   }

@@ -132,7 +132,7 @@ struct BlockCode {
     let next = nextOffset(last)
     let target = next + Int(truncatingIfNeeded: instructions[last].immediate)
     switch kinds[last] {
-    case .conditionalJump: return [next, target]
+    case .conditionalJump, .countedJump: return [next, target]
     case .jump where instructions[last].operands[0].kind == .relative: return [target]
     case .jump, .call, .ret, .systemJump: return []
     default:

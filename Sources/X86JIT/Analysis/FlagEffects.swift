@@ -68,6 +68,7 @@ struct FlagEffect {
     case .rol, .ror: self = FlagEffect(shift: i, writes: [.cf, .of], reads: [])
     case .rcl, .rcr: self = FlagEffect(shift: i, writes: [.cf, .of], reads: .cf)
     case .shld, .shrd: self = FlagEffect(shift: i, writes: .all, reads: [])
+    case .loope, .loopne: self = FlagEffect(reads: .zf)
     case .fcmovb, .fcmovnb: self = FlagEffect(reads: .cf)
     case .fcmove, .fcmovne: self = FlagEffect(reads: .zf)
     case .fcmovbe, .fcmovnbe: self = FlagEffect(reads: [.cf, .zf])
@@ -109,6 +110,14 @@ extension Instruction {
     default: return nil
     }
     return UInt8(truncatingIfNeeded: mnemonic.rawValue &- first.rawValue)
+  }
+
+  /// A jump that looks at RCX.
+  var isCountedJump: Bool {
+    switch mnemonic {
+    case .loop, .loope, .loopne, .jcxz: true
+    default: false
+    }
   }
 
   var isConditionalJump: Bool {

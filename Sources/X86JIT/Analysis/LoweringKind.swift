@@ -16,6 +16,8 @@ enum LoweringKind {
   case accumulator
   case lea, moveImmediate, bswap, push, pop, leave, nop
   case jump, conditionalJump, call, ret
+  /// LOOP and its kin, JRCXZ (see `lowerCountedJump`).
+  case countedJump
   /// System instructions in line (see `lowerSystem`), and those that end a block.
   case system, systemJump
   case divide, bitString, compareExchange
@@ -96,6 +98,11 @@ enum LoweringKind {
       return i.mode == .bits64 || i.operandSize == 4 ? .conditionalJump : .handler
     }
     if i.condition != nil { return .modRM }
+    if i.isCountedJump {
+      // In 16 bits, a count or a target is a part of its register.
+      let isWhole = i.mode == .bits64 || i.operandSize == 4
+      return isWhole && i.addressSize >= 4 ? .countedJump : .handler
+    }
     guard i.operandSize == i.mode.wordSize else { return .handler }
     switch i.mnemonic {
     case .push: return .push

@@ -127,6 +127,14 @@ package struct Assembler {
     relative(label)
   }
 
+  /// A jump where RCX (ECX, if `short`) is 0, or where it is not. No flag changes.
+  package mutating func jump(ifCountIsZero zero: Bool, short: Bool, _ label: Label) {
+    if short { byte(0x67) }
+    // JRCXZ reaches 127 bytes: to the jump or past it.
+    if zero { emit(0xE3, 0x02, 0xEB, 0x05) } else { emit(0xE3, 0x05) }
+    jump(label)
+  }
+
   package mutating func jump(to address: UInt) {
     byte(0xE9)
     relative(to: address)

@@ -213,9 +213,22 @@ extension BlockTranslation {
       a.shiftRightSigned(.r14, 16)
       a.arithmetic(.cmp, .r14, .register(.rcx))
       a.jump(if: Self.notEqual, miss)
+      keepStackSegment(miss)
       a.jump(to: thunks.sysret)
     }
     endAccess(n, miss)
+  }
+
+  /// To `miss` where SYSRET would load another SS than the vendor's processors have behind it: one that
+  /// SYSCALL has loaded is the same to both.
+  private mutating func keepStackSegment(_ miss: Label) {
+    let same = a.label()
+    a.move(.r14, immediate: UInt64(FlatRights.data) << 32 | 0xFFFF_FFFF)
+    a.arithmetic(.cmp, .r14, .state(SegmentOffset.limitAndRights(.ss)))
+    a.jump(if: Self.equal, same)
+    refuse(
+      VendorRules.sysretKeepsStackSegment.rawValue, StateOffset.vendorRules, miss)
+    a.bind(same)
   }
 
   // MARK: Division

@@ -46,7 +46,7 @@ extension BlockTranslation {
       recordX87()
       spillVectors()
       vectors = VectorCache()
-    case .conditionalJump: recordX87()
+    case .conditionalJump, .countedJump: recordX87()
     case .jump where instructions[n].operands[0].kind == .relative: recordX87()
     case .jump, .call, .ret, .systemJump:
       recordX87()

@@ -185,9 +185,43 @@ extension BlockTranslation {
     guard let condition = instructions[n].condition else { return }
     needFlags(n)
     let taken = target(n)
-    let isLoop = taken >= 0 && taken <= offset(n) && codes.contains { $0.pageOffset == taken }
+    let isLoop = isLoop(n)
     let other = isLoop ? nextOffset(n) : taken
     a.jump(if: isLoop ? condition ^ 1 : condition, wayLabel(to: other, from: n))
+    edge(to: isLoop ? taken : nextOffset(n), from: n)
+  }
+
+  /// Whether a jump leads to the head of a loop that is translated here.
+  private func isLoop(_ n: Int) -> Bool {
+    let taken = target(n)
+    return taken >= 0 && taken <= offset(n) && codes.contains { $0.pageOffset == taken }
+  }
+
+  /// LOOP, LOOPE, LOOPNE and JRCXZ, which change no flag: the host's JRCXZ looks at the count.
+  mutating func lowerCountedJump(_ n: Int) {
+    needFlags(n)
+    let counts = instructions[n].mnemonic != .jcxz
+    if counts {
+      let less = Place.memory(.rcx, -1)
+      if instructions[n].addressSize == 8 { a.lea(.rcx, less) } else { a.lea32(.rcx, less) }
+      // The flags are in the host's or the state too: `keepFlags`.
+      dropRecipe(n)
+    }
+    let taken = target(n)
+    let isLoop = isLoop(n)
+    let way = wayLabel(to: isLoop ? nextOffset(n) : taken, from: n)
+    let short = instructions[n].addressSize == 4
+    switch (instructions[n].mnemonic, isLoop) {
+    case (.loope, true), (.loopne, true):
+      a.jump(ifCountIsZero: true, short: short, way)
+      a.jump(if: instructions[n].mnemonic == .loope ? Self.notEqual : Self.equal, way)
+    case (.loope, false), (.loopne, false):
+      let on = a.label()
+      a.jump(ifCountIsZero: true, short: short, on)
+      a.jump(if: instructions[n].mnemonic == .loope ? Self.equal : Self.notEqual, way)
+      a.bind(on)
+    default: a.jump(ifCountIsZero: counts == isLoop, short: short, way)
+    }
     edge(to: isLoop ? taken : nextOffset(n), from: n)
   }
 

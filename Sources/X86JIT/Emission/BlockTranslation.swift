@@ -256,6 +256,7 @@ struct BlockTranslation {
     case .nop: break
     case .jump: lowerJump(n)
     case .conditionalJump: lowerConditionalJump(n)
+    case .countedJump: lowerCountedJump(n)
     case .call: lowerCall(n)
     case .ret: lowerReturn(n)
     case .system: lowerSystem(n)
@@ -284,7 +285,7 @@ struct BlockTranslation {
   mutating func finishLast() {
     let last = instructions.count - 1
     switch kinds[last] {
-    case .jump, .conditionalJump, .call, .ret, .systemJump: return
+    case .jump, .conditionalJump, .countedJump, .call, .ret, .systemJump: return
     default: break
     }
     recordX87()

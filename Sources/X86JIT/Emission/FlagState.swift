@@ -117,6 +117,7 @@ extension Instruction {
       .rdpkru, .cmpxchg8b, .cmpxchg16b:
       changed |= 0b101
     case .cmpxchg, .xadd, .lahf: changed |= 1
+    case .loop, .loope, .loopne: changed |= 1 << 1
     case .rdtscp: changed |= 0b111
     case .push, .pop, .call, .ret, .pushf, .popf: changed |= 1 << 4
     case .leave: changed |= 1 << 4 | 1 << 5

@@ -53,6 +53,7 @@ enum StateOffset {
     + MemoryLayout<SystemState>.offset(of: \.tscAdjust)!
   private static let vmx = MemoryLayout<CPUState>.offset(of: \.vmx)!
   static let primaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.primary)!
+  static let vendorRules = MemoryLayout<CPUState>.offset(of: \.rules)!
   static let secondaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.secondary)!
   static let tscOffset = vmx + MemoryLayout<VMXControls>.offset(of: \.tscOffset)!
   static let segments = MemoryLayout<CPUState>.offset(of: \.segments)!
