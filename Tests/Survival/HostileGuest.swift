@@ -21,7 +21,11 @@ final class HostileGuest: @unchecked Sendable {
   private static let blocks = 32
   private static let mostExits = 60
   /// Until a guest is stopped that does not stop by itself.
-  static let patience: UInt64 = 1_500_000
+  #if DEBUG
+    static let patience: UInt64 = 20_000_000
+  #else
+    static let patience: UInt64 = 1_500_000
+  #endif
 
   private let transport: LoopbackTransport
   private let vm: Int32
@@ -94,11 +98,12 @@ final class HostileGuest: @unchecked Sendable {
       (0, 0, HostileMemory.size, 0), (0x20_0000, 0x20000, 0x10000, Int32(KVM_MEM_READONLY)),
       (0xFFFF_0000, 0x20000, 0x10000, 0), (0xF_FFFF_0000, 0x10000, 0x10000, 0),
     ]
-    for (number, slot) in slots.enumerated() {
+    // Once more for system-management mode.
+    for (number, slot) in (slots + slots).enumerated() {
       try set(
         vm, CKVM_SET_USER_MEMORY_REGION,
         kvm_userspace_memory_region(
-          slot: UInt32(number), flags: UInt32(slot.3), guest_phys_addr: slot.0,
+          slot: UInt32(number % 4 | number / 4 << 16), flags: UInt32(slot.3), guest_phys_addr: slot.0,
           memory_size: UInt64(slot.2), userspace_addr: UInt64(UInt(bitPattern: memory + slot.1))))
     }
   }
@@ -118,6 +123,19 @@ final class HostileGuest: @unchecked Sendable {
     ports.attach(DebugExit { _ in }, at: DebugExit.port, size: 1)
   }
 
+  private static let traces = getenv("MARTLET_SURVIVE_TRACE") != nil
+
+  /// For whoever wants to see what guests do.
+  private func trace(_ n: Int, _ text: @autoclosure () -> String) {
+    guard Self.traces, let r = try? get(cpus[n], CKVM_GET_REGS, kvm_regs()),
+      let s = try? get(cpus[n], CKVM_GET_SREGS, kvm_sregs())
+    else { return }
+    func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+    print(
+      "cpu \(n): \(text()); rip \(hex(r.rip)) cr0 \(hex(s.cr0)) cr2 \(hex(s.cr2)) cr3 \(hex(s.cr3))",
+      "cr4 \(hex(s.cr4)) efer \(hex(s.efer)) cs \(hex(UInt64(s.cs.selector))) l \(s.cs.l) db \(s.cs.db)")
+  }
+
   // MARK: A round
 
   /// Returns the number of blocks that the guest had.
@@ -129,24 +147,28 @@ final class HostileGuest: @unchecked Sendable {
     let isAlone = random.oneIn(2)
     for n in 0..<Self.cpuCount where n == 0 || !isAlone {
       // A state that is refused leaves the vCPU as it was, which is one more state.
-      try? start(n, mode)
+      do { try start(n, mode, &random, &hostile) } catch { trace(n, "start: \(error)") }
     }
     let seeds = [random.next(), random.next()]
     if isAlone {
-      run(0, seeds[0])
+      run(0, mode, seeds[0])
       return Self.blocks
     }
-    if let other = try? HostThread(name: "cpu1", { [self] in run(1, seeds[1]) }) {
-      run(0, seeds[0])
+    if let other = try? HostThread(name: "cpu1", { [self] in run(1, mode, seeds[1]) }) {
+      run(0, mode, seeds[0])
       other.join()
     }
     return Self.blocks
   }
 
-  private func start(_ n: Int, _ mode: CodeMode) throws(Errno) {
+  private func start(
+    _ n: Int, _ mode: CodeMode, _ random: inout SplitMix, _ hostile: inout HostileMemory
+  ) throws(Errno) {
     let cpu = cpus[n]
     try? set(cpu, CKVM_SET_MP_STATE, kvm_mp_state(mp_state: UInt32(KVM_MP_STATE_RUNNABLE)))
-    try? set(cpu, CKVM_SET_VCPU_EVENTS, kvm_vcpu_events())
+    var events = kvm_vcpu_events()
+    events.flags = UInt32(KVM_VCPUEVENT_VALID_SMM)
+    try? set(cpu, CKVM_SET_VCPU_EVENTS, events)
     var state = HostileState(random: random, mode: mode)
     let special = state.special(try get(cpu, CKVM_GET_SREGS, kvm_sregs()))
     let registers = state.registers(&hostile)
@@ -167,8 +189,9 @@ final class HostileGuest: @unchecked Sendable {
   }
 
   /// KVM_RUN until it is over.
-  private func run(_ n: Int, _ seed: UInt64) {
+  private func run(_ n: Int, _ mode: CodeMode, _ seed: UInt64) {
     var random = SplitMix(seed: seed)
+    var addresses = HostileMemory(base: memory, seed: seed &+ 1)
     let end = HostClock.monotonic() &+ Self.patience
     deadlines[n].store(end, ordering: .sequentiallyConsistent)
     defer { deadlines[n].store(0, ordering: .sequentiallyConsistent) }
@@ -176,11 +199,23 @@ final class HostileGuest: @unchecked Sendable {
       do {
         _ = try transport.ioctl(cpus[n], CKVM_RUN, 0)
       } catch {
+        trace(n, "run: \(error)")
         setImmediateExit(n, 0)
         return
       }
       if HostClock.monotonic() > end { break }
-      if !handle(Exit(reading: shared[n], size: runSize), &random) { break }
+      let exit = Exit(reading: shared[n], size: runSize)
+      trace(n, "\(exit)")
+      if handle(exit, &random) { continue }
+      // What the guest did ends it; its memory is as it left it.
+      addresses.starts = hostile.starts
+      if random.oneIn(4) {
+        try? start(n, mode, &random, &addresses)
+      } else {
+        var state = HostileState(random: random, mode: mode)
+        try? set(cpus[n], CKVM_SET_REGS, state.registers(&addresses))
+        random = state.random
+      }
     }
     setImmediateExit(n, 0)
   }

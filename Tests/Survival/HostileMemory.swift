@@ -22,6 +22,8 @@ struct HostileMemory {
     static let tables = 0x10000
     static let paeTables = 0x14000
     static let oldTables = 0x15000
+    /// The page directory of the fourth GiB, where the chips are.
+    static let chips = 0x17000
     static let code = 0x20000
     static let codeSize = 0x8000
     static let data = 0x28000
@@ -42,7 +44,7 @@ struct HostileMemory {
   let base: UnsafeMutableRawPointer
   var random: SplitMix
   /// Where blocks begin.
-  private(set) var starts: [Int] = []
+  var starts: [Int] = []
 
   init(base: UnsafeMutableRawPointer, seed: UInt64) {
     self.base = base
@@ -63,7 +65,7 @@ struct HostileMemory {
   }
 
   private func store<T: FixedWidthInteger>(_ value: T, _ place: Int) {
-    base.storeBytes(of: value, toByteOffset: place & (Self.size - 16), as: T.self)
+    base.storeBytes(of: value, toByteOffset: min(place, Self.size - 8), as: T.self)
   }
 
   mutating func number() -> UInt64 {
@@ -89,23 +91,28 @@ struct HostileMemory {
 // MARK: Page tables
 
 extension HostileMemory {
-  /// Every table leads to the next, so that all linear addresses lead to the first 2 MiB; now and then an
-  /// entry is anything.
+  /// Every table leads to the next, so that all linear addresses lead to the memory, but for those of the
+  /// chips; now and then an entry is anything.
   private mutating func fillTables() {
     let t = Place.tables
     for n in 0..<512 {
       let isEdge = n == 0 || n == 511 || n == 255 || n == 256
       store(entry(t + 0x1000, isEdge ? 200 : 3), t + n * 8)
-      store(entry(t + 0x2000, 100), t + 0x1000 + n * 8)
-      let large = UInt64(n) << 21 & 0xF_FFFF_FFFF | 0xE7
-      store(random.oneIn(3) && n > 0 ? large : entry(t + 0x3000, 100), t + 0x2000 + n * 8)
-      store(entry(n << 12, 40), t + 0x3000 + n * 8)
+      store(entry(n & 511 == 3 ? Place.chips : t + 0x2000, 100), t + 0x1000 + n * 8)
+      let large = UInt64(n & 3) << 21 | 0xE7
+      store(random.oneIn(20) && n > 0 ? large : entry(t + 0x3000, 100), t + 0x2000 + n * 8)
+      store(entry((n & 0xFF) << 12, 60), t + 0x3000 + n * 8)
+      store(0xC000_0000 | UInt64(n) << 21 | 0xE7, Place.chips + n * 8)
     }
-    for n in 0..<4 { store(UInt64(t + 0x2000) | 1, Place.paeTables + n * 8) }
+    for n in 0..<4 {
+      store(UInt64(n == 3 ? Place.chips : t + 0x2000) | 1, Place.paeTables + n * 8)
+    }
     for n in 0..<1024 {
       let table = UInt32(truncatingIfNeeded: entry(Place.oldTables + 0x1000, 100))
-      store(random.oneIn(4) && n > 0 ? 0xE7 : table, Place.oldTables + n * 4)
-      store(UInt32(truncatingIfNeeded: entry(n << 12, 40)), Place.oldTables + 0x1000 + n * 4)
+      let large = UInt32(n) << 22 | 0xE7
+      store(n >= 0x3F8 ? large : random.oneIn(20) && n > 0 ? 0xE7 : table, Place.oldTables + n * 4)
+      let page = UInt32(truncatingIfNeeded: entry((n & 0xFF) << 12, 60))
+      store(page, Place.oldTables + 0x1000 + n * 4)
     }
   }
 

@@ -109,6 +109,9 @@ struct Survival {
       }
       watchdog.watch(nil)
     }
+    if descriptor == nil {
+      for row in transport.statistics() { print("\(row.name): \(row.value)") }
+    }
     return 0
   }
 }
