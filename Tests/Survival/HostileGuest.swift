@@ -18,13 +18,13 @@ import X86Decoder
 
 final class HostileGuest: @unchecked Sendable {
   static let cpuCount = 2
-  private static let blocks = 32
+  private static let blocks = 64
   private static let mostExits = 60
   /// Until a guest is stopped that does not stop by itself.
   #if DEBUG
     static let patience: UInt64 = 20_000_000
   #else
-    static let patience: UInt64 = 1_500_000
+    static let patience: UInt64 = 400_000
   #endif
 
   private let transport: LoopbackTransport
