@@ -40,11 +40,13 @@ test:
 	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest
 	Scripts/qemu-matrix.sh --quick --if-installed
 
-# Random instructions and blocks on host, interpreter and translator, with fresh seeds: for ARGS
-# minutes, else 10.
+# Random instructions and blocks on host, interpreter and translator, with fresh seeds, for ARGS
+# minutes, else 10; then hostile guests for as long.
 soak:
 	$(SWIFT) build $(RELEASE) --product martlet-oracle
+	$(SWIFT) build $(RELEASE) --product martlet-survive
 	.build/release/martlet-oracle soak $(ARGS)
+	.build/release/martlet-survive --minutes $(or $(ARGS),10)
 
 # Random calls of the KVM API on several threads: for ARGS minutes, else 10.
 fuzz: build
@@ -82,8 +84,9 @@ bench: build
 bench-qemu: build
 	Scripts/bench.sh --sections qemu $(ARGS)
 
-# Formatting, and a build in which warnings are errors.
+# Formatting, arithmetic on what a guest chooses, and a build in which warnings are errors.
 check:
+	Scripts/lint-traps.sh
 	$(SWIFT) format lint --strict --recursive $(SWIFT_FILES)
 	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors
 

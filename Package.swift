@@ -134,8 +134,8 @@ let package = Package(
       ], swiftSettings: common),
     .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: common),
     .target(
-      name: "Support", dependencies: ["X86", "X86CPU", "X86JIT"], path: "Tests/Support",
-      swiftSettings: common),
+      name: "Support", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "TestRandom"],
+      path: "Tests/Support", swiftSettings: common),
     .testTarget(
       name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support", "TestRandom"],
       swiftSettings: common),
@@ -151,8 +151,19 @@ let package = Package(
     .testTarget(
       name: "OracleTests", dependencies: ["HostTestSupport"],
       swiftSettings: common),
+    // Guests made to break the monitor.
+    .executableTarget(
+      name: "martlet-survive",
+      dependencies: [
+        "CHost", "Host", "X86", "X86Decoder", "X86CPU", "KVM", "KVMClient", "KVMLoopback",
+        "Devices", "Support", "TestRandom",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], path: "Tests/Survival", swiftSettings: common),
     .testTarget(
-      name: "X86JITTests", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support"],
+      name: "SurvivalTests", dependencies: ["HostTestSupport"], swiftSettings: common),
+    .testTarget(
+      name: "X86JITTests",
+      dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support", "TestRandom"],
       exclude: ["Golden"], swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86", "TestRandom"],
@@ -164,7 +175,8 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Benchmarks/MartletBench", swiftSettings: common),
-    .testTarget(name: "DevicesTests", dependencies: ["Devices"], swiftSettings: common),
+    .testTarget(
+      name: "DevicesTests", dependencies: ["Devices", "TestRandom"], swiftSettings: common),
     .testTarget(
       name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "HostTestSupport"],
       swiftSettings: common),

@@ -65,11 +65,11 @@ package final class PowerManagement: BusDevice {
   }
 
   package func read(offset: UInt64, width: Int) -> UInt64 {
-    if offset >= Register.timer { return timer >> ((offset - Register.timer) * 8) }
+    if offset >= Register.timer { return timer >> ((offset &- Register.timer) &* 8) }
     let registers = state.withLock { state in
       UInt64(state.status) | UInt64(state.enable) << 16 | UInt64(state.control) << 32
     }
-    return registers >> (offset * 8)
+    return registers >> (offset &* 8)
   }
 
   package func write(offset: UInt64, width: Int, value: UInt64) {

@@ -9,7 +9,8 @@
 //     clock.index = RealTimeClock.Register.hours
 //     let hours = clock.readData(now: HostClock.realtime())   // BCD
 
-/// The chip as a plain value; times are nanoseconds since 1970 UTC.
+/// The chip as a plain value; times are nanoseconds since 1970 UTC. Those of the guest need more than 64 bits:
+/// it may set any year up to 2599, and an `Int64` ends in April 2262.
 package struct RealTimeClock: Sendable, Hashable {
   package enum Register {
     package static let seconds: UInt8 = 0
@@ -40,9 +41,10 @@ package struct RealTimeClock: Sendable, Hashable {
     package static let halt: UInt8 = 0x80
   }
 
-  private static let second: Int64 = 1_000_000_000
+  private typealias Nanoseconds = Int128
+  private static let second: Nanoseconds = 1_000_000_000
   /// How long before an update register A announces it.
-  private static let updateWarning: Int64 = 244_000
+  private static let updateWarning: Nanoseconds = 244_000
   private static let updateInProgress: UInt8 = 0x80
   private static let interruptRequest: UInt8 = 0x80
 
@@ -51,23 +53,21 @@ package struct RealTimeClock: Sendable, Hashable {
   private var memory = [UInt8](repeating: 0, count: 128)
   private var flags: UInt8 = 0
   /// The guest's time minus the host's, nanoseconds.
-  private var offset: Int64 = 0
+  private var offset: Nanoseconds = 0
   /// The guest's time at the last `advance`.
-  private var lastTime: Int64
+  private var lastTime: Nanoseconds
   /// The guest's time where it stands still, while register B's halt bit is set.
-  private var halted: Int64?
+  private var halted: Nanoseconds?
 
   package init(now: UInt64) {
-    lastTime = Int64(truncatingIfNeeded: now)
+    lastTime = Nanoseconds(now)
     memory[Int(Register.a)] = 0x26
     memory[Int(Register.b)] = Control.hours24
     memory[Int(Register.d)] = 0x80
   }
 
   private var control: UInt8 { memory[Int(Register.b)] }
-  private func time(_ now: UInt64) -> Int64 {
-    halted ?? Int64(truncatingIfNeeded: now) &+ offset
-  }
+  private func time(_ now: UInt64) -> Nanoseconds { halted ?? Nanoseconds(now) &+ offset }
 
   /// The level of the interrupt line.
   package var interruptLevel: Bool { flags & control & 0x70 != 0 }
@@ -87,7 +87,7 @@ package struct RealTimeClock: Sendable, Hashable {
       return value
     case Register.seconds, Register.minutes, Register.hours, Register.dayOfWeek, Register.day,
       Register.month, Register.year, Register.century:
-      return field(index, of: CalendarTime(secondsSince1970: Self.quotient(moment, Self.second)))
+      return field(index, of: CalendarTime(secondsSince1970: Self.seconds(moment)))
     default: return memory[Int(index & 0x7F)]
     }
   }
@@ -101,7 +101,7 @@ package struct RealTimeClock: Sendable, Hashable {
     case Register.b: setControl(value, now)
     case Register.seconds, Register.minutes, Register.hours, Register.day, Register.month,
       Register.year, Register.century:
-      var calendar = CalendarTime(secondsSince1970: Self.quotient(time(now), Self.second))
+      var calendar = CalendarTime(secondsSince1970: Self.seconds(time(now)))
       set(index, value, in: &calendar)
       moveTo(calendar, now)
     case Register.dayOfWeek: break
@@ -114,7 +114,7 @@ package struct RealTimeClock: Sendable, Hashable {
     if halt, halted == nil { halted = time(now) }
     if !halt, let stood = halted {
       halted = nil
-      offset = stood &- Int64(truncatingIfNeeded: now)
+      offset = stood &- Nanoseconds(now)
       lastTime = stood
     }
     memory[Int(Register.b)] = halt ? value & ~Control.updateInterrupt : value
@@ -122,18 +122,19 @@ package struct RealTimeClock: Sendable, Hashable {
 
   private mutating func moveTo(_ calendar: CalendarTime, _ now: UInt64) {
     let old = time(now)
-    let new = calendar.secondsSince1970 &* Self.second &+ Self.remainder(old, Self.second)
+    let seconds = Nanoseconds(calendar.secondsSince1970)
+    let new = seconds &* Self.second &+ Self.remainder(old, Self.second)
     if halted != nil { halted = new } else { offset = offset &+ (new &- old) }
     lastTime = new
   }
 
   // Division that rounds down, so that times before 1970 work too.
-  private static func quotient(_ value: Int64, _ divisor: Int64) -> Int64 {
-    (value - remainder(value, divisor)) / divisor
+  private static func seconds(_ value: Nanoseconds) -> Int64 {
+    Int64(truncatingIfNeeded: (value &- remainder(value, second)) / second)
   }
-  private static func remainder(_ value: Int64, _ divisor: Int64) -> Int64 {
+  private static func remainder(_ value: Nanoseconds, _ divisor: Nanoseconds) -> Nanoseconds {
     let rest = value % divisor
-    return rest < 0 ? rest + divisor : rest
+    return rest < 0 ? rest &+ divisor : rest
   }
 }
 
@@ -196,10 +197,10 @@ extension RealTimeClock {
   private static let alarmSearch: Int64 = 86400
 
   /// Nanoseconds between periodic interrupts; nil when register A selects none.
-  private var period: Int64? {
-    let rate = Int64(memory[Int(Register.a)] & 0xF)
+  private var period: Nanoseconds? {
+    let rate = Int(memory[Int(Register.a)] & 0xF)
     guard rate > 0 else { return nil }
-    return Self.second * (1 << (rate <= 2 ? rate + 6 : rate - 1)) / 32768
+    return Self.second << (rate <= 2 ? rate + 6 : rate - 1) / 32768
   }
 
   /// Sets the flags of what happened since the last call.
@@ -208,12 +209,12 @@ extension RealTimeClock {
     defer { lastTime = moment }
     guard moment > lastTime, halted == nil else { return }
     if let period, moment / period != lastTime / period { flags |= Self.periodicFlag }
-    let first = Self.quotient(lastTime, Self.second) + 1
-    let last = Self.quotient(moment, Self.second)
+    let first = Self.seconds(lastTime) &+ 1
+    let last = Self.seconds(moment)
     guard first <= last else { return }
     flags |= Self.updateFlag
     guard control & Control.alarmInterrupt != 0 else { return }
-    for second in max(first, last - Self.alarmSearch)...last where alarmMatches(second) {
+    for second in max(first, last &- Self.alarmSearch)...last where alarmMatches(second) {
       flags |= Self.alarmFlag
       break
     }
@@ -239,6 +240,6 @@ extension RealTimeClock {
     if control & Control.periodicInterrupt != 0, let period {
       wait = min(wait, period - Self.remainder(moment, period))
     }
-    return now &+ UInt64(wait)
+    return now &+ UInt64(truncatingIfNeeded: wait)
   }
 }

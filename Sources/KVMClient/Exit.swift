@@ -56,7 +56,7 @@ package struct MemoryAccess {
 extension Exit {
   /// Reads the exit from the shared pages, which are `size` bytes long. Whatever does not fit
   /// into them is reported as `unknown`.
-  init(reading run: UnsafeMutablePointer<kvm_run>, size: Int) {
+  package init(reading run: UnsafeMutablePointer<kvm_run>, size: Int) {
     let pages = UnsafeMutableRawPointer(run)
     let reason = run.pointee.exit_reason
     switch Int32(bitPattern: reason) {

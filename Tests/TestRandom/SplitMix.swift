@@ -14,3 +14,14 @@ package struct SplitMix: RandomNumberGenerator, Sendable {
     return z ^ z >> 31
   }
 }
+
+extension SplitMix {
+  /// 0 to `count` - 1; `count` is not 0.
+  package mutating func below(_ count: Int) -> Int {
+    Int(next().multipliedFullWidth(by: UInt64(count)).high)
+  }
+
+  package mutating func oneIn(_ count: Int) -> Bool { below(count) == 0 }
+
+  package mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: next() >> 32) }
+}

@@ -29,7 +29,7 @@ struct AccessGroup {
 
   var leader: Int { members[0] }
   var last: Int { members[members.count - 1] }
-  var size: Int { Int(high - low) }
+  var size: Int { Int(high &- low) }
 }
 
 /// One access as groups see it.
@@ -61,7 +61,7 @@ private struct SymbolicRegisters {
     set {
       roots[Int(register)] = newValue.root
       deltas[Int(register)] = newValue.delta
-      if abs(newValue.delta) > Self.limit { forget(register) }
+      if newValue.delta.magnitude > Self.limit.magnitude { forget(register) }
     }
   }
 
@@ -82,20 +82,20 @@ private struct SymbolicRegisters {
     let word = i.mode.wordSize
     let isWhole = first.kind == .general && first.size == word
     switch i.mnemonic {
-    case .add where isWhole && second.kind == .immediate: self[first.number].delta += i.immediate
-    case .sub where isWhole && second.kind == .immediate: self[first.number].delta -= i.immediate
-    case .inc where isWhole: self[first.number].delta += 1
-    case .dec where isWhole: self[first.number].delta -= 1
+    case .add where isWhole && second.kind == .immediate: self[first.number].delta &+= i.immediate
+    case .sub where isWhole && second.kind == .immediate: self[first.number].delta &-= i.immediate
+    case .inc where isWhole: self[first.number].delta &+= 1
+    case .dec where isWhole: self[first.number].delta &-= 1
     case .mov where isWhole && second.kind == .general && second.size == word:
       self[first.number] = self[second.number]
     case .lea
     where isWhole && i.addressSize == word && i.base < 16 && i.index == Instruction.noRegister:
       let base = self[i.base]
-      self[first.number] = (base.root, base.delta + i.displacement)
+      self[first.number] = (base.root, base.delta &+ i.displacement)
     case .add where isWhole && second.kind == .general: add(second.number, to: first.number)
-    case .push where kind == .push: self[4].delta -= Int64(word)
+    case .push where kind == .push: self[4].delta &-= Int64(word)
     case .pop where kind == .pop:
-      self[4].delta += Int64(word)
+      self[4].delta &+= Int64(word)
       forget(first.number)
     default:
       let changed = i.changedRegisters
@@ -205,7 +205,7 @@ struct AccessPlan {
     }
     if key.index >= 0 {
       guard key.index < 16, let known = steps[key.index] else { return nil }
-      step += known << Int64(key.scale)
+      step &+= known << Int64(key.scale)
     }
     return .by(step)
   }
@@ -219,7 +219,7 @@ struct AccessPlan {
       return
     }
     var new = AccessGroup(
-      low: access.relative, high: access.relative + access.size,
+      low: access.relative, high: access.relative &+ access.size,
       isStack: access.key.base == 4 && access.key.index < 0)
     new.add(access, n)
     groups.append(new)
@@ -244,15 +244,15 @@ struct AccessPlan {
     var relative = i.displacement
     if i.base == Instruction.ripRegister {
       key.base = -2
-      relative += Int64(next)
+      relative &+= Int64(next)
     } else if i.base != Instruction.noRegister {
       key.base = registers[i.base].root
-      relative += registers[i.base].delta
+      relative &+= registers[i.base].delta
     }
     if i.index != Instruction.noRegister {
       key.index = registers[i.index].root
       key.scale = i.scale
-      relative += registers[i.index].delta << Int64(i.scale)
+      relative &+= registers[i.index].delta << Int64(i.scale)
     }
     let operand = i.operands[m]
     return Access(
@@ -267,26 +267,28 @@ struct AccessPlan {
     let size = Int64(i.mode.wordSize)
     return Access(
       key: Key(base: registers[4].root, index: -1, scale: 0),
-      relative: registers[4].delta - (writes ? size : 0), size: size, writes: writes)
+      relative: registers[4].delta &- (writes ? size : 0), size: size, writes: writes)
   }
 
-  fileprivate static func fits(_ low: Int64, _ high: Int64) -> Bool { high - low <= maximumSize }
+  fileprivate static func fits(_ low: Int64, _ high: Int64) -> Bool {
+    (0...maximumSize).contains(high &- low)
+  }
 }
 
 extension AccessGroup {
   fileprivate func admits(_ access: Access) -> Bool {
     let newLow = min(low, access.relative)
-    let newHigh = max(high, access.relative + access.size)
+    let newHigh = max(high, access.relative &+ access.size)
     guard AccessPlan.fits(newLow, newHigh) else { return false }
     // One test of the address has to do for all aligned members.
     let common = Int64(min(alignmentMask, access.alignmentMask))
-    return common == 0 || (access.relative - alignedAt) & common == 0
+    return common == 0 || (access.relative &- alignedAt) & common == 0
   }
 
   fileprivate mutating func add(_ access: Access, _ n: Int) {
     members.append(n)
     low = min(low, access.relative)
-    high = max(high, access.relative + access.size)
+    high = max(high, access.relative &+ access.size)
     writes = writes || access.writes
     if access.alignmentMask > alignmentMask {
       alignmentMask = access.alignmentMask

@@ -124,16 +124,21 @@ struct BlockCode {
 
   func nextOffset(_ n: Int) -> Int { offset(n) + Int(instructions[n].length) }
 
+  /// Where a relative jump or call leads to, as an offset of the page. What stands in `immediate` may be
+  /// any number: it wraps, as RIP does.
+  func target(_ n: Int) -> Int {
+    nextOffset(n) &+ Int(truncatingIfNeeded: instructions[n].immediate)
+  }
+
   // MARK: Successors
 
   /// Offsets of the successors that the last instruction names; they may lie outside of the page.
   var successors: [Int] {
     let last = instructions.count - 1
     let next = nextOffset(last)
-    let target = next + Int(truncatingIfNeeded: instructions[last].immediate)
     switch kinds[last] {
-    case .conditionalJump, .countedJump: return [next, target]
-    case .jump where instructions[last].operands[0].kind == .relative: return [target]
+    case .conditionalJump, .countedJump: return [next, target(last)]
+    case .jump where instructions[last].operands[0].kind == .relative: return [target(last)]
     case .jump, .call, .ret, .systemJump: return []
     default:
       return instructions[last].attributes.isDisjoint(with: [.branch, .serializes]) ? [next] : []

@@ -144,7 +144,7 @@ struct LoopRounds {
       Walk(
         leader: leader, page: page, key: key, low: low,
         size: group?.size ?? Int(operand.size), step: step, alignmentMask: mask,
-        alignedAt: group.map { $0.alignedAt - $0.low } ?? 0))
+        alignedAt: group.map { $0.alignedAt &- $0.low } ?? 0))
     return true
   }
 
@@ -160,7 +160,7 @@ struct LoopRounds {
     let hasIndex = i.index != Instruction.noRegister
     if i.base == Instruction.ripRegister {
       part = .codePage
-      operand.displacement += Int64(code.nextOffset(n))
+      operand.displacement &+= Int64(code.nextOffset(n))
     } else if i.base == Instruction.noRegister {
       if hasIndex { (operand.register, operand.scale) = (i.index, i.scale) }
     } else if !changes(i.base) {
@@ -188,7 +188,7 @@ extension AccessPlan.Step {
   /// Whether rounds are worth counting, and an access stays aligned that is so once.
   fileprivate func allows(alignmentMask: UInt8) -> Bool {
     switch self {
-    case .by(let step): abs(step) <= LoopRounds.longestStep && step & Int64(alignmentMask) == 0
+    case .by(let step): step.magnitude <= LoopRounds.longestStep.magnitude && step & Int64(alignmentMask) == 0
     case .register: alignmentMask == 0
     }
   }
@@ -198,8 +198,7 @@ extension BlockCode {
   /// Its last instruction jumps to its first on a condition.
   fileprivate var isLoopAlone: Bool {
     let last = instructions.count - 1
-    return kinds[last] == .conditionalJump
-      && nextOffset(last) + Int(truncatingIfNeeded: instructions[last].immediate) == pageOffset
+    return kinds[last] == .conditionalJump && target(last) == pageOffset
   }
 }
 

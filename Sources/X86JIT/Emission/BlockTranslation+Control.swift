@@ -48,7 +48,7 @@ extension BlockTranslation {
     leaWord(register, .memory(register, Int32(truncatingIfNeeded: offset)))
   }
 
-  func target(_ n: Int) -> Int { nextOffset(n) + Int(instructions[n].immediate) }
+  func target(_ n: Int) -> Int { selected.target(n) }
 
   // MARK: Look-ups
 

@@ -65,7 +65,7 @@ extension BlockTranslation {
 
   /// From the access of `n` to the group's first byte.
   private func distance(_ n: Int, _ g: Int) -> Int {
-    Int(selected.accesses.groups[g].low - selected.accesses.relative[n])
+    Int(selected.accesses.groups[g].low &- selected.accesses.relative[n])
   }
 
   /// The place of the access of `n`. Of the first member the linear address of the group's first byte
@@ -88,7 +88,7 @@ extension BlockTranslation {
     let slow = segment(from: n, group)
     if group.alignmentMask != 0 {
       var tested = HostRegister.r13
-      let offset = group.alignedAt - group.low
+      let offset = group.alignedAt &- group.low
       if offset & Int64(group.alignmentMask) != 0 {
         a.lea(.r15, .memory(.r13, Int32(truncatingIfNeeded: offset)))
         tested = .r15

@@ -16,7 +16,7 @@ extension BlockTranslation {
     if i.base == Instruction.ripRegister {
       a.load(.r13, .state(StateOffset.codePage))
       place.base = .r13
-      place.displacement = Int32(truncatingIfNeeded: i.displacement + Int64(nextOffset(n)))
+      place.displacement = Int32(truncatingIfNeeded: i.displacement &+ Int64(nextOffset(n)))
     } else if i.base != Instruction.noRegister {
       place.base = inRegister(i.base, .r13)
     }
