@@ -114,9 +114,9 @@ extension CPU {
     _ address: UInt64, set: UInt8 = 0, clear: UInt8 = 0
   ) throws(GuestException) {
     let linear = systemAddress(address &+ 5)
-    let saved = s.pointee.tlb
-    s.pointee.tlb = tlbBank(TLB.supervisor)
-    defer { s.pointee.tlb = saved }
+    let saved = currentBank
+    useBank(TLB.supervisor)
+    defer { useBank(saved) }
     if let host = try pointerForModify(linear, size: 1) {
       let atomic = host.assumingMemoryBound(to: Atomic<UInt8>.self)
       if set != 0 { atomic.pointee.bitwiseOr(set, ordering: .sequentiallyConsistent) }

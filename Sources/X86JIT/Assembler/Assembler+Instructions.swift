@@ -215,6 +215,12 @@ extension Assembler {
     store(place, .r13)
   }
 
+  // MARK: Order
+
+  package mutating func loadFence() { emit(0x0F, 0xAE, 0xE8) }
+
+  package mutating func storeFence() { emit(0x0F, 0xAE, 0xF8) }
+
   // MARK: Control and stack
 
   package mutating func jump(_ register: HostRegister) {

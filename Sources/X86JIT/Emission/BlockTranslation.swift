@@ -254,6 +254,7 @@ struct BlockTranslation {
     case .pop: lowerPop(n)
     case .leave: lowerLeave(n)
     case .nop: break
+    case .fence: lowerFence(n)
     case .jump: lowerJump(n)
     case .conditionalJump: lowerConditionalJump(n)
     case .call: lowerCall(n)
@@ -275,7 +276,7 @@ struct BlockTranslation {
     case .vector:
       group(n) != nil || instructions[n].memoryOperand == nil && instructions[n].mnemonic != .fldcw
     case .push, .pop: group(n) != nil
-    case .moveImmediate, .accumulator, .nop, .bswap: true
+    case .moveImmediate, .accumulator, .nop, .bswap, .fence: true
     default: false
     }
   }
@@ -306,6 +307,8 @@ struct BlockTranslation {
 
   /// Code that has the handler execute instruction `n` and goes on after it.
   mutating func callHandler(_ n: Int) {
+    // Serializing instructions and I/O wait for stores without a temporal hint, too.
+    if instructions[n].ordersStores { a.storeFence() }
     let op = block.pointee.ops + n
     a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
     a.move(.r14, immediate: UInt64(information(n).rawValue))

@@ -118,6 +118,9 @@ struct Thunks {
   private static func emitExit(_ a: inout Assembler, _ leave: Label) {
     emitLeave(&a, Step.branch | NativeState.flagsInImage)
     a.bind(leave)
+    // What runs next, the interpreter or the hypervisor, makes no stores without a temporal hint
+    // and knows of none.
+    a.storeFence()
     a.load(.rsp, .state(StateOffset.hostStack))
     for register in saved.reversed() { a.pop(register) }
     a.ret()
