@@ -28,6 +28,7 @@ final class Library: Sendable {
   private init() throws(Errno) {
     hypervisor = try Hypervisor(
       physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
+      tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
       clientWrites: Settings.clientWrites)
     process = getpid()
     ClientSignals.watchFaults()
@@ -151,6 +152,8 @@ enum Settings {
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
+  /// MARTLET_SPECULATION_GUARD=off: see `TranslatorTuning`.
+  static let guardsSpeculation = value("MARTLET_SPECULATION_GUARD") != "off"
   /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared: without
   /// userfaultfd.
   static let clientWrites: ClientWrites =

@@ -203,6 +203,8 @@ package struct CPUState {
   var supervisorJumpEpoch: UInt64 = 0
   /// Whether `VectorState.keptX87` is what the x87 unit's state was.
   var keepsX87 = false
+  /// All ones, which a compiler does not know: see `CPU.guarded`.
+  var ones: UInt64 = .max
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,

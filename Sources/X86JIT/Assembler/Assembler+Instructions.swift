@@ -163,6 +163,11 @@ extension Assembler {
     emit(Form(0xF7, wide: true), reg: 3, rm: .register(register))
   }
 
+  /// CMOVcc. No flag changes.
+  package mutating func move(if condition: UInt8, _ to: HostRegister, _ from: Place) {
+    emit(Form(0x40 | condition, map: .two, wide: true), reg: to.rawValue, rm: from)
+  }
+
   /// CMOVB. No flag changes.
   package mutating func moveIfBelow(_ to: HostRegister, _ from: HostRegister) {
     emit(Form(0x42, map: .two, wide: true), reg: to.rawValue, rm: .register(from))

@@ -95,6 +95,11 @@ struct BlockTranslation {
   /// Whether memory that an access has looked for may be gone: where the program says so, as that of
   /// a client may (`GuardedCall`).
   var guardsAccesses = false
+  /// Whether an access that the host executes although its check has failed, because it has guessed,
+  /// has a harmless address (`TranslatorTuning`).
+  var guardsSpeculation = true
+  /// Accesses without a look are compared with one (`AccessVerification`).
+  var verifies = false
   /// In order of position.
   var faultSites: [FaultSite] = []
   var faultWays: [FaultWay] = []
