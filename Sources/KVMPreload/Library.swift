@@ -19,6 +19,7 @@ import Host
 import KVM
 import Synchronization
 import SystemPackage
+import X86JIT
 
 /// The hypervisor of this process and what the library keeps with it.
 final class Library: Sendable {
