@@ -78,7 +78,7 @@ package struct NativeState {
   /// Keeps what follows away from the fields that every access looks at. A processor that forwards
   /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits at
   /// each look at the TLB, which made a system call of Linux take twice the time.
-  private var distance = InlineArray<80, UInt64>(repeating: 0)
+  private var distance = InlineArray<82, UInt64>(repeating: 0)
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
