@@ -88,7 +88,7 @@ let package = Package(
     .target(
       name: "KVMPreload",
       dependencies: [
-        "CHost", "Host", "KVM", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", "KVM", "X86JIT", .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(

@@ -81,7 +81,8 @@ package final class Hypervisor: Sendable {
         if !translates { return }
         try Translator.install(
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
-          codeBytes: tuning.codeBytes, log: log, measures: reports.measures)
+          codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
+          log: log, measures: reports.measures)
       }, enableSpare: { (cpu) throws(Errno) in try VMX.enable(cpu) })
   }
 

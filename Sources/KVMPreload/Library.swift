@@ -19,6 +19,7 @@ import Host
 import KVM
 import Synchronization
 import SystemPackage
+import X86JIT
 
 /// The hypervisor of this process and what the library keeps with it.
 final class Library: Sendable {
@@ -28,6 +29,7 @@ final class Library: Sendable {
   private init() throws(Errno) {
     hypervisor = try Hypervisor(
       physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
+      tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
       clientWrites: Settings.clientWrites)
     process = getpid()
     ClientSignals.watchFaults()
@@ -151,6 +153,8 @@ enum Settings {
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
+  /// MARTLET_SPECULATION_GUARD=off: see `TranslatorTuning`.
+  static let guardsSpeculation = value("MARTLET_SPECULATION_GUARD") != "off"
   /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared: without
   /// userfaultfd.
   static let clientWrites: ClientWrites =

@@ -15,6 +15,15 @@ extension Configuration {
     }
   }
 
+  /// Switches the guard of translated code's accesses against speculation.
+  package mutating func setSpeculationGuard(_ text: String) throws(RunError) {
+    switch text {
+    case "on": guardsSpeculation = true
+    case "off": guardsSpeculation = false
+    default: throw RunError("--speculation-guard \(text): give on or off")
+    }
+  }
+
   /// Sets after how many executions a block is translated.
   package mutating func setTranslatorThreshold(_ text: String) throws(RunError) {
     translatorThreshold = UInt32(try Self.count(text, "--translator-threshold"))

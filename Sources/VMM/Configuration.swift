@@ -31,6 +31,8 @@ package struct Configuration: Sendable {
   package var translatorThreshold: UInt32?
   package var translatorHotEntries: Int32?
   package var translatorCodeBytes: Int?
+  /// Whether translated code's accesses are harmless where the host's processor guesses.
+  package var guardsSpeculation = true
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?

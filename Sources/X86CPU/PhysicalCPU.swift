@@ -77,7 +77,10 @@ package final class PhysicalCPU: @unchecked Sendable {
     let size = CPU.heatOffset + heatSize
     let raw = NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
-    tlbBanks = .allocate(capacity: TLB.entriesPerBank * TLB.bankCount)
+    // Each entry in one cache line.
+    tlbBanks = UnsafeMutableRawPointer.allocate(
+      byteCount: TLB.entriesPerBank * TLB.bankCount * MemoryLayout<TLBEntry>.stride, alignment: 64
+    ).assumingMemoryBound(to: TLBEntry.self)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
     let secondCount = LargeTLB.start + LargeTLB.entriesPerBank * TLB.bankCount
     secondTLB = SecondTLB.allocate(secondCount)
@@ -125,7 +128,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     nativeJumps.deallocate()
     counts.deallocate()
     vmx.deallocate()
-    tlbBanks.deallocate()
+    UnsafeMutableRawPointer(tlbBanks).deallocate()
     NativeStack.deallocate(state: cpu.raw)
   }
 

@@ -16,9 +16,8 @@ struct KVMCommand: ParsableCommand {
 
       The program must be dynamically linked. The library libmartlet-kvm.so is looked for beside \
       this program, in ../lib and ../lib/martlet from there, or where MARTLET_KVM_LIBRARY says. The \
-      options here set MARTLET_PCPUS, MARTLET_TRANSLATOR, MARTLET_CLIENT_WRITES and MARTLET_STATS \
-      for it. The exit status \
-      is the program's; 127 when it cannot be started.
+      options here set MARTLET_PCPUS, MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, \
+      MARTLET_CLIENT_WRITES and MARTLET_STATS for it. The exit status is the program's; 127 when it cannot be started.
       """)
 
   @Option(help: "Physical CPUs of the software KVM (default: the host's).")
@@ -26,6 +25,12 @@ struct KVMCommand: ParsableCommand {
 
   @Option(help: "Translate hot guest code to host code: on or off.")
   var translator = "on"
+
+  @Option(
+    help: ArgumentHelp(
+      "Make what the host executes by a wrong guess harmless in translated code: on or off.",
+      discussion: "Off, a guest can learn what is in the program's memory."))
+  var speculationGuard = "on"
 
   @Option(
     help: ArgumentHelp(
@@ -68,6 +73,10 @@ struct KVMCommand: ParsableCommand {
       throw ValidationError("--translator takes on or off")
     }
     if translator == "off" { setenv("MARTLET_TRANSLATOR", translator, 1) }
+    guard ["on", "off"].contains(speculationGuard) else {
+      throw ValidationError("--speculation-guard takes on or off")
+    }
+    if speculationGuard == "off" { setenv("MARTLET_SPECULATION_GUARD", speculationGuard, 1) }
     guard ["protected", "compared", "ignored"].contains(clientWrites) else {
       throw ValidationError("--client-writes takes protected, compared or ignored")
     }

@@ -20,7 +20,8 @@ struct Martlet: ParsableCommand {
       physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
       threshold: configuration.translatorThreshold,
       hotEntries: configuration.translatorHotEntries,
-      codeBytes: configuration.translatorCodeBytes, listing: configuration.translationListing,
+      codeBytes: configuration.translatorCodeBytes,
+      guardsSpeculation: configuration.guardsSpeculation, listing: configuration.translationListing,
       perfMap: configuration.perfMap,
       measures: configuration.statistics)
   }
@@ -84,6 +85,12 @@ struct Run: ParsableCommand {
   var translatorCodeSize: String?
 
   @Option(
+    help: ArgumentHelp(
+      "Make what the host executes by a wrong guess harmless in translated code: on or off.",
+      discussion: "Off, a guest can learn what is in this program's memory."))
+  var speculationGuard = "on"
+
+  @Option(
     help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")
   var log = Diagnostics.defaultLevel
 
@@ -142,6 +149,7 @@ struct Run: ParsableCommand {
 
   private func setTranslator(_ configuration: inout Configuration) throws(RunError) {
     try configuration.setTranslator(translator)
+    try configuration.setSpeculationGuard(speculationGuard)
     if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
     if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }
     if let translatorCodeSize { try configuration.setTranslatorCodeSize(translatorCodeSize) }

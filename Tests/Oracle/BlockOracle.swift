@@ -33,7 +33,7 @@ package final class BlockOracle {
     // With little memory all translations are dropped again and again.
     translator = SoftwareExecutor(
       translated: true, codeBytes: settings.seed % 4 == 0 ? 64 << 10 : 4 << 20,
-      hotEntries: [1, 2, 2, 3, 5][Int(settings.seed / 4 % 5)])
+      hotEntries: [1, 2, 2, 3, 5][Int(settings.seed / 4 % 5)], verifies: settings.verifies)
     watchdog = Watchdog([interpreter.line, translator.line])
     vectors = .allocate(capacity: 4)
     vectors.initialize(repeating: VectorState(), count: 4)

@@ -20,6 +20,10 @@ package struct OracleReport: Codable, Sendable {
   package var translated = 0
   package var regions = 0
   package var refused = 0
+  /// Accesses of translated code without a look at the TLB that were compared with one, and those
+  /// that differed (`AccessVerification`).
+  package var verified = 0
+  package var verifiedDiffering = 0
   /// Of random blocks: how many, states that were not run on the host by reason, and instructions that
   /// the interpreter executed.
   package var blocks = 0
@@ -41,6 +45,8 @@ package struct OracleReport: Codable, Sendable {
     translated += other.translated
     regions += other.regions
     refused += other.refused
+    verified += other.verified
+    verifiedDiffering += other.verifiedDiffering
     blocks += other.blocks
     discarded.merge(other.discarded, uniquingKeysWith: +)
     instructions += other.instructions
@@ -65,7 +71,8 @@ package struct OracleReport: Codable, Sendable {
     let left = discarded.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
     return "\(blocks) blocks, \(states) states, \(pairs) pairs, \(instructions) instructions, "
       + "\(faults) faults, \(translated) translations, \(regions) of regions, "
-      + "\(refused) refused, \(disturbances) disturbed, \(differing) differ, "
+      + "\(refused) refused, \(disturbances) disturbed, "
+      + (verified > 0 ? "\(verified) accesses verified, " : "") + "\(differing) differ, "
       + "\(allowedText), discarded: \(left.isEmpty ? "none" : left.joined(separator: ", "))"
   }
 }

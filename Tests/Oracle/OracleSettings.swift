@@ -13,6 +13,8 @@ import X86Decoder
 ///     MARTLET_ORACLE_BATCH     single instructions: this batch alone
 ///     MARTLET_ORACLE_MNEMONIC  single instructions: this one alone (changes what the batches are)
 ///     MARTLET_ORACLE_BLOCKS    random blocks: how many; else 200000
+///     MARTLET_VERIFY           random blocks: 1 compares translated accesses without a look at the
+///                              TLB with one
 ///     MARTLET_ORACLE_CASE      random blocks: this one alone
 package struct OracleSettings: Codable, Sendable {
   package enum Mode: String, Codable, Sendable { case instructions, blocks }
@@ -25,6 +27,8 @@ package struct OracleSettings: Codable, Sendable {
   package var batch: Int?
   package var mnemonic: String?
   package var maximumMismatches: Int
+  /// Random blocks: translated accesses without a look at the TLB are compared with one.
+  package var verifies = false
   /// After which to end, done or not.
   package var seconds: Int?
   /// Of `workers` processes this one does every batch and case whose number modulo `workers` is
@@ -43,6 +47,7 @@ package struct OracleSettings: Codable, Sendable {
     blocks = Int(number("BLOCKS") ?? 200_000)
     batch = number(mode == .blocks ? "CASE" : "BATCH").map { Int($0) }
     mnemonic = environment["MARTLET_ORACLE_MNEMONIC"]
+    verifies = environment["MARTLET_VERIFY"] != nil
     maximumMismatches = Int(number("MAX") ?? 20)
     let cores = ProcessInfo.processInfo.activeProcessorCount
     workers = batch != nil ? 1 : max(1, Int(number("WORKERS") ?? UInt64(cores)))

@@ -21,6 +21,8 @@ struct OracleSoak {
       let isBlocks = round % 4 != 3
       var settings = OracleSettings(isBlocks ? .blocks : .instructions)
       if round > 0 { settings.seed = .random(in: 1...UInt64(UInt32.max)) }
+      // Every other round with blocks.
+      settings.verifies = isBlocks && round % 2 == 0
       settings.seconds = max(1, Int(min(Self.roundSeconds, end.timeIntervalSinceNow)))
       settings.pairs = .max / 2
       settings.blocks = .max / 2

@@ -32,11 +32,14 @@ package final class SoftwareExecutor: Executor {
   ///   - translated: whether a translator takes every block at its first execution.
   ///   - codeBytes: the translator's code memory.
   ///   - hotEntries: entries of a block after which it is translated with those that follow it.
-  package init(translated: Bool, codeBytes: Int = 4 << 20, hotEntries: Int32 = 2) {
+  ///   - verifies: translated accesses without a look at the TLB are compared with one.
+  package init(
+    translated: Bool, codeBytes: Int = 4 << 20, hotEntries: Int32 = 2, verifies: Bool = false
+  ) {
     name = translated ? "translator" : "interpreter"
     machine = TestMachine(
       megabytes: 4, threshold: translated ? 1 : 0, codeBytes: codeBytes,
-      hotEntries: hotEntries)
+      hotEntries: hotEntries, verifies: verifies)
     machine.setLongMode(cpl: 3)
     machine.setRights(EPTEntry.execute, ofLargePage: 1)
     sandbox = machine.memory + Physical.sandbox
@@ -89,6 +92,13 @@ package final class SoftwareExecutor: Executor {
     report.translated += Int(statistics.blocks)
     report.regions += Int(statistics.regions)
     report.refused += Int(statistics.refused)
+    guard let found = machine.translator?.verification, found.count > 0 else { return }
+    report.verified += Int(found.count)
+    report.verifiedDiffering += Int(found.differences)
+    report.differing += Int(found.differences)
+    if found.differences == 0 { return }
+    let text = (0..<5).map { String(found.first[$0], radix: 16) }.joined(separator: " ")
+    report.mismatches.append("access without a look (linear, host, walk, size, page): \(text)")
   }
 
   package func startRound() {

@@ -21,6 +21,7 @@ package final class TestMachine {
   /// Guest-physical memory from 0.
   package let memory: UnsafeMutableRawPointer
   package let memorySize: Int
+  private let other: TestMachine?
   private let tables: UnsafeMutableRawPointer
   private static let nextNumber = Atomic<Int>(0)
 
@@ -36,17 +37,22 @@ package final class TestMachine {
   ///   - megabytes: guest memory, a multiple of 2.
   ///   - threshold: executions before a block is translated; 0 for the interpreter alone.
   ///   - codeBytes: the translator's code memory.
+  ///   - guardsSpeculation: see `TranslatorTuning`.
+  ///   - verifies: see `AccessVerification`; else as `MARTLET_VERIFY=1` says.
+  ///   - other: a machine whose memory is this one's, too.
   ///   - hotEntries: the translator's entries of a block before it becomes a region; else 2 with a
   ///     threshold of 1.
   package init(
     megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20,
-    hotEntries: Int32? = nil
+    hotEntries: Int32? = nil, guardsSpeculation: Bool = true, verifies: Bool? = nil,
+    sharing other: TestMachine? = nil
   ) {
+    self.other = other
     processor = PhysicalCPU(
       number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, blockOps: 1 << 14)
-    memorySize = megabytes << 20
-    memory = .allocate(byteCount: memorySize, alignment: 2 << 20)
-    memory.initializeMemory(as: UInt8.self, repeating: 0, count: memorySize)
+    memorySize = other?.memorySize ?? megabytes << 20
+    memory = other?.memory ?? .allocate(byteCount: memorySize, alignment: 2 << 20)
+    if other == nil { memory.initializeMemory(as: UInt8.self, repeating: 0, count: memorySize) }
     tables = .allocate(byteCount: 3 * 4096, alignment: 4096)
     tables.initializeMemory(as: UInt8.self, repeating: 0, count: 3 * 4096)
     buildEPT()
@@ -58,13 +64,16 @@ package final class TestMachine {
     if threshold > 0 {
       translator = try? Translator.install(
         on: processor, threshold: threshold, hotEntries: hotEntries ?? (threshold == 1 ? 2 : 2000),
-        codeBytes: codeBytes)
+        codeBytes: codeBytes, guardsSpeculation: guardsSpeculation,
+        verifies: verifies ?? (getenv("MARTLET_VERIFY") != nil))
     }
   }
 
   deinit {
-    PhysicalCPU.noteHostWrite(memory, count: memorySize)
-    memory.deallocate()
+    if other == nil {
+      PhysicalCPU.noteHostWrite(memory, count: memorySize)
+      memory.deallocate()
+    }
     tables.deallocate()
   }
 

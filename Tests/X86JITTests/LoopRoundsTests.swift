@@ -12,8 +12,18 @@ import X86CPU
 import X86JIT
 
 @Suite struct LoopRoundsTests {
-  @Test(arguments: 1...4) func randomLoops(_ seed: UInt64) {
-    var rig = ComparisonRig(seed: seed &* 0xA076_1D64_78BD_642F, vector: true)
+  @Test(arguments: 1...4) func randomLoops(_ seed: UInt64) { run(seed) }
+
+  @Test(arguments: 5...6) func unguardedLoops(_ seed: UInt64) { run(seed, guards: false) }
+
+  @Test(arguments: 7...8) func roundsAreInTheirPages(_ seed: UInt64) throws {
+    try run(seed, verifies: true).expectVerified()
+  }
+
+  @discardableResult
+  private func run(_ seed: UInt64, guards: Bool = true, verifies: Bool = false) -> ComparisonRig {
+    var rig = ComparisonRig(
+      seed: seed &* 0xA076_1D64_78BD_642F, vector: true, guards: guards, verifies: verifies)
     let asked = getenv("MARTLET_RANDOM_BLOCKS").flatMap { Int(String(cString: $0)) }
     if HostFeatures.current.hasAVX512 {
       for m in [rig.reference, rig.subject] { m.cpu.s.pointee.xcr0 |= 0xE0 }
@@ -30,9 +40,10 @@ import X86JIT
         let given = LoopGenerator.registers(&rig.random)
         guard let difference = rig.run(loop, given: given) else { continue }
         Issue.record("seed \(seed), round \(round), run \(run): \(difference)")
-        return
+        return rig
       }
     }
+    return rig
   }
 
   /// A loop whose stores reach the page of its code: what is run is what was written.

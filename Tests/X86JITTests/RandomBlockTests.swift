@@ -25,8 +25,24 @@ import X86JIT
     run(seed, vector: true, mode: .bits32)
   }
 
-  private func run(_ seed: UInt64, vector: Bool, mode: CodeMode = .bits64) {
-    var rig = ComparisonRig(seed: seed &* 0xD6E8_FEB8_6659_FD93, vector: vector, mode: mode)
+  @Test(arguments: [17, 18] as [UInt64]) func unguardedBlocks(_ seed: UInt64) {
+    run(seed, vector: true, guards: false)
+  }
+
+  @Test(arguments: [(19, CodeMode.bits64), (20, .bits32)] as [(UInt64, CodeMode)])
+  func accessesWithoutLooksAreThoseOfLooks(_ seed: UInt64, _ mode: CodeMode) throws {
+    let rig = run(seed, vector: true, mode: mode, verifies: true)
+    try rig.expectVerified()
+  }
+
+  @discardableResult
+  private func run(
+    _ seed: UInt64, vector: Bool, mode: CodeMode = .bits64, guards: Bool = true,
+    verifies: Bool = false
+  ) -> ComparisonRig {
+    var rig = ComparisonRig(
+      seed: seed &* 0xD6E8_FEB8_6659_FD93, vector: vector, mode: mode, guards: guards,
+      verifies: verifies)
     // `MARTLET_RANDOM_BLOCKS` is how many for each seed.
     let asked = getenv("MARTLET_RANDOM_BLOCKS").flatMap { Int(String(cString: $0)) }
     #if DEBUG
@@ -37,9 +53,10 @@ import X86JIT
     for round in 0..<rounds {
       guard let difference = rig.round() else { continue }
       Issue.record("seed \(seed), round \(round): \(difference)")
-      return
+      return rig
     }
     #expect(rig.subject.translator?.statistics.blocks ?? 0 > UInt64(rounds / 2))
+    return rig
   }
 }
 
@@ -58,14 +75,20 @@ struct SplitMix: RandomNumberGenerator {
 /// Two machines that get the same code and state.
 struct ComparisonRig {
   let reference = TestMachine(megabytes: 2, threshold: 0)
-  let subject = TestMachine(megabytes: 2, threshold: 1, codeBytes: 1 << 18)
+  let subject: TestMachine
   var random: SplitMix
   var generator = InstructionGenerator()
 
   static let code = 0x20000
   static let data = 0x40000
 
-  init(seed: UInt64, vector: Bool, mode: CodeMode = .bits64) {
+  init(
+    seed: UInt64, vector: Bool, mode: CodeMode = .bits64, guards: Bool = true,
+    verifies: Bool? = nil
+  ) {
+    subject = TestMachine(
+      megabytes: 2, threshold: 1, codeBytes: 1 << 18, guardsSpeculation: guards,
+      verifies: verifies)
     random = SplitMix(state: seed)
     generator.isVector = vector
     generator.mode = mode
@@ -103,6 +126,14 @@ struct ComparisonRig {
     m.cpu.segment(.gs).pointee.base = UInt64(data)
     m.cpu.segment(.gs).pointee.limit = 0xFFF
     m.cpu.updateMode()
+  }
+
+  /// Accesses without a look were compared, and none differed.
+  func expectVerified() throws {
+    let found = try #require(subject.translator).verification
+    #expect(found.count > 100)
+    let text = (0..<5).map { String(found.first[$0], radix: 16) }.joined(separator: " ")
+    #expect(found.differences == 0, "linear, host, walk, size, page: \(text)")
   }
 
   /// Runs one block several times on both, so that it becomes hot; what differs, or nil.

@@ -4,6 +4,7 @@
 // addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of those
 // that every access reads.
 
+import Support
 import Testing
 import X86CPU
 
@@ -14,7 +15,7 @@ import X86CPU
     let pages = native + (try #require(MemoryLayout<NativeState>.offset(of: \.accessPages)))
     let written =
       stride(from: groups, to: groups + NativeState.groupCount * 8, by: 8).map { $0 & 0x7F8 }
-      + stride(from: pages, to: pages + NativeState.accessPageCount * 24, by: 8).map { $0 & 0x7F8 }
+      + stride(from: pages, to: pages + NativeState.accessPageCount * NativeState.accessPageStride, by: 8).map { $0 & 0x7F8 }
     let read = [
       MemoryLayout<CPUState>.offset(of: \.tlb), MemoryLayout<CPUState>.offset(of: \.tlbContext),
       MemoryLayout<CPUState>.offset(of: \.request), MemoryLayout<CPUState>.offset(of: \.retired),
@@ -26,6 +27,23 @@ import X86CPU
     }
     let segments = CPU.segmentsOffset..<CPU.segmentsOffset + 6 * MemoryLayout<SegmentState>.stride
     #expect(!written.contains { segments.contains($0) })
+  }
+
+  /// A compare whose words come from two cache lines gives a guest that evicts one of them time to have
+  /// the host go on with what the compare would have refused.
+  @Test func wordsOfACompareAreInOneCacheLine() throws {
+    let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
+    let stack = native + (try #require(MemoryLayout<NativeState>.offset(of: \.stackPage)))
+    #expect(stack / 64 == (stack + 23) / 64)
+    let pages = native + (try #require(MemoryLayout<NativeState>.offset(of: \.accessPages)))
+    for number in 0..<NativeState.accessPageCount {
+      let page = pages + number * NativeState.accessPageStride
+      #expect(page / 64 == (page + 23) / 64)
+    }
+    #expect(64 % MemoryLayout<TLBEntry>.stride == 0)
+    let m = TestMachine(megabytes: 2)
+    #expect(UInt(bitPattern: m.cpu.s.pointee.tlbBanks) % 64 == 0)
+    #expect(UInt(bitPattern: m.cpu.raw) % 64 == 0)
   }
 
   /// A stack access right behind the count of a block's instructions once took five times as long.

@@ -134,6 +134,30 @@ import X86JIT
     }
   }
 
+  /// A group's first byte that its first instruction cannot address: 32 bits of displacement more would
+  /// be 4 GiB away.
+  @Test func displacementsDoNotWrap() {
+    let m = machine()
+    // The first 2 MiB above 4 GiB are the second ones of memory.
+    m.store(UInt64(0x14007), at: 0x11020)
+    m.store(UInt64(0x20_0087), at: 0x14000)
+    for address in [0x20_4000, 0x20_4008] { m.store(UInt64(0xBAD), at: address) }
+    m.store(UInt64(0x1111), at: 0x4008)
+    m.store(UInt64(0x2222), at: 0x4000)
+    m.cpu.flushTLB()
+    // mov rax, [rbx - 0x80000000] ; sub rbx, 8 ; mov rdx, [rbx - 0x80000000] ; hlt
+    m.load(
+      [
+        0x48, 0x8B, 0x83, 0, 0, 0, 0x80, 0x48, 0x83, 0xEB, 0x08, 0x48, 0x8B, 0x93, 0, 0, 0, 0x80,
+        0xF4,
+      ], at: 0x1000)
+    for _ in 0..<4 {
+      m.cpu.gpr[3] = 0x8000_4008
+      #expect(m.run(from: 0x1000) == .hlt)
+      #expect(m.cpu.gpr[0] == 0x1111 && m.cpu.gpr[2] == 0x2222)
+    }
+  }
+
   /// A page fault in the middle of a block: registers, flags and RIP are those of the instruction.
   @Test func faultInTheMiddleOfABlock() {
     let m = machine()

@@ -65,9 +65,9 @@ package struct NativeState {
   package var jumps: UInt64 = 0
   /// `NativeJumps`, whatever is requested.
   package var jumpTable: UInt64 = 0
-  /// The linear page that the stack was last found in, with what to add for the host address. Writable,
-  /// and valid for the current TLB bank and context while `stackLimit` is not 0: no page is one that a
-  /// guest cannot name, canonical or not.
+  /// The host's address of the page that the stack was last found in, with what to add to a linear
+  /// address for the host's. Writable, and valid for the current TLB bank and context while
+  /// `stackLimit` is not 0.
   package var stackPage: UInt64 = 0
   package var stackAddend: UInt64 = 0
   /// Eight bytes fit in the stack's page at offsets below this; 0 while no page is known.
@@ -78,15 +78,26 @@ package struct NativeState {
   /// Keeps what follows away from the fields that every access looks at. A processor that forwards
   /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits at
   /// each look at the TLB, which made a system call of Linux take twice the time.
-  private var distance = InlineArray<80, UInt64>(repeating: 0)
+  private var distance = InlineArray<82, UInt64>(repeating: 0)
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
-  /// Pages that accesses of loops were last found in: linear address, what to add for the host's, and
+  /// Pages that accesses of loops were last found in: host address, what to add to linear ones, and
   /// the offset that an access must stay below, as of the stack's page. A translation forgets those that
-  /// it uses where it is entered.
-  package var accessPages = InlineArray<48, UInt64>(repeating: 0)
+  /// it uses where it is entered. Each has its words in one cache line: see StateLayoutTests.
+  package var accessPages = InlineArray<64, UInt64>(repeating: 0)
   package static let accessPageCount = 16
+  package static let accessPageStride = 32
+  /// Of rounds without looks: all ones if their pages are known; and what takes the place of their
+  /// bases behind the last round.
+  package var roundsMask: UInt64 = 0
+  package var harmlessBases = InlineArray<4, UInt64>(repeating: 0)
+  /// An address that leads nowhere, nor does any within 2 GiB of it: in the middle of what is between
+  /// programs and shared libraries in an address space of Linux.
+  package var harmless: UInt64 = 0x6000_0000_0000
+  /// From a base to what takes its place: out of what the program has mapped.
+  package static let harmlessDistance: UInt64 = 0x4000_0000_0000
+  package var verification = AccessVerification()
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
   /// Whether times are taken at the switches between tiers.

@@ -65,7 +65,7 @@ struct StringState {
   /// is not open.
   func run(usesSource: Bool) -> Int {
     if step != UInt64(size) || c.s.pointee.emulation != nil
-      || c.s.pointee.slow & ~SlowReason.counting != 0
+      || c.s.pointee.slow & ~SlowReason.counting != 0 || c.checksAlignment
     {
       return 0
     }

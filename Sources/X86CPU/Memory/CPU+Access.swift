@@ -16,13 +16,33 @@ extension CPU {
     (linear &+ UInt64(size - 1)) & Page.mask | s.pointee.tlbContext
   }
 
+  /// The host address that a TLB entry gives for `linear`, if its tag does not differ from the one
+  /// wanted; else one that leads nowhere. The host guesses that an access's check succeeds and
+  /// executes what comes after it, so that the address must follow from the check by itself, and not
+  /// by a branch. `matches` is the branch: it asks in a way from which a compiler does not learn that
+  /// there is no difference, because it would then leave this out.
+  @inline(__always) func guarded(
+    _ linear: UInt64, _ entry: UnsafeMutablePointer<TLBEntry>, _ difference: UInt64
+  ) -> UInt {
+    let host = UInt(linear &+ entry.pointee.addend)
+    return difference == 0 ? host : Self.harmlessAddress
+  }
+
+  @inline(__always) func matches(_ difference: UInt64) -> Bool {
+    difference & s.pointee.ones == 0
+  }
+
+  /// In the first page, which no program has.
+  private static var harmlessAddress: UInt { 64 }
+
   /// Loads a little-endian integer with the privilege of the current CPL.
   @inline(__always) package func load<T: FixedWidthInteger & UnsignedInteger>(
     _ linear: UInt64, as type: T.Type = T.self
   ) throws(GuestException) -> T {
     let entry = tlbEntry(linear)
-    if entry.pointee.readTag == tag(linear, MemoryLayout<T>.size) {
-      let host = UnsafeRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
+    let difference = entry.pointee.readTag ^ tag(linear, MemoryLayout<T>.size)
+    let host = UnsafeRawPointer(bitPattern: guarded(linear, entry, difference))
+    if matches(difference) {
       return host.unsafelyUnwrapped.loadUnaligned(as: T.self)
     }
     return T(truncatingIfNeeded: try loadSlow(linear, MemoryLayout<T>.size))
@@ -33,8 +53,9 @@ extension CPU {
     _ value: T, at linear: UInt64
   ) throws(GuestException) {
     let entry = tlbEntry(linear)
-    if entry.pointee.writeTag == tag(linear, MemoryLayout<T>.size) {
-      let host = UnsafeMutableRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
+    let difference = entry.pointee.writeTag ^ tag(linear, MemoryLayout<T>.size)
+    let host = UnsafeMutableRawPointer(bitPattern: guarded(linear, entry, difference))
+    if matches(difference) {
       host.unsafelyUnwrapped.storeBytes(of: value, as: T.self)
       return
     }
@@ -48,9 +69,9 @@ extension CPU {
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeMutableRawPointer? {
     let entry = tlbEntry(linear)
-    if entry.pointee.writeTag == tag(linear, size) {
-      return UnsafeMutableRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend))
-    }
+    let difference = entry.pointee.writeTag ^ tag(linear, size)
+    let host = UnsafeMutableRawPointer(bitPattern: guarded(linear, entry, difference))
+    if matches(difference) { return host }
     return try pointerForModifySlow(linear, size: size)
   }
 
@@ -60,9 +81,9 @@ extension CPU {
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeRawPointer {
     let entry = tlbEntry(linear)
-    if entry.pointee.readTag == tag(linear, size) {
-      return UnsafeRawPointer(bitPattern: UInt(linear &+ entry.pointee.addend)).unsafelyUnwrapped
-    }
+    let difference = entry.pointee.readTag ^ tag(linear, size)
+    let host = UnsafeRawPointer(bitPattern: guarded(linear, entry, difference))
+    if matches(difference) { return host.unsafelyUnwrapped }
     return try pointerForReadSlow(linear, size: size)
   }
 }

@@ -59,7 +59,7 @@ extension CPU {
   private func fill(
     _ linear: UInt64, _ t: PageTranslation, _ page: PhysicalPage, _ kind: AccessKind
   ) {
-    if s.pointee.slow & SlowReason.breakpoints != 0 { return }
+    if s.pointee.slow & SlowReason.breakpoints != 0 || checksAlignment { return }
     // Rights of user pages follow from protection keys, which are part of the context.
     let isGlobal = t.global && !t.user
     if !isGlobal && currentBank == TLB.supervisor { noteLocalSupervisorPage() }
@@ -117,7 +117,7 @@ extension CPU {
   /// Asks the second table and that of large pages; the host address if one knows and the access needs
   /// nothing else.
   private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
-    if s.pointee.slow & SlowReason.breakpoints != 0 { return nil }
+    if s.pointee.slow & SlowReason.breakpoints != 0 || checksAlignment { return nil }
     let page = linear & Page.mask
     let small = secondEntry(linear, bank).pointee
     if isKnown(small, page) { return refill(linear, kind, small) }
@@ -265,6 +265,7 @@ extension CPU {
   @inline(never) func pointerForReadSlow(
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeRawPointer {
+    try checkAlignment(linear, size)
     let room = Int(Page.size - linear & Page.offsetMask)
     if size <= room, case .host(let host) = try resolve(linear, size, .read) {
       return UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
@@ -300,6 +301,7 @@ extension CPU {
   ) throws(GuestException) {
     if size == 0 { return }
     try checkEnd(linear, size)
+    try checkAlignment(linear, size)
     let last = linear &+ UInt64(size - 1)
     var page = linear & Page.mask
     while true {
@@ -322,16 +324,6 @@ extension CPU {
         try storePart(try resolve(address, part, .write), loadBytes(source + offset, part), part)
         offset += part
       }
-    }
-  }
-
-  /// #AC: CR0.AM and RFLAGS.AC set, at CPL 3.
-  private func checkAlignment(_ linear: UInt64, _ size: Int) throws(GuestException) {
-    if s.pointee.rflags & RFLAGS.ac.rawValue != 0, s.pointee.cpl == 3,
-      s.pointee.cr0 & CR0.am.rawValue != 0, currentBank == TLB.user,
-      linear & UInt64(size - 1) != 0, size & (size - 1) == 0
-    {
-      throw GuestException(.alignmentCheck, code: 0)
     }
   }
 }

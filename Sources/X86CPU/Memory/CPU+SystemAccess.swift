@@ -41,8 +41,52 @@ extension CPU {
   /// Accesses go through this bank from now on.
   @inline(__always) func useBank(_ bank: Int) {
     s.pointee.tlb = tlbBank(bank)
-    s.pointee.tlbContext =
-      bank == TLB.supervisor ? s.pointee.supervisorTLBContext : s.pointee.addressSpace
+    if bank == TLB.supervisor {
+      s.pointee.tlbContext = s.pointee.supervisorTLBContext
+    } else {
+      let isChecked = bank == TLB.user && alignmentIsChecked
+      s.pointee.tlbContext = isChecked ? TLB.checkedContext : s.pointee.addressSpace
+    }
+  }
+
+  /// Of accesses with a user's privilege (SDM volume 3, "Interrupt 17, Alignment Check Exception").
+  @inline(__always) private var alignmentIsChecked: Bool {
+    s.pointee.cpl == 3 && s.pointee.rflags & RFLAGS.ac.rawValue != 0
+      && s.pointee.cr0 & CR0.am.rawValue != 0
+  }
+
+  /// Whether accesses are looked at for their alignment now.
+  @inline(__always) var checksAlignment: Bool { s.pointee.tlbContext == TLB.checkedContext }
+
+  /// Runs `body`, whose accesses are those of an instruction that never raises #AC.
+  @inline(__always) func withoutAlignmentChecks<R>(
+    _ body: () throws(GuestException) -> R
+  ) throws(GuestException) -> R {
+    if !checksAlignment { return try body() }
+    s.pointee.tlbContext = s.pointee.addressSpace
+    defer { s.pointee.tlbContext = TLB.checkedContext }
+    return try body()
+  }
+
+  /// #AC where alignment is checked. Operands of up to 8 bytes are aligned to their size, those of 10 to
+  /// 8; larger ones have rules of their own.
+  @inline(__always) func checkAlignment(_ linear: UInt64, _ size: Int) throws(GuestException) {
+    if checksAlignment { try checkAlignment(linear, to: Self.alignment(size)) }
+  }
+
+  /// The same for a given alignment, a power of 2.
+  func checkAlignment(_ linear: UInt64, to alignment: UInt64) throws(GuestException) {
+    if checksAlignment && linear & (alignment &- 1) != 0 {
+      throw GuestException(.alignmentCheck, code: 0)
+    }
+  }
+
+  private static func alignment(_ size: Int) -> UInt64 {
+    switch size {
+    case 2, 4, 8: UInt64(size)
+    case 10: 8
+    default: 1
+    }
   }
 
   @inline(__always) func tlbBank(_ bank: Int) -> UnsafeMutablePointer<TLBEntry> {

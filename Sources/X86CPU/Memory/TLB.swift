@@ -7,7 +7,7 @@
 // tag for reads and one for writes, each a page's linear address with the address-space context in
 // its low 12 bits, so that one compare proves page, permission and address space:
 //
-//     tag  = page | context            (context: 0 to 4094; invalid entries have all ones)
+//     tag  = page | context            (context: 0 to 4093; invalid entries have all ones)
 //     host = linear + addend
 //
 // In the supervisor's bank every page is a supervisor's, and kernels make theirs global: while that is
@@ -49,7 +49,10 @@ package enum TLB {
   package static let supervisor = 0
   package static let user = 1
   package static let supervisorWithoutSMAP = 2
-  package static let lastContext: UInt64 = 4094
+  package static let lastContext: UInt64 = 4093
+  /// The context at CPL 3 while alignment is checked: no entry has it, so every access goes the slow
+  /// way, of the interpreter and of translated code, and is looked at there.
+  package static let checkedContext: UInt64 = 4094
   /// In the place of a context: whatever the address space.
   static let anyContext: UInt64 = 4095
 }

@@ -205,6 +205,8 @@ package struct CPUState {
   var keepsX87 = false
   /// Of the guest's vendor; whoever loads a guest sets them.
   package var rules = VendorRules.intel
+  /// All ones, which a compiler does not know: see `CPU.guarded`.
+  var ones: UInt64 = .max
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,

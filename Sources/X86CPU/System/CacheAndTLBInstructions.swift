@@ -21,15 +21,17 @@ enum CacheAndTLBInstructions {
     }
     let hints: [Mnemonic] = [
       .cldemote, .prefetch, .prefetchw, .prefetchwt1, .prefetchnta, .prefetcht0, .prefetcht1,
-      .prefetcht2, .lfence, .sfence,
+      .prefetcht2, .lfence,
     ]
-    // The interpreter executes in order, and the host keeps loads and stores in order among
-    // themselves: only a later load may pass an earlier store, which is MFENCE's business.
+    // The interpreter executes in order, and the host keeps loads in order among themselves.
     for hint in hints { t[hint] = .single({ _, _ in Step.next }) }
-    t[.mfence] = .single({ _, _ in
-      atomicMemoryFence(ordering: .sequentiallyConsistent)
-      return Step.next
-    })
+    // SFENCE, too, is the host's: whatever has stored without a temporal hint is ordered by it.
+    for fence in [Mnemonic.mfence, .sfence] {
+      t[fence] = .single({ _, _ in
+        atomicMemoryFence(ordering: .sequentiallyConsistent)
+        return Step.next
+      })
+    }
     t[.serialize] = .single({ system($0, $1, CacheAndTLBInstructions.serialize) })
   }
 

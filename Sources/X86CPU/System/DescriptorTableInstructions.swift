@@ -75,7 +75,11 @@ enum DescriptorTableInstructions {
     _ = try c.pointerForModify(address &+ size &- 1, size: 1)
     try c.store(UInt16(truncatingIfNeeded: table.limit), at: address)
     if c.is64Bit {
-      try c.store(table.base, at: address &+ 2)
+      // Its alignment is that of 32 bits (SDM volume 3, "Alignment Requirements by Data Type").
+      try c.checkAlignment(address &+ 2, to: 4)
+      try c.withoutAlignmentChecks { () throws(GuestException) in
+        try c.store(table.base, at: address &+ 2)
+      }
     } else {
       try c.store(UInt32(truncatingIfNeeded: table.base), at: address &+ 2)
     }

@@ -91,7 +91,11 @@ enum GatherScatter {
       let size = Int(access.dataSize)
       for element in 0..<Int(access.count) {
         let signByte = mask + element * size + size - 1
-        if signByte.load(as: UInt8.self) & 0x80 != 0 { try c.gather(element, access, i) }
+        if signByte.load(as: UInt8.self) & 0x80 != 0 {
+          try c.withoutAlignmentChecks { () throws(GuestException) in
+            try c.gather(element, access, i)
+          }
+        }
         (mask + element * size).initializeMemory(as: UInt8.self, repeating: 0, count: size)
       }
       mask.initializeMemory(as: UInt8.self, repeating: 0, count: 64)
@@ -108,7 +112,9 @@ enum GatherScatter {
       let mask = c.opmask + Int(access.opmask & 7)
       let length = Int(access.count) * Int(max(access.dataSize, access.indexSize))
       for element in 0..<Int(access.count) where mask.pointee >> UInt64(element) & 1 != 0 {
-        try c.gather(element, access, i)
+        try c.withoutAlignmentChecks { () throws(GuestException) in
+          try c.gather(element, access, i)
+        }
         // A fault of a later element finds what lies above the vector length cleared.
         c.clearAbove(i.pointee.dst, length)
         mask.pointee &= ~(1 << UInt64(element))
@@ -128,10 +134,12 @@ enum GatherScatter {
       for element in 0..<Int(access.count) where mask.pointee >> UInt64(element) & 1 != 0 {
         let address = try c.elementAddress(element, access, i, .write)
         let source = i.pointee.dst + element * Int(access.dataSize)
-        if access.dataSize == 8 {
-          try c.store(source.load(as: UInt64.self), at: address)
-        } else {
-          try c.store(source.load(as: UInt32.self), at: address)
+        try c.withoutAlignmentChecks { () throws(GuestException) in
+          if access.dataSize == 8 {
+            try c.store(source.load(as: UInt64.self), at: address)
+          } else {
+            try c.store(source.load(as: UInt32.self), at: address)
+          }
         }
         mask.pointee &= ~(1 << UInt64(element))
       }

@@ -24,6 +24,7 @@ extension CPU {
 
   /// Checks that `size` (up to 4096) bytes may be written; faults as the write would.
   func reserveWrite(_ linear: UInt64, size: Int) throws(GuestException) -> WriteReservation {
+    try checkAlignment(linear, size)
     let split = min(size, Int(Page.size) - Int(linear & Page.offsetMask))
     var reservation = WriteReservation(linear: linear, size: size, split: split)
     reservation.first = try pointerForModify(linear, size: split)
@@ -131,7 +132,9 @@ extension CPU {
     var active = activeElements(mask)
     while active != 0 {
       let offset = active.trailingZeroBitCount * size
-      let source = try pointerForRead(wrapped(linear &+ UInt64(offset)), size: size)
+      let source = try withoutAlignmentChecks { () throws(GuestException) in
+        try pointerForRead(wrapped(linear &+ UInt64(offset)), size: size)
+      }
       (buffer + offset).copyMemory(from: source, byteCount: size)
       active &= active - 1
     }
@@ -145,7 +148,9 @@ extension CPU {
     var rest = active
     while rest != 0 {
       let offset = rest.trailingZeroBitCount * size
-      _ = try reserveWrite(wrapped(linear &+ UInt64(offset)), size: size)
+      _ = try withoutAlignmentChecks { () throws(GuestException) in
+        try reserveWrite(wrapped(linear &+ UInt64(offset)), size: size)
+      }
       rest &= rest - 1
     }
   }
@@ -157,7 +162,9 @@ extension CPU {
     var rest = active
     while rest != 0 {
       let offset = rest.trailingZeroBitCount * size
-      try storeBytes(source + offset, at: wrapped(linear &+ UInt64(offset)), size: size)
+      try withoutAlignmentChecks { () throws(GuestException) in
+        try storeBytes(source + offset, at: wrapped(linear &+ UInt64(offset)), size: size)
+      }
       rest &= rest - 1
     }
   }

@@ -63,6 +63,7 @@ extension CPU {
     let size = isShort ? 14 : 28
     let total = size + (withRegisters ? 80 : 0)
     let address = try linearAddress(i, size: total, .write)
+    try checkAlignment(address, to: isShort ? 2 : 4)
     let image = bounce
     for (n, word) in environmentWords(isShort: isShort).enumerated() {
       if isShort {
@@ -100,6 +101,7 @@ extension CPU {
     let size = isShort ? 14 : 28
     let total = size + (withRegisters ? 80 : 0)
     let address = try linearAddress(i, size: total)
+    try checkAlignment(address, to: isShort ? 2 : 4)
     let image = try snapshot(address, size: total)
     func word(_ n: Int) -> UInt32 {
       isShort

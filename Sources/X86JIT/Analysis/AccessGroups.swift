@@ -23,6 +23,8 @@ struct AccessGroup {
   var writes = false
   /// Near the stack pointer.
   var isStack: Bool
+  /// `low` stays at or above this: the first member reaches it with a displacement of 32 bits.
+  var lowest: Int64
   /// Addresses of aligned accesses: `alignmentMask` of the address at `alignedAt` is 0.
   var alignmentMask: UInt8 = 0
   var alignedAt: Int64 = 0
@@ -39,7 +41,15 @@ private struct Access {
   var relative: Int64
   var size: Int64
   var writes: Bool
+  /// The instruction's own displacement; nil where addresses wrap as it does.
+  var displacement: Int64?
   var alignmentMask: UInt8 = 0
+
+  /// The furthest byte before it that its instruction can address with another displacement.
+  var lowest: Int64 {
+    guard let displacement else { return .min }
+    return relative &- (displacement &- Int64(Int32.min))
+  }
 }
 
 /// A register's value as one that it had before, plus a constant.
@@ -220,7 +230,7 @@ struct AccessPlan {
     }
     var new = AccessGroup(
       low: access.relative, high: access.relative &+ access.size,
-      isStack: access.key.base == 4 && access.key.index < 0)
+      isStack: access.key.base == 4 && access.key.index < 0, lowest: access.lowest)
     new.add(access, n)
     groups.append(new)
     group[n] = groups.count - 1
@@ -241,10 +251,12 @@ struct AccessPlan {
       !i.attributes.contains(.x87), i.operands[m].size > 0
     else { return nil }
     var key = Key(base: -1, index: -1, scale: 0)
+    var displacement: Int64? = i.mode == .bits64 ? i.displacement : nil
     var relative = i.displacement
     if i.base == Instruction.ripRegister {
       key.base = -2
       relative &+= Int64(next)
+      displacement = relative
     } else if i.base != Instruction.noRegister {
       key.base = registers[i.base].root
       relative &+= registers[i.base].delta
@@ -257,7 +269,7 @@ struct AccessPlan {
     let operand = i.operands[m]
     return Access(
       key: key, relative: relative, size: Int64(operand.size),
-      writes: operand.access.contains(.write),
+      writes: operand.access.contains(.write), displacement: displacement,
       alignmentMask: i.attributes.contains(.aligned) ? operand.size - 1 : 0)
   }
 
@@ -267,7 +279,8 @@ struct AccessPlan {
     let size = Int64(i.mode.wordSize)
     return Access(
       key: Key(base: registers[4].root, index: -1, scale: 0),
-      relative: registers[4].delta &- (writes ? size : 0), size: size, writes: writes)
+      relative: registers[4].delta &- (writes ? size : 0), size: size, writes: writes,
+      displacement: writes ? -size : 0)
   }
 
   fileprivate static func fits(_ low: Int64, _ high: Int64) -> Bool {
@@ -279,7 +292,7 @@ extension AccessGroup {
   fileprivate func admits(_ access: Access) -> Bool {
     let newLow = min(low, access.relative)
     let newHigh = max(high, access.relative &+ access.size)
-    guard AccessPlan.fits(newLow, newHigh) else { return false }
+    guard AccessPlan.fits(newLow, newHigh), newLow >= lowest else { return false }
     // One test of the address has to do for all aligned members.
     let common = Int64(min(alignmentMask, access.alignmentMask))
     return common == 0 || (access.relative &- alignedAt) & common == 0

@@ -84,6 +84,19 @@ struct LoopRounds {
     liveAfter = Self.liveness(code)
   }
 
+  /// General registers whose values at a round's beginning its addresses are made of, and those by
+  /// whose values they advance.
+  var addressRegisters: [UInt8] {
+    var registers: Set<UInt8> = []
+    for walk in walks {
+      for part in [walk.key.base, walk.key.index] where part >= 0 && part < 16 {
+        registers.insert(UInt8(part))
+      }
+      if case .register(let step) = walk.step { registers.insert(step) }
+    }
+    return registers.sorted()
+  }
+
   // MARK: What is allowed
 
   private static func isPlain(_ i: Instruction, _ kind: LoweringKind) -> Bool {

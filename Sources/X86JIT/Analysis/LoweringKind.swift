@@ -20,6 +20,8 @@ enum LoweringKind {
   case countedJump
   /// System instructions in line (see `lowerSystem`), and those that end a block.
   case system, systemJump
+  /// LFENCE, SFENCE, MFENCE as they stand.
+  case fence
   case divide, bitString, compareExchange
   /// Vector and x87 instructions, on the same registers (see `lowerVector`).
   case vector
@@ -50,8 +52,10 @@ enum LoweringKind {
       if i.mode == .bits32 && (i.segment == .fs || i.segment == .gs) { return .handler }
       return i.operandSize >= 4 && i.addressSize == i.mode.wordSize ? .bitString : .handler
     case .div, .idiv: return i.operandSize >= 4 ? .divide : .handler
-    // The host's loads and stores are in order but for what MFENCE is for; nothing is speculated on.
-    case .lfence, .sfence, .prefetchw, .prefetchwt1, .prefetch, .cldemote: return .nop
+    // Stores without a temporal hint are the host's own, so nothing but a fence orders them; and
+    // the guest's code is speculated in, which LFENCE is there to stop.
+    case .lfence, .sfence, .mfence: return .fence
+    case .prefetchw, .prefetchwt1, .prefetch, .cldemote: return .nop
     case .cmpxchg16b, .cmpxchg8b: return .compareExchange
     case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
       .shrx:
@@ -67,7 +71,7 @@ enum LoweringKind {
 
   private static func system(_ i: Instruction) -> LoweringKind {
     switch i.mnemonic {
-    case .cli, .sti, .swapgs, .cld, .std, .clac, .stac, .rdpkru, .rdtsc, .rdtscp, .mfence:
+    case .cli, .sti, .swapgs, .cld, .std, .clac, .stac, .rdpkru, .rdtsc, .rdtscp:
       return .system
     case .movControl:
       let isFaultAddress = i.operands[1].kind == .control && i.operands[1].number == 2
@@ -133,7 +137,7 @@ enum LoweringKind {
       .compareExchange:
       true
     case .jump: i.operands[0].kind != .relative
-    case .lea, .nop: false
+    case .lea, .nop, .fence: false
     default: i.memoryOperand != nil
     }
   }
@@ -239,6 +243,20 @@ extension Instruction {
 
   /// Bytes of the immediate that stand in the host's form.
   var hostImmediateLength: Int { isShortForm ? 0 : Int(encoding.immediateLength) }
+}
+
+extension Instruction {
+  /// An instruction that its handler executes and before which all stores have to be seen: it
+  /// serializes, or reaches devices (SDM volume 3, "Strengthening or Weakening the Memory-Ordering
+  /// Model").
+  var ordersStores: Bool {
+    switch mnemonic {
+    case .cpuid, .iret, .rsm, .serialize, .in, .out, .ins, .outs, .vmcall, .vmmcall, .hlt,
+      .mwait, .xchg:
+      true
+    default: attributes.contains(.privileged) || prefixes.contains(.lock)
+    }
+  }
 }
 
 extension CodeMode {

@@ -163,6 +163,11 @@ extension Assembler {
     emit(Form(0xF7, wide: true), reg: 3, rm: .register(register))
   }
 
+  /// CMOVcc. No flag changes.
+  package mutating func move(if condition: UInt8, _ to: HostRegister, _ from: Place) {
+    emit(Form(0x40 | condition, map: .two, wide: true), reg: to.rawValue, rm: from)
+  }
+
   /// CMOVB. No flag changes.
   package mutating func moveIfBelow(_ to: HostRegister, _ from: HostRegister) {
     emit(Form(0x42, map: .two, wide: true), reg: to.rawValue, rm: .register(from))
@@ -214,6 +219,12 @@ extension Assembler {
     lea(.r13, .memory(.r13, 1))
     store(place, .r13)
   }
+
+  // MARK: Order
+
+  package mutating func loadFence() { emit(0x0F, 0xAE, 0xE8) }
+
+  package mutating func storeFence() { emit(0x0F, 0xAE, 0xF8) }
 
   // MARK: Control and stack
 

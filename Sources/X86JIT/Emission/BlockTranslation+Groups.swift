@@ -25,15 +25,19 @@ extension BlockTranslation {
   /// the group's copy deals with it. Clobbers flags, R13 to R15.
   mutating func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
     if let rounds {
+      let place = place(n, rounds)
+      verify(n, operand, at: place)
       noteOwnFaults(n)
-      return (place(n, rounds), nil)
+      return (place, nil)
     }
     if let g = group(n) {
       if isLeader(n, g) {
         clobberFlags(n)
         linearAddress(n, plus: distance(n, g))
       }
-      return (member(n, g), nil)
+      let place = member(n, g)
+      verify(n, operand, at: place)
+      return (place, nil)
     }
     let miss = missLabel()
     accessOperand(n, operand, miss)
@@ -43,7 +47,11 @@ extension BlockTranslation {
   /// The same for a word at a distance from the stack pointer.
   mutating func accessStack(_ n: Int, _ displacement: Int) -> (place: Place, miss: Label?) {
     let g = group(n)
-    if let g, !isLeader(n, g) { return (member(n, g), nil) }
+    if let g, !isLeader(n, g) {
+      let place = member(n, g)
+      verifyStack(displacement, write: displacement < 0, at: place)
+      return (place, nil)
+    }
     clobberFlags(n)
     let offset = displacement + (g.map { distance(n, $0) } ?? 0)
     leaWord(.r13, .memory(RegisterMap.stackPointer, Int32(truncatingIfNeeded: offset)))

@@ -83,8 +83,20 @@ extension BlockTranslation {
     let tag = write ? StateOffset.writeTag : StateOffset.readTag
     a.arithmetic(.cmp, .r15, .memory(.r14, Int32(tag)))
     a.jump(if: Self.notEqual, miss)
-    a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
+    if guardsSpeculation {
+      a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
+      a.lea(.r13, .memory(.r13, index: .r15))
+      poison(if: Self.notEqual)
+    } else {
+      a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
+    }
     noteFaults(miss)
+  }
+
+  /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have guessed that
+  /// it did not, and executes the access behind it with any address that the guest likes.
+  private mutating func poison(if condition: UInt8) {
+    if guardsSpeculation { a.move(if: condition, .r13, .state(StateOffset.zero)) }
   }
 
   static let notEqual: UInt8 = 5
@@ -118,16 +130,18 @@ extension BlockTranslation {
   mutating func translateStackAddress(size: Int, _ miss: Label) {
     let way = PageWay(
       look: a.label(), back: a.label(), page: .stack, size: size, write: true, miss: miss)
-    a.move(.r15, .r13)
-    a.arithmetic(.sub, .r15, .state(way.page.address))
+    begin(way)
     if size <= 8 {
       a.arithmetic(.cmp, .r15, .state(way.page.limit))
       a.jump(if: Self.notBelow, way.look)
+      poison(if: Self.notBelow)
     } else {
       a.arithmetic(.cmp, .register(.r15), immediate: Int32(4096 - size))
       a.jump(if: Self.above, way.look)
+      poison(if: Self.above)
       a.arithmetic(.cmp, .state(way.page.limit), immediate: 0)
       a.jump(if: Self.equal, way.look)
+      poison(if: Self.equal)
     }
     finish(way)
   }
@@ -137,15 +151,25 @@ extension BlockTranslation {
   private mutating func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
     let way = PageWay(
       look: a.label(), back: a.label(), page: page, size: size, write: write, miss: miss)
-    a.move(.r15, .r13)
-    a.arithmetic(.sub, .r15, .state(page.address))
+    begin(way)
     a.arithmetic(.cmp, .r15, .state(page.limit))
     a.jump(if: Self.notBelow, way.look)
+    poison(if: Self.notBelow)
     finish(way)
   }
 
-  private mutating func finish(_ way: PageWay) {
+  /// R13 = the host address, if the page is the remembered one; R15 = the offset in that.
+  ///
+  /// The host's address is compared, not the linear one: whatever mixture of old and new words the host
+  /// works with while it guesses, what passes lies in a page that was remembered.
+  private mutating func begin(_ way: PageWay) {
     a.arithmetic(.add, .r13, .state(way.page.addend))
+    a.move(.r15, .r13)
+    a.arithmetic(.sub, .r15, .state(way.page.start))
+  }
+
+  private mutating func finish(_ way: PageWay) {
+    verify(way)
     a.bind(way.back)
     noteFaults(way.miss)
     pageWays.append(way)
@@ -158,11 +182,13 @@ extension BlockTranslation {
   mutating func emitPageWays() {
     for way in pageWays {
       a.bind(way.look)
+      a.arithmetic(.sub, .r13, .state(way.page.addend))
       lookUpAddress(size: way.size, write: way.write, way.miss)
-      a.arithmetic(.and, .register(.r15), immediate: -4096)
-      a.store(.state(way.page.address), .r15)
-      a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
+      if !guardsSpeculation { a.load(.r15, .memory(.r14, Int32(StateOffset.addend))) }
       a.store(.state(way.page.addend), .r15)
+      a.move(.r15, .r13)
+      a.arithmetic(.and, .register(.r15), immediate: -4096)
+      a.store(.state(way.page.start), .r15)
       let isStack = way.page == .stack
       let limit = isStack ? NativeState.stackLimit : UInt64(4097 - way.size)
       a.store(.state(way.page.limit), immediate: Int32(truncatingIfNeeded: limit))
@@ -171,25 +197,26 @@ extension BlockTranslation {
   }
 }
 
-/// Offsets in the state of a page that accesses were last found in: its linear address, what to add for
-/// the host's, and the offset in it that accesses must stay below, 0 for a page that is forgotten.
+/// Offsets in the state of a page that accesses were last found in: its host address, what to add to
+/// linear addresses for the host's, and the offset in it that accesses must stay below, 0 for a page
+/// that is forgotten.
 struct RememberedPage: Equatable {
-  var address: Int
+  var start: Int
   var addend: Int
   var limit: Int
 
   static let stack = RememberedPage(
-    address: StateOffset.stackPage, addend: StateOffset.stackAddend, limit: StateOffset.stackLimit)
+    start: StateOffset.stackPage, addend: StateOffset.stackAddend, limit: StateOffset.stackLimit)
 
   /// Of an access of a loop.
   init(access number: Int) {
-    address = StateOffset.accessPages + number * 24
-    addend = address + 8
-    limit = address + 16
+    start = StateOffset.accessPages + number * NativeState.accessPageStride
+    addend = start + 8
+    limit = start + 16
   }
 
-  private init(address: Int, addend: Int, limit: Int) {
-    self.address = address
+  private init(start: Int, addend: Int, limit: Int) {
+    self.start = start
     self.addend = addend
     self.limit = limit
   }

@@ -83,12 +83,19 @@ extension BlockTranslation {
     mark(.entry)
     emitRoundCount(plan, version.label)
     emitBases(plan, registers)
+    guardBases(plan, registers)
     let head = a.label()
     // Once for all rounds: a count in each would cost more than the round.
     if thunks.counts {
       a.arithmetic(.add, .state(StateOffset.translations), immediate: 1)
     }
     a.bind(head)
+    if guardsSpeculation {
+      // After the last round, by the flags of the count.
+      for (n, register) in registers.bases.enumerated() {
+        a.move(if: Self.equal, register, .state(StateOffset.harmlessBase(n)))
+      }
+    }
     countRound()
     rounds = (plan, registers)
     let last = instructions.count - 1
@@ -107,8 +114,8 @@ extension BlockTranslation {
   /// retired; or a jump to `other` if they are few.
   private mutating func emitRoundCount(_ plan: LoopRounds, _ other: Label) {
     var isFirst = true
-    for walk in plan.walks {
-      emitPageOffset(walk, other)
+    for (n, walk) in plan.walks.enumerated() {
+      emitPageOffset(walk, other, isFirst: n == 0)
       switch walk.step {
       case .by(0): continue
       case .by(let step): emitRoundsLeft(walk.size, step)
@@ -139,7 +146,9 @@ extension BlockTranslation {
   static let below: UInt8 = 2
 
   /// R14 = offset in the page of a walk's first byte in the next round. Clobbers R15.
-  private mutating func emitPageOffset(_ walk: LoopRounds.Walk, _ other: Label) {
+  private mutating func emitPageOffset(
+    _ walk: LoopRounds.Walk, _ other: Label, isFirst: Bool
+  ) {
     var place = Place.memory(nil, Int32(truncatingIfNeeded: walk.low))
     if walk.key.base == -2 {
       a.load(.r14, .state(StateOffset.codePage))
@@ -161,11 +170,22 @@ extension BlockTranslation {
       a.testByte(.register(tested), walk.alignmentMask)
       a.jump(if: Self.notEqual, other)
     }
-    a.arithmetic(.sub, .r14, .state(walk.page.address))
+    a.arithmetic(.add, .r14, .state(walk.page.addend))
+    a.arithmetic(.sub, .r14, .state(walk.page.start))
     a.arithmetic(.cmp, .register(.r14), immediate: Int32(4097 - walk.size))
     a.jump(if: Self.notBelow, other)
+    if guardsSpeculation { a.arithmetic(.sbb, .r15, .register(.r15)) }
     a.arithmetic(.cmp, .state(walk.page.limit), immediate: 0)
     a.jump(if: Self.equal, other)
+    guard guardsSpeculation else { return }
+    a.move(if: Self.equal, .r15, .state(StateOffset.zero))
+    keepMask(isFirst: isFirst)
+  }
+
+  /// R15 is all ones if what was checked is so, also where the host guesses.
+  private mutating func keepMask(isFirst: Bool) {
+    if !isFirst { a.arithmetic(.and, .r15, .state(StateOffset.roundsMask)) }
+    a.store(.state(StateOffset.roundsMask), .r15)
   }
 
   private mutating func roundRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
@@ -192,10 +212,14 @@ extension BlockTranslation {
     a.lea(.r15, .memory(step, -1))
     a.arithmetic(.cmp, .register(.r15), immediate: Int32(LoopRounds.longestStep))
     a.jump(if: Self.notBelow, other)
+    if guardsSpeculation {
+      a.arithmetic(.sbb, .r15, .register(.r15))
+      keepMask(isFirst: false)
+    }
     emitRoom(size)
     a.store(.state(StateOffset.temporary0), .rax)
     a.store(.state(StateOffset.temporary1), .rdx)
-    a.lea(.r15, .memory(.r15, 1))
+    a.move(.r15, roundRegister(guest, .r15))
     a.move(.rax, .r14)
     a.move(.rdx, immediate: 0)
     a.divide32(.r15)
@@ -233,6 +257,26 @@ extension BlockTranslation {
         let part = roundRegister(guest, .r14)
         a.lea(register, .memory(register, index: part, scale: scale))
       }
+    }
+  }
+
+  /// Where the host has guessed that the pages are known, nothing that addresses are made of is the
+  /// guest's. R14 is clobbered; the flags are those of "not zero".
+  private mutating func guardBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
+    guard guardsSpeculation else { return }
+    a.load(.r14, .state(StateOffset.roundsMask))
+    a.test(.r14)
+    for register in registers.bases {
+      a.move(if: Self.equal, register, .state(StateOffset.harmless))
+    }
+    for guest in plan.addressRegisters {
+      guard let register = RegisterMap.host(guest) else { continue }
+      a.move(if: Self.equal, register, .state(StateOffset.zero))
+    }
+    for (n, register) in registers.bases.enumerated() {
+      a.move(.r14, immediate: 0 &- NativeState.harmlessDistance)
+      a.lea(.r14, .memory(.r14, index: register))
+      a.store(.state(StateOffset.harmlessBase(n)), .r14)
     }
   }
 

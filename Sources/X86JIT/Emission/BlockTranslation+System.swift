@@ -15,10 +15,6 @@ import X86Decoder
 
 extension BlockTranslation {
   mutating func lowerSystem(_ n: Int) {
-    if instructions[n].mnemonic == .mfence {
-      a.emit(0x0F, 0xAE, 0xF0)
-      return
-    }
     let miss = missLabel()
     leaveFlags()
     switch instructions[n].mnemonic {
@@ -40,6 +36,15 @@ extension BlockTranslation {
     default: lowerReadTSC(n, miss)
     }
     endAccess(n, miss)
+  }
+
+  /// No flag changes, and no register.
+  mutating func lowerFence(_ n: Int) {
+    switch instructions[n].mnemonic {
+    case .lfence: a.loadFence()
+    case .sfence: a.storeFence()
+    default: a.emit(0x0F, 0xAE, 0xF0)
+    }
   }
 
   private static var rflags: Place { .state(StateOffset.rflags) }
@@ -173,15 +178,13 @@ extension BlockTranslation {
     if host == nil { a.store(RegisterMap.place(number), .r15) }
   }
 
-  /// RDTSC with an offset and without scaling. Behind LFENCE, which is nothing elsewhere, it waits for
-  /// what is before it.
+  /// RDTSC with an offset and without scaling; RDTSCP waits for what is before it.
   private mutating func lowerReadTSC(_ n: Int, _ miss: Label) {
     refuse(UInt32(CR4.tsd.rawValue), StateOffset.cr4, miss)
     refuse(PrimaryControls.rdtscExiting, StateOffset.primaryControls, miss)
     require(PrimaryControls.useTSCOffsetting, StateOffset.primaryControls, miss)
     refuse(SecondaryControls.useTSCScaling, StateOffset.secondaryControls, miss)
-    let waits = instructions[n].mnemonic == .rdtscp
-    if waits || n > 0 && instructions[n - 1].mnemonic == .lfence { a.emit(0x0F, 0xAE, 0xE8) }
+    if instructions[n].mnemonic == .rdtscp { a.loadFence() }
     a.emit(0x0F, 0x31)
     a.shiftLeft(.rdx, 32)
     a.arithmetic(.or, .rax, .register(.rdx))
@@ -206,7 +209,8 @@ extension BlockTranslation {
       requireSupervisor(miss)
       refuse(PrimaryControls.interruptWindowExiting, StateOffset.primaryControls, miss)
       refuse(UInt32(CR4.la57.rawValue), StateOffset.cr4, miss)
-      a.test32(.register(.r11), immediate: UInt32(RFLAGS.tf.rawValue))
+      // With AC, alignment may have to be checked from now on (TLB.checkedContext).
+      a.test32(.register(.r11), immediate: UInt32(RFLAGS([.tf, .ac]).rawValue))
       a.jump(if: Self.notEqual, miss)
       a.move(.r14, .rcx)
       a.shiftLeft(.r14, 16)

@@ -95,6 +95,11 @@ struct BlockTranslation {
   /// Whether memory that an access has looked for may be gone: where the program says so, as that of
   /// a client may (`GuardedCall`).
   var guardsAccesses = false
+  /// Whether an access that the host executes although its check has failed, because it has guessed,
+  /// has a harmless address (`TranslatorTuning`).
+  var guardsSpeculation = true
+  /// Accesses without a look are compared with one (`AccessVerification`).
+  var verifies = false
   /// In order of position.
   var faultSites: [FaultSite] = []
   var faultWays: [FaultWay] = []
@@ -254,6 +259,7 @@ struct BlockTranslation {
     case .pop: lowerPop(n)
     case .leave: lowerLeave(n)
     case .nop: break
+    case .fence: lowerFence(n)
     case .jump: lowerJump(n)
     case .conditionalJump: lowerConditionalJump(n)
     case .countedJump: lowerCountedJump(n)
@@ -276,7 +282,7 @@ struct BlockTranslation {
     case .vector:
       group(n) != nil || instructions[n].memoryOperand == nil && instructions[n].mnemonic != .fldcw
     case .push, .pop: group(n) != nil
-    case .moveImmediate, .accumulator, .nop, .bswap: true
+    case .moveImmediate, .accumulator, .nop, .bswap, .fence: true
     default: false
     }
   }
@@ -307,6 +313,8 @@ struct BlockTranslation {
 
   /// Code that has the handler execute instruction `n` and goes on after it.
   mutating func callHandler(_ n: Int) {
+    // Serializing instructions and I/O wait for stores without a temporal hint, too.
+    if instructions[n].ordersStores { a.storeFence() }
     let op = block.pointee.ops + n
     a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
     a.move(.r14, immediate: UInt64(information(n).rawValue))

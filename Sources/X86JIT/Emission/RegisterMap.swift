@@ -27,6 +27,7 @@ enum RegisterMap {
 /// Offsets of the fields that translated code uses.
 enum StateOffset {
   static let rip = MemoryLayout<CPUState>.offset(of: \.rip)!
+  static let zero = CPU.zeroOffset
   static let tlb = MemoryLayout<CPUState>.offset(of: \.tlb)!
   static let addressSpace = MemoryLayout<CPUState>.offset(of: \.addressSpace)!
   static let supervisorTLBContext = MemoryLayout<CPUState>.offset(of: \.supervisorTLBContext)!
@@ -80,6 +81,11 @@ enum StateOffset {
   static let translations = counts + MemoryLayout<TierCounts>.offset(of: \.translations)!
   static let lookups = counts + MemoryLayout<TierCounts>.offset(of: \.lookups)!
   static let accessPages = native + MemoryLayout<NativeState>.offset(of: \.accessPages)!
+  static let roundsMask = native + MemoryLayout<NativeState>.offset(of: \.roundsMask)!
+  static let harmless = native + MemoryLayout<NativeState>.offset(of: \.harmless)!
+  private static let harmlessBases =
+    native + MemoryLayout<NativeState>.offset(of: \.harmlessBases)!
+  static func harmlessBase(_ number: Int) -> Int { harmlessBases + number * 8 }
   static let flagSource = native + MemoryLayout<NativeState>.offset(of: \.flagSource)!
 
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!

@@ -141,7 +141,7 @@ struct TranslationListing {
     ]
     for number in 0..<NativeState.accessPageCount {
       let page = RememberedPage(access: number)
-      fields[page.address] = "page \(number)"
+      fields[page.start] = "page \(number)"
       fields[page.addend] = "addend \(number)"
       fields[page.limit] = "limit \(number)"
     }

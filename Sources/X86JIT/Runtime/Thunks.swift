@@ -28,6 +28,7 @@ struct Thunks {
   private(set) var stale: UInt = 0
   private(set) var syscall: UInt = 0
   private(set) var sysret: UInt = 0
+  private(set) var verify: UInt = 0
   private(set) var vectors = VectorThunks()
   private(set) var code: [UInt8] = []
 
@@ -36,7 +37,8 @@ struct Thunks {
     let all = [
       ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
       ("interpret", interpret), ("hot", hot), ("syscall", syscall), ("sysret", sysret),
-      ("resolve", resolve), ("stale", stale), ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
+      ("resolve", resolve), ("stale", stale), ("verify", verify),
+      ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
       ("zero-upper", vectors.zeroUpper),
     ]
     return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
@@ -78,6 +80,8 @@ struct Thunks {
     hot = here()
     Self.emitLeave(&a, Step.branch | NativeState.flagsInImage | NativeState.hot)
     a.jump(leave)
+    verify = here()
+    Self.emitVerify(&a)
     vectors.emit(&a, hasAVX512: HostFeatures.current.hasAVX512)
     a.resolve()
     code = a.bytes
@@ -118,6 +122,9 @@ struct Thunks {
   private static func emitExit(_ a: inout Assembler, _ leave: Label) {
     emitLeave(&a, Step.branch | NativeState.flagsInImage)
     a.bind(leave)
+    // What runs next, the interpreter or the hypervisor, makes no stores without a temporal hint
+    // and knows of none.
+    a.storeFence()
     a.load(.rsp, .state(StateOffset.hostStack))
     for register in saved.reversed() { a.pop(register) }
     a.ret()

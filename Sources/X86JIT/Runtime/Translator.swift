@@ -72,6 +72,8 @@ package final class Translator: BlockTranslator {
   private let code: Code
   private let thunks: Thunks
   private let hotEntries: Int32
+  private var guardsSpeculation = true
+  private var verifies = false
   private let host = HostFeatures.current
   private var used: Int
   /// Where the first translation goes, behind the thunks.
@@ -96,23 +98,27 @@ package final class Translator: BlockTranslator {
   /// Gives a CPU a translator.
   ///
   /// - Parameters:
-  ///   - threshold: see `TranslatorTuning`, as for the next two.
+  ///   - threshold: see `TranslatorTuning`, as for the next three.
   ///   - log: is told of every translation.
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
+  ///   - verifies: accesses without a look at the TLB are compared with one (`AccessVerification`).
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
   package static func install(
     on cpu: PhysicalCPU, threshold: UInt32 = TranslatorTuning.standard.threshold,
     hotEntries: Int32 = TranslatorTuning.standard.hotEntries,
-    codeBytes: Int = TranslatorTuning.standard.codeBytes, log: TranslationLog? = nil,
-    measures: Bool = false
+    codeBytes: Int = TranslatorTuning.standard.codeBytes,
+    guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
+    log: TranslationLog? = nil, measures: Bool = false, verifies: Bool = false
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       measures: measures)
+    translator.guardsSpeculation = guardsSpeculation
+    translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
     cpu.blocks.forgetNative()
@@ -120,6 +126,7 @@ package final class Translator: BlockTranslator {
     let enter = UnsafeRawPointer(bitPattern: translator.thunks.enter).unsafelyUnwrapped
     state.pointee.native.enter = unsafeBitCast(enter, to: type(of: state.pointee.native.enter))
     state.pointee.native.isMeasured = measures
+    if verifies { state.pointee.native.verification.area = translator.makeVectorArea() }
     state.pointee.native.handlerCounts = translator.handlerCounts
     return translator
   }
@@ -145,7 +152,19 @@ package final class Translator: BlockTranslator {
     log?.note(thunks, processor: cpu.number)
   }
 
+  /// How accesses without a look at the TLB compared, where `verifies` asked for it.
+  package var verification: AccessVerification { processor.cpu.s.pointee.native.verification }
+  private var vectorArea: UnsafeMutableRawPointer?
+
+  private func makeVectorArea() -> UInt64 {
+    let area = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 64)
+    area.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
+    vectorArea = area
+    return UInt64(UInt(bitPattern: area))
+  }
+
   deinit {
+    vectorArea?.deallocate()
     handlerCounts.deallocate()
     faultSites.deallocate()
   }
@@ -282,6 +301,8 @@ package final class Translator: BlockTranslator {
       cache: cache, host: host)
     translation.heat = heat
     translation.guardsAccesses = GuardedCall.isPrepared
+    translation.guardsSpeculation = guardsSpeculation
+    translation.verifies = verifies
     translation.counter = log?.makeCounter()
     translation.translate()
     return translation

@@ -8,8 +8,16 @@ package struct TranslatorTuning: Sendable, Equatable {
   package var hotEntries: Int32
   /// Size of the code memory of each physical CPU; where it is full, all code is dropped.
   package var codeBytes: Int
+  /// What the host executes of an access before it has found out that the access's check failed, it
+  /// executes with an address that leads nowhere. Without that a guest that trains the host's
+  /// branch predictors can learn what is in the program's memory.
+  package var guardsSpeculation: Bool
 
-  package init(threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20) {
+  package init(
+    threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,
+    guardsSpeculation: Bool = true
+  ) {
+    self.guardsSpeculation = guardsSpeculation
     self.threshold = threshold
     self.hotEntries = hotEntries
     self.codeBytes = codeBytes
