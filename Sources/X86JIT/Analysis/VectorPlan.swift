@@ -169,4 +169,7 @@ struct VectorCache: Equatable {
   var x87Instruction: Int?
   /// What has been tested and is loaded.
   var ready = VectorNeeds.none
+
+  /// A handler takes something away.
+  var needsReload: Bool { held != 0 || masksHeld != 0 || ready.x87 || ready.isArithmetic }
 }

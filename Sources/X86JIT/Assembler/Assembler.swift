@@ -132,6 +132,11 @@ package struct Assembler {
     relative(to: address)
   }
 
+  package mutating func jump(if condition: UInt8, to address: UInt) {
+    emit(0x0F, 0x80 | condition)
+    relative(to: address)
+  }
+
   package mutating func call(_ address: UInt) {
     byte(0xE8)
     relative(to: address)

@@ -89,6 +89,7 @@ package final class Translator: BlockTranslator {
   private var isFull = false
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   private var faultSites = FaultSiteTable()
+  private var handlerSites = HandlerSiteTable()
   unowned let processor: PhysicalCPU
   /// Who is told of every translation.
   private let log: TranslationLog?
@@ -148,6 +149,7 @@ package final class Translator: BlockTranslator {
   deinit {
     handlerCounts.deallocate()
     faultSites.deallocate()
+    handlerSites.deallocate()
   }
 
   /// How the guest's code was run.
@@ -264,6 +266,8 @@ package final class Translator: BlockTranslator {
     }
     faultSites.append(translation, at: used)
     noteFaultSites()
+    handlerSites.append(translation, at: entry)
+    processor.cpu.s.pointee.native.handlerSites = handlerSites.sites
     used = (used + bytes.count + 15) & ~15
     block.pointee.native = start
     block.pointee.nativeEntry = entry
@@ -283,6 +287,7 @@ package final class Translator: BlockTranslator {
     translation.heat = heat
     translation.guardsAccesses = GuardedCall.isPrepared
     translation.counter = log?.makeCounter()
+    translation.firstSite = handlerSites.count
     translation.translate()
     return translation
   }
@@ -314,6 +319,7 @@ package final class Translator: BlockTranslator {
     statistics.resets += 1
     faultSites.removeAll()
     noteFaultSites()
+    handlerSites.removeAll()
   }
 
   /// Tells signal handlers.
