@@ -120,7 +120,7 @@ package struct NativeState {
 
   /// Counters of entries, below 0 where a block is hot: 32 bits each, by the block's host address. They
   /// lie behind the vector state.
-  package static let heatMask: UInt64 = 4095
+  package static let heatMask: UInt64 = 65535
 }
 
 /// An instruction that translated code leaves to its handler.

@@ -57,6 +57,8 @@ struct BlockTranslation {
   var a: Assembler
   /// What the code from here on is for, in order of position.
   private(set) var marks: [CodeMark] = []
+  /// Whether someone lists the code.
+  var keepsMarks = false
   /// Counts executions, where someone asked for them.
   var counter: UInt?
   let thunks: Thunks
@@ -152,10 +154,14 @@ struct BlockTranslation {
 
   var block: BlockPointer { selected.block }
   var pageOffset: Int { selected.pageOffset }
-  var instructions: [Instruction] { selected.instructions }
-  var kinds: [LoweringKind] { selected.kinds }
-  var effects: [FlagEffect] { selected.effects }
-  var liveAfter: [FlagSet] { rounds?.plan.liveAfter ?? selected.liveAfter }
+  var instructions: UnsafeBufferPointer<Instruction> { selected.instructions }
+  var kinds: UnsafeBufferPointer<LoweringKind> { selected.kinds }
+  var effects: UnsafeBufferPointer<FlagEffect> { selected.effects }
+
+  /// Flags that are looked at after an instruction.
+  func liveAfter(_ n: Int) -> FlagSet {
+    rounds == nil ? selected.liveAfter[n] : rounds?.plan.liveAfter[n] ?? .all
+  }
 
   // MARK: Words
 
@@ -247,7 +253,7 @@ struct BlockTranslation {
 
   /// Says what the code that follows is for.
   mutating func mark(_ part: CodeMark.Part) {
-    marks.append(CodeMark(position: a.position, part: part))
+    if keepsMarks { marks.append(CodeMark(position: a.position, part: part)) }
   }
 
   mutating func lower(_ n: Int) {

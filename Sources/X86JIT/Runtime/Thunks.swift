@@ -47,7 +47,8 @@ struct Thunks {
       ("enter", enter), ("exit", exitAt), ("dispatch", dispatch), ("handler", handler),
       ("interpret", interpret), ("hot", hot), ("syscall", syscall), ("sysret", sysret),
       ("resolve", resolve), ("stale", stale), ("load-mxcsr", vectors.loadMXCSR),
-      ("load-x87", vectors.loadX87), ("zero-upper", vectors.zeroUpper), ("exit-relative", exitRelative),
+      ("load-x87", vectors.loadX87), ("zero-upper", vectors.zeroUpper),
+      ("exit-relative", exitRelative),
       ("dispatch-relative", dispatchRelative), ("handler-jump", handlerJump),
       ("handler-jump-flags", handlerJumpFlags), ("return", returnTo),
     ]
