@@ -274,7 +274,7 @@ private struct Forms {
 }
 
 @Suite struct EmitterFormsTests {
-  private static let all: Forms = {
+  private nonisolated(unsafe) static let all: Forms = {
     var forms = Forms()
     forms.moves()
     forms.arithmetic()

@@ -112,6 +112,8 @@ package struct NativeState {
   package var callInformation: UInt32 = 0
   /// A search runs for translated code: the flags are in `hostFlags`.
   package var isSearching = false
+  /// What translated code leaves to handlers, by number: the translator's array.
+  package var handlerSites: UnsafeMutablePointer<NativeHandlerSite>?
 
   /// `stackLimit` of a page that is known.
   package static let stackLimit: UInt64 = 4096 - 8 + 1
@@ -129,7 +131,22 @@ package struct NativeState {
 
   /// Counters of entries, below 0 where a block is hot: 32 bits each, by the block's host address. They
   /// lie behind the vector state.
-  package static let heatMask: UInt64 = 4095
+  package static let heatMask: UInt64 = 65535
+}
+
+/// An instruction that translated code leaves to its handler.
+package struct NativeHandlerSite {
+  package var op: MicroOpPointer
+  /// Where to go on in place of behind the call; or 0.
+  package var back: UInt64
+  /// The translator's.
+  package var information: UInt32
+
+  package init(op: MicroOpPointer, back: UInt64, information: UInt32) {
+    self.op = op
+    self.back = back
+    self.information = information
+  }
 }
 
 /// How a guest's code was run. Times are the host's time-stamp counter and taken only where

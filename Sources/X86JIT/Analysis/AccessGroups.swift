@@ -15,8 +15,10 @@ import X86CPU
 import X86Decoder
 
 struct AccessGroup {
-  /// Instructions, in order; the first looks.
-  var members: [Int] = []
+  /// The first and the last instruction, and how many; the first looks.
+  private(set) var leader = 0
+  private(set) var last = 0
+  private(set) var count = 0
   /// The bytes that are accessed, relative to what the members' addresses have in common.
   var low: Int64
   var high: Int64
@@ -29,8 +31,6 @@ struct AccessGroup {
   var alignmentMask: UInt8 = 0
   var alignedAt: Int64 = 0
 
-  var leader: Int { members[0] }
-  var last: Int { members[members.count - 1] }
   var size: Int { Int(high &- low) }
 }
 
@@ -54,8 +54,8 @@ private struct Access {
 
 /// A register's value as one that it had before, plus a constant.
 private struct SymbolicRegisters {
-  private var roots = Array(0..<16)
-  private var deltas = [Int64](repeating: 0, count: 16)
+  private var roots = InlineArray<16, Int> { $0 }
+  private var deltas = InlineArray<16, Int64>(repeating: 0)
   private var next = 16
   /// Registers to which another has been added that the block does not change, and the root since.
   private var sums: [UInt8: (added: UInt8, root: Int)] = [:]
@@ -143,9 +143,9 @@ struct AccessPlan {
   /// What the addresses of each instruction's access have in common with others.
   private(set) var keys: [Key?]
   /// By how much each register is more at the block's end than at its start; nil if that is not known.
-  private(set) var steps: [Int64?] = []
+  private(set) var steps = InlineArray<16, Int64?>(repeating: nil)
   /// The register by whose value, which the block does not change, each register is more.
-  private(set) var registerSteps: [UInt8?] = []
+  private(set) var registerSteps = InlineArray<16, UInt8?>(repeating: nil)
 
   /// Accesses that look for themselves or for a group, away from the stack, each with the registers
   /// of its address as bits.
@@ -167,26 +167,28 @@ struct AccessPlan {
     keys = Array(repeating: nil, count: code.instructions.count)
     var registers = SymbolicRegisters(
       changed: code.instructions.reduce(0 as UInt32) { $0 | $1.changedRegisters })
-    var open: [Key: Int] = [:]
+    var open: [(key: Key, group: Int)] = []
     var isAccess = Array(repeating: false, count: code.instructions.count)
-    for (n, i) in code.instructions.enumerated() {
+    for n in code.instructions.indices {
+      let i = code.instructions[n]
       let kind = code.kinds[n]
-      if kind == .handler || kind == .system { open.removeAll() }
+      if kind == .handler || kind == .system { open.removeAll(keepingCapacity: true) }
       if let access = Self.access(i, kind, code.nextOffset(n), registers) {
         add(access, n, &open)
         isAccess[n] = kind != .push && kind != .pop
       }
       registers.execute(i, kind)
     }
-    steps = (0..<16 as Range<UInt8>).map { register in
-      registers[register].root == Int(register) ? registers[register].delta : nil
+    for register in 0..<16 as Range<UInt8> {
+      let value = registers[register]
+      if value.root == Int(register) { steps[Int(register)] = value.delta }
+      registerSteps[Int(register)] = registers.added(to: register)
     }
-    registerSteps = (0..<16 as Range<UInt8>).map { registers.added(to: $0) }
-    for (g, found) in groups.enumerated() where found.members.count == 1 || g >= Self.maximumGroups
-    {
-      for n in found.members { group[n] = -1 }
+    for n in group.indices where group[n] >= 0 {
+      if groups[group[n]].count == 1 || group[n] >= Self.maximumGroups { group[n] = -1 }
     }
-    for (n, i) in code.instructions.enumerated() where isAccess[n] && i.base != 4 {
+    for n in isAccess.indices where isAccess[n] && code.instructions[n].base != 4 {
+      let i = code.instructions[n]
       if group[n] >= 0 && (groups[group[n]].leader != n || groups[group[n]].isStack) { continue }
       var registers: UInt32 = 0
       if i.base < 16 { registers |= 1 << UInt32(i.base) }
@@ -220,10 +222,12 @@ struct AccessPlan {
     return .by(step)
   }
 
-  private mutating func add(_ access: Access, _ n: Int, _ open: inout [Key: Int]) {
+  private mutating func add(_ access: Access, _ n: Int, _ open: inout [(key: Key, group: Int)]) {
     relative[n] = access.relative
     keys[n] = access.key
-    if let g = open[access.key], groups[g].admits(access) {
+    let known = open.firstIndex { $0.key == access.key }
+    if let known, groups[open[known].group].admits(access) {
+      let g = open[known].group
       groups[g].add(access, n)
       group[n] = g
       return
@@ -234,7 +238,11 @@ struct AccessPlan {
     new.add(access, n)
     groups.append(new)
     group[n] = groups.count - 1
-    open[access.key] = groups.count - 1
+    if let known {
+      open[known].group = groups.count - 1
+    } else {
+      open.append((access.key, groups.count - 1))
+    }
   }
 
   private static func access(
@@ -299,7 +307,9 @@ extension AccessGroup {
   }
 
   fileprivate mutating func add(_ access: Access, _ n: Int) {
-    members.append(n)
+    if count == 0 { leader = n }
+    last = n
+    count += 1
     low = min(low, access.relative)
     high = max(high, access.relative &+ access.size)
     writes = writes || access.writes

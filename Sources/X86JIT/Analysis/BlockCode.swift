@@ -8,49 +8,87 @@ import X86
 import X86CPU
 import X86Decoder
 
+/// What is known of a block's instructions, side by side; `BlockCode` keeps it alive.
+private final class InstructionTables {
+  let instructions: UnsafeMutableBufferPointer<Instruction>
+  let kinds: UnsafeMutableBufferPointer<LoweringKind>
+  let effects: UnsafeMutableBufferPointer<FlagEffect>
+  let liveAfter: UnsafeMutableBufferPointer<FlagSet>
+
+  init(_ count: Int) {
+    instructions = .allocate(capacity: count)
+    kinds = .allocate(capacity: count)
+    kinds.initialize(repeating: .handler)
+    effects = .allocate(capacity: count)
+    effects.initialize(repeating: .none)
+    liveAfter = .allocate(capacity: count)
+    liveAfter.initialize(repeating: .all)
+  }
+
+  deinit {
+    instructions.deallocate()
+    kinds.deallocate()
+    effects.deallocate()
+    liveAfter.deallocate()
+  }
+}
+
 struct BlockCode {
+  private let tables: InstructionTables
   let block: BlockPointer
   let mode: CodeMode
   /// Offset of the block in its page.
   let pageOffset: Int
-  let instructions: [Instruction]
-  let kinds: [LoweringKind]
-  let effects: [FlagEffect]
+  let instructions: UnsafeBufferPointer<Instruction>
+  let kinds: UnsafeBufferPointer<LoweringKind>
+  let effects: UnsafeBufferPointer<FlagEffect>
   /// Flags that are looked at after each instruction.
-  let liveAfter: [FlagSet]
+  let liveAfter: UnsafeBufferPointer<FlagSet>
   private(set) var accesses = AccessPlan()
 
   /// Nil where the block's bytes are not what they were when it was decoded.
   init?(_ block: BlockPointer, host: HostFeatures) {
-    guard let instructions = Self.decode(block) else { return nil }
+    let tables = InstructionTables(Int(block.pointee.count))
+    guard Self.decode(block, tables.instructions) else { return nil }
+    self.tables = tables
     self.block = block
     mode = block.mode
     pageOffset = Int(block.pointee.host & Page.offsetMask)
-    self.instructions = instructions
-    let ops = block.pointee.ops
-    kinds = Self.kinds(instructions, ops, host)
-    effects = zip(instructions, kinds).map { $1 == .handler ? .none : FlagEffect($0) }
-    liveAfter = Self.liveness(instructions, kinds, effects)
+    instructions = UnsafeBufferPointer(tables.instructions)
+    kinds = UnsafeBufferPointer(tables.kinds)
+    effects = UnsafeBufferPointer(tables.effects)
+    liveAfter = UnsafeBufferPointer(tables.liveAfter)
+    Self.findKinds(tables, block.pointee.ops, host)
+    for n in kinds.indices where kinds[n] != .handler {
+      tables.effects[n] = FlagEffect(instructions[n])
+    }
+    Self.findLiveness(tables)
     accesses = AccessPlan(self)
   }
 
-  private static func decode(_ block: BlockPointer) -> [Instruction]? {
-    if block.pointee.secondPage != 0 { return decodeCrossing(block).map { [$0] } }
-    let length = Int(block.pointee.length)
-    guard let bytes = copy(block.pointee.host, length),
-      bytes.withUnsafeBytes({ CodeSignature.of($0) }) == block.pointee.signature
-    else { return nil }
-    var result: [Instruction] = []
-    var offset = 0
-    for n in 0..<Int(block.pointee.count) {
-      let decoded = bytes[offset...].withUnsafeBytes {
-        try? Decoder.decode($0, mode: block.mode)
-      }
-      guard let decoded, decoded.length == block.pointee.ops[n].length else { return nil }
-      result.append(decoded)
-      offset += Int(decoded.length)
+  private static func decode(
+    _ block: BlockPointer, _ result: UnsafeMutableBufferPointer<Instruction>
+  ) -> Bool {
+    if block.pointee.secondPage != 0 {
+      guard let instruction = decodeCrossing(block) else { return false }
+      result.initializeElement(at: 0, to: instruction)
+      return true
     }
-    return result
+    guard let bytes = copy(block.pointee.host, Int(block.pointee.length)),
+      bytes.withUnsafeBytes({ CodeSignature.of($0) }) == block.pointee.signature
+    else { return false }
+    return bytes.withUnsafeBytes { bytes in
+      var offset = 0
+      for n in result.indices {
+        let rest = UnsafeRawBufferPointer(rebasing: bytes[offset...])
+        guard let decoded = try? Decoder.decode(rest, mode: block.mode),
+          decoded.length == block.pointee.ops[n].length
+        else { return false }
+        result.initializeElement(at: n, to: decoded)
+        offset += Int(decoded.length)
+      }
+      return true
+    }
   }
 
   /// Code as it is now; nil where it has gone.
@@ -92,31 +130,28 @@ struct BlockCode {
     }
   }
 
-  private static func kinds(
-    _ instructions: [Instruction], _ ops: MicroOpPointer, _ host: HostFeatures
-  ) -> [LoweringKind] {
-    var kinds = instructions.indices.map {
-      ops[$0].isUndefined ? .handler : LoweringKind(instructions[$0], host: host)
+  private static func findKinds(
+    _ tables: InstructionTables, _ ops: MicroOpPointer, _ host: HostFeatures
+  ) {
+    let (instructions, kinds) = (tables.instructions, tables.kinds)
+    for n in kinds.indices where !ops[n].isUndefined {
+      kinds[n] = LoweringKind(instructions[n], host: host)
     }
     for n in kinds.indices where instructions[n].mnemonic == .sti {
       if n + 1 == kinds.count || !kinds[n + 1].isPlain { kinds[n] = .handler }
     }
-    return kinds
   }
 
-  private static func liveness(
-    _ instructions: [Instruction], _ kinds: [LoweringKind], _ effects: [FlagEffect]
-  ) -> [FlagSet] {
-    var result = Array(repeating: FlagSet.all, count: instructions.count)
+  private static func findLiveness(_ tables: InstructionTables) {
+    let effects = tables.effects
     var live = FlagSet.all
-    let tests = VectorPlan.tests(kinds)
-    for n in instructions.indices.reversed() {
-      result[n] = live
+    let tests = VectorPlan.tests(UnsafeBufferPointer(tables.kinds))
+    for n in effects.indices.reversed() {
+      tables.liveAfter[n] = live
       live = live.subtracting(effects[n].writes).union(effects[n].reads)
-      let accesses = LoweringKind.accessesMemory(instructions[n], kinds[n])
-      if accesses || tests.contains(n) { live = .all }
+      let accesses = LoweringKind.accessesMemory(tables.instructions[n], tables.kinds[n])
+      if accesses || tests &>> UInt64(n) & 1 != 0 { live = .all }
     }
-    return result
   }
 
   /// Offset of an instruction in the page.

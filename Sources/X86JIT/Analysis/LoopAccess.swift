@@ -18,6 +18,7 @@ struct LoopAccess: Hashable {
 
   /// Numbers of remembered pages for the accesses of blocks that are translated together.
   static func pages(of codes: [BlockCode]) -> [LoopAccess: Int] {
+    if codes.count == 1 && !codes[0].successors.contains(codes[0].pageOffset) { return [:] }
     let inLoop = loops(codes)
     guard !inLoop.isEmpty, codes.allSatisfy(\.keepsTranslations) else { return [:] }
     let loaded = loadedRegisters(inLoop.map { codes[$0] })

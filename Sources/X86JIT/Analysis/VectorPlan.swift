@@ -109,7 +109,7 @@ enum VectorLowering {
 /// The vector registers of a block.
 struct VectorPlan {
   /// Bytes of each register that the block needs in the host's: 16, 32 or 64.
-  var width = [UInt8](repeating: 16, count: 32)
+  var width = InlineArray<32, UInt8>(repeating: 16)
   var used: UInt32 = 0
   var written: UInt32 = 0
   var masksUsed: UInt8 = 0
@@ -117,19 +117,21 @@ struct VectorPlan {
 
   init(_ codes: [BlockCode], host: HostFeatures) {
     for code in codes {
-      for (i, kind) in zip(code.instructions, code.kinds) where kind == .vector { note(i, host) }
+      for n in code.kinds.indices where code.kinds[n] == .vector {
+        note(code.instructions[n], host)
+      }
     }
   }
 
   /// The first vector instructions after those that are left to handlers: what they need is tested
-  /// there, and where it is missing the code is left.
-  static func tests(_ kinds: [LoweringKind]) -> Set<Int> {
-    var result: Set<Int> = []
+  /// there, and where it is missing the code is left. As bits: a block has less than 64 instructions.
+  static func tests(_ kinds: UnsafeBufferPointer<LoweringKind>) -> UInt64 {
+    var result: UInt64 = 0
     var isKnown = true
     for (n, kind) in kinds.enumerated() {
       if kind == .handler { isKnown = false }
       if kind == .vector && !isKnown {
-        result.insert(n)
+        result |= 1 &<< UInt64(n)
         isKnown = true
       }
     }
@@ -169,4 +171,7 @@ struct VectorCache: Equatable {
   var x87Instruction: Int?
   /// What has been tested and is loaded.
   var ready = VectorNeeds.none
+
+  /// A handler takes something away.
+  var needsReload: Bool { held != 0 || masksHeld != 0 || ready.x87 || ready.isArithmetic }
 }

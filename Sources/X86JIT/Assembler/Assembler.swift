@@ -60,31 +60,88 @@ package struct Form: Sendable {
 
 package struct Label: Sendable { fileprivate let number: Int }
 
+/// Memory that an assembler writes to; it is never copied, so that no byte looks at a reference count.
+private final class ByteStore {
+  private(set) var base: UnsafeMutablePointer<UInt8>
+  private(set) var capacity = 4096
+
+  init() { base = .allocate(capacity: capacity) }
+
+  deinit { base.deallocate() }
+
+  func grow(to wanted: Int, keeping count: Int) {
+    let new = UnsafeMutablePointer<UInt8>.allocate(capacity: wanted)
+    new.update(from: base, count: count)
+    base.deallocate()
+    (base, capacity) = (new, wanted)
+  }
+}
+
+/// Copies share their memory: only one of them may go on.
 package struct Assembler {
   /// Address at which `bytes` will be executed.
   package var origin: UInt
-  package private(set) var bytes: [UInt8] = []
+  private let store = ByteStore()
+  private var base: UnsafeMutablePointer<UInt8>
+  private var capacity: Int
+  package private(set) var position = 0
   private var positions: [Int] = []
   private var fixups: [(position: Int, label: Int)] = []
 
   package init(origin: UInt) {
     self.origin = origin
-    bytes.reserveCapacity(8192)
+    base = store.base
+    capacity = store.capacity
+    positions.reserveCapacity(32)
+    fixups.reserveCapacity(32)
   }
 
-  package var position: Int { bytes.count }
+  /// The code as it is now.
+  package var bytes: [UInt8] {
+    withExtendedLifetime(store) { Array(UnsafeBufferPointer(start: base, count: position)) }
+  }
+
+  package func copy(to place: UnsafeMutableRawPointer) {
+    withExtendedLifetime(store) { place.copyMemory(from: base, byteCount: position) }
+  }
+
+  /// Room for some bytes more.
+  @inline(__always) private mutating func reserve(_ count: Int) {
+    if position &+ count > capacity { grow(count) }
+  }
+
+  @inline(never) private mutating func grow(_ count: Int) {
+    store.grow(to: 2 * (capacity + count), keeping: position)
+    base = store.base
+    capacity = store.capacity
+  }
 
   // MARK: Bytes
 
-  package mutating func byte(_ value: UInt8) { bytes.append(value) }
+  package mutating func byte(_ value: UInt8) {
+    reserve(1)
+    base[position] = value
+    position &+= 1
+  }
 
-  package mutating func emit(_ values: UInt8...) { bytes.append(contentsOf: values) }
+  package mutating func emit(_ first: UInt8, _ second: UInt8) {
+    byte(first)
+    byte(second)
+  }
+
+  package mutating func emit(_ first: UInt8, _ second: UInt8, _ third: UInt8, _ more: UInt8...) {
+    emit(first, second)
+    byte(third)
+    for value in more { byte(value) }
+  }
 
   package mutating func int32(_ value: Int32) { append(UInt64(UInt32(bitPattern: value)), 4) }
 
   /// The low `count` bytes of a value.
   package mutating func append(_ value: UInt64, _ count: Int) {
-    for n in 0..<count { bytes.append(UInt8(truncatingIfNeeded: value &>> UInt64(n &* 8))) }
+    reserve(8)
+    UnsafeMutableRawPointer(base + position).storeBytes(of: value, as: UInt64.self)
+    position &+= count
   }
 
   // MARK: Labels
@@ -94,24 +151,22 @@ package struct Assembler {
     return Label(number: positions.count - 1)
   }
 
-  package mutating func bind(_ label: Label) { positions[label.number] = bytes.count }
+  package mutating func bind(_ label: Label) { positions[label.number] = position }
 
   /// Where a label was bound.
   package func position(of label: Label) -> Int { positions[label.number] }
 
   /// The four bytes of a displacement to a label.
   private mutating func relative(_ label: Label) {
-    fixups.append((bytes.count, label.number))
+    fixups.append((position, label.number))
     int32(0)
   }
 
   /// Fills in the displacements of all jumps; every label used must be bound.
   package mutating func resolve() {
     for fixup in fixups {
-      let distance = UInt64(bitPattern: Int64(positions[fixup.label] - fixup.position - 4))
-      for n in 0..<4 {
-        bytes[fixup.position + n] = UInt8(truncatingIfNeeded: distance &>> UInt64(n &* 8))
-      }
+      let distance = Int32(truncatingIfNeeded: positions[fixup.label] - fixup.position - 4)
+      UnsafeMutableRawPointer(base + fixup.position).storeBytes(of: distance, as: Int32.self)
     }
     fixups.removeAll(keepingCapacity: true)
   }
@@ -140,13 +195,18 @@ package struct Assembler {
     relative(to: address)
   }
 
+  package mutating func jump(if condition: UInt8, to address: UInt) {
+    emit(0x0F, 0x80 | condition)
+    relative(to: address)
+  }
+
   package mutating func call(_ address: UInt) {
     byte(0xE8)
     relative(to: address)
   }
 
   private mutating func relative(to address: UInt) {
-    let next = origin &+ UInt(bytes.count) &+ 4
+    let next = origin &+ UInt(position) &+ 4
     int32(Int32(truncatingIfNeeded: Int(bitPattern: address &- next)))
   }
 

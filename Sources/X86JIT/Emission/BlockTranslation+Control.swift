@@ -30,8 +30,22 @@ extension BlockTranslation {
   mutating func edgeAfterSystemInstruction(to offset: Int) {
     a.arithmetic(.cmp, .state(StateOffset.slow), immediate: 0, wide: false)
     a.jump(if: Self.notEqual, exitLabel(offset))
-    pageRelative(.r13, offset)
-    a.jump(to: thunks.dispatch)
+    dispatch(to: offset)
+  }
+
+  /// On at an offset of the page, by the table of jumps.
+  mutating func dispatch(to offset: Int) {
+    jump(to: offset, isWide ? thunks.dispatchRelative : thunks.dispatch)
+  }
+
+  /// To a thunk that takes an offset of the page; in 32-bit code, one that takes RIP.
+  mutating func jump(to offset: Int, _ thunk: UInt) {
+    if isWide {
+      a.move(.r13, immediate: UInt64(UInt32(truncatingIfNeeded: offset)))
+    } else {
+      pageRelative(.r13, offset)
+    }
+    a.jump(to: thunk)
   }
 
   /// Where the run loop is returned to with RIP at an offset of the page.
@@ -163,6 +177,11 @@ extension BlockTranslation {
     loadWord(.r13, .memory(.r13))
     let i = instructions[n]
     let released = i.operandCount > 0 ? Int32(UInt16(truncatingIfNeeded: i.immediate)) : 0
+    if isCompact && isWide && released == 0 {
+      a.call(thunks.returnTo)
+      a.jump(miss)
+      return endAccess(n, miss)
+    }
     lookUp(unresolvedWay(miss, .return(released: released)))
     moveStackPointer(words: 1, bytes: released)
     enterLookedUp()

@@ -70,27 +70,36 @@ extension BlockTranslation {
   }
 
   private mutating func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
-    a.rorx(.r14, .r13, 7)  // index * 32 with other bits around
-    a.arithmetic(.and, .register(.r14), immediate: Int32(TLB.indexMask << 5), wide: false)
+    if isCompact || slowFrom != nil {
+      callLook(write ? thunks.memory.lookWrite : thunks.memory.lookRead, size, miss)
+    } else {
+      lastByte(size)
+      a.lookUpTLB(tag: write ? StateOffset.writeTag : StateOffset.readTag, miss)
+      if guardsSpeculation {
+        a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
+        a.lea(.r13, .memory(.r13, index: .r15))
+        poison(if: Self.notEqual)
+      } else {
+        a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
+      }
+    }
+    noteFaults(miss)
+  }
+
+  /// The look that a thunk makes (see Thunks+Memory).
+  private mutating func callLook(_ thunk: UInt, _ size: Int, _ miss: Label) {
+    lastByte(size)
+    a.call(thunk)
+    a.jump(if: Self.notEqual, miss)
+  }
+
+  /// R15 = address of the last byte of an access at R13.
+  private mutating func lastByte(_ size: Int) {
     if size > 1 {
       a.lea(.r15, .memory(.r13, Int32(size - 1)))
     } else {
       a.move(.r15, .r13)
     }
-    a.arithmetic(.and, .register(.r15), immediate: -4096)
-    a.arithmetic(.add, .r14, .state(StateOffset.tlb))
-    a.arithmetic(.or, .r15, .state(StateOffset.tlbContext))
-    let tag = write ? StateOffset.writeTag : StateOffset.readTag
-    a.arithmetic(.cmp, .r15, .memory(.r14, Int32(tag)))
-    a.jump(if: Self.notEqual, miss)
-    if guardsSpeculation {
-      a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
-      a.lea(.r13, .memory(.r13, index: .r15))
-      poison(if: Self.notEqual)
-    } else {
-      a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
-    }
-    noteFaults(miss)
   }
 
   /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have guessed that
@@ -128,6 +137,12 @@ extension BlockTranslation {
   /// The same for an address near the stack pointer: the state remembers the stack's page, known to be
   /// writable, so that most accesses need no look-up. Whoever changes translations forgets it.
   mutating func translateStackAddress(size: Int, _ miss: Label) {
+    if isCompact || slowFrom != nil {
+      if size > 8 { return lookUpAddress(size: size, write: true, miss) }
+      a.call(thunks.memory.accessStack)
+      a.jump(if: Self.notEqual, miss)
+      return noteFaults(miss)
+    }
     let way = PageWay(
       look: a.label(), back: a.label(), page: .stack, size: size, write: true, miss: miss)
     begin(way)
@@ -183,15 +198,20 @@ extension BlockTranslation {
     for way in pageWays {
       a.bind(way.look)
       a.arithmetic(.sub, .r13, .state(way.page.addend))
-      lookUpAddress(size: way.size, write: way.write, way.miss)
-      if !guardsSpeculation { a.load(.r15, .memory(.r14, Int32(StateOffset.addend))) }
+      if way.page == .stack {
+        callLook(thunks.memory.lookStack, way.size, way.miss)
+        a.jump(way.back)
+        continue
+      }
+      callLook(
+        way.write ? thunks.memory.lookWrite : thunks.memory.lookRead, way.size, way.miss)
+      a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
       a.store(.state(way.page.addend), .r15)
       a.move(.r15, .r13)
       a.arithmetic(.and, .register(.r15), immediate: -4096)
       a.store(.state(way.page.start), .r15)
-      let isStack = way.page == .stack
-      let limit = isStack ? NativeState.stackLimit : UInt64(4097 - way.size)
-      a.store(.state(way.page.limit), immediate: Int32(truncatingIfNeeded: limit))
+      a.store(
+        .state(way.page.limit), immediate: Int32(truncatingIfNeeded: 4097 - way.size))
       a.jump(way.back)
     }
   }

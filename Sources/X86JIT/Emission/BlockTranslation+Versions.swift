@@ -101,8 +101,7 @@ extension BlockTranslation {
   mutating func edge(to offset: Int, from n: Int) {
     guard offset >= 0 && offset < Int(Page.size) else {
       makeGeneric()
-      pageRelative(.r13, offset)
-      a.jump(to: thunks.dispatch)
+      dispatch(to: offset)
       return
     }
     let isBackward = offset <= self.offset(n)
@@ -139,20 +138,36 @@ extension BlockTranslation {
     let page = block.pointee.host & Page.mask
     if BlockCode.crosses(page, offset, selected.mode) {
       // Where its second page is, is a matter of the address space.
-      pageRelative(.r13, offset)
-      a.jump(to: thunks.dispatch)
+      dispatch(to: offset)
       return
     }
-    let exit = exitLabel(offset)
-    let target = page | UInt64(offset)
+    link(offset)
+  }
+
+  /// Everything being in the state, to the translation at an offset of the page, or to the run loop while
+  /// there is none; on a condition, if there is one.
+  private mutating func link(_ offset: Int, if condition: UInt8? = nil) {
+    let target = block.pointee.host & Page.mask | UInt64(offset)
     if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
       found.pointee.native != 0
     {
-      a.jump(to: found.pointee.native)
-    } else {
-      a.jump(exit)
-      links.append(BlockLink(position: a.position - 4, target: target))
+      if let condition {
+        a.jump(if: condition, to: found.pointee.native)
+      } else {
+        a.jump(to: found.pointee.native)
+      }
+      return
     }
+    let exit = exitLabel(offset)
+    if let condition { a.jump(if: condition, exit) } else { a.jump(exit) }
+    links.append(BlockLink(position: a.position - 4, target: target))
+  }
+
+  /// Whether a jump forward leads to another translation of this page.
+  private func leadsOut(_ offset: Int, from n: Int) -> Bool {
+    offset > self.offset(n) && offset < Int(Page.size)
+      && !codes.contains { $0.pageOffset == offset }
+      && !BlockCode.crosses(block.pointee.host & Page.mask, offset, selected.mode)
   }
 
   /// To the run loop.
@@ -187,8 +202,18 @@ extension BlockTranslation {
     let taken = target(n)
     let isLoop = isLoop(n)
     let other = isLoop ? nextOffset(n) : taken
+    let last = isLoop ? taken : nextOffset(n)
+    let isGeneric = flags.inState && vectors.dirty == 0 && vectors.masksDirty == 0
+    if leadsOut(other, from: n), isGeneric || !codes.contains(where: { $0.pageOffset == last }) {
+      // Both ways need everything in the state: once for both, and the first jumps right there.
+      saveFlags()
+      spillVectors()
+      link(other, if: isLoop ? condition ^ 1 : condition)
+      edge(to: last, from: n)
+      return
+    }
     a.jump(if: isLoop ? condition ^ 1 : condition, wayLabel(to: other, from: n))
-    edge(to: isLoop ? taken : nextOffset(n), from: n)
+    edge(to: last, from: n)
   }
 
   /// Whether a jump leads to the head of a loop that is translated here.

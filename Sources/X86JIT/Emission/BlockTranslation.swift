@@ -34,6 +34,13 @@ struct BlockTranslation {
     var miss: Label
   }
 
+  struct HandlerSite {
+    var op: MicroOpPointer
+    var information: UInt32
+    /// Where to go on; nil behind the call.
+    var back: Label?
+  }
+
   struct OutOfLine {
     var start: Label
     var back: Label
@@ -50,6 +57,8 @@ struct BlockTranslation {
   var a: Assembler
   /// What the code from here on is for, in order of position.
   private(set) var marks: [CodeMark] = []
+  /// Whether someone lists the code.
+  var keepsMarks = false
   /// Counts executions, where someone asked for them.
   var counter: UInt?
   let thunks: Thunks
@@ -87,6 +96,11 @@ struct BlockTranslation {
   private(set) var start = 0
   /// Offset in the state of what counts entries down; nil where none are counted.
   var heat: Int?
+  /// Code of few bytes rather than fast code: it is not hot, or will be translated anew when it is.
+  private(set) var isCompact = false
+  /// What is left to handlers, and the number of the first.
+  private(set) var handlerSites: [HandlerSite] = []
+  var firstSite = 0
   var flags = FlagState.inState
   /// What they were where the current instruction's access can miss.
   var flagsAtAccess = FlagState.inState
@@ -145,10 +159,14 @@ struct BlockTranslation {
 
   var block: BlockPointer { selected.block }
   var pageOffset: Int { selected.pageOffset }
-  var instructions: [Instruction] { selected.instructions }
-  var kinds: [LoweringKind] { selected.kinds }
-  var effects: [FlagEffect] { selected.effects }
-  var liveAfter: [FlagSet] { rounds?.plan.liveAfter ?? selected.liveAfter }
+  var instructions: UnsafeBufferPointer<Instruction> { selected.instructions }
+  var kinds: UnsafeBufferPointer<LoweringKind> { selected.kinds }
+  var effects: UnsafeBufferPointer<FlagEffect> { selected.effects }
+
+  /// Flags that are looked at after an instruction.
+  func liveAfter(_ n: Int) -> FlagSet {
+    rounds == nil ? selected.liveAfter[n] : rounds?.plan.liveAfter[n] ?? .all
+  }
 
   // MARK: Words
 
@@ -196,6 +214,8 @@ struct BlockTranslation {
   // MARK: The whole
 
   mutating func translate() {
+    // A loop does not pass where its entries are counted.
+    isCompact = heat != nil && !codes[0].successors.contains(pageOffset)
     a.move(.r13, immediate: linearPage)
     a.store(.state(StateOffset.codePage), .r13)
     start = a.position
@@ -238,7 +258,7 @@ struct BlockTranslation {
 
   /// Says what the code that follows is for.
   mutating func mark(_ part: CodeMark.Part) {
-    marks.append(CodeMark(position: a.position, part: part))
+    if keepsMarks { marks.append(CodeMark(position: a.position, part: part)) }
   }
 
   mutating func lower(_ n: Int) {
@@ -315,10 +335,16 @@ struct BlockTranslation {
   mutating func callHandler(_ n: Int) {
     // Serializing instructions and I/O wait for stores without a temporal hint, too.
     if instructions[n].ordersStores { a.storeFence() }
-    let op = block.pointee.ops + n
-    a.move(.r13, immediate: UInt64(UInt(bitPattern: op)))
-    a.move(.r14, immediate: UInt64(information(n).rawValue))
+    noteSite(n, back: nil)
     a.call(thunks.handler)
+  }
+
+  /// R14 = number of what is left to the handler of `n`. No flag changes.
+  private mutating func noteSite(_ n: Int, back: Label?) {
+    a.move(.r14, immediate: UInt64(firstSite + handlerSites.count))
+    handlerSites.append(
+      HandlerSite(
+        op: block.pointee.ops + n, information: information(n).rawValue, back: back))
   }
 
   private func information(_ n: Int) -> HandlerInformation {
@@ -364,6 +390,10 @@ struct BlockTranslation {
       a.bind(way.start)
       select(way.code)
       flags = way.flagsBefore
+      if way.flagsAfter.host.isEmpty && !way.after.needsReload {
+        leaveToHandler(way)
+        continue
+      }
       saveFlags()
       leaveVectors(way)
       callHandler(way.index)
@@ -375,6 +405,15 @@ struct BlockTranslation {
     }
   }
 
+  /// Nothing is to be done after the handler.
+  private mutating func leaveToHandler(_ way: OutOfLine) {
+    let savesFlags = !flags.inState
+    if savesFlags && !flags.isInHost { executeRecipe() }
+    leaveVectors(way)
+    noteSite(way.index, back: way.back)
+    a.jump(to: savesFlags ? thunks.handlerJumpFlags : thunks.handlerJump)
+  }
+
   private mutating func emitExits() {
     if let hotEntry {
       select(0)
@@ -384,11 +423,7 @@ struct BlockTranslation {
     }
     for exit in exits {
       a.bind(exit.label)
-      a.load(.r13, .state(StateOffset.codePage))
-      if exit.offset != 0 {
-        leaWord(.r13, .memory(.r13, Int32(truncatingIfNeeded: exit.offset)))
-      }
-      a.jump(to: thunks.exitAt)
+      jump(to: exit.offset, isWide ? thunks.exitRelative : thunks.exitAt)
     }
   }
 }

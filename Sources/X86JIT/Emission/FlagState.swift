@@ -34,21 +34,43 @@ struct FlagRecipe: Equatable {
     case aside
   }
 
+  /// The instruction is one of a `BlockCode` that is being translated; a plain value, so that copies of
+  /// what is known of flags cost nothing.
+  struct Entry {
+    var step = Step.again
+    var instruction: UnsafePointer<Instruction>?
+    var address: UInt64 = 0
+  }
+
+  mutating func append(_ entry: Entry) {
+    steps[count] = entry
+    count += 1
+  }
+
   /// Whether the state has the flags that the steps keep.
   var usesState = false
-  var steps: [(step: Step, instruction: Instruction, address: UInt64)] = []
+  private(set) var steps = InlineArray<3, Entry>(repeating: Entry())
+  private(set) var count = 0
   /// Guest registers that must not have changed.
   var inputs: UInt32 = 0
 
   static let maximumSteps = 3
 
   static func == (a: FlagRecipe, b: FlagRecipe) -> Bool {
-    a.usesState == b.usesState && a.steps.map(\.address) == b.steps.map(\.address)
+    if a.usesState != b.usesState || a.count != b.count { return false }
+    for n in 0..<a.count where a.steps[n].address != b.steps[n].address { return false }
+    return true
   }
 
   /// Flags that the steps give without the state.
   var writes: FlagSet {
-    steps.reduce(into: []) { $0.formUnion(FlagEffect($1.instruction).writes) }
+    var writes = FlagSet()
+    for n in 0..<count {
+      if let instruction = steps[n].instruction {
+        writes.formUnion(FlagEffect(instruction.pointee).writes)
+      }
+    }
+    return writes
   }
 
   /// The recipe of an instruction alone, whatever flags were before; nil where there is none.
@@ -94,7 +116,7 @@ struct FlagState {
   var inState = true
   var recipe: FlagRecipe?
 
-  static let inState = FlagState()
+  static var inState: FlagState { FlagState() }
 
   var isInHost: Bool { host == .all }
 }
@@ -170,7 +192,7 @@ extension BlockTranslation {
     let effect = effects[n]
     var needed = effect.reads
     if effect.touches && !extendsRecipe(n) {
-      let kept = liveAfter[n].subtracting(effect.writes)
+      let kept = liveAfter(n).subtracting(effect.writes)
       // There may be no recipe afterwards.
       if !kept.isEmpty { needed = .all }
     }
@@ -200,13 +222,13 @@ extension BlockTranslation {
       return false
     }
     if effects[n].touches && (effects[n].writes == .all || extendsRecipe(n)) { return false }
-    return !liveAfter[n].isEmpty
+    return !liveAfter(n).isEmpty
   }
 
   /// After the guest's instruction has been emitted.
   mutating func noteFlags(_ n: Int) {
     guard effects[n].touches else { return }
-    if liveAfter[n].isEmpty {
+    if liveAfter(n).isEmpty {
       flags = .inState
       return
     }
@@ -228,7 +250,7 @@ extension BlockTranslation {
   private func extendsRecipe(_ n: Int) -> Bool {
     let i = instructions[n]
     guard FlagRecipe.extends(i), FlagRecipe.step(i) != nil else { return false }
-    if let recipe = flags.recipe, recipe.steps.count < FlagRecipe.maximumSteps,
+    if let recipe = flags.recipe, recipe.count < FlagRecipe.maximumSteps,
       recipe.inputs & i.changedRegisters == 0
     {
       return true
@@ -242,7 +264,7 @@ extension BlockTranslation {
     var result = FlagRecipe()
     if FlagRecipe.extends(i) {
       guard extendsRecipe(n) else { return nil }
-      if let recipe = flags.recipe, recipe.steps.count < FlagRecipe.maximumSteps,
+      if let recipe = flags.recipe, recipe.count < FlagRecipe.maximumSteps,
         recipe.inputs & i.changedRegisters == 0
       {
         result = recipe
@@ -251,7 +273,8 @@ extension BlockTranslation {
       }
     }
     let address = block.pointee.host & Page.mask | UInt64(offset(n))
-    result.steps.append((step, i, address))
+    let instruction = instructions.baseAddress.map { $0 + n }
+    result.append(FlagRecipe.Entry(step: step, instruction: instruction, address: address))
     result.inputs |= i.recipeInputs(step)
     return result
   }
@@ -268,9 +291,10 @@ extension BlockTranslation {
 
   private mutating func executeSteps(_ recipe: FlagRecipe) {
     let saved = scratch
-    for (step, i, _) in recipe.steps {
+    for n in 0..<recipe.count {
+      guard let instruction = recipe.steps[n].instruction else { continue }
       scratch.removeAll(keepingCapacity: true)
-      execute(step, i)
+      execute(recipe.steps[n].step, instruction.pointee)
     }
     scratch = saved
   }
@@ -305,7 +329,7 @@ extension BlockTranslation {
 
   /// Before instruction `n` is emitted with its destination in a host register.
   mutating func saveSource(_ n: Int, _ destination: HostRegister) {
-    guard effects[n].touches, !liveAfter[n].isEmpty, FlagRecipe.step(instructions[n]) == .saved
+    guard effects[n].touches, !liveAfter(n).isEmpty, FlagRecipe.step(instructions[n]) == .saved
     else { return }
     a.store(.state(StateOffset.flagSource), destination)
   }

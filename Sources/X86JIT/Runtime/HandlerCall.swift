@@ -34,16 +34,17 @@ struct HandlerInformation {
 }
 
 typealias HandlerCall =
-  @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt32) -> Int32
+  @convention(c) (UnsafeMutableRawPointer, UInt32) -> Int32
 
-/// Runs the handler of a micro-op; the registers are in the state. Returns 0 to go on behind it,
+/// Runs the handler of a site's micro-op; the registers are in the state. Returns 0 to go on behind the call,
 /// `NativeState.goOn` to go on at `temporary0`, or what to leave with, the flags then being in
 /// `flagResult` and `flagAux`.
-let runHandler: HandlerCall = { state, op, information in
+let runHandler: HandlerCall = { state, number in
   let c = CPU(state)
-  let op = op.assumingMemoryBound(to: MicroOp.self)
-  let information = HandlerInformation(rawValue: information)
   let native = c.s
+  let site = native.pointee.native.handlerSites.unsafelyUnwrapped[Int(number)]
+  let op = site.op
+  let information = HandlerInformation(rawValue: site.information)
   native.pointee.native.handlerCounts?[information.mnemonic] &+= 1
   native.pointee.blockRIP = native.pointee.native.codePage &+ information.blockOffset
   if information.reads { c.flagImage = native.pointee.native.hostFlags }
@@ -59,7 +60,9 @@ let runHandler: HandlerCall = { state, op, information in
     if unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self) {
       if information.writes { native.pointee.native.hostFlags = c.flagImage }
       if information.isHandler { c.updateVectorReadiness() }
-      return 0
+      if site.back == 0 { return 0 }
+      native.pointee.native.temporary0 = site.back
+      return NativeState.goOn
     }
     native.pointee.rip = c.nextRIP(op)
     // The instruction was in the shadow of an STI that was translated, if there is one.

@@ -6,20 +6,30 @@
 //     enter      C function (state, address) -> step: loads the guest's registers, jumps to address
 //     exit       stores them and returns Step.branch with the flags in the image; RIP is set
 //     exitAt     the same with RIP in R13
+//     exitRelative      the same with the offset of RIP from the code's linear page in R13D
 //     interpret  the same, asking that the block at RIP be interpreted
 //     hot        the same, asking that the block at RIP be translated with those after it
 //     dispatch   goes on at R13: the block's translation if the jump cache has one, else `resolve`
+//     dispatchRelative  the same with the offset from the code's linear page in R13D
 //     resolve    goes on at R13: the block's translation if there is one, else exit
 //     stale      where the translation of a dropped block leads: goes on at offset R13 of the page
 //     syscall    SYSCALL with the next RIP in R13; sysret likewise to RCX (see Thunks+System)
-//     handler    called with micro-op in R13 and HandlerInformation in R14: has the handler execute
-//                the instruction, returns or leaves with the step
+//     handler    called with the number of a NativeHandlerSite in R14: has the handler execute the
+//                instruction, returns or leaves with the step
+//     handlerJump       jumped to, of a site that says where to go on
+//     handlerJumpFlags  the same, the guest's flags being in the host's
 
 import X86CPU
 
 struct Thunks {
   private(set) var enter: UInt = 0
   private(set) var exitAt: UInt = 0
+  private(set) var exitRelative: UInt = 0
+  private(set) var dispatchRelative: UInt = 0
+  private(set) var handlerJump: UInt = 0
+  private(set) var handlerJumpFlags: UInt = 0
+  private(set) var returnTo: UInt = 0
+  private(set) var memory = MemoryThunks()
   private(set) var dispatch: UInt = 0
   private(set) var handler: UInt = 0
   private(set) var interpret: UInt = 0
@@ -39,9 +49,11 @@ struct Thunks {
       ("interpret", interpret), ("hot", hot), ("syscall", syscall), ("sysret", sysret),
       ("resolve", resolve), ("stale", stale), ("verify", verify),
       ("load-mxcsr", vectors.loadMXCSR), ("load-x87", vectors.loadX87),
-      ("zero-upper", vectors.zeroUpper),
+      ("zero-upper", vectors.zeroUpper), ("exit-relative", exitRelative),
+      ("dispatch-relative", dispatchRelative), ("handler-jump", handlerJump),
+      ("handler-jump-flags", handlerJumpFlags), ("return", returnTo),
     ]
-    return all.filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
+    return (all + memory.symbols).filter { $0.1 != 0 }.sorted { $0.1 < $1.1 }
       .map { (name: $0.0, address: $0.1) }
   }
 
@@ -57,6 +69,8 @@ struct Thunks {
     let leave = a.label()
     enter = here()
     Self.emitEnter(&a)
+    exitRelative = here()
+    Self.emitAbsolute(&a)
     exitAt = here()
     Self.emitExit(&a, leave)
     let unresolved = a.label()
@@ -67,11 +81,21 @@ struct Thunks {
     sysret = here()
     Self.emitSysret(&a)
     lookUpAndEnter(&a, unresolved)
+    dispatchRelative = here()
+    Self.emitAbsolute(&a)
+    lookUpAndEnter(&a, unresolved)
     stale = here()
     a.arithmetic(.add, .r13, .state(StateOffset.codePage))
     resolve = here()
     a.bind(unresolved)
     Self.emitResolve(&a, leave)
+    returnTo = here()
+    emitReturnTo(&a, unresolved)
+    memory.emit(&a)
+    handlerJumpFlags = here()
+    a.saveFlags(.state(StateOffset.hostFlags), temporary: .r15)
+    handlerJump = here()
+    a.lea(.rsp, .memory(.rsp, -8))
     handler = here()
     Self.emitHandler(&a, leave)
     interpret = here()
@@ -90,6 +114,12 @@ struct Thunks {
   private func lookUpAndEnter(_ a: inout Assembler, _ miss: Label) {
     lookUp(&a, miss)
     enterLookedUp(&a)
+  }
+
+  /// R13 = RIP of the offset in R13D.
+  private static func emitAbsolute(_ a: inout Assembler) {
+    a.emit(Form(0x63, wide: true), reg: HostRegister.r13.rawValue, rm: .register(.r13))  // movsxd
+    a.arithmetic(.add, .r13, .state(StateOffset.codePage))
   }
 
   private static func emitResolve(_ a: inout Assembler, _ leave: Label) {
@@ -137,14 +167,13 @@ struct Thunks {
     a.move(.rax, immediate: UInt64(result))
   }
 
-  /// RSP is 8 below the state here: the return address.
+  /// RSP is 8 below the state here: the return address, or nothing.
   private static func emitHandler(_ a: inout Assembler, _ leave: Label) {
     VectorThunks.store(&a, offset: 8)
     storeRegisters(&a, 8)
     a.lea(.rsp, .memory(.rsp, -8))
     a.lea(.rdi, .memory(.rsp, 16))
-    a.move(.rsi, .r13)
-    a.move(.rdx, .r14)
+    a.move(.rsi, .r14)
     a.move(.rax, immediate: UInt64(UInt(bitPattern: unsafeBitCast(runHandler, to: Int.self))))
     a.call(.rax)
     a.lea(.rsp, .memory(.rsp, 8))
@@ -185,15 +214,17 @@ struct Thunks {
   /// R15 = what leads to the translation of the block at linear address R13, or a jump to `miss`, also
   /// where something
   /// is requested (the table is then the empty one). Clobbers R14 and flags.
-  func lookUp(_ a: inout Assembler, _ miss: Label) {
+  ///
+  /// - Parameter offset: of the state from RSP.
+  func lookUp(_ a: inout Assembler, _ miss: Label, offset: Int = 0) {
     a.multiply32(.r14, .r13, Int32(bitPattern: NativeJumps.factor))
     a.shiftRight(.r14, NativeJumps.shift)
     a.arithmetic(
       .and, .register(.r14), immediate: Int32(bitPattern: NativeJumps.offsetMask), wide: false)
-    a.arithmetic(.add, .r14, .state(StateOffset.jumps))
+    a.arithmetic(.add, .r14, .state(StateOffset.jumps + offset))
     a.arithmetic(.cmp, .r13, .memory(.r14, Int32(StateOffset.jumpLinear)))
     a.jump(if: BlockTranslation.notEqual, miss)
-    a.load(.r15, .state(StateOffset.blockContext))
+    a.load(.r15, .state(StateOffset.blockContext + offset))
     a.arithmetic(.cmp, .r15, .memory(.r14, Int32(StateOffset.jumpContext)))
     a.jump(if: BlockTranslation.notEqual, miss)
     a.load(.r15, .memory(.r14, Int32(StateOffset.jumpCode)))

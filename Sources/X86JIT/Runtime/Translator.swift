@@ -91,6 +91,7 @@ package final class Translator: BlockTranslator {
   private var isFull = false
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   private var faultSites = FaultSiteTable()
+  private var handlerSites = HandlerSiteTable()
   unowned let processor: PhysicalCPU
   /// Who is told of every translation.
   private let log: TranslationLog?
@@ -167,6 +168,7 @@ package final class Translator: BlockTranslator {
     vectorArea?.deallocate()
     handlerCounts.deallocate()
     faultSites.deallocate()
+    handlerSites.deallocate()
   }
 
   /// How the guest's code was run.
@@ -222,12 +224,12 @@ package final class Translator: BlockTranslator {
     a.store(.state(StateOffset.codePage), .r13)
     a.jump(to: block.pointee.native)
     a.resolve()
-    if used + a.bytes.count > room.upperBound {
+    if used + a.position > room.upperBound {
       isFull = true
       return 0
     }
-    (code.memory.writable + used).copyMemory(from: a.bytes, byteCount: a.bytes.count)
-    used += (a.bytes.count + 15) & ~15
+    a.copy(to: code.memory.writable + used)
+    used += (a.position + 15) & ~15
     entries[key] = start
     return start
   }
@@ -252,7 +254,7 @@ package final class Translator: BlockTranslator {
   /// Whether the first bytes are there, and no jump among them waits for its target.
   private static func canRetire(_ translation: BlockTranslation) -> Bool {
     let end = translation.start + retiredBytes
-    return translation.a.bytes.count >= end && translation.links.allSatisfy { $0.position >= end }
+    return translation.a.position >= end && translation.links.allSatisfy { $0.position >= end }
   }
 
   private func setHeat(_ offset: Int, _ value: Int32) {
@@ -262,19 +264,19 @@ package final class Translator: BlockTranslator {
   /// Puts a translation into the code memory and makes it its first block's.
   private func place(_ translation: BlockTranslation) {
     let block = translation.codes[0].block
-    let bytes = translation.a.bytes
-    if bytes.count + Self.entryReserve > codeBytes - firstCode {
+    let size = translation.a.position
+    if size + Self.entryReserve > codeBytes - firstCode {
       // Dropping what is there would not make room for it.
       statistics.refused += 1
       return
     }
     if !Self.canRetire(translation) { return }
-    if isFull || used + bytes.count + Self.entryReserve > room.upperBound {
+    if isFull || used + size + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
       return
     }
-    (code.memory.writable + used).copyMemory(from: bytes, byteCount: bytes.count)
+    translation.a.copy(to: code.memory.writable + used)
     let entry = UInt(bitPattern: code.memory.executable) + UInt(used)
     let start = entry + UInt(translation.start)
     for link in translation.links {
@@ -283,13 +285,15 @@ package final class Translator: BlockTranslator {
     }
     faultSites.append(translation, at: used)
     noteFaultSites()
-    used = (used + bytes.count + 15) & ~15
+    handlerSites.append(translation, at: entry)
+    processor.cpu.s.pointee.native.handlerSites = handlerSites.sites
+    used = (used + size + 15) & ~15
     block.pointee.native = start
     block.pointee.nativeEntry = entry
     block.pointee.nativePage = translation.linearPage
     connect(block, start)
     statistics.blocks += 1
-    statistics.codeBytes += UInt64(bytes.count)
+    statistics.codeBytes += UInt64(size)
     statistics.instructions += UInt64(translation.codes.reduce(0) { $0 + $1.instructions.count })
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
   }
@@ -304,6 +308,8 @@ package final class Translator: BlockTranslator {
     translation.guardsSpeculation = guardsSpeculation
     translation.verifies = verifies
     translation.counter = log?.makeCounter()
+    translation.keepsMarks = log != nil
+    translation.firstSite = handlerSites.count
     translation.translate()
     return translation
   }
@@ -335,6 +341,7 @@ package final class Translator: BlockTranslator {
     statistics.resets += 1
     faultSites.removeAll()
     noteFaultSites()
+    handlerSites.removeAll()
   }
 
   /// Tells signal handlers.
