@@ -103,7 +103,8 @@ final class HostileGuest: @unchecked Sendable {
       try set(
         vm, CKVM_SET_USER_MEMORY_REGION,
         kvm_userspace_memory_region(
-          slot: UInt32(number % 4 | number / 4 << 16), flags: UInt32(slot.3), guest_phys_addr: slot.0,
+          slot: UInt32(number % 4 | number / 4 << 16), flags: UInt32(slot.3),
+          guest_phys_addr: slot.0,
           memory_size: UInt64(slot.2), userspace_addr: UInt64(UInt(bitPattern: memory + slot.1))))
     }
   }
@@ -133,7 +134,8 @@ final class HostileGuest: @unchecked Sendable {
     func hex(_ value: UInt64) -> String { String(value, radix: 16) }
     print(
       "cpu \(n): \(text()); rip \(hex(r.rip)) cr0 \(hex(s.cr0)) cr2 \(hex(s.cr2)) cr3 \(hex(s.cr3))",
-      "cr4 \(hex(s.cr4)) efer \(hex(s.efer)) cs \(hex(UInt64(s.cs.selector))) l \(s.cs.l) db \(s.cs.db)")
+      "cr4 \(hex(s.cr4)) efer \(hex(s.efer)) cs \(hex(UInt64(s.cs.selector))) l \(s.cs.l) db \(s.cs.db)"
+    )
   }
 
   // MARK: A round

@@ -79,7 +79,8 @@ struct HostileMemory {
     case 6..<9: return UInt64(Place.data + random.below(8) << 12) &- UInt64(random.below(70))
     case 9: return UInt64(Place.code + random.below(Place.codeSize))
     case 10: return UInt64(random.below(Place.code))
-    case 11: return [0xFEE0_0000, 0xFEC0_0000][random.below(2)] | UInt64(random.below(0x400)) & ~0xF
+    case 11:
+      return [0xFEE0_0000, 0xFEC0_0000][random.below(2)] | UInt64(random.below(0x400)) & ~0xF
     case 12: return 0xFFFF_8000_0000_0000 | UInt64(Place.data + random.below(0x8000))
     case 13: return 0 &- UInt64(random.below(0x2000))
     case 14: return number() &- UInt64(random.below(70))

@@ -23,7 +23,8 @@ import X86JIT
   private static let seed: UInt64 = 20_261_130
   /// A debug build takes as long for a few of the rows as a release build for all.
   #if DEBUG
-    private static let rows = HostileCode.rows.enumerated().filter { $0.offset % 16 == 0 }.map(\.element)
+    private static let rows = HostileCode.rows.enumerated().filter { $0.offset % 16 == 0 }.map(
+      \.element)
   #else
     private static let rows = HostileCode.rows
   #endif

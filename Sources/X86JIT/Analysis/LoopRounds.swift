@@ -201,7 +201,8 @@ extension AccessPlan.Step {
   /// Whether rounds are worth counting, and an access stays aligned that is so once.
   fileprivate func allows(alignmentMask: UInt8) -> Bool {
     switch self {
-    case .by(let step): step.magnitude <= LoopRounds.longestStep.magnitude && step & Int64(alignmentMask) == 0
+    case .by(let step):
+      step.magnitude <= LoopRounds.longestStep.magnitude && step & Int64(alignmentMask) == 0
     case .register: alignmentMask == 0
     }
   }
