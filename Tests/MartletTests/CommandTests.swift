@@ -54,7 +54,9 @@ import Testing
     (["--translator", "maybe"], "--translator maybe: give on or off"),
     (["--translator-threshold", "0"], "--translator-threshold 0: give a number from 1 to"),
     (["--translator-hot-entries", "4294967296"], "4294967296: give a number from 1 to 2147483647"),
-    (["--translator-code-size", "63K"], "--translator-code-size 63K: give a size from 64K to 512M"),
+    (
+      ["--translator-code-size", "63K"], "--translator-code-size 63K: give a size from 64K to 512M"
+    ),
     (["--translator-code-size", "513M"], "513M: give a size from 64K to 512M"),
     (["--translator-code-size", "K"], "--translator-code-size K: give a size from 64K to 512M"),
     (["--engine", "steam"], "--engine steam: unknown engine; give auto, soft or kvm"),

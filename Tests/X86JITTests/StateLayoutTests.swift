@@ -15,7 +15,9 @@ import X86CPU
     let pages = native + (try #require(MemoryLayout<NativeState>.offset(of: \.accessPages)))
     let written =
       stride(from: groups, to: groups + NativeState.groupCount * 8, by: 8).map { $0 & 0x7F8 }
-      + stride(from: pages, to: pages + NativeState.accessPageCount * NativeState.accessPageStride, by: 8).map { $0 & 0x7F8 }
+      + stride(
+        from: pages, to: pages + NativeState.accessPageCount * NativeState.accessPageStride, by: 8
+      ).map { $0 & 0x7F8 }
     let read = [
       MemoryLayout<CPUState>.offset(of: \.tlb), MemoryLayout<CPUState>.offset(of: \.tlbContext),
       MemoryLayout<CPUState>.offset(of: \.request), MemoryLayout<CPUState>.offset(of: \.retired),
