@@ -123,12 +123,28 @@ busybox() {
   rm -r "$work"
 }
 
-# Debian's 32-bit kernel, from lists of its architecture.
+# A 32-bit program with shared libraries, and those.
+dynamic_program() {
+  [ ! -s "$guest/dynamic-i386/busybox32" ] || return 0
+  echo "fetch-guest: busybox and libc6 of i386"
+  work=$(mktemp -d)
+  unpack busybox "$work/busybox"
+  unpack libc6 "$work/libc6"
+  mkdir -p "$guest/dynamic-i386"
+  find "$work/libc6" \( -name ld-linux.so.2 -o -name libc.so.6 -o -name libresolv.so.2 \) \
+    ! -path '*/i686/*' -exec cp -L {} "$guest/dynamic-i386" \;
+  find "$work/busybox" -path '*bin/busybox' -exec cp {} "$guest/dynamic-i386/busybox32" \;
+  rm -r "$work"
+}
+
+# Debian's 32-bit kernel and programs, from lists of its architecture.
 guest_of_32_bits() {
-  [ ! -s "$guest/vmlinuz-686-pae" ] || [ ! -s "$guest/busybox-i386" ] || return 0
+  [ ! -s "$guest/vmlinuz-686-pae" ] || [ ! -s "$guest/busybox-i386" ] ||
+    [ ! -s "$guest/dynamic-i386/busybox32" ] || return 0
   own_lists i386
   kernel linux-image-686-pae vmlinuz-686-pae
   busybox busybox-i386
+  dynamic_program
 }
 
 if [ "${1:-}" = --others ]; then

@@ -34,6 +34,20 @@ counters() {
   exited 20
 }
 
+# 32-bit programs of Debian's on a 64-bit kernel, which they enter by SYSCALL or SYSENTER, as the
+# vendor has it.
+programs() {
+  local kind
+  Scripts/make-initramfs.sh .guest/busybox Scripts/init-matrix "$work/programs.cpio" \
+    .guest/busybox-i386 .guest/dynamic-i386/*
+  start guest "$@" -kernel "$cloud" -initrd "$work/programs.cpio" \
+    -append "$console matrix.task=programs"
+  await 60 "$work/guest.log" 'MATRIX done' && exited 20 || return
+  for kind in static dynamic; do
+    [ "$(printed $kind guest)" = runs ] || { note="the $kind program does not run" && return 1; }
+  done
+}
+
 # A restart by the guest, another by the monitor.
 resets() {
   local count
@@ -293,6 +307,8 @@ all_rows() {
   done
   check "performance counters" counters -M q35 -cpu host
   check "performance counters, Intel's" counters -M q35 -cpu host,vendor=GenuineIntel
+  check "32-bit programs, AMD's" programs -M q35 -cpu max,vendor=AuthenticAMD
+  check "32-bit programs, Intel's" programs -M q35 -cpu max,vendor=GenuineIntel
   check "686-pae q35 smp=2" boots "$old" q35 2
   check "686-pae pc -cpu qemu32" boots "$old" pc 1 -cpu qemu32
   check "Xen, Debian as its first domain" boots_xen
