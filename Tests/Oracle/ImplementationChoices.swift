@@ -207,7 +207,8 @@ struct DifferingPair {
       Self.isMemoryFault(other.fault), let vectors,
       host.fault.vector == 16 || host.registers.rip != other.registers.rip
     else { return false }
-    return X87Image(vectors.other).control & 0x3F != 0x3F && d.isDisjoint(with: .rest)
+    return X87Image(vectors.other).control & 0x3F != 0x3F
+      && (input == nil || d.isDisjoint(with: .rest))
   }
 
   // MARK: SSE and AVX
