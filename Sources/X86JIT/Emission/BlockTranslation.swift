@@ -410,6 +410,7 @@ struct BlockTranslation {
     let savesFlags = !flags.inState
     if savesFlags && !flags.isInHost { executeRecipe() }
     leaveVectors(way)
+    if instructions[way.index].ordersStores { a.storeFence() }
     noteSite(way.index, back: way.back)
     a.jump(to: savesFlags ? thunks.handlerJumpFlags : thunks.handlerJump)
   }
