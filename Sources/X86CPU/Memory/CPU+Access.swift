@@ -18,14 +18,18 @@ extension CPU {
 
   /// The host address that a TLB entry gives for `linear`, if its tag does not differ from the one
   /// wanted; else one that leads nowhere. The host guesses that an access's check succeeds and
-  /// executes what comes after it, so that the address must follow from the check by itself, and not
-  /// by a branch. `matches` is the branch: it asks in a way from which a compiler does not learn that
-  /// there is no difference, because it would then leave this out.
+  /// executes what comes after it, so that the address must follow from the check by arithmetic: of a
+  /// conditional expression the compiler makes a branch again. `matches` is the check's branch. It asks
+  /// in a way from which the compiler does not learn that there is no difference, as it would then
+  /// leave the arithmetic out. Whoever changes this looks at the machine code.
   @inline(__always) func guarded(
     _ linear: UInt64, _ entry: UnsafeMutablePointer<TLBEntry>, _ difference: UInt64
   ) -> UInt {
-    let host = UInt(linear &+ entry.pointee.addend)
-    return difference == 0 ? host : Self.harmlessAddress
+    let host = linear &+ entry.pointee.addend
+    // The top bit of this is 1 for 0 alone.
+    let isSame = (difference &- s.pointee.one) & ~difference
+    let mask = 0 &- (isSame >> 63 & s.pointee.ones)
+    return UInt((host ^ Self.harmlessAddress) & mask ^ Self.harmlessAddress)
   }
 
   @inline(__always) func matches(_ difference: UInt64) -> Bool {
@@ -33,7 +37,7 @@ extension CPU {
   }
 
   /// In the first page, which no program has.
-  private static var harmlessAddress: UInt { 64 }
+  private static var harmlessAddress: UInt64 { 64 }
 
   /// Loads a little-endian integer with the privilege of the current CPL.
   @inline(__always) package func load<T: FixedWidthInteger & UnsignedInteger>(

@@ -205,8 +205,9 @@ package struct CPUState {
   var keepsX87 = false
   /// Of the guest's vendor; whoever loads a guest sets them.
   package var rules = VendorRules.intel
-  /// All ones, which a compiler does not know: see `CPU.guarded`.
+  /// All ones, and 1, which a compiler does not know: see `CPU.guarded`.
   var ones: UInt64 = .max
+  var one: UInt64 = 1
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
