@@ -125,38 +125,52 @@ section_qemu() {
 
 # usage: compare_suite PREFIX-OF-KEYS
 compare_suite() {
-  if [ -z "$have_guest" ]; then
-    echo "skipped: no guest kernel"
+  if [ -z "$have_guest" ] || ! Scripts/build-suite.sh; then
+    echo "skipped: no guest or no suite"
     return
   fi
-  if ! Scripts/build-suite.sh; then
-    echo "skipped: no suite"
-    return
-  fi
-  local run which
-  : >"$work/suite"
-  for ((run = 1; run <= runs; run++)); do
-    # shellcheck disable=SC2086
-    .guest/suite "$scale" ${kernels//,/ } | sed -n 's/^suite /native /p' >>"$work/suite"
-    for which in "${engines[@]}"; do suite_in_guest "$which" "$kernels" >>"$work/suite"; done
-  done
-  awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
-    -v prefix="$1" -f Scripts/bench-suite.awk "$work/suite" || failures=1
+  compare "$1" suite
 }
 
-# Prints the lines of a guest's suite with the engine's name in place of "suite".
-# usage: suite_in_guest ENGINE KERNELS [CPUS COPIES]
-suite_in_guest() {
-  local text="quiet suite.scale=$scale suite.copies=${4:-1}"
-  [ -z "$2" ] || text+=" suite.only=$2"
-  boot_command "$1" .guest/initramfs-suite.cpio "$text" "${3:-1}"
+# Runs a benchmark natively and on each of $engines, by the functions NAME_natively and NAME_in_guest,
+# and prints the table.
+# usage: compare PREFIX-OF-KEYS NAME
+compare() {
+  local run which
+  : >"$work/$2"
+  for ((run = 1; run <= runs; run++)); do
+    "$2_natively" >>"$work/$2"
+    for which in "${engines[@]}"; do "$2_in_guest" "$which" >>"$work/$2"; done
+  done
+  awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
+    -v prefix="$1" -f Scripts/bench-suite.awk "$work/$2" || failures=1
+}
+
+# Prints a guest's lines that begin with WORD, with the engine's name in the place of it. A guest that
+# finishes prints END.
+# usage: lines_of_guest ENGINE DISK TEXT CPUS WORD END
+lines_of_guest() {
+  boot_command "$1" "$2" "$3" "$4"
   timeout --foreground 3600 "${command[@]}" </dev/null >"$work/$1.out" 2>"$work/$1.err" || :
-  tr -d '\r' <"$work/$1.out" | sed -n "s/^suite /$1 /p"
-  grep -q 'SUITE-ENDS status=0' "$work/$1.out" || {
-    complain "the suite did not finish on $1; its last lines:"
+  tr -d '\r' <"$work/$1.out" | sed -n "s/^$5 /$1 /p"
+  grep -q "$6" "$work/$1.out" || {
+    complain "the guest of $2 did not finish on $1; its last lines:"
     tail -n 5 "$work/$1.out" >&2
     tail -n 5 "$work/$1.err" >&2
   }
+}
+
+suite_natively() {
+  # shellcheck disable=SC2086
+  .guest/suite "$scale" ${kernels//,/ } | sed -n 's/^suite /native /p'
+}
+
+# usage: suite_in_guest ENGINE [KERNELS CPUS COPIES]
+suite_in_guest() {
+  local only=${2-$kernels}
+  local text="quiet suite.scale=$scale suite.copies=${4:-1}"
+  [ -z "$only" ] || text+=" suite.only=$only"
+  lines_of_guest "$1" .guest/initramfs-suite.cpio "$text" "${3:-1}" suite 'SUITE-ENDS status=0'
 }
 
 # A run of its own: counting costs time.
@@ -164,7 +178,7 @@ suite_speed() {
   local mips
   [ -s "$work/suite" ] || return 0
   martlet_arguments+=(--stats)
-  suite_in_guest martlet "$kernels" >/dev/null
+  suite_in_guest martlet >/dev/null
   unset 'martlet_arguments[-1]'
   mips=$(sed -n 's/^MIPS: \([0-9.]*\).*/\1/p' "$work/martlet.err")
   [ -n "$mips" ] || return 0
@@ -176,40 +190,27 @@ suite_speed() {
 
 section_programs() {
   heading 'Programs of Debian: natively, on martlet, on QEMU TCG, under QEMU on martlet'
-  if [ -z "$have_guest" ]; then
-    echo "skipped: no guest kernel"
+  if [ -z "$have_guest" ] || ! Scripts/build-programs.sh; then
+    echo "skipped: no guest or no programs"
     return
   fi
-  if ! Scripts/build-programs.sh; then
-    echo "skipped: no programs"
-    return
-  fi
-  local run which memory=2G engines=("${engines[@]}")
+  local memory=2G engines=("${engines[@]}")
   [ -z "$qemu" ] || engines+=(qemu-kvm)
-  : >"$work/programs"
-  for ((run = 1; run <= runs; run++)); do
-    # shellcheck disable=SC2086
-    Scripts/enter-root.sh .guest/programs/root /programs/runner.sh ${programs//,/ } \
-      </dev/null | sed -n 's/^program /native /p; s/^# /native: /w /dev/stderr' >>"$work/programs"
-    for which in "${engines[@]}"; do programs_in_guest "$which" >>"$work/programs"; done
-  done
-  awk -v statistic="$statistic" -v engines="native ${engines[*]}" -v summary="$work/summary" \
-    -v prefix=programs -f Scripts/bench-suite.awk "$work/programs" || failures=1
+  compare programs programs
   worst_programs
 }
 
-# Prints the lines of a guest's programs with the engine's name in place of "program".
+programs_natively() {
+  # shellcheck disable=SC2086
+  Scripts/enter-root.sh .guest/programs/root /programs/runner.sh ${programs//,/ } </dev/null |
+    sed -n 's/^program /native /p; s/^# /native: /w /dev/stderr'
+}
+
+# usage: programs_in_guest ENGINE
 programs_in_guest() {
   local text=quiet
   [ -z "$programs" ] || text+=" programs.only=$programs"
-  boot_command "$1" .guest/programs/initramfs.cpio "$text" 1
-  timeout --foreground 3600 "${command[@]}" </dev/null >"$work/$1.out" 2>"$work/$1.err" || :
-  tr -d '\r' <"$work/$1.out" | sed -n "s/^program /$1 /p"
-  grep -q PROGRAMS-END "$work/$1.out" || {
-    complain "the programs did not finish on $1; its last lines:"
-    tail -n 5 "$work/$1.out" >&2
-    tail -n 5 "$work/$1.err" >&2
-  }
+  lines_of_guest "$1" .guest/programs/initramfs.cpio "$text" 1 program PROGRAMS-END
 }
 
 # The three that are slowest against native, for a profile (docs/profiling.md).

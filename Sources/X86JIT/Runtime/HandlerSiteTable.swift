@@ -1,40 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What translations leave to handlers: a number in the code stands for micro-op, what the call needs to
-// know and where to go on. It grows at its end only, as code does.
+// know and where to go on.
 
 import X86CPU
 
 struct HandlerSiteTable {
-  private(set) var sites: UnsafeMutablePointer<NativeHandlerSite>?
-  private(set) var count = 0
-  private var capacity = 0
+  private(set) var sites = SiteArray<NativeHandlerSite>()
 
-  /// The sites of a translation that is placed at `address`; their first number is `count`.
+  /// The sites of a translation that is placed at `address`; their first number is the array's count.
   mutating func append(_ translation: BlockTranslation, at address: UInt) {
-    let new = translation.handlerSites
-    if count + new.count > capacity { grow(count + new.count) }
-    guard let sites else { return }
-    for site in new {
+    for site in translation.handlerSites {
       let back = site.back.map { address + UInt(translation.a.position(of: $0)) } ?? 0
-      (sites + count).initialize(
-        to: NativeHandlerSite(op: site.op, back: UInt64(back), information: site.information))
-      count += 1
+      sites.append(
+        NativeHandlerSite(op: site.op, back: UInt64(back), information: site.information))
     }
   }
 
-  mutating func removeAll() { count = 0 }
+  mutating func removeAll() { sites.removeAll() }
 
-  func deallocate() { sites?.deallocate() }
-
-  /// The caller publishes the new place: translated code does not run now.
-  private mutating func grow(_ wanted: Int) {
-    let new = UnsafeMutablePointer<NativeHandlerSite>.allocate(capacity: max(2 * wanted, 1024))
-    if let sites {
-      new.update(from: sites, count: count)
-      sites.deallocate()
-    }
-    sites = new
-    capacity = max(2 * wanted, 1024)
-  }
+  func deallocate() { sites.deallocate() }
 }

@@ -31,13 +31,16 @@ struct MemoryThunks {
 
   private static func state(_ offset: Int) -> Place { .state(offset + 8) }
 
+  private var guardsSpeculation = true
+
   /// `here` is the address of what is emitted next.
-  mutating func emit(_ a: inout Assembler) {
+  mutating func emit(_ a: inout Assembler, guardsSpeculation: Bool) {
+    self.guardsSpeculation = guardsSpeculation
     func here(_ a: Assembler) -> UInt { a.origin + UInt(a.position) }
     lookRead = here(a)
-    Self.emitLook(&a, StateOffset.readTag)
+    emitLook(&a, StateOffset.readTag)
     lookWrite = here(a)
-    Self.emitLook(&a, StateOffset.writeTag)
+    emitLook(&a, StateOffset.writeTag)
     accessStack = here(a)
     let slow = a.label()
     // The host's address is compared: see `BlockTranslation.begin`.
@@ -46,13 +49,13 @@ struct MemoryThunks {
     a.arithmetic(.sub, .r15, Self.state(StateOffset.stackPage))
     a.arithmetic(.cmp, .r15, Self.state(StateOffset.stackLimit))
     a.jump(if: BlockTranslation.notBelow, slow)
-    a.move(if: BlockTranslation.notBelow, .r13, Self.state(StateOffset.zero))
+    poison(&a, if: BlockTranslation.notBelow)
     Self.succeed(&a)
     a.bind(slow)
     a.arithmetic(.sub, .r13, Self.state(StateOffset.stackAddend))
     a.lea(.r15, .memory(.r13, 7))
     lookStack = here(a)
-    Self.emitStackLook(&a)
+    emitStackLook(&a)
   }
 
   /// ZF, and back.
@@ -61,41 +64,46 @@ struct MemoryThunks {
     a.ret()
   }
 
-  private static func emitLook(_ a: inout Assembler, _ tag: Int) {
+  private func emitLook(_ a: inout Assembler, _ tag: Int) {
     let miss = a.label()
     a.lookUpTLB(tag: tag, offset: 8, miss)
     a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
     addAddend(&a)
-    succeed(&a)
+    Self.succeed(&a)
     fail(&a, miss)
   }
 
+  /// See `BlockTranslation.poison`.
+  private func poison(_ a: inout Assembler, if condition: UInt8) {
+    if guardsSpeculation { a.move(if: condition, .r13, Self.state(StateOffset.zero)) }
+  }
+
   /// R13 += R15, or 0 where the compare has failed.
-  private static func addAddend(_ a: inout Assembler) {
+  private func addAddend(_ a: inout Assembler) {
     a.lea(.r13, .memory(.r13, index: .r15))
-    a.move(if: BlockTranslation.notEqual, .r13, state(StateOffset.zero))
+    poison(&a, if: BlockTranslation.notEqual)
   }
 
   /// No ZF, and back.
-  private static func fail(_ a: inout Assembler, _ miss: Label) {
+  private func fail(_ a: inout Assembler, _ miss: Label) {
     a.bind(miss)
-    a.move(.r13, immediate: 0)
+    if guardsSpeculation { a.move(.r13, immediate: 0) }
     a.ret()
   }
 
-  private static func emitStackLook(_ a: inout Assembler) {
+  private func emitStackLook(_ a: inout Assembler) {
     let miss = a.label()
     a.lookUpTLB(tag: StateOffset.writeTag, offset: 8, miss)
     a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
-    a.store(state(StateOffset.stackAddend), .r15)
+    a.store(Self.state(StateOffset.stackAddend), .r15)
     addAddend(&a)
     a.move(.r15, .r13)
     a.arithmetic(.and, .register(.r15), immediate: -4096)
-    a.store(state(StateOffset.stackPage), .r15)
+    a.store(Self.state(StateOffset.stackPage), .r15)
     a.store(
-      state(StateOffset.stackLimit),
+      Self.state(StateOffset.stackLimit),
       immediate: Int32(truncatingIfNeeded: NativeState.stackLimit))
-    succeed(&a)
+    Self.succeed(&a)
     fail(&a, miss)
   }
 }

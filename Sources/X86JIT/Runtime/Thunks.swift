@@ -62,7 +62,7 @@ struct Thunks {
 
   private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
 
-  init(origin: UInt, counts: Bool = false) {
+  init(origin: UInt, guardsSpeculation: Bool, counts: Bool = false) {
     self.counts = counts
     var a = Assembler(origin: origin)
     func here() -> UInt { origin + UInt(a.position) }
@@ -91,7 +91,7 @@ struct Thunks {
     Self.emitResolve(&a, leave)
     returnTo = here()
     emitReturnTo(&a, unresolved)
-    memory.emit(&a)
+    memory.emit(&a, guardsSpeculation: guardsSpeculation)
     handlerJumpFlags = here()
     a.saveFlags(.state(StateOffset.hostFlags), temporary: .r15)
     handlerJump = here()

@@ -72,7 +72,7 @@ package final class Translator: BlockTranslator {
   private let code: Code
   private let thunks: Thunks
   private let hotEntries: Int32
-  private var guardsSpeculation = true
+  private let guardsSpeculation: Bool
   private var verifies = false
   private let host = HostFeatures.current
   private var used: Int
@@ -117,8 +117,7 @@ package final class Translator: BlockTranslator {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
-      measures: measures)
-    translator.guardsSpeculation = guardsSpeculation
+      guardsSpeculation: guardsSpeculation, measures: measures)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -133,7 +132,8 @@ package final class Translator: BlockTranslator {
   }
 
   private init(
-    _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?, measures: Bool
+    _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?,
+    guardsSpeculation: Bool, measures: Bool
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
@@ -142,7 +142,10 @@ package final class Translator: BlockTranslator {
     self.codeBytes = codeBytes
     // Whoever looks code up by its address afterwards must not find other code there.
     code = try Code(size: log == nil ? codeBytes : max(codeBytes, Self.loggedBytes))
-    thunks = Thunks(origin: UInt(bitPattern: code.memory.executable), counts: measures)
+    self.guardsSpeculation = guardsSpeculation
+    thunks = Thunks(
+      origin: UInt(bitPattern: code.memory.executable), guardsSpeculation: guardsSpeculation,
+      counts: measures)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     firstCode = (thunks.code.count + 63) & ~63
     used = firstCode
@@ -251,7 +254,9 @@ package final class Translator: BlockTranslator {
   /// Bytes of code that `retire` writes.
   private static let retiredBytes = 11
 
-  /// Whether the first bytes are there, and no jump among them waits for its target.
+  /// Whether the first bytes are there, and no jump among them waits for its target. A block's own
+  /// translation counts entries in them; a region that is a lone jump has neither, and its block keeps
+  /// the code that it has.
   private static func canRetire(_ translation: BlockTranslation) -> Bool {
     let end = translation.start + retiredBytes
     return translation.a.position >= end && translation.links.allSatisfy { $0.position >= end }
@@ -270,7 +275,10 @@ package final class Translator: BlockTranslator {
       statistics.refused += 1
       return
     }
-    if !Self.canRetire(translation) { return }
+    if !Self.canRetire(translation) {
+      statistics.refused += 1
+      return
+    }
     if isFull || used + size + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
@@ -286,7 +294,7 @@ package final class Translator: BlockTranslator {
     faultSites.append(translation, at: used)
     noteFaultSites()
     handlerSites.append(translation, at: entry)
-    processor.cpu.s.pointee.native.handlerSites = handlerSites.sites
+    processor.cpu.s.pointee.native.handlerSites = handlerSites.sites.base
     used = (used + size + 15) & ~15
     block.pointee.native = start
     block.pointee.nativeEntry = entry
@@ -309,7 +317,7 @@ package final class Translator: BlockTranslator {
     translation.verifies = verifies
     translation.counter = log?.makeCounter()
     translation.keepsMarks = log != nil
-    translation.firstSite = handlerSites.count
+    translation.firstSite = handlerSites.sites.count
     translation.translate()
     return translation
   }
@@ -348,6 +356,6 @@ package final class Translator: BlockTranslator {
   private func noteFaultSites() {
     processor.cpu.s.pointee.native.faultSites = NativeFaultSites(
       start: UInt(bitPattern: code.memory.executable), size: UInt(code.memory.size),
-      sites: faultSites.sites, count: faultSites.count)
+      sites: faultSites.sites.base, count: faultSites.sites.count)
   }
 }
