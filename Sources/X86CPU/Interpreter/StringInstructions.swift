@@ -104,6 +104,7 @@ extension StringOperation {
 ) -> Int32 {
   let c = CPU(c)
   let i = Handlers.op(i)
+  let flags = (result: c.s.pointee.flagResult, aux: c.s.pointee.flagAux)
   do throws(GuestException) {
     let state = StringState(c, i, size: MemoryLayout<T>.size)
     if repeated == .once {
@@ -127,6 +128,11 @@ extension StringOperation {
     }
     return Step.next
   } catch {
+    // A fault finds the flags from before, whatever earlier rounds have made of them (SDM volume 2,
+    // "REP/REPE/REPZ/REPNE/REPNZ").
+    if repeated == .whileEqual || repeated == .whileNotEqual {
+      (c.s.pointee.flagResult, c.s.pointee.flagAux) = flags
+    }
     return c.raise(error)
   }
 }
