@@ -24,6 +24,13 @@ enum Engine: String, CaseIterable, CustomTestStringConvertible {
   /// The one that the running test is to use.
   @TaskLocal static var current = Engine.software
 
+  /// The kernel's only where it can be opened.
+  static let available: [Engine] = {
+    if KernelKVM.kind != nil { return [.software, .kernel] }
+    Skips.note("arguments of tests on the kernel's KVM", KernelKVM.missing)
+    return [.software]
+  }()
+
   func transport(
     physicalCPUs: Int = 1, translates: Bool = false
   ) throws(Errno) -> any KVMTransport {
@@ -99,6 +106,7 @@ enum KernelDifferences {
     // Instructions.
     "otherVendorsHypercall": .emulating("patches hypercalls for ever; one patch is meant"),
     "monitorAndWait": .emulating("no MONITOR; the quirk says that it does nothing"),
+    "haltsInGuestMode": .emulating("leaves at HLT, though KVM_CAP_X86_DISABLE_EXITS is taken"),
     "taskSwitchIsLogged": .emulating("makes no task switch"),
     "portSevenE": .emulating("shows RIP behind every OUT; the quirk is about one"),
     "offsetOfTheCounter": .emulating(

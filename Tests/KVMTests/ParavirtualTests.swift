@@ -217,11 +217,22 @@ private enum Code {
   }
 }
 
-/// Asynchronous page faults, with memory that the test brings by a userfaultfd.
-@Suite(.serialized, .enabled(if: AsyncPageFaultTests.isPossible, "the kernel refuses userfaultfd"))
-struct AsyncPageFaultTests {
-  static var isPossible: Bool { LateMemory() != nil }
+private enum UserFaults {
+  static func open() -> Int32 {
+    Int32(chost_syscall(Int(SYS_userfaultfd), Int(O_CLOEXEC | O_NONBLOCK), 0, 0, 0, 0, 0))
+  }
 
+  static var isOffered: Bool {
+    let faults = open()
+    guard faults >= 0 else { return false }
+    close(faults)
+    return true
+  }
+}
+
+/// Asynchronous page faults, with memory that the test brings by a userfaultfd.
+@Suite(.serialized, .enabled(if: UserFaults.isOffered, "the kernel refuses userfaultfd"))
+struct AsyncPageFaultTests {
   /// Memory whose pages wait for `bring`.
   private final class LateMemory: @unchecked Sendable {
     let faults: Int32
@@ -229,8 +240,7 @@ struct AsyncPageFaultTests {
     static let size = 1 << 16
 
     init?() {
-      faults = Int32(
-        chost_syscall(Int(SYS_userfaultfd), Int(O_CLOEXEC | O_NONBLOCK), 0, 0, 0, 0, 0))
+      faults = UserFaults.open()
       place = mmap(nil, Self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
       var api = uffdio_api(api: 0xAA, features: 0, ioctls: 0)
       let start = UInt(bitPattern: place)

@@ -299,10 +299,6 @@ package final class BlockOracle {
     let rip = outcome.registers.rip
     if rip == code.end { return Comparison(block: nil, undefined: code.undefinedAtEnd) }
     let line = code.line(at: rip)
-    if let i = line?.instruction, i.mnemonic == .cmps || i.mnemonic == .scas {
-      // The flags are those from before its last entry, and a disturbed run has several.
-      return Comparison(block: i, undefined: FlagFlow.all)
-    }
     return Comparison(block: line?.instruction, undefined: line?.undefined ?? FlagFlow.all)
   }
 }
