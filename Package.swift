@@ -118,7 +118,9 @@ let package = Package(
     // Tests of the VMM's side.
     .target(
       name: "HostTestSupport",
-      dependencies: ["CHost", "Host", .product(name: "SystemPackage", package: "swift-system")],
+      dependencies: [
+        "CHost", "Host", "VMM", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       path: "Tests/HostTestSupport", swiftSettings: common),
     .testTarget(
       name: "HostTests",
@@ -200,7 +202,7 @@ let package = Package(
     .testTarget(
       name: "KVMTests",
       dependencies: [
-        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86CPU",
+        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86CPU", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
   ]

@@ -13,7 +13,7 @@
 #
 # pass: exit status 0. skip: the test says that it needs something that is not offered (status 4).
 # out: it needs something that is not offered and does not look, so it is not run. FAIL: everything
-# else. Scripts/conformance-expected.txt has the reason of each that does not pass; where a test fails
+# else. A test whose source is edited says so. Scripts/conformance-expected.txt has the reason of each that does not pass; where a test fails
 # or skips that is not there, the exit status is 1.
 
 set -eu
@@ -94,6 +94,15 @@ known() {
   awk -v name="$1" '$1 == name { $1 = $2 = ""; sub(/^ */, ""); print }' "$expected"
 }
 
+# What is changed in a test's source before it is built (see build).
+edited() {
+  case $1 in
+    x86_64/pmu_event_filter_test)
+      echo "source edited: looks at CPUID leaf 0AH alone, not at the host's vendor"
+      ;;
+  esac
+}
+
 # Sets result and why.
 run() {
   status=0 limit=$timeout
@@ -103,7 +112,7 @@ run() {
     status=$?
   cp "$log" "$cache/logs/$(basename "$1").log"
   case $status in
-    0) result=pass why= passed=$((passed + 1)) ;;
+    0) result=pass why=$(edited "$1") passed=$((passed + 1)) ;;
     4) result=skip skipped=$((skipped + 1)) ;;
     *) result=FAIL failed=$((failed + 1)) ;;
   esac

@@ -2,11 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Checks for the programs that the tests run and names the Debian packages of those that are
-# missing. With --install it installs them (as root).
+# missing. With --install it installs them (as root). With --qemu QEMU is among them, without which
+# `make test` says that its part is skipped.
 #
-# usage: Scripts/needs.sh [--install]
+# usage: Scripts/needs.sh [--qemu] [--install]
 
 set -eu
+
+install='' qemu=''
+for option in "$@"; do
+  case $option in
+    --install) install=yes ;;
+    --qemu) qemu=yes ;;
+    *)
+      echo "needs: unknown option $option" >&2
+      exit 64
+      ;;
+  esac
+done
 
 missing=
 need() {
@@ -19,6 +32,10 @@ need xz xz-utils
 need gzip gzip
 need lz4 lz4
 need zstd zstd
+if [ -n "$qemu" ]; then
+  need qemu-system-x86_64 qemu-system-x86
+  need qemu-img qemu-utils
+fi
 
 case " $missing " in
   *" swift "*)
@@ -28,7 +45,7 @@ case " $missing " in
     ;;
 esac
 [ -z "$missing" ] && exit 0
-if [ "${1:-}" = --install ]; then
+if [ -n "$install" ]; then
   apt-get update >/dev/null && apt-get install -y --no-install-recommends $missing >/dev/null
   exit
 fi

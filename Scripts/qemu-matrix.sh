@@ -13,7 +13,7 @@
 #   --known            also the rows that fail on the kernel's KVM for QEMU's own reasons
 #   --translator off   options for "martlet kvm", as are --pcpus N and --stats
 #   --kernel           on the kernel's /dev/kvm instead, which may be slow: waits are 20 times longer
-#   --if-installed     without QEMU say so and pass
+#   --if-installed     without QEMU say "skipped" and pass
 #   --install          install what is missing by apt-get (as root) first
 #
 # Environment: MARTLET names the program (default: the release build's), QEMU the emulator.
@@ -86,7 +86,8 @@ if [ -n "$packages" ] && [ -n "$install" ]; then
   packages=$(missing | tr '\n' ' ')
 fi
 if [ -n "$packages" ] && [ -n "$optional" ]; then
-  echo "qemu-matrix: not run; as root: apt-get install $packages"
+  echo "qemu-matrix: skipped; as root: apt-get install $packages"
+  [ -z "${MARTLET_SKIPS:-}" ] || echo "qemu-matrix: QEMU is not installed" >>"$MARTLET_SKIPS"
   exit 0
 fi
 [ -z "$packages" ] || fail "missing; as root: apt-get install $packages(or --install)"

@@ -2,7 +2,7 @@
 //
 // An ordinary client of `/dev/kvm`, made to be run by `martlet kvm`: it knows nothing of this
 // package but the kernel's API. Each argument names a check; the first that fails ends it with
-// status 1 and says why.
+// status 1 and says why. One that cannot run here says "skipped".
 
 import CHost
 import Glibc
@@ -22,6 +22,9 @@ let checks: [(name: String, check: () throws -> Void)] = [
 
 struct Failure: Error { var text: String }
 
+/// The host has not what a check needs.
+struct Skip: Error { var text: String }
+
 func expect(
   _ condition: Bool, _ text: @autoclosure () -> String = "", line: Int = #line
 ) throws {
@@ -33,6 +36,8 @@ for name in CommandLine.arguments.dropFirst() {
   do {
     try check.check()
     print("\(name): ok")
+  } catch let skip as Skip {
+    print("\(name): skipped: \(skip.text)")
   } catch {
     print("\(name): \(error)")
     exit(1)

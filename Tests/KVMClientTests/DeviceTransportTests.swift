@@ -9,7 +9,7 @@ import SystemPackage
 import Testing
 
 /// Small guests in real mode on the kernel's KVM.
-@Suite(.enabled(if: access("/dev/kvm", R_OK | W_OK) == 0, "no usable /dev/kvm"))
+@Suite(.enabled(if: KernelKVM.kind != nil, "\(KernelKVM.missing)"))
 struct DeviceTransportTests {
   /// A machine with one page of code at guest address 0x1000 and one CPU about to run it.
   final class Guest {

@@ -156,8 +156,10 @@ import Testing
   }
 
   @Test func haltsInGuestMode() throws {
-    let client = try Client()
-    try client.enable(KVM_CAP_X86_DISABLE_EXITS, UInt64(KVM_X86_DISABLE_EXITS_HLT))
+    // Before there are vCPUs, as later kernels want it.
+    let client = try Client {
+      try $0.enable(KVM_CAP_X86_DISABLE_EXITS, UInt64(KVM_X86_DISABLE_EXITS_HLT))
+    }
     client.load([0xF4, 0xE6, 0x90])
     let kick = Thread {
       sleepMilliseconds(20)
@@ -180,7 +182,7 @@ import Testing
     try client.enable(KVM_CAP_X2APIC_API, 3)
     #expect(client.error(client.vm, CKVM_SIGNAL_MSI, with: message) == .invalidArgument)
     #expect(
-      client.error { () throws(Errno) in try client.enable(KVM_CAP_X2APIC_API, 4) }
+      client.error { () throws(Errno) in try client.enable(KVM_CAP_X2APIC_API, 1 << 40) }
         == .invalidArgument)
     // Destination 0x100 is nobody.
     message.address_hi = 0x100

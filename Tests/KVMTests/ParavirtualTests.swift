@@ -152,7 +152,6 @@ private enum Code {
 
   /// The I/O APIC has to know of the end. (Linux looks for a pin that sends the vector.)
   @Test func bitIsNotOfferedForLevels() throws {
-    if Engine.current == .kernel { return }
     let guest = try LongGuest(Code.enableInterrupts + Code.out(0x90) + Code.loop)
     guest.handle(0x50, at: 0x2200, Code.takeBit(0x5000) + Code.out(0x93) + Code.loop)
     #expect(try guest.client.setMSR(endOfInterrupt, 0x5001))
@@ -218,8 +217,22 @@ private enum Code {
   }
 }
 
+private enum UserFaults {
+  static func open() -> Int32 {
+    Int32(chost_syscall(Int(SYS_userfaultfd), Int(O_CLOEXEC | O_NONBLOCK), 0, 0, 0, 0, 0))
+  }
+
+  static var isOffered: Bool {
+    let faults = open()
+    guard faults >= 0 else { return false }
+    close(faults)
+    return true
+  }
+}
+
 /// Asynchronous page faults, with memory that the test brings by a userfaultfd.
-@Suite(.serialized) struct AsyncPageFaultTests {
+@Suite(.serialized, .enabled(if: UserFaults.isOffered, "the kernel refuses userfaultfd"))
+struct AsyncPageFaultTests {
   /// Memory whose pages wait for `bring`.
   private final class LateMemory: @unchecked Sendable {
     let faults: Int32
@@ -227,8 +240,7 @@ private enum Code {
     static let size = 1 << 16
 
     init?() {
-      faults = Int32(
-        chost_syscall(Int(SYS_userfaultfd), Int(O_CLOEXEC | O_NONBLOCK), 0, 0, 0, 0, 0))
+      faults = UserFaults.open()
       place = mmap(nil, Self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
       var api = uffdio_api(api: 0xAA, features: 0, ioctls: 0)
       let start = UInt(bitPattern: place)
@@ -304,7 +316,7 @@ private enum Code {
   }
 
   @Test func guestWorksMeanwhile() throws {
-    guard let memory = LateMemory() else { return }
+    let memory = try #require(LateMemory())
     let client = try Self.guest(memory, enable: 0xB).client
     let fault = try #require(try client.nextOut())
     #expect(fault.port == 0x90 && fault.value == 1)
@@ -327,7 +339,7 @@ private enum Code {
 
   /// Not asked for; or by a guest that takes interrupts alone for user code, or none.
   @Test(arguments: [nil, 0x9, 0xB] as [UInt64?]) func guestWaits(enable: UInt64?) throws {
-    guard let memory = LateMemory() else { return }
+    let memory = try #require(LateMemory())
     let client = try Self.guest(memory, enable: enable, interrupts: enable != 0xB).client
     let thread = try HostThread(name: "bring") {
       usleep(20_000)
@@ -340,7 +352,7 @@ private enum Code {
 
   /// In its kernel, where it does not want to be told, it takes interrupts all the same.
   @Test func haltedGuestTakesInterrupts() throws {
-    guard let memory = LateMemory() else { return }
+    let memory = try #require(LateMemory())
     let guest = try Self.guest(memory, enable: 0x9)
     let thread = try HostThread(name: "interrupt") {
       usleep(50_000)
@@ -353,7 +365,7 @@ private enum Code {
 
   /// Nobody waits for pages that never come.
   @Test func machineGoesWithAFaultOut() throws {
-    guard let memory = LateMemory() else { return }
+    let memory = try #require(LateMemory())
     do {
       let client = try Self.guest(memory, enable: 0xB).client
       #expect(try client.nextOut()?.port == 0x90)
@@ -369,7 +381,7 @@ private enum Code {
 
   /// Pages that are there are mapped, the others not: each is a fault of its own.
   @Test func eachPageIsAFault() throws {
-    guard let memory = LateMemory() else { return }
+    let memory = try #require(LateMemory())
     memory.bring(0, wanted: false)
     let client = try Self.guest(memory, enable: 0xB).client
     let there = try #require(try client.nextOut())

@@ -178,7 +178,7 @@ package final class BlockOracle {
     var expected = Outcome()
     var translated = Outcome()
     run(interpreter, 0, &input, usesVectors ? vectors + 2 : nil, &interpreted, seconds: 0.3)
-    if let reason = reasonToDiscard(interpreted) { return .discarded(reason) }
+    if let reason = reasonToDiscard(interpreted, code) { return .discarded(reason) }
     host.sandbox.copyMemory(from: memory, byteCount: Layout.sandboxSize)
     if usesVectors { vectors[1] = vectors[0] }
     host.run(&input, vector: usesVectors ? vectors + 1 : nil, into: &expected)
@@ -186,39 +186,57 @@ package final class BlockOracle {
       run(translator, 1, &input, usesVectors ? vectors + 3 : nil, &translated, seconds: seconds)
       if translated.fault.vector != Self.stopped { break }
     }
-    let comparison = comparison(code, expected)
-    let others = [(interpreter, interpreted, vectors + 2), (translator, translated, vectors + 3)]
-    for (executor, outcome, vector) in others {
-      let text = differences(comparison, expected, executor, outcome, usesVectors ? vector : nil)
-      if !text.isEmpty,
-        let choice = choice(
-          code, expected, executor, outcome, comparison, usesVectors ? vector : nil)
-      {
-        report.allowed[choice.rawValue, default: 0] += 1
-        return .discarded("allowed to differ")
-      }
-      if !text.isEmpty { return .differ(["  host | \(executor.name)"] + text) }
+    func result(_ executor: any Executor, _ outcome: Outcome, _ number: Int) -> ExecutorResult {
+      ExecutorResult(
+        name: executor.name, outcome: outcome,
+        vectors: usesVectors ? UnsafePointer(vectors + number) : nil,
+        memory: UnsafeRawPointer(executor.sandbox))
     }
-    if !code.hasStrings && interpreted.retired != translated.retired {
-      return .differ([
-        "  interpreter | translator",
-        "  instructions counted: \(interpreted.retired) | \(translated.retired)",
-      ])
-    }
-    return .agree(retired: interpreted.retired, isFault: expected.fault.vector != Fault.none)
+    return verdict(
+      code, result(host, expected, 1), result(interpreter, interpreted, 2),
+      result(translator, translated, 3))
   }
 
-  /// The rule that allows a difference at the instruction that faulted.
-  private func choice(
-    _ code: AssembledBlock, _ expected: Outcome, _ executor: SoftwareExecutor, _ actual: Outcome,
-    _ comparison: Comparison, _ vector: UnsafeMutablePointer<VectorState>?
-  ) -> ImplementationChoice? {
-    guard let line = code.line(at: actual.registers.rip) else { return nil }
+  private func verdict(
+    _ code: AssembledBlock, _ host: ExecutorResult, _ interpreter: ExecutorResult,
+    _ translator: ExecutorResult
+  ) -> Verdict {
+    let comparison = self.comparison(code, host.outcome)
+    // What the host may do otherwise, interpreter and translator do alike.
+    let own = self.comparison(code, interpreter.outcome)
+    if !own.agree(interpreter, translator) {
+      return .differ(own.text(interpreter, translator, vectors))
+    }
+    if !code.hasStrings && interpreter.outcome.retired != translator.outcome.retired {
+      return .differ([
+        "  interpreter | translator",
+        "  instructions counted: \(interpreter.outcome.retired) | \(translator.outcome.retired)",
+      ])
+    }
+    if comparison.agree(host, interpreter) {
+      let isFault = host.outcome.fault.vector != Fault.none
+      return .agree(retired: interpreter.outcome.retired, isFault: isFault)
+    }
+    if let reason = reasonOfHost(host.outcome, code) { return .discarded(reason) }
+    let choices = choices(code, host, interpreter, comparison)
+    if choices.isEmpty { return .differ(comparison.text(host, interpreter, vectors)) }
+    report.allow(choices)
+    return .discarded("allowed to differ")
+  }
+
+  /// The rules that allow a difference at the instruction that faulted.
+  private func choices(
+    _ code: AssembledBlock, _ host: ExecutorResult, _ other: ExecutorResult,
+    _ comparison: Comparison
+  ) -> [ImplementationChoice] {
+    let registers = other.outcome.registers
+    guard other.outcome.fault.vector != Fault.none, let line = code.line(at: registers.rip) else {
+      return []
+    }
     return DifferingPair(
-      instruction: line.instruction, input: nil, host: expected, other: actual,
-      vectors: vector.map { (UnsafePointer(vectors + 1), UnsafePointer($0)) },
-      memory: (UnsafeRawPointer(host.sandbox), UnsafeRawPointer(executor.sandbox))
-    ).choice(comparison)
+      line.instruction, from: registers, other.vectors ?? UnsafePointer(vectors), isBlock: true,
+      host: host, other: other
+    ).choices(comparison)
   }
 
   private static let stopped = Fault.exit | UInt64(ExitReason.externalInterrupt.rawValue)
@@ -235,7 +253,7 @@ package final class BlockOracle {
   }
 
   /// Why the host must not, or need not, execute what the interpreter has.
-  private func reasonToDiscard(_ outcome: Outcome) -> String? {
+  private func reasonToDiscard(_ outcome: Outcome, _ code: AssembledBlock) -> String? {
     let fault = outcome.fault
     if fault.vector == Self.stopped { return "no end" }
     if fault.vector == Fault.exit | UInt64(ExitReason.eptViolation.rawValue) {
@@ -245,6 +263,29 @@ package final class BlockOracle {
       !Footprint.isSafe(fault.address, 64), !Self.isCode(fault.address)
     {
       return "other memory"
+    }
+    // The host may find no fault, and would go on to what nobody has looked at.
+    if fault.vector < 32, let i = code.line(at: outcome.registers.rip)?.instruction {
+      if DifferingPair.isStore(i), !X87Image(vectors + 2).masksAll {
+        return ImplementationChoice.unmaskedStores.rawValue
+      }
+      if MemoryAccess.partialKind(i) != nil { return ImplementationChoice.partialOperand.rawValue }
+    }
+    return nil
+  }
+
+  /// Why what the host has done says nothing: a fault that only hosts have.
+  private func reasonOfHost(_ outcome: Outcome, _ code: AssembledBlock) -> String? {
+    guard let i = code.line(at: outcome.registers.rip)?.instruction else { return nil }
+    if outcome.fault.vector == UInt64(ExceptionVector.alignmentCheck.rawValue),
+      DifferingPair.isLocked(i)
+    {
+      return ImplementationChoice.splitLocks.rawValue
+    }
+    if outcome.fault.vector == UInt64(ExceptionVector.pageFault.rawValue),
+      MemoryAccess.partialKind(i) == .selected
+    {
+      return ImplementationChoice.partialOperand.rawValue
     }
     return nil
   }
@@ -259,20 +300,5 @@ package final class BlockOracle {
     if rip == code.end { return Comparison(block: nil, undefined: code.undefinedAtEnd) }
     let line = code.line(at: rip)
     return Comparison(block: line?.instruction, undefined: line?.undefined ?? FlagFlow.all)
-  }
-
-  private func differences(
-    _ comparison: Comparison, _ expected: Outcome, _ other: SoftwareExecutor, _ actual: Outcome,
-    _ vector: UnsafeMutablePointer<VectorState>?
-  ) -> [String] {
-    let sameVectors = vector.map { comparison.agree(vectors + 1, $0) } ?? true
-    let sameMemory = memcmp(host.sandbox, other.sandbox, Layout.sandboxSize) == 0
-    if comparison.agree(expected, actual) && sameVectors && sameMemory { return [] }
-    var lines = comparison.differences(expected, actual)
-    if !sameMemory { lines += Comparison.memoryDifferences(host.sandbox, other.sandbox) }
-    if !sameVectors, let vector {
-      lines += comparison.differences(vectors, vectors + 1, vector)
-    }
-    return lines.isEmpty ? ["  differ"] : lines
   }
 }

@@ -18,6 +18,9 @@ enum BlockRules {
     switch i.mnemonic {
     // A count beyond the width leaves the destination undefined.
     case .shld, .shrd: return i.operandSize > 2
+    // See `ImplementationChoice.undefinedDestination`.
+    case .bsf, .bsr: return i.operandSize != 4
+    case .bswap: return i.operandSize > 2
     default: return true
     }
   }

@@ -7,6 +7,15 @@ import X86
 import X86CPU
 import X86Decoder
 
+/// What one executor made of a state.
+struct ExecutorResult {
+  let name: String
+  let outcome: Outcome
+  /// Nil where vector state does not matter.
+  let vectors: UnsafePointer<VectorState>?
+  let memory: UnsafeRawPointer
+}
+
 struct Comparison {
   /// Flags that are compared: IF, DF, ID and the arithmetic ones.
   static let flags =
@@ -38,49 +47,57 @@ struct Comparison {
     difference |= a.registers.rip ^ b.registers.rip
     difference |= a.registers.gsBase ^ b.registers.gsBase
     difference |= a.registers.fsBase ^ b.registers.fsBase
-    difference |= a.fault.vector ^ b.fault.vector
-    difference |= addressDifference(a.fault.address, b.fault.address)
-    difference |= (a.fault.errorCode ^ b.fault.errorCode) & errorMask(a.fault)
-    return difference == 0
+    return difference == 0 && agree(a.fault, b.fault)
   }
 
   /// Offsets in the FXSAVE image that are compared: FCW, FSW and FTW; MXCSR; ST(0) to ST(7). The last
   /// instruction's pointers are not: a host may keep them after unmasked exceptions only.
   static let x87Parts = [0..<5, mxcsrOffset..<mxcsrOffset + 4, 32..<160]
   static let mxcsrOffset = 24
+  /// ZMM0 to ZMM31.
+  static let vectorBytes = 2048
   static let fx = MemoryLayout<VectorState>.offset(of: \.fx)!
   static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
 
-  /// Which of the masked elements, or of an environment's fields, faults first is not architectural.
-  func addressDifference(_ a: UInt64, _ b: UInt64) -> UInt64 {
-    if isMasked && a &- b &+ 128 < 256 { return 0 }
-    return a ^ b
-  }
-
-  private var isMasked: Bool {
-    guard let instruction else { return false }
-    if instruction.encoding.evexMask != 0 || instruction.attributes.contains(.vsib) { return true }
-    switch instruction.mnemonic {
-    case .frstor, .fldenv, .vmaskmovps, .vmaskmovpd, .vpmaskmovd, .vpmaskmovq:
-      return true
-    default: return false
-    }
+  func agree(_ a: Fault, _ b: Fault) -> Bool {
+    a.vector == b.vector && a.address == b.address
+      && (a.errorCode ^ b.errorCode) & errorMask(a) == 0
   }
 
   func agree(_ a: UnsafePointer<VectorState>, _ b: UnsafePointer<VectorState>) -> Bool {
     let (a, b) = (UnsafeRawPointer(a), UnsafeRawPointer(b))
-    if memcmp(a, b, 2048) != 0 || memcmp(a + Self.opmask, b + Self.opmask, 64) != 0 { return false }
+    guard memcmp(a, b, Self.vectorBytes) == 0,
+      memcmp(a + Self.opmask, b + Self.opmask, 64) == 0
+    else { return false }
     return Self.x87Parts.allSatisfy {
       memcmp(a + Self.fx + $0.lowerBound, b + Self.fx + $0.lowerBound, $0.count) == 0
     }
   }
 
   /// The host's kernel hides from user mode what is mapped in its own half.
-  func errorMask(_ fault: Fault) -> UInt64 {
+  private func errorMask(_ fault: Fault) -> UInt64 {
     fault.vector == 14 && fault.address >> 63 != 0 ? ~1 : .max
   }
 
+  /// Whether all that the sides have agrees.
+  func agree(_ a: ExecutorResult, _ b: ExecutorResult) -> Bool {
+    guard agree(a.outcome, b.outcome) else { return false }
+    if let v = a.vectors, let w = b.vectors, !agree(v, w) { return false }
+    return ignoresDestination || memcmp(a.memory, b.memory, Layout.sandboxSize) == 0
+  }
+
   // MARK: Text
+
+  /// What differs; `input` is the vector state before.
+  func text(
+    _ a: ExecutorResult, _ b: ExecutorResult, _ input: UnsafePointer<VectorState>
+  ) -> [String] {
+    var lines = ["  \(a.name) | \(b.name)"]
+    lines += differences(a.outcome, b.outcome)
+    lines += Self.memoryDifferences(a.memory, b.memory)
+    if let v = a.vectors, let w = b.vectors { lines += differences(input, v, w) }
+    return lines
+  }
 
   static func hex(_ value: UInt64) -> String { String(value, radix: 16) }
 

@@ -61,7 +61,6 @@ package enum Exclusions {
     "legacy SHA with an unaligned operand: #GP by one vendor's manual only",
     "EVEX-masked aligned moves with an unaligned operand: #GP or not where the mask is 0",
     "byte-masked stores that may fault: implementation dependent by the manuals",
-    "CR2 within the operand of masked accesses, FLDENV and FRSTOR: the order is not architectural",
     "the page-fault code's P bit in the kernel's half: hidden by the host's kernel",
     "SHLD and SHRD by more than the operand size: destination and flags are undefined",
     "FS and GS bases that are canonical with 57 bits only: #GP by the processor's model",

@@ -305,9 +305,14 @@ extension NativeExecutor {
     let vectorNumber = outcome.pointee.fault.vector
     if vectorNumber != 14 { outcome.pointee.fault.address = 0 }
     if vectorNumber == Fault.none { outcome.pointee.fault.errorCode = 0 }
-    // Whether a page of the sandbox was in memory just then is the host kernel's affair.
-    if outcome.pointee.fault.address &- Layout.sandbox < UInt64(Layout.sandboxSize) {
-      outcome.pointee.fault.errorCode |= 1
+    // Whether a page of the sandbox was in memory just then is the host kernel's affair. A read fails at
+    // the page behind it, though its address may be that of an element's first byte.
+    let code = PageFaultCode(
+      rawValue: UInt32(truncatingIfNeeded: outcome.pointee.fault.errorCode))
+    if code.contains(.write),
+      outcome.pointee.fault.address &- Layout.sandbox < UInt64(Layout.sandboxSize)
+    {
+      outcome.pointee.fault.errorCode |= UInt64(PageFaultCode.present.rawValue)
     }
   }
 }

@@ -20,7 +20,7 @@ package final class Oracle {
   private let host: NativeExecutor
   private let others: [SoftwareExecutor]
   private let rows: [RowTemplate]
-  /// Vector state before, and after on the host and on another.
+  /// Vector state before, and after on the host and on the others.
   private let vectors: UnsafeMutablePointer<VectorState>
   private var noted: Set<Int> = []
   private var lastSlot = Int.max
@@ -31,8 +31,8 @@ package final class Oracle {
     host = try NativeExecutor()
     others = [SoftwareExecutor(translated: false), SoftwareExecutor(translated: true)]
     rows = Decoder.rowTemplates
-    vectors = .allocate(capacity: 3)
-    vectors.initialize(repeating: VectorState(), count: 3)
+    vectors = .allocate(capacity: 4)
+    vectors.initialize(repeating: VectorState(), count: 4)
   }
 
   deinit { vectors.deallocate() }
@@ -89,65 +89,65 @@ package final class Oracle {
   private func compare(
     _ e: Encoding, _ input: inout Registers, _ row: RowTemplate, _ batch: Int
   ) {
-    var expected = Outcome()
-    var actual = Outcome()
-    let usesVectors = e.instruction.usesVectorState
-    if usesVectors { vectors[1] = vectors[0] }
-    host.run(&input, vector: usesVectors ? vectors + 1 : nil, into: &expected)
+    let expected = run(host, 1, e, &input)
     let comparison = Comparison(e, input)
-    for other in others {
-      if usesVectors { vectors[2] = vectors[0] }
-      other.run(&input, vector: usesVectors ? vectors + 2 : nil, into: &actual)
+    var first: ExecutorResult?
+    var isAllowed = false
+    var isDifferent = false
+    for (n, other) in others.enumerated() {
+      let actual = run(other, 2 + n, e, &input)
       report.pairs += 1
-      var agrees = comparison.agree(expected, actual)
-      if usesVectors && !comparison.agree(vectors + 1, vectors + 2) { agrees = false }
-      if memcmp(host.sandbox, other.sandbox, Layout.sandboxSize) != 0 {
-        if !comparison.ignoresDestination { agrees = false }
+      if !comparison.agree(expected, actual) {
+        isDifferent = true
+        let pair = DifferingPair(
+          e.instruction, from: input, vectors, isBlock: false, host: expected, other: actual)
+        let choices = pair.choices(comparison)
+        report.allow(choices)
+        if choices.isEmpty { note(e, input, batch, row, comparison, expected, actual) }
+        isAllowed = isAllowed || !choices.isEmpty
       }
-      let choice = agrees ? nil : choice(e, input, other, comparison, expected, actual)
-      if let choice { report.allowed[choice.rawValue, default: 0] += 1 }
-      if !agrees && choice == nil {
-        report.differing += 1
-        if noted.insert(row.index).inserted {
-          note(e, input, batch, other, comparison, expected, actual)
-        }
+      // What the host may do otherwise, interpreter and translator do alike.
+      if isAllowed, let first, !comparison.agree(first, actual) {
+        note(e, input, batch, row, comparison, first, actual)
       }
-      if !agrees || comparison.ignoresDestination {
+      first = actual
+    }
+    if isDifferent || comparison.ignoresDestination {
+      for other in others {
         other.sandbox.copyMemory(from: host.sandbox, byteCount: Layout.sandboxSize)
       }
     }
-    if expected.fault.vector != Fault.none { report.faults += 1 }
+    if expected.outcome.fault.vector != Fault.none { report.faults += 1 }
     report.states += 1
     report.rows.insert(row.index)
   }
 
-  private func choice(
-    _ e: Encoding, _ input: Registers, _ other: SoftwareExecutor, _ comparison: Comparison,
-    _ expected: Outcome, _ actual: Outcome
-  ) -> ImplementationChoice? {
-    DifferingPair(
-      instruction: e.instruction, input: input, host: expected, other: actual,
-      vectors: e.instruction.usesVectorState
-        ? (UnsafePointer(vectors + 1), UnsafePointer(vectors + 2)) : nil,
-      memory: (UnsafeRawPointer(host.sandbox), UnsafeRawPointer(other.sandbox))
-    ).choice(comparison)
+  /// - Parameter number: of the vector state after.
+  @inline(__always) private func run(
+    _ executor: some Executor, _ number: Int, _ e: Encoding, _ input: inout Registers
+  ) -> ExecutorResult {
+    var outcome = Outcome()
+    let vector = e.instruction.usesVectorState ? vectors + number : nil
+    if let vector { vector.pointee = vectors.pointee }
+    executor.run(&input, vector: vector, into: &outcome)
+    return ExecutorResult(
+      name: executor.name, outcome: outcome, vectors: vector.map { UnsafePointer($0) },
+      memory: UnsafeRawPointer(executor.sandbox))
   }
 
   private func note(
-    _ e: Encoding, _ input: Registers, _ batch: Int, _ other: SoftwareExecutor,
-    _ comparison: Comparison, _ expected: Outcome, _ actual: Outcome
+    _ e: Encoding, _ input: Registers, _ batch: Int, _ row: RowTemplate, _ comparison: Comparison,
+    _ a: ExecutorResult, _ b: ExecutorResult
   ) {
+    report.differing += 1
+    guard noted.insert(row.index).inserted else { return }
     let bytes = e.bytes.map { String($0, radix: 16) }.joined(separator: " ")
-    var lines = [
+    let lines = [
       "\(Disassembler.text(e.instruction, at: e.address))  [\(bytes)] at \(String(e.address, radix: 16))",
-      "  seed \(settings.seed) batch \(batch), host | \(other.name)",
+      "  MARTLET_ORACLE_SEED=\(settings.seed) MARTLET_ORACLE_BATCH=\(batch)"
+        + (settings.mnemonic.map { " MARTLET_ORACLE_MNEMONIC=\($0)" } ?? ""),
       "  from \(Comparison.text(input))",
     ]
-    lines += comparison.differences(expected, actual)
-    lines += Comparison.memoryDifferences(host.sandbox, other.sandbox)
-    if e.instruction.usesVectorState {
-      lines += comparison.differences(vectors, vectors + 1, vectors + 2)
-    }
-    report.mismatches.append(lines.joined(separator: "\n"))
+    report.mismatches.append((lines + comparison.text(a, b, vectors)).joined(separator: "\n"))
   }
 }

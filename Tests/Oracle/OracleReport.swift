@@ -53,6 +53,11 @@ package struct OracleReport: Codable, Sendable {
     disturbances += other.disturbances
   }
 
+  /// Counts a pair whose difference these rules cover.
+  package mutating func allow(_ choices: [ImplementationChoice]) {
+    for choice in choices { allowed[choice.rawValue, default: 0] += 1 }
+  }
+
   /// The figures of a run of single instructions.
   var instructionText: String {
     "\(pairs) pairs, \(states) states, \(faults) faults, \(rows.count) rows, "

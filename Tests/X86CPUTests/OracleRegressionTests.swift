@@ -70,4 +70,24 @@ import X86CPU
     let code = PageFaultCode(rawValue: m.cpu.s.pointee.exit.interruptionErrorCode)
     #expect(code == [.present, .write])
   }
+
+  /// REPE and REPNE, SCASB and CMPSB: rounds are done up to the page that is not there, and the flags
+  /// are those from before them all.
+  @Test(arguments: [0xF3, 0xF2] as [UInt8], [0xAE, 0xA6] as [UInt8])
+  func faultOfARepeatedComparisonRestoresFlags(prefix: UInt8, opcode: UInt8) {
+    let m = machine([prefix, opcode])
+    let end = UInt64(m.memorySize)
+    for n in 1...8 { m.store(prefix == 0xF3 ? 7 : UInt8(n), at: m.memorySize - n) }
+    for n in 0..<8 { m.store(UInt8(prefix == 0xF3 ? 7 : 99), at: 0x3000 + n) }
+    m.cpu.gpr[0] = prefix == 0xF3 ? 7 : 99
+    m.cpu.gpr[1] = 20
+    m.cpu.gpr[6] = 0x3000
+    m.cpu.gpr[7] = end &- 8
+    let flags = RFLAGS.of.rawValue | RFLAGS.af.rawValue | RFLAGS.fixed.rawValue
+    m.cpu.flags = flags
+    #expect(m.run(from: 0x1000) == .exceptionOrNMI)
+    #expect(vector(m) == ExceptionVector.pageFault.rawValue)
+    #expect(m.cpu.gpr[1] == 12 && m.cpu.gpr[7] == end)
+    #expect(m.cpu.flags & ~RFLAGS.rf.rawValue == flags)
+  }
 }

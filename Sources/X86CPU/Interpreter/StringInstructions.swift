@@ -56,8 +56,11 @@ struct StringState {
   @inline(__always) func reduceCount(by n: UInt64) { c.writeAddressSized(1, c.gpr[1] &- n, i) }
 
   /// After an iteration with more to come: is it time to leave the instruction?
-  var mustYield: Bool {
-    c.s.pointee.request != 0 || c.s.pointee.emulation != nil
+  var mustYield: Bool { c.s.pointee.request != 0 || isStepped }
+
+  /// Whether others look at each iteration.
+  var isStepped: Bool {
+    c.s.pointee.emulation != nil
       || c.s.pointee.slow & ~(SlowReason.breakpoints | SlowReason.counting) != 0
   }
 
@@ -104,6 +107,8 @@ extension StringOperation {
 ) -> Int32 {
   let c = CPU(c)
   let i = Handlers.op(i)
+  let comparing = repeated == .whileEqual || repeated == .whileNotEqual
+  let flags = c.lazyFlags
   do throws(GuestException) {
     let state = StringState(c, i, size: MemoryLayout<T>.size)
     if repeated == .once {
@@ -120,6 +125,8 @@ extension StringOperation {
       state.reduceCount(by: done)
       if repeated != .always && goesOn != (repeated == .whileEqual) { break }
       if state.count != 0 && state.mustYield {
+        // So that a fault after it, too, finds what was before the first.
+        if comparing && !state.isStepped { c.lazyFlags = flags }
         c.s.pointee.rip = c.currentRIP(i)
         c.noteUnfinished()
         return Step.branch
@@ -127,7 +134,17 @@ extension StringOperation {
     }
     return Step.next
   } catch {
+    // A fault finds the flags from before, whatever earlier rounds have made of them (SDM volume 2,
+    // "REP/REPE/REPZ/REPNE/REPNZ").
+    if comparing { c.lazyFlags = flags }
     return c.raise(error)
+  }
+}
+
+extension CPU {
+  fileprivate var lazyFlags: (result: UInt64, aux: UInt64) {
+    @inline(__always) get { (s.pointee.flagResult, s.pointee.flagAux) }
+    @inline(__always) nonmutating set { (s.pointee.flagResult, s.pointee.flagAux) = newValue }
   }
 }
 

@@ -27,7 +27,8 @@ import X86CPU
     for n in 0..<8 { #expect(m.c.vector.pointee.fx[4 + n * 2] == UInt64((n + 7) & 7)) }
   }
 
-  @Test(.enabled(if: hasAVX512)) func maskedExtractAcrossPagesStoresActiveElementsOnly() {
+  @Test(.enabled(if: hasAVX512, "the host has no AVX-512"))
+  func maskedExtractAcrossPagesStoresActiveElementsOnly() {
     let m = VectorMachine()
     for n in 0..<4 { m.machine.store(UInt64.max, at: 0x4FF0 + n * 8) }
     m.c.gpr[3] = 0x4FF8
@@ -38,7 +39,8 @@ import X86CPU
     #expect(m.machine.read(0x5000, as: UInt64.self) == 0xFFFF_FFFF_0000_0000)
   }
 
-  @Test(.enabled(if: hasAVX512)) func classificationHonoursDenormalsAreZero() {
+  @Test(.enabled(if: hasAVX512, "the host has no AVX-512"))
+  func classificationHonoursDenormalsAreZero() {
     let m = VectorMachine()
     m.c.mxcsr = 0x1FC0
     m[zmm: 6, 0] = 0x8DC
@@ -47,7 +49,8 @@ import X86CPU
     #expect(m.c.vector.pointee.opmask[0] == 1)
   }
 
-  @Test(.enabled(if: hasAVX512)) func maskedShiftByImmediateSuppressesFaults() {
+  @Test(.enabled(if: hasAVX512, "the host has no AVX-512"))
+  func maskedShiftByImmediateSuppressesFaults() {
     let m = VectorMachine()
     m.catchExceptions()
     unmap(m, page: 5)
@@ -59,7 +62,8 @@ import X86CPU
     #expect(m[zmm: 0, 0] == 0x0000_0020_0000_0010)
   }
 
-  @Test(.enabled(if: hasAVX512)) func repeatedBroadcastReadsSelectedElementsOnly() {
+  @Test(.enabled(if: hasAVX512, "the host has no AVX-512"))
+  func repeatedBroadcastReadsSelectedElementsOnly() {
     let m = VectorMachine()
     m.catchExceptions()
     unmap(m, page: 5)
@@ -72,7 +76,7 @@ import X86CPU
     #expect(m[zmm: 0, 1] == 7)
   }
 
-  @Test(.enabled(if: hasAVX512))
+  @Test(.enabled(if: hasAVX512, "the host has no AVX-512"))
   func faultingGatherHasClearedTheMaskBeforeTheFault() {
     let m = VectorMachine()
     m.catchExceptions()
