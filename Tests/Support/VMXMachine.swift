@@ -31,7 +31,17 @@ package final class VMXMachine {
     Self.writeLongModeGuest(processor)
   }
 
+  /// Pages that `makePage` has made.
+  private var pages: [HostPage] = []
+
   deinit { try? processor.vmxoff() }
+
+  /// A page for another VMCS or an area of MSRs: it is there as long as the processor may write to it.
+  package func makePage() -> HostPage {
+    let page = HostPage()
+    pages.append(page)
+    return page
+  }
 
   package static func writeControls(_ p: PhysicalCPU, ept: UInt64) {
     p.vmwrite(

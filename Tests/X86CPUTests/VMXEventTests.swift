@@ -241,8 +241,8 @@ import X86CPU
 
   @Test func msrAreasAreLoadedAndStored() throws {
     m.test.load([0xF4], at: 0x1000)
-    let load = HostPage()
-    let store = HostPage()
+    let load = m.makePage()
+    let store = m.makePage()
     func set(_ page: HostPage, _ n: Int, _ msr: MSR, _ value: UInt64) {
       page.base.storeBytes(of: UInt64(msr.rawValue), toByteOffset: n * 16, as: UInt64.self)
       page.base.storeBytes(of: value, toByteOffset: n * 16 + 8, as: UInt64.self)

@@ -53,7 +53,7 @@ import X86CPU
       #expect(
         p.vmread(.vmInstructionError) == UInt64(error.rawValue), sourceLocation: sourceLocation)
     }
-    let other = HostPage()
+    let other = m.makePage()
     expect(.vmxonInRootOperation) { try p.vmxon(other.address) }
     expect(.vmclearInvalidAddress) { try p.vmclear(other.address + 1) }
     expect(.vmclearVMXONPointer) { try p.vmclear(m.region.address) }
@@ -150,7 +150,7 @@ import X86CPU
   @Test func twoVMCSsOnOneCPU() throws {
     let m = try VMXMachine()
     let p = m.processor
-    let other = HostPage()
+    let other = m.makePage()
     p.kick()
     try p.vmlaunch()
     try p.vmclear(other.address)
