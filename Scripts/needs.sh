@@ -19,6 +19,8 @@ need xz xz-utils
 need gzip gzip
 need lz4 lz4
 need zstd zstd
+ls /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libseccomp.so.2 2>/dev/null |
+  grep -q . || missing="$missing libseccomp2"
 
 case " $missing " in
   *" swift "*)
