@@ -17,25 +17,32 @@ let hot: [SwiftSetting] =
     .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release))
   ]
 
+/// Addresses of other libraries' functions are found at the start and read-only afterwards (BIND_NOW).
+let hardened = LinkerSetting.unsafeFlags([
+  "-Xlinker", "-z", "-Xlinker", "now", "-Xlinker", "-z", "-Xlinker", "relro",
+])
+
 /// The release program has the standard library inside, and symbols but no debug information. The
 /// two libraries are parts of FoundationEssentials, which swift-argument-parser imports: linking
 /// it statically does not name them by itself.
 let standalone: [LinkerSetting] = [
+  hardened,
   .unsafeFlags(
     [
       "-static-stdlib", "-l_FoundationCollections", "-l_FoundationCShims", "-Xlinker",
       "--strip-debug",
-    ], .when(configuration: .release))
+    ], .when(configuration: .release)),
 ]
 
 /// The library is loaded into other people's programs: it has the standard library inside, keeps it
 /// to itself, and binds its own names to itself.
 let preloaded: [LinkerSetting] = [
+  hardened,
   .unsafeFlags(
     [
       "-static-stdlib", "-Xlinker", "--exclude-libs=ALL", "-Xlinker", "-Bsymbolic", "-Xlinker",
       "--strip-debug",
-    ], .when(configuration: .release))
+    ], .when(configuration: .release)),
 ]
 
 /// A target may import only targets that stand above it in this list (ARCHITECTURE.md has the map).
@@ -88,8 +95,14 @@ let package = Package(
     .target(
       name: "KVMPreload",
       dependencies: [
-        "CHost", "Host", "KVM", "X86JIT", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", "KVM", "X86JIT", "Defence",
+        .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
+    .target(
+      name: "Defence",
+      dependencies: [
+        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(
       name: "LinuxBoot",
@@ -107,7 +120,7 @@ let package = Package(
     .executableTarget(
       name: "martlet",
       dependencies: [
-        "VMM", "KVMLoopback", "Host",
+        "VMM", "KVMLoopback", "Host", "Defence", "X86CPU", "CHost",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: common,
@@ -195,6 +208,7 @@ let package = Package(
     .testTarget(
       name: "MartletTests",
       dependencies: [
+        "Defence",
         "CHost", "Host", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ],

@@ -32,6 +32,8 @@ need xz xz-utils
 need gzip gzip
 need lz4 lz4
 need zstd zstd
+ls /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libseccomp.so.2 2>/dev/null |
+  grep -q . || missing="$missing libseccomp2"
 if [ -n "$qemu" ]; then
   need qemu-system-x86_64 qemu-system-x86
   need qemu-img qemu-utils

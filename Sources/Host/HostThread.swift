@@ -7,6 +7,7 @@
 //     thread.join()
 
 import CHost
+import Synchronization
 import SystemPackage
 
 #if canImport(Glibc)
@@ -62,6 +63,7 @@ package struct HostThread: ~Copyable, Sendable {
             let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
             pthread_setname_np(pthread_self(), String(start.name.prefix(15)))
             KickSignal.unblock()
+            HostThread.began(start.name)
             start.body()
             return nil
           }, start.toOpaque())
@@ -74,6 +76,15 @@ package struct HostThread: ~Copyable, Sendable {
   }
 
   deinit { pthread_detach(pthread_t(identifier.rawValue)) }
+
+  private static let beginning = Mutex<(@Sendable (String) -> Void)?>(nil)
+
+  /// Has every thread that starts from now on call a function first, with its name.
+  package static func atStart(_ function: @escaping @Sendable (String) -> Void) {
+    beginning.withLock { $0 = function }
+  }
+
+  private static func began(_ name: String) { beginning.withLock { $0 }?(name) }
 
   /// Waits until the thread has ended.
   package consuming func join() {

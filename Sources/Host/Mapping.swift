@@ -31,6 +31,13 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
   /// Bytes, a multiple of the page size.
   package let size: Int
 
+  /// What is unmapped in the end: the guards too.
+  private let whole: UnsafeMutableRawBufferPointer
+
+  /// Bytes before and behind guest memory and a CPU's state that nothing can access, at least: an
+  /// address that is wrong by less ends the program and reaches nothing.
+  package static let guardSize = 1 << 20
+
   /// The alignment that lets the kernel back memory with 2 MiB pages.
   package static let hugePageSize = 2 << 20
 
@@ -39,11 +46,14 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
   /// - Parameters:
   ///   - size: bytes, above 0; rounded up to pages.
   ///   - hugePages: align to 2 MiB and ask for huge pages (advice that the kernel may ignore).
-  package init(anonymous size: Int, hugePages: Bool = false) throws(Errno) {
+  ///   - guards: `guardSize` bytes or more on either side cannot be accessed.
+  package init(
+    anonymous size: Int, hugePages: Bool = false, guards: Bool = false
+  ) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write],
       flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1, offset: 0,
-      hugePages: hugePages)
+      hugePages: hugePages, guards: guards)
   }
 
   /// Maps a range of a file, shared with whoever else maps it.
@@ -77,29 +87,37 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     }
     address = second
     self.size = size
+    whole = UnsafeMutableRawBufferPointer(start: second, count: size)
   }
 
   private init(
     size: Int, protection: MemoryProtection, flags: Int32, descriptor: Int32, offset: Int,
-    hugePages: Bool
+    hugePages: Bool, guards: Bool = false
   ) throws(Errno) {
     guard size > 0, size <= Int.max / 2 else { throw .invalidArgument }
     let rounded = (size + 4095) & ~4095
-    let place = hugePages ? try Self.reserve(rounded, alignment: Self.hugePageSize) : nil
-    let fixed = place == nil ? 0 : MAP_FIXED
+    let alignment = hugePages ? Self.hugePageSize : 4096
+    let margin = guards ? (Self.guardSize + alignment - 1) & ~(alignment - 1) : 0
+    let isPlaced = hugePages || guards
+    let start = isPlaced ? try Self.reserve(rounded + 2 * margin, alignment: alignment) : nil
+    let place = start.map { $0 + margin }
     do throws(Errno) {
       address = try mappingCall {
-        mmap(place, rounded, protection.rawValue, flags | fixed, descriptor, offset)
+        mmap(
+          place, rounded, protection.rawValue, flags | (isPlaced ? MAP_FIXED : 0), descriptor,
+          offset)
       }
     } catch {
-      if let place { munmap(place, rounded) }
+      if let start { munmap(start, rounded + 2 * margin) }
       throw error
     }
     self.size = rounded
+    whole = UnsafeMutableRawBufferPointer(
+      start: start ?? address, count: rounded + 2 * margin)
     if hugePages { _ = madvise(address, rounded, MADV_HUGEPAGE) }
   }
 
-  deinit { munmap(address, size) }
+  deinit { munmap(whole.baseAddress, whole.count) }
 
   /// Reserves an aligned range of addresses: too much is mapped, then both ends are cut off.
   private static func reserve(
@@ -127,6 +145,9 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
         place, part.count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, offset)
     }
   }
+
+  /// Leaves the memory mapped for as long as the process lives.
+  package consuming func keep() { discard self }
 
   /// All bytes.
   package var bytes: UnsafeMutableRawBufferPointer {
@@ -161,6 +182,10 @@ package struct MemoryFile: ~Copyable, Sendable {
 /// Memory for generated code, mapped twice: what is written through `writable` can be run at the
 /// same offset of `executable`. No mapping is both. It is anonymous memory and not a memfd, because
 /// `perf` takes names from its map file for anonymous memory alone.
+///
+/// The writable mapping stays: a translation is written some thousand times a second, and a change of
+/// protection stops every thread of the process. No guest can name either mapping: its accesses go by the TLB,
+/// whose entries are made from EPT, and EPT's from slots alone (docs/security.md).
 package struct CodeMemory: ~Copyable, @unchecked Sendable {
   private let writableMapping: Mapping
   private let executableMapping: Mapping

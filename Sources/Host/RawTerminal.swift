@@ -25,8 +25,14 @@ package struct RawTerminal: ~Copyable, Sendable {
   /// Signals that end the process by default and leave no time for a `deinit`.
   private static let fatalSignals = [
     SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGHUP, SIGQUIT, SIGINT, SIGTERM, SIGALRM,
-    SIGXCPU,
+    SIGXCPU, SIGSYS,
   ]
+
+  /// What is told of a fatal signal after the terminal is restored, in the signal's handler.
+  package typealias FatalSignalReporter =
+    @convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void
+  /// Set before there are threads.
+  nonisolated(unsafe) package static var reporter: FatalSignalReporter?
 
   /// Puts a terminal into raw mode.
   ///
@@ -71,13 +77,16 @@ package struct RawTerminal: ~Copyable, Sendable {
     let keepsOld = getenv("SWIFT_BACKTRACE") != nil
     for signal in fatalSignals {
       var action = sigaction()
-      action.__sigaction_handler.sa_sigaction = { number, information, _ in
+      action.__sigaction_handler.sa_sigaction = { number, information, context in
         RawTerminal.restoreActive()
+        RawTerminal.reporter?(number, information, context)
         var old = sigaction()
         if let saved = RawTerminal.oldActions { old = saved[Int(number)] }
         sigaction(number, &old, nil)
-        // A fault comes again when its instruction is run again; anything else is sent again.
-        let isFault = number != SIGTRAP && (information?.pointee.si_code ?? 0) > 0
+        // A fault comes again when its instruction is run again; anything else is sent again. The
+        // call that a filter stopped is over.
+        let isOver = number == SIGTRAP || number == SIGSYS
+        let isFault = !isOver && (information?.pointee.si_code ?? 0) > 0
         if !isFault { raise(number) }
       }
       sigemptyset(&action.sa_mask)

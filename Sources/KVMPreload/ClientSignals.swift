@@ -4,6 +4,7 @@
 // handles; what the client asked for is kept here, and told when it asks.
 
 import CHost
+import Defence
 import Glibc
 import Host
 import KVM
@@ -61,7 +62,8 @@ enum ClientSignals {
       let wanted = new.pointee
       // SIG_DFL and SIG_IGN are the kernel's.
       let isHandled =
-        handler(wanted) > 1 || faults.contains(number) || handler(wanted) == 0 && isWatched(number)
+        handler(wanted) > 1 || reported.contains(number)
+        || handler(wanted) == 0 && isWatched(number)
       let record = isHandled ? intern(wanted, &known) : nil
       if let record { slot.pointee.store(address(record), ordering: .releasing) }
       var installed = wanted
@@ -121,10 +123,15 @@ enum ClientSignals {
     GuardedCopy.prepare()
     GuardedCall.prepare()
     RunThread.prepare()
-    for number in faults { _ = install(number) }
+    CrashReporter.prepareForClient(program: "libmartlet-kvm.so")
+    _ = reported.count
+    for number in reported { _ = install(number) }
   }
 
   private static let faults = [SIGSEGV, SIGBUS]
+  /// Those and that of Swift's traps: where the client leaves one its default action, and it is raised in
+  /// KVM_RUN, there is a crash report first.
+  private static let reported = [SIGSEGV, SIGBUS, SIGILL]
 
   private static func install(_ number: Int32) -> Int32 {
     var current = sigaction()
@@ -215,7 +222,14 @@ enum ClientSignals {
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) {
     guard let action = action(current[Int(number)].load(ordering: .acquiring)) else { return }
-    if action.handler <= 1 { return endByDefault(number, info, ignored: action.handler == 1) }
+    if action.handler <= 1 {
+      if let info, isFault(number, info.pointee), let thread = RunThread.existing,
+        thread.pointee.isRunning
+      {
+        CrashReporter.report(number, info, context)
+      }
+      return endByDefault(number, info, ignored: action.handler == 1)
+    }
     if action.flags & resetHandler != 0 {
       var initial = sigaction()
       initial.__sigaction_handler.sa_handler = nil

@@ -28,7 +28,7 @@ package final class GuestMemory: Sendable {
   ///
   /// - Parameter size: bytes, a multiple of 4096, within the limits of `GuestMap`.
   package init(size: Int) throws(Errno) {
-    let mapping = try Mapping(anonymous: size, hugePages: true)
+    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
     let low = min(UInt64(size), GuestMap.memoryHole)
     var regions = [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {

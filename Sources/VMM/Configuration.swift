@@ -46,6 +46,14 @@ package struct Configuration: Sendable {
 
   package init() {}
 
+  /// Address space that a run may come to need besides what is mapped when the guest starts, with much
+  /// to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the size of guest memory.
+  package var addressReserve: UInt64 {
+    let physical = physicalProcessors ?? min(64, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+    return (2 << 30) + UInt64(processors) * (192 << 20) + UInt64(max(physical, 1)) * (1 << 30)
+      + UInt64(memory) / 4
+  }
+
   /// The kernel's command line.
   package var commandLine: String {
     append.isEmpty ? Self.defaultCommandLine : Self.defaultCommandLine + " " + append

@@ -12,6 +12,8 @@ package struct Engine: Sendable {
   package let transport: any KVMTransport
   /// One line for the user.
   package let reason: String
+  /// The kernel's KVM, not code of this process.
+  package var isDevice: Bool { transport is DeviceTransport }
 }
 
 /// The makers of transports that a program has at hand.

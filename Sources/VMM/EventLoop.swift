@@ -19,7 +19,7 @@ struct EventLoop: ~Copyable {
     case input
   }
 
-  private static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
+  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
   /// The serial port takes no more input before the guest has read some.
   private static let inputBacklog = 4096
   private static let inputChunk = 1024

@@ -10,6 +10,7 @@ import Glibc
 import Host
 import KVMClient
 import LinuxBoot
+import Synchronization
 import SystemPackage
 
 /// A machine that runs once.
@@ -21,6 +22,9 @@ package final class VirtualMachine: Sendable {
   let processors: [VirtualProcessor]
   private let engine: Engine
   private let started = HostClock.monotonic()
+  /// vCPUs may run guest code.
+  private let mayEnter = Atomic<Bool>(false)
+  private let firstExit = Mutex<(@Sendable (UnsafeMutableRawBufferPointer) -> Void)?>(nil)
 
   init(
     memory: GuestMemory, machine: Machine, board: Board, processors: [VirtualCPU], engine: Engine
@@ -44,13 +48,19 @@ package final class VirtualMachine: Sendable {
   ///
   /// - Parameter input: what the guest's serial port receives: a terminal (put into raw mode for
   ///   the time of the run), a pipe or a file.
-  package func run(input: Int32 = STDIN_FILENO) throws(RunError) -> Outcome {
+  package func run(
+    input: Int32 = STDIN_FILENO, hooks: RunHooks = RunHooks()
+  ) throws(RunError) -> Outcome {
+    firstExit.withLock { $0 = hooks.firstExit }
     var outcome: Outcome
     do throws(Errno) {
       // Signals first: the threads inherit what is blocked here.
       let loop = try EventLoop(self, input: input)
       let terminal = RawTerminal.isTerminal(input) ? try RawTerminal(descriptor: input) : nil
       try start()
+      try hooks.confine?()
+      hooks.confined?()
+      mayEnter.store(true, ordering: .releasing)
       outcome = try loop.run(isTerminal: terminal != nil)
       try stop()
       board.console.flush()
@@ -64,6 +74,14 @@ package final class VirtualMachine: Sendable {
     return outcome
   }
 
+  /// Leaves to the event loop what it takes as events; for threads that start before it has blocked them.
+  package static func blockSignals() {
+    var mask = sigset_t()
+    sigemptyset(&mask)
+    for number in EventLoop.signals { sigaddset(&mask, number) }
+    pthread_sigmask(SIG_BLOCK, &mask, nil)
+  }
+
   private func start() throws(Errno) {
     for processor in processors { try processor.start(self) }
   }
@@ -71,6 +89,7 @@ package final class VirtualMachine: Sendable {
   /// Stops all CPUs and waits for their threads.
   private func stop() throws(Errno) {
     for processor in processors { processor.stop() }
+    mayEnter.store(true, ordering: .releasing)
     let limit = HostClock.monotonic() + Self.stopLimit
     while processors.contains(where: { !$0.hasStopped }) {
       guard HostClock.monotonic() < limit else { throw .timedOut }
@@ -132,6 +151,15 @@ extension VirtualMachine: ProcessorHost {
       let value = board.memoryMapped.read(access.address, width: access.width)
       Self.store(value, access.data, access.width)
     }
+  }
+
+  func waitToEnter() {
+    while !mayEnter.load(ordering: .acquiring) { usleep(50) }
+  }
+
+  func noteFirstExit() {
+    guard let hook = firstExit.withLock({ $0 }), let region = memory.regions.first else { return }
+    hook(UnsafeMutableRawBufferPointer(start: region.hostAddress, count: Int(region.size)))
   }
 
   func end(_ outcome: Outcome) { board.control.end(outcome) }

@@ -18,6 +18,10 @@ import SystemPackage
 protocol ProcessorHost: AnyObject, Sendable {
   func access(_ access: PortAccess)
   func access(_ access: MemoryAccess)
+  /// Returns when guest code may be run.
+  func waitToEnter()
+  /// A vCPU has left guest code for the first time.
+  func noteFirstExit()
   /// The run is to end. The first caller's outcome counts.
   func end(_ outcome: Outcome)
 }
@@ -66,6 +70,7 @@ final class VirtualProcessor: Sendable {
   private func startThread(_ host: any ProcessorHost) throws(Errno) {
     _ = try HostThread(name: "vcpu\(number)") { [self] in
       thread.withLock { $0 = .current }
+      host.waitToEnter()
       run(host)
       thread.withLock { $0 = nil }
       state.store(.stopped, ordering: .releasing)
@@ -119,6 +124,7 @@ final class VirtualProcessor: Sendable {
       do throws(Errno) {
         let exit = try cpu.run()
         counts.count(exit)
+        if counts.total == 1 { host.noteFirstExit() }
         if case .interrupted = exit { continue }
         if traces { log.trace("CPU \(number): \(exit)") }
         progress.store(counts.total, ordering: .relaxed)

@@ -49,6 +49,9 @@ package struct NativeFaultSites {
     self.count = count
   }
 
+  /// Whether an address is in the code memory.
+  func contains(_ address: UInt) -> Bool { address &- start < size }
+
   /// Where the instruction at an address goes on that faulted; 0 where it is no guest's access.
   func target(_ address: UInt) -> UInt {
     let position = address &- start
@@ -110,8 +113,10 @@ extension PhysicalCPU {
 
   /// From VM entry's events to a VM exit.
   func runGuarded() {
+    crashRecord.pointee.enter()
     var frame = GuardedCall.Frame(redirection)
     if !GuardedCall.call(&frame, guestCode, cpu.raw) { leaveCutOff(frame.fault) }
+    crashRecord.pointee.leave(reason: cpu.s.pointee.exit.reason, rip: cpu.s.pointee.rip)
   }
 
   /// Executes the instruction at RIP; see `emulate`.

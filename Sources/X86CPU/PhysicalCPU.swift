@@ -60,6 +60,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   var taken: [ShootdownQueue.Request] = []
   /// What performance counters are made of.
   let counts: UnsafeMutablePointer<EventCounts>
+  /// What crash reports tell of this CPU.
+  let crashRecord: UnsafeMutablePointer<CrashRecord>
   /// VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
@@ -73,8 +75,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   ///   - blockOps: capacity of the block cache in instructions.
   package init(number: Int, blockOps: Int = 1 << 22) {
     self.number = number
-    let heatSize = (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
-    let size = CPU.heatOffset + heatSize
+    crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
+    let size = Self.stateSize
     let raw = NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     // Each entry in one cache line.
@@ -113,9 +115,16 @@ package final class PhysicalCPU: @unchecked Sendable {
     cpu.s.pointee.owner = Unmanaged.passUnretained(self).toOpaque()
     cpu.updateMode()
     CPURegistry.shared.add(self)
+    announceToCrashReports()
+  }
+
+  /// Bytes from `cpu.raw` on.
+  private static var stateSize: Int {
+    CPU.heatOffset + (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
   }
 
   deinit {
+    withdrawFromCrashReports()
     CPURegistry.shared.remove(shootdowns)
     physicalCache.deallocate()
     free(secondTLB)
@@ -129,7 +138,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     counts.deallocate()
     vmx.deallocate()
     UnsafeMutableRawPointer(tlbBanks).deallocate()
-    NativeStack.deallocate(state: cpu.raw)
+    NativeStack.deallocate(state: cpu.raw, stateSize: Self.stateSize)
   }
 
   /// From any thread: the guest leaves with an external-interrupt exit at the next block.

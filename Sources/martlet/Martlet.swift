@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import CHost
+import Defence
 import Glibc
 import Host
 import KVMLoopback
@@ -24,6 +26,17 @@ struct Martlet: ParsableCommand {
       guardsSpeculation: configuration.guardsSpeculation, listing: configuration.translationListing,
       perfMap: configuration.perfMap,
       measures: configuration.statistics)
+  }
+
+  /// Name and version, for crash reports.
+  static let version = "unreleased"
+  static let description = "martlet \(version), \(isDebug ? "debug" : "release") build"
+  private static var isDebug: Bool {
+    #if DEBUG
+      true
+    #else
+      false
+    #endif
   }
 
   /// One line on standard error.
@@ -106,6 +119,16 @@ struct Run: ParsableCommand {
   @Flag(help: "Write names of translated code to /tmp/perf-PID.map, where perf looks for them.")
   var perfMap = false
 
+  @Option(
+    help: ArgumentHelp(
+      "Give away what a guest that takes this program over could use: on (what the host offers), "
+        + "required (all of it, or no run) or off (for debuggers).",
+      valueName: "on|required|off"))
+  var sandbox = "on"
+
+  @Option(help: .hidden)
+  var misbehave: String?
+
   func run() throws {
     let status: Int32
     do throws(RunError) {
@@ -119,15 +142,54 @@ struct Run: ParsableCommand {
 
   private func runMachine() throws(RunError) -> Int32 {
     RawTerminal.prepare()
+    CrashReporter.install(program: Martlet.description)
     try Diagnostics.start(level: log)
     let configuration = try makeConfiguration()
     let engine = try Martlet.engines.choose(configuration)
+    var hooks = RunHooks()
+    let sandbox = try makeSandbox(configuration, engine)
+    HostThread.atStart { name in
+      VirtualMachine.blockSignals()
+      CrashReporter.prepareThread()
+      sandbox?.confineThread(name)
+    }
+    if let sandbox {
+      hooks.confine = { () throws(Errno) in try sandbox.confineMain() }
+    }
+    if let misbehave, !Misbehaviour.plan(misbehave, &hooks) {
+      throw RunError("--misbehave \(misbehave): unknown")
+    }
     let machine = try VirtualMachine.make(configuration, engine: engine)
     Martlet.say(engine.reason)
-    let outcome = try machine.run()
+    let outcome = try machine.run(hooks: hooks)
     if let message = outcome.message { Martlet.say(message) }
     if stats { writeText(STDERR_FILENO, machine.statistics + "\n") }
     return outcome.status
+  }
+
+  /// nil where none is wanted.
+  private func makeSandbox(
+    _ configuration: Configuration, _ engine: Engine
+  ) throws(RunError) -> Sandbox? {
+    guard ["on", "required", "off"].contains(sandbox) else {
+      throw RunError("--sandbox \(sandbox): give on, required or off")
+    }
+    if sandbox == "off" { return nil }
+    let settings = SandboxSettings(
+      usesDevice: engine.isDevice,
+      reportDirectory: CrashReporter.reportDirectory,
+      addressReserve: configuration.addressReserve)
+    let made: Sandbox
+    do throws(Errno) {
+      made = try Sandbox(settings)
+    } catch {
+      throw RunError("--sandbox \(sandbox): cannot be had: \(error); give --sandbox off")
+    }
+    for line in made.missing { Martlet.say("sandbox: \(line)") }
+    if sandbox == "required", !made.missing.isEmpty {
+      throw RunError("--sandbox required: not all of it is there")
+    }
+    return made
   }
 
   private func makeConfiguration() throws(RunError) -> Configuration {
@@ -164,6 +226,6 @@ struct DoctorCommand: ParsableCommand {
     abstract: "Tells what this machine offers, which engine a run would take, and what to mend.")
 
   func run() {
-    for line in Doctor(Martlet.engines).report() { print(line) }
+    for line in Doctor(Martlet.engines).report() + Sandbox.offers { print(line) }
   }
 }

@@ -41,6 +41,36 @@ long chost_syscall(long number, long a, long b, long c, long d, long e, long f) 
 // fork(2), which Swift hides because few programs may use it; tests of inherited descriptors do.
 pid_t chost_fork(void) __asm__("fork");
 
+// seccomp(2): a program, as the kernel takes it and as libseccomp's rules are written. libseccomp's own
+// header need not be there: the library is loaded at run time.
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+struct chost_seccomp_check {
+  unsigned int argument;
+  int comparison;
+  uint64_t a;
+  uint64_t b;
+};
+// landlock(7): the newest layouts, whatever the build machine's headers know. The kernel reads as
+// much of the first as it is told, and twelve bytes of the second.
+struct chost_landlock_ruleset {
+  uint64_t handled_access_fs;
+  uint64_t handled_access_net;
+  uint64_t scoped;
+};
+struct chost_landlock_path {
+  uint64_t allowed_access;
+  int32_t parent_fd;
+};
+// dladdr(3), a GNU function.
+struct chost_dl_info {
+  const char *file;
+  void *base;
+  const char *symbol;
+  void *address;
+};
+int chost_dladdr(const void *address, struct chost_dl_info *info) __asm__("dladdr");
+
 static const unsigned int CKVM_ASSIGN_DEV_IRQ = (unsigned int)KVM_ASSIGN_DEV_IRQ;
 static const unsigned int CKVM_ASSIGN_PCI_DEVICE = (unsigned int)KVM_ASSIGN_PCI_DEVICE;
 static const unsigned int CKVM_ASSIGN_SET_INTX_MASK = (unsigned int)KVM_ASSIGN_SET_INTX_MASK;

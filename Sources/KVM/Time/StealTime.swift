@@ -38,20 +38,12 @@ struct StealTime: Sendable {
   /// Nanoseconds stolen since the last call. The first call on a thread starts the count.
   mutating func take() -> UInt64 {
     let current = ThreadIdentifier.current.rawValue
-    let delay = Self.runDelay()
+    let delay = ThreadRunDelay.read()
     defer {
       thread = current
       lastDelay = delay
     }
     return thread == current && delay > lastDelay ? delay &- lastDelay : 0
-  }
-
-  /// The second number of Linux's schedstat: time on a run queue, waiting.
-  private static func runDelay() -> UInt64 {
-    guard let bytes = try? contentsOfFile("/proc/thread-self/schedstat") else { return 0 }
-    let fields = bytes.split(separator: UInt8(ascii: " "))
-    guard fields.count > 1 else { return 0 }
-    return UInt64(String(decoding: fields[1], as: UTF8.self)) ?? 0
   }
 }
 

@@ -71,6 +71,8 @@ package final class BlockCache {
   let jumpCache: UnsafeMutablePointer<JumpCacheEntry>
   private var opCount = 0
   private var blockCount = 0
+  /// How many of `blocks` are in use, dropped ones included.
+  var usedBlocks: Int { blockCount }
   /// Places of dropped blocks' micro-ops, by their number with the end marker.
   private var freeOps = [[MicroOpPointer]](
     repeating: [], count: BlockCache.maximumInstructions + 2)

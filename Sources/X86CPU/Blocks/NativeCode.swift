@@ -14,6 +14,7 @@
 //   own block is dropped. `slow` is 0 whenever it runs.
 
 import Glibc
+import Host
 import Synchronization
 import X86
 
@@ -383,23 +384,25 @@ struct RequestLine: @unchecked Sendable {
   }
 }
 
-/// Memory of a CPUState with room for a stack below it and a guard page below that.
+/// Memory of a CPUState with room for a stack below it, and guards on both sides that nothing can access:
+/// of a stack that is too deep, and of an offset that is wrong.
 enum NativeStack {
   private static let size = 256 << 10
-  private static let guardSize = 4096
 
   static func allocate(stateSize: Int) -> UnsafeMutableRawPointer {
-    let base = UnsafeMutableRawPointer.allocate(
-      byteCount: size + (stateSize + 4095) & ~4095, alignment: 4096)
-    mprotect(base, guardSize, PROT_NONE)
-    let state = base + size
-    state.initializeMemory(as: UInt8.self, repeating: 0, count: stateSize)
-    return state
+    let whole = wholeSize(stateSize)
+    let map = mmap(nil, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    guard let map, map != MAP_FAILED,
+      mprotect(map + Mapping.guardSize, whole - 2 * Mapping.guardSize, PROT_READ | PROT_WRITE) == 0
+    else { fatalError("no memory for the state of a CPU") }
+    return map + Mapping.guardSize + size
   }
 
-  static func deallocate(state: UnsafeMutableRawPointer) {
-    let base = state - size
-    mprotect(base, guardSize, PROT_READ | PROT_WRITE)
-    base.deallocate()
+  private static func wholeSize(_ stateSize: Int) -> Int {
+    size + ((stateSize + 4095) & ~4095) + 2 * Mapping.guardSize
+  }
+
+  static func deallocate(state: UnsafeMutableRawPointer, stateSize: Int) {
+    munmap(state - size - Mapping.guardSize, wholeSize(stateSize))
   }
 }

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Filters of system calls (seccomp(2)), made from the table by libseccomp, which is loaded for that. A
+// thread puts itself under its role's filter with one system call, so that only the start needs the library.
+//
+// A call that no rule allows raises SIGSYS: the crash report names it, and the process ends. Killing at
+// once would be no safer (a thread that could use the handler's moment is already running somebody's code)
+// and would tell nobody what happened.
+
+import CHost
+import Glibc
+import Host
+import SystemPackage
+
+/// Programs of all roles.
+package struct SystemCallFilter: @unchecked Sendable {
+  /// By role; never freed.
+  private let programs: [sock_fprog]
+
+  package static let library = "libseccomp.so.2"
+
+  private static let allow: UInt32 = 0x7FFF_0000
+  private static let trap: UInt32 = 0x0003_0000
+  private static func error(_ number: Int32) -> UInt32 { 0x0005_0000 | UInt32(number) }
+
+  /// The functions of libseccomp that are used.
+  private struct Functions {
+    let initialize: @convention(c) (UInt32) -> UnsafeMutableRawPointer?
+    let release: @convention(c) (UnsafeMutableRawPointer) -> Void
+    let resolve: @convention(c) (UnsafePointer<CChar>) -> Int32
+    let name: @convention(c) (UInt32, Int32) -> UnsafeMutablePointer<CChar>?
+    let attribute: @convention(c) (UnsafeMutableRawPointer, Int32, UInt32) -> Int32
+    let add:
+      @convention(c) (
+        UnsafeMutableRawPointer, UInt32, Int32, UInt32, UnsafePointer<chost_seccomp_check>?
+      ) -> Int32
+    let export: @convention(c) (UnsafeMutableRawPointer, Int32) -> Int32
+
+    init?(_ library: borrowing SharedLibrary) {
+      guard
+        let initialize = library.function("seccomp_init", as: type(of: initialize)),
+        let release = library.function("seccomp_release", as: type(of: release)),
+        let resolve = library.function("seccomp_syscall_resolve_name", as: type(of: resolve)),
+        let name = library.function("seccomp_syscall_resolve_num_arch", as: type(of: name)),
+        let attribute = library.function("seccomp_attr_set", as: type(of: attribute)),
+        let add = library.function("seccomp_rule_add_array", as: type(of: add)),
+        let export = library.function("seccomp_export_bpf", as: type(of: export))
+      else { return nil }
+      (self.initialize, self.release, self.resolve, self.name) = (
+        initialize, release, resolve, name
+      )
+      (self.attribute, self.add, self.export) = (attribute, add, export)
+    }
+  }
+
+  /// Makes the programs.
+  ///
+  /// - Returns: nil where the library is missing.
+  package init?(_ settings: SandboxSettings) throws(Errno) {
+    guard let library = SharedLibrary(Self.library), let functions = Functions(library) else {
+      return nil
+    }
+    let rules = SystemCallTable.rules(settings)
+    programs = try ThreadRole.allCases.map { (role) throws(Errno) in
+      try Self.program(rules.filter { $0.roles.contains(role) }, functions)
+    }
+    Self.nameCalls(functions)
+  }
+
+  /// Whether the library is there.
+  package static var isAvailable: Bool { SharedLibrary(library) != nil }
+
+  private static func program(
+    _ rules: [SystemCallRule], _ functions: Functions
+  ) throws(Errno) -> sock_fprog {
+    guard let context = functions.initialize(trap) else { throw .noMemory }
+    defer { functions.release(context) }
+    // A search tree instead of a list (SCMP_FLTATR_CTL_OPTIMIZE), where the library has it.
+    _ = functions.attribute(context, 8, 2)
+    for rule in rules {
+      let action = rule.refusal.map(error) ?? allow
+      for name in rule.calls.split(separator: " ") {
+        let number = functions.resolve(String(name))
+        guard number >= 0 else { continue }
+        for checks in rule.alternatives {
+          let compiled = checks.map(\.compiled)
+          let result = functions.add(context, action, number, UInt32(compiled.count), compiled)
+          guard result == 0 else { throw Errno(rawValue: -result) }
+        }
+      }
+    }
+    let file = try systemCall { () -> Int32 in memfd_create("filter", UInt32(MFD_CLOEXEC)) }
+    let owner = OwnedFileDescriptor(owning: file)
+    let result = functions.export(context, file)
+    guard result == 0 else { throw Errno(rawValue: -result) }
+    let size = try owner.size()
+    lseek(file, 0, SEEK_SET)
+    let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: max(size, 8), alignment: 8)
+    guard try owner.read(into: bytes) == size else { throw .ioError }
+    let count = size / MemoryLayout<sock_filter>.size
+    return sock_fprog(
+      len: UInt16(clamping: count),
+      filter: bytes.baseAddress?.bindMemory(to: sock_filter.self, capacity: count))
+  }
+
+  /// Puts the calling thread, and those that it starts, under a role's filter, for ever. After
+  /// `no_new_privs` is set.
+  package func confine(_ role: ThreadRole) throws(Errno) {
+    var program = programs[role.rawValue]
+    _ = try systemCall { () -> Int in
+      chost_syscall(
+        Int(SYS_seccomp), Int(SECCOMP_SET_MODE_FILTER), 0,
+        withUnsafeMutablePointer(to: &program) { Int(bitPattern: $0) }, 0, 0, 0)
+    }
+  }
+
+  // MARK: Names
+
+  private static let nameCount = 512
+  /// By number; for signal handlers.
+  nonisolated(unsafe) private static let names: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
+    let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: nameCount)
+    names.initialize(repeating: nil, count: nameCount)
+    return names
+  }()
+
+  private static func nameCalls(_ functions: Functions) {
+    let native: UInt32 = 0xC000_003E  // AUDIT_ARCH_X86_64
+    for number in 0..<nameCount {
+      names[number] = functions.name(native, Int32(number)).map { UnsafePointer($0) }
+    }
+  }
+
+  /// A system call's name; nil where it is not known. Safe in signal handlers.
+  static func name(_ number: Int32) -> UnsafePointer<CChar>? {
+    number >= 0 && Int(number) < nameCount ? names[Int(number)] : nil
+  }
+}

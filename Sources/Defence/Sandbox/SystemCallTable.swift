@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which system calls a thread of a running machine may make, by what the thread is for. Everything that is
+// not here ends the process with a report that names the call (`SystemCallFilter`).
+//
+// A new system call somewhere in the program is a line here, with its check as narrow as can be. What a
+// C library may call instead of another call (futex_wait, TCGETS2) is here under both names; names that the
+// host's libseccomp does not know are left out.
+
+import CHost
+import Glibc
+
+/// What a thread is for.
+package enum ThreadRole: Int, Sendable, CaseIterable {
+  /// The event loop: terminal, signals, timers, the end of the run.
+  case main
+  /// Runs guest code, and the devices that it reaches.
+  case processor
+  /// Timers and their kin: waits and wakes.
+  case device
+
+  /// By the thread's name.
+  package init(threadName: String) { self = threadName.hasPrefix("vcpu") ? .processor : .device }
+}
+
+/// A condition on one argument: `argument & mask == value`, or that it differs.
+struct ArgumentCheck: Sendable {
+  var argument: UInt32
+  var mask: UInt64 = .max
+  var value: UInt64
+  var differs = false
+
+  /// As libseccomp has it: SCMP_CMP_NE, SCMP_CMP_EQ, SCMP_CMP_MASKED_EQ.
+  var compiled: chost_seccomp_check {
+    if mask == .max {
+      return chost_seccomp_check(argument: argument, comparison: differs ? 1 : 4, a: value, b: 0)
+    }
+    return chost_seccomp_check(argument: argument, comparison: 7, a: mask, b: value)
+  }
+}
+
+/// Calls that are allowed, or refused with an error, where any of some conditions holds.
+struct SystemCallRule: Sendable {
+  var roles: [ThreadRole]
+  var calls: String
+  /// Each a list of checks that all hold; none: always.
+  var alternatives: [[ArgumentCheck]] = [[]]
+  /// The error instead of the call; nil: the call is made.
+  var refusal: Int32?
+}
+
+/// What the table has to know of this process and run.
+package struct SandboxSettings: Sendable {
+  /// The kernel's KVM runs the guest, so that nobody makes code and ioctls of KVM are needed.
+  package var usesDevice: Bool
+  /// Of crash reports; nil: none may be written (see `CrashReporter`).
+  package var reportDirectory: Int32?
+  package var process = getpid()
+  /// Address space that may be needed beyond what is mapped when the guest starts.
+  package var addressReserve: UInt64
+
+  package init(usesDevice: Bool, reportDirectory: Int32?, addressReserve: UInt64) {
+    self.usesDevice = usesDevice
+    self.reportDirectory = reportDirectory
+    self.addressReserve = addressReserve
+  }
+}
+
+enum SystemCallTable {
+  private static let all = ThreadRole.allCases
+  private static let executable: UInt64 = UInt64(PROT_EXEC)
+  private static let writableAndExecutable = UInt64(PROT_WRITE | PROT_EXEC)
+
+  private static func equal(_ argument: UInt32, _ values: [UInt64]) -> [[ArgumentCheck]] {
+    values.map { [ArgumentCheck(argument: argument, value: $0)] }
+  }
+
+  static func rules(_ settings: SandboxSettings) -> [SystemCallRule] {
+    general + arguments(settings) + memory(settings) + devices(settings) + files(settings)
+  }
+
+  /// Without conditions.
+  private static let general = [
+    // Memory, locks, time and the thread's own affairs: allocator, threads, Swift's runtime.
+    SystemCallRule(
+      roles: all,
+      calls: """
+        read write futex futex_wait futex_wake futex_requeue futex_waitv munmap mremap brk \
+        madvise rt_sigprocmask rt_sigreturn sigaltstack clock_gettime clock_nanosleep nanosleep \
+        gettimeofday time clock_getres getpid gettid sched_yield sched_getaffinity getcpu \
+        set_robust_list rseq membarrier restart_syscall getrandom exit exit_group close \
+        rt_sigaction seccomp landlock_restrict_self
+        """),
+    // A translator's reports; /proc/thread-self/schedstat.
+    SystemCallRule(
+      roles: [.main, .processor], calls: "writev pread64 pwrite64 mincore lseek fstat"),
+    SystemCallRule(roles: [.device], calls: "mincore"),
+    SystemCallRule(
+      roles: [.main],
+      calls: """
+        epoll_create1 epoll_ctl epoll_wait epoll_pwait poll ppoll signalfd4 timerfd_create \
+        timerfd_settime eventfd2 getrusage readv sysinfo prlimit64 setrlimit getrlimit uname
+        """),
+    // Libraries have another way then. clone3 keeps its flags in memory, which a filter cannot see.
+    SystemCallRule(roles: all, calls: "clone3", refusal: ENOSYS),
+    // Files are open by now. A library that looks for one finds that it may not.
+    SystemCallRule(
+      roles: all,
+      calls: "open openat2 access faccessat faccessat2 readlink readlinkat stat lstat statx",
+      refusal: EPERM),
+  ]
+
+  private static func arguments(_ settings: SandboxSettings) -> [SystemCallRule] {
+    let thread = UInt64(0x0001_0000 | 0x0000_0100)  // CLONE_THREAD, CLONE_VM
+    return [
+      // Threads, never processes.
+      SystemCallRule(
+        roles: all, calls: "clone",
+        alternatives: [[ArgumentCheck(argument: 0, mask: thread, value: thread)]]),
+      // Signals to threads of this process.
+      SystemCallRule(
+        roles: all, calls: "tgkill",
+        alternatives: equal(0, [UInt64(UInt32(bitPattern: settings.process))])),
+      // Memory of this process that may not be there: PagePresence, crash reports.
+      SystemCallRule(
+        roles: all, calls: "process_vm_readv",
+        alternatives: equal(0, [UInt64(UInt32(bitPattern: settings.process))])),
+      // PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_SET_VMA (names of mappings).
+      SystemCallRule(
+        roles: all, calls: "prctl", alternatives: equal(0, [15, 16, 29, 30, 0x5356_4D41])),
+      SystemCallRule(
+        roles: [.main, .processor], calls: "fcntl",
+        alternatives: equal(1, [F_GETFD, F_SETFD, F_GETFL, F_SETFL].map { UInt64($0) })),
+    ]
+  }
+
+  /// No memory is ever writable and executable. Only vCPU threads make code, with the software engine.
+  private static func memory(_ settings: SandboxSettings) -> [SystemCallRule] {
+    let none = [[ArgumentCheck(argument: 2, mask: executable, value: 0)]]
+    let either = [0, UInt64(PROT_WRITE), executable].map {
+      [ArgumentCheck(argument: 2, mask: writableAndExecutable, value: $0)]
+    }
+    return [
+      SystemCallRule(roles: [.main, .device], calls: "mmap mprotect", alternatives: none),
+      SystemCallRule(
+        roles: [.processor], calls: "mmap mprotect",
+        alternatives: settings.usesDevice ? none : either),
+    ]
+  }
+
+  private static func devices(_ settings: SandboxSettings) -> [SystemCallRule] {
+    // TCGETS to TCSETSF, TIOCGWINSZ, TCGETS2 to TCSETSF2: whichever thread ends the process restores the
+    // terminal. Not TIOCSTI, which types for the user.
+    let terminal: [UInt64] = [
+      0x5401, 0x5402, 0x5403, 0x5404, 0x5413, 0x802C_542A, 0x402C_542B, 0x402C_542C, 0x402C_542D,
+    ]
+    var rules = [SystemCallRule(roles: all, calls: "ioctl", alternatives: equal(1, terminal))]
+    if settings.usesDevice {
+      rules.append(
+        SystemCallRule(
+          roles: [.main, .processor], calls: "ioctl",
+          alternatives: [[ArgumentCheck(argument: 1, mask: 0xFF00, value: UInt64(KVMIO) << 8)]]))
+    }
+    return rules
+  }
+
+  /// A crash report may be made in its folder, as a new file. The rest is an error.
+  private static func files(_ settings: SandboxSettings) -> [SystemCallRule] {
+    let emptyPath = ArgumentCheck(argument: 3, value: 0x1000)  // AT_EMPTY_PATH: fstat
+    var notEmpty = emptyPath
+    notEmpty.differs = true
+    var rules = [
+      SystemCallRule(roles: all, calls: "newfstatat", alternatives: [[emptyPath]]),
+      SystemCallRule(
+        roles: all, calls: "newfstatat", alternatives: [[notEmpty]], refusal: EPERM),
+    ]
+    guard let directory = settings.reportDirectory else {
+      return rules + [SystemCallRule(roles: all, calls: "openat", refusal: EPERM)]
+    }
+    let flags = UInt64(CrashReporter.reportFlags)
+    let inFolder = ArgumentCheck(argument: 0, value: UInt64(directory))
+    let isNew = ArgumentCheck(argument: 2, value: flags)
+    var elsewhere = inFolder
+    var otherwise = isNew
+    elsewhere.differs = true
+    otherwise.differs = true
+    rules += [
+      SystemCallRule(roles: all, calls: "openat", alternatives: [[inFolder, isNew]]),
+      SystemCallRule(
+        roles: all, calls: "openat", alternatives: [[elsewhere], [inFolder, otherwise]],
+        refusal: EPERM),
+    ]
+    return rules
+  }
+}
