@@ -128,8 +128,8 @@ extension LocalAPIC {
   private var tick: UInt64 {
     let configuration = self[APICRegister.divideConfiguration]
     let code = configuration & 3 | (configuration & 8) >> 1
-    // A cycle of a millisecond at most keeps every product far from overflow.
-    let cycle = UInt64(max(1, min(busCycleNanoseconds, 1_000_000)))
+    // With at most so long a cycle no product with a count overflows, nor its sum with the time.
+    let cycle = UInt64(max(1, min(busCycleNanoseconds, 1 << 24)))
     return cycle &<< UInt64((code &+ 1) & 7)
   }
 

@@ -61,8 +61,9 @@ final class Machine: @unchecked Sendable {
     var dirtyRingEntries: UInt32 = 0
   }
 
-  /// As many as have eight-bit APIC identifiers.
-  static let maxVirtualCPUs: UInt32 = 255
+  /// As in Linux: how many vCPUs, and identifiers below which number.
+  static let maxVirtualCPUs: UInt32 = 1024
+  static let maxCPUIDs: UInt32 = 4096
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor

@@ -24,6 +24,7 @@ extension VirtualCPU {
     backend.setTSCOffset(tscOffset)
     backend.setTSCMultiplier(tscRate.multiplier)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
+    backend.setInstructions(cpuid.features)
     updateDebugControls()
     updateHoggingControls()
   }
@@ -89,6 +90,7 @@ extension VirtualCPU {
     apic?.state.withLock { $0.initialize() }
     apicIdentityChanged()
     timerDeadline.store(.max, ordering: .sequentiallyConsistent)
+    deadlineTSC = .max
     mpState = UInt32(msrs.isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED)
     mustCheckEvents = true
   }

@@ -137,6 +137,8 @@ final class VirtualCPU: @unchecked Sendable {
   /// How fast the guest's counter runs, and what it is more than the host's at that rate.
   var tscRate: TSCRate
   var tscOffset: UInt64
+  /// The local APIC timer's TSC deadline; .max: none.
+  var deadlineTSC: UInt64 = .max
   var performance = PerformanceMonitor()
   var smm = SystemManagement()
   var clockPage: UInt64 = 0
@@ -197,7 +199,9 @@ final class VirtualCPU: @unchecked Sendable {
     if machine.interrupts != nil {
       var local = LocalAPIC(id: id, isBootstrapProcessor: isBootCPU)
       // Until the client enables the local APIC's LINT0, the 8259 reaches the boot CPU directly.
-      let quirks = Quirks.all & ~machine.options.withLock { $0.disabledQuirks }
+      let options = machine.options.withLock { $0 }
+      let quirks = Quirks.all & ~options.disabledQuirks
+      local.busCycleNanoseconds = options.busCycleNanoseconds
       if isBootCPU, quirks & Quirks.lint0Reenabled != 0 { local.acceptExternalAtReset() }
       apic = LockedAPIC(local)
       mpState = UInt32(isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_UNINITIALIZED)

@@ -74,8 +74,9 @@ final class DescriptorTable: @unchecked Sendable {
     static let event: UInt8 = 1 << 1
   }
   /// One byte for each descriptor number; numbers beyond share the last. Changed under the lock of
-  /// `entries`, read without.
-  private let flags: UnsafeMutablePointer<UInt8>
+  /// `entries`, read without: what a caller has put in order, by a system call or a lock of its own, it
+  /// finds in order.
+  private let flags: UnsafeMutablePointer<Atomic<UInt8>>
   private let entries = Mutex(Entries())
   /// Whether any number was an eventfd's.
   private let hasEvents = Atomic<Bool>(false)
@@ -86,7 +87,19 @@ final class DescriptorTable: @unchecked Sendable {
         nil, Self.flagCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
         -1, 0))
     flags = (memory == MAP_FAILED ? calloc(1, Self.flagCount)! : memory!)
-      .assumingMemoryBound(to: UInt8.self)
+      .bindMemory(to: Atomic<UInt8>.self, capacity: Self.flagCount)
+  }
+
+  private func has(_ place: Int, _ flag: UInt8) -> Bool {
+    flags[place].load(ordering: .acquiring) & flag != 0
+  }
+
+  private func set(_ place: Int, _ flag: UInt8) {
+    flags[place].bitwiseOr(flag, ordering: .releasing)
+  }
+
+  private func clear(_ place: Int, _ flag: UInt8) {
+    flags[place].bitwiseAnd(~flag, ordering: .releasing)
   }
 
   private func flag(_ descriptor: Int32) -> Int {
@@ -94,10 +107,10 @@ final class DescriptorTable: @unchecked Sendable {
   }
 
   /// Whether a descriptor may be KVM's.
-  func mayHold(_ descriptor: Int32) -> Bool { flags[flag(descriptor)] & Flag.known != 0 }
+  func mayHold(_ descriptor: Int32) -> Bool { has(flag(descriptor), Flag.known) }
 
   func mayBeEvent(_ descriptor: Int32) -> Bool {
-    descriptor >= 0 && flags[flag(descriptor)] & Flag.event != 0
+    descriptor >= 0 && has(flag(descriptor), Flag.event)
   }
 
   func setEvent(_ descriptor: Int32, _ isEvent: Bool) {
@@ -105,10 +118,10 @@ final class DescriptorTable: @unchecked Sendable {
     if isEvent == mayBeEvent(descriptor) { return }
     entries.withLock { _ in
       if isEvent {
-        flags[place] |= Flag.event
+        set(place, Flag.event)
         hasEvents.store(true, ordering: .relaxed)
       } else if place != Self.flagCount - 1 {
-        flags[place] &= ~Flag.event
+        clear(place, Flag.event)
       }
     }
   }
@@ -144,7 +157,7 @@ final class DescriptorTable: @unchecked Sendable {
 
   func add(_ descriptor: Int32, _ file: KVMFile) {
     let old = entries.withLock { entries -> KVMFile? in
-      flags[flag(descriptor)] |= Flag.known
+      set(flag(descriptor), Flag.known)
       let old = entries.files.updateValue(file, forKey: descriptor)
       file.references.add(1, ordering: .relaxed)
       entries.byIdentity[file.identity] = file
@@ -157,7 +170,9 @@ final class DescriptorTable: @unchecked Sendable {
   func remove(_ descriptor: Int32) {
     guard mayHold(descriptor) else { return }
     let last = entries.withLock { entries -> KVMFile? in
-      if flag(descriptor) != Self.flagCount - 1 { flags[flag(descriptor)] &= ~Flag.known }
+      if flag(descriptor) != Self.flagCount - 1 {
+        clear(flag(descriptor), Flag.known)
+      }
       guard let file = entries.files.removeValue(forKey: descriptor) else { return nil }
       return Self.forget(file, &entries)
     }

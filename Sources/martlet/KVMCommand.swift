@@ -50,6 +50,10 @@ struct KVMCommand: ParsableCommand {
       Martlet.say("libmartlet-kvm.so is not beside this program; set MARTLET_KVM_LIBRARY")
       throw ExitCode(Self.cannotStart)
     }
+    if let refusal = ProgramFile(program)?.refusal {
+      Martlet.say("\(program): \(refusal)")
+      throw ExitCode(Self.cannotStart)
+    }
     try setSettings()
     let preloaded = getenv("LD_PRELOAD").map { ":" + String(cString: $0) } ?? ""
     setenv("LD_PRELOAD", library + preloaded, 1)

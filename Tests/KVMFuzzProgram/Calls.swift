@@ -70,6 +70,9 @@ let machineCalls: [Call] = [
     "SET_USER_MEMORY_REGION", .machine, CKVM_SET_USER_MEMORY_REGION,
     .structure(Make.memoryRegion), [EINVAL, EEXIST, ENOMEM], weight: 12),
   Call(
+    "SET_USER_MEMORY_REGION2", .machine, CKVM_SET_USER_MEMORY_REGION2,
+    .structure(Make.memoryRegion2), [EINVAL, EEXIST, ENOMEM, EBADF, ENOTTY]),
+  Call(
     "GET_DIRTY_LOG", .machine, CKVM_GET_DIRTY_LOG, .structure(Make.dirtyLog),
     [EINVAL, ENOENT, ENXIO, EFAULT, ENOMEM], weight: 8),
   Call(
@@ -112,12 +115,12 @@ let machineCalls: [Call] = [
   Call(
     "SET_IDENTITY_MAP_ADDR", .machine, CKVM_SET_IDENTITY_MAP_ADDR, some(UInt64.self),
     [EINVAL, EEXIST]),
-  Call("SET_BOOT_CPU_ID", .machine, CKVM_SET_BOOT_CPU_ID, any, [EBUSY]),
+  Call("SET_BOOT_CPU_ID", .machine, CKVM_SET_BOOT_CPU_ID, any, [EBUSY, EINVAL]),
   Call("GET_NR_MMU_PAGES", .machine, CKVM_GET_NR_MMU_PAGES, .ignored, results: 0...Int32.max),
   Call("SET_NR_MMU_PAGES", .machine, CKVM_SET_NR_MMU_PAGES, any, [EINVAL]),
   Call(
     "ENABLE_CAP", .machine, CKVM_ENABLE_CAP, .structure(Make.capability),
-    [EINVAL, EEXIST, E2BIG, ENOMEM, EFAULT, ENOTTY, EPERM], weight: 8),
+    [EINVAL, EEXIST, E2BIG, ENOMEM, EFAULT, ENOTTY, EPERM, ENXIO], weight: 8),
   Call(
     "X86_SET_MSR_FILTER", .machine, CKVM_X86_SET_MSR_FILTER, .structure(Make.filter),
     [EINVAL, EFAULT, ENOMEM]),

@@ -83,6 +83,15 @@ enum Make {
     return worker.of(bases) &+ UInt64(worker.below(64)) << 12
   }
 
+  /// The longer struct: the same, then what memory that the client cannot see would need.
+  static let memoryRegion2: Call.Structure = { worker, place in
+    let size = memoryRegion(worker, place)
+    for offset in stride(from: size, to: MemoryLayout<kvm_userspace_memory_region2>.size, by: 8) {
+      _ = store(worker.chance(4) ? worker.word() : 0, place + offset)
+    }
+    return MemoryLayout<kvm_userspace_memory_region2>.size
+  }
+
   static let memoryRegion: Call.Structure = { worker, place in
     let pages = worker.chance(3) ? 0 : worker.chance(8) ? 512 : 1 + worker.below(32)
     var region = kvm_userspace_memory_region()
@@ -184,7 +193,7 @@ enum Make {
   /// Capabilities that change how guests run.
   private static let settings: [UInt32] = [
     KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_BUS_LOCK_EXIT, KVM_CAP_X86_NOTIFY_VMEXIT,
-    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, KVM_CAP_X86_DISABLE_EXITS, KVM_CAP_X86_APIC_BUS_CYCLES_NS,
   ].map { UInt32($0) }
 
   static let filter: Call.Structure = { worker, place in

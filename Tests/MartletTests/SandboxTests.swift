@@ -170,7 +170,7 @@ private func reports(_ folder: String) -> [String] {
   @Test func faultsOfTheMainThread() throws {
     try check(
       "fault", signal: SIGSEGV, name: "SIGSEGV, code 1, address 0x1234",
-      parts: ["thread: martlet", "guest: this thread was in none", "7martlet12MisbehaviourO3run"],
+      parts: ["thread: martlet", "guest: this thread was in none", "7martlet12MisbehaviourO"],
       kernel: .printing("x"))
   }
 

@@ -70,6 +70,28 @@ struct chost_dl_info {
   void *address;
 };
 int chost_dladdr(const void *address, struct chost_dl_info *info) __asm__("dladdr");
+/* What kernels since 6.1 have added, where the header is older. */
+#ifndef KVM_SET_USER_MEMORY_REGION2
+#define KVM_CAP_USER_MEMORY2 231
+struct kvm_userspace_memory_region2 {
+  __u32 slot;
+  __u32 flags;
+  __u64 guest_phys_addr;
+  __u64 memory_size;
+  __u64 userspace_addr;
+  __u64 guest_memfd_offset;
+  __u32 guest_memfd;
+  __u32 pad1;
+  __u64 pad2[14];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
+#endif
+#ifndef KVM_CAP_VM_TYPES
+#define KVM_CAP_VM_TYPES 235
+#endif
+#ifndef KVM_CAP_X86_APIC_BUS_CYCLES_NS
+#define KVM_CAP_X86_APIC_BUS_CYCLES_NS 237
+#endif
 
 static const unsigned int CKVM_ASSIGN_DEV_IRQ = (unsigned int)KVM_ASSIGN_DEV_IRQ;
 static const unsigned int CKVM_ASSIGN_PCI_DEVICE = (unsigned int)KVM_ASSIGN_PCI_DEVICE;
@@ -168,6 +190,7 @@ static const unsigned int CKVM_SET_SREGS2 = (unsigned int)KVM_SET_SREGS2;
 static const unsigned int CKVM_SET_TSC_KHZ = (unsigned int)KVM_SET_TSC_KHZ;
 static const unsigned int CKVM_SET_TSS_ADDR = (unsigned int)KVM_SET_TSS_ADDR;
 static const unsigned int CKVM_SET_USER_MEMORY_REGION = (unsigned int)KVM_SET_USER_MEMORY_REGION;
+static const unsigned int CKVM_SET_USER_MEMORY_REGION2 = (unsigned int)KVM_SET_USER_MEMORY_REGION2;
 static const unsigned int CKVM_SET_VAPIC_ADDR = (unsigned int)KVM_SET_VAPIC_ADDR;
 static const unsigned int CKVM_SET_VCPU_EVENTS = (unsigned int)KVM_SET_VCPU_EVENTS;
 static const unsigned int CKVM_SET_XCRS = (unsigned int)KVM_SET_XCRS;

@@ -18,10 +18,15 @@ enum Capabilities {
     KVM_CAP_IRQCHIP: 1,
     KVM_CAP_HLT: 1,
     KVM_CAP_USER_MEMORY: 1,
+    // Without what KVM_CAP_GUEST_MEMFD and KVM_CAP_MEMORY_ATTRIBUTES would add.
+    KVM_CAP_USER_MEMORY2: 1,
+    // A bit for each type of machine: the ordinary one.
+    KVM_CAP_VM_TYPES: 1,
+    KVM_CAP_X86_APIC_BUS_CYCLES_NS: 1,
     KVM_CAP_SET_TSS_ADDR: 1,
     KVM_CAP_EXT_CPUID: 1,
     KVM_CAP_MAX_VCPUS: Int32(Machine.maxVirtualCPUs),
-    KVM_CAP_MAX_VCPU_ID: Int32(Machine.maxVirtualCPUs),
+    KVM_CAP_MAX_VCPU_ID: Int32(Machine.maxCPUIDs),
     KVM_CAP_NR_MEMSLOTS: Int32(Machine.maxMemorySlots),
     KVM_CAP_MP_STATE: 1,
     KVM_CAP_NOP_IO_DELAY: 1,

@@ -35,6 +35,10 @@ struct MachineOptions: Sendable {
   var tellsNotifyExits = false
   /// KVM_CAP_DISABLE_QUIRKS2.
   var disabledQuirks: UInt64 = 0
+  /// KVM_CAP_X86_APIC_BUS_CYCLES_NS: what local APIC timers count, before division.
+  var busCycleNanoseconds: UInt32 = 1
+  /// MSR_KVM_WALL_CLOCK, which all vCPUs share.
+  var wallClock: UInt64 = 0
 }
 
 extension Machine {
@@ -74,12 +78,13 @@ extension Machine {
   private static let generalSwitches: [Int32: Switch] = [
     KVM_CAP_MAX_VCPU_ID: { (machine, capability) throws(Errno) in
       let limit = capability.args.0
-      guard limit <= UInt64(maxVirtualCPUs) else { throw .invalidArgument }
+      guard limit <= UInt64(maxCPUIDs) else { throw .invalidArgument }
       try machine.configure { (configuration) throws(Errno) in
-        guard configuration.maxCPUID == nil || configuration.maxCPUID == UInt32(limit) else {
-          throw .invalidArgument
-        }
-        configuration.maxCPUID = UInt32(limit)
+        guard UInt64(configuration.bootCPU) <= limit,
+          configuration.maxCPUID == nil || configuration.maxCPUID == UInt32(limit)
+        else { throw .invalidArgument }
+        // 0 is no limit.
+        configuration.maxCPUID = limit == 0 ? nil : UInt32(limit)
       }
     },
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: { (machine, capability) throws(Errno) in
@@ -114,8 +119,23 @@ extension Machine {
         KVM_X86_DISABLE_EXITS_MWAIT | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_PAUSE
           | KVM_X86_DISABLE_EXITS_CSTATE)
       guard capability.args.0 & ~known == 0 else { throw .invalidArgument }
-      if capability.args.0 & UInt64(KVM_X86_DISABLE_EXITS_HLT) != 0 {
-        machine.options.withLock { $0.haltsInGuest = true }
+      try machine.configure { (_) throws(Errno) in
+        guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+        if capability.args.0 & UInt64(KVM_X86_DISABLE_EXITS_HLT) != 0 {
+          machine.options.withLock { $0.haltsInGuest = true }
+        }
+      }
+    },
+    KVM_CAP_X86_APIC_BUS_CYCLES_NS: { (machine, capability) throws(Errno) in
+      let cycle = capability.args.0
+      // The longest time, of the highest count and divider, has to fit into 64 bits.
+      guard cycle != 0, cycle <= UInt64.max / (UInt64(UInt32.max) * 128) else {
+        throw .invalidArgument
+      }
+      try machine.configure { (_) throws(Errno) in
+        guard machine.interrupts != nil else { throw .noSuchAddressOrDevice }
+        guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }
+        machine.options.withLock { $0.busCycleNanoseconds = UInt32(cycle) }
       }
     },
     KVM_CAP_MSR_PLATFORM_INFO: { (machine, capability) throws(Errno) in

@@ -46,8 +46,8 @@ extension Machine {
     (
       CKVM_SET_TSS_ADDR,
       { (machine, argument) throws(Errno) in
-        // Three pages below 4 GiB; unrestricted guests need none of them.
-        guard argument.value <= UInt(UInt32.max) - 3 * 4096 else { throw .invalidArgument }
+        // Three pages that end at 4 GiB at the latest; unrestricted guests need none of them.
+        guard argument.value <= 1 << 32 - 3 * 4096 else { throw .invalidArgument }
         machine.configure { $0.tssAddress = UInt64(argument.value) }
         return 0
       }
@@ -64,8 +64,13 @@ extension Machine {
     (
       CKVM_SET_BOOT_CPU_ID,
       { (machine, argument) throws(Errno) in
-        guard machine.virtualCPUs.isEmpty else { throw .resourceBusy }
-        machine.configure { $0.bootCPU = UInt32(truncatingIfNeeded: argument.value) }
+        try machine.configure { (configuration) throws(Errno) in
+          guard machine.virtualCPUs.isEmpty else { throw .resourceBusy }
+          guard argument.value <= UInt(configuration.maxCPUID ?? maxCPUIDs) else {
+            throw .invalidArgument
+          }
+          configuration.bootCPU = UInt32(argument.value)
+        }
         return 0
       }
     ),
@@ -89,7 +94,7 @@ extension Machine {
 
   private func createVirtualCPU(_ number: UInt) throws(Errno) -> Int32 {
     let vcpu = try ioctlLock.withLock { (configuration) throws(Errno) -> VirtualCPU in
-      guard number < UInt(configuration.maxCPUID ?? Self.maxVirtualCPUs) else {
+      guard number < UInt(configuration.maxCPUID ?? Self.maxCPUIDs) else {
         throw .invalidArgument
       }
       let id = UInt32(number)

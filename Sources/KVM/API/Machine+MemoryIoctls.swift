@@ -5,7 +5,7 @@ import Synchronization
 import SystemPackage
 import X86CPU
 
-/// KVM_SET_USER_MEMORY_REGION and the dirty log.
+/// KVM_SET_USER_MEMORY_REGION, its successor, and the dirty log.
 extension Machine {
   /// As Linux: 15 bits less the slots that it keeps for itself.
   static let maxMemorySlots: UInt32 = 32764
@@ -27,6 +27,21 @@ extension Machine {
       CKVM_SET_USER_MEMORY_REGION,
       { (machine, argument) throws(Errno) in
         let region: kvm_userspace_memory_region = try argument.read()
+        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+          try machine.setMemory(region, configuration)
+        }
+        return 0
+      }
+    ),
+    // The same in a longer struct. What the rest of it is for, memory that the client cannot see
+    // (KVM_MEM_GUEST_MEMFD), is not offered, and its flag refused as any unknown one.
+    (
+      CKVM_SET_USER_MEMORY_REGION2,
+      { (machine, argument) throws(Errno) in
+        let given: kvm_userspace_memory_region2 = try argument.read()
+        let region = kvm_userspace_memory_region(
+          slot: given.slot, flags: given.flags, guest_phys_addr: given.guest_phys_addr,
+          memory_size: given.memory_size, userspace_addr: given.userspace_addr)
         try machine.ioctlLock.withLock { (configuration) throws(Errno) in
           try machine.setMemory(region, configuration)
         }

@@ -125,15 +125,24 @@ extension VirtualCPU {
   }
 
   /// Once the vCPU has run, only what it has.
-  private func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
+  private func setCPUID(_ given: [kvm_cpuid_entry2]) throws(Errno) {
+    let haltsInGuest = machine.options.withLock { $0.haltsInGuest }
+    let entries = GuestCPUID.adjusted(given, haltsInGuest: haltsInGuest)
     if hasRun {
       let state = cpuidState
       let new = GuestCPUID(entries).entries(state)
       guard CPUIDTable.areEqual(new, cpuid.entries(state)) else { throw .invalidArgument }
       return
     }
+    guard GuestCPUID.isValid(entries) else { throw .invalidArgument }
     cpuid = GuestCPUID(entries)
     setVendorRules(cpuid.rules)
+    backend.setInstructions(cpuid.features)
+    updateMSRInterception()
+    let hasDeadline = cpuid.features.contains(.tscDeadline)
+    apic?.state.withLock {
+      if hasDeadline { $0.features.insert(.tscDeadline) } else { $0.features.remove(.tscDeadline) }
+    }
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     configureCounters()
     updateHoggingControls()

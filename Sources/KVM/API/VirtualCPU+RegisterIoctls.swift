@@ -221,10 +221,12 @@ extension VirtualCPU {
     let paging = value.cr0 & CR0.pg.rawValue != 0
     let efer = EFER(rawValue: value.efer)
     guard efer.isSubset(of: allowedEFER), value.cr4 & ~cpuid.allowedCR4 == 0,
-      value.cr0 >> 32 == 0, !paging || value.cr0 & CR0.pe.rawValue != 0
+      value.cr0 >> 32 == 0, !paging || value.cr0 & CR0.pe.rawValue != 0,
+      value.cr0 & CR0.nw.rawValue == 0 || value.cr0 & CR0.cd.rawValue != 0
     else { throw .invalidArgument }
     if efer.contains(.lme), paging {
       guard value.cr4 & CR4.pae.rawValue != 0, efer.contains(.lma),
+        value.cr3 & cpuid.reservedAddressBits == 0,
         value.cr3 >> UInt64(CPUIDModel.physicalAddressBits) == 0
       else { throw .invalidArgument }
     } else {

@@ -96,6 +96,8 @@ protocol VirtualizationBackend: AnyObject {
   func setTSCMultiplier(_ multiplier: UInt64)
   /// Which CR4 bits the guest may set without an exit.
   func setGuestCR4(allowed: UInt64)
+  /// Which instructions the guest has, of those that controls can take away.
+  func setInstructions(_ features: GuestFeatures)
   /// Names the root of the nested page tables.
   func setNestedTables(_ root: UInt64)
   /// Which exceptions exit, whether every instruction does, and accesses to debug registers.
@@ -105,7 +107,9 @@ protocol VirtualizationBackend: AnyObject {
   /// How long, in TSC ticks, the guest may keep everybody out; nil: without end.
   func setNotifyWindow(_ ticks: UInt32?)
   /// Which MSRs the guest reaches without an exit, of those that may be.
-  func setMSRFilter(_ filter: MSRFilter?)
+  ///
+  /// - Parameter watchesEFER: writes of EFER exit.
+  func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool)
   /// Drops what the physical CPU has cached of the guest's own translations.
   func flushGuestTranslations()
   /// Drops what the physical CPU has cached of nested tables.

@@ -28,8 +28,9 @@ struct GuestCPUID {
   let performance: PerformanceModel
   /// What its vendor's processors do in their own way.
   let rules: VendorRules
-  /// IA32_PERF_CAPABILITIES is there.
-  let hasPerformanceCapabilities: Bool
+  /// What the guest's MSRs and instructions depend on.
+  let features: GuestFeatures
+  let isIntel: Bool
 
   /// Leaf 0x40000001 EAX.
   let paravirtualFeatures: UInt32
@@ -67,7 +68,8 @@ struct GuestCPUID {
     rules = VendorRules(
       vendor: find(0, 0).ebx, features: find(0x8000_0001, 0).ecx,
       moreFeatures: find(0x8000_0021, 0).eax)
-    hasPerformanceCapabilities = one.ecx & SupportedCPUID.performanceCapabilitiesBit != 0
+    features = GuestFeatures(find)
+    isIntel = find(0, 0).ebx == Self.intelVendor
     paravirtualFeatures = find(0x4000_0001, 0).eax
     let widths = find(0x8000_0008, 0).eax & 0xFF
     physicalAddressBits = widths == 0 ? nil : UInt64(widths)

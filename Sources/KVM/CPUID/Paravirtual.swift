@@ -14,6 +14,7 @@ enum ParavirtualFeature {
   static let pollControl: UInt32 = 1 << 12
   static let yield: UInt32 = 1 << 13
   static let asyncFaultInterrupt: UInt32 = 1 << 14
+  static let migrationControl: UInt32 = 1 << 17
   static let stableClock: UInt32 = 1 << 24
 
   /// The feature that each MSR belongs to.
@@ -24,6 +25,7 @@ enum ParavirtualFeature {
     ParavirtualMSR.endOfInterrupt: endOfInterrupt, ParavirtualMSR.asyncFault: asyncFault,
     ParavirtualMSR.asyncFaultVector: asyncFaultInterrupt,
     ParavirtualMSR.asyncFaultAcknowledge: asyncFaultInterrupt,
+    ParavirtualMSR.migrationControl: migrationControl,
   ]
 }
 

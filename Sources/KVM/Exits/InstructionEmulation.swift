@@ -11,9 +11,9 @@
 //
 // The log belongs to the instruction at `rip`; with any other it is empty.
 //
-// Repeated string I/O goes to the client in batches. Items of OUTS are collected, the instruction
-// going on, and given to the client together, behind their instruction as in Linux. Items of INS are
-// asked for ahead, as many as will surely be taken; those not yet taken wait in `inputs`.
+// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as clients
+// read no more than one, with the registers behind it; items of INS are asked for ahead, as many as will
+// surely be taken, and those not yet taken wait in `inputs`.
 
 import CHost
 import Host
@@ -41,8 +41,8 @@ final class InstructionEmulation: EmulationContext {
   /// RCX when the log's accesses were made.
   private var count: UInt64 = 0
 
-  /// Items of OUTS that the client has not seen, in the port data page.
-  private(set) var outputs: (port: UInt16, size: Int, count: Int) = (0, 0, 0)
+  /// The item of OUTS that the client has not seen; its value is in the port data page.
+  private(set) var output: (port: UInt16, size: Int)?
   /// Items of INS that the client gave.
   private var inputs: [UInt64] = []
   /// The repeated INS whose items are asked for ahead.
@@ -81,10 +81,10 @@ final class InstructionEmulation: EmulationContext {
     inputBatch = max(1, Int(min(items, s.pointee.gpr[1] & input.mask)))
   }
 
-  /// The client sees the items of OUTS now.
-  func takeOutputs() -> (port: UInt16, size: Int, count: Int) {
-    defer { outputs = (0, 0, 0) }
-    return outputs
+  /// The client sees the item of OUTS now.
+  func takeOutput() -> (port: UInt16, size: Int)? {
+    defer { output = nil }
+    return output
   }
 
   /// The client answered a request for items of INS; the first comes at once.
@@ -165,14 +165,9 @@ final class InstructionEmulation: EmulationContext {
     {
       return true
     }
-    guard outputs.count == 0 || outputs.size == size,
-      (outputs.count + 1) * size <= VirtualCPU.portDataSize
-    else { return false }
-    withUnsafeBytes(of: value) {
-      vcpu.portData.advanced(by: outputs.count * size)
-        .copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
-    }
-    outputs = (port, size, outputs.count + 1)
+    if output != nil { return false }
+    vcpu.portData.storeBytes(of: value, as: UInt64.self)
+    output = (port, size)
     return true
   }
 
@@ -208,10 +203,10 @@ extension VirtualCPU {
       let result = slot.cpu.emulate(emulation)
       leaveGuest()
       switch result {
-      case .stopped where emulation.outputs.count > 0:
+      case .stopped where emulation.output != nil:
         // What was done comes first; the rest of the instruction is another exit.
         emulation.finish()
-        return sendOutputs()
+        return sendOutput()
       case .stopped: return requestAccess()
       case .vanished:
         completion = .none
@@ -219,13 +214,13 @@ extension VirtualCPU {
         return memoryVanished()
       case .faulted(let exception):
         let disposition = emulationFaulted(exception)
-        return emulation.outputs.count > 0 ? sendOutputs() : disposition
+        return emulation.output != nil ? sendOutput() : disposition
       case .completed:
         completion = .none
         emulation.finish()
         if debug.isStepping { isStepDone = true }
         clearShadow()
-        if emulation.outputs.count > 0 { return sendOutputs() }
+        if emulation.output != nil { return sendOutput() }
         budget -= 1
         // A repeated string instruction goes on here, unless somebody waits.
         if backend[.rip] != rip || budget == 0 || isStepDone
@@ -248,11 +243,12 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// Gives the client the items of OUTS that were collected.
-  private func sendOutputs() -> Disposition {
-    let outputs = emulation.takeOutputs()
+  /// Gives the client the item of OUTS that was done.
+  private func sendOutput() -> Disposition {
     completion = .none
-    describePort(outputs.port, outputs.size, count: outputs.count, isInput: false)
+    if let output = emulation.takeOutput() {
+      describePort(output.port, output.size, count: 1, isInput: false)
+    }
     return .userSpace
   }
 

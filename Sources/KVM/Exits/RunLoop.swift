@@ -114,6 +114,7 @@ extension VirtualCPU {
 
   private func loop() throws(Errno) {
     while true {
+      takeExpiredDeadline()
       if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
       if let exit = exitBeforeEntry() {
         run.pointee.exit_reason = UInt32(exit)

@@ -100,10 +100,12 @@ extension VirtualCPU {
   func armTimer() {
     guard let apic else { return }
     let deadline: UInt64
+    deadlineTSC = .max
     switch apic.state.withLock({ $0.nextDeadline }) {
     case nil: deadline = .max
     case .nanoseconds(let time): deadline = time
     case .tsc(let value):
+      deadlineTSC = value
       let time = apicTime
       let distance = value > time.tsc ? tscRate.nanoseconds(value &- time.tsc) : 0
       let (sum, overflow) = time.nanoseconds.addingReportingOverflow(distance)
@@ -112,6 +114,11 @@ extension VirtualCPU {
     }
     timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
     if deadline != .max { machine.timers.note(deadline) }
+  }
+
+  /// Before an entry: a TSC deadline that has come needs no thread to say so.
+  func takeExpiredDeadline() {
+    if deadlineTSC != .max, guestTSC >= deadlineTSC { expireTimer() }
   }
 
   /// The timer's deadline has come.

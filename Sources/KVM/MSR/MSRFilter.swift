@@ -66,10 +66,12 @@ struct MSRFilter: Sendable {
 }
 
 extension VirtualCPU {
-  /// Another filter: what needs no exit changes.
+  /// Another filter or CPUID: what needs no exit changes.
   func updateMSRInterception() {
     let filter = machine.options.withLock { $0.msrFilter }
-    withLoaded { backend.setMSRFilter(filter) }
+    // The processor has all of EFER; a guest whose CPUID has less is looked after.
+    let watchesEFER = !cpuid.features.isSuperset(of: [.longMode, .executeDisable])
+    withLoaded { backend.setMSRFilter(filter, watchesEFER: watchesEFER) }
   }
 
   private func isAllowed(_ number: UInt32, isWrite: Bool) -> Bool {

@@ -21,7 +21,6 @@ struct MSRStore {
   /// IA32_APIC_BASE where the client has the local APIC.
   var apicBaseWithoutChip: UInt64 = APICBase.defaultAddress | APICBase.en.rawValue
   var tscAdjust: UInt64 = 0
-  var wallClock: UInt64 = 0
   var systemTime: UInt64 = 0
   var pollControl: UInt64 = 1
   var platformInfo: UInt64 = 0
@@ -32,6 +31,8 @@ struct MSRStore {
   /// IA32_POWER_CTL: stored, nothing follows.
   var powerControl: UInt64 = 0
   var hardwareConfiguration: UInt64 = 0
+  /// IA32_SPEC_CTRL of a guest that the client has told of it: stored, nothing follows.
+  var speculationControl: UInt64 = 0
 }
 
 /// The numbers of KVM's own MSRs (Linux, "KVM-specific MSRs").
@@ -46,6 +47,8 @@ enum ParavirtualMSR {
   static let pollControl: UInt32 = 0x4B56_4D05
   static let asyncFaultVector: UInt32 = 0x4B56_4D06
   static let asyncFaultAcknowledge: UInt32 = 0x4B56_4D07
+  /// Whether the machine may be migrated, which concerns confidential guests alone: reads as 0.
+  static let migrationControl: UInt32 = 0x4B56_4D08
 }
 
 extension VirtualCPU {
@@ -64,7 +67,10 @@ extension VirtualCPU {
   /// - Parameter byHost: the client asks, not the guest.
   func readMSR(_ number: UInt32, byHost: Bool) -> UInt64? {
     if let register = Self.controlBlockRegister(number) { return backend[register] }
-    guard byHost || isOfferedMSR(number) else { return nil }
+    guard isOfferedMSR(number, byHost: byHost) else {
+      // What the guest does not have the client may save all the same.
+      return byHost ? 0 : nil
+    }
     switch number {
     case APICRegister.x2APICBase...MSR.x2APICLast.rawValue:
       let time = apicTime
@@ -75,25 +81,26 @@ extension VirtualCPU {
     case MSR.tscAdjust.rawValue: return msrs.tscAdjust
     case MSR.tscDeadline.rawValue: return apic?.state.withLock { $0.readTSCDeadline() } ?? 0
     case MSR.featureControl.rawValue: return 1
-    case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock: return msrs.wallClock
+    case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock:
+      return machine.options.withLock { $0.wallClock }
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
     case ParavirtualMSR.pollControl: return msrs.pollControl
     case ParavirtualMSR.stealTime: return steal.msr
     case ParavirtualMSR.endOfInterrupt: return eoi.msr
     case ParavirtualMSR.asyncFault: return asyncFaults.enable
     case ParavirtualMSR.asyncFaultVector: return asyncFaults.interrupt
-    case ParavirtualMSR.asyncFaultAcknowledge: return 0
+    case ParavirtualMSR.asyncFaultAcknowledge, ParavirtualMSR.migrationControl: return 0
     case MSR.platformInfo.rawValue:
       return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
         ? msrs.platformInfo : nil
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
     case MSR.archCapabilities.rawValue: return msrs.architecturalCapabilities
+    case MSR.specCtrl.rawValue: return msrs.speculationControl
     case MSR.smiCount.rawValue: return msrs.smiCount
     case MSR.smBase.rawValue: return byHost ? smm.base : nil
     case MSR.powerControl.rawValue: return msrs.powerControl
     case VendorMSR.hardwareConfiguration: return msrs.hardwareConfiguration
-    case MSR.performanceCapabilities.rawValue:
-      return byHost || cpuid.hasPerformanceCapabilities ? performance.capabilities : nil
+    case MSR.performanceCapabilities.rawValue: return performance.capabilities
     case MSR.miscEnable.rawValue:
       let value = readModelMSR(number) ?? 0
       return performance.hasMiscEnableBit ? value | MSRModel.miscEnablePerformance : value
@@ -107,8 +114,21 @@ extension VirtualCPU {
     }
   }
 
-  /// Whether the guest may know KVM's own MSRs (KVM_CAP_ENFORCE_PV_FEATURE_CPUID).
-  private func isOfferedMSR(_ number: UInt32) -> Bool {
+  /// What the client, too, finds only where the guest has it.
+  private static let ofTheGuestAlone: [UInt32] = [
+    MSR.archCapabilities.rawValue, MSR.performanceCapabilities.rawValue,
+  ]
+
+  /// Whether the guest has an MSR by its CPUID. KVM's own go by it where the client wants that
+  /// (KVM_CAP_ENFORCE_PV_FEATURE_CPUID).
+  private func isOfferedMSR(_ number: UInt32, byHost: Bool) -> Bool {
+    if byHost, !Self.ofTheGuestAlone.contains(number) { return true }
+    if let needed = GuestFeatures.needed(forMSR: number) {
+      return !cpuid.features.isDisjoint(with: needed)
+    }
+    if number == ParavirtualMSR.migrationControl {
+      return cpuid.paravirtualFeatures & ParavirtualFeature.migrationControl != 0
+    }
     guard enforcesParavirtualCPUID, let bit = ParavirtualFeature.ofMSR[number] else { return true }
     return hasParavirtual(bit)
   }
@@ -120,6 +140,7 @@ extension VirtualCPU {
       || number == MSR.smBase.rawValue || number == MSR.powerControl.rawValue
       || VendorMSR.isReadable(number) || PerformanceRegister(number) != nil
       || number == VendorMSR.hardwareConfiguration
+      || GuestFeatures.needed(forMSR: number) != nil
       || number == MSR.tscDeadline.rawValue
       || (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number)
   }
@@ -132,9 +153,9 @@ extension VirtualCPU {
 
   /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
-    guard byHost || isOfferedMSR(number) else { return false }
+    guard isOfferedMSR(number, byHost: byHost) else { return byHost && value == 0 }
     switch number {
-    case MSR.efer.rawValue: return writeEFER(value)
+    case MSR.efer.rawValue: return writeEFER(value, byHost: byHost)
     case MSR.pat.rawValue, MSR.debugctl.rawValue: return writeControlBlock(number, value)
     case APICRegister.x2APICBase...MSR.x2APICLast.rawValue: return writeX2APIC(number, value)
     case MSR.apicBase.rawValue: return writeAPICBase(value, byHost: byHost)
@@ -143,8 +164,8 @@ extension VirtualCPU {
     case MSR.tscDeadline.rawValue: return writeTSCDeadline(value, byHost: byHost)
     case MSR.featureControl.rawValue: return byHost
     case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock:
-      msrs.wallClock = value
-      writeWallClock()
+      machine.options.withLock { $0.wallClock = value }
+      writeWallClock(value)
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime:
       msrs.systemTime = value
       writeClock()
@@ -156,6 +177,7 @@ extension VirtualCPU {
     case ParavirtualMSR.asyncFault: return writeAsyncFaultMSR(value)
     case ParavirtualMSR.asyncFaultVector: return writeAsyncFaultVector(value)
     case ParavirtualMSR.asyncFaultAcknowledge: if value & 1 != 0 { takeArrivals() }
+    case ParavirtualMSR.migrationControl: return value & ~1 == 0
     case MSR.platformInfo.rawValue where byHost: msrs.platformInfo = value
     case MSR.biosSignatureID.rawValue where byHost: msrs.microcodeRevision = value
     case MSR.powerControl.rawValue: msrs.powerControl = value
@@ -168,8 +190,17 @@ extension VirtualCPU {
     case MSR.miscEnable.rawValue:
       return writeModelMSR(number, value & ~MSRModel.miscEnablePerformance, byHost: byHost)
     case MSR.archCapabilities.rawValue:
-      guard byHost, value & ~MSRModel.architecturalCapabilities == 0 else { return false }
+      guard byHost else { return false }
       msrs.architecturalCapabilities = value
+    case MSR.specCtrl.rawValue:
+      guard value & ~Self.knownSpeculationControl == 0 else { return false }
+      msrs.speculationControl = value
+    case MSR.predCmd.rawValue: return value & ~Self.predictionBarrier == 0
+    case MSR.tscAux.rawValue: return writeTSCAux(value)
+    case MSR.sysenterCS.rawValue where byHost:
+      return writeModelMSR(number, value & 0xFFFF_FFFF, byHost: true)
+    case MSR.sysenterESP.rawValue where byHost, MSR.sysenterEIP.rawValue where byHost:
+      return writeModelMSR(number, canonical(value), byHost: true)
     case MSR.smiCount.rawValue:
       guard byHost else { return false }
       msrs.smiCount = value
@@ -184,10 +215,23 @@ extension VirtualCPU {
         return machineCheck.write(number, value, byHost: byHost)
       }
       if VendorMSR.isReadable(number) { return VendorMSR.isWritable(number) }
+      if Self.variableRanges.contains(number), value & cpuid.reservedAddressBits != 0 {
+        return false
+      }
       return writeModelMSR(number, value, byHost: byHost)
     }
     return true
   }
+
+  /// IA32_MTRR_PHYSBASEn and IA32_MTRR_PHYSMASKn.
+  private static let variableRanges: Range<UInt32> = {
+    let first = MSR.mtrrPhysBase0.rawValue
+    return first..<(first + 2 * UInt32(MSRModel.variableRanges))
+  }()
+  /// IA32_SPEC_CTRL: IBRS, STIBP, SSBD, BHI_DIS_S.
+  private static let knownSpeculationControl: UInt64 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 10
+  /// IA32_PRED_CMD: IBPB.
+  private static let predictionBarrier: UInt64 = 1 << 0
 
   private func writeModelMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     guard let rule = MSRModel.rule(number) else { return false }
@@ -215,12 +259,31 @@ extension VirtualCPU {
     return true
   }
 
-  /// The client's write: LMA is as it says only through KVM_SET_SREGS.
-  private func writeEFER(_ value: UInt64) -> Bool {
-    let allowed: EFER = [.sce, .lme, .lma, .nxe]
-    guard EFER(rawValue: value).isSubset(of: allowed) else { return false }
+  /// LMA is as the client says only through KVM_SET_SREGS. The guest may set what its CPUID offers.
+  private func writeEFER(_ value: UInt64, byHost: Bool) -> Bool {
+    let new = EFER(rawValue: value)
+    guard new.isSubset(of: [.sce, .lme, .lma, .nxe]) else { return false }
+    if !byHost {
+      let changed = new.symmetricDifference(EFER(rawValue: backend[.efer]))
+      guard !new.contains(.nxe) || cpuid.features.contains(.executeDisable),
+        new.isDisjoint(with: [.lme, .lma]) || cpuid.features.contains(.longMode),
+        !changed.contains(.lme) || backend[.cr0] & CR0.pg.rawValue == 0
+      else { return false }
+    }
     backend[.efer] = value & ~EFER.lma.rawValue | backend[.efer] & EFER.lma.rawValue
     return true
+  }
+
+  /// Intel's processors have bits 63:32 reserved, AMD's drop them.
+  private func writeTSCAux(_ value: UInt64) -> Bool {
+    if cpuid.isIntel, value >> 32 != 0 { return false }
+    return writeModelMSR(MSR.tscAux.rawValue, value & 0xFFFF_FFFF, byHost: true)
+  }
+
+  /// An address with the upper bits that it has to have.
+  private func canonical(_ value: UInt64) -> UInt64 {
+    let width: Int64 = backend[.cr4] & CR4.la57.rawValue != 0 ? 57 : 48
+    return UInt64(bitPattern: (Int64(bitPattern: value) &<< (64 - width)) &>> (64 - width))
   }
 
   // MARK: Local APIC
@@ -235,7 +298,14 @@ extension VirtualCPU {
     return true
   }
 
+  /// Bits 7:0 and 9 of IA32_APIC_BASE.
+  private static let reservedAPICBase: UInt64 = 0x2FF
+
   private func writeAPICBase(_ value: UInt64, byHost: Bool) -> Bool {
+    let new = APICBase(rawValue: value)
+    guard value & (Self.reservedAPICBase | cpuid.reservedAddressBits) == 0,
+      !new.contains(.extd) || new.contains(.en) && cpuid.features.contains(.x2APIC)
+    else { return false }
     guard let apic else {
       msrs.apicBaseWithoutChip = value
       return true
@@ -260,70 +330,10 @@ extension VirtualCPU {
       armTimer()
     } else {
       perform(apic.state.withLock { $0.writeTSCDeadline(value) })
+      // One that is over already is an interrupt now, and before the next instruction.
+      takeExpiredDeadline()
     }
     return true
-  }
-
-  // MARK: Clocks
-
-  private func writeTSC(_ value: UInt64, byHost: Bool) -> Bool {
-    if byHost {
-      setTSCOffset(machine.clock.offset(forWriting: value, rate: tscRate))
-    } else {
-      let offset = value &- tscRate.counts(ofHost: HostTSC.read())
-      msrs.tscAdjust &+= offset &- tscOffset
-      setTSCOffset(offset)
-    }
-    return true
-  }
-
-  private func writeTSCAdjust(_ value: UInt64, byHost: Bool) -> Bool {
-    if !byHost { setTSCOffset(tscOffset &+ value &- msrs.tscAdjust) }
-    msrs.tscAdjust = value
-    return true
-  }
-
-  /// The guest's counter now.
-  var guestTSC: UInt64 { tscRate.counts(ofHost: HostTSC.read()) &+ tscOffset }
-
-  /// KVM_SET_TSC_KHZ. A counter that nobody has written goes on as if it had always had this rate,
-  /// so that all vCPUs agree; one that was written goes on from where it is.
-  func setTSCRate(_ rate: TSCRate) {
-    if rate == tscRate { return }
-    let isWritten = tscOffset != machine.clock.offset(rate: tscRate)
-    let value = guestTSC
-    tscRate = rate
-    backend.setTSCMultiplier(rate.multiplier)
-    setTSCOffset(
-      isWritten
-        ? value &- rate.counts(ofHost: HostTSC.read()) : machine.clock.offset(rate: rate))
-  }
-
-  func setTSCOffset(_ offset: UInt64) {
-    tscOffset = offset
-    backend.setTSCOffset(offset)
-    armTimer()
-    writeClock()
-  }
-
-  /// Writes the vCPU's kvmclock structure, if the guest has named one.
-  func writeClock() {
-    let address = msrs.systemTime & ~1
-    guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
-    let done = writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
-      ParavirtualClock.write(
-        &$0, machine.clock, rate: tscRate, tscOffset: tscOffset, flags: clockFlags)
-    }
-    if done { clockFlags &= ~ParavirtualClock.guestStopped }
-  }
-
-  private func writeWallClock() {
-    guard msrs.wallClock & 3 == 0 else { return }
-    _ = writeMemory(
-      msrs.wallClock, count: ParavirtualClock.wallClockSize, in: machine.memory
-    ) {
-      ParavirtualClock.writeWallClock(&$0, machine.clock)
-    }
   }
 }
 

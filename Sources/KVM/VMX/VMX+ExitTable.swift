@@ -37,7 +37,8 @@ extension VMX {
     (.rdtscp, exitRDTSCP), (.preemptionTimer, exitExternalInterrupt),
     (.invvpid, exitUndefined), (.wbinvd, exitNothing), (.xsetbv, exitXSETBV),
     (.invpcid, exitEmulated), (.vmfunc, exitUndefined), (.encls, exitUndefined),
-    (.rdrand, exitEmulated), (.rdseed, exitEmulated), (.busLock, exitBusLock),
+    // They exit only where the guest's CPUID does not have them.
+    (.rdrand, exitUndefined), (.rdseed, exitUndefined), (.busLock, exitBusLock),
     (.notify, exitNotify),
   ]
 

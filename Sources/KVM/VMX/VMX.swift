@@ -109,10 +109,9 @@ final class VMX: VirtualizationBackend {
     | PrimaryControls.unconditionalIOExiting | PrimaryControls.useMSRBitmaps
     | PrimaryControls.monitorExiting | PrimaryControls.secondaryControls
   private static let secondary =
-    (SecondaryControls.enableEPT | SecondaryControls.enableRDTSCP | SecondaryControls.enableVPID
+    (SecondaryControls.enableEPT | SecondaryControls.enableVPID
       | SecondaryControls.wbinvdExiting | SecondaryControls.unrestrictedGuest
-      | SecondaryControls.pauseLoopExiting | SecondaryControls.enableINVPCID
-      | SecondaryControls.enableXSAVES) & VMXCapabilities.secondary.allowed
+      | SecondaryControls.pauseLoopExiting) & VMXCapabilities.secondary.allowed
   private static let exit =
     VMXCapabilities.exit.required | ExitControls.hostAddressSpaceSize
     | ExitControls.saveDebugControls | ExitControls.savePAT | ExitControls.loadPAT
@@ -164,6 +163,15 @@ final class VMX: VirtualizationBackend {
     cpu.vmwrite(.cr4Mask, mask)
   }
 
+  func setInstructions(_ features: GuestFeatures) {
+    setSecondary(
+      SecondaryControls.enableRDTSCP, !features.isDisjoint(with: [.rdtscp, .rdpid]))
+    setSecondary(SecondaryControls.enableINVPCID, features.contains(.invpcid))
+    setSecondary(SecondaryControls.enableXSAVES, features.isSuperset(of: [.xsave, .xsaves]))
+    setSecondary(SecondaryControls.rdrandExiting, !features.contains(.rdrand))
+    setSecondary(SecondaryControls.rdseedExiting, !features.contains(.rdseed))
+  }
+
   // MARK: Events
 
   func inject(_ event: GuestEvent) {
@@ -204,8 +212,9 @@ final class VMX: VirtualizationBackend {
     setPrimary(PrimaryControls.movDRExiting, debugRegisters)
   }
 
-  func setMSRFilter(_ filter: MSRFilter?) {
-    msrBitmap = filter.map { VMXMSRBitmap($0) } ?? .shared
+  func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool) {
+    msrBitmap =
+      filter == nil && !watchesEFER ? .shared : VMXMSRBitmap(filter, watchesEFER: watchesEFER)
     cpu.vmwrite(.msrBitmap, msrBitmap.address)
   }
 
@@ -242,14 +251,17 @@ final class VMXMSRBitmap: @unchecked Sendable {
   static let shared = VMXMSRBitmap()
   private let page: UnsafeMutableRawPointer
 
-  /// - Parameter filter: of the MSRs that need no exit, those it denies exit all the same.
-  init(_ filter: MSRFilter? = nil) {
+  /// - Parameters:
+  ///   - filter: of the MSRs that need no exit, those it denies exit all the same.
+  ///   - watchesEFER: so do writes of EFER.
+  init(_ filter: MSRFilter? = nil, watchesEFER: Bool = false) {
     page = .allocate(byteCount: 4096, alignment: 4096)
     page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
     for msr in Self.readable where filter?.allows(msr.rawValue, isWrite: false) ?? true {
       allow(msr.rawValue, 0)
     }
     for msr in Self.writable where filter?.allows(msr.rawValue, isWrite: true) ?? true {
+      if watchesEFER, msr == .efer { continue }
       allow(msr.rawValue, 2048)
     }
   }
@@ -261,7 +273,7 @@ final class VMXMSRBitmap: @unchecked Sendable {
   /// Their values are in the control block or in the physical CPU, and the processor checks them.
   private static let writable: [MSR] = [
     .sysenterCS, .sysenterESP, .sysenterEIP, .pat, .efer, .star, .lstar, .cstar, .fmask, .fsBase,
-    .gsBase, .kernelGSBase, .tscAux,
+    .gsBase, .kernelGSBase,
   ]
   private static let readable: [MSR] = writable + [.timeStampCounter]
 

@@ -45,6 +45,8 @@ struct FeatureBit: Sendable {
   private static let noTSX = Policy.excluded("no transactional memory: optional, and switched off")
   private static let noCET = Policy.excluded("control-flow enforcement is not implemented")
   private static let noAMX = Policy.excluded("hosts that have it are rare; its state is large")
+  private static let noControl = Policy.excluded(
+    "a process cannot keep its own parts apart in the predictors: see HostVulnerabilities")
   private static let other = Policy.excluded("not implemented")
 
   static let table: [FeatureBit] = leaf1 + leaf7 + extendedState + extended
@@ -166,7 +168,7 @@ struct FeatureBit: Sendable {
     .init(.leaf7ECX, 31, "pks", other),
     .init(.leaf7EDX, 4, "fsrm", .offered),
     .init(.leaf7EDX, 8, "avx512vp2intersect", zmm),
-    .init(.leaf7EDX, 10, "md-clear", .excluded("not affected: see IA32_ARCH_CAPABILITIES")),
+    .init(.leaf7EDX, 10, "md-clear", .excluded("VERW overwrites no buffers")),
     .init(.leaf7EDX, 14, "serialize", .offered),
     .init(.leaf7EDX, 15, "hybrid", .excluded("all CPUs are alike")),
     .init(.leaf7EDX, 16, "tsxldtrk", noTSX),
@@ -177,22 +179,19 @@ struct FeatureBit: Sendable {
     .init(.leaf7EDX, 23, "avx512fp16", .excluded("not in the decoder")),
     .init(.leaf7EDX, 24, "amx-tile", noAMX),
     .init(.leaf7EDX, 25, "amx-int8", noAMX),
-    // IBRS and IBPB exist so that a guest takes IBRS_ALL for its Spectre mitigation, which costs
-    // nothing, instead of retpolines.
-    .init(.leaf7EDX, 26, "ibrs-ibpb", .offered),
-    .init(.leaf7EDX, 27, "stibp", .offered),
-    .init(.leaf7EDX, 28, "l1d-flush", .excluded("not affected: see IA32_ARCH_CAPABILITIES")),
+    .init(.leaf7EDX, 26, "ibrs-ibpb", noControl),
+    .init(.leaf7EDX, 27, "stibp", noControl),
+    .init(.leaf7EDX, 28, "l1d-flush", .excluded("a process cannot flush the cache")),
     .init(.leaf7EDX, 29, "arch-capabilities", .offered),
     .init(.leaf7EDX, 30, "core-capabilities", other),
-    .init(.leaf7EDX, 31, "ssbd", .offered),
+    .init(.leaf7EDX, 31, "ssbd", noControl),
     .init(.leaf7_1EAX, 4, "avx-vnni", ymm),
     .init(.leaf7_1EAX, 5, "avx512bf16", zmm),
     .init(.leaf7_1EAX, 10, "fast-zero-rep-movsb", .offered),
     .init(.leaf7_1EAX, 11, "fast-short-rep-stosb", .offered),
     .init(.leaf7_1EAX, 26, "lam", other),
-    // Linux takes BHI_NO for half the truth and fills the branch history by a loop in every system call,
-    // unless there is this switch (IA32_SPEC_CTRL.BHI_DIS_S).
-    .init(.leaf7_2EDX, 4, "bhi-ctrl", .offered),
+    .init(.leaf7_2EDX, 2, "rrsba-ctrl", noControl),
+    .init(.leaf7_2EDX, 4, "bhi-ctrl", noControl),
   ]
 
   private static let extendedState: [FeatureBit] = [

@@ -11,7 +11,7 @@ extension MSRRule.Check {
     switch self {
     case .readOnly: return false
     case .ignored: return true
-    case .bits(let mask), .command(let mask): return value & ~mask == 0
+    case .bits(let mask): return value & ~mask == 0
     case .canonical: return c.isCanonicalBase(value)
     case .memoryTypesPAT: return Self.everyByte(value) { $0 < 8 && $0 != 2 && $0 != 3 }
     case .memoryTypesMTRR: return Self.everyByte(value, Self.isMTRRType)

@@ -42,8 +42,6 @@ package struct MSRRule: Sendable {
     /// All ones or all zeros (IA32_MCi_CTL), all zeros (IA32_MCi_STATUS and the like).
     case allOnesOrZeros
     case zero
-    /// A command: these bits are allowed, nothing is stored.
-    case command(UInt64)
   }
 
   package var number: UInt32
@@ -82,13 +80,8 @@ package enum MSRModel {
   static let apicBaseReset: UInt64 = 0xFEE0_0900
   /// IA32_FEATURE_CONTROL: locked, VMX outside SMX.
   static let featureControl: UInt64 = 1 << 0 | 1 << 2
-  /// IA32_ARCH_CAPABILITIES: this processor does not speculate on the guest's behalf, so it has none
-  /// of the speculative-execution defects that have a bit: RDCL, RSBA off, L1D flush, SSB, MDS, page
-  /// size change, TAA, SBDR/FBSDP/PSDP, BHI, PBRSB, GDS, RFDS; IBRS_ALL says that IBRS set once is
-  /// enough.
-  package static let architecturalCapabilities: UInt64 =
-    1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 13 | 1 << 14 | 1 << 15
-    | 1 << 20 | 1 << 24 | 1 << 26 | 1 << 27 | 1 << 62
+  /// IA32_ARCH_CAPABILITIES.
+  package static let architecturalCapabilities = HostVulnerabilities.capabilities.rawValue
   /// IA32_BIOS_SIGN_ID: the microcode revision in bits 63:32.
   package static let microcodeRevision: UInt64 = 0x2B00_0643 << 32
   /// Physical-address bits above which a base or mask is reserved.
@@ -103,9 +96,6 @@ package enum MSRModel {
     MSRRule(.apicBase, .slot(apicBaseReset), .bits(physicalMask & ~0x2FF)),
     MSRRule(.featureControl, .constant(featureControl), .readOnly),
     MSRRule(.tscAdjust, .computed, .bits(.max)),
-    // IBRS, STIBP, SSBD, BHI_DIS_S.
-    MSRRule(.specCtrl, .slot(0), .bits(1 << 10 | 7)),
-    MSRRule(.predCmd, .constant(0), .command(1)),
     MSRRule(.biosUpdateTrigger, .constant(0), .ignored),
     MSRRule(.biosSignatureID, .constant(microcodeRevision), .ignored),
     MSRRule(.platformInfo, .constant(0), .readOnly),
