@@ -87,6 +87,11 @@ let package = Package(
       ],
       swiftSettings: common),
     .target(
+      name: "Defence",
+      dependencies: [
+        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
+    .target(
       name: "KVMLoopback",
       dependencies: [
         "CHost", "Host", "KVM", "KVMClient", "X86", "X86JIT",
@@ -98,11 +103,6 @@ let package = Package(
         "CHost", "Host", "KVM", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
-    .target(
-      name: "Defence",
-      dependencies: [
-        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common),
     .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
     .target(
       name: "LinuxBoot",

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs the built tests and sums up what was skipped, with reasons; the last line is the test runner's.
+# Runs the built tests and sums up what was skipped, with reasons, and what failed, with the first lines
+# of each failure; the last line is the test runner's.
 #
 # usage: Scripts/test.sh COMMAND...      the test runner's, such as: swift test --skip-build
 #
@@ -13,7 +14,7 @@
 
 set -uo pipefail
 export LC_ALL=C.UTF-8
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 directory=.build
 mkdir -p "$directory"
 log=$directory/test.log
@@ -45,6 +46,17 @@ if [ -n "${MARTLET_EXPECTED_SKIPS:-}" ]; then
     printf 'skipped, and not expected to be here:\n%s\n' "$surprises"
     [ "$status" != 0 ] || status=1
   fi
+fi
+# Once more where it is found: a run prints thousands of lines.
+awk '
+  /^✘ Test run / { show = 0; next }
+  /^✘ / { show = 25 }
+  /^(◇|✔|➜) / { show = 0 }
+  show > 0 { print "  " substr($0, 1, 300); show-- }
+' "$log" >"$directory/failures.txt"
+if [ -s "$directory/failures.txt" ]; then
+  echo "failed:"
+  head -n 200 "$directory/failures.txt"
 fi
 [ -z "$closing" ] || echo "$closing"
 exit "$status"

@@ -66,11 +66,12 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
       offset: offset, hugePages: hugePages)
   }
 
-  /// Maps zeroed memory without a name that can be mapped again.
+  /// Maps zeroed memory without a name that can be mapped again; where there is room for a huge page
+  /// its address is one's.
   fileprivate init(sharedSize size: Int) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write], flags: MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
-      descriptor: -1, offset: 0, hugePages: false)
+      descriptor: -1, offset: 0, hugePages: size >= Self.hugePageSize)
   }
 
   /// Maps the same memory a second time, with another protection.
@@ -78,7 +79,17 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     again first: borrowing Mapping, protection: MemoryProtection
   ) throws(Errno) {
     let (from, size) = (first.address, first.size)
-    let second = try mappingCall { chost_map_again(from, size) }
+    let place =
+      size >= Self.hugePageSize ? try Self.reserve(size, alignment: Self.hugePageSize) : nil
+    let second: UnsafeMutableRawPointer
+    do throws(Errno) {
+      second = try mappingCall {
+        place.map { chost_map_again_at(from, size, $0) } ?? chost_map_again(from, size)
+      }
+    } catch {
+      if let place { munmap(place, size) }
+      throw error
+    }
     do throws(Errno) {
       _ = try systemCall { () -> Int32 in mprotect(second, size, protection.rawValue) }
     } catch {
@@ -204,4 +215,17 @@ package struct CodeMemory: ~Copyable, @unchecked Sendable {
   package var executable: UnsafeRawPointer { UnsafeRawPointer(executableMapping.address) }
   /// Bytes in either mapping.
   package var size: Int { writableMapping.size }
+
+  /// Puts huge pages behind a part, where the kernel can: large code that runs from 4 KiB pages misses
+  /// the processor's TLB for instructions all the time. That is madvise(2)'s MADV_COLLAPSE (Linux 6.1),
+  /// which obeys no setting for shared memory as MADV_HUGEPAGE does.
+  ///
+  /// - Parameter part: multiples of 2 MiB; what is outside of the memory is left out.
+  /// - Returns: false where it has not worked and need not be tried again.
+  package func collapse(_ part: Range<Int>) -> Bool {
+    guard part.lowerBound >= 0, part.upperBound <= size, !part.isEmpty else { return true }
+    for start in [UnsafeMutableRawPointer(mutating: executable), writable]
+    where madvise(start + part.lowerBound, part.count, chost_madv_collapse) != 0 { return false }
+    return true
+  }
 }

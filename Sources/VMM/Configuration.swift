@@ -43,13 +43,15 @@ package struct Configuration: Sendable {
   package static let defaultCommandLine = "console=ttyS0"
   /// As many CPUs as 8-bit APIC identifiers can name.
   package static let maximumProcessors = 254
+  /// As many physical CPUs as the software engine has, at most.
+  package static let maximumPhysicalProcessors = 64
 
   package init() {}
 
   /// Address space that a run may come to need besides what is mapped when the guest starts, with much
   /// to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the size of guest memory.
   package var addressReserve: UInt64 {
-    let physical = physicalProcessors ?? min(64, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+    let physical = physicalProcessors ?? min(Self.maximumPhysicalProcessors, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
     return (2 << 30) + UInt64(processors) * (192 << 20) + UInt64(max(physical, 1)) * (1 << 30)
       + UInt64(memory) / 4
   }
@@ -97,8 +99,8 @@ extension Configuration {
 
   /// Sets the number of physical CPUs of the software engine.
   package mutating func setPhysicalProcessors(_ text: String) throws(RunError) {
-    guard let number = Int(text), (1...Self.maximumProcessors).contains(number) else {
-      throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumProcessors)")
+    guard let number = Int(text), (1...Self.maximumPhysicalProcessors).contains(number) else {
+      throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumPhysicalProcessors)")
     }
     physicalProcessors = number
   }

@@ -4,31 +4,35 @@ import Foundation
 
 /// The oracle's program.
 ///
-///     martlet-oracle instructions    single instructions from random states
-///     martlet-oracle blocks          random blocks from random states
-///     martlet-oracle soak [MINUTES]  both, with fresh seeds, for as long as asked; else 10 minutes
+///     martlet-oracle instructions [SEED]    single instructions from random states
+///     martlet-oracle blocks [SEED [COUNT]]  random blocks from random states
+///     martlet-oracle soak [MINUTES]         both, with fresh seeds, for as long as asked; else 10 minutes
 ///
-/// `OracleSettings` has what it obeys in the environment. The exit status is 0 where all executors agree
+/// Without a seed a random one is taken. `OracleSettings` has what it obeys in the environment, which
+/// goes before arguments. The exit status is 0 where all executors agree
 /// and, of a whole run, every row of the opcode table was compared or has a reason.
 package struct OracleCommand {
   package init() {}
 
   package func run(_ arguments: [String]) throws -> Int32 {
-    switch arguments.first {
-    case Workers.argument: return try Workers.work(Array(arguments.dropFirst()))
-    case "instructions": return try runInstructions()
-    case "blocks": return try runBlocks()
-    case "soak":
+    if arguments.first == Workers.argument { return try Workers.work(Array(arguments.dropFirst())) }
+    let numbers = arguments.dropFirst().compactMap { UInt64($0) }
+    switch (arguments.first, numbers.count == arguments.count - 1) {
+    case ("instructions", true) where numbers.count <= 1:
+      return try runInstructions(OracleSettings(.instructions, seed: numbers.first))
+    case ("blocks", true) where numbers.count <= 2:
+      let count = numbers.count > 1 ? Int(clamping: numbers[1]) : nil
+      return try runBlocks(OracleSettings(.blocks, seed: numbers.first, blocks: count))
+    case ("soak", _):
       guard let minutes = Double(arguments.dropFirst().first ?? "10"), minutes > 0 else { break }
       return try OracleSoak(minutes: minutes).run()
     default: break
     }
-    print("usage: martlet-oracle instructions | blocks | soak [MINUTES]")
+    print("usage: martlet-oracle instructions [SEED] | blocks [SEED [COUNT]] | soak [MINUTES]")
     return 64
   }
 
-  private func runInstructions() throws -> Int32 {
-    let settings = OracleSettings(.instructions)
+  private func runInstructions(_ settings: OracleSettings) throws -> Int32 {
     print("oracle: seed \(settings.seed), \(settings.pairs) pairs, \(settings.workers) processes")
     let start = Date()
     let report = try Workers.run(settings)
@@ -50,8 +54,7 @@ package struct OracleCommand {
     return report.pairs >= settings.pairs && coverage.uncovered.isEmpty ? 0 : 1
   }
 
-  private func runBlocks() throws -> Int32 {
-    let settings = OracleSettings(.blocks)
+  private func runBlocks(_ settings: OracleSettings) throws -> Int32 {
     print("oracle: seed \(settings.seed), \(settings.blocks) blocks, \(settings.workers) processes")
     let start = Date()
     let report = try Workers.run(settings)

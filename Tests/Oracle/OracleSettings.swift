@@ -36,15 +36,15 @@ package struct OracleSettings: Codable, Sendable {
   package var workers: Int
   package var worker = 0
 
-  package init(_ mode: Mode) {
+  package init(_ mode: Mode, seed: UInt64? = nil, blocks: Int? = nil) {
     let environment = ProcessInfo.processInfo.environment
     func number(_ name: String) -> UInt64? {
       environment["MARTLET_ORACLE_" + name].flatMap { UInt64($0) }
     }
     self.mode = mode
-    seed = number("SEED") ?? .random(in: 1...UInt64(UInt32.max))
+    self.seed = number("SEED") ?? seed ?? .random(in: 1...UInt64(UInt32.max))
     pairs = Int(number("PAIRS") ?? 20_000_000)
-    blocks = Int(number("BLOCKS") ?? 200_000)
+    self.blocks = number("BLOCKS").map { Int(clamping: $0) } ?? blocks ?? 200_000
     batch = number(mode == .blocks ? "CASE" : "BATCH").map { Int($0) }
     mnemonic = environment["MARTLET_ORACLE_MNEMONIC"]
     verifies = environment["MARTLET_VERIFY"] != nil

@@ -19,8 +19,9 @@ import SystemPackage
 package enum Workers {
   /// First of a worker's arguments; its settings and its descriptor follow.
   package static let argument = "--worker"
-  /// A worker that has not come further in so many seconds is killed.
-  private static let patience = 120.0
+  /// A worker that has not come further in so many looks, some two minutes, is killed. Looks and not a
+  /// clock: a host that stands still makes no worker late.
+  private static let patience = 24_000
 
   /// Runs what `settings` say in `settings.workers` processes.
   package static func run(_ settings: OracleSettings) throws -> OracleReport {
@@ -60,7 +61,7 @@ private final class Worker {
   private let progress: SharedProgress
   private var process = pid_t()
   private var seen: UInt64 = 0
-  private var seenAt = Date()
+  private var looks = 0
 
   init(_ settings: OracleSettings) throws {
     self.settings = settings
@@ -85,16 +86,17 @@ private final class Worker {
   }
 
   /// The report of a worker that has ended; nil while it runs.
-  func report(patience: TimeInterval) -> OracleReport? {
+  func report(patience: Int) -> OracleReport? {
     var status: Int32 = 0
     let ended = waitpid(process, &status, WNOHANG)
     if ended == 0 {
       let current = progress.current
       if current != seen {
         seen = current
-        seenAt = Date()
-      } else if Date().timeIntervalSince(seenAt) > patience {
-        kill(process, SIGKILL)
+        looks = 0
+      } else {
+        looks += 1
+        if looks > patience { kill(process, SIGKILL) }
       }
       return nil
     }

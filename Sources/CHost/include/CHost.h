@@ -230,6 +230,14 @@ static inline void *chost_map_again(void *memory, size_t size) {
   return mremap(memory, 0, size, MREMAP_MAYMOVE);
 }
 
+/// The same at a given place, over what is there.
+static inline void *chost_map_again_at(void *memory, size_t size, void *place) {
+  return mremap(memory, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+}
+
+/// MADV_COLLAPSE, which older headers do not have.
+static const int chost_madv_collapse = 25;
+
 /// Moves pages to a given place, over what is there; MAP_FAILED where that fails.
 static inline void *chost_mremap_to(void *memory, size_t size, void *place) {
   return mremap(memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);

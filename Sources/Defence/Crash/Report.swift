@@ -41,7 +41,7 @@ struct Report {
     if hasFile {
       writer.put("This report is in martlet-crash-")
       writer.put(decimal: Int(getpid()))
-      writer.put(".txt, in the folder where martlet was started, or in TMPDIR.\n")
+      writer.put(".txt, in the folder where the program was started, or in TMPDIR, or in /tmp.\n")
     }
     writer.put(
       "Please attach it to a bug report; docs/security.md, \"Reporting a crash\", says how.\n")

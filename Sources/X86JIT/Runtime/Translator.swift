@@ -81,6 +81,8 @@ package final class Translator: BlockTranslator {
   /// Where in the memory code may go until it counts as full.
   private var room: Range<Int>
   private let codeBytes: Int
+  /// Up to where the memory is in huge pages; the largest number where there are none.
+  private var collapsed = 0
   /// `BlockCache.flushes` that the code belongs to.
   private var generation: UInt64
   /// Jumps that wait for a translation of their target, by its host address.
@@ -284,6 +286,7 @@ package final class Translator: BlockTranslator {
       reset()
       return
     }
+    collapsePages(upTo: used + size)
     translation.a.copy(to: code.memory.writable + used)
     let entry = UInt(bitPattern: code.memory.executable) + UInt(used)
     let start = entry + UInt(translation.start)
@@ -304,6 +307,15 @@ package final class Translator: BlockTranslator {
     statistics.codeBytes += UInt64(size)
     statistics.instructions += UInt64(translation.codes.reduce(0) { $0 + $1.instructions.count })
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
+  }
+
+  /// Has code up to a position in huge pages: each is made as the first code gets there, so that a small
+  /// guest has few.
+  private func collapsePages(upTo end: Int) {
+    while end > collapsed {
+      let next = collapsed + Mapping.hugePageSize
+      collapsed = code.memory.collapse(collapsed..<next) ? next : .max
+    }
   }
 
   private func translation(of codes: [BlockCode], heat: Int?) -> BlockTranslation {
