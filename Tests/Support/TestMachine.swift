@@ -163,6 +163,36 @@ package final class TestMachine {
     cpu.flushTLB()
   }
 
+  /// Where the tables of modes with paging are.
+  package static let tables = 0x10000..<0x14000
+
+  /// 64-bit mode where the first 2 MiB are 4 KiB pages, one of them absent. Nor does the guest reach the
+  /// tables: what it runs cannot change what addresses mean.
+  package func setLongModeWithSmallPages(absent: Int) {
+    setLongMode()
+    storeSmallPages(absent: absent, UInt64.self)
+    store(UInt64(0x13007), at: 0x12000)
+    cpu.flushTLB()
+  }
+
+  /// The same with 32-bit paging, in flat protected mode.
+  package func setProtectedModeWithSmallPages(absent: Int) {
+    setProtectedMode()
+    storeSmallPages(absent: absent, UInt32.self)
+    store(UInt32(0x13007), at: 0x10000)
+    cpu.s.pointee.cr3 = 0x10000
+    cpu.s.pointee.cr0 |= CR0.pg.rawValue
+    cpu.s.pointee.cr4 |= CR4.osfxsr.rawValue | CR4.osxmmexcpt.rawValue
+    cpu.updateMode()
+    cpu.flushTLB()
+  }
+
+  private func storeSmallPages<T: FixedWidthInteger>(absent: Int, _ entry: T.Type) {
+    for page in 0..<512 where page != absent && !Self.tables.contains(page << 12) {
+      store(T(page) << 12 | 0x67, at: 0x13000 + page * MemoryLayout<T>.size)
+    }
+  }
+
   /// Runs until a VM exit and returns its basic reason.
   @discardableResult
   package func run(from rip: UInt64? = nil) -> ExitReason {

@@ -16,30 +16,25 @@ import X86JIT
 
   @Test(arguments: 5...6) func unguardedLoops(_ seed: UInt64) { run(seed, guards: false) }
 
-  @Test(arguments: 7...8) func roundsAreInTheirPages(_ seed: UInt64) throws {
-    try run(seed, verifies: true).expectVerified()
+  @Test(arguments: 7...8) func roundsAreInTheirPages(_ seed: UInt64) {
+    run(seed, verifies: true).expectVerified()
   }
 
   @discardableResult
   private func run(_ seed: UInt64, guards: Bool = true, verifies: Bool = false) -> ComparisonRig {
     var rig = ComparisonRig(
-      seed: seed &* 0xA076_1D64_78BD_642F, vector: true, guards: guards, verifies: verifies)
-    let asked = getenv("MARTLET_RANDOM_BLOCKS").flatMap { Int(String(cString: $0)) }
-    if HostFeatures.current.hasAVX512 {
-      for m in [rig.reference, rig.subject] { m.cpu.s.pointee.xcr0 |= 0xE0 }
-    }
-    #if DEBUG
-      let rounds = asked ?? 100
-    #else
-      let rounds = asked ?? 1500
-    #endif
-    for round in 0..<rounds {
+      seed: seed &* 0xA076_1D64_78BD_642F, vector: true, guards: guards, verifies: verifies,
+      xcr0: HostFeatures.current.hasAVX512 ? 0xE7 : 7)
+    let rounds = RandomRounds(debug: 100, release: 1500)
+    for round in rounds.range {
+      rig.begin(round)
       let loop = LoopGenerator.loop(&rig.random)
-      for m in [rig.reference, rig.subject] { m.load(loop.bytes, at: ComparisonRig.code) }
+      rig.load(loop)
       for run in 0..<6 {
         let given = LoopGenerator.registers(&rig.random)
         guard let difference = rig.run(loop, given: given) else { continue }
-        Issue.record("seed \(seed), round \(round), run \(run): \(difference)")
+        Issue.record(
+          "seed \(seed), round \(round), run \(run): \(difference)\n\(rounds.again(round))")
         return rig
       }
     }

@@ -14,17 +14,12 @@ import X86JIT
 
 @Suite struct VectorBlockTests {
   @Test(arguments: 1...4) func interpreterAndTranslatorAgree(_ seed: UInt64) {
-    let environment = ProcessInfo.processInfo.environment
-    let seed = environment["VECTOR_SEED"].flatMap { UInt64($0) }.map { $0 &* 4 &+ seed } ?? seed
-    var rig = VectorRig(seed: seed &* 0xD134_2543_DE82_EF95)
-    #if DEBUG
-      let rounds = 200
-    #else
-      let rounds = environment["VECTOR_ROUNDS"].flatMap { Int($0) } ?? 1000
-    #endif
-    for round in 0..<rounds {
+    var rig = VectorRig(seed: seed &* 0xA24B_AED4_963E_E407)
+    let rounds = RandomRounds(debug: 200, release: 1000)
+    for round in rounds.range {
+      rig.begin(round)
       guard let difference = rig.round() else { continue }
-      Issue.record("seed \(seed), round \(round): \(difference)")
+      Issue.record("seed \(seed), round \(round): \(difference)\n\(rounds.again(round))")
       return
     }
     #expect(rig.nativeInstructions > 0)
@@ -32,9 +27,10 @@ import X86JIT
 }
 
 struct VectorRig {
-  let reference = TestMachine(megabytes: 2, threshold: 0)
-  let subject = TestMachine(megabytes: 2, threshold: 1, codeBytes: 1 << 18)
-  var random: SplitMix
+  private var reference: TestMachine
+  private var subject: TestMachine
+  private var random: SplitMix
+  private let seed: UInt64
   private let generator = VectorGenerator()
   private let trace = ProcessInfo.processInfo.environment["VECTOR_TRACE"] != nil
 
@@ -45,28 +41,38 @@ struct VectorRig {
   var nativeInstructions: UInt64 { subject.translator?.statistics.instructions ?? 0 }
 
   init(seed: UInt64) {
-    random = SplitMix(state: seed)
-    for m in [reference, subject] {
-      m.setLongMode()
-      m.cpu.s.pointee.vmx.exceptionBitmap = .max
-      // 0x40000 to 0x44FFF is data, the page after it is absent: a 4 KiB table for the first 2 MiB.
-      m.store(UInt64(0x13007), at: 0x12000)
-      for page in 0..<512 where page != 0x45 {
-        m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8)
-      }
-      m.cpu.flushTLB()
+    self.seed = seed
+    random = RandomRounds.random(seed, 0)
+    (reference, subject) = (Self.machine(0), Self.machine(1))
+  }
+
+  /// 0x40000 to 0x44FFF is data, the page after it is absent.
+  private static func machine(_ threshold: UInt32) -> TestMachine {
+    let m = TestMachine(megabytes: 2, threshold: threshold, codeBytes: 1 << 18)
+    m.setLongModeWithSmallPages(absent: 0x45)
+    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    return m
+  }
+
+  /// Before each round.
+  mutating func begin(_ round: Int) {
+    random = RandomRounds.random(seed, round)
+    if RandomRounds.needsNewMachines(round) {
+      (reference, subject) = (Self.machine(0), Self.machine(1))
     }
   }
 
   /// Runs one block on both; what differs, or nil.
   mutating func round() -> String? {
     let program = generator.block(&random)
+    let flushed = Int.random(in: 0..<32, using: &random)
     let start = random
     if trace {
       FileHandle.standardError.write(Data("\(program.text)\n".utf8))
     }
-    for m in [reference, subject] {
+    for (n, m) in [reference, subject].enumerated() {
       random = start
+      if n == flushed { m.cpu.flushTLB() }
       m.load(program.bytes, at: Self.code)
       prepare(m)
       m.cpu.s.pointee.retired = 0
