@@ -82,7 +82,8 @@ package final class Hypervisor: Sendable {
         try Translator.install(
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
           codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
-          log: log, measures: reports.measures)
+          countsInstructions: reports.measures, log: log, measures: reports.measures,
+          verifies: tuning.verifiesAccesses)
       }, enableSpare: { (cpu) throws(Errno) in try VMX.enable(cpu) })
   }
 

@@ -38,9 +38,12 @@ extension Hypervisor {
     var total = Translator.Statistics()
     var tiers = TierCounts()
     var uses: [Mnemonic: UInt64] = [:]
+    var (compared, differing) = (0 as UInt64, 0 as UInt64)
     for translator in translators {
       total.add(translator.statistics)
       tiers.add(translator.tiers)
+      compared &+= translator.verification.count
+      differing &+= translator.verification.differences
       for use in translator.handlerUse { uses[use.mnemonic, default: 0] &+= use.count }
     }
     let calls = uses.values.reduce(0) { $0 &+ $1 }
@@ -53,6 +56,12 @@ extension Hypervisor {
       (name: "  code dropped, full", value: total.resets),
       (name: "handlers called by translated code", value: calls),
     ] + ranked.map { (name: "  \($0.key)", value: $0.value) } + Self.rows(tiers)
+      + (compared == 0
+        ? []
+        : [
+          (name: "accesses compared with a walk", value: compared),
+          (name: "  that differ", value: differing),
+        ])
   }
   /// How translations were reached, and times; empty where nothing was measured.
   private static func rows(_ tiers: TierCounts) -> [(name: String, value: UInt64)] {

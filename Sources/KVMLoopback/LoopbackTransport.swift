@@ -21,20 +21,22 @@ package final class LoopbackTransport: KVMTransport {
   ///   - hotEntries: entries of a translation until it is translated with what follows it.
   ///   - codeBytes: code memory of each processor.
   ///   - guardsSpeculation: whether translated code's accesses are harmless where the host guesses.
+  ///   - verifiesAccesses: whether translated code's accesses are compared with a walk.
   ///   - listing: descriptor that each translation is listed on.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - measures: times are taken, and translated code counts; `statistics` tells.
   package init(
     physicalCPUs: Int? = nil, translates: Bool = false, threshold: UInt32? = nil,
     hotEntries: Int32? = nil, codeBytes: Int? = nil, guardsSpeculation: Bool = true,
-    listing: Int32? = nil,
-    perfMap: Int32? = nil, measures: Bool = false
+    verifiesAccesses: Bool = false, listing: Int32? = nil, perfMap: Int32? = nil,
+    measures: Bool = false
   ) throws(Errno) {
     var tuning = TranslatorTuning.standard
     if let threshold { tuning.threshold = threshold }
     if let hotEntries { tuning.hotEntries = hotEntries }
     if let codeBytes { tuning.codeBytes = codeBytes }
     tuning.guardsSpeculation = guardsSpeculation
+    tuning.verifiesAccesses = verifiesAccesses
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))

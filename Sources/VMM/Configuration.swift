@@ -33,6 +33,8 @@ package struct Configuration: Sendable {
   package var translatorCodeBytes: Int?
   /// Whether translated code's accesses are harmless where the host's processor guesses.
   package var guardsSpeculation = true
+  /// Whether translated code's accesses are compared with a walk, for tests.
+  package var verifiesAccesses = false
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?
@@ -51,7 +53,9 @@ package struct Configuration: Sendable {
   /// Address space that a run may come to need besides what is mapped when the guest starts, with much
   /// to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the size of guest memory.
   package var addressReserve: UInt64 {
-    let physical = physicalProcessors ?? min(Self.maximumPhysicalProcessors, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
+    let physical =
+      physicalProcessors
+      ?? min(Self.maximumPhysicalProcessors, sysconf(Int32(_SC_NPROCESSORS_ONLN)))
     return (2 << 30) + UInt64(processors) * (192 << 20) + UInt64(max(physical, 1)) * (1 << 30)
       + UInt64(memory) / 4
   }

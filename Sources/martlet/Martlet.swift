@@ -23,8 +23,9 @@ struct Martlet: ParsableCommand {
       threshold: configuration.translatorThreshold,
       hotEntries: configuration.translatorHotEntries,
       codeBytes: configuration.translatorCodeBytes,
-      guardsSpeculation: configuration.guardsSpeculation, listing: configuration.translationListing,
-      perfMap: configuration.perfMap,
+      guardsSpeculation: configuration.guardsSpeculation,
+      verifiesAccesses: configuration.verifiesAccesses,
+      listing: configuration.translationListing, perfMap: configuration.perfMap,
       measures: configuration.statistics)
   }
 
@@ -102,6 +103,13 @@ struct Run: ParsableCommand {
       "Make what the host executes by a wrong guess harmless in translated code: on or off.",
       discussion: "Off, a guest can learn what is in this program's memory."))
   var speculationGuard = "on"
+
+  @Flag(
+    help: ArgumentHelp(
+      "Compare the accesses of translated code that do without a look at the TLB with a walk of the "
+        + "page tables; --stats counts them.",
+      discussion: "For tests of the translator: slow."))
+  var verifyAccesses = false
 
   @Option(
     help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")
@@ -212,6 +220,7 @@ struct Run: ParsableCommand {
   private func setTranslator(_ configuration: inout Configuration) throws(RunError) {
     try configuration.setTranslator(translator)
     try configuration.setSpeculationGuard(speculationGuard)
+    configuration.verifiesAccesses = verifyAccesses
     if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
     if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }
     if let translatorCodeSize { try configuration.setTranslatorCodeSize(translatorCodeSize) }

@@ -74,6 +74,13 @@ enum BootGuest {
     #expect(try Self.count("code dropped, full", in: result) >= drops, "\(result.errors)")
   }
 
+  /// Groups, remembered pages and rounds of a whole boot, each compared with the page tables.
+  @Test func accessesWithoutALookAgreeWithThePageTables() throws {
+    let result = try bootTranslated(1, ["--verify-accesses"])
+    #expect(try Self.count("accesses compared with a walk", in: result) > 1_000_000)
+    #expect(try Self.count("that differ", in: result) == 0)
+  }
+
   private func bootTranslated(_ cpus: Int, _ arguments: [String]) throws -> Command.Result {
     let result = try boot(
       "vmlinuz-cloud-amd64", ["--cpus", "\(cpus)", "--pcpus", "\(cpus)", "--stats"] + arguments)

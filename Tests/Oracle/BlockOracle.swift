@@ -33,7 +33,8 @@ package final class BlockOracle {
     // With little memory all translations are dropped again and again.
     translator = SoftwareExecutor(
       translated: true, codeBytes: settings.seed % 4 == 0 ? 64 << 10 : 4 << 20,
-      hotEntries: [1, 2, 2, 3, 5][Int(settings.seed / 4 % 5)], verifies: settings.verifies)
+      hotEntries: [1, 2, 2, 3, 5][Int(settings.seed / 4 % 5)], verifies: settings.verifies,
+      counts: settings.countsInstructions)
     watchdog = Watchdog([interpreter.line, translator.line])
     vectors = .allocate(capacity: 4)
     vectors.initialize(repeating: VectorState(), count: 4)
@@ -207,7 +208,9 @@ package final class BlockOracle {
     if !own.agree(interpreter, translator) {
       return .differ(own.text(interpreter, translator, vectors))
     }
-    if !code.hasStrings && interpreter.outcome.retired != translator.outcome.retired {
+    if settings.countsInstructions && !code.hasStrings
+      && interpreter.outcome.retired != translator.outcome.retired
+    {
       return .differ([
         "  interpreter | translator",
         "  instructions counted: \(interpreter.outcome.retired) | \(translator.outcome.retired)",

@@ -58,6 +58,10 @@ package struct OracleSettings: Codable, Sendable {
     mode == .instructions && batch == nil && mnemonic == nil && pairs >= 1_000_000 && seconds == nil
   }
 
+  /// Translated code of random blocks counts instructions: with odd seeds. Others have what guests run
+  /// in unless statistics are asked for.
+  var countsInstructions: Bool { seed & 1 != 0 }
+
   var only: Mnemonic? {
     mnemonic.flatMap { name in Mnemonic.allCases.first { "\($0)" == name } }
   }

@@ -33,13 +33,15 @@ package final class SoftwareExecutor: Executor {
   ///   - codeBytes: the translator's code memory.
   ///   - hotEntries: entries of a block after which it is translated with those that follow it.
   ///   - verifies: translated accesses without a look at the TLB are compared with one.
+  ///   - counts: translated code counts instructions.
   package init(
-    translated: Bool, codeBytes: Int = 4 << 20, hotEntries: Int32 = 2, verifies: Bool = false
+    translated: Bool, codeBytes: Int = 4 << 20, hotEntries: Int32 = 2, verifies: Bool = false,
+    counts: Bool = true
   ) {
     name = translated ? "translator" : "interpreter"
     machine = TestMachine(
       megabytes: 4, threshold: translated ? 1 : 0, codeBytes: codeBytes,
-      hotEntries: hotEntries, verifies: verifies)
+      hotEntries: hotEntries, verifies: verifies, counts: counts)
     machine.setLongMode(cpl: 3)
     machine.setRights(EPTEntry.execute, ofLargePage: 1)
     sandbox = machine.memory + Physical.sandbox

@@ -39,13 +39,14 @@ package final class TestMachine {
   ///   - codeBytes: the translator's code memory.
   ///   - guardsSpeculation: see `TranslatorTuning`.
   ///   - verifies: see `AccessVerification`; else as `MARTLET_VERIFY=1` says.
+  ///   - counts: translated code counts instructions.
   ///   - other: a machine whose memory is this one's, too.
   ///   - hotEntries: the translator's entries of a block before it becomes a region; else 2 with a
   ///     threshold of 1.
   package init(
     megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20,
     hotEntries: Int32? = nil, guardsSpeculation: Bool = true, verifies: Bool? = nil,
-    sharing other: TestMachine? = nil
+    counts: Bool = true, sharing other: TestMachine? = nil
   ) {
     self.other = other
     processor = PhysicalCPU(
@@ -65,7 +66,7 @@ package final class TestMachine {
       translator = try? Translator.install(
         on: processor, threshold: threshold, hotEntries: hotEntries ?? (threshold == 1 ? 2 : 2000),
         codeBytes: codeBytes, guardsSpeculation: guardsSpeculation,
-        verifies: verifies ?? (getenv("MARTLET_VERIFY") != nil))
+        countsInstructions: counts, verifies: verifies ?? (getenv("MARTLET_VERIFY") != nil))
     }
   }
 

@@ -150,6 +150,30 @@ import X86CPU
     #expect(m.cpu.gpr[4] == 0x9FFC)
   }
 
+  /// A selector of slot 0 leaves LDTR unusable: no descriptor is read for it.
+  @Test func shortTaskNeedsNoLocalTable() throws {
+    let m = machine()
+    let tss = Self.otherTSS
+    m.setDescriptor(Self.other, descriptor(base: UInt64(tss), limit: 0x2B, rights: 0x81))
+    // IP, FLAGS, AX, SP; ES, CS, SS, DS; LDT.
+    for (offset, word) in [
+      (0x0E, 0x2000), (0x10, 0x202), (0x12, 0xAAAA), (0x1A, 0xA000),
+      (0x22, Tables.data0), (0x24, Tables.code0), (0x26, Tables.data0), (0x28, Tables.data0),
+      (0x2A, 0),
+    ] as [(Int, UInt16)] {
+      m.store(word, at: tss + offset)
+    }
+    m.load([0xEA, 0, 0, 0, 0, 0x48, 0], at: 0x1000)
+    #expect(m.run(from: 0x1000) == .taskSwitch)
+    try m.cpu.emulateTaskSwitch(selector: 0x48, source: .jump, returnRIP: 0x1007)
+    #expect(m.run() == .hlt)
+    #expect(m.cpu.s.pointee.rip == 0x2000)
+    #expect(m.cpu.gpr[0] & 0xFFFF == 0xAAAA && m.cpu.gpr[4] & 0xFFFF == 0xA000)
+    #expect(m.cpu.segment(.ldtr).pointee.selector == 0)
+    #expect(m.cpu.segment(.ldtr).pointee.accessRights & 1 << 16 != 0)
+    #expect(type(m, Self.other) == 3)
+  }
+
   @Test func busyTaskIsRefused() {
     let m = machine()
     m.setDescriptor(

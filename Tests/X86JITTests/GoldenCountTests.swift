@@ -57,7 +57,8 @@ private struct Snippet {
   private func translation() throws -> TranslationSummary {
     let m = TestMachine(threshold: 0)
     let log = TranslationLog(keepsSummaries: true)
-    _ = try Translator.install(on: m.processor, threshold: 1, codeBytes: 1 << 20, log: log)
+    _ = try Translator.install(
+      on: m.processor, threshold: 1, codeBytes: 1 << 20, countsInstructions: false, log: log)
     m.setLongMode()
     let s = m.cpu.s
     s.pointee.cr4 |= CR4.osxsave.rawValue

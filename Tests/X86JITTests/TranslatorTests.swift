@@ -32,6 +32,20 @@ import X86JIT
     #expect(try #require(m.translator).statistics.blocks >= 1)
   }
 
+  /// A count of FFH shifts by 63: the carry is the last bit that goes out, for the ADC behind it.
+  @Test(arguments: [0, 1] as [UInt32], [false, true])
+  func shiftOfMemoryGivesItsCarry(threshold: UInt32, carry: Bool) {
+    let m = machine(threshold: threshold)
+    // sar qword [0x3000], cl ; adc rax, 0 ; hlt
+    m.load(
+      [0x48, 0xD3, 0x3C, 0x25, 0x00, 0x30, 0, 0, 0x48, 0x83, 0xD0, 0x00, 0xF4], at: 0x1000)
+    m.store((carry ? 0xC000_0000_0000_0000 : 0x8000_0000_0000_0000) as UInt64, at: 0x3000)
+    (m.cpu.gpr[0], m.cpu.gpr[1]) = (0, 0xFF)
+    #expect(m.run(from: 0x1000) == .hlt)
+    #expect(m.cpu.gpr[0] == (carry ? 1 : 0))
+    #expect(m.read(0x3000, as: UInt64.self) == .max)
+  }
+
   /// LOOP, LOOPE, LOOPNE and JRCXZ backwards and forwards, with 64 and 32 bits of the count: on both tiers
   /// the same, and without a call of a handler.
   @Test(arguments: [0xE0, 0xE1, 0xE2, 0xE3] as [UInt8], [false, true])

@@ -88,7 +88,7 @@ extension VirtualCPU {
   func openStatistics() throws(Errno) -> Int32 {
     if statisticsFile == nil {
       let names =
-        ["exits"] + Self.exitStatistics.map(\.name) + ["user_exits", "halt_wakeup", "instructions"]
+        ["exits"] + Self.exitStatistics.map(\.name) + ["user_exits", "halt_wakeup"]
       statisticsFile = try StatisticsFile(
         identifier: "kvm-\(getpid())/vcpu-\(id)",
         names.map { (name: $0, kind: StatisticsFile.Kind.cumulative) })
@@ -110,7 +110,6 @@ extension VirtualCPU {
     }
     file.set(index, statistics.userExits)
     file.set(index + 1, statistics.halts)
-    file.set(index + 2, statistics.instructions)
   }
 }
 

@@ -59,7 +59,7 @@ extension BlockTranslation {
       }
       saveFlags()
       storeVectors(way.vectors)
-      if way.rounds == nil {
+      if way.rounds == nil, countsInstructions {
         a.arithmetic(
           .sub, .state(StateOffset.retired), immediate: Int32(instructions.count - way.index))
       }

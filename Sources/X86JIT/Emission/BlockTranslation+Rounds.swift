@@ -138,6 +138,7 @@ extension BlockTranslation {
     let count = Int32(instructions.count)
     a.multiply(Self.counter, Self.counter, -count)
     a.lea(Self.counter, .memory(Self.counter, -count))
+    if !countsInstructions { return }
     a.load(.r14, .state(StateOffset.retired))
     a.arithmetic(.sub, .r14, .register(Self.counter))
     a.store(.state(StateOffset.retired), .r14)
@@ -324,6 +325,7 @@ extension BlockTranslation {
 
   /// Of the rounds that were counted, those that have not run. No flag changes.
   mutating func uncountRounds(_ finished: Int32) {
+    if !countsInstructions { return }
     a.load(.r14, .state(StateOffset.retired))
     a.lea(.r14, .memory(.r14, index: Self.counter, finished))
     a.store(.state(StateOffset.retired), .r14)

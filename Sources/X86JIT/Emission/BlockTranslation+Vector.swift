@@ -87,7 +87,7 @@ extension BlockTranslation {
   private mutating func makeReady(_ n: Int, counted: Bool) {
     let needs = needs(from: n)
     vectors.ready = needs
-    let uncounted = counted ? instructions.count - n : 0
+    let uncounted = counted && countsInstructions ? instructions.count - n : 0
     if needs.x87 {
       require(.x87Loaded, .x87, thunks.vectors.loadX87, n, uncounted)
     }
@@ -315,7 +315,7 @@ extension BlockTranslation {
       a.bind(start)
       storeVectors(cache)
       callHandler(n)
-      if instructions.count - 1 > n {
+      if countsInstructions, instructions.count - 1 > n {
         a.arithmetic(
           .sub, .state(StateOffset.retired), immediate: Int32(instructions.count - 1 - n))
       }

@@ -302,6 +302,7 @@ extension BlockTranslation {
   /// Adds the block's instructions to those retired; flags that are in the host's register stay there.
   private mutating func countInstructions() {
     if thunks.counts { a.count(at: .state(StateOffset.translations)) }
+    if !countsInstructions { return }
     if flags.host.isEmpty {
       a.arithmetic(.add, .state(StateOffset.retired), immediate: Int32(instructions.count))
     } else {

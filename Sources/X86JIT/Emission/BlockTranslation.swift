@@ -112,6 +112,8 @@ struct BlockTranslation {
   /// Whether an access that the host executes although its check has failed, because it has guessed,
   /// has a harmless address (`TranslatorTuning`).
   var guardsSpeculation = true
+  /// `CPUState.retired` is right after every instruction that the interpreter or a handler gets.
+  var countsInstructions = true
   /// Accesses without a look are compared with one (`AccessVerification`).
   var verifies = false
   /// In order of position.
@@ -358,7 +360,8 @@ struct BlockTranslation {
       reads = writes || i.attributes.contains(.readsFlags)
     }
     return HandlerInformation(
-      blockOffset: pageOffset, remaining: instructions.count - 1 - n, reads: reads, writes: writes,
+      blockOffset: pageOffset, remaining: countsInstructions ? instructions.count - 1 - n : 0,
+      reads: reads, writes: writes,
       mnemonic: i.mnemonic, isHandler: kinds[n] == .handler && Self.mayChangeVectors(i))
   }
 

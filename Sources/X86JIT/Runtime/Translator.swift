@@ -73,6 +73,7 @@ package final class Translator: BlockTranslator {
   private let thunks: Thunks
   private let hotEntries: Int32
   private let guardsSpeculation: Bool
+  private let countsInstructions: Bool
   private var verifies = false
   private let host = HostFeatures.current
   private var used: Int
@@ -102,6 +103,7 @@ package final class Translator: BlockTranslator {
   ///
   /// - Parameters:
   ///   - threshold: see `TranslatorTuning`, as for the next three.
+  ///   - countsInstructions: `CPUState.retired` counts what translated code does; else it says nothing.
   ///   - log: is told of every translation.
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
@@ -114,12 +116,14 @@ package final class Translator: BlockTranslator {
     hotEntries: Int32 = TranslatorTuning.standard.hotEntries,
     codeBytes: Int = TranslatorTuning.standard.codeBytes,
     guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
-    log: TranslationLog? = nil, measures: Bool = false, verifies: Bool = false
+    countsInstructions: Bool = true, log: TranslationLog? = nil, measures: Bool = false,
+    verifies: Bool = false
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
-      guardsSpeculation: guardsSpeculation, measures: measures)
+      guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
+      measures: measures)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -135,7 +139,7 @@ package final class Translator: BlockTranslator {
 
   private init(
     _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?,
-    guardsSpeculation: Bool, measures: Bool
+    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
@@ -145,6 +149,7 @@ package final class Translator: BlockTranslator {
     // Whoever looks code up by its address afterwards must not find other code there.
     code = try Code(size: log == nil ? codeBytes : max(codeBytes, Self.loggedBytes))
     self.guardsSpeculation = guardsSpeculation
+    self.countsInstructions = countsInstructions
     thunks = Thunks(
       origin: UInt(bitPattern: code.memory.executable), guardsSpeculation: guardsSpeculation,
       counts: measures)
@@ -326,6 +331,7 @@ package final class Translator: BlockTranslator {
     translation.heat = heat
     translation.guardsAccesses = GuardedCall.isPrepared
     translation.guardsSpeculation = guardsSpeculation
+    translation.countsInstructions = countsInstructions
     translation.verifies = verifies
     translation.counter = log?.makeCounter()
     translation.keepsMarks = log != nil

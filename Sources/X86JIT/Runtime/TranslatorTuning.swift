@@ -12,6 +12,8 @@ package struct TranslatorTuning: Sendable, Equatable {
   /// executes with an address that leads nowhere. Without that a guest that trains the host's
   /// branch predictors can learn what is in the program's memory.
   package var guardsSpeculation: Bool
+  /// Every access that has no look at the TLB of its own is compared with a walk. For tests: slow.
+  package var verifiesAccesses = false
 
   package init(
     threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,

@@ -26,6 +26,23 @@ import X86CPU
     #expect(m.raised(.x87FloatingPoint, at: 0x100B), "FWAIT is what faults")
   }
 
+  /// The precision exception of a division is there when the store comes, which then stores nothing.
+  @Test func pendingExceptionKeepsAStoreFromMemory() {
+    let m = VectorMachine()
+    m.catchExceptions()
+    m.machine.store(UInt16(0x37F & ~0x20), at: 0x4000)  // precision unmasked
+    m.machine.store(UInt64(0x0123_4567_89AB_CDEF), at: 0x4010)
+    m.machine.store(UInt64(0x1122_3344_5566_7788), at: 0x4018)
+    m.c.gpr[3] = 0x4000
+    // fninit; fldcw [rbx]; fld1; fldpi; fdivp; fstp tbyte [rbx+0x10]
+    m.run([
+      0xDB, 0xE3, 0xD9, 0x2B, 0xD9, 0xE8, 0xD9, 0xEB, 0xDE, 0xF9, 0xDB, 0x7B, 0x10,
+    ])
+    #expect(m.raised(.x87FloatingPoint, at: 0x100A), "FSTP is what faults")
+    #expect(m.machine.read(0x4010, as: UInt64.self) == 0x0123_4567_89AB_CDEF)
+    #expect(m.machine.read(0x4018, as: UInt64.self) == 0x1122_3344_5566_7788)
+  }
+
   @Test func environmentRoundTrip() {
     let m = VectorMachine()
     m.c.gpr[3] = 0x4000
