@@ -147,6 +147,7 @@ let package = Package(
         "KVMClient", "Host", "CHost", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    .target(name: "KernelFiles", path: "Tests/KernelFiles", swiftSettings: common),
     .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: common),
     .target(
       name: "Support", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "TestRandom"],
@@ -193,7 +194,7 @@ let package = Package(
     .testTarget(
       name: "DevicesTests", dependencies: ["Devices", "TestRandom"], swiftSettings: common),
     .testTarget(
-      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "HostTestSupport"],
+      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "KernelFiles"],
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",
@@ -208,8 +209,7 @@ let package = Package(
     .testTarget(
       name: "MartletTests",
       dependencies: [
-        "Defence",
-        "CHost", "Host", "HostTestSupport",
+        "Defence", "CHost", "Host", "HostTestSupport", "KernelFiles",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
@@ -221,3 +221,19 @@ let package = Package(
       ], swiftSettings: common),
   ]
 )
+
+// Inputs that libFuzzer makes, for what reads bytes of guests and files: only there where the fuzzer is
+// asked for (make fuzz-inputs), as the program has its main function from it. The linker must keep the
+// fuzzer's tables, which nothing names.
+if Context.environment["MARTLET_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "martlet-fuzz",
+      dependencies: [
+        "X86", "X86Decoder", "Devices", "InterruptChips", "LinuxBoot", "Host", "KernelFiles",
+      ], path: "Tests/Fuzz",
+      swiftSettings: common,
+      linkerSettings: [
+        .unsafeFlags(["-use-ld=lld", "-Xlinker", "-z", "-Xlinker", "nostart-stop-gc"])
+      ]))
+}
