@@ -138,6 +138,24 @@ extension PackedKernel {
     #expect(entry == .linux64(address: 0x100_0200))
   }
 
+  /// The table names 8 bytes of a kernel that has 4.
+  @Test func aKernelSmallerThanItsRelocations() throws {
+    var payload = PackedKernel.elf()
+    func store(_ value: UInt64, _ offset: Int) {
+      for n in 0..<8 { payload[offset + n] = UInt8(truncatingIfNeeded: value >> (8 * n)) }
+    }
+    let header = 64
+    payload[56] = 1
+    store(PackedKernel.preferred, 24)
+    store(UInt64(payload.count), header + 8)
+    store(0, header + 32)
+    store(4, header + 40)
+    let table: [UInt8] = [0, 0, 0, 0, 0, 0, 0, 0x81, 0, 0, 0, 0]
+    let memory = try GuestMemory(size: 64 << 20)
+    let kernel = PackedKernel.image(PackedKernel.stored(payload + table))
+    #expect(try load(kernel, memory, random: { $0 - 1 }) == .linux64(address: 0x100_0200))
+  }
+
   @Test func noPayloadTraps() throws {
     let memory = try GuestMemory(size: 64 << 20)
     let payload = PackedKernel.elf() + PackedKernel.relocations()
