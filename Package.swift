@@ -138,7 +138,7 @@ let package = Package(
     .testTarget(
       name: "HostTests",
       dependencies: [
-        "CHost", "Host", "HostTestSupport",
+        "CHost", "Host", "HostTestSupport", "TestRandom",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .testTarget(
@@ -153,7 +153,10 @@ let package = Package(
       name: "Support", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "TestRandom"],
       path: "Tests/Support", swiftSettings: common),
     .testTarget(
-      name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support", "TestRandom"],
+      name: "X86CPUTests",
+      dependencies: [
+        "X86", "X86Decoder", "X86CPU", "Host", "HostTestSupport", "Support", "TestRandom",
+      ],
       swiftSettings: common),
     .target(
       name: "Oracle",
@@ -236,4 +239,15 @@ if Context.environment["MARTLET_FUZZ"] != nil {
       linkerSettings: [
         .unsafeFlags(["-use-ld=lld", "-Xlinker", "-z", "-Xlinker", "nostart-stop-gc"])
       ]))
+}
+
+// A lock that ThreadSanitizer understands, in the test program of make sanitize-threads.
+if Context.environment["MARTLET_TSAN"] != nil {
+  package.targets.append(
+    .target(
+      name: "SanitizedMutex", path: "Tests/ThreadSanitizer", exclude: ["suppressions.txt"],
+      swiftSettings: common))
+  for target in package.targets where target.name == "HostTests" {
+    target.dependencies.append("SanitizedMutex")
+  }
 }
