@@ -7,7 +7,7 @@ SWIFT_FILES = Package.swift Sources Tests Benchmarks
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak fuzz golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize format clean
+.PHONY: all build run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
 
 all: build
 
@@ -55,6 +55,23 @@ soak:
 fuzz: build
 	$(SWIFT) build $(RELEASE) --product martlet-kvm-fuzz
 	$(MARTLET) kvm -- .build/release/martlet-kvm-fuzz --verbose --holes --minutes $(or $(ARGS),10)
+
+# Inputs that libFuzzer makes, with AddressSanitizer, for what reads bytes of guests and files: each part
+# for ARGS minutes, else 1. A corpus grows in .build-fuzz; a failure's input is left there, too.
+FUZZED = decoder kernels payloads decompressors devices chips
+FUZZER = $(RELEASE) --scratch-path .build-fuzz -Xswiftc -sanitize=fuzzer,address -Xswiftc -assert-config \
+  -Xswiftc Debug
+
+fuzz-inputs: export MARTLET_FUZZ = yes
+fuzz-inputs: export SWIFT_BACKTRACE = enable=no
+fuzz-inputs:
+	$(SWIFT) build $(FUZZER) --product martlet-fuzz
+	status=0; for part in $(FUZZED); do \
+	  echo "== $$part"; corpus=.build-fuzz/inputs/$$part; mkdir -p $$corpus; \
+	  MARTLET_FUZZ_PART=$$part MARTLET_FUZZ_SEEDS=$$corpus .build-fuzz/release/martlet-fuzz \
+	    -max_total_time=$$(($(or $(ARGS),1) * 60)) -max_len=2048 -timeout=30 -print_final_stats=1 -verbosity=0 \
+	    -artifact_prefix=.build-fuzz/inputs/$$part- $$corpus || status=1; \
+	done; exit $$status
 
 # The kernel's KVM selftests on the software KVM: all, or those that ARGS names.
 conformance: build
@@ -105,8 +122,21 @@ sanitize:
 	  $(SWIFT) test --skip-build $(SANITIZER) --disable-xctest --filter $$suite || status=1; \
 	done; exit $$status
 
+# Tests with ThreadSanitizer, in a debug build of its own: what threads share beside guest memory. A
+# report makes the run fail.
+THREADED = X86CPUTests.ShootdownTests HostTests.DescriptorTableTests
+THREAD_SANITIZER = --sanitize thread --scratch-path .build-tsan
+
+sanitize-threads: export MARTLET_TSAN = yes
+sanitize-threads:
+	$(SWIFT) build --build-tests $(THREAD_SANITIZER)
+	export TSAN_OPTIONS="suppressions=$(CURDIR)/Tests/ThreadSanitizer/suppressions.txt print_suppressions=0"; \
+	status=0; for suite in $(THREADED); do \
+	  $(SWIFT) test --skip-build $(THREAD_SANITIZER) --disable-xctest --filter $$suite || status=1; \
+	done; exit $$status
+
 format:
 	$(SWIFT) format --in-place --recursive $(SWIFT_FILES)
 
 clean:
-	rm -rf .build .build-check .build-asan
+	rm -rf .build .build-check .build-asan .build-tsan .build-fuzz

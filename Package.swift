@@ -138,7 +138,7 @@ let package = Package(
     .testTarget(
       name: "HostTests",
       dependencies: [
-        "CHost", "Host", "HostTestSupport",
+        "CHost", "Host", "HostTestSupport", "TestRandom",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .testTarget(
@@ -147,12 +147,16 @@ let package = Package(
         "KVMClient", "Host", "CHost", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    .target(name: "KernelFiles", path: "Tests/KernelFiles", swiftSettings: common),
     .target(name: "TestRandom", path: "Tests/TestRandom", swiftSettings: common),
     .target(
       name: "Support", dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "TestRandom"],
       path: "Tests/Support", swiftSettings: common),
     .testTarget(
-      name: "X86CPUTests", dependencies: ["X86", "X86Decoder", "X86CPU", "Support", "TestRandom"],
+      name: "X86CPUTests",
+      dependencies: [
+        "X86", "X86Decoder", "X86CPU", "Host", "HostTestSupport", "Support", "TestRandom",
+      ],
       swiftSettings: common),
     .target(
       name: "Oracle",
@@ -193,7 +197,7 @@ let package = Package(
     .testTarget(
       name: "DevicesTests", dependencies: ["Devices", "TestRandom"], swiftSettings: common),
     .testTarget(
-      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "HostTestSupport"],
+      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "KernelFiles"],
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",
@@ -208,8 +212,7 @@ let package = Package(
     .testTarget(
       name: "MartletTests",
       dependencies: [
-        "Defence",
-        "CHost", "Host", "HostTestSupport",
+        "Defence", "CHost", "Host", "HostTestSupport", "KernelFiles",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
@@ -221,3 +224,30 @@ let package = Package(
       ], swiftSettings: common),
   ]
 )
+
+// Inputs that libFuzzer makes, for what reads bytes of guests and files: only there where the fuzzer is
+// asked for (make fuzz-inputs), as the program has its main function from it. The linker must keep the
+// fuzzer's tables, which nothing names.
+if Context.environment["MARTLET_FUZZ"] != nil {
+  package.targets.append(
+    .executableTarget(
+      name: "martlet-fuzz",
+      dependencies: [
+        "X86", "X86Decoder", "Devices", "InterruptChips", "LinuxBoot", "Host", "KernelFiles",
+      ], path: "Tests/Fuzz",
+      swiftSettings: common,
+      linkerSettings: [
+        .unsafeFlags(["-use-ld=lld", "-Xlinker", "-z", "-Xlinker", "nostart-stop-gc"])
+      ]))
+}
+
+// A lock that ThreadSanitizer understands, in the test program of make sanitize-threads.
+if Context.environment["MARTLET_TSAN"] != nil {
+  package.targets.append(
+    .target(
+      name: "SanitizedMutex", path: "Tests/ThreadSanitizer", exclude: ["suppressions.txt"],
+      swiftSettings: common))
+  for target in package.targets where target.name == "HostTests" {
+    target.dependencies.append("SanitizedMutex")
+  }
+}

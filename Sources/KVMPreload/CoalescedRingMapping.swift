@@ -2,6 +2,7 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
 
 /// A machine has one ring of coalesced writes, a page of its first vCPU's file. Where a client maps the

@@ -4,6 +4,7 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
 
 /// The type byte of KVM's requests.

@@ -3,6 +3,7 @@
 // stat(2) and its kin, by their names of all versions of the C library.
 
 import Glibc
+import Host
 
 public typealias Status = UnsafeMutablePointer<stat>
 

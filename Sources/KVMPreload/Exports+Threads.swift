@@ -4,6 +4,7 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
 
 @_cdecl("pthread_cancel") public func exportedCancel(_ thread: pthread_t) -> Int32 {

@@ -6,6 +6,7 @@
 
 import CHost
 import Glibc
+import Host
 import KVM
 
 enum IRQFDEvents {

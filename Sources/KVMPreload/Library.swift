@@ -78,7 +78,7 @@ final class Library: Sendable {
       guard let library = current else { throw .noMemory }
       let descriptor = try SystemFile.make(flags)
       let file = KVMFile(
-        .system, handle: library.hypervisor.open(), library: library, descriptor: descriptor)
+        .system, handle: library.hypervisor.open(), library: library)
       DescriptorTable.shared.add(descriptor, file)
       return descriptor
     } catch {
@@ -134,7 +134,7 @@ final class Library: Sendable {
       hypervisor.close(handle)
       throw error
     }
-    let file = KVMFile(kind, handle: handle, library: self, descriptor: descriptor)
+    let file = KVMFile(kind, handle: handle, library: self)
     DescriptorTable.shared.add(descriptor, file)
     return descriptor
   }

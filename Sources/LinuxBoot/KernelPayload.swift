@@ -229,7 +229,7 @@ struct KernelPayload: ~Copyable {
     func place(_ n: Int, _ size: Int) -> Int? {
       let virtual = UInt64(bitPattern: Int64(Int32(bitPattern: Self.word(bytes, n))))
       let place = virtual &- Self.virtualBase &- linkedAddress
-      return place <= UInt64(target.count - size) ? Int(place) : nil
+      return target.count >= size && place <= UInt64(target.count - size) ? Int(place) : nil
     }
     func add<Value: FixedWidthInteger>(_ range: Range<Int>, _ value: Value) -> Bool {
       for n in range {

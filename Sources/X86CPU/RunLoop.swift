@@ -20,11 +20,11 @@ extension CPU {
   }
 
   private func runUntilExit() {
-    if s.pointee.request != 0 || s.pointee.activity != 0 {
+    if s.requests != 0 || s.pointee.activity != 0 {
       if !processEvents() { return }
     }
     while true {
-      if s.pointee.request != 0 {
+      if s.requests != 0 {
         if !processEvents() { return }
       }
       let linear = codeLinear

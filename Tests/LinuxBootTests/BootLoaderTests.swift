@@ -2,7 +2,7 @@
 
 import CHost
 import Host
-import HostTestSupport
+import KernelFiles
 import LinuxBoot
 import Testing
 
@@ -105,7 +105,7 @@ func load<Value: FixedWidthInteger>(_ bytes: [UInt8], _ type: Value.Type, _ offs
         kernel[0x1F1 + Int(generator.next() % 0x80)] = UInt8(generator.next() & 0xFF)
       }
       _ = try? load(kernel, memory: memory, initrd: [1])
-      var elf = ELFBuilder.kernel()
+      var elf = ELFKernel.bytes
       for _ in 0..<4 { elf[Int(generator.next() % 240)] = UInt8(generator.next() & 0xFF) }
       _ = try? load(elf, memory: memory, initrd: [1])
     }
@@ -129,7 +129,7 @@ func load<Value: FixedWidthInteger>(_ bytes: [UInt8], _ type: Value.Type, _ offs
 
   @Test func anELFKernelIsEnteredByItsNote() throws {
     let memory = try GuestMemory(size: 32 << 20)
-    let entry = try load(ELFBuilder.kernel(), memory: memory, initrd: [9, 9])
+    let entry = try load(ELFKernel.bytes, memory: memory, initrd: [9, 9])
     #expect(entry == .pvh(address: 0x20_0010))
     #expect(memory.read(0x20_0000, count: 4) == [1, 2, 3, 4])
     let info = try #require(memory.read(GuestMap.startInfo, count: 256))
@@ -162,40 +162,5 @@ struct Seeded {
     state ^= state >> 7
     state ^= state << 17
     return state
-  }
-}
-
-/// ELF kernels with one segment and one note.
-enum ELFBuilder {
-  static func kernel() -> [UInt8] {
-    var file = [UInt8](repeating: 0, count: 256)
-    func store(_ value: UInt64, _ size: Int, _ offset: Int) {
-      for index in 0..<size {
-        file[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index))
-      }
-    }
-    store(0x464C_457F, 4, 0)
-    file[4] = 2
-    store(62, 2, 18)
-    store(64, 8, 32)
-    store(2, 2, 56)
-    // The segment: 4 bytes at 240, 16 in memory.
-    store(1, 4, 64)
-    store(240, 8, 72)
-    store(0x20_0000, 8, 88)
-    store(4, 8, 96)
-    store(16, 8, 104)
-    // The note at 200.
-    store(4, 4, 120)
-    store(200, 8, 128)
-    store(24, 8, 152)
-    store(24, 8, 160)
-    store(4, 4, 200)
-    store(8, 4, 204)
-    store(18, 4, 208)
-    file.replaceSubrange(212..<216, with: Array("Xen\0".utf8))
-    store(0x20_0010, 8, 216)
-    file.replaceSubrange(240..<244, with: [1, 2, 3, 4])
-    return file
   }
 }

@@ -7,6 +7,7 @@ import CHost
 import Glibc
 import Host
 import HostTestSupport
+import KernelFiles
 import SystemPackage
 import Testing
 

@@ -8,6 +8,7 @@ import Defence
 import Glibc
 import Host
 import HostTestSupport
+import KernelFiles
 import SystemPackage
 import Testing
 

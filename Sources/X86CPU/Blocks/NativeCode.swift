@@ -224,7 +224,7 @@ extension CPU {
   /// there is none, or something else has to be looked at first. Called below translated code.
   package func nativeSuccessor() -> UInt {
     let state = s
-    if state.pointee.request != 0 || state.pointee.slow != 0 || state.pointee.activity != 0 {
+    if state.requests != 0 || state.pointee.slow != 0 || state.pointee.activity != 0 {
       return 0
     }
     let linear = codeLinear

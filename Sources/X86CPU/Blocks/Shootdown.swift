@@ -125,7 +125,7 @@ extension PhysicalCPU {
 
   /// Does what other CPUs asked for.
   package func processShootdowns() {
-    if cpu.s.pointee.request & CPURequest.shootdown != 0 {
+    if cpu.s.requests & CPURequest.shootdown != 0 {
       _ = takeRequest(CPURequest.shootdown)
     }
     if shootdowns.added.load(ordering: .acquiring)

@@ -71,8 +71,8 @@ extension CPU {
   /// not aligned, SDM volume 3, "Notify VM Exits"): whether the next one is delivered. Who wants the
   /// CPU is heard even where the guest's hypervisor does not ask for notify exits.
   private func goesOn(_ chain: inout DeliveryChain) -> Bool {
-    if s.pointee.request & CPURequest.shootdown != 0 { owner.processShootdowns() }
-    if s.pointee.request & CPURequest.kick != 0 { return takeKick() }
+    if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
+    if s.requests & CPURequest.kick != 0 { return takeKick() }
     guard s.pointee.vmx.secondary & SecondaryControls.notifyExiting != 0 else { return true }
     let now = HostTSC.read()
     if chain.start == 0 { chain.start = now }

@@ -56,7 +56,7 @@ struct StringState {
   @inline(__always) func reduceCount(by n: UInt64) { c.writeAddressSized(1, c.gpr[1] &- n, i) }
 
   /// After an iteration with more to come: is it time to leave the instruction?
-  var mustYield: Bool { c.s.pointee.request != 0 || isStepped }
+  var mustYield: Bool { c.s.requests != 0 || isStepped }
 
   /// Whether others look at each iteration.
   var isStepped: Bool {

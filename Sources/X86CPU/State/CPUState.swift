@@ -227,6 +227,12 @@ package struct CPUState {
   }
 }
 
+extension UnsafeMutablePointer<CPUState> {
+  /// Bits of `request` as the CPU's own thread looks at them, without an atomic operation: what it
+  /// misses now it sees at the next block. Tests/ThreadSanitizer/suppressions.txt names this function.
+  @inline(__always) package var requests: UInt64 { pointee.request }
+}
+
 /// Bits of `CPUState.request`.
 package enum CPURequest {
   /// Someone outside wants the CPU to leave non-root operation: an external-interrupt exit.

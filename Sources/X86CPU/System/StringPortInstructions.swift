@@ -65,7 +65,7 @@ enum StringPortInstructions {
       advance(c, 1, by: .max, mask)
       if c.gpr[1] & mask == 0 { return c.reload(i) }
       // An emulation goes on: it was entered to get the transfer done.
-      let isAsked = c.s.pointee.request != 0 && c.s.pointee.emulation == nil
+      let isAsked = c.s.requests != 0 && c.s.pointee.emulation == nil
       if isAsked || c.s.pointee.slow & ~SlowReason.counting != 0 {
         c.s.pointee.rip = c.currentRIP(i)
         c.noteUnfinished()

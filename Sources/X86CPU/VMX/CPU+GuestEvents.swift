@@ -19,7 +19,7 @@ extension CPU {
     let watched =
       PrimaryControls.useTPRShadow | PrimaryControls.nmiWindowExiting
       | PrimaryControls.interruptWindowExiting
-    return state.pointee.request | state.pointee.pendingDebug != 0
+    return state.requests | state.pointee.pendingDebug != 0
       || state.pointee.slow | state.pointee.activity != 0
       || state.pointee.vmx.primary & watched != 0
       || state.pointee.vmx.pin & PinControls.preemptionTimer != 0
@@ -31,13 +31,13 @@ extension CPU {
   ///
   /// - Returns: false where it ended in a VM exit.
   package func processEvents() -> Bool {
-    let requests = s.pointee.request
+    let requests = s.requests
     if requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
     if requests & CPURequest.events != 0 { _ = owner.takeRequest(CPURequest.events) }
     if s.pointee.slow & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
     if s.pointee.pendingDebug & PendingDebug.causes != 0, !takePendingDebug() { return false }
     if !checkTPRThreshold() || !takeTimer() || !takeWindows() { return false }
-    if s.pointee.request & CPURequest.kick != 0 { return takeKick() }
+    if s.requests & CPURequest.kick != 0 { return takeKick() }
     if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
     return true
   }
@@ -52,7 +52,7 @@ extension CPU {
   /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings
   /// the guest here.)
   private func takeTimer() -> Bool {
-    if s.pointee.request & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
+    if s.requests & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
     if s.pointee.vmx.pin & PinControls.preemptionTimer == 0 { return true }
     if HostTSC.read() < owner.vmx.pointee.timerDeadline { return true }
     _ = exit(.preemptionTimer)
@@ -87,10 +87,10 @@ extension CPU {
 
   /// HLT, shutdown and wait-for-SIPI: the guest stays, executing nothing, until something ends it.
   private func waitWhileInactive() -> Bool {
-    while s.pointee.request & CPURequest.kick == 0 {
+    while s.requests & CPURequest.kick == 0 {
       guard let wait = owner.waitForRequest else { break }
       wait(owner.vmx.pointee.timerDeadline)
-      if s.pointee.request & CPURequest.shootdown != 0 { owner.processShootdowns() }
+      if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
       if !takeTimer() { return false }
     }
     return takeKick()

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which of the process's descriptors are KVM's.
+//
+// Each object of KVM has a file in memory (memfd), and a client's descriptors are open on it: so
+// duplicates, inheritance over fork and exec, passing to other processes, poll, and the mapping of
+// a vCPU's pages are the kernel's work. The table remembers descriptor numbers. One that it does
+// not know (made by a raw system call, or received) is recognised by its file.
+
+import CHost
+import Glibc
+import Host
+import KVM
+import SystemPackage
+
+/// What a KVM descriptor is open on.
+final class KVMFile: Sendable {
+  enum Kind: Sendable {
+    /// `/dev/kvm`.
+    case system
+    case machine
+    case virtualCPU(RunState)
+  }
+
+  let kind: Kind
+  /// The handle in the hypervisor.
+  let handle: Int32
+  let library: Library
+
+  init(_ kind: Kind, handle: Int32, library: Library) {
+    self.kind = kind
+    self.handle = handle
+    self.library = library
+  }
+
+  deinit { library.close(handle) }
+}
+
+extension FileIdentity {
+  init?(_ descriptor: Int32) {
+    var status = stat()
+    guard let real = Real.fstat, real(descriptor, &status) == 0 else { return nil }
+    self.init(device: UInt(status.st_dev), node: UInt(status.st_ino))
+  }
+}
+
+extension DescriptorTable {
+  /// Everything in it is a KVMFile's.
+  static let shared = DescriptorTable()
+
+  /// The first descriptor of a file.
+  func add(_ descriptor: Int32, _ file: KVMFile) {
+    let identity = FileIdentity(descriptor) ?? FileIdentity(device: 0, node: 0)
+    add(descriptor, DescribedFile(identity, file))
+  }
+
+  /// The file of a descriptor that an ioctl of KVM was called on.
+  func file(_ descriptor: Int32) -> KVMFile? {
+    if let file = known(descriptor) { return file }
+    guard let identity = FileIdentity(descriptor) else { return nil }
+    if let known = file(identity) {
+      add(descriptor, known)
+      return unsafeDowncast(known.object, to: KVMFile.self)
+    }
+    return SystemFile.adopt(descriptor)
+  }
+
+  /// The file of a descriptor, if the table has it.
+  func known(_ descriptor: Int32) -> KVMFile? {
+    held(descriptor).map { unsafeDowncast($0.object, to: KVMFile.self) }
+  }
+}
+
+/// The file behind a descriptor of `/dev/kvm`: its text makes it known to a process that got the
+/// descriptor by exec or by message.
+enum SystemFile {
+  private static let text: StaticString = "martlet: /dev/kvm"
+
+  /// A new descriptor.
+  static func make(_ flags: Int32) throws(Errno) -> Int32 {
+    let cloexec = flags & O_CLOEXEC != 0 ? UInt32(MFD_CLOEXEC) : 0
+    let descriptor = memfd_create("kvm", cloexec)
+    guard descriptor >= 0 else { throw Errno(rawValue: errno) }
+    _ = pwrite(descriptor, text.utf8Start, text.utf8CodeUnitCount, 0)
+    return descriptor
+  }
+
+  static func adopt(_ descriptor: Int32) -> KVMFile? {
+    let count = text.utf8CodeUnitCount
+    var buffer = InlineArray<32, UInt8>(repeating: 0)
+    let isOurs = withUnsafeMutableBytes(of: &buffer) { bytes in
+      pread(descriptor, bytes.baseAddress!, count, 0) == count
+        && memcmp(bytes.baseAddress!, text.utf8Start, count) == 0
+    }
+    guard isOurs, let library = Library.current else { return nil }
+    let file = KVMFile(
+      .system, handle: library.hypervisor.open(), library: library)
+    DescriptorTable.shared.add(descriptor, file)
+    return file
+  }
+}
