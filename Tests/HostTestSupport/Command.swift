@@ -31,8 +31,8 @@ package enum Command {
 
   /// Starts the program with descriptors for its input, output and errors.
   package static func start(
-    _ arguments: [String], program: String = "martlet", path given: String? = nil, input: Int32,
-    output: Int32, errors: Int32
+    _ arguments: [String], program: String = "martlet", path given: String? = nil,
+    folder: String? = nil, input: Int32, output: Int32, errors: Int32
   ) throws(Errno) -> pid_t {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
@@ -40,6 +40,7 @@ package enum Command {
     for (target, source) in [input, output, errors].enumerated() {
       posix_spawn_file_actions_adddup2(&actions, source, Int32(target))
     }
+    if let folder { posix_spawn_file_actions_addchdir_np(&actions, folder) }
     // Threads that run tests may block signals; a program starts with none blocked.
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)

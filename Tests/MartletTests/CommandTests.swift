@@ -177,19 +177,22 @@ import Testing
     defer { unlink(path) }
     let pair = try PseudoTerminal()
     let before = pair.mode()
-    let process = try Command.start(
-      ["run", "--kernel", path, "--memory", "32M"], input: pair.terminal.rawValue,
-      output: pair.terminal.rawValue, errors: pair.terminal.rawValue)
-    try waitFor("s", pair.user.rawValue)
-    #expect(pair.mode().c_lflag & UInt32(ICANON | ECHO | ISIG) == 0)
-    if signal == 0 {
-      writeText(pair.user.rawValue, "\u{1}h")
-      try waitFor("Ctrl-A to the guest\r\n", pair.user.rawValue)
-      writeText(pair.user.rawValue, "\u{1}x")
-      #expect(try Command.wait(process) == 0)
-    } else {
-      kill(process, signal)
-      #expect(try Command.wait(process) == 128 + signal)
+    try withFolder { folder in
+      let process = try Command.start(
+        ["run", "--kernel", path, "--memory", "32M"], folder: folder,
+        input: pair.terminal.rawValue, output: pair.terminal.rawValue,
+        errors: pair.terminal.rawValue)
+      try waitFor("s", pair.user.rawValue)
+      #expect(pair.mode().c_lflag & UInt32(ICANON | ECHO | ISIG) == 0)
+      if signal == 0 {
+        writeText(pair.user.rawValue, "\u{1}h")
+        try waitFor("Ctrl-A to the guest\r\n", pair.user.rawValue)
+        writeText(pair.user.rawValue, "\u{1}x")
+        #expect(try Command.wait(process) == 0)
+      } else {
+        kill(process, signal)
+        #expect(try Command.wait(process) == 128 + signal)
+      }
     }
     #expect(pair.mode().c_lflag == before.c_lflag && pair.mode().c_oflag == before.c_oflag)
   }

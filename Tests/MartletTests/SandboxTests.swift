@@ -27,7 +27,8 @@ private func misbehave(
       + (what.isEmpty ? [] : ["--misbehave", what]), path: "/bin/sh")
 }
 
-private func withFolder<R>(_ body: (String) throws -> R) throws -> R {
+/// A folder of its own, so that crash reports stay in it.
+func withFolder<R>(_ body: (String) throws -> R) throws -> R {
   var template = Array("/tmp/martlet-crash-XXXXXX".utf8CString)
   let folder = try #require(mkdtemp(&template).map { String(cString: $0) })
   defer {
