@@ -40,7 +40,7 @@ package enum Command {
     for (target, source) in [input, output, errors].enumerated() {
       posix_spawn_file_actions_adddup2(&actions, source, Int32(target))
     }
-    if let folder { posix_spawn_file_actions_addchdir_np(&actions, folder) }
+    if let folder { chost_spawn_in(&actions, folder) }
     // Threads that run tests may block signals; a program starts with none blocked.
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)

@@ -38,6 +38,11 @@ void *mremap(void *old, size_t old_size, size_t size, int flags, ...);
 int pthread_setname_np(pthread_t thread, const char *name);
 // syscall(2) is variadic, which Swift cannot call; the same function with all its arguments.
 long chost_syscall(long number, long a, long b, long c, long d, long e, long f) __asm__("syscall");
+// The folder that posix_spawn(3)'s program starts in, a GNU function.
+#include <spawn.h>
+int chost_spawn_in(posix_spawn_file_actions_t *actions, const char *folder)
+    __asm__("posix_spawn_file_actions_addchdir_np");
+
 // fork(2), which Swift hides because few programs may use it; tests of inherited descriptors do.
 pid_t chost_fork(void) __asm__("fork");
 
