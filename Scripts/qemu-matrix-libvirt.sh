@@ -22,6 +22,12 @@ fail() {
 for directory in /run /etc /var/lib /var/log /var/cache; do
   mkdir -p "$directory/libvirt" && mount -t tmpfs none "$directory/libvirt" || fail "no tmpfs"
 done
+# The users of Debian's libvirt-daemon-system, which the daemon looks up whatever its settings say.
+if ! getent passwd libvirt-qemu >/dev/null; then
+  { cat /etc/passwd && echo 'libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin'; } >"$work/passwd"
+  { cat /etc/group && echo 'libvirt-qemu:x:64055:'; } >"$work/group"
+  mount --bind "$work/passwd" /etc/passwd && mount --bind "$work/group" /etc/group || fail "no users"
+fi
 printf '%s\n' 'user = "root"' 'group = "root"' 'security_driver = "none"' \
   'stdio_handler = "file"' >/etc/libvirt/qemu.conf
 cat >"$work/domain.xml" <<EOF
