@@ -75,6 +75,9 @@ final class Machine: @unchecked Sendable {
   }
 
   deinit {
+    // While the vCPUs are held here: who tells one of a page may hold it for a moment, and must not be
+    // the last.
+    for vcpu in bus.all { vcpu.asyncFaults.clear() }
     interruptEvents?.stop()
     if interrupts != nil { timers.stop() }
     for vcpu in bus.all {

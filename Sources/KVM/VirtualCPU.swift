@@ -217,8 +217,6 @@ final class VirtualCPU: @unchecked Sendable {
     withLoaded { reset() }
   }
 
-  deinit { asyncFaults.clear() }
-
   // MARK: Requests
 
   /// Asks the run loop for something, from any thread.

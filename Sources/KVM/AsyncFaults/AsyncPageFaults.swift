@@ -111,7 +111,7 @@ extension VirtualCPU {
 
   private var arrivals: PageArrivals {
     if let arrivals = asyncFaults.arrivals { return arrivals }
-    // Closed before this vCPU goes.
+    // Closed by the machine before it lets go of this vCPU.
     let arrivals = PageArrivals { [unowned(unsafe) self] in self.request(.pageArrival) }
     asyncFaults.arrivals = arrivals
     return arrivals
