@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How long the calling thread has waited for a processor, from /proc/thread-self/schedstat. The file
-// stays open for as long as the thread lives, so that it can be read where no file may be opened any more.
+// How long the calling thread has waited for a processor, from /proc/thread-self/schedstat. A thread that
+// will not be allowed to open files keeps this one open for as long as it lives. Others open it each
+// time: a thread of somebody else's program must hold no descriptor, whose number that program may
+// close and use again.
 //
 //     ThreadRunDelay.prepare()            // where files may be opened
 //     let nanoseconds = ThreadRunDelay.read()
@@ -14,7 +16,7 @@ import SystemPackage
 #endif
 
 package enum ThreadRunDelay {
-  /// The thread's open file plus 1; -1 where there is none.
+  /// The thread's open file plus 1.
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
     pthread_key_create(&key) { value in
@@ -24,22 +26,32 @@ package enum ThreadRunDelay {
     return key
   }()
 
-  /// Opens the calling thread's file.
-  package static func prepare() { _ = descriptor() }
+  /// Opens the calling thread's file and keeps it.
+  package static func prepare() {
+    if kept != nil { return }
+    let file = openFile()
+    if file >= 0 { pthread_setspecific(key, UnsafeRawPointer(bitPattern: Int(file) + 1)) }
+  }
 
-  private static func descriptor() -> Int32 {
-    let known = Int(bitPattern: pthread_getspecific(key))
-    if known != 0 { return Int32(truncatingIfNeeded: known > 0 ? known - 1 : -1) }
-    let raw = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)
-    pthread_setspecific(key, UnsafeRawPointer(bitPattern: raw < 0 ? -1 : Int(raw) + 1))
-    return raw
+  private static var kept: Int32? {
+    pthread_getspecific(key).map { Int32(truncatingIfNeeded: Int(bitPattern: $0) - 1) }
+  }
+
+  private static func openFile() -> Int32 {
+    open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)
   }
 
   /// Nanoseconds since the thread's start; 0 where the kernel does not tell.
   package static func read() -> UInt64 {
-    let file = descriptor()
+    if let kept { return read(kept) }
+    let file = openFile()
     guard file >= 0 else { return 0 }
-    return withUnsafeTemporaryAllocation(byteCount: 128, alignment: 1) { bytes in
+    defer { close(file) }
+    return read(file)
+  }
+
+  private static func read(_ file: Int32) -> UInt64 {
+    withUnsafeTemporaryAllocation(byteCount: 128, alignment: 1) { bytes in
       let count = pread(file, bytes.baseAddress, bytes.count, 0)
       // Three numbers: time on a processor, time waiting for one, time slices.
       var field = 0

@@ -104,9 +104,13 @@ extension Worker {
     case 2: request ^= UInt32(1 + below(3)) << 30
     default: break
     }
+    // Kept until the call is over: its descriptor is closed with its last reference, and another thread
+    // may take it out of the machine.
+    let chosen = cpu(machine)
+    defer { withExtendedLifetime(chosen) {} }
     let kinds: [(Kind?, Int32)] = [
       (.system, world.system), (.machine, machine.descriptor),
-      (.cpu, cpu(machine)?.descriptor ?? world.system), (nil, Worker.neverOpen),
+      (.cpu, chosen?.descriptor ?? world.system), (nil, Worker.neverOpen),
       (nil, eventDescriptor()),
     ]
     let (kind, descriptor) = of(kinds)
