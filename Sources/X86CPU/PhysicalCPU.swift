@@ -16,6 +16,7 @@
 import Glibc
 import Host
 import Synchronization
+import SystemPackage
 import X86
 import X86Decoder
 
@@ -73,11 +74,12 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
   ///   - blockOps: capacity of the block cache in instructions.
-  package init(number: Int, blockOps: Int = 1 << 22) {
+  /// - Throws: where there is no memory for the state.
+  package init(number: Int, blockOps: Int = 1 << 22) throws(Errno) {
     self.number = number
     crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
     let size = Self.stateSize
-    let raw = NativeStack.allocate(stateSize: size)
+    let raw = try NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     // Each entry in one cache line.
     tlbBanks = UnsafeMutableRawPointer.allocate(

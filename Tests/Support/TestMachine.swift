@@ -49,7 +49,7 @@ package final class TestMachine {
     counts: Bool = true, sharing other: TestMachine? = nil
   ) {
     self.other = other
-    processor = PhysicalCPU(
+    processor = try! PhysicalCPU(
       number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, blockOps: 1 << 14)
     memorySize = other?.memorySize ?? megabytes << 20
     memory = other?.memory ?? .allocate(byteCount: memorySize, alignment: 2 << 20)

@@ -72,7 +72,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
     self.enableSpare = enableSpare
     var slots: [PhysicalCPUSlot] = []
     for index in 0..<count {
-      let cpu = PhysicalCPU(number: index)
+      let cpu = try PhysicalCPU(number: index)
       try enable(cpu)
       slots.append(PhysicalCPUSlot(index: index, cpu: cpu))
     }
@@ -86,8 +86,9 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private func takeSpare(_ state: inout State) -> PhysicalCPUSlot? {
     if let spare = state.spare { return spare.isBusy ? nil : spare }
     guard let number = spareNumber else { return nil }
-    let cpu = PhysicalCPU(number: number, blockOps: 1 << 10)
-    guard (try? enableSpare(cpu)) != nil else { return nil }
+    guard let cpu = try? PhysicalCPU(number: number, blockOps: 1 << 10),
+      (try? enableSpare(cpu)) != nil
+    else { return nil }
     let spare = PhysicalCPUSlot(index: number, cpu: cpu)
     state.spare = spare
     return spare

@@ -16,6 +16,7 @@
 import Glibc
 import Host
 import Synchronization
+import SystemPackage
 import X86
 
 /// Translates blocks for one physical CPU.
@@ -389,12 +390,16 @@ struct RequestLine: @unchecked Sendable {
 enum NativeStack {
   private static let size = 256 << 10
 
-  static func allocate(stateSize: Int) -> UnsafeMutableRawPointer {
+  static func allocate(stateSize: Int) throws(Errno) -> UnsafeMutableRawPointer {
     let whole = wholeSize(stateSize)
     let map = mmap(nil, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    guard let map, map != MAP_FAILED,
-      mprotect(map + Mapping.guardSize, whole - 2 * Mapping.guardSize, PROT_READ | PROT_WRITE) == 0
-    else { fatalError("no memory for the state of a CPU") }
+    guard let map, map != MAP_FAILED else { throw Errno(rawValue: errno) }
+    let inside = whole - 2 * Mapping.guardSize
+    guard mprotect(map + Mapping.guardSize, inside, PROT_READ | PROT_WRITE) == 0 else {
+      let error = Errno(rawValue: errno)
+      munmap(map, whole)
+      throw error
+    }
     return map + Mapping.guardSize + size
   }
 
