@@ -57,8 +57,10 @@ private struct SymbolicRegisters {
   private var roots = InlineArray<16, Int> { $0 }
   private var deltas = InlineArray<16, Int64>(repeating: 0)
   private var next = 16
-  /// Registers to which another has been added that the block does not change, and the root since.
-  private var sums: [UInt8: (added: UInt8, root: Int)] = [:]
+  /// Of registers to which another has been added that the block does not change: that one, and the
+  /// root since; -1 for all others.
+  private var added = InlineArray<16, UInt8>(repeating: 0)
+  private var sumRoots = InlineArray<16, Int>(repeating: -1)
   /// Registers that the block changes, as bits.
   private let changed: UInt32
 
@@ -115,85 +117,115 @@ private struct SymbolicRegisters {
     }
   }
 
-  private mutating func add(_ added: UInt8, to register: UInt8) {
+  private mutating func add(_ other: UInt8, to register: UInt8) {
     let isFirst = self[register] == (Int(register), 0)
     forget(register)
-    if isFirst && changed >> UInt32(added) & 1 == 0 { sums[register] = (added, next - 1) }
+    if isFirst && changed >> UInt32(other) & 1 == 0 {
+      added[Int(register)] = other
+      sumRoots[Int(register)] = next - 1
+    }
   }
 
   /// The register that the block has added to another, to whose value at the block's start.
   func added(to register: UInt8) -> UInt8? {
-    guard let sum = sums[register], self[register] == (sum.root, 0) else { return nil }
-    return sum.added
+    let root = sumRoots[Int(register)]
+    return root >= 0 && self[register] == (root, 0) ? added[Int(register)] : nil
   }
 }
 
 struct AccessPlan {
-  struct Key: Hashable {
+  struct Key: Equatable {
     var base: Int
     var index: Int
     var scale: UInt8
   }
 
-  private(set) var groups: [AccessGroup] = []
+  /// An access that looks, with the registers of its address as bits.
+  struct Look {
+    var index: Int
+    var registers: UInt32
+  }
+
+  /// The group that the next access of a key may belong to.
+  struct OpenGroup {
+    var key: Key
+    var group: Int
+  }
+
+  let groups: UnsafeMutablePointer<AccessGroup>
+  private var groupCount = 0
   /// The group of each instruction, or -1.
-  private(set) var group: [Int]
+  let group: UnsafeMutablePointer<Int>
   /// Where in its group an instruction accesses, relative to what the members have in common.
-  private(set) var relative: [Int64]
+  let relative: UnsafeMutablePointer<Int64>
   /// What the addresses of each instruction's access have in common with others.
-  private(set) var keys: [Key?]
+  let keys: UnsafeMutablePointer<Key?>
   /// By how much each register is more at the block's end than at its start; nil if that is not known.
   private(set) var steps = InlineArray<16, Int64?>(repeating: nil)
   /// The register by whose value, which the block does not change, each register is more.
   private(set) var registerSteps = InlineArray<16, UInt8?>(repeating: nil)
 
-  /// Accesses that look for themselves or for a group, away from the stack, each with the registers
-  /// of its address as bits.
-  private(set) var looks: [(index: Int, registers: UInt32)] = []
+  private let lookMemory: UnsafeMutablePointer<Look>
+  private var lookCount = 0
+  /// Accesses that look for themselves or for a group, away from the stack.
+  var looks: UnsafeBufferPointer<Look> {
+    UnsafeBufferPointer(start: lookMemory, count: lookCount)
+  }
 
   /// As many as there are places for their host addresses.
   static let maximumGroups = NativeState.groupCount
   private static let maximumSize: Int64 = 1024
 
-  init() {
-    group = []
-    relative = []
-    keys = []
+  /// Of the block whose first instruction is at `start` of the memory.
+  init(_ memory: TranslationMemory, _ start: Int) {
+    groups = memory.groups + start
+    group = memory.group + start
+    relative = memory.relative + start
+    keys = memory.keys + start
+    lookMemory = memory.looks + start
   }
 
-  init(_ code: BlockCode) {
-    group = Array(repeating: -1, count: code.instructions.count)
-    relative = Array(repeating: 0, count: code.instructions.count)
-    keys = Array(repeating: nil, count: code.instructions.count)
-    var registers = SymbolicRegisters(
-      changed: code.instructions.reduce(0 as UInt32) { $0 | $1.changedRegisters })
-    var open: [(key: Key, group: Int)] = []
-    var isAccess = Array(repeating: false, count: code.instructions.count)
+  mutating func find(_ code: BlockCode, _ memory: TranslationMemory) {
+    var changed: UInt32 = 0
+    for i in code.instructions { changed |= i.changedRegisters }
+    var registers = SymbolicRegisters(changed: changed)
+    var open = UnsafeMutableBufferPointer(start: memory.openGroups, count: 0)
     for n in code.instructions.indices {
-      let i = code.instructions[n]
       let kind = code.kinds[n]
-      if kind == .handler || kind == .system { open.removeAll(keepingCapacity: true) }
-      if let access = Self.access(i, kind, code.nextOffset(n), registers) {
-        add(access, n, &open)
-        isAccess[n] = kind != .push && kind != .pop
+      (group[n], relative[n], keys[n]) = (-1, 0, nil)
+      if kind == .handler || kind == .system {
+        open = UnsafeMutableBufferPointer(start: memory.openGroups, count: 0)
       }
-      registers.execute(i, kind)
+      if let access = Self.access(
+        code.instructions[n], kind, code.nextOffset(n), registers)
+      {
+        add(access, n, &open)
+      }
+      registers.execute(code.instructions[n], kind)
     }
     for register in 0..<16 as Range<UInt8> {
       let value = registers[register]
       if value.root == Int(register) { steps[Int(register)] = value.delta }
       registerSteps[Int(register)] = registers.added(to: register)
     }
-    for n in group.indices where group[n] >= 0 {
+    findLooks(code)
+  }
+
+  /// Groups of one are none.
+  private mutating func findLooks(_ code: BlockCode) {
+    for n in code.instructions.indices where group[n] >= 0 {
       if groups[group[n]].count == 1 || group[n] >= Self.maximumGroups { group[n] = -1 }
     }
-    for n in isAccess.indices where isAccess[n] && code.instructions[n].base != 4 {
-      let i = code.instructions[n]
+    for n in code.instructions.indices where keys[n] != nil {
+      if code.kinds[n] == .push || code.kinds[n] == .pop { continue }
+      let (base, index) = (code.instructions[n].base, code.instructions[n].index)
+      if base == 4 { continue }
       if group[n] >= 0 && (groups[group[n]].leader != n || groups[group[n]].isStack) { continue }
       var registers: UInt32 = 0
-      if i.base < 16 { registers |= 1 << UInt32(i.base) }
-      if i.index < 16 { registers |= 1 << UInt32(i.index) }
-      looks.append((n, registers))
+      if base < 16 { registers |= 1 << UInt32(base) }
+      if index < 16 { registers |= 1 << UInt32(index) }
+      (lookMemory + lookCount).initialize(to: Look(index: n, registers: registers))
+      lookCount += 1
     }
   }
 
@@ -222,7 +254,9 @@ struct AccessPlan {
     return .by(step)
   }
 
-  private mutating func add(_ access: Access, _ n: Int, _ open: inout [(key: Key, group: Int)]) {
+  private mutating func add(
+    _ access: Access, _ n: Int, _ open: inout UnsafeMutableBufferPointer<OpenGroup>
+  ) {
     relative[n] = access.relative
     keys[n] = access.key
     let known = open.firstIndex { $0.key == access.key }
@@ -236,13 +270,16 @@ struct AccessPlan {
       low: access.relative, high: access.relative &+ access.size,
       isStack: access.key.base == 4 && access.key.index < 0, lowest: access.lowest)
     new.add(access, n)
-    groups.append(new)
-    group[n] = groups.count - 1
+    (groups + groupCount).initialize(to: new)
+    group[n] = groupCount
     if let known {
-      open[known].group = groups.count - 1
+      open[known].group = groupCount
     } else {
-      open.append((access.key, groups.count - 1))
+      let count = open.count
+      open = UnsafeMutableBufferPointer(start: open.baseAddress, count: count + 1)
+      open.initializeElement(at: count, to: OpenGroup(key: access.key, group: groupCount))
     }
+    groupCount += 1
   }
 
   private static func access(

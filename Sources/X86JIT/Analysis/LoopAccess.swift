@@ -11,51 +11,56 @@ import X86
 import X86CPU
 import X86Decoder
 
-struct LoopAccess: Hashable {
-  /// The block, and the instruction in it.
-  var code: Int
-  var index: Int
-
-  /// Numbers of remembered pages for the accesses of blocks that are translated together.
-  static func pages(of codes: [BlockCode]) -> [LoopAccess: Int] {
-    if codes.count == 1 && !codes[0].successors.contains(codes[0].pageOffset) { return [:] }
+enum LoopAccess {
+  /// Gives numbers to the remembered pages of blocks that are translated together.
+  ///
+  /// - Returns: how many there are.
+  static func findPages(_ codes: UnsafeBufferPointer<BlockCode>) -> Int {
+    if codes.count == 1 && !codes[0].successors.contains(codes[0].pageOffset) { return 0 }
     let inLoop = loops(codes)
-    guard !inLoop.isEmpty, codes.allSatisfy(\.keepsTranslations) else { return [:] }
-    let loaded = loadedRegisters(inLoop.map { codes[$0] })
-    var pages: [LoopAccess: Int] = [:]
-    for n in inLoop {
+    guard inLoop != 0, codes.allSatisfy(\.keepsTranslations) else { return 0 }
+    let loaded = loadedRegisters(codes, inLoop)
+    var count = 0
+    for n in codes.indices where inLoop >> UInt32(n) & 1 != 0 {
       for look in codes[n].accesses.looks where look.registers & loaded == 0 {
-        if pages.count == NativeState.accessPageCount { return pages }
-        pages[LoopAccess(code: n, index: look.index)] = pages.count
+        if count == NativeState.accessPageCount { return count }
+        codes[n].loopPages[look.index] = Int8(truncatingIfNeeded: count)
+        count += 1
       }
     }
-    return pages
+    return count
   }
 
-  /// Blocks that lead back to themselves.
-  private static func loops(_ codes: [BlockCode]) -> [Int] {
-    let next = codes.map { code in
-      code.successors.compactMap { offset in codes.firstIndex { $0.pageOffset == offset } }
-    }
-    return codes.indices.filter { start in
-      var seen: Set<Int> = []
-      var waiting = next[start]
-      while let n = waiting.popLast() {
-        if n == start { return true }
-        if seen.insert(n).inserted { waiting += next[n] }
+  /// Blocks that lead back to themselves, as bits.
+  private static func loops(_ codes: UnsafeBufferPointer<BlockCode>) -> UInt32 {
+    // What each block leads to: at once, then by others.
+    var reached = InlineArray<16, UInt32>(repeating: 0)
+    for (n, code) in codes.enumerated() {
+      let successors = code.successors
+      for (m, other) in codes.enumerated() where successors.contains(other.pageOffset) {
+        reached[n] |= 1 << UInt32(m)
       }
-      return false
     }
+    for middle in codes.indices {
+      for n in codes.indices where reached[n] >> UInt32(middle) & 1 != 0 {
+        reached[n] |= reached[middle]
+      }
+    }
+    var result: UInt32 = 0
+    for n in codes.indices where reached[n] >> UInt32(n) & 1 != 0 { result |= 1 << UInt32(n) }
+    return result
   }
 
   /// General registers whose values come out of memory or out of vector registers, as bits.
-  private static func loadedRegisters(_ codes: [BlockCode]) -> UInt32 {
+  private static func loadedRegisters(
+    _ codes: UnsafeBufferPointer<BlockCode>, _ inLoop: UInt32
+  ) -> UInt32 {
     var loaded: UInt32 = 0
     var before: UInt32
     repeat {
       before = loaded
-      for code in codes {
-        for (i, kind) in zip(code.instructions, code.kinds) {
+      for n in codes.indices where inLoop >> UInt32(n) & 1 != 0 {
+        for (i, kind) in zip(codes[n].instructions, codes[n].kinds) {
           if kind == .vector || i.readsMemory || i.readRegisters & loaded != 0 {
             loaded |= i.changedRegisters & ~(1 << 4)
           }

@@ -68,17 +68,18 @@ struct LoopRounds {
   static let longestStep: Int64 = 1024
   private static let mostInstructions = 64
 
-  /// Nil where the block is no such loop. `pages` are the remembered ones of its translation.
-  init?(_ code: BlockCode, number: Int, pages: [LoopAccess: Int]) {
+  /// Nil where the block is no such loop. What pages its accesses remember is known.
+  init?(_ code: BlockCode) {
     guard code.mode == .bits64, code.isLoopAlone, code.instructions.count <= Self.mostInstructions
     else { return nil }
     for (i, kind) in zip(code.instructions, code.kinds) {
       guard Self.isPlain(i, kind) else { return nil }
       named |= i.namedRegisters
     }
-    let changed = code.instructions.reduce(0 as UInt32) { $0 | $1.changedRegisters }
+    var changed: UInt32 = 0
+    for i in code.instructions { changed |= i.changedRegisters }
     for n in code.instructions.indices where code.instructions[n].accessesOperand {
-      guard addWalk(code, n, number, pages), addOperand(code, n, changed) else { return nil }
+      guard addWalk(code, n), addOperand(code, n, changed) else { return nil }
     }
     guard bases.count <= 4 else { return nil }
     liveAfter = Self.liveness(code)
@@ -131,9 +132,7 @@ struct LoopRounds {
   // MARK: Accesses
 
   /// The page of the access of `n`, found by its group's first instruction or by itself.
-  private mutating func addWalk(
-    _ code: BlockCode, _ n: Int, _ number: Int, _ pages: [LoopAccess: Int]
-  ) -> Bool {
+  private mutating func addWalk(_ code: BlockCode, _ n: Int) -> Bool {
     let plan = code.accesses
     let group = plan.group[n] < 0 ? nil : plan.groups[plan.group[n]]
     let leader = group?.leader ?? n
@@ -145,8 +144,9 @@ struct LoopRounds {
     let isStack = group?.isStack ?? (i.base == GeneralRegister.rsp.rawValue)
     var page = RememberedPage.stack
     if !isStack {
-      guard let known = pages[LoopAccess(code: number, index: leader)] else { return false }
-      page = RememberedPage(access: known)
+      let known = code.loopPages[leader]
+      if known < 0 { return false }
+      page = RememberedPage(access: Int(known))
     }
     let alignment = i.attributes.contains(.aligned) ? operand.size - 1 : 0
     let mask = group?.alignmentMask ?? alignment

@@ -115,7 +115,9 @@ struct VectorPlan {
   var masksUsed: UInt8 = 0
   var masksWritten: UInt8 = 0
 
-  init(_ codes: [BlockCode], host: HostFeatures) {
+  init() {}
+
+  init(_ codes: UnsafeBufferPointer<BlockCode>, host: HostFeatures) {
     for code in codes {
       for n in code.kinds.indices where code.kinds[n] == .vector {
         note(code.instructions[n], host)

@@ -96,6 +96,14 @@ package struct Assembler {
     fixups.reserveCapacity(32)
   }
 
+  /// Begins anew, with the memory that there is.
+  package mutating func begin(origin: UInt) {
+    self.origin = origin
+    position = 0
+    positions.removeAll(keepingCapacity: true)
+    fixups.removeAll(keepingCapacity: true)
+  }
+
   /// The code as it is now.
   package var bytes: [UInt8] {
     withExtendedLifetime(store) { Array(UnsafeBufferPointer(start: base, count: position)) }

@@ -27,19 +27,19 @@ extension BlockTranslation {
 
   /// An instruction that may have changed modes, mappings or events is followed by a look at `slow`
   /// and a look-up.
-  mutating func edgeAfterSystemInstruction(to offset: Int) {
+  func edgeAfterSystemInstruction(to offset: Int) {
     a.arithmetic(.cmp, .state(StateOffset.slow), immediate: 0, wide: false)
     a.jump(if: Self.notEqual, exitLabel(offset))
     dispatch(to: offset)
   }
 
   /// On at an offset of the page, by the table of jumps.
-  mutating func dispatch(to offset: Int) {
+  func dispatch(to offset: Int) {
     jump(to: offset, isWide ? thunks.dispatchRelative : thunks.dispatch)
   }
 
   /// To a thunk that takes an offset of the page; in 32-bit code, one that takes RIP.
-  mutating func jump(to offset: Int, _ thunk: UInt) {
+  func jump(to offset: Int, _ thunk: UInt) {
     if isWide {
       a.move(.r13, immediate: UInt64(UInt32(truncatingIfNeeded: offset)))
     } else {
@@ -49,7 +49,7 @@ extension BlockTranslation {
   }
 
   /// Where the run loop is returned to with RIP at an offset of the page.
-  mutating func exitLabel(_ offset: Int) -> Label {
+  func exitLabel(_ offset: Int) -> Label {
     if let known = exits.first(where: { $0.offset == offset }) { return known.label }
     let label = a.label()
     exits.append((label, offset))
@@ -57,28 +57,26 @@ extension BlockTranslation {
   }
 
   /// register = RIP of an offset of the page.
-  mutating func pageRelative(_ register: HostRegister, _ offset: Int) {
+  func pageRelative(_ register: HostRegister, _ offset: Int) {
     a.load(register, .state(StateOffset.codePage))
     leaWord(register, .memory(register, Int32(truncatingIfNeeded: offset)))
   }
 
-  func target(_ n: Int) -> Int { selected.target(n) }
-
   // MARK: Look-ups
 
   /// R15 = what leads to the translation of the block at R13, or a jump to `miss`. Clobbers R14.
-  private mutating func lookUp(_ miss: Label) {
+  private func lookUp(_ miss: Label) {
     thunks.lookUp(&a, miss)
   }
 
   /// To the code in R15, which knows its linear page.
-  private mutating func enterLookedUp() {
+  private func enterLookedUp() {
     thunks.enterLookedUp(&a)
   }
 
   /// The end of an indirect call, whose target is in `temporary0` and the host address of whose push
   /// in `temporary1`: R13 = target.
-  private mutating func pushReturn(to offset: Int) {
+  private func pushReturn(to offset: Int) {
     a.load(.r13, .state(StateOffset.temporary1))
     pageRelative(.r14, offset)
     storeWord(.memory(.r13), .r14)
@@ -88,14 +86,14 @@ extension BlockTranslation {
 
   /// Where a look-up for the target in R13 goes that finds nothing. What may still fault is left to the
   /// handler at `miss`.
-  private mutating func unresolvedWay(_ miss: Label, _ end: UnresolvedWay.End) -> Label {
+  private func unresolvedWay(_ miss: Label, _ end: UnresolvedWay.End) -> Label {
     let way = UnresolvedWay(start: a.label(), miss: miss, end: end)
     unresolved.append(way)
     return way.start
   }
 
   /// Out of line: the rest of the instruction, and its target found in Swift.
-  mutating func emitUnresolved() {
+  func emitUnresolved() {
     for way in unresolved {
       a.bind(way.start)
       noteFaults(way.miss)
@@ -110,7 +108,7 @@ extension BlockTranslation {
   }
 
   /// To `miss` where the address in R13 is not canonical. Clobbers R14.
-  private mutating func requireCanonical(_ miss: Label) {
+  private func requireCanonical(_ miss: Label) {
     a.move(.r14, .r13)
     a.shiftLeft(.r14, 16)
     a.shiftRightSigned(.r14, 16)
@@ -120,7 +118,7 @@ extension BlockTranslation {
 
   // MARK: Instructions
 
-  mutating func lowerJump(_ n: Int) {
+  func lowerJump(_ n: Int) {
     if instructions[n].operands[0].kind == .relative {
       edge(to: target(n), from: n)
       return
@@ -134,7 +132,7 @@ extension BlockTranslation {
   }
 
   /// R13 = operand of an indirect jump or call.
-  private mutating func loadTarget(_ n: Int, _ miss: Label) {
+  private func loadTarget(_ n: Int, _ miss: Label) {
     let i = instructions[n]
     if let m = i.memoryOperand {
       accessOperand(n, i.operands[m], miss)
@@ -146,7 +144,7 @@ extension BlockTranslation {
     }
   }
 
-  mutating func lowerCall(_ n: Int) {
+  func lowerCall(_ n: Int) {
     let miss = missLabel()
     leaveFlags()
     if instructions[n].operands[0].kind == .relative {
@@ -169,7 +167,7 @@ extension BlockTranslation {
     endAccess(n, miss)
   }
 
-  mutating func lowerReturn(_ n: Int) {
+  func lowerReturn(_ n: Int) {
     let miss = missLabel()
     leaveFlags()
     loadWord(.r13, .register(RegisterMap.stackPointer))

@@ -30,13 +30,13 @@ struct FaultWay {
 
 extension BlockTranslation {
   /// What faults from here on goes to `target`.
-  mutating func noteFaults(_ target: Label) {
+  func noteFaults(_ target: Label) {
     guard guardsAccesses else { return }
     faultSites.append(FaultSite(position: a.position, target: target))
   }
 
   /// The access of `n`, which does not look, follows.
-  mutating func noteOwnFaults(_ n: Int) {
+  func noteOwnFaults(_ n: Int) {
     guard guardsAccesses else { return }
     let label = a.label()
     noteFaults(label)
@@ -47,7 +47,7 @@ extension BlockTranslation {
   }
 
   /// Instruction `n` is left to the interpreter, nothing of it having happened.
-  mutating func emitFaultWays() {
+  func emitFaultWays() {
     for way in faultWays {
       select(way.code)
       scratch.removeAll(keepingCapacity: true)

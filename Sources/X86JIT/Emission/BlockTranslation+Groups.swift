@@ -23,7 +23,7 @@ struct SlowSegment {
 extension BlockTranslation {
   /// The place of a memory operand in a host register plus a constant; and where a miss goes, unless
   /// the group's copy deals with it. Clobbers flags, R13 to R15.
-  mutating func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
+  func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
     if let rounds {
       let place = place(n, rounds)
       verify(n, operand, at: place)
@@ -45,7 +45,7 @@ extension BlockTranslation {
   }
 
   /// The same for a word at a distance from the stack pointer.
-  mutating func accessStack(_ n: Int, _ displacement: Int) -> (place: Place, miss: Label?) {
+  func accessStack(_ n: Int, _ displacement: Int) -> (place: Place, miss: Label?) {
     let g = group(n)
     if let g, !isLeader(n, g) {
       let place = member(n, g)
@@ -63,25 +63,25 @@ extension BlockTranslation {
 
   /// The group that an instruction's access belongs to in the code that is being emitted.
   func group(_ n: Int) -> Int? {
-    let g = selected.accesses.group[n]
+    let g = accessGroup[n]
     if g < 0 { return nil }
-    if let slowFrom, selected.accesses.groups[g].leader >= slowFrom { return nil }
+    if let slowFrom, groups[g].leader >= slowFrom { return nil }
     return g
   }
 
-  private func isLeader(_ n: Int, _ g: Int) -> Bool { selected.accesses.groups[g].leader == n }
+  private func isLeader(_ n: Int, _ g: Int) -> Bool { groups[g].leader == n }
 
   /// From the access of `n` to the group's first byte.
   private func distance(_ n: Int, _ g: Int) -> Int {
-    Int(selected.accesses.groups[g].low &- selected.accesses.relative[n])
+    Int(groups[g].low &- relative[n])
   }
 
   /// The place of the access of `n`. Of the first member the linear address of the group's first byte
   /// is in R13.
-  private mutating func member(_ n: Int, _ g: Int) -> Place {
+  private func member(_ n: Int, _ g: Int) -> Place {
     let home = Place.state(StateOffset.groupAddress(g))
     if isLeader(n, g) {
-      look(n, selected.accesses.groups[g])
+      look(n, groups[g])
       a.store(home, .r13)
     } else {
       if heldGroup != g { a.load(.r13, home) }
@@ -92,7 +92,7 @@ extension BlockTranslation {
   }
 
   /// R13 = host address of the group whose linear address it is.
-  private mutating func look(_ n: Int, _ group: AccessGroup) {
+  private func look(_ n: Int, _ group: AccessGroup) {
     let slow = segment(from: n, group)
     if group.alignmentMask != 0 {
       var tested = HostRegister.r13
@@ -112,12 +112,12 @@ extension BlockTranslation {
   }
 
   /// A copy for when the look of `n` fails. It goes on until no group that begins in it is left open.
-  private mutating func segment(from n: Int, _ group: AccessGroup) -> Label {
+  private func segment(from n: Int, _ group: AccessGroup) -> Label {
     var last = group.last
     var next = n + 1
     while next <= last {
-      let g = selected.accesses.group[next]
-      if g >= 0 { last = max(last, selected.accesses.groups[g].last) }
+      let g = accessGroup[next]
+      if g >= 0 { last = max(last, groups[g].last) }
       next += 1
     }
     let label = a.label()
@@ -130,7 +130,7 @@ extension BlockTranslation {
   }
 
   /// After instruction `n` of a version.
-  mutating func closeSegments(_ n: Int) {
+  func closeSegments(_ n: Int) {
     if openSegments.isEmpty || n == instructions.count - 1 { return }
     for segment in openSegments where segments[segment].last == n {
       let label = a.label()
@@ -141,7 +141,7 @@ extension BlockTranslation {
     openSegments.removeAll { segments[$0].last == n }
   }
 
-  mutating func emit(_ segment: SlowSegment) {
+  func emit(_ segment: SlowSegment) {
     select(segment.code)
     flags = segment.state.flags
     vectors = segment.state.vectors
@@ -163,7 +163,7 @@ extension BlockTranslation {
   }
 
   /// What the fast code knows of flags where the copy comes back.
-  private mutating func matchFlags(_ wanted: FlagState) {
+  private func matchFlags(_ wanted: FlagState) {
     if wanted.inState { saveFlags() }
     if flags.host.isSuperset(of: wanted.host) { return }
     if flags.inState {

@@ -9,7 +9,7 @@ import X86Decoder
 
 extension BlockTranslation {
   /// Everything with a ModRM byte.
-  mutating func lowerModRM(_ n: Int) {
+  func lowerModRM(_ n: Int) {
     let i = instructions[n]
     let fields = EncodingFields(i)
     var miss: Label?
@@ -43,7 +43,7 @@ extension BlockTranslation {
   /// The host register that stands for a guest register in the current instruction: its own, or a
   /// scratch register, loaded if the instruction looks at it. With AH to BH, encodings are the
   /// guest's.
-  mutating func register(
+  func register(
     _ guest: UInt8, _ i: Instruction, _ high: Bool, _ pool: inout [HostRegister]
   ) -> HostRegister {
     if high { return HostRegister(rawValue: guest) ?? .rax }
@@ -69,14 +69,14 @@ extension BlockTranslation {
   }
 
   /// Puts written scratch registers back.
-  mutating func storeScratch(_ i: Instruction) {
+  func storeScratch(_ i: Instruction) {
     for entry in scratch where use(of: entry.guest, i).access.contains(.write) {
       a.store(RegisterMap.place(entry.guest), entry.host)
     }
   }
 
   /// `op rAX, imm`, CBW, CWD and their kin.
-  mutating func lowerAccumulator(_ n: Int) {
+  func lowerAccumulator(_ n: Int) {
     let i = instructions[n]
     needFlags(n)
     if i.operandSize == 2 { a.byte(0x66) }
@@ -86,7 +86,7 @@ extension BlockTranslation {
     noteFlags(n)
   }
 
-  mutating func lowerLEA(_ n: Int) {
+  func lowerLEA(_ n: Int) {
     let i = instructions[n]
     let guest = i.operands[0].number
     let place = guestAddress(n)
@@ -105,7 +105,7 @@ extension BlockTranslation {
     if host == nil { a.store(RegisterMap.place(guest), target) }
   }
 
-  mutating func lowerMoveImmediate(_ n: Int) {
+  func lowerMoveImmediate(_ n: Int) {
     let i = instructions[n]
     let operand = i.operands[0]
     let value = UInt64(bitPattern: i.immediate)
@@ -140,7 +140,7 @@ extension BlockTranslation {
     RegisterMap.host(guest).map { .register($0) } ?? RegisterMap.place(guest)
   }
 
-  mutating func lowerByteSwap(_ n: Int) {
+  func lowerByteSwap(_ n: Int) {
     let i = instructions[n]
     let guest = i.operands[0].number
     let host = RegisterMap.host(guest)

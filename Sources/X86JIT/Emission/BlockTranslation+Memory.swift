@@ -10,7 +10,7 @@ import X86Decoder
 extension BlockTranslation {
   /// The memory operand of `n` as an address of the host's registers, without its segment's base.
   /// What is not in a register is loaded to R13 (base) and R14 (index).
-  mutating func guestAddress(_ n: Int) -> Place {
+  func guestAddress(_ n: Int) -> Place {
     let i = instructions[n]
     var place = Place.memory(nil, Int32(truncatingIfNeeded: i.displacement))
     if i.base == Instruction.ripRegister {
@@ -28,7 +28,7 @@ extension BlockTranslation {
   }
 
   /// The host register of a guest register, or `scratch` with its value.
-  private mutating func inRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
+  private func inRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
     if let host = RegisterMap.host(guest) { return host }
     a.load(scratch, RegisterMap.place(guest))
     return scratch
@@ -36,7 +36,7 @@ extension BlockTranslation {
 
   /// R13 = linear address of the memory operand of `n`, and some bytes more. In 32-bit code, to `miss`
   /// where FS or GS, if that is the segment, has anything to be checked.
-  mutating func linearAddress(_ n: Int, _ miss: Label? = nil, plus distance: Int = 0) {
+  func linearAddress(_ n: Int, _ miss: Label? = nil, plus distance: Int = 0) {
     let i = instructions[n]
     var place = guestAddress(n)
     place.displacement &+= Int32(truncatingIfNeeded: distance)
@@ -50,7 +50,7 @@ extension BlockTranslation {
   }
 
   /// The segment is one of 4 GiB, and the operand at offset R13 does not go beyond them.
-  private mutating func checkSegment(_ i: Instruction, _ miss: Label) {
+  private func checkSegment(_ i: Instruction, _ miss: Label) {
     let size = i.memoryOperand.map { Int32(i.operands[$0].size) } ?? 1
     a.testByte(.state(StateOffset.wholeSegments), UInt8(1) << i.segment.rawValue)
     a.jump(if: Self.equal, miss)
@@ -61,15 +61,15 @@ extension BlockTranslation {
 
   /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction whose
   /// access it is, if a page may be remembered for it.
-  mutating func translateAddress(size: Int, write: Bool, _ miss: Label, for n: Int? = nil) {
-    if let n, slowFrom == nil, let page = loopPages[LoopAccess(code: current, index: n)] {
-      translate(in: RememberedPage(access: page), size: size, write: write, miss)
+  func translateAddress(size: Int, write: Bool, _ miss: Label, for n: Int? = nil) {
+    if let n, slowFrom == nil, loopPages[n] >= 0 {
+      translate(in: RememberedPage(access: Int(loopPages[n])), size: size, write: write, miss)
     } else {
       lookUpAddress(size: size, write: write, miss)
     }
   }
 
-  private mutating func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
+  private func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
     if isCompact || slowFrom != nil {
       callLook(write ? thunks.memory.lookWrite : thunks.memory.lookRead, size, miss)
     } else {
@@ -87,14 +87,14 @@ extension BlockTranslation {
   }
 
   /// The look that a thunk makes (see Thunks+Memory).
-  private mutating func callLook(_ thunk: UInt, _ size: Int, _ miss: Label) {
+  private func callLook(_ thunk: UInt, _ size: Int, _ miss: Label) {
     lastByte(size)
     a.call(thunk)
     a.jump(if: Self.notEqual, miss)
   }
 
   /// R15 = address of the last byte of an access at R13.
-  private mutating func lastByte(_ size: Int) {
+  private func lastByte(_ size: Int) {
     if size > 1 {
       a.lea(.r15, .memory(.r13, Int32(size - 1)))
     } else {
@@ -104,21 +104,21 @@ extension BlockTranslation {
 
   /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have guessed that
   /// it did not, and executes the access behind it with any address that the guest likes.
-  private mutating func poison(if condition: UInt8) {
+  private func poison(if condition: UInt8) {
     if guardsSpeculation { a.move(if: condition, .r13, .state(StateOffset.zero)) }
   }
 
   static let notEqual: UInt8 = 5
 
   /// R13 = host address of the memory operand of `n`.
-  mutating func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
+  func accessOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     clobberFlags(n)
     linearAddress(n, miss)
     translateOperand(n, operand, miss)
   }
 
   /// R13 = host address of the memory operand of `n`, whose linear address is in R13.
-  mutating func translateOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
+  func translateOperand(_ n: Int, _ operand: Operand, _ miss: Label) {
     let size = Int(operand.size)
     if instructions[n].base == GeneralRegister.rsp.rawValue && !usesSegmentBase(n) {
       translateStackAddress(size: size, miss)
@@ -136,7 +136,7 @@ extension BlockTranslation {
 
   /// The same for an address near the stack pointer: the state remembers the stack's page, known to be
   /// writable, so that most accesses need no look-up. Whoever changes translations forgets it.
-  mutating func translateStackAddress(size: Int, _ miss: Label) {
+  func translateStackAddress(size: Int, _ miss: Label) {
     if isCompact || slowFrom != nil {
       if size > 8 { return lookUpAddress(size: size, write: true, miss) }
       a.call(thunks.memory.accessStack)
@@ -163,7 +163,7 @@ extension BlockTranslation {
 
   /// R13 = host address of the linear address in R13, if it is in the page that the access was last in;
   /// else that of the look-up, and its page is remembered. All accesses to the page are of one size.
-  private mutating func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
+  private func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
     let way = PageWay(
       look: a.label(), back: a.label(), page: page, size: size, write: write, miss: miss)
     begin(way)
@@ -177,13 +177,13 @@ extension BlockTranslation {
   ///
   /// The host's address is compared, not the linear one: whatever mixture of old and new words the host
   /// works with while it guesses, what passes lies in a page that was remembered.
-  private mutating func begin(_ way: PageWay) {
+  private func begin(_ way: PageWay) {
     a.arithmetic(.add, .r13, .state(way.page.addend))
     a.move(.r15, .r13)
     a.arithmetic(.sub, .r15, .state(way.page.start))
   }
 
-  private mutating func finish(_ way: PageWay) {
+  private func finish(_ way: PageWay) {
     verify(way)
     a.bind(way.back)
     noteFaults(way.miss)
@@ -194,7 +194,7 @@ extension BlockTranslation {
   static let notBelow: UInt8 = 3
 
   /// Out of line: the look-up, and the page remembered.
-  mutating func emitPageWays() {
+  func emitPageWays() {
     for way in pageWays {
       a.bind(way.look)
       a.arithmetic(.sub, .r13, .state(way.page.addend))

@@ -52,8 +52,8 @@ extension BlockTranslation {
   private static let counter = HostRegister.r13
 
   /// Where the version that is being emitted goes for its next rounds, if it leads to itself.
-  mutating func roundsLabel(_ version: Int) -> Label? {
-    guard emitted == version, let plan = loopRounds[current], RoundsRegisters(plan) != nil,
+  func roundsLabel(_ version: Int) -> Label? {
+    guard emitted == version, let plan = loopRounds(of: current), RoundsRegisters(plan) != nil,
       versions[version].state.flags.usesMappedRegisters,
       versions[version].state.vectors.ready.covers(needs(from: 0))
     else { return nil }
@@ -73,10 +73,10 @@ extension BlockTranslation {
     return .memory(base, index: register, scale: operand.scale, displacement)
   }
 
-  mutating func emit(_ way: RoundsWay) {
+  func emit(_ way: RoundsWay) {
     let version = versions[way.version]
     select(version.code)
-    guard let plan = loopRounds[current], let registers = RoundsRegisters(plan) else { return }
+    guard let plan = loopRounds(of: current), let registers = RoundsRegisters(plan) else { return }
     flags = version.state.flags
     vectors = version.state.vectors
     a.bind(way.start)
@@ -112,7 +112,7 @@ extension BlockTranslation {
 
   /// R13 = minus the instructions of the rounds that stay in their pages, which are counted as
   /// retired; or a jump to `other` if they are few.
-  private mutating func emitRoundCount(_ plan: LoopRounds, _ other: Label) {
+  private func emitRoundCount(_ plan: LoopRounds, _ other: Label) {
     var isFirst = true
     for (n, walk) in plan.walks.enumerated() {
       emitPageOffset(walk, other, isFirst: n == 0)
@@ -147,7 +147,7 @@ extension BlockTranslation {
   static let below: UInt8 = 2
 
   /// R14 = offset in the page of a walk's first byte in the next round. Clobbers R15.
-  private mutating func emitPageOffset(
+  private func emitPageOffset(
     _ walk: LoopRounds.Walk, _ other: Label, isFirst: Bool
   ) {
     var place = Place.memory(nil, Int32(truncatingIfNeeded: walk.low))
@@ -184,19 +184,19 @@ extension BlockTranslation {
   }
 
   /// R15 is all ones if what was checked is so, also where the host guesses.
-  private mutating func keepMask(isFirst: Bool) {
+  private func keepMask(isFirst: Bool) {
     if !isFirst { a.arithmetic(.and, .r15, .state(StateOffset.roundsMask)) }
     a.store(.state(StateOffset.roundsMask), .r15)
   }
 
-  private mutating func roundRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
+  private func roundRegister(_ guest: UInt8, _ scratch: HostRegister) -> HostRegister {
     if let host = RegisterMap.host(guest) { return host }
     a.load(scratch, RegisterMap.place(guest))
     return scratch
   }
 
   /// R14 = rounds after the next, or fewer, from the offset in the page in R14.
-  private mutating func emitRoundsLeft(_ size: Int, _ step: Int64) {
+  private func emitRoundsLeft(_ size: Int, _ step: Int64) {
     if step > 0 { emitRoom(size) }
     let step = step.magnitude
     if step & (step - 1) == 0 {
@@ -208,7 +208,7 @@ extension BlockTranslation {
   }
 
   /// The same for steps by a register's value; not below 1 or long, it goes to `other`.
-  private mutating func emitRoundsLeft(_ size: Int, by guest: UInt8, _ other: Label) {
+  private func emitRoundsLeft(_ size: Int, by guest: UInt8, _ other: Label) {
     let step = roundRegister(guest, .r15)
     a.lea(.r15, .memory(step, -1))
     a.arithmetic(.cmp, .register(.r15), immediate: Int32(LoopRounds.longestStep))
@@ -230,13 +230,13 @@ extension BlockTranslation {
   }
 
   /// R14 = bytes that an access may advance in its page, from its offset in it.
-  private mutating func emitRoom(_ size: Int) {
+  private func emitRoom(_ size: Int) {
     a.negate(.r14)
     a.lea(.r14, .memory(.r14, Int32(4096 - size)))
   }
 
   /// Where someone asked for it. No flag of the guest's is in the host's.
-  private mutating func countRound() {
+  private func countRound() {
     if let counter, current == 0 {
       a.move(.r14, immediate: UInt64(counter))
       a.arithmetic(.add, .memory(.r14), immediate: 1)
@@ -245,7 +245,7 @@ extension BlockTranslation {
 
   // MARK: Registers
 
-  private mutating func emitBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
+  private func emitBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
     for guest in registers.borrowed {
       if let host = RegisterMap.host(guest) { a.store(RegisterMap.place(guest), host) }
     }
@@ -263,7 +263,7 @@ extension BlockTranslation {
 
   /// Where the host has guessed that the pages are known, nothing that addresses are made of is the
   /// guest's. R14 is clobbered; the flags are those of "not zero".
-  private mutating func guardBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
+  private func guardBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
     guard guardsSpeculation else { return }
     a.load(.r14, .state(StateOffset.roundsMask))
     a.test(.r14)
@@ -281,7 +281,7 @@ extension BlockTranslation {
     }
   }
 
-  mutating func giveBack(_ registers: RoundsRegisters) {
+  func giveBack(_ registers: RoundsRegisters) {
     for guest in registers.borrowed {
       if let host = RegisterMap.host(guest) { a.load(host, RegisterMap.place(guest)) }
     }
@@ -289,7 +289,7 @@ extension BlockTranslation {
 
   // MARK: The end
 
-  private mutating func emitRoundEnd(
+  private func emitRoundEnd(
     _ head: Label, _ version: Version, _ registers: RoundsRegisters
   ) {
     let last = instructions.count - 1
@@ -324,7 +324,7 @@ extension BlockTranslation {
   }
 
   /// Of the rounds that were counted, those that have not run. No flag changes.
-  mutating func uncountRounds(_ finished: Int32) {
+  func uncountRounds(_ finished: Int32) {
     if !countsInstructions { return }
     a.load(.r14, .state(StateOffset.retired))
     a.lea(.r14, .memory(.r14, index: Self.counter, finished))

@@ -10,12 +10,12 @@ extension BlockTranslation {
   private static var sp: HostRegister { RegisterMap.stackPointer }
 
   /// R13 = host address of the word below the stack pointer.
-  mutating func accessPush(_ miss: Label) {
+  func accessPush(_ miss: Label) {
     leaWord(.r13, .memory(Self.sp, Int32(-wordSize)))
     translateStackAddress(size: wordSize, miss)
   }
 
-  mutating func lowerPush(_ n: Int) {
+  func lowerPush(_ n: Int) {
     let operand = instructions[n].operands[0]
     if operand.kind == .memory { return lowerPushMemory(n, operand) }
     let (place, miss) = accessStack(n, -wordSize)
@@ -33,7 +33,7 @@ extension BlockTranslation {
   }
 
   /// Both accesses are proven before anything is written.
-  private mutating func lowerPushMemory(_ n: Int, _ operand: Operand) {
+  private func lowerPushMemory(_ n: Int, _ operand: Operand) {
     let miss = missLabel()
     accessOperand(n, operand, miss)
     loadWord(.r15, .memory(.r13))
@@ -45,7 +45,7 @@ extension BlockTranslation {
     endAccess(n, miss)
   }
 
-  mutating func lowerPop(_ n: Int) {
+  func lowerPop(_ n: Int) {
     let guest = instructions[n].operands[0].number
     let (place, miss) = accessStack(n, 0)
     // Nothing changes before the access, which may fault.
@@ -60,7 +60,7 @@ extension BlockTranslation {
     if let miss { endAccess(n, miss) }
   }
 
-  mutating func lowerLeave(_ n: Int) {
+  func lowerLeave(_ n: Int) {
     let miss = missLabel()
     clobberFlags(n)
     loadWord(.r13, .register(.rbp))

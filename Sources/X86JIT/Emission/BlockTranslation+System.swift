@@ -14,7 +14,7 @@ import X86CPU
 import X86Decoder
 
 extension BlockTranslation {
-  mutating func lowerSystem(_ n: Int) {
+  func lowerSystem(_ n: Int) {
     let miss = missLabel()
     leaveFlags()
     switch instructions[n].mnemonic {
@@ -39,7 +39,7 @@ extension BlockTranslation {
   }
 
   /// No flag changes, and no register.
-  mutating func lowerFence(_ n: Int) {
+  func lowerFence(_ n: Int) {
     switch instructions[n].mnemonic {
     case .lfence: a.loadFence()
     case .sfence: a.storeFence()
@@ -50,31 +50,31 @@ extension BlockTranslation {
   private static var rflags: Place { .state(StateOffset.rflags) }
 
   /// To `miss` unless CPL is 0.
-  private mutating func requireSupervisor(_ miss: Label) {
+  private func requireSupervisor(_ miss: Label) {
     a.testByte(.state(StateOffset.cpl), 0xFF)
     a.jump(if: Self.notEqual, miss)
   }
 
   /// To `miss` if any of the bits is 1 in a 32-bit field.
-  private mutating func refuse(_ bits: UInt32, _ field: Int, _ miss: Label) {
+  private func refuse(_ bits: UInt32, _ field: Int, _ miss: Label) {
     a.test32(.state(field), immediate: bits)
     a.jump(if: Self.notEqual, miss)
   }
 
   /// To `miss` if any of the bits is 0.
-  private mutating func require(_ bit: UInt32, _ field: Int, _ miss: Label) {
+  private func require(_ bit: UInt32, _ field: Int, _ miss: Label) {
     a.test32(.state(field), immediate: bit)
     a.jump(if: Self.equal, miss)
   }
 
   // MARK: Flags
 
-  private mutating func lowerCLI(_ miss: Label) {
+  private func lowerCLI(_ miss: Label) {
     requireSupervisor(miss)
     a.arithmetic(.and, Self.rflags, immediate: ~Int32(RFLAGS.if.rawValue))
   }
 
-  private mutating func lowerSTI(_ miss: Label) {
+  private func lowerSTI(_ miss: Label) {
     requireSupervisor(miss)
     refuse(PrimaryControls.interruptWindowExiting, StateOffset.primaryControls, miss)
     let done = a.label()
@@ -88,7 +88,7 @@ extension BlockTranslation {
   }
 
   /// After the instruction behind STI: no flag changes.
-  mutating func endShadow() {
+  func endShadow() {
     let shadow = Place.state(StateOffset.interruptibility)
     a.load32(.r14, shadow)
     a.move(.r15, immediate: 1)
@@ -97,7 +97,7 @@ extension BlockTranslation {
     a.store32(shadow, .r14)
   }
 
-  private mutating func lowerPushFlags(_ miss: Label) {
+  private func lowerPushFlags(_ miss: Label) {
     Thunks.loadFlags(&a)
     a.store(.state(StateOffset.temporary0), .r14)
     accessPush(miss)
@@ -107,7 +107,7 @@ extension BlockTranslation {
   }
 
   /// POPF at CPL 0 that changes arithmetic flags, DF and IF alone.
-  private mutating func lowerPopFlags(_ miss: Label) {
+  private func lowerPopFlags(_ miss: Label) {
     let rare: RFLAGS = [.tf, .iopl, .nt, .ac, .id]
     requireSupervisor(miss)
     loadWord(.r13, .register(RegisterMap.stackPointer))
@@ -132,7 +132,7 @@ extension BlockTranslation {
 
   // MARK: SMAP
 
-  private mutating func lowerCLAC(_ miss: Label) {
+  private func lowerCLAC(_ miss: Label) {
     requireSupervisor(miss)
     a.arithmetic(.and, Self.rflags, immediate: ~Int32(RFLAGS.ac.rawValue))
     let done = a.label()
@@ -143,7 +143,7 @@ extension BlockTranslation {
   }
 
   /// What the stack's page was found to be stays true.
-  private mutating func lowerSTAC(_ miss: Label) {
+  private func lowerSTAC(_ miss: Label) {
     requireSupervisor(miss)
     a.arithmetic(.or, Self.rflags, immediate: Int32(RFLAGS.ac.rawValue))
     Thunks.selectBank(&a, TLB.supervisorWithoutSMAP)
@@ -151,7 +151,7 @@ extension BlockTranslation {
 
   // MARK: Registers
 
-  private mutating func lowerSwapGS(_ miss: Label) {
+  private func lowerSwapGS(_ miss: Label) {
     requireSupervisor(miss)
     let base = Place.state(SegmentOffset.base(.gs))
     let other = Place.state(StateOffset.kernelGSBase)
@@ -161,7 +161,7 @@ extension BlockTranslation {
     a.store(other, .r13)
   }
 
-  private mutating func lowerReadKeys(_ miss: Label) {
+  private func lowerReadKeys(_ miss: Label) {
     require(UInt32(CR4.pke.rawValue), StateOffset.cr4, miss)
     a.test32(.rcx)
     a.jump(if: Self.notEqual, miss)
@@ -170,7 +170,7 @@ extension BlockTranslation {
   }
 
   /// MOV from CR2.
-  private mutating func lowerReadFaultAddress(_ n: Int, _ miss: Label) {
+  private func lowerReadFaultAddress(_ n: Int, _ miss: Label) {
     requireSupervisor(miss)
     let number = instructions[n].operands[0].number
     let host = RegisterMap.host(number)
@@ -179,7 +179,7 @@ extension BlockTranslation {
   }
 
   /// RDTSC with an offset and without scaling; RDTSCP waits for what is before it.
-  private mutating func lowerReadTSC(_ n: Int, _ miss: Label) {
+  private func lowerReadTSC(_ n: Int, _ miss: Label) {
     refuse(UInt32(CR4.tsd.rawValue), StateOffset.cr4, miss)
     refuse(PrimaryControls.rdtscExiting, StateOffset.primaryControls, miss)
     require(PrimaryControls.useTSCOffsetting, StateOffset.primaryControls, miss)
@@ -197,7 +197,7 @@ extension BlockTranslation {
 
   // MARK: System calls
 
-  mutating func lowerSystemJump(_ n: Int) {
+  func lowerSystemJump(_ n: Int) {
     let miss = missLabel()
     leaveFlags()
     require(UInt32(EFER.sce.rawValue), StateOffset.efer, miss)
@@ -225,7 +225,7 @@ extension BlockTranslation {
 
   /// To `miss` where SYSRET would load another SS than the vendor's processors have behind it: one that
   /// SYSCALL has loaded is the same to both.
-  private mutating func keepStackSegment(_ miss: Label) {
+  private func keepStackSegment(_ miss: Label) {
     let same = a.label()
     a.move(.r14, immediate: UInt64(FlatRights.data) << 32 | 0xFFFF_FFFF)
     a.arithmetic(.cmp, .r14, .state(SegmentOffset.limitAndRights(.ss)))
@@ -239,7 +239,7 @@ extension BlockTranslation {
 
   /// DIV and IDIV of 32 and 64 bits where the quotient fits for certain; the handler looks closer.
   /// As in the interpreter, flags stay.
-  mutating func lowerDivide(_ n: Int) {
+  func lowerDivide(_ n: Int) {
     let i = instructions[n]
     let wide = i.operandSize == 8
     let miss = missLabel()
@@ -265,7 +265,7 @@ extension BlockTranslation {
   private static let aboveOrEqual: UInt8 = 3
 
   /// The dividend is rAX with its sign, the divisor in R15 neither 0 nor -1.
-  private mutating func requireSignedQuotient(_ wide: Bool, _ miss: Label) {
+  private func requireSignedQuotient(_ wide: Bool, _ miss: Label) {
     a.move(.r14, .rax)
     a.emit(Form(0xC1, wide: wide), reg: 7, rm: .register(.r14))
     a.byte(wide ? 63 : 31)
@@ -278,7 +278,7 @@ extension BlockTranslation {
 
   // MARK: CMPXCHG16B
 
-  mutating func lowerCompareExchange(_ n: Int) {
+  func lowerCompareExchange(_ n: Int) {
     let i = instructions[n]
     let wide = i.mnemonic == .cmpxchg16b
     let miss = missLabel()
@@ -298,7 +298,7 @@ extension BlockTranslation {
   // MARK: Bit strings
 
   /// BT and its kin of memory with the bit's number in a register: the number's upper part addresses.
-  mutating func lowerBitString(_ n: Int) {
+  func lowerBitString(_ n: Int) {
     let i = instructions[n]
     let wide = i.operandSize == 8
     let miss = missLabel()
@@ -321,7 +321,7 @@ extension BlockTranslation {
     endAccess(n, miss)
   }
 
-  private mutating func loadBitNumber(_ to: HostRegister, _ i: Instruction, _ wide: Bool) {
+  private func loadBitNumber(_ to: HostRegister, _ i: Instruction, _ wide: Bool) {
     let number = i.operands[1].number
     let place = RegisterMap.host(number).map { Place.register($0) } ?? RegisterMap.place(number)
     if wide { a.load(to, place) } else { a.load32(to, place) }

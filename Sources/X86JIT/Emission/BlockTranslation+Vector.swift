@@ -32,7 +32,7 @@ extension BlockTranslation {
   // MARK: Start of the block
 
   /// Before the block's instructions are counted: what they need is there.
-  mutating func enterVectors() {
+  func enterVectors() {
     let needs = needs(from: 0)
     if needs == .none || vectors.ready.covers(needs) { return }
     makeGeneric()
@@ -40,7 +40,7 @@ extension BlockTranslation {
   }
 
   /// Before instruction `n` of any kind: what it does not know of is in the state.
-  mutating func prepareVectors(_ n: Int) {
+  func prepareVectors(_ n: Int) {
     switch kinds[n] {
     case .handler:
       recordX87()
@@ -59,7 +59,7 @@ extension BlockTranslation {
 
   /// The x87 unit's instruction pointer and opcode are those of the last instruction that sets them.
   /// They are right where handlers look at them and at a block's end, not at every fault between.
-  mutating func recordX87() {
+  func recordX87() {
     guard let n = vectors.x87Instruction else { return }
     let encoding = instructions[n].encoding
     a.load(.r15, .state(StateOffset.codePage))
@@ -84,7 +84,7 @@ extension BlockTranslation {
 
   /// Tests that what follows may be executed, and has what it needs loaded. No vector register is
   /// held. Clobbers flags.
-  private mutating func makeReady(_ n: Int, counted: Bool) {
+  private func makeReady(_ n: Int, counted: Bool) {
     let needs = needs(from: n)
     vectors.ready = needs
     let uncounted = counted && countsInstructions ? instructions.count - n : 0
@@ -98,7 +98,7 @@ extension BlockTranslation {
     }
   }
 
-  private mutating func require(
+  private func require(
     _ bit: VectorReadiness, _ usable: VectorReadiness, _ load: UInt?, _ n: Int, _ uncounted: Int
   ) {
     let entry = VectorEntry(
@@ -113,7 +113,7 @@ extension BlockTranslation {
 
   static let equal: UInt8 = 4
 
-  mutating func emitVectorEntries() {
+  func emitVectorEntries() {
     for entry in vectorEntries {
       select(entry.code)
       a.bind(entry.start)
@@ -138,37 +138,37 @@ extension BlockTranslation {
 
   // MARK: Registers
 
-  private mutating func move(_ number: UInt8, _ direction: Assembler.Direction) {
+  private func move(_ number: UInt8, _ direction: Assembler.Direction) {
     a.vectorMove(
       number, width: plan.width[Int(number)], direction,
       displacement: VectorOffset.vector(number))
   }
 
-  private mutating func moveMask(_ number: UInt8, _ direction: Assembler.Direction) {
+  private func moveMask(_ number: UInt8, _ direction: Assembler.Direction) {
     a.maskMove(
       number, wide: host.hasWideMasks, direction, displacement: VectorOffset.mask(number))
   }
 
-  private mutating func hold(_ number: UInt8, _ loads: Bool) {
+  private func hold(_ number: UInt8, _ loads: Bool) {
     if vectors.held >> UInt32(number) & 1 != 0 { return }
     vectors.held |= 1 << UInt32(number)
     if loads { move(number, .load) }
   }
 
-  private mutating func holdMask(_ number: UInt8, _ loads: Bool) {
+  private func holdMask(_ number: UInt8, _ loads: Bool) {
     if vectors.masksHeld >> number & 1 != 0 { return }
     vectors.masksHeld |= 1 << number
     if loads { moveMask(number, .load) }
   }
 
   /// Stores what is changed. No flag changes.
-  mutating func spillVectors() {
+  func spillVectors() {
     storeVectors(vectors)
     vectors.dirty = 0
     vectors.masksDirty = 0
   }
 
-  mutating func storeVectors(_ cache: VectorCache) {
+  func storeVectors(_ cache: VectorCache) {
     for number in 0..<32 as Range<UInt8> where cache.dirty >> UInt32(number) & 1 != 0 {
       move(number, .store)
     }
@@ -178,9 +178,9 @@ extension BlockTranslation {
   }
 
   /// Out of line, around the handler of an instruction whose access missed.
-  mutating func leaveVectors(_ way: OutOfLine) { storeVectors(way.before) }
+  func leaveVectors(_ way: OutOfLine) { storeVectors(way.before) }
 
-  mutating func reenterVectors(_ way: OutOfLine) {
+  func reenterVectors(_ way: OutOfLine) {
     let ready = way.after.ready
     if ready.x87 {
       a.call(thunks.vectors.loadX87)
@@ -196,7 +196,7 @@ extension BlockTranslation {
   }
 
   /// The operands of an instruction are in the host's registers.
-  private mutating func holdOperands(_ i: Instruction, _ operands: [Operand]) {
+  private func holdOperands(_ i: Instruction, _ operands: [Operand]) {
     let isLegacy = i.prefixes.isDisjoint(with: [.vex, .evex])
     let isZeroing = VectorLowering.isZeroing(i)
     for operand in operands {
@@ -211,7 +211,7 @@ extension BlockTranslation {
     }
   }
 
-  private mutating func noteWrites(_ operands: [Operand]) {
+  private func noteWrites(_ operands: [Operand]) {
     for operand in operands where operand.access.contains(.write) {
       if operand.kind == .mask { vectors.masksDirty |= 1 << operand.number }
       if operand.kind == .vector { vectors.dirty |= 1 << UInt32(operand.number) }
@@ -220,7 +220,7 @@ extension BlockTranslation {
 
   // MARK: Instructions
 
-  mutating func lowerVector(_ n: Int) {
+  func lowerVector(_ n: Int) {
     let i = instructions[n]
     if vectors.ready == .none {
       leaveFlags()
@@ -242,7 +242,7 @@ extension BlockTranslation {
     if let miss { endAccess(n, miss, before) }
   }
 
-  private mutating func accessVector(
+  private func accessVector(
     _ n: Int, _ operand: Operand
   ) -> (place: Place, miss: Label?) {
     if rounds != nil || group(n) != nil { return access(n, operand) }
@@ -250,7 +250,7 @@ extension BlockTranslation {
   }
 
   /// R13 = host address of the operand, which is aligned as it must be.
-  private mutating func accessVectorOperand(_ n: Int, _ operand: Operand) -> Label {
+  private func accessVectorOperand(_ n: Int, _ operand: Operand) -> Label {
     let i = instructions[n]
     let miss = missLabel()
     clobberFlags(n)
@@ -266,7 +266,7 @@ extension BlockTranslation {
     return miss
   }
 
-  private mutating func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {
+  private func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {
     var places = HostPlaces(address: (place.base ?? .r13).rawValue)
     places.index = place.index?.rawValue
     places.scale = place.scale
@@ -291,7 +291,7 @@ extension BlockTranslation {
   /// FLDCW of a word that masks every exception; the rest of the block relies on that. The word is read
   /// once: another CPU may change it after the test, and an exception that is unmasked here would be
   /// the program's.
-  private mutating func lowerLoadControlWord(_ n: Int) {
+  private func lowerLoadControlWord(_ n: Int) {
     let i = instructions[n]
     leaveFlags()
     let special = accessVectorOperand(n, i.operands[0])
@@ -309,7 +309,7 @@ extension BlockTranslation {
   }
 
   /// Instructions after whose handlers the run loop looks at the state anew.
-  mutating func emitLeavingHandlers() {
+  func emitLeavingHandlers() {
     for (start, code, n, cache) in leavingHandlers {
       select(code)
       a.bind(start)
@@ -326,7 +326,7 @@ extension BlockTranslation {
   }
 
   /// VZEROUPPER also changes the registers that are not held.
-  private mutating func lowerZeroUpper(_ n: Int) {
+  private func lowerZeroUpper(_ n: Int) {
     clobberFlags(n)
     spillVectors()
     let scratch: UInt32 = 1 << 31

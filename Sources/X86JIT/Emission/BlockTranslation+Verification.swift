@@ -9,7 +9,7 @@ import X86Decoder
 
 extension BlockTranslation {
   /// The access of `n` to its memory operand, which is at `place` of the host.
-  mutating func verify(_ n: Int, _ operand: Operand, at place: Place) {
+  func verify(_ n: Int, _ operand: Operand, at place: Place) {
     guard verifies else { return }
     keepScratch(place)
     linearAddress(n)
@@ -17,7 +17,7 @@ extension BlockTranslation {
   }
 
   /// The access to a word at a distance from the stack pointer.
-  mutating func verifyStack(_ displacement: Int, write: Bool, at place: Place) {
+  func verifyStack(_ displacement: Int, write: Bool, at place: Place) {
     guard verifies else { return }
     keepScratch(place)
     leaWord(.r13, .memory(RegisterMap.stackPointer, Int32(truncatingIfNeeded: displacement)))
@@ -25,14 +25,14 @@ extension BlockTranslation {
   }
 
   /// The access whose host address is in R13, found by a remembered page.
-  mutating func verify(_ way: PageWay) {
+  func verify(_ way: PageWay) {
     guard verifies else { return }
     keepScratch(.memory(.r13))
     a.arithmetic(.sub, .r13, .state(way.page.addend))
     endVerification(size: way.size, write: way.write)
   }
 
-  private mutating func keepScratch(_ place: Place) {
+  private func keepScratch(_ place: Place) {
     for (n, register) in Thunks.verificationScratch.enumerated() {
       a.store(.state(VerificationOffset.kept(n)), register)
     }
@@ -41,7 +41,7 @@ extension BlockTranslation {
   }
 
   /// The linear address is in R13. No flag changes.
-  private mutating func endVerification(size: Int, write: Bool) {
+  private func endVerification(size: Int, write: Bool) {
     a.store(.state(VerificationOffset.linear), .r13)
     a.move(.r13, immediate: UInt64(size) | (write ? AccessVerification.write : 0))
     a.store(.state(VerificationOffset.information), .r13)

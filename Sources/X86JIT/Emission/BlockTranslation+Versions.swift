@@ -55,7 +55,7 @@ extension BlockTranslation {
   // MARK: Versions
 
   /// The version at an offset of the page that does for the current state; a new one if there is room.
-  private mutating func version(at offset: Int) -> Int? {
+  private func version(at offset: Int) -> Int? {
     guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
     let state = state
     var count = 0
@@ -71,7 +71,7 @@ extension BlockTranslation {
   }
 
   /// The same; the current state is made generic where no version does for it.
-  private mutating func enterVersion(at offset: Int) -> Int? {
+  private func enterVersion(at offset: Int) -> Int? {
     guard let found = version(at: offset) else {
       guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
       makeGeneric()
@@ -81,13 +81,13 @@ extension BlockTranslation {
     return found
   }
 
-  private mutating func newVersion(_ code: Int, _ state: EntryState) -> Int {
+  private func newVersion(_ code: Int, _ state: EntryState) -> Int {
     versions.append(Version(code: code, state: state, label: a.label()))
     return versions.count - 1
   }
 
   /// Everything is in the state.
-  mutating func makeGeneric() {
+  func makeGeneric() {
     saveFlags()
     flags = .inState
     spillVectors()
@@ -98,7 +98,7 @@ extension BlockTranslation {
 
   /// Goes on at an offset of the page, which may lie outside of it. The last code of its block, or of
   /// a way out of line.
-  mutating func edge(to offset: Int, from n: Int) {
+  func edge(to offset: Int, from n: Int) {
     guard offset >= 0 && offset < Int(Page.size) else {
       makeGeneric()
       dispatch(to: offset)
@@ -124,7 +124,7 @@ extension BlockTranslation {
   }
 
   /// On to a version: the code after this, if it may be.
-  private mutating func follow(_ version: Int) {
+  private func follow(_ version: Int) {
     if isInline && next == nil && !versions[version].isEmitted {
       next = version
     } else {
@@ -133,10 +133,10 @@ extension BlockTranslation {
   }
 
   /// To other translations, or to the run loop while there is none.
-  private mutating func chain(_ offset: Int) {
+  private func chain(_ offset: Int) {
     makeGeneric()
     let page = block.pointee.host & Page.mask
-    if BlockCode.crosses(page, offset, selected.mode) {
+    if BlockCode.crosses(page, offset, mode) {
       // Where its second page is, is a matter of the address space.
       dispatch(to: offset)
       return
@@ -146,7 +146,7 @@ extension BlockTranslation {
 
   /// Everything being in the state, to the translation at an offset of the page, or to the run loop while
   /// there is none; on a condition, if there is one.
-  private mutating func link(_ offset: Int, if condition: UInt8? = nil) {
+  private func link(_ offset: Int, if condition: UInt8? = nil) {
     let target = block.pointee.host & Page.mask | UInt64(offset)
     if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
       found.pointee.native != 0
@@ -167,17 +167,17 @@ extension BlockTranslation {
   private func leadsOut(_ offset: Int, from n: Int) -> Bool {
     offset > self.offset(n) && offset < Int(Page.size)
       && !codes.contains { $0.pageOffset == offset }
-      && !BlockCode.crosses(block.pointee.host & Page.mask, offset, selected.mode)
+      && !BlockCode.crosses(block.pointee.host & Page.mask, offset, mode)
   }
 
   /// To the run loop.
-  private mutating func leave(at offset: Int) {
+  private func leave(at offset: Int) {
     makeGeneric()
     a.jump(exitLabel(offset))
   }
 
   /// Where a conditional jump goes on its way to an offset.
-  private mutating func wayLabel(to offset: Int, from n: Int) -> Label {
+  private func wayLabel(to offset: Int, from n: Int) -> Label {
     if offset > self.offset(n), offset < Int(Page.size), let known = version(at: offset),
       versions[known].state.isGeneric == state.isGeneric
     {
@@ -186,7 +186,7 @@ extension BlockTranslation {
     return way(.edge, offset, n)
   }
 
-  private mutating func way(_ kind: Way.Kind, _ offset: Int, _ n: Int) -> Label {
+  private func way(_ kind: Way.Kind, _ offset: Int, _ n: Int) -> Label {
     let label = a.label()
     ways.append(
       Way(
@@ -196,7 +196,7 @@ extension BlockTranslation {
   }
 
   /// The way that stays here comes last: to a loop's head, if one of both leads there.
-  mutating func lowerConditionalJump(_ n: Int) {
+  func lowerConditionalJump(_ n: Int) {
     guard let condition = instructions[n].condition else { return }
     needFlags(n)
     let taken = target(n)
@@ -223,7 +223,7 @@ extension BlockTranslation {
   }
 
   /// LOOP, LOOPE, LOOPNE and JRCXZ, which change no flag: the host's JRCXZ looks at the count.
-  mutating func lowerCountedJump(_ n: Int) {
+  func lowerCountedJump(_ n: Int) {
     needFlags(n)
     let counts = instructions[n].mnemonic != .jcxz
     if counts {
@@ -253,7 +253,7 @@ extension BlockTranslation {
   // MARK: Emission
 
   /// All versions and ways, those included that come up meanwhile.
-  mutating func emitVersions() {
+  func emitVersions() {
     next = newVersion(0, EntryState())
     while true {
       isInline = true
@@ -277,7 +277,7 @@ extension BlockTranslation {
     }
   }
 
-  private mutating func emit(_ version: Int) {
+  private func emit(_ version: Int) {
     versions[version].isEmitted = true
     select(versions[version].code)
     flags = versions[version].state.flags
@@ -300,7 +300,7 @@ extension BlockTranslation {
   }
 
   /// Adds the block's instructions to those retired; flags that are in the host's register stay there.
-  private mutating func countInstructions() {
+  private func countInstructions() {
     if thunks.counts { a.count(at: .state(StateOffset.translations)) }
     if !countsInstructions { return }
     if flags.host.isEmpty {
@@ -312,7 +312,7 @@ extension BlockTranslation {
     }
   }
 
-  private mutating func emit(_ way: Way) {
+  private func emit(_ way: Way) {
     select(way.code)
     flags = way.state.flags
     vectors = way.state.vectors

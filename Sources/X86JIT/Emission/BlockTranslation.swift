@@ -23,7 +23,8 @@ struct BlockLink {
   var target: UInt64
 }
 
-struct BlockTranslation {
+/// One object makes all translations of a CPU, one after the other: what it has allocated serves again.
+final class BlockTranslation {
   /// An access whose page is not the remembered one.
   struct PageWay {
     var look: Label
@@ -63,11 +64,9 @@ struct BlockTranslation {
   var counter: UInt?
   let thunks: Thunks
   let cache: BlockCache
-  /// The blocks, that which is entered first.
-  let codes: [BlockCode]
+  let memory = TranslationMemory()
   /// The block whose code is being emitted.
   private(set) var current = 0
-  private(set) var selected: BlockCode
   /// Out-of-line ways and versions that are still to come (see BlockTranslation+Versions).
   var versions: [Version] = []
   var ways: [Way] = []
@@ -80,7 +79,7 @@ struct BlockTranslation {
   var heldGroup: Int?
   /// Rounds without looks: those that are possible by block, those still to be emitted, and those that
   /// are being emitted.
-  let loopRounds: [LoopRounds?]
+  private(set) var loopRounds: [(code: Int, rounds: LoopRounds)] = []
   var roundsWays: [RoundsWay] = []
   var rounds: (plan: LoopRounds, registers: RoundsRegisters)?
   /// The version that is being emitted.
@@ -91,7 +90,7 @@ struct BlockTranslation {
   var isInline = true
   /// The linear page that the blocks are in now. The translation does for others, too: what comes
   /// before `start` is left out then.
-  let linearPage: UInt64
+  private(set) var linearPage: UInt64 = 0
   /// Where the code for any linear page begins, from the start.
   private(set) var start = 0
   /// Offset in the state of what counts entries down; nil where none are counted.
@@ -119,55 +118,95 @@ struct BlockTranslation {
   /// In order of position.
   var faultSites: [FaultSite] = []
   var faultWays: [FaultWay] = []
-  /// Remembered pages for accesses of loops.
-  let loopPages: [LoopAccess: Int]
+  /// How many pages accesses of loops remember.
+  private(set) var loopPageCount = 0
   var exits: [(label: Label, offset: Int)] = []
   var links: [BlockLink] = []
   var unresolved: [UnresolvedWay] = []
   /// Scratch registers of the current instruction that hold guest registers.
   var scratch: [(guest: UInt8, host: HostRegister)] = []
   let host: HostFeatures
-  let plan: VectorPlan
+  private(set) var plan = VectorPlan()
   var vectors = VectorCache()
   var hotEntry: Label?
   var vectorEntries: [VectorEntry] = []
   var leavingHandlers: [(start: Label, code: Int, index: Int, cache: VectorCache)] = []
 
-  init(
-    _ codes: [BlockCode], linearPage: UInt64, origin: UInt, thunks: Thunks, cache: BlockCache,
-    host: HostFeatures
-  ) {
-    self.linearPage = linearPage
-    self.codes = codes
-    selected = codes[0]
+  init(thunks: Thunks, cache: BlockCache, host: HostFeatures) {
     self.thunks = thunks
     self.cache = cache
     self.host = host
-    let pages = LoopAccess.pages(of: codes)
-    loopPages = pages
-    loopRounds = codes.indices.map { LoopRounds(codes[$0], number: $0, pages: pages) }
+    a = Assembler(origin: 0)
+  }
+
+  /// Begins the translation of the blocks in `memory`, for the linear page and the place of its code.
+  func begin(linearPage: UInt64, origin: UInt) {
+    a.begin(origin: origin)
+    self.linearPage = linearPage
+    forgetTranslation()
+    loopPageCount = LoopAccess.findPages(codes)
+    for n in codes.indices {
+      if let rounds = LoopRounds(codes[n]) { loopRounds.append((n, rounds)) }
+    }
     plan = VectorPlan(codes, host: host)
-    a = Assembler(origin: origin)
+  }
+
+  /// Nothing is left of the translation before.
+  private func forgetTranslation() {
+    marks.removeAll(keepingCapacity: true)
+    versions.removeAll(keepingCapacity: true)
+    ways.removeAll(keepingCapacity: true)
+    segments.removeAll(keepingCapacity: true)
+    openSegments.removeAll(keepingCapacity: true)
+    loopRounds.removeAll(keepingCapacity: true)
+    roundsWays.removeAll(keepingCapacity: true)
+    handlerSites.removeAll(keepingCapacity: true)
+    outOfLine.removeAll(keepingCapacity: true)
+    pageWays.removeAll(keepingCapacity: true)
+    faultSites.removeAll(keepingCapacity: true)
+    faultWays.removeAll(keepingCapacity: true)
+    exits.removeAll(keepingCapacity: true)
+    links.removeAll(keepingCapacity: true)
+    unresolved.removeAll(keepingCapacity: true)
+    scratch.removeAll(keepingCapacity: true)
+    vectorEntries.removeAll(keepingCapacity: true)
+    leavingHandlers.removeAll(keepingCapacity: true)
+    (current, start, isInline, isCompact) = (0, 0, true, false)
+    (slowFrom, heldGroup, rounds, emitted, next, hotEntry) = (nil, nil, nil, nil, nil, nil)
+    (flags, flagsAtAccess, vectors) = (.inState, .inState, VectorCache())
   }
 
   // MARK: The current block
 
-  /// Goes to another block.
-  mutating func select(_ code: Int) {
-    if code == current { return }
-    current = code
-    selected = codes[code]
+  /// The blocks, that which is entered first.
+  var codes: UnsafeBufferPointer<BlockCode> {
+    UnsafeBufferPointer(start: memory.codes, count: memory.codeCount)
   }
 
-  var block: BlockPointer { selected.block }
-  var pageOffset: Int { selected.pageOffset }
-  var instructions: UnsafeBufferPointer<Instruction> { selected.instructions }
-  var kinds: UnsafeBufferPointer<LoweringKind> { selected.kinds }
-  var effects: UnsafeBufferPointer<FlagEffect> { selected.effects }
+  /// The rounds without looks of a block.
+  func loopRounds(of code: Int) -> LoopRounds? {
+    loopRounds.first { $0.code == code }?.rounds
+  }
+
+  /// Goes to another block.
+  func select(_ code: Int) { current = code }
+
+  private var code: UnsafeMutablePointer<BlockCode> { memory.codes + current }
+  var block: BlockPointer { code.pointee.block }
+  var pageOffset: Int { code.pointee.pageOffset }
+  var mode: CodeMode { code.pointee.mode }
+  var instructions: UnsafeBufferPointer<Instruction> { code.pointee.instructions }
+  var kinds: UnsafeBufferPointer<LoweringKind> { code.pointee.kinds }
+  var effects: UnsafeBufferPointer<FlagEffect> { code.pointee.effects }
+  var groups: UnsafeMutablePointer<AccessGroup> { code.pointee.accesses.groups }
+  /// The group of each instruction's access, or -1.
+  var accessGroup: UnsafeMutablePointer<Int> { code.pointee.accesses.group }
+  var relative: UnsafeMutablePointer<Int64> { code.pointee.accesses.relative }
+  var loopPages: UnsafeMutablePointer<Int8> { code.pointee.loopPages }
 
   /// Flags that are looked at after an instruction.
   func liveAfter(_ n: Int) -> FlagSet {
-    rounds == nil ? selected.liveAfter[n] : rounds?.plan.liveAfter[n] ?? .all
+    rounds == nil ? code.pointee.liveAfter[n] : rounds?.plan.liveAfter[n] ?? .all
   }
 
   // MARK: Words
@@ -178,20 +217,20 @@ struct BlockTranslation {
   /// Bytes of an address, a stack slot and a return address.
   var wordSize: Int { Int(codes[0].mode.wordSize) }
 
-  mutating func leaWord(_ to: HostRegister, _ from: Place) {
+  func leaWord(_ to: HostRegister, _ from: Place) {
     if isWide { a.lea(to, from) } else { a.lea32(to, from) }
   }
 
-  mutating func loadWord(_ to: HostRegister, _ from: Place) {
+  func loadWord(_ to: HostRegister, _ from: Place) {
     if isWide { a.load(to, from) } else { a.load32(to, from) }
   }
 
-  mutating func storeWord(_ to: Place, _ from: HostRegister) {
+  func storeWord(_ to: Place, _ from: HostRegister) {
     if isWide { a.store(to, from) } else { a.store32(to, from) }
   }
 
   /// The stack pointer by so many words more, and some bytes.
-  mutating func moveStackPointer(words: Int, bytes: Int32 = 0) {
+  func moveStackPointer(words: Int, bytes: Int32 = 0) {
     let sp = RegisterMap.stackPointer
     leaWord(sp, .memory(sp, Int32(words * wordSize) + bytes))
   }
@@ -199,9 +238,11 @@ struct BlockTranslation {
   // MARK: Positions
 
   /// Offset of an instruction in the page.
-  func offset(_ n: Int) -> Int { selected.offset(n) }
+  func offset(_ n: Int) -> Int { code.pointee.offset(n) }
 
-  func nextOffset(_ n: Int) -> Int { selected.nextOffset(n) }
+  func nextOffset(_ n: Int) -> Int { code.pointee.nextOffset(n) }
+
+  func target(_ n: Int) -> Int { code.pointee.target(n) }
 
   /// The instruction at an offset of the page.
   func instruction(at offset: Int) -> Instruction? {
@@ -215,7 +256,7 @@ struct BlockTranslation {
 
   // MARK: The whole
 
-  mutating func translate() {
+  func translate() {
     // A loop does not pass where its entries are counted.
     isCompact = heat != nil && !codes[0].successors.contains(pageOffset)
     a.move(.r13, immediate: linearPage)
@@ -240,7 +281,7 @@ struct BlockTranslation {
   }
 
   /// A translation of a block alone counts its entries, to be made anew with others when it is hot.
-  private mutating func countEntry() {
+  private func countEntry() {
     guard let heat else { return }
     mark(.entry)
     let hot = a.label()
@@ -252,18 +293,18 @@ struct BlockTranslation {
   static let sign: UInt8 = 8
 
   /// What other code remembered is not known here to be true.
-  private mutating func forgetPages() {
-    for page in 0..<loopPages.count {
+  private func forgetPages() {
+    for page in 0..<loopPageCount {
       a.store(.state(RememberedPage(access: page).limit), immediate: 0)
     }
   }
 
   /// Says what the code that follows is for.
-  mutating func mark(_ part: CodeMark.Part) {
+  func mark(_ part: CodeMark.Part) {
     if keepsMarks { marks.append(CodeMark(position: a.position, part: part)) }
   }
 
-  mutating func lower(_ n: Int) {
+  func lower(_ n: Int) {
     prepareVectors(n)
     keepFlags(n)
     defer {
@@ -310,7 +351,7 @@ struct BlockTranslation {
   }
 
   /// The way on from a block that its last instruction did not end with a jump of its own.
-  mutating func finishLast() {
+  func finishLast() {
     let last = instructions.count - 1
     switch kinds[last] {
     case .jump, .conditionalJump, .countedJump, .call, .ret, .systemJump: return
@@ -327,14 +368,14 @@ struct BlockTranslation {
 
   // MARK: Handlers
 
-  mutating func leaveToHandler(_ n: Int) {
+  func leaveToHandler(_ n: Int) {
     leaveFlags()
     callHandler(n)
     flags = .inState
   }
 
   /// Code that has the handler execute instruction `n` and goes on after it.
-  mutating func callHandler(_ n: Int) {
+  func callHandler(_ n: Int) {
     // Serializing instructions and I/O wait for stores without a temporal hint, too.
     if instructions[n].ordersStores { a.storeFence() }
     noteSite(n, back: nil)
@@ -342,7 +383,7 @@ struct BlockTranslation {
   }
 
   /// R14 = number of what is left to the handler of `n`. No flag changes.
-  private mutating func noteSite(_ n: Int, back: Label?) {
+  private func noteSite(_ n: Int, back: Label?) {
     a.move(.r14, immediate: UInt64(firstSite + handlerSites.count))
     handlerSites.append(
       HandlerSite(
@@ -374,10 +415,10 @@ struct BlockTranslation {
   }
 
   /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.
-  mutating func missLabel() -> Label { a.label() }
+  func missLabel() -> Label { a.label() }
 
   /// After the inline code of `n`: where its out-of-line way comes back.
-  mutating func endAccess(_ n: Int, _ miss: Label, _ before: VectorCache? = nil) {
+  func endAccess(_ n: Int, _ miss: Label, _ before: VectorCache? = nil) {
     let back = a.label()
     a.bind(back)
     outOfLine.append(
@@ -387,7 +428,7 @@ struct BlockTranslation {
         before: before ?? vectors, after: vectors))
   }
 
-  private mutating func emitOutOfLine() {
+  private func emitOutOfLine() {
     for way in outOfLine {
       mark(.miss(offset(way.index)))
       a.bind(way.start)
@@ -409,7 +450,7 @@ struct BlockTranslation {
   }
 
   /// Nothing is to be done after the handler.
-  private mutating func leaveToHandler(_ way: OutOfLine) {
+  private func leaveToHandler(_ way: OutOfLine) {
     let savesFlags = !flags.inState
     if savesFlags && !flags.isInHost { executeRecipe() }
     leaveVectors(way)
@@ -418,7 +459,7 @@ struct BlockTranslation {
     a.jump(to: savesFlags ? thunks.handlerJumpFlags : thunks.handlerJump)
   }
 
-  private mutating func emitExits() {
+  private func emitExits() {
     if let hotEntry {
       select(0)
       a.bind(hotEntry)

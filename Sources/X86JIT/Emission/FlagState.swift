@@ -165,7 +165,7 @@ extension BlockTranslation {
   // MARK: Saving and needing
 
   /// The flags are in the state as well, for whoever looks there.
-  mutating func saveFlags() {
+  func saveFlags() {
     if flags.inState { return }
     if !flags.isInHost { executeRecipe() }
     a.saveFlags(.state(StateOffset.hostFlags), temporary: .r14)
@@ -174,21 +174,21 @@ extension BlockTranslation {
 
   /// The host's flags are about to be clobbered by the access of instruction `n`, which may look at
   /// the guest's where it misses.
-  mutating func clobberFlags(_ n: Int) {
+  func clobberFlags(_ n: Int) {
     if flags.recipe == nil || losesRecipe(n) { saveFlags() }
     flags.host = []
     flagsAtAccess = flags
   }
 
   /// Before something that needs them in the state and clobbers the host's.
-  mutating func leaveFlags() {
+  func leaveFlags() {
     saveFlags()
     flags = .inState
     flagsAtAccess = flags
   }
 
   /// The host's flags hold what instruction `n` reads or passes on.
-  mutating func needFlags(_ n: Int) {
+  func needFlags(_ n: Int) {
     let effect = effects[n]
     var needed = effect.reads
     if effect.touches && !extendsRecipe(n) {
@@ -211,7 +211,7 @@ extension BlockTranslation {
   // MARK: Recipes
 
   /// Before instruction `n`, which may change what the recipe needs.
-  mutating func keepFlags(_ n: Int) {
+  func keepFlags(_ n: Int) {
     if !flags.inState && !flags.isInHost && losesRecipe(n) { saveFlags() }
   }
 
@@ -226,7 +226,7 @@ extension BlockTranslation {
   }
 
   /// After the guest's instruction has been emitted.
-  mutating func noteFlags(_ n: Int) {
+  func noteFlags(_ n: Int) {
     guard effects[n].touches else { return }
     if liveAfter(n).isEmpty {
       flags = .inState
@@ -239,7 +239,7 @@ extension BlockTranslation {
   }
 
   /// After instruction `n`: a recipe whose registers have changed is none.
-  mutating func dropRecipe(_ n: Int) {
+  func dropRecipe(_ n: Int) {
     guard !effects[n].touches, let recipe = flags.recipe,
       recipe.inputs & instructions[n].changedRegisters != 0
     else { return }
@@ -280,7 +280,7 @@ extension BlockTranslation {
   }
 
   /// Gives the host all flags of the guest. Clobbers R14 and R15.
-  mutating func executeRecipe() {
+  func executeRecipe() {
     guard let recipe = flags.recipe else { return }
     if recipe.usesState {
       a.restoreFlags(.state(StateOffset.hostFlags), temporary: .r14)
@@ -289,7 +289,7 @@ extension BlockTranslation {
     flags.host = .all
   }
 
-  private mutating func executeSteps(_ recipe: FlagRecipe) {
+  private func executeSteps(_ recipe: FlagRecipe) {
     let saved = scratch
     for n in 0..<recipe.count {
       guard let instruction = recipe.steps[n].instruction else { continue }
@@ -299,7 +299,7 @@ extension BlockTranslation {
     scratch = saved
   }
 
-  private mutating func execute(_ step: FlagRecipe.Step, _ i: Instruction) {
+  private func execute(_ step: FlagRecipe.Step, _ i: Instruction) {
     switch step {
     case .again: emitAgain(i)
     case .undone:
@@ -311,7 +311,7 @@ extension BlockTranslation {
   }
 
   /// The instruction with R14 for its destination. Its other operand may be the same register.
-  private mutating func emitAside(_ i: Instruction, _ step: FlagRecipe.Step) {
+  private func emitAside(_ i: Instruction, _ step: FlagRecipe.Step) {
     let fields = EncodingFields(i)
     if step == .saved { a.load(.r14, .state(StateOffset.flagSource)) }
     var pool: [HostRegister] = [.r15]
@@ -328,7 +328,7 @@ extension BlockTranslation {
   }
 
   /// Before instruction `n` is emitted with its destination in a host register.
-  mutating func saveSource(_ n: Int, _ destination: HostRegister) {
+  func saveSource(_ n: Int, _ destination: HostRegister) {
     guard effects[n].touches, !liveAfter(n).isEmpty, FlagRecipe.step(instructions[n]) == .saved
     else { return }
     a.store(.state(StateOffset.flagSource), destination)
@@ -336,7 +336,7 @@ extension BlockTranslation {
 
   /// The instruction on registers alone, or the one that undoes it. Registers that the state has are
   /// loaded to R14 and R15 and not stored: nothing has changed at the end.
-  private mutating func emitAgain(_ i: Instruction, opposite: Bool = false) {
+  private func emitAgain(_ i: Instruction, opposite: Bool = false) {
     guard i.encoding.hasModRM || i.isShortForm else {
       if i.operandSize == 2 { a.byte(0x66) }
       if i.operandSize == 8 { a.byte(0x48) }
@@ -361,7 +361,7 @@ extension BlockTranslation {
     a.append(UInt64(bitPattern: i.immediate), Int(i.encoding.immediateLength))
   }
 
-  private mutating func emitTest(_ i: Instruction) {
+  private func emitTest(_ i: Instruction) {
     let result = i.operands[0]
     var form = Form(result.size == 1 ? 0x84 : 0x85)
     form.wide = result.size == 8
@@ -373,7 +373,7 @@ extension BlockTranslation {
     a.emit(form, reg: register.rawValue, rm: .register(register))
   }
 
-  private mutating func recipeRegister(
+  private func recipeRegister(
     _ guest: UInt8, _ high: Bool, _ pool: inout [HostRegister]
   ) -> HostRegister {
     if high { return HostRegister(rawValue: guest) ?? .rax }

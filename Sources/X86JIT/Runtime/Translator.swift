@@ -71,6 +71,8 @@ package final class Translator: BlockTranslator {
   private let cache: BlockCache
   private let code: Code
   private let thunks: Thunks
+  /// Makes the translations.
+  private let work: BlockTranslation
   private let hotEntries: Int32
   private let guardsSpeculation: Bool
   private let countsInstructions: Bool
@@ -95,7 +97,7 @@ package final class Translator: BlockTranslator {
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   private var faultSites = FaultSiteTable()
   private var handlerSites = HandlerSiteTable()
-  unowned let processor: PhysicalCPU
+  unowned(unsafe) let processor: PhysicalCPU
   /// Who is told of every translation.
   private let log: TranslationLog?
 
@@ -153,6 +155,7 @@ package final class Translator: BlockTranslator {
     thunks = Thunks(
       origin: UInt(bitPattern: code.memory.executable), guardsSpeculation: guardsSpeculation,
       counts: measures)
+    work = BlockTranslation(thunks: thunks, cache: cache, host: host)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     firstCode = (thunks.code.count + 63) & ~63
     used = firstCode
@@ -195,15 +198,21 @@ package final class Translator: BlockTranslator {
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
     guard block.mode == .bits64 || block.pointee.modeKey & ModeKey.flat != 0,
-      block.pointee.count > 0,
-      let code = BlockCode(block, host: host)
+      block.pointee.count > 0, begin(block)
     else {
       statistics.refused += 1
       return
     }
     let heat = CPU.heatOffset(host: block.pointee.host)
     setHeat(heat, hotEntries)
-    place(translation(of: [code], heat: heat))
+    translate(heat: heat)
+    place()
+  }
+
+  /// The translation of a block alone begins.
+  private func begin(_ block: BlockPointer) -> Bool {
+    work.memory.removeAll()
+    return work.memory.append(block, host: host)
   }
 
   /// Gives a block that is entered often a translation together with those that follow it.
@@ -211,10 +220,11 @@ package final class Translator: BlockTranslator {
     setHeat(CPU.heatOffset(host: block.pointee.host), .max)
     if generation != cache.flushes { return }
     let old = block.pointee.native
-    let codes = BlockCode.region(block, in: cache, host: host)
-    if codes.isEmpty { return }
+    work.memory.findRegion(block, in: cache, host: host)
+    if work.memory.codeCount == 0 { return }
     let resets = statistics.resets
-    place(translation(of: codes, heat: nil))
+    translate(heat: nil)
+    place()
     let new = block.pointee.native
     if resets != statistics.resets || new == old { return }
     statistics.regions += 1
@@ -264,17 +274,18 @@ package final class Translator: BlockTranslator {
   /// Whether the first bytes are there, and no jump among them waits for its target. A block's own
   /// translation counts entries in them; a region that is a lone jump has neither, and its block keeps
   /// the code that it has.
-  private static func canRetire(_ translation: BlockTranslation) -> Bool {
-    let end = translation.start + retiredBytes
-    return translation.a.position >= end && translation.links.allSatisfy { $0.position >= end }
+  private var canRetire: Bool {
+    let end = work.start + Self.retiredBytes
+    return work.a.position >= end && work.links.allSatisfy { $0.position >= end }
   }
 
   private func setHeat(_ offset: Int, _ value: Int32) {
     (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
   }
 
-  /// Puts a translation into the code memory and makes it its first block's.
-  private func place(_ translation: BlockTranslation) {
+  /// Puts the translation into the code memory and makes it its first block's.
+  private func place() {
+    let translation = work
     let block = translation.codes[0].block
     let size = translation.a.position
     if size + Self.entryReserve > codeBytes - firstCode {
@@ -282,7 +293,7 @@ package final class Translator: BlockTranslator {
       statistics.refused += 1
       return
     }
-    if !Self.canRetire(translation) {
+    if !canRetire {
       statistics.refused += 1
       return
     }
@@ -310,7 +321,7 @@ package final class Translator: BlockTranslator {
     connect(block, start)
     statistics.blocks += 1
     statistics.codeBytes += UInt64(size)
-    statistics.instructions += UInt64(translation.codes.reduce(0) { $0 + $1.instructions.count })
+    for code in translation.codes { statistics.instructions += UInt64(code.instructions.count) }
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
   }
 
@@ -323,21 +334,20 @@ package final class Translator: BlockTranslator {
     }
   }
 
-  private func translation(of codes: [BlockCode], heat: Int?) -> BlockTranslation {
-    let origin = UInt(bitPattern: code.memory.executable) + UInt(used)
-    var translation = BlockTranslation(
-      codes, linearPage: processor.cpu.s.pointee.rip & Page.mask, origin: origin, thunks: thunks,
-      cache: cache, host: host)
-    translation.heat = heat
-    translation.guardsAccesses = GuardedCall.isPrepared
-    translation.guardsSpeculation = guardsSpeculation
-    translation.countsInstructions = countsInstructions
-    translation.verifies = verifies
-    translation.counter = log?.makeCounter()
-    translation.keepsMarks = log != nil
-    translation.firstSite = handlerSites.sites.count
-    translation.translate()
-    return translation
+  /// Translates the blocks in `work.memory`.
+  private func translate(heat: Int?) {
+    work.begin(
+      linearPage: processor.cpu.s.pointee.rip & Page.mask,
+      origin: UInt(bitPattern: code.memory.executable) + UInt(used))
+    work.heat = heat
+    work.guardsAccesses = GuardedCall.isPrepared
+    work.guardsSpeculation = guardsSpeculation
+    work.countsInstructions = countsInstructions
+    work.verifies = verifies
+    work.counter = log?.makeCounter()
+    work.keepsMarks = log != nil
+    work.firstSite = handlerSites.sites.count
+    work.translate()
   }
 
   /// Sends the jumps that wait for this block to its code.
