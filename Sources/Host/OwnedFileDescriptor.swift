@@ -78,23 +78,31 @@ package func writeText(_ descriptor: Int32, _ text: String) {
 
 /// The whole contents of a file.
 ///
-/// - Throws: the errno of open, fstat or read; `Errno.isDirectory` for a directory.
-package func contentsOfFile(_ path: String) throws(Errno) -> [UInt8] {
+/// - Parameter limit: the most bytes that it may have. Files of users may be of any size, and some have
+///   no end.
+/// - Throws: the errno of open, fstat or read; `Errno.isDirectory` for a directory,
+///   `Errno.fileTooLarge` beyond the limit.
+package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
   let file = try OwnedFileDescriptor(opening: path, flags: O_RDONLY)
   var status = stat()
   _ = try systemCall { () -> Int32 in fstat(file.rawValue, &status) }
   if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
+  guard status.st_size <= limit else { throw .fileTooLarge }
   // One byte more than the file has, so that its end shows without growing.
-  var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size) + 1, 4096))
+  var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size) &+ 1, 4096))
   var count = 0
   while true {
-    if count == bytes.count { bytes.append(contentsOf: repeatElement(0, count: bytes.count)) }
+    if count > limit { throw .fileTooLarge }
+    if count == bytes.count {
+      let more = min(count, limit &- count &+ 1)
+      bytes.append(contentsOf: repeatElement(0, count: more))
+    }
     let got = try bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
       let rest = UnsafeMutableBufferPointer(rebasing: all[count...])
       return try file.read(into: UnsafeMutableRawBufferPointer(rest))
     }
     if got == 0 { break }
-    count += got
+    count &+= got
   }
   bytes.removeLast(bytes.count - count)
   return bytes

@@ -23,8 +23,12 @@ extension Hypervisor {
       defer { HostMemoryMap.shared.changed() }
       return change()
     }
+    // A client may name more than there are addresses: what slots have of it is what counts.
+    let parts = affected.flatMap(\.memories).flatMap { memory in
+      memory.all.map { $0.hostRange.clamped(to: range) }
+    }
     let result = Self.stop(affected, change)
-    forget(range)
+    for part in parts { forget(part) }
     return result
   }
 
@@ -32,7 +36,7 @@ extension Hypervisor {
   package func changeContents<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
     // Pages that the client brings have to be brought again.
     if !watching(range).isEmpty { return changeMappings(range, change) }
-    defer { forget(range) }
+    defer { forget(ClientMappings.part(of: range)) }
     return change()
   }
 
@@ -75,6 +79,7 @@ extension Hypervisor {
     for range in codeGuard?.yield(range) ?? [] { forget(range) }
   }
 
+  /// Drops the code of slots' memory.
   private func forget(_ range: Range<UInt>) {
     guard let start = UnsafeRawPointer(bitPattern: range.lowerBound) else { return }
     PhysicalCPU.noteHostWrite(start, count: range.count)

@@ -37,8 +37,7 @@ private func yielding(
     let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
   {
     // A migration's page faults are the client's: what we watch for writes we give up.
-    let start = UInt(memory.pointee.range.start)
-    library.hypervisor.yieldProtection(of: start..<(start &+ UInt(memory.pointee.range.len)))
+    library.hypervisor.yieldProtection(of: UserFaults.range(memory.pointee.range))
     return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   }
   return result

@@ -30,8 +30,9 @@ enum UserFaults {
     return result
   }
 
-  private static func range(_ memory: uffdio_range) -> Range<UInt> {
+  /// The kernel has looked at the range, but the client may have written another one there since.
+  static func range(_ memory: uffdio_range) -> Range<UInt> {
     let start = UInt(memory.start)
-    return start..<(start &+ UInt(memory.len))
+    return start..<max(start, start &+ UInt(memory.len))
   }
 }

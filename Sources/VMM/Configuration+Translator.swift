@@ -43,8 +43,8 @@ extension Configuration {
 
   /// Sets the size of the code memory from text such as "256K" or "1M"; a bare number counts bytes.
   package mutating func setTranslatorCodeSize(_ text: String) throws(RunError) {
-    let units: [Character: Int] = ["K": 10, "M": 20]
-    let shift = text.last.flatMap { units[Character($0.uppercased())] }
+    let units = ["K": 10, "M": 20]
+    let shift = text.last.flatMap { units[$0.uppercased()] }
     let digits = shift == nil ? text[...] : text.dropLast()
     guard let number = Int(digits), (0...Self.translatorCodeSizes.upperBound).contains(number),
       Self.translatorCodeSizes.contains(number << (shift ?? 0))

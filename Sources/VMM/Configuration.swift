@@ -69,8 +69,9 @@ package struct Configuration: Sendable {
 extension Configuration {
   /// Sets the memory from text such as "512M", "2G", "65536K"; a bare number counts MiB.
   package mutating func setMemory(_ text: String) throws(RunError) {
-    let units: [Character: Int] = ["K": 10, "M": 20, "G": 30, "T": 40]
-    let shift = text.last.flatMap { units[Character($0.uppercased())] }
+    let units = ["K": 10, "M": 20, "G": 30, "T": 40]
+    // Some letters are two in upper case, so that no Character can be made of them.
+    let shift = text.last.flatMap { units[$0.uppercased()] }
     let digits = shift == nil ? text[...] : text.dropLast()
     guard let number = Int(digits), number >= 0, number <= Int.max >> (shift ?? 20) else {
       throw RunError("--memory \(text): not a size; write it like 512M or 2G")

@@ -130,6 +130,9 @@ private enum ProcessorReset {
 
 /// The files of a guest, or the built-in one.
 private struct GuestImage {
+  /// More than a guest can be given below 4 GiB, where kernel and initrd have to be.
+  private static let limit = Int(GuestMap.fourGiB)
+
   private let kernel: (bytes: [UInt8], name: String)?
   private let initrd: BootLoader.InitialRAMDisk?
 
@@ -156,11 +159,13 @@ private struct GuestImage {
 
   private static func read(_ path: String, _ option: String) throws(RunError) -> [UInt8] {
     do throws(Errno) {
-      return try contentsOfFile(path)
+      return try contentsOfFile(path, limit: limit)
     } catch {
       switch error {
       case .noSuchFileOrDirectory: throw RunError("\(option) \(path): no such file; check the path")
       case .isDirectory: throw RunError("\(option) \(path): is a directory; give a file")
+      case .fileTooLarge:
+        throw RunError("\(option) \(path): larger than \(limit >> 20)M; check the path")
       case .permissionDenied:
         throw RunError("\(option) \(path): not readable; change its permissions")
       default: throw RunError("\(option) \(path): cannot be read (\(error)); check the file")

@@ -39,6 +39,21 @@ import Testing
     let text = try contentsOfFile("/proc/self/maps")
     #expect(text.count > 100 && text.last == UInt8(ascii: "\n"))
   }
+
+  @Test func filesWithoutAnEndAreRefused() {
+    #expect(throws: Errno.fileTooLarge) { _ = try contentsOfFile("/dev/zero", limit: 10_000) }
+    #expect(throws: Errno.fileTooLarge) { _ = try contentsOfFile("/proc/self/maps", limit: 10) }
+  }
+
+  /// The largest file that there can be, of holes.
+  @Test func filesThatNoMemoryHoldsAreRefused() throws {
+    let file = memfd_create("large", UInt32(MFD_CLOEXEC))
+    try #require(file >= 0)
+    defer { close(file) }
+    for size in [Int.max, 1 << 50] where ftruncate(file, size) == 0 {
+      #expect(throws: Errno.fileTooLarge) { _ = try contentsOfFile("/proc/self/fd/\(file)") }
+    }
+  }
 }
 
 @Suite struct MappingTests {

@@ -105,6 +105,28 @@ private func bitmapChecks(_ client: Client, _ page: UnsafeMutableRawPointer) thr
   }
   mprotect(page, 4096, PROT_READ | PROT_WRITE)
   munmap(log, 1 << 20)
+  try largeBitmapCheck(client)
+}
+
+/// The log of a slot with almost 2^31 pages, where there is no memory for it.
+private func largeBitmapCheck(_ client: Client) throws {
+  var numbers = [UInt8](repeating: 0, count: 256)
+  let file = open("/proc/self/statm", O_RDONLY)
+  try expect(file >= 0 && read(file, &numbers, numbers.count) > 0, "/proc/self/statm")
+  close(file)
+  let pages = numbers.prefix { $0 != UInt8(ascii: " ") }.reduce(0) { $0 * 10 + UInt($1) - 48 }
+  var old = rlimit()
+  let kind = __rlimit_resource_t(RLIMIT_AS.rawValue)
+  getrlimit(kind, &old)
+  var tight = old
+  tight.rlim_cur = (pages << 12) + 64 << 20
+  try expect(setrlimit(kind, &tight) == 0, "setrlimit")
+  defer { setrlimit(kind, &old) }
+  var region = kvm_userspace_memory_region(
+    slot: 2, flags: UInt32(KVM_MEM_LOG_DIRTY_PAGES), guest_phys_addr: 1 << 40,
+    memory_size: (1 << 43) - (1 << 30), userspace_addr: 1 << 30)
+  let result = ioctl(client.machine, UInt(CKVM_SET_USER_MEMORY_REGION), &region)
+  try expect(result == -1 && errno == ENOMEM, "a log without memory")
 }
 
 func forkChecks() throws {

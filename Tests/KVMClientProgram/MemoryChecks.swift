@@ -156,6 +156,12 @@ func remapChecks() throws {
     try expect(madvise(place, page, MADV_DONTNEED) == 0)
     place.copyMemory(from: Code.out(6) + [0xEB, 0xFA], byteCount: 6)
     try expect(try client.output() == 6, "\(kind): written after madvise")
+
+    // Lengths that no address space has are refused.
+    for length in [Int.min, 1 << 62] {
+      try expect(munmap(client.memory, length) == -1 && errno == EINVAL, "\(kind): munmap")
+    }
+    try expect(try client.output() == 6, "\(kind): after munmap of too much")
     munmap(client.memory, client.size)
   }
 }

@@ -69,4 +69,19 @@ import Testing
     protect(PROT_READ)
     #expect(try output(client) == 7)
   }
+
+  /// Lengths that no address space has: the kernel refuses them, and nobody counts their pages.
+  @Test(.timeLimit(.minutes(1)), arguments: [UInt(1) << 63, 1 << 62])
+  func lengthsBeyondAllMemory(length: UInt) throws {
+    let client = try runningClient()
+    let start = UInt(bitPattern: client.memory)
+    let range = start..<(start + length)
+    let result = client.hypervisor.changeMappings(range) {
+      munmap(client.memory, Int(bitPattern: length))
+    }
+    #expect(result == -1 && errno == EINVAL)
+    client.hypervisor.changeContents(range) {}
+    client.hypervisor.yieldProtection(of: range)
+    #expect(try output(client) == 1)
+  }
 }

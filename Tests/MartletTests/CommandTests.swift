@@ -32,7 +32,10 @@ import Testing
     let cut = try Command.temporaryFile(whole.dropLast(100))
     try refused(
       ["--kernel", cut], "\(cut): truncated, has \(whole.count - 100) of \(whole.count) bytes")
-    for path in [text, empty, cut] { unlink(path) }
+    let hole = try Command.temporaryFile([])
+    #expect(truncate(hole, 1 << 40) == 0)
+    try refused(["--kernel", hole], "--kernel \(hole): larger than 4096M; check the path")
+    for path in [text, empty, cut, hole] { unlink(path) }
   }
 
   @Test func initialRAMDisks() throws {
@@ -48,6 +51,7 @@ import Testing
 
   @Test(arguments: [
     (["--memory", "1K"], "too small; give at least 4M"),
+    (["--memory", "512ß"], "--memory 512ß: not a size"),
     (["--memory", "900T"], "over the limit"), (["--memory", "lots"], "not a size"),
     (["--cpus", "0"], "--cpus 0: give a number from 1 to 254"),
     (["--cpus", "4000"], "--cpus 4000: give a number from 1 to 254"),

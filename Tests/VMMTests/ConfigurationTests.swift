@@ -17,11 +17,21 @@ import VMM
 
   @Test(arguments: [
     "", "M", "-1M", "12X", "1.5G", "0", "1M", "999999999T", "9223372036854775807", "100T",
+    // Two letters in upper case.
+    "512ß", "ﬁ",
   ])
   func badSizesAreNamed(text: String) {
     var configuration = Configuration()
     let error = #expect(throws: RunError.self) { try configuration.setMemory(text) }
     #expect(error?.description.hasPrefix("--memory \(text): ") == true && error?.status == 2)
+  }
+
+  @Test(arguments: ["", "K", "0", "63K", "513M", "9223372036854775807M", "-64K", "256ß", "ŉ"])
+  func badCodeSizesAreNamed(text: String) {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) { try configuration.setTranslatorCodeSize(text) }
+    #expect(
+      error?.description == "--translator-code-size \(text): give a size from 64K to 512M")
   }
 
   @Test(arguments: ["0", "-1", "255", "x", "", "99999999999999999999"])

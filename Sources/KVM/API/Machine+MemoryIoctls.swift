@@ -98,7 +98,7 @@ extension Machine {
     }
     if slot.base == old.base, slot.flags == old.flags { return }
     if slot.base != old.base, memory.isTaken(slot) { throw .fileExists }
-    slot.log = slot.isLogged && old.isLogged ? old.log : Self.makeLog(slot, configuration)
+    slot.log = slot.isLogged && old.isLogged ? old.log : try Self.makeLog(slot, configuration)
     try withGuestsStopped { () throws(Errno) in memory.remove(slot.id, replacement: slot) }
   }
 
@@ -106,7 +106,7 @@ extension Machine {
     _ slot: inout MemorySlot, _ configuration: Configuration, in memory: MachineMemory
   ) throws(Errno) {
     if memory.isTaken(slot) { throw .fileExists }
-    slot.log = Self.makeLog(slot, configuration)
+    slot.log = try Self.makeLog(slot, configuration)
     // What was decoded of this memory when it was something else is not this machine's code.
     Self.forgetCode(slot)
     if hypervisor.clientWrites != .announced { ClientMappings.note(slot.hostRange) }
@@ -122,10 +122,10 @@ extension Machine {
 
   private static func makeLog(
     _ slot: MemorySlot, _ configuration: Configuration
-  ) -> DirtyBitmap? {
+  ) throws(Errno) -> DirtyBitmap? {
     guard slot.isLogged else { return nil }
     let full = configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_INITIALLY_SET) != 0
-    return DirtyBitmap(pages: slot.pageCount, full: full)
+    return try DirtyBitmap(pages: slot.pageCount, full: full)
   }
 
   private static func forgetCode(_ slot: MemorySlot) {
@@ -162,19 +162,21 @@ extension Machine {
   private func getDirtyLog(
     _ request: kvm_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
-    let (memory, slot, _) = try logged(request.slot, configuration)
+    let (memory, slot, log) = try logged(request.slot, configuration)
     let buffer = Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    func copy() throws(Errno) -> [UInt64] {
-      let words = memory.log(of: slot)
+    let words = try DirtyBitmap.allocate(log.wordCount)
+    defer { DirtyBitmap.free(words) }
+    func copy() throws(Errno) {
+      memory.copyLog(of: slot, to: words)
       try buffer.write(words)
-      return words
     }
-    let words = try copy()
+    try copy()
     let isManual =
       configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
     if isManual || words.allSatisfy({ $0 == 0 }) { return }
     try withGuestsStopped { () throws(Errno) in
-      for (word, mask) in try copy().enumerated() where mask != 0 {
+      try copy()
+      for (word, mask) in words.enumerated() where mask != 0 {
         memory.clean(slot, first: word * 64, mask: mask)
       }
     }
@@ -191,7 +193,9 @@ extension Machine {
       count & 63 == 0 || count == total &- request.first_page
     else { throw .invalidArgument }
     let bitmap = Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    let masks: [UInt64] = try bitmap.elements((Int(count) + 63) / 64)
+    let masks = try DirtyBitmap.allocate((Int(count) + 63) / 64)
+    defer { DirtyBitmap.free(masks) }
+    try bitmap.read(masks)
     let first = Int(request.first_page)
     try withGuestsStopped { () throws(Errno) in
       for (word, mask) in masks.enumerated() where mask != 0 {

@@ -46,13 +46,20 @@ struct Argument {
     return all
   }
 
-  /// Copies an array out to where the argument points.
-  func write<T: FixedWidthInteger>(_ all: [T]) throws(Errno) {
-    let place = try pointer()
-    let done = all.withUnsafeBytes {
-      GuardedCopy.copy(from: $0.baseAddress, to: place, count: $0.count)
+  /// Copies words in that the argument points at.
+  func read(_ words: DirtyBitmap.Words) throws(Errno) {
+    let bytes = UnsafeMutableRawBufferPointer(words)
+    guard GuardedCopy.copy(from: try pointer(), to: bytes.baseAddress, count: bytes.count) else {
+      throw .badAddress
     }
-    guard done else { throw .badAddress }
+  }
+
+  /// Copies words out to where the argument points.
+  func write(_ words: DirtyBitmap.Words) throws(Errno) {
+    let bytes = UnsafeRawBufferPointer(words)
+    guard GuardedCopy.copy(from: bytes.baseAddress, to: try pointer(), count: bytes.count) else {
+      throw .badAddress
+    }
   }
 
   /// Copies `count` bytes out that `fill` makes.

@@ -18,6 +18,13 @@ package enum ClientMappings {
       && end > lowest.load(ordering: .acquiring)
   }
 
+  /// What lies between the first slot's memory and the last one's.
+  static func part(of range: Range<UInt>) -> Range<UInt> {
+    let end = UInt(clamping: highest.load(ordering: .acquiring))
+    let start = UInt(clamping: lowest.load(ordering: .acquiring))
+    return range.clamped(to: min(start, end)..<end)
+  }
+
   package static var areSlots: Bool { highest.load(ordering: .acquiring) != 0 }
 
   /// A mapping of this process changed that concerns no slot.

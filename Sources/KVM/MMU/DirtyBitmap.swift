@@ -1,19 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
 /// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives them.
 /// Guarded by the lock of the slots that it belongs to.
 final class DirtyBitmap: @unchecked Sendable {
-  private(set) var words: [UInt64]
+  typealias Words = UnsafeMutableBufferPointer<UInt64>
+
+  private let words: Words
   let pageCount: Int
+  var wordCount: Int { words.count }
 
   /// - Parameter full: all pages count as written.
-  init(pages: Int, full: Bool) {
+  init(pages: Int, full: Bool) throws(Errno) {
+    words = try Self.allocate((pages + 63) / 64)
     pageCount = pages
-    words = Array(repeating: full ? .max : 0, count: (pages + 63) / 64)
-    if full, pages & 63 != 0, let last = words.indices.last {
+    guard full else { return }
+    words.update(repeating: .max)
+    if pages & 63 != 0, let last = words.indices.last {
       words[last] = 1 &<< UInt64(pages & 63) &- 1
     }
   }
+
+  deinit { Self.free(words) }
+
+  /// Words that are 0. How many it is the client who says: where there is no memory for them, that is an
+  /// error, and memory is taken for those that are written to.
+  static func allocate(_ count: Int) throws(Errno) -> Words {
+    guard let memory = calloc(max(count, 1), 8) else { throw .noMemory }
+    return Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)
+  }
+
+  static func free(_ words: Words) { Glibc.free(words.baseAddress) }
 
   func contains(_ page: Int) -> Bool {
     let word = page >> 6
@@ -33,5 +55,10 @@ final class DirtyBitmap: @unchecked Sendable {
     let old = words[word] & mask
     words[word] &= ~mask
     return old
+  }
+
+  /// Copies everything to as many words.
+  func copy(to target: Words) {
+    for (word, value) in zip(target.indices, words) { target[word] = value }
   }
 }

@@ -222,8 +222,10 @@ final class MachineMemory: @unchecked Sendable {
     tables.withLock { $0.clear(keepingTables: mayBeWalked) }
   }
 
-  /// The dirty log of a slot.
-  func log(of slot: MemorySlot) -> [UInt64] { slots.withLock { _ in slot.log?.words ?? [] } }
+  /// Copies the dirty log of a slot to as many words.
+  func copyLog(of slot: MemorySlot, to words: DirtyBitmap.Words) {
+    slots.withLock { _ in slot.log?.copy(to: words) }
+  }
 
   /// Makes one page of a slot clean. No vCPU is in guest code.
   func clean(_ id: UInt32, page: UInt64) {

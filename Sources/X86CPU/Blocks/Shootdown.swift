@@ -242,12 +242,12 @@ extension PhysicalCPU {
   package static func noteHostWrite(_ host: UnsafeRawPointer, count: Int) {
     if count <= 0 { return }
     var page = UInt64(UInt(bitPattern: host)) & Page.mask
-    let end = UInt64(UInt(bitPattern: host)) + UInt64(count)
+    let end = UInt64(UInt(bitPattern: host)) &+ UInt64(count)
     while page < end {
       if CodePages.shared.contains(page) {
         _ = CodePages.shared.unmark(page, except: nil)
       }
-      page += Page.size
+      page &+= Page.size
     }
   }
 }

@@ -83,8 +83,10 @@ extension CPU {
     let vector = UInt32(event.vector)
     let external: UInt32 = event.isExternal ? 1 : 0
     let code = vector << 3 | 2
-    if vector * size + size - 1 > s.pointee.idtr.limit { throw .generalProtection(code | external) }
-    let address = systemAddress(s.pointee.idtr.base &+ UInt64(vector * size))
+    if vector &* size &+ size &- 1 > s.pointee.idtr.limit {
+      throw .generalProtection(code | external)
+    }
+    let address = systemAddress(s.pointee.idtr.base &+ UInt64(vector &* size))
     let low = try loadSystem(address, as: UInt64.self)
     let high = size == 16 ? try loadSystem(address &+ 8, as: UInt64.self) : 0
     let rights = SegmentDescriptor(rawValue: low).accessRights

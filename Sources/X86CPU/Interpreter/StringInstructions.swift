@@ -28,7 +28,8 @@ struct StringState {
     self.size = size
     mask = c.addressMask(i)
     let backward = c.s.pointee.rflags & RFLAGS.df.rawValue != 0
-    step = backward ? 0 &- UInt64(size) : UInt64(size)
+    let width = UInt64(truncatingIfNeeded: size)
+    step = backward ? 0 &- width : width
     source = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
   }
 
@@ -38,13 +39,13 @@ struct StringState {
   @inline(__always) func sourceAddress(
     _ size: Int, ahead: Int = 0
   ) throws(GuestException) -> UInt64 {
-    try c.linear(source, (c.gpr[6] &+ UInt64(ahead)) & mask, size: size, .read)
+    try c.linear(source, (c.gpr[6] &+ UInt64(truncatingIfNeeded: ahead)) & mask, size: size, .read)
   }
 
   @inline(__always) func destinationAddress(
     _ size: Int, _ access: AccessKind, ahead: Int = 0
   ) throws(GuestException) -> UInt64 {
-    try c.linear(.es, (c.gpr[7] &+ UInt64(ahead)) & mask, size: size, access)
+    try c.linear(.es, (c.gpr[7] &+ UInt64(truncatingIfNeeded: ahead)) & mask, size: size, access)
   }
 
   @inline(__always) func advanceSource(_ delta: UInt64) {
@@ -67,7 +68,7 @@ struct StringState {
   /// Elements from the current pointers to the nearer page end, at most the count; 0 where the fast way
   /// is not open.
   func run(usesSource: Bool) -> Int {
-    if step != UInt64(size) || c.s.pointee.emulation != nil
+    if step != UInt64(truncatingIfNeeded: size) || c.s.pointee.emulation != nil
       || c.s.pointee.slow & ~SlowReason.counting != 0 || c.checksAlignment
     {
       return 0
@@ -200,8 +201,8 @@ private enum MoveString: StringOperation {
     var ahead = 0
     do throws(GuestException) {
       while ahead < room {
-        let source = try state.sourceAddress(size, ahead: first + ahead)
-        let destination = try state.destinationAddress(size, .write, ahead: first + ahead)
+        let source = try state.sourceAddress(size, ahead: first &+ ahead)
+        let destination = try state.destinationAddress(size, .write, ahead: first &+ ahead)
         var bytes = Page.size &- max(source & Page.offsetMask, destination & Page.offsetMask)
         bytes = min(bytes, UInt64(room - ahead)) & ~UInt64(size - 1)
         if bytes == 0 { break }
@@ -209,8 +210,8 @@ private enum MoveString: StringOperation {
         if next != from + ahead { break }
         guard try c.pointerForModify(destination, size: Int(bytes)) == to + ahead else { break }
         let distance = UInt(bitPattern: to) &- UInt(bitPattern: from)
-        if distance < UInt(first + ahead) + UInt(bytes) { break }
-        ahead += Int(bytes)
+        if distance < UInt(first &+ ahead) + UInt(bytes) { break }
+        ahead &+= Int(bytes)
       }
     } catch {
       // The next element, when it is its turn, meets the same.

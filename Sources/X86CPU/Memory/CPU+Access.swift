@@ -13,7 +13,7 @@ extension CPU {
   /// The tag that an access of `size` bytes at `linear` must find: an access that crosses into the
   /// next page looks for that page's tag in this page's entry and never finds it.
   @inline(__always) func tag(_ linear: UInt64, _ size: Int) -> UInt64 {
-    (linear &+ UInt64(size - 1)) & Page.mask | s.pointee.tlbContext
+    (linear &+ UInt64(truncatingIfNeeded: size &- 1)) & Page.mask | s.pointee.tlbContext
   }
 
   /// The host address that a TLB entry gives for `linear`, if its tag does not differ from the one

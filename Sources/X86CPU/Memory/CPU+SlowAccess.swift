@@ -153,7 +153,7 @@ extension CPU {
   /// A read filled this entry: would a write be allowed as well? Protection keys may say no.
   private func mayWriteNow(_ t: PageTranslation, _ linear: UInt64) -> Bool {
     if t.user && isLongMode && s.pointee.cr4 & CR4.pke.rawValue != 0 {
-      return (s.pointee.pkru >> (t.protectionKey * 2)) & 3 == 0
+      return (s.pointee.pkru &>> (t.protectionKey &* 2)) & 3 == 0
     }
     return true
   }
@@ -171,7 +171,9 @@ extension CPU {
 
   /// An access across pages whose end is not canonical is #GP, whatever is to be said of its first page.
   private func checkEnd(_ linear: UInt64, _ size: Int) throws(GuestException) {
-    if isLongMode && !isCanonical(linear &+ UInt64(size - 1)) { throw .nonCanonical }
+    if isLongMode && !isCanonical(linear &+ UInt64(truncatingIfNeeded: size &- 1)) {
+      throw .nonCanonical
+    }
   }
 
   /// Address of the page after `linear`'s, wrapped to 4 GiB outside 64-bit mode.
@@ -274,7 +276,7 @@ extension CPU {
     let bounce = owner.bounce
     var offset = 0
     while offset < size {
-      let address = linear &+ UInt64(offset)
+      let address = linear &+ UInt64(truncatingIfNeeded: offset)
       let part = min(size - offset, Int(Page.size - address & Page.offsetMask))
       if case .host(let host) = try resolve(address, part, .read) {
         (bounce + offset).copyMemory(
@@ -302,7 +304,7 @@ extension CPU {
     if size == 0 { return }
     try checkEnd(linear, size)
     try checkAlignment(linear, size)
-    let last = linear &+ UInt64(size - 1)
+    let last = linear &+ UInt64(truncatingIfNeeded: size &- 1)
     var page = linear & Page.mask
     while true {
       let start = max(page, linear)
@@ -312,7 +314,7 @@ extension CPU {
     }
     var offset = 0
     while offset < size {
-      let address = linear &+ UInt64(offset)
+      let address = linear &+ UInt64(truncatingIfNeeded: offset)
       let room = min(size - offset, Int(Page.size - address & Page.offsetMask))
       switch try resolve(address, room, .write) {
       case .host(let host):

@@ -154,7 +154,7 @@ extension CPU {
     if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 { return nil }
     var table = s.pointee.vmx.eptPointer & EPTEntry.addressMask
     for level in stride(from: 3, through: 0, by: -1) {
-      let index = (address >> UInt64(12 + 9 * level)) & 511
+      let index = (address &>> UInt64(truncatingIfNeeded: 12 &+ 9 &* level)) & 511
       guard let entry = UnsafePointer<UInt64>(bitPattern: UInt(table + index * 8))?.pointee,
         entry & 7 != 0
       else { return nil }

@@ -102,11 +102,11 @@ extension CPU {
     var result = PageTranslation(
       physical: 0, shift: 12, writable: true, user: true, executable: true, global: false,
       dirty: false, protectionKey: 0)
-    var level = mode.levels - 1
+    var level = mode.levels &- 1
     while true {
-      let shift = 12 + mode.indexBits * UInt64(level)
-      let index = (linear >> shift) & ((1 << mode.indexBits) - 1)
-      let address = table + index * mode.entrySize
+      let shift = 12 &+ mode.indexBits &* UInt64(truncatingIfNeeded: level)
+      let index = (linear &>> shift) & ((1 &<< mode.indexBits) &- 1)
+      let address = table &+ index &* mode.entrySize
       let entry = try readEntry(address, mode.entrySize, linear)
       if entry & PageTableEntry.present == 0 { throw pageFault(linear, kind, bank, []) }
       let isLeaf = level == 0 || (entry & PageTableEntry.pageSize != 0 && mayBeLarge(level, mode))
@@ -130,7 +130,7 @@ extension CPU {
         PageTableEntry.accessed, entry, address, mode.entrySize, linear, insists: insists)
       guard isSame else { return nil }
       table = entry & PageTableEntry.addressMask
-      level -= 1
+      level &-= 1
     }
   }
 
@@ -148,7 +148,7 @@ extension CPU {
     }
     if isLeaf && level > 0 {
       // Address bits below the page's size, but for the PAT bit (12).
-      return mode.reserved | ((UInt64(1) << shift) - 1) & ~0x1FFF
+      return mode.reserved | ((UInt64(1) &<< shift) &- 1) & ~0x1FFF
     }
     return mode.reserved | (level >= 3 ? PageTableEntry.pageSize : 0)
   }
@@ -157,7 +157,7 @@ extension CPU {
     _ result: inout PageTranslation, _ entry: UInt64, _ shift: UInt64, _ linear: UInt64,
     _ mode: PagingMode
   ) {
-    let offsetMask = (UInt64(1) << shift) - 1
+    let offsetMask = (UInt64(1) &<< shift) &- 1
     var base = entry & PageTableEntry.addressMask & ~offsetMask
     if mode.entrySize == 4 {
       base = shift == 22 ? entry & 0xFFC0_0000 | (entry & 0x1F_E000) << 19 : entry & 0xFFFF_F000
@@ -216,7 +216,7 @@ extension CPU {
     }
     if !allowed { throw pageFault(linear, kind, bank, .present) }
     if kind != .execute && t.user && isLongMode && s.pointee.cr4 & CR4.pke.rawValue != 0 {
-      let rights = (s.pointee.pkru >> (t.protectionKey * 2)) & 3
+      let rights = (s.pointee.pkru &>> (t.protectionKey &* 2)) & 3
       if rights & 1 != 0 || (kind == .write && rights & 2 != 0 && (isUser || writeProtect)) {
         throw pageFault(linear, kind, bank, [.present, .protectionKey])
       }

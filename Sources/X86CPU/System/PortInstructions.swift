@@ -69,7 +69,7 @@ enum PortInstructions {
     try c.requirePort(port, size: size)
     if c.portExits(port, size: size) {
       let qualification =
-        UInt64(size - 1) | direction
+        UInt64(truncatingIfNeeded: size &- 1) | direction
         | (isImmediate ? PortAccess.immediate : 0) | UInt64(port) << PortAccess.portShift
       throw c.exit(.ioInstruction, i, qualification: qualification)
     }

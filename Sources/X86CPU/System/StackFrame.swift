@@ -88,7 +88,7 @@ package struct StackFrame {
     _ offset: UInt64, size: UInt8, _ access: AccessKind
   ) throws(GuestException) -> UInt64 {
     if width == 2 {
-      guard c.isCanonical(offset), c.isCanonical(offset &+ UInt64(size - 1)) else { throw fault }
+      guard c.isCanonical(offset), c.isCanonical(offset &+ UInt64(size &- 1)) else { throw fault }
       return offset
     }
     let rights = segment.rights
@@ -96,7 +96,7 @@ package struct StackFrame {
     if access == .write && !c.hasRealModeSegments && !rights.isReadableCodeOrWritableData {
       throw fault
     }
-    let last = offset &+ UInt64(size - 1)
+    let last = offset &+ UInt64(size &- 1)
     if !rights.isCode && rights.isConformingOrExpandDown {
       if offset <= segment.limit || last > (rights.isBig ? 0xFFFF_FFFF : 0xFFFF) { throw fault }
     } else if last > segment.limit {

@@ -96,7 +96,7 @@ enum StringPortInstructions {
   ) throws(GuestException) {
     let address = try c.linear(segment, offset, size: size, .write)
     _ = try c.pointerForModify(address, size: 1)
-    _ = try c.pointerForModify(address &+ UInt64(size - 1), size: 1)
+    _ = try c.pointerForModify(address &+ UInt64(truncatingIfNeeded: size &- 1), size: 1)
     let value = try c.readPort(port, size)
     switch size {
     case 1: try c.store(UInt8(truncatingIfNeeded: value), at: address)

@@ -111,13 +111,13 @@ extension CPU {
     try storeTask(image, base &+ layout.flags, layout)
     for n in 0..<8 {
       let value = UInt32(truncatingIfNeeded: gpr[n])
-      try storeTask(value, base &+ layout.general &+ UInt64(n) * layout.size, layout)
+      try storeTask(value, base &+ layout.general &+ UInt64(n) &* layout.size, layout)
     }
     for n in 0..<layout.segmentCount {
       let register = SegmentRegister(rawValue: UInt8(n)) ?? .ds
       let value = segment(register).pointee.selector
       try storeSystem(
-        value, at: systemAddress(base &+ layout.segments &+ UInt64(n) * layout.size))
+        value, at: systemAddress(base &+ layout.segments &+ UInt64(n) &* layout.size))
     }
   }
 
@@ -140,10 +140,10 @@ extension CPU {
     image.rip = try loadTask(base &+ layout.rip, layout)
     image.flags = try loadTask(base &+ layout.flags, layout)
     for n in 0..<8 {
-      image.general[n] = try loadTask(base &+ layout.general &+ UInt64(n) * layout.size, layout)
+      image.general[n] = try loadTask(base &+ layout.general &+ UInt64(n) &* layout.size, layout)
     }
     for n in 0..<layout.segmentCount {
-      let address = systemAddress(base &+ layout.segments &+ UInt64(n) * layout.size)
+      let address = systemAddress(base &+ layout.segments &+ UInt64(n) &* layout.size)
       image.segments[n] = try loadSystem(address, as: UInt16.self)
     }
     image.ldt = try loadSystem(systemAddress(base &+ layout.ldt), as: UInt16.self)
