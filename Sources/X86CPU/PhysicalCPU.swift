@@ -76,6 +76,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   ///   - blockOps: capacity of the block cache in instructions.
   /// - Throws: where there is no memory for the state.
   package init(number: Int, blockOps: Int = 1 << 22) throws(Errno) {
+    guard CodePages.shared.isThere else { throw .noMemory }
     self.number = number
     crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
     let size = Self.stateSize

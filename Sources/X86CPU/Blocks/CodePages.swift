@@ -40,12 +40,12 @@ package final class CodePages: Sendable {
     let map = mmap(
       nil, Self.byteCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
       0)
-    guard let map, map != MAP_FAILED else {
-      // Without it no guest can be run correctly.
-      fatalError("cannot reserve 4 GiB of address space for the code page map (ulimit -v?)")
-    }
-    bitmap = UInt(bitPattern: map)
+    bitmap = map == MAP_FAILED ? 0 : UInt(bitPattern: map)
   }
+
+  /// False where the address space that a process may have is too small (`ulimit -v`): no CPU can be
+  /// made then, so nobody looks at the map.
+  var isThere: Bool { bitmap != 0 }
 
   /// The map's address, for `CPU.isCodePage`.
   var address: UInt { bitmap }

@@ -23,6 +23,8 @@ enum LoweringKind {
   /// LFENCE, SFENCE, MFENCE as they stand.
   case fence
   case divide, bitString, compareExchange
+  /// REP STOS and REP MOVS (see `lowerRepeatedString`).
+  case repeatedString
   /// Vector and x87 instructions, on the same registers (see `lowerVector`).
   case vector
   case handler
@@ -63,6 +65,7 @@ enum LoweringKind {
     case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo, .clc, .stc, .cmc, .lahf, .sahf:
       return .accumulator
     case .lea: return .lea
+    case .stos, .movs: return BlockTranslation.isRepeatedString(i) ? .repeatedString : .handler
     case .bswap: return i.operandSize == 2 ? .handler : .bswap
     case .nop, .endbr64, .endbr32, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta: return .nop
     default: return system(i)
@@ -134,7 +137,7 @@ enum LoweringKind {
   static func accessesMemory(_ i: Instruction, _ kind: LoweringKind) -> Bool {
     switch kind {
     case .push, .pop, .leave, .call, .ret, .handler, .system, .systemJump, .divide, .bitString,
-      .compareExchange:
+      .compareExchange, .repeatedString:
       true
     case .jump: i.operands[0].kind != .relative
     case .lea, .nop, .fence: false

@@ -11,13 +11,19 @@ extension BlockTranslation {
   /// Everything with a ModRM byte.
   func lowerModRM(_ n: Int) {
     let i = instructions[n]
-    let fields = EncodingFields(i)
+    var fields = EncodingFields(i)
     var miss: Label?
     var rm = Place.memory(.r13)
     if let m = i.memoryOperand { (rm, miss) = access(n, i.operands[m]) }
     needFlags(n)
     var pool: [HostRegister] = i.memoryOperand == nil ? [.r13, .r14, .r15] : [.r14, .r15]
     let high = fields.hasHighByte
+    if miss == nil && i.memoryOperand == nil, let place = statePlace(n, &fields) {
+      let reg = fields.reg.map { register($0, i, high, &pool).rawValue } ?? fields.opcodeExtension
+      emit(i, fields, reg: reg, rm: place)
+      storeScratch(i)
+      return noteFlags(n)
+    }
     let reg = fields.reg.map { register($0, i, high, &pool).rawValue } ?? fields.opcodeExtension
     if let number = fields.rm { rm = .register(register(number, i, high, &pool)) }
     if miss == nil && i.memoryOperand == nil, i.operands[0].kind == .general {
@@ -29,15 +35,85 @@ extension BlockTranslation {
       // BLSI and its kin have their destination in vvvv and an opcode extension in reg.
       a.emitVEX(
         fields.form, prefix: i.encoding.mandatoryPrefix, reg: reg, vvvv: vvvv, rm: rm)
+      appendImmediate(i)
     } else {
-      a.emit(fields.form, reg: reg, rm: rm)
-    }
-    if i.hostImmediateLength > 0 {
-      a.append(UInt64(bitPattern: i.immediate), i.hostImmediateLength)
+      emit(i, fields, reg: reg, rm: rm)
     }
     storeScratch(i)
     noteFlags(n)
     if let miss { endAccess(n, miss) }
+  }
+
+  private func emit(_ i: Instruction, _ fields: EncodingFields, reg: UInt8, rm: Place) {
+    a.emit(fields.form, reg: reg, rm: rm)
+    appendImmediate(i)
+  }
+
+  private func appendImmediate(_ i: Instruction) {
+    if i.hostImmediateLength > 0 {
+      a.append(UInt64(bitPattern: i.immediate), i.hostImmediateLength)
+    }
+  }
+
+  // MARK: Registers in the state
+
+  /// The place of a register that the state has, as ModRM.rm of the guest's own instruction in place of
+  /// a scratch register: no load before it and no store behind it. The operands change places where
+  /// the register is in ModRM.reg and the opcode has a form for that. Nil where the instruction does
+  /// not take memory, or would do something else with it.
+  private func statePlace(_ n: Int, _ fields: inout EncodingFields) -> Place? {
+    let i = instructions[n]
+    guard kinds[n] == .modRM, !fields.hasHighByte, let rm = fields.rm,
+      Self.takesMemory(i, fields), !keepsSource(n)
+    else { return nil }
+    if RegisterMap.host(rm) == nil {
+      if fields.reg == rm || !allowsPartial(i, register: rm) { return nil }
+      return RegisterMap.place(rm)
+    }
+    guard let reg = fields.reg, RegisterMap.host(reg) == nil, let swapped = Self.swapped(i),
+      allowsPartial(i, register: reg)
+    else { return nil }
+    fields.form.opcode = swapped
+    (fields.reg, fields.rm) = (rm, reg)
+    return RegisterMap.place(reg)
+  }
+
+  /// A recipe wants what the destination held before, in a register.
+  private func keepsSource(_ n: Int) -> Bool {
+    guard effects[n].touches, !liveAfter(n).isEmpty else { return false }
+    let step = FlagRecipe.step(instructions[n])
+    return step == .saved || step == .aside
+  }
+
+  /// A register of 32 bits that is written has zeros above them, which memory would not get.
+  private func allowsPartial(_ i: Instruction, register: UInt8) -> Bool {
+    for n in 0..<Int(i.operandCount)
+    where i.operands[n].kind == .general && i.operands[n].number == register {
+      if i.operands[n].access.contains(.write) && i.operands[n].size == 4 { return false }
+    }
+    return true
+  }
+
+  /// Instructions that do the same with a register and with memory.
+  private static func takesMemory(_ i: Instruction, _ fields: EncodingFields) -> Bool {
+    switch i.mnemonic {
+    case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test, .mov, .inc, .dec, .neg, .not, .movzx,
+      .movsx, .movsxd, .imul, .mul, .shl, .shr, .sar, .rol, .ror, .popcnt, .tzcnt, .lzcnt:
+      !i.isShortForm
+    // With a bit number in a register these reach beyond their memory operand.
+    case .bt, .bts, .btr, .btc: fields.reg == nil
+    default: i.condition != nil
+    }
+  }
+
+  /// The opcode with ModRM.reg and ModRM.rm in each other's places; nil where there is none.
+  private static func swapped(_ i: Instruction) -> UInt8? {
+    guard i.encoding.map == .oneByte else { return nil }
+    switch i.encoding.opcode {
+    case 0x00...0x3F, 0x88...0x8B: return i.encoding.opcode ^ 2
+    case 0x84, 0x85: return i.encoding.opcode
+    default: return nil
+    }
   }
 
   /// The host register that stands for a guest register in the current instruction: its own, or a

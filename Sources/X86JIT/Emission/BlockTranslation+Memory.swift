@@ -70,10 +70,18 @@ extension BlockTranslation {
   }
 
   private func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
+    lastByte(size)
+    lookUp(write: write, miss)
+    noteFaults(miss)
+  }
+
+  /// R13 = host address of the linear address in it, whose page is that of the last byte, the
+  /// address in R15; or a jump to `miss`.
+  func lookUp(write: Bool, _ miss: Label) {
     if isCompact || slowFrom != nil {
-      callLook(write ? thunks.memory.lookWrite : thunks.memory.lookRead, size, miss)
+      a.call(write ? thunks.memory.lookWrite : thunks.memory.lookRead)
+      a.jump(if: Self.notEqual, miss)
     } else {
-      lastByte(size)
       a.lookUpTLB(tag: write ? StateOffset.writeTag : StateOffset.readTag, miss)
       if guardsSpeculation {
         a.load(.r15, .memory(.r14, Int32(StateOffset.addend)))
@@ -83,7 +91,6 @@ extension BlockTranslation {
         a.arithmetic(.add, .r13, .memory(.r14, Int32(StateOffset.addend)))
       }
     }
-    noteFaults(miss)
   }
 
   /// The look that a thunk makes (see Thunks+Memory).

@@ -333,6 +333,7 @@ final class BlockTranslation {
     case .divide: lowerDivide(n)
     case .bitString: lowerBitString(n)
     case .compareExchange: lowerCompareExchange(n)
+    case .repeatedString: lowerRepeatedString(n)
     case .handler: leaveToHandler(n)
     }
     if n > 0 && instructions[n - 1].mnemonic == .sti && kinds[n - 1] == .system { endShadow() }

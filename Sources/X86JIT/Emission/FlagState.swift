@@ -142,6 +142,7 @@ extension Instruction {
     case .loop, .loope, .loopne: changed |= 1 << 1
     case .rdtscp: changed |= 0b111
     case .push, .pop, .call, .ret, .pushf, .popf: changed |= 1 << 4
+    case .stos, .movs: changed |= 1 << 1 | 1 << 6 | 1 << 7
     case .leave: changed |= 1 << 4 | 1 << 5
     default: break
     }

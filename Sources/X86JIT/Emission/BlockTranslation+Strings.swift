@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// REP STOS and REP MOVS of 64-bit code that stay in one page on each side: the host's own, with host
+// addresses in RDI and RSI. A guest clears and copies small pieces most of the time, for which the way to
+// a handler costs more than the work. Everything else (DF set, a count of 0, a page's end, MMIO, code)
+// is the handler's, and nothing has happened before it.
+
+import X86
+import X86CPU
+import X86Decoder
+
+extension BlockTranslation {
+  /// Whether an instruction is translated so.
+  static func isRepeatedString(_ i: Instruction) -> Bool {
+    guard i.mnemonic == .stos || i.mnemonic == .movs, i.mode == .bits64, i.addressSize == 8,
+      i.segment != .fs, i.segment != .gs
+    else { return false }
+    return !i.prefixes.isDisjoint(with: [.rep, .repne])
+  }
+
+  func lowerRepeatedString(_ n: Int) {
+    let i = instructions[n]
+    let miss = missLabel()
+    clobberFlags(n)
+    a.test32(.state(StateOffset.rflags), immediate: UInt32(RFLAGS.df.rawValue))
+    a.jump(if: Self.notEqual, miss)
+    let size = Int32(i.operandSize)
+    // So few that their bytes cannot wrap; and not none.
+    a.lea(.r14, .memory(.rcx, -1))
+    a.arithmetic(.cmp, .register(.r14), immediate: 4096 / size)
+    a.jump(if: Self.notBelow, miss)
+    if i.mnemonic == .movs {
+      findString(.rsi, size, write: false, miss)
+      a.store(.state(StateOffset.temporary0), .r13)
+    }
+    findString(.rdi, size, write: true, miss)
+    runString(i, miss)
+    endAccess(n, miss)
+  }
+
+  /// R13 = host address of the RCX elements at a pointer, all in one page.
+  private func findString(
+    _ pointer: HostRegister, _ size: Int32, write: Bool, _ miss: Label
+  ) {
+    a.move(.r13, pointer)
+    a.lea(.r15, .memory(pointer, index: .rcx, scale: UInt8(size.trailingZeroBitCount), -1))
+    lookUp(write: write, miss)
+  }
+
+  /// The pointers advance by what the host's have. Where memory may be gone, a fault ends the host's
+  /// instruction early, and the handler gets the rest: a repeated instruction may stop anywhere.
+  private func runString(_ i: Instruction, _ miss: Label) {
+    let copies = i.mnemonic == .movs
+    let end = a.label()
+    a.move(.r14, .rdi)
+    if copies {
+      a.move(.r15, .rsi)
+      a.load(.rsi, .state(StateOffset.temporary0))
+    }
+    a.move(.rdi, .r13)
+    noteFaults(end)
+    a.byte(0xF3)
+    if i.operandSize == 2 { a.byte(0x66) }
+    if i.operandSize == 8 { a.byte(0x48) }
+    a.byte(i.encoding.opcode)
+    a.bind(end)
+    a.arithmetic(.sub, .rdi, .register(.r13))
+    a.arithmetic(.add, .rdi, .register(.r14))
+    if copies {
+      a.arithmetic(.sub, .rsi, .state(StateOffset.temporary0))
+      a.arithmetic(.add, .rsi, .register(.r15))
+    }
+    if guardsAccesses { a.jump(ifCountIsZero: false, short: false, miss) }
+  }
+}
