@@ -229,7 +229,9 @@ extension CPU {
       return 0
     }
     let linear = codeLinear
-    guard let block = try? block(at: linear), block.pointee.native != 0 else { return 0 }
+    guard let block = translatedBlock(at: linear) ?? (try? block(at: linear)),
+      block.pointee.native != 0
+    else { return 0 }
     enterJump(to: block, at: linear)
     state.pointee.native.codePage = linear & Page.mask
     state.pointee.native.counts.searches &+= 1
