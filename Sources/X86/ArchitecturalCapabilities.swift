@@ -25,4 +25,6 @@ public struct ArchitecturalCapabilities: OptionSet, Sendable, Hashable {
   @inlinable public static var noGatherSampling: Self { Self(rawValue: 1 << 26) }
   /// Register file data sampling.
   @inlinable public static var noRegisterFileSampling: Self { Self(rawValue: 1 << 27) }
+  /// Indirect target selection.
+  @inlinable public static var noTargetSelection: Self { Self(rawValue: 1 << 62) }
 }

@@ -52,7 +52,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// See `takeHostFault`.
   var hostFault: UInt?
   /// Where translated code finds its successors.
-  let nativeJumps = NativeJumps()
+  let nativeJumps: NativeJumps
   let requestLine: RequestLine
   let shootdowns = ShootdownQueue()
   /// Goes up when code has to be compared before it is executed.
@@ -79,26 +79,26 @@ package final class PhysicalCPU: @unchecked Sendable {
     guard CodePages.shared.isThere else { throw .noMemory }
     self.number = number
     crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
+    let hugePages = blockOps >= Self.manyBlockOps
+    let tables = try TableMemory(hugePages: hugePages)
+    blocks = try BlockCache(opCapacity: blockOps, tables: tables, hugePages: hugePages)
+    nativeJumps = try NativeJumps(tables)
     let size = Self.stateSize
     let raw = try NativeStack.allocate(stateSize: size)
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
     // Each entry in one cache line.
-    tlbBanks = UnsafeMutableRawPointer.allocate(
-      byteCount: TLB.entriesPerBank * TLB.bankCount * MemoryLayout<TLBEntry>.stride, alignment: 64
-    ).assumingMemoryBound(to: TLBEntry.self)
+    tlbBanks = try tables.take(TLB.entriesPerBank * TLB.bankCount, of: TLBEntry.self)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
     let secondCount = LargeTLB.start + LargeTLB.entriesPerBank * TLB.bankCount
-    secondTLB = SecondTLB.allocate(secondCount)
+    // None of generation 0 is valid, so the table begins as zeros.
+    secondTLB = try tables.take(secondCount, of: SecondTLBEntry.self)
     // Aligned for vectors: see `dropWriteTranslations`.
-    writablePages = UnsafeMutableRawPointer.allocate(
-      byteCount: TLB.entriesPerBank * TLB.bankCount * 4, alignment: 64
-    ).assumingMemoryBound(to: UInt32.self)
+    writablePages = try tables.take(TLB.entriesPerBank * TLB.bankCount, of: UInt32.self)
     writablePages.initialize(repeating: 0, count: TLB.entriesPerBank * TLB.bankCount)
     cpu = CPU(raw)
-    blocks = BlockCache(opCapacity: blockOps)
-    physicalCache = .allocate(capacity: Int(Self.physicalCacheMask) + 1)
+    physicalCache = try tables.take(Int(Self.physicalCacheMask) + 1, of: PhysicalPage.self)
     physicalCache.initialize(repeating: .invalid, count: Int(Self.physicalCacheMask) + 1)
-    executePages = .allocate(capacity: Int(Self.executePagesMask) + 1)
+    executePages = try tables.take(Int(Self.executePagesMask) + 1, of: ExecutePage.self)
     executePages.initialize(repeating: .invalid, count: Int(Self.executePagesMask) + 1)
     bounce = .allocate(byteCount: 4096, alignment: 64)
     counts = .allocate(capacity: 1)
@@ -121,6 +121,9 @@ package final class PhysicalCPU: @unchecked Sendable {
     announceToCrashReports()
   }
 
+  /// From so many on a CPU is one that is there to stay.
+  private static let manyBlockOps = 1 << 20
+
   /// Bytes from `cpu.raw` on.
   private static var stateSize: Int {
     CPU.heatOffset + (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
@@ -129,18 +132,12 @@ package final class PhysicalCPU: @unchecked Sendable {
   deinit {
     withdrawFromCrashReports()
     CPURegistry.shared.remove(shootdowns)
-    physicalCache.deallocate()
-    free(secondTLB)
-    UnsafeMutableRawPointer(writablePages).deallocate()
     largePages.deallocate()
     executedByUser.deallocate()
     executedBySupervisor.deallocate()
-    executePages.deallocate()
     bounce.deallocate()
-    nativeJumps.deallocate()
     counts.deallocate()
     vmx.deallocate()
-    UnsafeMutableRawPointer(tlbBanks).deallocate()
     NativeStack.deallocate(state: cpu.raw, stateSize: Self.stateSize)
   }
 

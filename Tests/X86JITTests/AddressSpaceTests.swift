@@ -75,6 +75,29 @@ import X86JIT
     #expect(m.cpu.gpr[3] == 75)
   }
 
+  /// The same code at many linear pages, as in programs that are started again and again: it knows where it is
+  /// in each.
+  @Test(arguments: [UInt32(0), 1, 3]) func codeAtManyPages(_ threshold: UInt32) {
+    let m = machine(threshold, global: false)
+    let (pages, rounds) = (300 as UInt64, 5 as UInt64)
+    // lea rax, [rip] ; ret
+    m.load([0x48, 0x8D, 0x05, 0, 0, 0, 0, 0xC3], at: 0x20_0000)
+    m.store(UInt64(Self.pageTable) | 7, at: 0x12018)
+    for n in 0..<Int(pages) { m.store(UInt64(0x20_0007), at: Self.pageTable + n * 8) }
+    m.cpu.flushTLB()
+    // L: mov rdi, rsi ; mov ecx, ebp ; M: call rdi ; add rbx, rax ; add rdi, 1000h ; dec ecx ; jnz M ;
+    // dec edx ; jnz L ; hlt
+    m.load(
+      [
+        0x48, 0x89, 0xF7, 0x89, 0xE9, 0xFF, 0xD7, 0x48, 0x01, 0xC3, 0x48, 0x81, 0xC7, 0, 0x10, 0, 0,
+        0xFF, 0xC9, 0x75, 0xF0, 0xFF, 0xCA, 0x75, 0xE7, 0xF4,
+      ], at: 0x1000)
+    (m.cpu.gpr[2], m.cpu.gpr[5], m.cpu.gpr[6]) = (rounds, pages, 0x60_0000)
+    #expect(m.run(from: 0x1000) == .hlt)
+    let sum = (0..<pages).reduce(0) { $0 + 0x60_0007 + $1 << 12 }
+    #expect(m.cpu.gpr[3] == rounds * sum)
+  }
+
   /// Code that is written over in each round, called from another page: what is found is the new, and
   /// ways to code of other pages stay known.
   @Test(arguments: [UInt32(0), 1, 3]) func rewrittenCode(_ threshold: UInt32) {

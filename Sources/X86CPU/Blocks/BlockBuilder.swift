@@ -29,10 +29,41 @@ extension CPU {
     return try findBlock(at: linear, slot)
   }
 
+  /// The block at a linear address, past the jump cache, if it is translated and there is nothing to be
+  /// looked at on the way: a search of translated code finds little in the jump cache, which would only
+  /// cost it a look at more memory.
+  @inline(__always) func translatedBlock(at linear: UInt64) -> BlockPointer? {
+    guard let host = knownExecuteAddress(linear), let block = knownBlock(host),
+      block.pointee.native != 0
+    else { return nil }
+    return block
+  }
+
+  /// The block at a host address, if it is there, lies in one page, and nobody writes to code unseen.
+  @inline(__always) private func knownBlock(_ host: UInt64) -> BlockPointer? {
+    let modeKey = s.pointee.modeKey
+    let block = s.pointee.blocks._withUnsafeGuaranteedRef {
+      $0.hasCopies ? nil : $0.find(host: host, modeKey: modeKey)
+    }
+    guard let block, block.pointee.secondPage == 0 else { return nil }
+    return block
+  }
+
   @inline(never) private func findBlock(
     at linear: UInt64, _ slot: UnsafeMutablePointer<JumpCacheEntry>
   ) throws(GuestException) -> BlockPointer {
     let host = try executeAddress(linear)
+    if let block = knownBlock(host) {
+      slot.pointee = JumpCacheEntry(
+        linear: linear, context: s.pointee.blockContext, block: block)
+      return block
+    }
+    return try findBlock(at: linear, host, slot)
+  }
+
+  @inline(never) private func findBlock(
+    at linear: UInt64, _ host: UInt64, _ slot: UnsafeMutablePointer<JumpCacheEntry>
+  ) throws(GuestException) -> BlockPointer {
     let owner = owner
     let comparison = owner.comparison
     owner.compareCode(host & Page.mask)
@@ -60,13 +91,26 @@ extension CPU {
     is64Bit ? linear &+ offset : (linear &+ offset) & 0xFFFF_FFFF
   }
 
+  @inline(__always) private func executeSlot(
+    _ linear: UInt64
+  ) -> UnsafeMutablePointer<ExecutePage> {
+    s.pointee.executePages + Int((linear >> Page.shift) & PhysicalCPU.executePagesMask)
+  }
+
+  /// Host address of code at a linear address from whose page code was executed before.
+  @inline(__always) private func knownExecuteAddress(_ linear: UInt64) -> UInt64? {
+    let slot = executeSlot(linear)
+    guard slot.pointee.tag == linear & Page.mask,
+      slot.pointee.context == s.pointee.blockContext
+    else { return nil }
+    return slot.pointee.host | linear & Page.offsetMask
+  }
+
   /// Host address of code at a linear address.
   func executeAddress(_ linear: UInt64) throws(GuestException) -> UInt64 {
+    if let known = knownExecuteAddress(linear) { return known }
     let page = linear & Page.mask
-    let slot = s.pointee.executePages + Int((linear >> Page.shift) & PhysicalCPU.executePagesMask)
-    if slot.pointee.tag == page && slot.pointee.context == s.pointee.blockContext {
-      return slot.pointee.host | linear & Page.offsetMask
-    }
+    let slot = executeSlot(linear)
     if is64Bit && !isCanonical(linear) { throw .generalProtection }
     let bank = s.pointee.cpl == 3 ? TLB.user : TLB.supervisor
     let translation = try translate(linear, .execute, bank: bank)

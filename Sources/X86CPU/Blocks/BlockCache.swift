@@ -15,6 +15,8 @@
 // `staleBlock`, which leaves the block: so the running block, too, stops after the writing instruction.
 
 import Glibc
+import Host
+import SystemPackage
 import X86
 import X86Decoder
 
@@ -93,32 +95,37 @@ package final class BlockCache {
   /// Heat of a new block. 0, without a translator, wraps: it takes 2^32 executions to run out.
   package var initialHeat: UInt32 = 0
 
-  /// - Parameter opCapacity: micro-ops (64 bytes each) that the cache holds.
-  init(opCapacity: Int) {
+  private let opMemory: Mapping
+  private let blockMemory: Mapping
+  /// What the tables of the CPU are in.
+  private let tables: TableMemory
+
+  /// - Parameters:
+  ///   - opCapacity: micro-ops (64 bytes each) that the cache holds.
+  ///   - tables: what the tables of ways to blocks are taken from; it lives as long as the cache.
+  ///   - hugePages: see `TableMemory`.
+  init(opCapacity: Int, tables: TableMemory, hugePages: Bool) throws(Errno) {
     self.opCapacity = opCapacity
+    self.tables = tables
     blockCapacity = opCapacity / 4
-    ops = UnsafeMutableRawPointer.allocate(
-      byteCount: opCapacity * MemoryLayout<MicroOp>.stride, alignment: 64
-    ).assumingMemoryBound(to: MicroOp.self)
-    blocks = .allocate(capacity: blockCapacity)
+    opMemory = try Mapping(
+      anonymous: opCapacity * MemoryLayout<MicroOp>.stride, hugePages: hugePages)
+    ops = opMemory.address.bindMemory(to: MicroOp.self, capacity: opCapacity)
+    blockMemory = try Mapping(
+      anonymous: blockCapacity * MemoryLayout<Block>.stride, hugePages: hugePages)
+    blocks = blockMemory.address.bindMemory(to: Block.self, capacity: blockCapacity)
     var buckets = 1024
     while buckets < blockCapacity, buckets < Self.mostBuckets { buckets *= 2 }
     hashMask = UInt64(buckets - 1)
-    hash = .allocate(capacity: buckets)
+    hash = try tables.take(buckets, of: Int32.self)
     hash.initialize(repeating: -1, count: buckets)
-    jumpCache = .allocate(capacity: Int(Self.jumpCacheMask) + 1)
+    jumpCache = try tables.take(Int(Self.jumpCacheMask) + 1, of: JumpCacheEntry.self)
     jumpCache.initialize(
       repeating: JumpCacheEntry(linear: 0, context: .max, block: nil),
       count: Int(Self.jumpCacheMask) + 1)
   }
 
-  deinit {
-    dropCopies()
-    UnsafeMutableRawPointer(ops).deallocate()
-    blocks.deallocate()
-    hash.deallocate()
-    jumpCache.deallocate()
-  }
+  deinit { dropCopies() }
 
   @inline(__always) private func bucket(_ host: UInt64, _ modeKey: UInt16) -> Int {
     Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & hashMask)

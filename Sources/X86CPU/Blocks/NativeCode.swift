@@ -229,7 +229,9 @@ extension CPU {
       return 0
     }
     let linear = codeLinear
-    guard let block = try? block(at: linear), block.pointee.native != 0 else { return 0 }
+    guard let block = translatedBlock(at: linear) ?? (try? block(at: linear)),
+      block.pointee.native != 0
+    else { return 0 }
     enterJump(to: block, at: linear)
     state.pointee.native.codePage = linear & Page.mask
     state.pointee.native.counts.searches &+= 1
@@ -309,28 +311,27 @@ package struct NativeJumps: @unchecked Sendable {
   @inlinable package static var factor: UInt32 { 0x9E37_79B1 }
   @inlinable package static var shift: UInt8 { 12 }
   @inlinable package static var offsetMask: UInt32 { 0xF_FFE0 }
-  private static let byteCount = Int(offsetMask) + 32
+  private static let count = (Int(offsetMask) + 32) / MemoryLayout<NativeJump>.stride
 
   /// The table that leads nowhere.
   static let none = NativeJumps()
 
   let base: UnsafeMutablePointer<NativeJump>
-  private let allocation: UnsafeMutableRawPointer?
 
   /// Zeroes lead nowhere: no context is 0.
-  init() {
-    // Memory that is 0 and not there until it is touched: small guests use little of it.
-    let memory = calloc(1, Self.byteCount + 64).unsafelyUnwrapped
-    allocation = memory
-    base = memory.alignedUp(toMultipleOf: 32).assumingMemoryBound(to: NativeJump.self)
+  init(_ tables: TableMemory) throws(Errno) {
+    base = try tables.take(Self.count, of: NativeJump.self)
+  }
+
+  /// Memory that is 0 and not there until it is touched.
+  private init() {
+    base = calloc(Self.count, MemoryLayout<NativeJump>.stride).unsafelyUnwrapped
+      .bindMemory(to: NativeJump.self, capacity: Self.count)
   }
 
   init(address: UInt64) {
     base = UnsafeMutablePointer(bitPattern: UInt(address)).unsafelyUnwrapped
-    allocation = nil
   }
-
-  func deallocate() { free(allocation) }
 
   var address: UInt64 { UInt64(UInt(bitPattern: base)) }
 
@@ -342,7 +343,7 @@ package struct NativeJumps: @unchecked Sendable {
       as: NativeJump.self)
   }
 
-  func empty() { memset(base, 0, Self.byteCount) }
+  func empty() { memset(base, 0, Self.count * MemoryLayout<NativeJump>.stride) }
 }
 
 /// How other threads ask a CPU to leave guest code: the bits of `CPUState.request`, and translated

@@ -23,7 +23,6 @@
 // path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
 // A flush of everything changes the context; only when contexts run out are entries wiped.
 
-import Glibc
 import X86
 
 package struct TLBEntry {
@@ -74,19 +73,9 @@ package struct SecondTLBEntry {
   static let writable: UInt64 = 1 << 9
 }
 
-/// As many entries as 64 MiB have pages. Those that are not used cost no memory: none of generation 0 is
-/// valid, so the table begins as zeros.
+/// As many entries as 64 MiB have pages.
 enum SecondTLB {
   static let entriesPerBank = 16384
-
-  static func allocate(_ count: Int) -> UnsafeMutablePointer<SecondTLBEntry> {
-    guard let zeros = calloc(count, MemoryLayout<SecondTLBEntry>.stride) else {
-      let table = UnsafeMutablePointer<SecondTLBEntry>.allocate(capacity: count)
-      table.initialize(repeating: .invalid, count: count)
-      return table
-    }
-    return zeros.bindMemory(to: SecondTLBEntry.self, capacity: count)
-  }
 
   @inline(__always) static func index(_ linear: UInt64) -> Int {
     Int((linear >> Page.shift ^ linear >> 28) & UInt64(entriesPerBank - 1))

@@ -6,9 +6,14 @@
 //
 // What the host does about the others does not reach into the guest. The guest's user and kernel code
 // share this process, and so its branch predictors: no file makes us immune against Spectre, there are no
-// IBRS_ALL, BHI_NO, PBRSB_NO and ITS_NO, and no switches (IA32_SPEC_CTRL, IA32_PRED_CMD), as a process
-// has none that works between parts of itself. A RET of translated code is an indirect jump of the host,
-// which RSBA says: a retpoline protects nothing here.
+// IBRS_ALL, BHI_NO and PBRSB_NO, and no switches (IA32_SPEC_CTRL, IA32_PRED_CMD), as a process has none
+// that works between parts of itself. A RET of translated code is an indirect jump of the host, which
+// RSBA says: a retpoline protects nothing here.
+//
+// Indirect target selection is a defect of where a branch lies in its cache line, which some processors
+// have and others have not: it is asked for like the others. A guest that takes it for granted has every
+// RET of its kernel jump to one that lies well, which costs it much, and does nothing about where the
+// host's branches lie.
 
 import Host
 import X86
@@ -21,6 +26,7 @@ package enum HostVulnerabilities {
     (.noPageSizeMachineCheck, ["itlb_multihit"]), (.noTransactionAbort, ["tsx_async_abort"]),
     (.noStaleData, ["mmio_stale_data"]), (.noGatherSampling, ["gather_data_sampling"]),
     (.noRegisterFileSampling, ["reg_file_data_sampling"]),
+    (.noTargetSelection, ["indirect_target_selection"]),
   ]
 
   /// - Parameter report: what the file of that name says; nil where there is none.

@@ -3,6 +3,9 @@
 // An array of plain values that others reach by its address: signal handlers, translated code. It grows
 // at its end only, as code does.
 
+import Glibc
+import Host
+
 struct SiteArray<Site> {
   private(set) var base: UnsafeMutablePointer<Site>?
   private(set) var count = 0
@@ -18,14 +21,24 @@ struct SiteArray<Site> {
 
   mutating func removeAll() { count = 0 }
 
-  func deallocate() { base?.deallocate() }
+  func deallocate() { if let base { UnsafeMutableRawPointer(base).deallocate() } }
+
+  /// In huge pages where it is large, as they are looked at in no order.
+  private static func allocate(_ capacity: Int) -> UnsafeMutablePointer<Site> {
+    let bytes = capacity * MemoryLayout<Site>.stride
+    let isLarge = bytes >= Mapping.hugePageSize
+    let new = UnsafeMutableRawPointer.allocate(
+      byteCount: bytes, alignment: isLarge ? Mapping.hugePageSize : 64)
+    if isLarge { madvise(new, bytes & ~(Mapping.hugePageSize - 1), MADV_HUGEPAGE) }
+    return new.bindMemory(to: Site.self, capacity: capacity)
+  }
 
   private mutating func grow() {
     capacity = max(2 * capacity, 1024)
-    let new = UnsafeMutablePointer<Site>.allocate(capacity: capacity)
+    let new = Self.allocate(capacity)
     if let base {
       new.update(from: base, count: count)
-      base.deallocate()
+      UnsafeMutableRawPointer(base).deallocate()
     }
     base = new
   }

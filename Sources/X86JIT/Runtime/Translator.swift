@@ -59,11 +59,6 @@ package final class Translator: BlockTranslator {
     var modeKey: UInt16
   }
 
-  private struct Entry: Hashable {
-    var code: UInt
-    var page: UInt64
-  }
-
   /// Room that translations leave for entries.
   private static let entryReserve = 4096
 
@@ -91,7 +86,7 @@ package final class Translator: BlockTranslator {
   /// Jumps that wait for a translation of their target, by its host address.
   private var waiting: [UInt64: [Site]] = [:]
   /// Ways into translations for linear pages.
-  private var entries: [Entry: UInt] = [:]
+  private let entries = EntryTable()
   /// There was no room for an entry.
   private var isFull = false
   private let handlerCounts: UnsafeMutablePointer<UInt64>
@@ -182,6 +177,7 @@ package final class Translator: BlockTranslator {
     handlerCounts.deallocate()
     faultSites.deallocate()
     handlerSites.deallocate()
+    entries.deallocate()
   }
 
   /// How the guest's code was run.
@@ -236,22 +232,34 @@ package final class Translator: BlockTranslator {
   }
 
   package func entry(of block: BlockPointer, page: UInt64) -> UInt {
-    let key = Entry(code: block.pointee.native, page: page)
-    if let known = entries[key] { return known }
-    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
-    var a = Assembler(origin: start)
-    a.move(.r13, immediate: page)
-    a.store(.state(StateOffset.codePage), .r13)
-    a.jump(to: block.pointee.native)
-    a.resolve()
-    if used + a.position > room.upperBound {
+    let target = block.pointee.native
+    let known = entries.find(code: target, page: page)
+    if known != 0 { return known }
+    if used + Self.entryBytes > room.upperBound {
       isFull = true
       return 0
     }
-    a.copy(to: code.memory.writable + used)
-    used += (a.position + 15) & ~15
-    entries[key] = start
+    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
+    writeEntry(
+      code.memory.writable + used, page,
+      Int32(truncatingIfNeeded: Int(bitPattern: target &- (start + 23))))
+    used += Self.entryBytes
+    entries.add(code: target, page: page, start: start)
     return start
+  }
+
+  /// Bytes of code that an entry takes.
+  private static let entryBytes = 32
+
+  /// mov r13, page; mov [codePage], r13; jmp distance
+  private func writeEntry(_ place: UnsafeMutableRawPointer, _ page: UInt64, _ distance: Int32) {
+    place.storeBytes(of: 0xBD49, as: UInt16.self)
+    place.storeBytes(of: page, toByteOffset: 2, as: UInt64.self)
+    place.storeBytes(of: 0x24AC_894C, toByteOffset: 10, as: UInt32.self)
+    place.storeBytes(
+      of: Int32(truncatingIfNeeded: StateOffset.codePage), toByteOffset: 14, as: Int32.self)
+    place.storeBytes(of: 0xE9, toByteOffset: 18, as: UInt8.self)
+    place.storeBytes(of: distance, toByteOffset: 19, as: Int32.self)
   }
 
   package func retire(_ block: BlockPointer) {
@@ -368,7 +376,7 @@ package final class Translator: BlockTranslator {
   private func reset() {
     cache.forgetNative()
     waiting.removeAll(keepingCapacity: true)
-    entries.removeAll(keepingCapacity: true)
+    entries.removeAll()
     isFull = false
     let next = (used + 63) & ~63
     room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : firstCode..<codeBytes
