@@ -80,7 +80,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
     let size = Self.stateSize
     let raw = try NativeStack.allocate(stateSize: size)
-    raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+    // What follows is 0 as it comes, and not there until it is touched.
+    raw.initializeMemory(as: UInt8.self, repeating: 0, count: CPU.heatOffset)
     // Each entry in one cache line.
     tlbBanks = UnsafeMutableRawPointer.allocate(
       byteCount: TLB.entriesPerBank * TLB.bankCount * MemoryLayout<TLBEntry>.stride, alignment: 64
@@ -122,7 +123,7 @@ package final class PhysicalCPU: @unchecked Sendable {
 
   /// Bytes from `cpu.raw` on.
   private static var stateSize: Int {
-    CPU.heatOffset + (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
+    CPU.heatOffset + NativeState.heatCount * MemoryLayout<Int32>.stride
   }
 
   deinit {
