@@ -85,7 +85,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     nativeJumps = try NativeJumps(tables)
     let size = Self.stateSize
     let raw = try NativeStack.allocate(stateSize: size)
-    raw.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+    // What follows is 0 as it comes, and not there until it is touched.
+    raw.initializeMemory(as: UInt8.self, repeating: 0, count: CPU.heatOffset)
     // Each entry in one cache line.
     tlbBanks = try tables.take(TLB.entriesPerBank * TLB.bankCount, of: TLBEntry.self)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
@@ -126,7 +127,7 @@ package final class PhysicalCPU: @unchecked Sendable {
 
   /// Bytes from `cpu.raw` on.
   private static var stateSize: Int {
-    CPU.heatOffset + (Int(NativeState.heatMask) + 1) * MemoryLayout<Int32>.stride
+    CPU.heatOffset + NativeState.heatCount * MemoryLayout<Int32>.stride
   }
 
   deinit {

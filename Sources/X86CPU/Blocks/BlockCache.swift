@@ -39,6 +39,8 @@ package struct Block {
   var nextInPage: Int32
   /// Executions until the block is offered to the translator.
   package var heat: UInt32 = 0
+  /// Whether the translation counts its entries.
+  package var isCounted = false
   /// Where the block's translation starts; 0 without one.
   package var native: UInt = 0
   /// What leads there at a linear page (`BlockTranslator.entry`), or 0.

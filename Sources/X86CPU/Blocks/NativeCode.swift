@@ -131,9 +131,10 @@ package struct NativeState {
   /// The block at RIP has been entered so often that it is worth translating with those after it.
   package static let hot: Int32 = 0x1000
 
-  /// Counters of entries, below 0 where a block is hot: 32 bits each, by the block's host address. They
-  /// lie behind the vector state.
-  package static let heatMask: UInt64 = 65535
+  /// Counters of entries, below 0 where a block is hot: 32 bits each, numbered as translations are made,
+  /// so that those of a program's part lie together. They lie behind the vector state. Where there are
+  /// more translations than counters some share one and are hot the sooner.
+  package static let heatCount = 1 << 18
 }
 
 /// An instruction that translated code leaves to its handler.
@@ -286,9 +287,9 @@ extension CPU {
     (CPU.vectorOffset + MemoryLayout<VectorState>.size + 63) & ~63
   }
 
-  /// Offset of the counter of a block from the state.
-  package static func heatOffset(host: UInt64) -> Int {
-    heatOffset + Int((host ^ host >> 12) & NativeState.heatMask) * MemoryLayout<Int32>.stride
+  /// Offset of a counter from the state.
+  package static func heatOffset(_ number: Int) -> Int {
+    heatOffset + (number & (NativeState.heatCount - 1)) * MemoryLayout<Int32>.stride
   }
 }
 

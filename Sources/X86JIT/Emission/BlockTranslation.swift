@@ -287,8 +287,12 @@ final class BlockTranslation {
     let hot = a.label()
     a.arithmetic(.sub, .state(heat), immediate: 1, wide: false)
     a.jump(if: Self.sign, hot)
+    assert(a.position == start + Self.countBytes)
     hotEntry = hot
   }
+
+  /// Bytes of what counts an entry.
+  static let countBytes = 14
 
   static let sign: UInt8 = 8
 

@@ -89,6 +89,8 @@ package final class Translator: BlockTranslator {
   private let entries = EntryTable()
   /// There was no room for an entry.
   private var isFull = false
+  /// How many counters of entries were given out since all code was dropped.
+  private var counters = 0
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   private var faultSites = FaultSiteTable()
   private var handlerSites = HandlerSiteTable()
@@ -199,10 +201,12 @@ package final class Translator: BlockTranslator {
       statistics.refused += 1
       return
     }
-    let heat = CPU.heatOffset(host: block.pointee.host)
+    let heat = CPU.heatOffset(counters)
+    counters &+= 1
     setHeat(heat, hotEntries)
     translate(heat: heat)
     place()
+    block.pointee.isCounted = block.pointee.native != 0
   }
 
   /// The translation of a block alone begins.
@@ -213,22 +217,34 @@ package final class Translator: BlockTranslator {
 
   /// Gives a block that is entered often a translation together with those that follow it.
   package func optimize(_ block: BlockPointer) {
-    setHeat(CPU.heatOffset(host: block.pointee.host), .max)
     if generation != cache.flushes { return }
     let old = block.pointee.native
     work.memory.findRegion(block, in: cache, host: host)
-    if work.memory.codeCount == 0 { return }
     let resets = statistics.resets
-    translate(heat: nil)
-    place()
+    if work.memory.codeCount > 0 {
+      translate(heat: nil)
+      place()
+    }
     let new = block.pointee.native
-    if resets != statistics.resets || new == old { return }
+    if resets != statistics.resets { return }
+    if new == old { return stopCounting(block) }
+    block.pointee.isCounted = false
     statistics.regions += 1
     // Jumps that lead to the old code go on to the new.
     let offset = Int(old - UInt(bitPattern: self.code.memory.executable))
     let distance = Int32(truncatingIfNeeded: Int(bitPattern: new &- (old + 5)))
     code.memory.writable.storeBytes(of: 0xE9, toByteOffset: offset, as: UInt8.self)
     code.memory.writable.storeBytes(of: distance, toByteOffset: offset + 1, as: Int32.self)
+  }
+
+  /// A block that gets no better code passes over what counts its entries.
+  private func stopCounting(_ block: BlockPointer) {
+    if !block.pointee.isCounted { return }
+    block.pointee.isCounted = false
+    let offset = Int(block.pointee.native - UInt(bitPattern: code.memory.executable))
+    let start = code.memory.writable + offset
+    start.storeBytes(of: 0xEB, as: UInt8.self)  // jmp short
+    start.storeBytes(of: UInt8(BlockTranslation.countBytes - 2), toByteOffset: 1, as: UInt8.self)
   }
 
   package func entry(of block: BlockPointer, page: UInt64) -> UInt {
@@ -382,6 +398,7 @@ package final class Translator: BlockTranslator {
     room = next + codeBytes <= code.memory.size ? next..<next + codeBytes : firstCode..<codeBytes
     used = room.lowerBound
     generation = cache.flushes
+    counters = 0
     statistics.resets += 1
     faultSites.removeAll()
     noteFaultSites()
