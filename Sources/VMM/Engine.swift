@@ -84,7 +84,8 @@ package struct EngineSupply: Sendable {
       let transport = try software(configuration)
       return Engine(transport: transport, reason: "engine soft (\(transport.name)): \(why)")
     } catch {
-      throw RunError("the software engine does not start: \(error)")
+      let hint = error == .noMemory ? "; raise the limit of address space (ulimit -v)" : ""
+      throw RunError("the software engine does not start: \(error)\(hint)")
     }
   }
 

@@ -68,6 +68,15 @@ import Testing
   ])
   func options(arguments: [String], text: String) throws { try refused(arguments, text) }
 
+  /// The map of pages with code alone takes 4 GiB of address space.
+  @Test func limitedAddressSpace() throws {
+    let line = "ulimit -v 3000000; exec \"$0\" run --engine soft"
+    let result = try Command.run(["-c", line, Command.products + "/martlet"], path: "/bin/sh")
+    #expect(result.status == 2 && result.output == "")
+    #expect(result.errorLines.count == 1, "\(result.errors)")
+    #expect(result.errors.contains("raise the limit of address space (ulimit -v)"))
+  }
+
   @Test func aKernelThatNeedsMoreMemory() throws {
     let kernel = try Command.temporaryFile(TinyKernel.exiting(0).bytes)
     try refused(
