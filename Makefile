@@ -69,7 +69,7 @@ fuzz-inputs:
 	status=0; for part in $(FUZZED); do \
 	  echo "== $$part"; corpus=.build-fuzz/inputs/$$part; mkdir -p $$corpus; \
 	  MARTLET_FUZZ_PART=$$part MARTLET_FUZZ_SEEDS=$$corpus .build-fuzz/release/martlet-fuzz \
-	    -max_total_time=$$(($(or $(ARGS),1) * 60)) -max_len=2048 -timeout=30 -print_final_stats=1 -verbosity=0 \
+	    -max_total_time=$$(($(or $(filter-out 0,$(ARGS)),1) * 60)) -max_len=2048 -timeout=30 -print_final_stats=1 -verbosity=0 \
 	    -artifact_prefix=.build-fuzz/inputs/$$part- $$corpus || status=1; \
 	done; exit $$status
 
