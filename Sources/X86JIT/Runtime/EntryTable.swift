@@ -5,9 +5,11 @@
 // made by the thousand. So the table is a cache: what it has forgotten is made anew.
 
 import Glibc
+import Host
+import SystemPackage
 
 /// Ways into translations, by the translation's address and the linear page: two to a set.
-package struct EntryTable {
+package struct EntryTable: ~Copyable {
   private struct Way {
     /// 0: none.
     var code: UInt = 0
@@ -26,16 +28,13 @@ package struct EntryTable {
   private static let setBits: UInt64 = 14
   private static let byteCount = (1 << Int(setBits)) * 2 * MemoryLayout<Way>.stride
 
-  private let allocation: UnsafeMutableRawPointer
-  private let ways: UnsafeMutablePointer<Way>
-
-  /// Memory that is 0 and not there until it is touched.
-  package init() {
-    allocation = calloc(1, Self.byteCount + 64).unsafelyUnwrapped
-    ways = allocation.alignedUp(toMultipleOf: 64).assumingMemoryBound(to: Way.self)
+  /// It is 0, and not there until it is touched.
+  private let memory: Mapping
+  private var ways: UnsafeMutablePointer<Way> {
+    memory.address.assumingMemoryBound(to: Way.self)
   }
 
-  package func deallocate() { free(allocation) }
+  package init() throws(Errno) { memory = try Mapping(anonymous: Self.byteCount) }
 
   @inline(__always) private func set(_ code: UInt, _ page: UInt64) -> UnsafeMutablePointer<Way> {
     let hash = ((UInt64(code) &+ page) &* 0x9E37_79B9_7F4A_7C15) >> (64 - Self.setBits)

@@ -86,7 +86,8 @@ package final class Translator: BlockTranslator {
   /// Jumps that wait for a translation of their target, by its host address.
   private var waiting: [UInt64: [Site]] = [:]
   /// Ways into translations for linear pages.
-  private let entries = EntryTable()
+  private let entries: EntryTable
+  private var entryAssembler = Assembler(origin: 0)
   /// There was no room for an entry.
   private var isFull = false
   /// How many counters of entries were given out since all code was dropped.
@@ -147,6 +148,7 @@ package final class Translator: BlockTranslator {
     self.codeBytes = codeBytes
     // Whoever looks code up by its address afterwards must not find other code there.
     code = try Code(size: log == nil ? codeBytes : max(codeBytes, Self.loggedBytes))
+    entries = try EntryTable()
     self.guardsSpeculation = guardsSpeculation
     self.countsInstructions = countsInstructions
     thunks = Thunks(
@@ -179,7 +181,6 @@ package final class Translator: BlockTranslator {
     handlerCounts.deallocate()
     faultSites.deallocate()
     handlerSites.deallocate()
-    entries.deallocate()
   }
 
   /// How the guest's code was run.
@@ -251,31 +252,19 @@ package final class Translator: BlockTranslator {
     let target = block.pointee.native
     let known = entries.find(code: target, page: page)
     if known != 0 { return known }
-    if used + Self.entryBytes > room.upperBound {
+    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
+    entryAssembler.begin(origin: start)
+    entryAssembler.move(.r13, immediate: page)
+    entryAssembler.store(.state(StateOffset.codePage), .r13)
+    entryAssembler.jump(to: target)
+    if used + entryAssembler.position > room.upperBound {
       isFull = true
       return 0
     }
-    let start = UInt(bitPattern: code.memory.executable) + UInt(used)
-    writeEntry(
-      code.memory.writable + used, page,
-      Int32(truncatingIfNeeded: Int(bitPattern: target &- (start + 23))))
-    used += Self.entryBytes
+    entryAssembler.copy(to: code.memory.writable + used)
+    used += (entryAssembler.position + 15) & ~15
     entries.add(code: target, page: page, start: start)
     return start
-  }
-
-  /// Bytes of code that an entry takes.
-  private static let entryBytes = 32
-
-  /// mov r13, page; mov [codePage], r13; jmp distance
-  private func writeEntry(_ place: UnsafeMutableRawPointer, _ page: UInt64, _ distance: Int32) {
-    place.storeBytes(of: 0xBD49, as: UInt16.self)
-    place.storeBytes(of: page, toByteOffset: 2, as: UInt64.self)
-    place.storeBytes(of: 0x24AC_894C, toByteOffset: 10, as: UInt32.self)
-    place.storeBytes(
-      of: Int32(truncatingIfNeeded: StateOffset.codePage), toByteOffset: 14, as: Int32.self)
-    place.storeBytes(of: 0xE9, toByteOffset: 18, as: UInt8.self)
-    place.storeBytes(of: distance, toByteOffset: 19, as: Int32.self)
   }
 
   package func retire(_ block: BlockPointer) {
