@@ -109,6 +109,25 @@ let vanishLoops: [VanishLoop] = [
   ) { at, r, _ in
     at == 8 && r.rdi == base + 8 * (0x2000 - r.rcx)
   },
+  // t: mov rdi, rbx; mov ecx, 0x40; rep stosq; inc rsi; jmp t: in one page
+  VanishLoop(
+    name: "short string",
+    code: [
+      0x48, 0x89, 0xDF, 0xB9, 0x40, 0, 0, 0, 0xF3, 0x48, 0xAB, 0x48, 0xFF, 0xC6, 0xEB, 0xF0,
+    ]
+  ) { at, r, _ in
+    at == 8 && r.rdi == base + 8 * (0x40 - r.rcx)
+  },
+  // t: mov rsi, rbx; lea rdi, [rbx+0x8000]; mov ecx, 0x40; rep movsq; inc rdx; jmp t: in two pages
+  VanishLoop(
+    name: "short copy",
+    code: [
+      0x48, 0x89, 0xDE, 0x48, 0x8D, 0xBB, 0, 0x80, 0, 0, 0xB9, 0x40, 0, 0, 0, 0xF3, 0x48, 0xA5,
+      0x48, 0xFF, 0xC2, 0xEB, 0xE9,
+    ]
+  ) { at, r, _ in
+    at == 15 && r.rsi == base + 8 * (0x40 - r.rcx) && r.rdi == r.rsi + 0x8000
+  },
   // t: mov rsi, rbx; lea rdi, [rbx+0x8000]; mov ecx, 0x1000; rep movsq; inc rdx; jmp t
   VanishLoop(
     name: "copy",

@@ -65,7 +65,7 @@ enum LoweringKind {
     case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo, .clc, .stc, .cmc, .lahf, .sahf:
       return .accumulator
     case .lea: return .lea
-    case .stos, .movs: return BlockTranslation.isRepeatedString(i) ? .repeatedString : .handler
+    case .stos, .movs: return isRepeatedString(i) ? .repeatedString : .handler
     case .bswap: return i.operandSize == 2 ? .handler : .bswap
     case .nop, .endbr64, .endbr32, .prefetcht0, .prefetcht1, .prefetcht2, .prefetchnta: return .nop
     default: return system(i)
@@ -92,6 +92,12 @@ enum LoweringKind {
     case .modRM, .vex, .accumulator, .lea, .moveImmediate, .bswap, .push, .pop, .leave, .nop: true
     default: false
     }
+  }
+
+  /// With 64-bit addresses and without a segment's base: host addresses then take the guest's places.
+  private static func isRepeatedString(_ i: Instruction) -> Bool {
+    i.mode == .bits64 && i.addressSize == 8 && i.segment != .fs && i.segment != .gs
+      && !i.prefixes.isDisjoint(with: [.rep, .repne])
   }
 
   private static func move(_ i: Instruction) -> LoweringKind {

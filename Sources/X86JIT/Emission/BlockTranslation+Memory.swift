@@ -71,13 +71,13 @@ extension BlockTranslation {
 
   private func lookUpAddress(size: Int, write: Bool, _ miss: Label) {
     lastByte(size)
-    lookUp(write: write, miss)
+    lookUpPage(write: write, miss)
     noteFaults(miss)
   }
 
   /// R13 = host address of the linear address in it, whose page is that of the last byte, the
   /// address in R15; or a jump to `miss`.
-  func lookUp(write: Bool, _ miss: Label) {
+  func lookUpPage(write: Bool, _ miss: Label) {
     if isCompact || slowFrom != nil {
       a.call(write ? thunks.memory.lookWrite : thunks.memory.lookRead)
       a.jump(if: Self.notEqual, miss)

@@ -10,14 +10,6 @@ import X86CPU
 import X86Decoder
 
 extension BlockTranslation {
-  /// Whether an instruction is translated so.
-  static func isRepeatedString(_ i: Instruction) -> Bool {
-    guard i.mnemonic == .stos || i.mnemonic == .movs, i.mode == .bits64, i.addressSize == 8,
-      i.segment != .fs, i.segment != .gs
-    else { return false }
-    return !i.prefixes.isDisjoint(with: [.rep, .repne])
-  }
-
   func lowerRepeatedString(_ n: Int) {
     let i = instructions[n]
     let miss = missLabel()
@@ -25,7 +17,7 @@ extension BlockTranslation {
     a.test32(.state(StateOffset.rflags), immediate: UInt32(RFLAGS.df.rawValue))
     a.jump(if: Self.notEqual, miss)
     let size = Int32(i.operandSize)
-    // So few that their bytes cannot wrap; and not none.
+    // At least one, and at most a page of them: so the number of bytes does not overflow.
     a.lea(.r14, .memory(.rcx, -1))
     a.arithmetic(.cmp, .register(.r14), immediate: 4096 / size)
     a.jump(if: Self.notBelow, miss)
@@ -44,7 +36,7 @@ extension BlockTranslation {
   ) {
     a.move(.r13, pointer)
     a.lea(.r15, .memory(pointer, index: .rcx, scale: UInt8(size.trailingZeroBitCount), -1))
-    lookUp(write: write, miss)
+    lookUpPage(write: write, miss)
   }
 
   /// The pointers advance by what the host's have. Where memory may be gone, a fault ends the host's
