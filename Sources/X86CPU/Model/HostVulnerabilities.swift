@@ -10,10 +10,9 @@
 // that works between parts of itself. A RET of translated code is an indirect jump of the host, which
 // RSBA says: a retpoline protects nothing here.
 //
-// Indirect target selection is a defect of where a branch lies in its cache line, which some processors
-// have and others have not: it is asked for like the others. A guest that takes it for granted has every
-// RET of its kernel jump to one that lies well, which costs it much, and does nothing about where the
-// host's branches lie.
+// Indirect target selection depends on where a branch lies in its cache line; some processors are affected.
+// A Linux that is not told ITS_NO sends each RET of its kernel through a thunk in another page. That is slow
+// here, and changes nothing about where the host's branches lie.
 
 import Host
 import X86
