@@ -182,7 +182,7 @@ let package = Package(
       name: "SurvivalTests", dependencies: ["HostTestSupport"], swiftSettings: common),
     .testTarget(
       name: "X86JITTests",
-      dependencies: ["X86", "X86Decoder", "X86CPU", "X86JIT", "Support", "TestRandom"],
+      dependencies: ["Host", "X86", "X86Decoder", "X86CPU", "X86JIT", "Support", "TestRandom"],
       exclude: ["Golden"], swiftSettings: common),
     .testTarget(
       name: "InterruptChipsTests", dependencies: ["InterruptChips", "X86", "TestRandom"],

@@ -3,6 +3,7 @@
 // What translated code makes of vector and x87 instructions: which it executes itself, and how it
 // leaves where it may not.
 
+import Host
 import Support
 import Testing
 import X86
@@ -145,5 +146,69 @@ import X86JIT
     }
     #expect(m.cpu.vector.pointee.zmm[16 * 8 + 2] == 1.0.bitPattern)
     #expect(try handled(m).isEmpty || !HostFeatures.current.hasAVX512)
+  }
+
+  // MARK: Upper parts of the host's registers
+
+  /// What is in use of the host's AVX state: XGETBV with ECX 1, XINUSE.
+  private func stateInUse() throws -> UInt64 {
+    let memory = try CodeMemory(size: 4096)
+    // mov ecx, 1; xgetbv; ret
+    let code: [UInt8] = [0xB9, 1, 0, 0, 0, 0x0F, 0x01, 0xD0, 0xC3]
+    memory.writable.copyMemory(from: code, byteCount: code.count)
+    return unsafeBitCast(memory.executable, to: (@convention(c) () -> UInt64).self)()
+  }
+
+  static let tellsStateInUse =
+    HostFeatures.current.hasAVX && HostCPUID.leaf(0xD, 1).eax & 1 << 2 != 0
+
+  /// Guest code that uses 32 bytes of registers 0 and 1, and the way on which the translation is left.
+  static let wideCode: [(name: String, code: [UInt8])] = [
+    // vpaddd ymm0, ymm0, ymm1 ; hlt
+    ("handler", [0xC5, 0xFD, 0xFE, 0xC1, 0xF4]),
+    // vpaddd ymm0, ymm0, ymm1 ; jmp +0xFFB, to the next page
+    ("jump", [0xC5, 0xFD, 0xFE, 0xC1, 0xE9, 0xF7, 0x0F, 0, 0]),
+    // vpaddd ymm0, ymm0, ymm1 ; test eax, eax ; jne +0xFF5
+    ("condition", [0xC5, 0xFD, 0xFE, 0xC1, 0x85, 0xC0, 0x0F, 0x85, 0xF4, 0x0F, 0, 0, 0xF4]),
+    // vmovdqu ymm1, [0x3FF0], across two pages ; hlt
+    ("miss", [0xC5, 0xFE, 0x6F, 0x0C, 0x25, 0xF0, 0x3F, 0, 0, 0xF4]),
+    // vpaddd ymm0, ymm0, ymm1 ; call +0xFF7
+    ("call", [0xC5, 0xFD, 0xFE, 0xC1, 0xE8, 0xF7, 0x0F, 0, 0]),
+  ]
+
+  /// Legacy SSE instructions stall on many processors while the upper parts are in use.
+  @Test(.enabled(if: tellsStateInUse), arguments: wideCode.indices) func upperPartsAreUnusedOutside(_ n: Int) throws {
+    let m = machine()
+    m.load(Self.wideCode[n].code, at: 0x1000)
+    m.load([0xF4], at: 0x2000)
+    m.cpu.gpr[0] = 1
+    for part in 0..<8 { m.cpu.vector.pointee.zmm[part] = .max }
+    for _ in 0..<3 { #expect(m.run(from: 0x1000) == .hlt) }
+    #expect(try stateInUse() & XCR0.avx.rawValue == 0, "\(Self.wideCode[n].name)")
+    #expect(try handled(m).filter { $0 != .vmovdqu && $0 != .call }.isEmpty)
+  }
+
+  /// A register of which only 16 bytes are read keeps the others, and one that is written loses them.
+  @Test func upperPartsAreKeptWhereOnlyTheLowerIsRead() throws {
+    let m = machine()
+    // L: vaddsd xmm2, xmm0, xmm1 ; vmovapd xmm3, xmm3 ; addsd xmm4, xmm1 ; vpaddd ymm5, ymm5, ymm6 ; dec ecx ;
+    // jnz L ; hlt
+    m.load(
+      [
+        0xC5, 0xFB, 0x58, 0xD1, 0xC5, 0xF9, 0x28, 0xDB, 0xF2, 0x0F, 0x58, 0xE1, 0xC5, 0xD5, 0xFE, 0xEE,
+        0xFF, 0xC9, 0x75, 0xEC, 0xF4,
+      ], at: 0x1000)
+    m.cpu.gpr[1] = 3
+    for part in 0..<56 { m.cpu.vector.pointee.zmm[part] = UInt64(part + 1) }
+    #expect(m.run(from: 0x1000) == .hlt)
+    let zmm = (0..<56).map { m.cpu.vector.pointee.zmm[$0] }
+    for register in [0, 1, 6] {
+      #expect(Array(zmm[register * 8..<register * 8 + 8]) == (1...8).map { UInt64(register * 8 + $0) })
+    }
+    #expect(zmm[2 * 8 + 1] == 2 && zmm[2 * 8 + 2..<2 * 8 + 8].allSatisfy { $0 == 0 })
+    #expect(zmm[3 * 8] == 25 && zmm[3 * 8 + 1] == 26 && zmm[3 * 8 + 2..<3 * 8 + 8].allSatisfy { $0 == 0 })
+    #expect(Array(zmm[4 * 8 + 1..<4 * 8 + 8]) == (34...40).map { UInt64($0) })
+    #expect(zmm[5 * 8 + 3] == 44 + 3 * 52 && zmm[5 * 8 + 4..<5 * 8 + 8].allSatisfy { $0 == 0 })
+    #expect(try handled(m).isEmpty)
   }
 }

@@ -110,6 +110,9 @@ enum VectorLowering {
 struct VectorPlan {
   /// Bytes of each register that the block needs in the host's: 16, 32 or 64.
   var width = InlineArray<32, UInt8>(repeating: 16)
+  /// Registers of which more than 16 bytes are read or written, and those of legacy instructions.
+  private var wide: UInt32 = 0
+  private var legacy: UInt32 = 0
   var used: UInt32 = 0
   var written: UInt32 = 0
   var masksUsed: UInt8 = 0
@@ -123,6 +126,13 @@ struct VectorPlan {
         note(code.instructions[n], host)
       }
     }
+  }
+
+  /// Bytes of a register to load: the upper part is not wanted where nothing reads it, as the load zeroes it
+  /// like every VEX instruction that writes to the register.
+  func loadWidth(_ number: UInt8) -> UInt8 {
+    let keepsUpper = (wide | legacy) >> UInt32(number & 31) & 1 != 0
+    return keepsUpper ? width[Int(number & 31)] : 16
   }
 
   /// The first vector instructions after those that are left to handlers: what they need is tested
@@ -152,6 +162,8 @@ struct VectorPlan {
       }
       guard operand.kind == .vector else { continue }
       used |= 1 << UInt32(number)
+      if operand.size > 16 { wide |= 1 << UInt32(number) }
+      if isLegacy { legacy |= 1 << UInt32(number) }
       if writes { written |= 1 << UInt32(number) }
       if number >= 16 || !isLegacy && (writes || operand.size > 32) {
         width[number] = full
@@ -171,6 +183,8 @@ struct VectorCache: Equatable {
   var masksDirty: UInt8 = 0
   /// The last x87 instruction whose address and opcode are not recorded yet.
   var x87Instruction: Int?
+  /// Whether the host's registers 0 to 15 may have something above their first 16 bytes.
+  var usesUpper = false
   /// What has been tested and is loaded.
   var ready = VectorNeeds.none
 

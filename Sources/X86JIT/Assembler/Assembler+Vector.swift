@@ -25,6 +25,9 @@ extension Assembler {
     stackOperand(number, displacement, unit: 1)
   }
 
+  /// VZEROUPPER.
+  package mutating func zeroUpper() { emit(0xC5, 0xF8, 0x77) }
+
   /// KMOVQ, or KMOVW where the host has no wide masks.
   package mutating func maskMove(
     _ number: UInt8, wide: Bool, _ direction: Direction, displacement: Int

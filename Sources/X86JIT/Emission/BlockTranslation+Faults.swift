@@ -58,7 +58,7 @@ extension BlockTranslation {
         giveBack(registers)
       }
       saveFlags()
-      storeVectors(way.vectors)
+      releaseVectors(way.vectors)
       if way.rounds == nil, countsInstructions {
         a.arithmetic(
           .sub, .state(StateOffset.retired), immediate: Int32(instructions.count - way.index))

@@ -9,6 +9,10 @@
 // Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a register
 // that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
 // instructions zero it: a register that they write is held, and stored, as a whole.
+//
+// Many processors stall at each legacy SSE instruction behind VEX instructions, and the other way round, while
+// the upper parts of registers 0 to 15 are in use (Intel SDM Volume 1, "Mixing AVX Code with SSE Code"). So these
+// parts are made unused, by VZEROUPPER, wherever a translation is left that has used them, and before handlers.
 
 import X86
 import X86CPU
@@ -44,13 +48,13 @@ extension BlockTranslation {
     switch kinds[n] {
     case .handler:
       recordX87()
-      spillVectors()
+      releaseVectors()
       vectors = VectorCache()
     case .conditionalJump, .countedJump: recordX87()
     case .jump where instructions[n].operands[0].kind == .relative: recordX87()
     case .jump, .call, .ret, .systemJump:
       recordX87()
-      spillVectors()
+      releaseVectors()
       vectors.held = 0
       vectors.masksHeld = 0
     default: break
@@ -138,10 +142,15 @@ extension BlockTranslation {
 
   // MARK: Registers
 
-  private func move(_ number: UInt8, _ direction: Assembler.Direction) {
+  private func load(_ number: UInt8) {
+    let width = plan.loadWidth(number)
+    a.vectorMove(number, width: width, .load, displacement: VectorOffset.vector(number))
+    if width > 16 && number < 16 { vectors.usesUpper = true }
+  }
+
+  private func store(_ number: UInt8) {
     a.vectorMove(
-      number, width: plan.width[Int(number)], direction,
-      displacement: VectorOffset.vector(number))
+      number, width: plan.width[Int(number)], .store, displacement: VectorOffset.vector(number))
   }
 
   private func moveMask(_ number: UInt8, _ direction: Assembler.Direction) {
@@ -152,7 +161,7 @@ extension BlockTranslation {
   private func hold(_ number: UInt8, _ loads: Bool) {
     if vectors.held >> UInt32(number) & 1 != 0 { return }
     vectors.held |= 1 << UInt32(number)
-    if loads { move(number, .load) }
+    if loads { load(number) }
   }
 
   private func holdMask(_ number: UInt8, _ loads: Bool) {
@@ -168,17 +177,30 @@ extension BlockTranslation {
     vectors.masksDirty = 0
   }
 
-  func storeVectors(_ cache: VectorCache) {
+  private func storeVectors(_ cache: VectorCache) {
     for number in 0..<32 as Range<UInt8> where cache.dirty >> UInt32(number) & 1 != 0 {
-      move(number, .store)
+      store(number)
     }
     for number in 0..<8 as Range<UInt8> where cache.masksDirty >> number & 1 != 0 {
       moveMask(number, .store)
     }
   }
 
+  /// The same where no register need be kept. No flag changes.
+  func releaseVectors() {
+    spillVectors()
+    if vectors.usesUpper { a.zeroUpper() }
+    vectors.usesUpper = false
+  }
+
+  /// The same on a way out of line.
+  func releaseVectors(_ cache: VectorCache) {
+    storeVectors(cache)
+    if cache.usesUpper { a.zeroUpper() }
+  }
+
   /// Out of line, around the handler of an instruction whose access missed.
-  func leaveVectors(_ way: OutOfLine) { storeVectors(way.before) }
+  func leaveVectors(_ way: OutOfLine) { releaseVectors(way.before) }
 
   func reenterVectors(_ way: OutOfLine) {
     let ready = way.after.ready
@@ -188,7 +210,7 @@ extension BlockTranslation {
       a.call(thunks.vectors.loadMXCSR)
     }
     for number in 0..<32 as Range<UInt8> where way.after.held >> UInt32(number) & 1 != 0 {
-      move(number, .load)
+      load(number)
     }
     for number in 0..<8 as Range<UInt8> where way.after.masksHeld >> number & 1 != 0 {
       moveMask(number, .load)
@@ -214,7 +236,9 @@ extension BlockTranslation {
   private func noteWrites(_ operands: [Operand]) {
     for operand in operands where operand.access.contains(.write) {
       if operand.kind == .mask { vectors.masksDirty |= 1 << operand.number }
-      if operand.kind == .vector { vectors.dirty |= 1 << UInt32(operand.number) }
+      guard operand.kind == .vector else { continue }
+      vectors.dirty |= 1 << UInt32(operand.number)
+      if operand.size > 16 && operand.number < 16 { vectors.usesUpper = true }
     }
   }
 
@@ -313,7 +337,7 @@ extension BlockTranslation {
     for (start, code, n, cache) in leavingHandlers {
       select(code)
       a.bind(start)
-      storeVectors(cache)
+      releaseVectors(cache)
       callHandler(n)
       if countsInstructions, instructions.count - 1 > n {
         a.arithmetic(
@@ -331,7 +355,8 @@ extension BlockTranslation {
     spillVectors()
     let scratch: UInt32 = 1 << 31
     a.call(thunks.vectors.zeroUpper)
-    a.emit(0xC5, 0xF8, 0x77)
-    if vectors.held & scratch != 0 { move(31, .load) }
+    a.zeroUpper()
+    vectors.usesUpper = false
+    if vectors.held & scratch != 0 { load(31) }
   }
 }
