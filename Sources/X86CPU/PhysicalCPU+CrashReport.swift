@@ -76,5 +76,5 @@ private func describeTranslation(
   place.pointee.translation = found.pointee.native
   place.pointee.translatedBytes = UInt(found.pointee.host)
   place.pointee.translatedLinear =
-    cpu.s.pointee.native.codePage & Page.mask | found.pointee.host & ~Page.mask
+    cpu.s.pointee.codePage & Page.mask | found.pointee.host & ~Page.mask
 }

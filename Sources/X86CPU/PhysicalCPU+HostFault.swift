@@ -153,7 +153,7 @@ extension PhysicalCPU {
     leaveGuestCode()
     if s.pointee.native.isSearching {
       s.pointee.native.isSearching = false
-      cpu.flagImage = s.pointee.native.hostFlags
+      cpu.flagImage = s.pointee.hostFlags
     }
     if let op = s.pointee.running {
       s.pointee.running = nil

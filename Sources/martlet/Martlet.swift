@@ -82,7 +82,7 @@ struct Run: ParsableCommand {
   @Option(help: "Translate hot guest code to host code (software engine): on or off.")
   var translator = "on"
 
-  @Option(help: Run.count("Translate a block when it has run this often (default: 32)."))
+  @Option(help: Run.count("Translate a block when it has run this often (default: 8)."))
   var translatorThreshold: String?
 
   @Option(

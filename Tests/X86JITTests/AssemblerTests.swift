@@ -38,7 +38,7 @@ import X86JIT
         $0.jump(.r15)
         $0.ret()
       } == [
-        "mov r13,rax", "mov r12,QWORD PTR [rsp+0x20]", "mov QWORD PTR [rsp+0x1234],rbp",
+        "mov r13,rax", "mov r12,QWORD PTR [rsp-0x40]", "mov QWORD PTR [rsp+0x11d4],rbp",
         "lea rsp,[rsp-0x8]", "lea r13d,[rax+r12*8+0x5]", "rorx r14,r13,0x7", "and r14d,0x7fe0",
         "cmp r15,QWORD PTR [r14]", "jmp r15", "ret",
       ])
@@ -56,11 +56,11 @@ import X86JIT
   @Test func flagsAreSavedAndRestored() {
     #expect(
       text { $0.saveFlags(.state(0x100), temporary: .r14) } == [
-        "mov r14,rax", "lahf", "seto al", "mov WORD PTR [rsp+0x100],ax", "mov rax,r14",
+        "mov r14,rax", "lahf", "seto al", "mov WORD PTR [rsp+0xa0],ax", "mov rax,r14",
       ])
     #expect(
       text { $0.restoreFlags(.state(0x100), temporary: .r14) } == [
-        "mov r14,rax", "movzx eax,WORD PTR [rsp+0x100]", "add al,0x7f", "sahf", "mov rax,r14",
+        "mov r14,rax", "movzx eax,WORD PTR [rsp+0xa0]", "add al,0x7f", "sahf", "mov rax,r14",
       ])
   }
 

@@ -232,11 +232,11 @@ private struct Forms {
     expected.append((a.position, "jne \(Self.hex(a.position + 6))"))
     a.jump(if: 5, end)
     a.bind(end)
-    add(["mov r14,rax", "lahf", "seto al", "mov WORD PTR [rsp+0x80],ax", "mov rax,r14"]) {
+    add(["mov r14,rax", "lahf", "seto al", "mov WORD PTR [rsp+0x20],ax", "mov rax,r14"]) {
       $0.saveFlags(.state(0x80), temporary: .r14)
     }
     add([
-      "mov r14,rax", "movzx eax,WORD PTR [rsp+0x80]", "add al,0x7f", "sahf", "mov rax,r14",
+      "mov r14,rax", "movzx eax,WORD PTR [rsp+0x20]", "add al,0x7f", "sahf", "mov rax,r14",
     ]) { $0.restoreFlags(.state(0x80), temporary: .r14) }
     a.resolve()
   }
@@ -251,10 +251,10 @@ private struct Forms {
           let sign = displacement < 0 ? "" : "+"
           let memory = "\(size) PTR [rsp\(sign)\(Self.hex(displacement))]"
           add("vmovups \(letter)mm\(number),\(memory)") {
-            $0.vectorMove(number, width: UInt8(width), .load, displacement: displacement)
+            $0.vectorMove(number, width: UInt8(width), .load, offset: displacement + Place.stateBias)
           }
           add("vmovups \(memory),\(letter)mm\(number)") {
-            $0.vectorMove(number, width: UInt8(width), .store, displacement: displacement)
+            $0.vectorMove(number, width: UInt8(width), .store, offset: displacement + Place.stateBias)
           }
         }
       }
@@ -263,10 +263,10 @@ private struct Forms {
       for (wide, name, size) in [(true, "kmovq", "QWORD"), (false, "kmovw", "WORD")] {
         let memory = "\(size) PTR [rsp+0x1234]"
         add("\(name) k\(number),\(memory)") {
-          $0.maskMove(number, wide: wide, .load, displacement: 0x1234)
+          $0.maskMove(number, wide: wide, .load, offset: 0x1234 + Place.stateBias)
         }
         add("\(name) \(memory),k\(number)") {
-          $0.maskMove(number, wide: wide, .store, displacement: 0x1234)
+          $0.maskMove(number, wide: wide, .store, offset: 0x1234 + Place.stateBias)
         }
       }
     }

@@ -7,6 +7,7 @@
 import Support
 import Testing
 import X86CPU
+import X86JIT
 
 @Suite struct StateLayoutTests {
   @Test func fieldsThatLoopsWriteStayClearOfTheTLBs() throws {
@@ -35,7 +36,7 @@ import X86CPU
   /// the host go on with what the compare would have refused.
   @Test func wordsOfACompareAreInOneCacheLine() throws {
     let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
-    let stack = native + (try #require(MemoryLayout<NativeState>.offset(of: \.stackPage)))
+    let stack = try #require(MemoryLayout<CPUState>.offset(of: \.stackPage))
     #expect(stack / 64 == (stack + 23) / 64)
     let pages = native + (try #require(MemoryLayout<NativeState>.offset(of: \.accessPages)))
     for number in 0..<NativeState.accessPageCount {
@@ -50,15 +51,14 @@ import X86CPU
 
   /// A stack access right behind the count of a block's instructions once took five times as long.
   @Test func fieldsOfStackAccessesStayClearOfWhatEveryBlockWrites() throws {
-    let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
     let fields = [
-      MemoryLayout<NativeState>.offset(of: \.jumps),
-      MemoryLayout<NativeState>.offset(of: \.stackPage),
-      MemoryLayout<NativeState>.offset(of: \.stackAddend),
-      MemoryLayout<NativeState>.offset(of: \.stackLimit),
+      MemoryLayout<CPUState>.offset(of: \.jumps),
+      MemoryLayout<CPUState>.offset(of: \.stackPage),
+      MemoryLayout<CPUState>.offset(of: \.stackAddend),
+      MemoryLayout<CPUState>.offset(of: \.stackLimit),
     ].compactMap { $0 }
     #expect(fields.count == 4)
-    let read = Set(fields.map { (native + $0) & 0x7F8 })
+    let read = Set(fields.map { $0 & 0x7F8 })
     let written = [
       MemoryLayout<CPUState>.offset(of: \.retired),
       MemoryLayout<CPUState>.offset(of: \.rflags), MemoryLayout<CPUState>.offset(of: \.tlb),
@@ -74,14 +74,30 @@ import X86CPU
   @Test func fieldsThatTranslationsWriteStayClearOfRegisters() throws {
     let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
     let fields = [
-      MemoryLayout<NativeState>.offset(of: \.codePage),
-      MemoryLayout<NativeState>.offset(of: \.hostFlags),
       MemoryLayout<NativeState>.offset(of: \.flagSource),
       MemoryLayout<NativeState>.offset(of: \.temporary0),
       MemoryLayout<NativeState>.offset(of: \.temporary1),
     ].compactMap { $0 }
-    #expect(fields.count == 5)
+    #expect(fields.count == 3)
+    let near = [
+      MemoryLayout<CPUState>.offset(of: \.codePage), MemoryLayout<CPUState>.offset(of: \.hostFlags),
+    ].compactMap { $0 }
+    #expect(near.count == 2)
     let registers = 12 * 8..<16 * 8
-    for field in fields { #expect(!registers.contains((native + field) & 0x7F8)) }
+    for field in near + fields.map({ native + $0 }) { #expect(!registers.contains(field & 0x7F8)) }
+  }
+
+  /// A displacement of one byte does for what most instructions of translated code use.
+  @Test func fieldsThatTranslationsUseMostAreInReach() throws {
+    let fields = [
+      MemoryLayout<CPUState>.offset(of: \.tlb), MemoryLayout<CPUState>.offset(of: \.tlbContext),
+      MemoryLayout<CPUState>.offset(of: \.zero), MemoryLayout<CPUState>.offset(of: \.request),
+      MemoryLayout<CPUState>.offset(of: \.retired), MemoryLayout<CPUState>.offset(of: \.codePage),
+      MemoryLayout<CPUState>.offset(of: \.hostFlags), MemoryLayout<CPUState>.offset(of: \.jumps),
+      MemoryLayout<CPUState>.offset(of: \.blockContext), MemoryLayout<CPUState>.offset(of: \.stackPage),
+      MemoryLayout<CPUState>.offset(of: \.stackAddend), MemoryLayout<CPUState>.offset(of: \.stackLimit),
+    ].compactMap { $0 }
+    #expect(fields.count == 12)
+    for field in fields + [12 * 8, 15 * 8] { #expect(-128...127 ~= field - Place.stateBias, "field at \(field)") }
   }
 }

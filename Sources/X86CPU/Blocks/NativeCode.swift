@@ -23,7 +23,7 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
-  /// Code that sets `NativeState.codePage` to a linear page and goes on with the block's translation;
+  /// Code that sets `CPUState.codePage` to a linear page and goes on with the block's translation;
   /// 0 where there is no room for it.
   func entry(of block: BlockPointer, page: UInt64) -> UInt
   /// A block is dropped whose translation is `native`: whoever still comes there, by a way that is
@@ -39,17 +39,8 @@ package protocol BlockTranslator: AnyObject {
 
 /// The part of the CPU's state that is translated code's own.
 package struct NativeState {
-  /// Linear address of the page whose code runs.
-  package var codePage: UInt64 = 0
-  /// The arithmetic flags as LAHF and SETO give them: OF in bit 0; SF, ZF, AF, PF, CF in bits 15:8.
-  package var hostFlags: UInt64 = 0
   /// The host's stack pointer outside.
   package var hostStack: UInt64 = 0
-  /// What the destination of a flag recipe's instruction held before.
-  package var flagSource: UInt64 = 0
-  /// Temporaries of one instruction.
-  package var temporary0: UInt64 = 0
-  package var temporary1: UInt64 = 0
   /// See VectorReadiness.
   package var vectorReady: UInt32 = 0
   /// Data segments of 4 GiB that can be written, as bits by number; of 32-bit code.
@@ -60,20 +51,15 @@ package struct NativeState {
   package var x87Opcode: UInt64 = 0
   /// MXCSR as the program has it.
   package var hostMXCSR: UInt32 = MXCSR.initial
+  /// What the destination of a flag recipe's instruction held before.
+  package var flagSource: UInt64 = 0
+  /// Temporaries of one instruction.
+  package var temporary0: UInt64 = 0
+  package var temporary1: UInt64 = 0
   /// The micro-op that left with `Step.fault`.
   package var faultingOp: MicroOpPointer?
-  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
-  /// requested, so that one look serves both questions. Atomic.
-  package var jumps: UInt64 = 0
   /// `NativeJumps`, whatever is requested.
   package var jumpTable: UInt64 = 0
-  /// The host's address of the page that the stack was last found in, with what to add to a linear
-  /// address for the host's. Writable, and valid for the current TLB bank and context while
-  /// `stackLimit` is not 0.
-  package var stackPage: UInt64 = 0
-  package var stackAddend: UInt64 = 0
-  /// Eight bytes fit in the stack's page at offsets below this; 0 while no page is known.
-  package var stackLimit: UInt64 = 0
   /// `CPUState.blockContext` at CPL 3 and below, as they are now.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
@@ -94,6 +80,9 @@ package struct NativeState {
   /// bases behind the last round.
   package var roundsMask: UInt64 = 0
   package var harmlessBases = InlineArray<4, UInt64>(repeating: 0)
+  /// Guest registers, by number, whose host registers are lent to rounds: calls of translated code have their
+  /// return addresses where `gpr` has these.
+  package var lentRegisters = InlineArray<12, UInt64>(repeating: 0)
   /// An address that leads nowhere, nor does any within 2 GiB of it: in the middle of what is between
   /// programs and shared libraries in an address space of Linux.
   package var harmless: UInt64 = 0x6000_0000_0000
@@ -197,8 +186,8 @@ extension CPU {
       let code = UnsafeMutableRawPointer(bitPattern: block.pointee.native)
     else { return true }
     enterJump(to: block, at: state.pointee.rip)
-    state.pointee.native.codePage = state.pointee.rip & Page.mask
-    state.pointee.native.hostFlags = flagImage
+    state.pointee.codePage = state.pointee.rip & Page.mask
+    state.pointee.hostFlags = flagImage
     updateVectorReadiness()
     state.pointee.native.counts.entries &+= 1
     let start = state.pointee.native.isMeasured ? HostTSC.read() : 0
@@ -207,7 +196,7 @@ extension CPU {
       state.pointee.native.counts.translatedTicks &+= HostTSC.read() &- start
     }
     if result & NativeState.exited != 0 { return false }
-    if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.native.hostFlags }
+    if result & NativeState.flagsInImage != 0 { flagImage = state.pointee.hostFlags }
     let step = result & 0xFF
     if step == Step.branch {
       if result & NativeState.hot != 0 { return optimizeHotBlock() }
@@ -234,7 +223,7 @@ extension CPU {
       block.pointee.native != 0
     else { return 0 }
     enterJump(to: block, at: linear)
-    state.pointee.native.codePage = linear & Page.mask
+    state.pointee.codePage = linear & Page.mask
     state.pointee.native.counts.searches &+= 1
     return block.pointee.native
   }
@@ -269,7 +258,7 @@ extension CPU {
     let code = nativeSuccessor()
     if code == 0 { return Step.branch }
     state.pointee.native.temporary0 = UInt64(code)
-    state.pointee.native.hostFlags = flagImage
+    state.pointee.hostFlags = flagImage
     updateVectorReadiness()
     return NativeState.goOn
   }
@@ -359,8 +348,7 @@ struct RequestLine: @unchecked Sendable {
   init(_ cpu: CPU, table: NativeJumps) {
     let offset = MemoryLayout<CPUState>.offset(of: \.request)!
     bits = (cpu.raw + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
-    let native = MemoryLayout<CPUState>.offset(of: \.native)!
-    let field = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
+    let field = MemoryLayout<CPUState>.offset(of: \.jumps)!
     jumps = (cpu.raw + field).assumingMemoryBound(to: Atomic<UInt64>.self)
     self.table = table.address
     nowhere = NativeJumps.none.address

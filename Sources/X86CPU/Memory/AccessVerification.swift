@@ -38,7 +38,7 @@ extension CPU {
     s.pointee.native.verification.differences &+= 1
     if found.differences > 0 { return }
     s.pointee.native.verification.first = [
-      found.linear, found.host, expected ?? 0, found.information, s.pointee.native.codePage,
+      found.linear, found.host, expected ?? 0, found.information, s.pointee.codePage,
     ]
   }
 

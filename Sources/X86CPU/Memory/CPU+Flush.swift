@@ -89,7 +89,7 @@ extension CPU {
       owner.tlbBanks[bank * TLB.entriesPerBank + index] = .invalid
       s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
-    s.pointee.native.stackLimit = 0
+    s.pointee.stackLimit = 0
     let page = linear >> Page.shift
     let isUser = owner.executedByUser.mayContain(page)
     let isSupervisor = owner.executedBySupervisor.mayContain(page)
@@ -102,7 +102,7 @@ extension CPU {
   package func updateBlockContext() {
     let common = UInt64(s.pointee.modeKey) << 12
     let context = s.pointee.addressSpace
-    s.pointee.native.stackLimit = 0
+    s.pointee.stackLimit = 0
     s.pointee.native.userContext = common | context | 1 << 28 | s.pointee.userJumpEpoch << 29
     s.pointee.native.supervisorContext =
       common | s.pointee.supervisorJumpEpoch << 29

@@ -14,7 +14,7 @@ extension PhysicalCPU {
     for n in 0...Int(Self.physicalCacheMask) { physicalCache[n].tag = .max }
     for n in 0...Int(Self.executePagesMask) { executePages[n].tag = .max }
     s.pointee.tlbGeneration &+= 1 << 32
-    s.pointee.native.stackLimit = 0
+    s.pointee.stackLimit = 0
     for n in 0..<(TLB.entriesPerBank * TLB.bankCount) {
       tlbBanks[n].readTag = .max
       tlbBanks[n].writeTag = .max

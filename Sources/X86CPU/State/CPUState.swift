@@ -69,16 +69,18 @@ package struct VectorState {
 package struct CPUState {
   /// RAX to R15 by encoding number.
   package var gpr = InlineArray<16, UInt64>(repeating: 0)
-  package var rip: UInt64 = 0
-  /// RIP of the first instruction of the running block; base of RIP-relative addresses.
-  package var blockRIP: UInt64 = 0
+
+  // What translated code uses most comes first, in reach of its short displacements.
+
+  /// The host's address of the page that the stack was last found in, with what to add to a linear
+  /// address for the host's. Writable, and valid for the current TLB bank and context while
+  /// `stackLimit` is not 0.
+  package var stackPage: UInt64 = 0
+  package var stackAddend: UInt64 = 0
+  /// Eight bytes fit in the stack's page at offsets below this; 0 while no page is known.
+  package var stackLimit: UInt64 = 0
   /// Always 0: what an absent base, index or segment base points at.
   package var zero: UInt64 = 0
-  /// See CPU+Flags.
-  package var flagResult: UInt64 = 1
-  package var flagAux: UInt64 = 0
-  /// RFLAGS without the six arithmetic flags.
-  package var rflags: UInt64 = 2
   /// The TLB bank of the current privilege and SMAP state.
   package var tlb: UnsafeMutablePointer<TLBEntry>
   /// Low 12 bits of every valid tag of the current bank and address space (see TLB).
@@ -86,12 +88,30 @@ package struct CPUState {
   /// Bits that ask the processor to leave guest code at the next block (`CPURequest`). Atomic:
   /// written by other threads through `PhysicalCPU`.
   package var request: UInt64 = 0
+  /// Instructions retired since start.
+  package var retired: UInt64 = 0
+  /// Linear address of the page whose translation runs.
+  package var codePage: UInt64 = 0
+  /// The arithmetic flags as LAHF and SETO give them: OF in bit 0; SF, ZF, AF, PF, CF in bits 15:8.
+  package var hostFlags: UInt64 = 0
+  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
+  /// requested, so that one look serves both questions. Atomic.
+  package var jumps: UInt64 = 0
+  /// What a jump-cache entry must match besides the address (see BlockCache).
+  package var blockContext: UInt64 = 0
+
+  package var rip: UInt64 = 0
+  /// RIP of the first instruction of the running block; base of RIP-relative addresses.
+  package var blockRIP: UInt64 = 0
+  /// See CPU+Flags.
+  package var flagResult: UInt64 = 1
+  package var flagAux: UInt64 = 0
+  /// RFLAGS without the six arithmetic flags.
+  package var rflags: UInt64 = 2
   /// An exception that a handler raised with `CPU.raise`, for the run loop to deliver.
   package var pendingException: UInt64 = 0
   /// CR2 to be, of the page fault in `pendingException`.
   package var faultAddress: UInt64 = 0
-  /// Instructions retired since start.
-  package var retired: UInt64 = 0
 
   package var segments = InlineArray<8, SegmentState>(repeating: SegmentState())
   package var gdtr = DescriptorTableState()
@@ -139,8 +159,6 @@ package struct CPUState {
   package var activity: UInt32 = 0
   /// IRET has just unblocked NMIs: an exit during its completion says so.
   package var unblockedNMI = false
-  /// What a jump-cache entry must match besides the address (see BlockCache).
-  package var blockContext: UInt64 = 0
   /// Pending debug exceptions, in the VMCS's format.
   package var pendingDebug: UInt64 = 0
 

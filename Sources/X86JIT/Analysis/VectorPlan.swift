@@ -110,7 +110,7 @@ enum VectorLowering {
 struct VectorPlan {
   /// Bytes of each register that the block needs in the host's: 16, 32 or 64.
   var width = InlineArray<32, UInt8>(repeating: 16)
-  /// Registers of which more than 16 bytes are read or written, and those of legacy instructions.
+  /// Registers of instructions of more than 16 bytes, and of legacy instructions.
   private var wide: UInt32 = 0
   private var legacy: UInt32 = 0
   var used: UInt32 = 0
@@ -162,7 +162,7 @@ struct VectorPlan {
       }
       guard operand.kind == .vector else { continue }
       used |= 1 << UInt32(number)
-      if operand.size > 16 { wide |= 1 << UInt32(number) }
+      if !isLegacy && i.encoding.vectorLength > 16 { wide |= 1 << UInt32(number) }
       if isLegacy { legacy |= 1 << UInt32(number) }
       if writes { written |= 1 << UInt32(number) }
       if number >= 16 || !isLegacy && (writes || operand.size > 32) {

@@ -8,11 +8,12 @@ import X86CPU
 extension Assembler {
   package enum Direction: UInt8, Sendable { case load = 0, store = 1 }
 
-  /// VMOVUPS of 16, 32 or 64 bytes between a register and [RSP + displacement]. Registers from 16 on,
-  /// and 64 bytes, are encoded by EVEX.
+  /// VMOVUPS of 16, 32 or 64 bytes between a register and a field of the CPUState. Registers from
+  /// 16 on, and 64 bytes, are encoded by EVEX.
   package mutating func vectorMove(
-    _ number: UInt8, width: UInt8, _ direction: Direction, displacement: Int
+    _ number: UInt8, width: UInt8, _ direction: Direction, offset: Int
   ) {
+    let displacement = offset &- Place.stateBias
     let high = number >> 3 & 1
     if width == 64 || number >= 16 {
       let length: UInt8 = width == 64 ? 2 : width == 32 ? 1 : 0
@@ -30,10 +31,10 @@ extension Assembler {
 
   /// KMOVQ, or KMOVW where the host has no wide masks.
   package mutating func maskMove(
-    _ number: UInt8, wide: Bool, _ direction: Direction, displacement: Int
+    _ number: UInt8, wide: Bool, _ direction: Direction, offset: Int
   ) {
     emit(0xC4, 0xE1, wide ? 0xF8 : 0x78, 0x90 | direction.rawValue)
-    stackOperand(number, displacement, unit: 1)
+    stackOperand(number, offset &- Place.stateBias, unit: 1)
   }
 
   /// ModRM, SIB and displacement of [RSP + displacement], in units that a short one counts in.

@@ -32,9 +32,14 @@ package struct Place: Sendable {
     Place(base: base, index: index, scale: scale, displacement: displacement)
   }
 
-  /// A field of the CPUState, at which RSP points.
+  /// RSP is so far into the CPUState: what translations use most lies within the reach of a displacement of
+  /// one byte, R12 to R15 of the guest below, other fields above. What is before that, the places of
+  /// registers that have one of the host's, is the first of the stack of what is called.
+  package static let stateBias = 96
+
+  /// A field of the CPUState.
   package static func state(_ offset: Int) -> Place {
-    Place(base: .rsp, displacement: Int32(truncatingIfNeeded: offset))
+    Place(base: .rsp, displacement: Int32(truncatingIfNeeded: offset &- stateBias))
   }
 }
 

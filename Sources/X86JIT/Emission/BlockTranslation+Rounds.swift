@@ -247,7 +247,7 @@ extension BlockTranslation {
 
   private func emitBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
     for guest in registers.borrowed {
-      if let host = RegisterMap.host(guest) { a.store(RegisterMap.place(guest), host) }
+      if let host = RegisterMap.host(guest) { a.store(.state(StateOffset.lentRegister(guest)), host) }
     }
     for (base, register) in zip(plan.bases, registers.bases) {
       a.load(register, .state(base.page.addend))
@@ -283,7 +283,7 @@ extension BlockTranslation {
 
   func giveBack(_ registers: RoundsRegisters) {
     for guest in registers.borrowed {
-      if let host = RegisterMap.host(guest) { a.load(host, RegisterMap.place(guest)) }
+      if let host = RegisterMap.host(guest) { a.load(host, .state(StateOffset.lentRegister(guest))) }
     }
   }
 

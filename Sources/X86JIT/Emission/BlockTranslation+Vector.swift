@@ -144,18 +144,18 @@ extension BlockTranslation {
 
   private func load(_ number: UInt8) {
     let width = plan.loadWidth(number)
-    a.vectorMove(number, width: width, .load, displacement: VectorOffset.vector(number))
+    a.vectorMove(number, width: width, .load, offset: VectorOffset.vector(number))
     if width > 16 && number < 16 { vectors.usesUpper = true }
   }
 
   private func store(_ number: UInt8) {
     a.vectorMove(
-      number, width: plan.width[Int(number)], .store, displacement: VectorOffset.vector(number))
+      number, width: plan.width[Int(number)], .store, offset: VectorOffset.vector(number))
   }
 
   private func moveMask(_ number: UInt8, _ direction: Assembler.Direction) {
     a.maskMove(
-      number, wide: host.hasWideMasks, direction, displacement: VectorOffset.mask(number))
+      number, wide: host.hasWideMasks, direction, offset: VectorOffset.mask(number))
   }
 
   private func hold(_ number: UInt8, _ loads: Bool) {
@@ -238,7 +238,6 @@ extension BlockTranslation {
       if operand.kind == .mask { vectors.masksDirty |= 1 << operand.number }
       guard operand.kind == .vector else { continue }
       vectors.dirty |= 1 << UInt32(operand.number)
-      if operand.size > 16 && operand.number < 16 { vectors.usesUpper = true }
     }
   }
 
@@ -261,6 +260,7 @@ extension BlockTranslation {
     needFlags(n)
     emitVector(i, place)
     noteWrites(operands)
+    if i.encoding.vectorLength > 16 && !i.prefixes.isDisjoint(with: [.vex, .evex]) { vectors.usesUpper = true }
     if i.attributes.contains(.x87) && !i.isX87Control { vectors.x87Instruction = n }
     noteFlags(n)
     if let miss { endAccess(n, miss, before) }

@@ -115,7 +115,7 @@ extension Thunks {
     a.emit(Form(0xAE, map: .two, wide: true), reg: 4, rm: .memory(.r12))  // xsave64
     a.emit(0xDB, 0xE3)  // fninit
     a.emit(Form(0xAE, map: .two), reg: 2, rm: .state(VectorOffset.hostMXCSR + state))  // ldmxcsr
-    a.lea(.rdi, .memory(.rsp, Int32(state)))
+    a.lea(.rdi, .state(state))
     a.move(.rax, immediate: UInt64(UInt(bitPattern: unsafeBitCast(verifyAccess, to: Int.self))))
     a.call(.rax)
     a.move(.rax, immediate: components)

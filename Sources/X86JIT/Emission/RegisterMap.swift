@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where guest registers are while translated code runs. RSP is the CPUState; R13 to R15 are
+// Where guest registers are while translated code runs. RSP is within the CPUState (`Place.state`); R13 to R15 are
 // scratch; RSP of the guest is R12, and what that displaces (R12 to R15) stays in the state.
 
 import X86
@@ -62,12 +62,12 @@ enum StateOffset {
   static let userContext = native + MemoryLayout<NativeState>.offset(of: \.userContext)!
   static let supervisorContext =
     native + MemoryLayout<NativeState>.offset(of: \.supervisorContext)!
-  static let codePage = native + MemoryLayout<NativeState>.offset(of: \.codePage)!
-  static let hostFlags = native + MemoryLayout<NativeState>.offset(of: \.hostFlags)!
-  static let jumps = native + MemoryLayout<NativeState>.offset(of: \.jumps)!
-  static let stackPage = native + MemoryLayout<NativeState>.offset(of: \.stackPage)!
-  static let stackAddend = native + MemoryLayout<NativeState>.offset(of: \.stackAddend)!
-  static let stackLimit = native + MemoryLayout<NativeState>.offset(of: \.stackLimit)!
+  static let codePage = MemoryLayout<CPUState>.offset(of: \.codePage)!
+  static let hostFlags = MemoryLayout<CPUState>.offset(of: \.hostFlags)!
+  static let jumps = MemoryLayout<CPUState>.offset(of: \.jumps)!
+  static let stackPage = MemoryLayout<CPUState>.offset(of: \.stackPage)!
+  static let stackAddend = MemoryLayout<CPUState>.offset(of: \.stackAddend)!
+  static let stackLimit = MemoryLayout<CPUState>.offset(of: \.stackLimit)!
   static let hostStack = native + MemoryLayout<NativeState>.offset(of: \.hostStack)!
   static let wholeSegments = native + MemoryLayout<NativeState>.offset(of: \.wholeSegments)!
   static let temporary0 = native + MemoryLayout<NativeState>.offset(of: \.temporary0)!
@@ -86,6 +86,9 @@ enum StateOffset {
   private static let harmlessBases =
     native + MemoryLayout<NativeState>.offset(of: \.harmlessBases)!
   static func harmlessBase(_ number: Int) -> Int { harmlessBases + number * 8 }
+  private static let lentRegisters =
+    native + MemoryLayout<NativeState>.offset(of: \.lentRegisters)!
+  static func lentRegister(_ guest: UInt8) -> Int { lentRegisters + Int(guest) * 8 }
   static let flagSource = native + MemoryLayout<NativeState>.offset(of: \.flagSource)!
 
   static let readTag = MemoryLayout<TLBEntry>.offset(of: \.readTag)!

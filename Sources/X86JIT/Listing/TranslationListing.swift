@@ -120,7 +120,7 @@ struct TranslationListing {
     let text = Disassembler.text(instruction, at: UInt64(position))
     guard instruction.base == GeneralRegister.rsp.rawValue,
       instruction.index == Instruction.noRegister,
-      let field = Self.fields[Int(instruction.displacement)]
+      let field = Self.fields[Int(instruction.displacement) &+ Place.stateBias]
     else { return text }
     return text + "  ; " + field
   }

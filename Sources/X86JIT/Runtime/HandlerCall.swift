@@ -46,8 +46,8 @@ let runHandler: HandlerCall = { state, number in
   let op = site.op
   let information = HandlerInformation(rawValue: site.information)
   native.pointee.native.handlerCounts?[information.mnemonic] &+= 1
-  native.pointee.blockRIP = native.pointee.native.codePage &+ information.blockOffset
-  if information.reads { c.flagImage = native.pointee.native.hostFlags }
+  native.pointee.blockRIP = native.pointee.codePage &+ information.blockOffset
+  if information.reads { c.flagImage = native.pointee.hostFlags }
   let handler = op.pointee.handler
   native.pointee.native.callInformation = information.rawValue
   native.pointee.native.isCalling = true
@@ -58,7 +58,7 @@ let runHandler: HandlerCall = { state, number in
   if step == Step.next {
     // A dropped block's micro-ops have another handler: what follows may be other code now.
     if unsafeBitCast(op.pointee.handler, to: Int.self) == unsafeBitCast(handler, to: Int.self) {
-      if information.writes { native.pointee.native.hostFlags = c.flagImage }
+      if information.writes { native.pointee.hostFlags = c.flagImage }
       if information.isHandler { c.updateVectorReadiness() }
       if site.back == 0 { return 0 }
       native.pointee.native.temporary0 = site.back
@@ -68,7 +68,7 @@ let runHandler: HandlerCall = { state, number in
     // The instruction was in the shadow of an STI that was translated, if there is one.
     native.pointee.interruptibility &= ~Interruptibility.blockingBySTI
   }
-  if !information.reads { c.flagImage = native.pointee.native.hostFlags }
+  if !information.reads { c.flagImage = native.pointee.hostFlags }
   native.pointee.retired &-= information.remaining
   native.pointee.native.faultingOp = op
   return c.leaveHandler(step == Step.next ? Step.branch : step, op)
@@ -79,7 +79,7 @@ extension Translator {
   package func leaveHandler(_ information: UInt32) {
     let information = HandlerInformation(rawValue: information)
     let cpu = processor.cpu
-    if !information.reads { cpu.flagImage = cpu.s.pointee.native.hostFlags }
+    if !information.reads { cpu.flagImage = cpu.s.pointee.hostFlags }
     cpu.s.pointee.retired &-= information.remaining &+ 1
   }
 }

@@ -95,8 +95,14 @@ struct Thunks {
     handlerJumpFlags = here()
     a.saveFlags(.state(StateOffset.hostFlags), temporary: .r15)
     handlerJump = here()
-    a.lea(.rsp, .memory(.rsp, -8))
+    a.lea(.rsp, .memory(.rsp, -Self.belowState - 8))
+    let inHandler = a.label()
+    a.jump(inHandler)
     handler = here()
+    a.pop(.r15)
+    a.lea(.rsp, .memory(.rsp, -Self.belowState))
+    a.push(.r15)
+    a.bind(inHandler)
     Self.emitHandler(&a, leave)
     interpret = here()
     Self.emitLeave(&a, Step.branch | NativeState.flagsInImage | NativeState.interpret)
@@ -126,9 +132,11 @@ struct Thunks {
     a.store(.state(StateOffset.rip), .r13)
     VectorThunks.store(&a, offset: 0)
     storeRegisters(&a, 0)
+    a.lea(.rsp, .memory(.rsp, -Self.belowState))
     a.move(.rdi, .rsp)
     a.move(.rax, immediate: UInt64(UInt(bitPattern: unsafeBitCast(findSuccessor, to: Int.self))))
     a.call(.rax)
+    a.lea(.rsp, .memory(.rsp, Self.belowState))
     a.test(.rax)
     let found = a.label()
     a.jump(if: BlockTranslation.notEqual, found)
@@ -143,7 +151,7 @@ struct Thunks {
   private static func emitEnter(_ a: inout Assembler) {
     for register in saved { a.push(register) }
     a.store(.memory(.rdi, Int32(StateOffset.hostStack)), .rsp)
-    a.move(.rsp, .rdi)
+    a.lea(.rsp, .memory(.rdi, Self.belowState))
     a.move(.r13, .rsi)
     loadRegisters(&a, 0)
     a.jump(.r13)
@@ -167,10 +175,14 @@ struct Thunks {
     a.move(.rax, immediate: UInt64(result))
   }
 
+  /// From RSP in translated code to the state, which Swift code has its stack below.
+  private static let belowState = Int32(Place.stateBias)
+
   /// RSP is 8 below the state here: the return address, or nothing.
   private static func emitHandler(_ a: inout Assembler, _ leave: Label) {
-    VectorThunks.store(&a, offset: 8)
-    storeRegisters(&a, 8)
+    let offset = 8 + Place.stateBias
+    VectorThunks.store(&a, offset: offset)
+    storeRegisters(&a, offset)
     a.lea(.rsp, .memory(.rsp, -8))
     a.lea(.rdi, .memory(.rsp, 16))
     a.move(.rsi, .r14)
@@ -180,14 +192,17 @@ struct Thunks {
     a.test32(.rax)
     let done = a.label()
     a.jump(if: 4, done)
-    a.lea(.rsp, .memory(.rsp, 8))
+    a.lea(.rsp, .memory(.rsp, 8 + belowState))
     a.arithmetic(.cmp, .register(.rax), immediate: NativeState.goOn, wide: false)
     a.jump(if: BlockTranslation.notEqual, leave)
     a.load(.r15, .state(StateOffset.temporary0))
     loadRegisters(&a, 0)
     a.jump(.r15)
     a.bind(done)
-    loadRegisters(&a, 8)
+    loadRegisters(&a, offset)
+    a.pop(.r15)
+    a.lea(.rsp, .memory(.rsp, belowState))
+    a.push(.r15)
     a.ret()
   }
 

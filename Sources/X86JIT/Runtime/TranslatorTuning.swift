@@ -16,7 +16,7 @@ package struct TranslatorTuning: Sendable, Equatable {
   package var verifiesAccesses = false
 
   package init(
-    threshold: UInt32 = 32, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,
+    threshold: UInt32 = 8, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,
     guardsSpeculation: Bool = true
   ) {
     self.guardsSpeculation = guardsSpeculation

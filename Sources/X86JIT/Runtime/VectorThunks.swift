@@ -62,8 +62,8 @@ struct VectorThunks {
     a.emit(0x62, 0x01, 0x85, 0x40, 0xEF, 0xFF)  // vpxorq zmm31, zmm31, zmm31
     for number in 0..<16 as Range<UInt8> {
       let place = VectorOffset.vector(number) + 8
-      a.vectorMove(31, width: 16, .store, displacement: place + 16)
-      a.vectorMove(31, width: 32, .store, displacement: place + 32)
+      a.vectorMove(31, width: 16, .store, offset: place + 16)
+      a.vectorMove(31, width: 32, .store, offset: place + 32)
     }
     a.ret()
   }
