@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a program takes a preload library. One that does not would run all the same, with the host's
-// `/dev/kvm` and without a word.
+// Whether a program takes a preload library. One that does not would run all the same, with the
+// host's `/dev/kvm` and without a word.
 
 import CHost
 import Glibc
@@ -24,7 +24,8 @@ struct ProgramFile {
     path = found
   }
 
-  /// Why the program does not take the library; nil where it does, or where starting it will tell more.
+  /// Why the program does not take the library; nil where it does, or where starting it will tell
+  /// more.
   var refusal: String? {
     var path = path
     // A script is as its interpreter is; the kernel follows five of them.
