@@ -4,6 +4,10 @@ SWIFT ?= swift
 RELEASE = -c release
 MARTLET = .build/release/martlet
 SWIFT_FILES = Package.swift Sources Tests Benchmarks
+# The parts of scripts are looked at through those that take them in (shellcheck -x).
+SCRIPT_PARTS = Scripts/bench-lib.sh Scripts/qemu-matrix-lib.sh Scripts/qemu-matrix-cases.sh
+SHELL_SCRIPTS = .ci/run $(filter-out $(SCRIPT_PARTS), $(wildcard Scripts/*.sh Scripts/init-* \
+  Guests/*.sh Benchmarks/programs/*.sh))
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
@@ -131,8 +135,12 @@ bench: build
 bench-qemu: build
 	Scripts/bench.sh --sections qemu $(ARGS)
 
-# Formatting, arithmetic on what a guest chooses, and a build in which warnings are errors.
+# Scripts, comment width, formatting, arithmetic on what a guest chooses, and a build in which warnings
+# are errors.
 check:
+	Scripts/needs.sh --check
+	shellcheck -x -S warning $(SHELL_SCRIPTS)
+	Scripts/lint-width.sh
 	Scripts/lint-traps.sh
 	$(SWIFT) format lint --strict --recursive $(SWIFT_FILES)
 	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors
