@@ -121,8 +121,8 @@ package struct Poller: ~Copyable, Sendable {
     try control(EPOLL_CTL_MOD, file, token: token, interest: interest)
   }
 
-  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in any
-  /// process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
+  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in
+  /// any process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
   package var tokens: Set<UInt64>? {
     guard let info = try? contentsOfFile("/proc/self/fdinfo/\(descriptor.rawValue)") else {
       return nil

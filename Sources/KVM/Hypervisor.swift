@@ -28,8 +28,8 @@ import X86JIT
 package enum ClientWrites: Sendable {
   /// The client calls `PhysicalCPU.noteHostWrite`.
   case announced
-  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may change
-  /// what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
+  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may
+  /// change what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
   case unannounced
   /// The same, without protection: code is compared with what it was (`CodeGuard`).
   case compared

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What vCPUs and physical CPUs did, for `--stats`. Counts are written by their own thread alone and
+// are exact while none runs.
 
 import Synchronization
 import X86

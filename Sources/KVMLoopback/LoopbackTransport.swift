@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The transport to the hypervisor in this process. It answers with the same numbers, structs and
+// errors as the kernel does, so clients cannot tell.
 
 import CHost
 import Host

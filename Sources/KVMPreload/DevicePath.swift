@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The name `/dev/kvm` and what the calls that take names answer for it.
 
 import CHost
 import Glibc

@@ -155,8 +155,8 @@ enum Settings {
   static let translates = value("MARTLET_TRANSLATOR") != "off"
   /// MARTLET_SPECULATION_GUARD=off: see `TranslatorTuning`.
   static let guardsSpeculation = value("MARTLET_SPECULATION_GUARD") != "off"
-  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared: without
-  /// userfaultfd.
+  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared:
+  /// without userfaultfd.
   static let clientWrites: ClientWrites =
     switch value("MARTLET_CLIENT_WRITES") {
     case "ignored": .announced

@@ -57,8 +57,8 @@ struct SignalMask {
     let old = Self.bits(outside)
     let wanted = (signals ?? old) & ~ClientSignals.faultSet
     withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: wanted, as: UInt64.self) }
-    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken by
-    // the library, even where the client never thought of an action.
+    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken
+    // by the library, even where the client never thought of an action.
     ClientSignals.watch(old & ~wanted)
   }
 
@@ -116,8 +116,8 @@ struct RunThread: ~Copyable {
   /// Makes what signal handlers use, so that none of them has to.
   static func prepare() { _ = key }
 
-  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that were
-  /// cancelled before.
+  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that
+  /// were cancelled before.
   private struct All: Sendable {
     var known: [UInt: UInt] = [:]
     var cancelled: [UInt] = []

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Entries of page tables, the guest's and extended ones, and page sizes.
 
 /// Bits of the guest's paging structures (SDM volume 3, "Paging").
 public enum PageTableEntry {

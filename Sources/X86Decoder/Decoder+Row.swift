@@ -6,7 +6,7 @@ import X86
 
 extension DecodeState {
   /// Finds the row, sets everything that it says but the operands, and reads ModRM with what
-  /// belongs to it. Leaves the row's number in `rowIndex`.
+  /// belongs to it. Leaves the row in `row`.
   mutating func readRow() throws(DecodeError) {
     let table = OpcodeTable.shared
     let index = OpcodeTable.headIndex(space: space, opcode: opcode, prefix: mandatory)

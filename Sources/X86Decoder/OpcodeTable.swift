@@ -46,8 +46,8 @@ enum OperandWidth: UInt8 {
   case byte, word, double, quad, ten, octo, double16, line
   /// `x`, `h`, `f`, `e`: the vector length, its half, quarter, eighth; `k`: 8 of 16, else whole.
   case vector, half, quarter, eighth, duplicate
-  /// `v` operand size; `z` the same but at most 4; `y` the same but at least 4; `n` 8 in 64-bit mode
-  /// and else 4; `g` address size.
+  /// `v` operand size; `z` the same but at most 4; `y` the same but at least 4; `n` 8 in 64-bit
+  /// mode and else 4; `g` address size.
   case operandSize, atMost4, atLeast4, native, addressSize
   /// `s` descriptor-table register, `p` far pointer, `a` two operands, `i` and `j` x87 environment
   /// and state; of immediates: `c` a byte to sign-extend, `s` the same to the operand size.

@@ -62,7 +62,7 @@ struct Martlet: ParsableCommand {
       print(fullMessage(for: error))
     } else {
       let message = message(for: error).split(separator: "\n").joined(separator: " ")
-      if !message.isEmpty { say(code == .validationFailure ? message + helpHint : message) }
+      if !message.isEmpty { say(code == .validationFailure ? "\(message)\(helpHint)" : message) }
     }
     exit(withError: code)
   }
@@ -84,9 +84,9 @@ struct Run: ParsableCommand {
     abstract: "Runs a machine with its serial port on this terminal.",
     discussion: """
       Ctrl-A X quits, Ctrl-A H lists the keys. The exit status is 0 if the guest powers off or the \
-      user quits, odd if the guest writes to the debug-exit port (2 * value + 1), 2 for unusable \
+      user quits, odd if the guest writes to the debug-exit port (2*value+1), 2 for unusable \
       input, 4 if the guest crashes, 6 if it halts with interrupts off, 8 if it reboots, 10 if the \
-      engine fails, 64 for an unknown option, and 128 + n if signal n ends the run.
+      engine fails, 64 for an unknown option, and 128+n if signal n ends the run.
       """)
 
   @Option(

@@ -2,8 +2,8 @@
 
 import InterruptChips
 
-/// Bytes become accesses of interrupt chips and timers by a guest, lines of devices, messages between the
-/// chips, and states that a client loads.
+/// Bytes become accesses of interrupt chips and timers by a guest, lines of devices, messages
+/// between the chips, and states that a client loads.
 struct ChipPart: ~Copyable {
   var reader: Reader
   var time = LocalAPIC.Time(nanoseconds: 0)

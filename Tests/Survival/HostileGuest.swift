@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A machine with two vCPUs and devices whose guests are hostile: each round has new memory, new code and
-// new registers, and both vCPUs run in it until they stop, or are stopped.
+// A machine with two vCPUs and devices whose guests are hostile: each round has new memory, new
+// code and new registers, and both vCPUs run in it until they stop, or are stopped.
 
 import CHost
 import Devices

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where fields of the CPU's state lie. Processors that forward stores to loads by the low 11 bits of
-// addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of those
-// that every access reads.
+// Where fields of the CPU's state lie. Processors that forward stores to loads by the low 11 bits
+// of addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of
+// those that every access reads.
 
 import Support
 import Testing
@@ -31,8 +31,8 @@ import X86CPU
     #expect(!written.contains { segments.contains($0) })
   }
 
-  /// A compare whose words come from two cache lines gives a guest that evicts one of them time to have
-  /// the host go on with what the compare would have refused.
+  /// A compare whose words come from two cache lines gives a guest that evicts one of them time to
+  /// have the host go on with what the compare would have refused.
   @Test func wordsOfACompareAreInOneCacheLine() throws {
     let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
     let stack = native + (try #require(MemoryLayout<NativeState>.offset(of: \.stackPage)))

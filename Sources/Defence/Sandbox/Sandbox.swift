@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The process gives away what it does not need before a guest runs, so that a guest that takes it over has
-// won the guest's own memory and terminal and little else: no new privileges, system calls by what a thread
-// is for, no files, no network, no other processes, limits. docs/security.md has the whole.
+// The process gives away what it does not need before a guest runs, so that a guest that takes it
+// over has won the guest's own memory and terminal and little else: no new privileges, system calls
+// by what a thread is for, no files, no network, no other processes, limits. docs/security.md has
+// the whole.
 //
 //     let sandbox = try Sandbox(settings)     // one thread, files can be opened
 //     HostThread.atStart { sandbox.confineThread($0) }

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls that queue interrupts, NMIs and SMIs, and those that save and restore pending events.
+// What a client restores is checked as a VM entry would check it.
 
 import CHost
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls for general, special and debug registers. Combinations that no processor can be in are
+// EINVAL, so an entry cannot fail because of them.
 
 import CHost
 import InterruptChips

@@ -2,7 +2,8 @@
 //
 // The vendor seam: what the hypervisor asks of VT-x (and will ask of SVM) for one vCPU. A backend
 // owns the vCPU's control block and is written in the processor's verbs; nothing above it names a
-// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
+// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given
+// last.
 
 import SystemPackage
 import X86

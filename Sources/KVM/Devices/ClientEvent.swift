@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Eventfds that a client hands over. Each is duplicated once and closed once; a release from two
+// sides closes it once, too.
 
 import CHost
 import Host
@@ -55,7 +58,8 @@ final class ClientEvent: Sendable {
     return open.contains(identity)
   }
 
-  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be told.
+  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be
+  /// told.
   static var clients: Set<Identity>? {
     guard let directory = opendir("/proc/self/fd") else { return nil }
     defer { closedir(directory) }

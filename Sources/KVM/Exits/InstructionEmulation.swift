@@ -11,9 +11,9 @@
 //
 // The log belongs to the instruction at `rip`; with any other it is empty.
 //
-// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as clients
-// read no more than one, with the registers behind it; items of INS are asked for ahead, as many as will
-// surely be taken, and those not yet taken wait in `inputs`.
+// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as
+// clients read no more than one, with the registers behind it; items of INS are asked for ahead, as
+// many as will surely be taken, and those not yet taken wait in `inputs`.
 
 import CHost
 import Host
@@ -296,8 +296,8 @@ extension VirtualCPU {
     } else {
       emulation.answer(answerValue(access))
     }
-    // Where the physical CPU no longer has everything as the exit left it, the guest is entered, and
-    // the same exit brings it back to its emulation with the log in place.
+    // Where the physical CPU no longer has everything as the exit left it, the guest is entered,
+    // and the same exit brings it back to its emulation with the log in place.
     replayEntries = 0
     if emulationLoadCount != loadCount { return true }
     return emulateInstruction() == .resume

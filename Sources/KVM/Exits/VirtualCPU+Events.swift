@@ -18,8 +18,8 @@ extension VirtualCPU {
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
 
-  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that injects
-  /// one would drop it.
+  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that
+  /// injects one would drop it.
   var hasPendingTrap: Bool {
     cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
       && backend[.interruptibility] & UInt64(Interruptibility.blockingByMovSS) == 0

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Between which addresses the memory of all slots lies, for those who stand before the client's mmap:
-// a look at two words, as most calls concern no slot.
+// Between which addresses the memory of all slots lies, for those who stand before the client's
+// mmap: a look at two words, as most calls concern no slot.
 
 import Host
 import Synchronization

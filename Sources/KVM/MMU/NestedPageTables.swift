@@ -52,7 +52,8 @@ struct NestedPageTables: @unchecked Sendable {
 
   /// Takes all entries away.
   ///
-  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an earlier call.
+  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an
+  ///   earlier call.
   mutating func clear(keepingTables: Bool = false) {
     rootTable.update(repeating: 0, count: 512)
     if keepingTables { left.append(lower) } else { left = [] }

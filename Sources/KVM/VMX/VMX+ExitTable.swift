@@ -60,9 +60,10 @@ extension VMX {
 
   // MARK: Events
 
-  /// NMIs stay blocked where the IRET that unblocked them did not happen: bit 12 of an EPT violation's
-  /// qualification, and of an exception's information (SDM volume 3, "Information for VM Exits Due to
-  /// Vectored Events"). While an event was delivered the bit means nothing; a double fault is no IRET's.
+  /// NMIs stay blocked where the IRET that unblocked them did not happen: bit 12 of an EPT
+  /// violation's qualification, and of an exception's information (SDM volume 3, "Information for
+  /// VM Exits Due to Vectored Events"). While an event was delivered the bit means nothing; a
+  /// double fault is no IRET's.
   private func blockNMIsAgain(_ bits: UInt64) {
     guard bits & UInt64(InterruptionInfo.nmiUnblockingBit) != 0,
       cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0
@@ -117,7 +118,8 @@ extension VMX {
 
   private static let exitBusLock: Handler = { _, vcpu in vcpu.exitForBusLock() }
 
-  /// Qualification: 0 the guest's state is lost, 12 NMIs were unblocked by the IRET that it fell into.
+  /// Qualification: 0 the guest's state is lost, 12 NMIs were unblocked by the IRET that it fell
+  /// into.
   private static let exitNotify: Handler = { vmx, vcpu in
     vmx.blockNMIsAgain(vmx.qualification)
     return vcpu.exitForNotify(isContextLost: vmx.qualification & 1 != 0)

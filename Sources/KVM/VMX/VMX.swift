@@ -4,8 +4,8 @@
 // guest. See VMX+State for the registers and VMX+ExitTable for what follows an exit.
 //
 // The guest runs with EPT, VPID and as an unrestricted guest: real mode needs no help. CR0.NE and
-// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4 bits
-// that its CPUID offers, are its own.
+// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4
+// bits that its CPUID offers, are its own.
 //
 // Invariant: the VMCS is clear (in memory) unless `cpu` is the physical CPU that it is current on.
 

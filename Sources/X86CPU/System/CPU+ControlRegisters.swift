@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Writes to control registers: which values are allowed, what mode follows and what is flushed
-// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits are
-// the instructions' business (ControlRegisterInstructions); these functions get the value that is to
-// be in the register.
+// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits
+// are the instructions' business (ControlRegisterInstructions); these functions get the value that
+// is to be in the register.
 
 import X86
 
@@ -186,8 +186,8 @@ extension CPU {
   /// comes after the instruction, so event processing does it.
   func virtualizeTPR() { owner.request(CPURequest.events) }
 
-  /// The exit for a virtual task priority below the TPR threshold, where interrupts are not delivered
-  /// virtually. It is trap-like: event processing asks for it between instructions.
+  /// The exit for a virtual task priority below the TPR threshold, where interrupts are not
+  /// delivered virtually. It is trap-like: event processing asks for it between instructions.
   ///
   /// - Returns: false where the guest has left.
   func checkTPRThreshold() -> Bool {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the guest/host
-// masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to Instruction
-// Behavior in VMX Non-Root Operation").
+// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the
+// guest/host masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to
+// Instruction Behavior in VMX Non-Root Operation").
 //
 // Of CR0 and CR4 a guest sees the host-owned bits (mask 1) in the read shadow, and an attempt to
 // write one otherwise than the shadow has it exits; all other bits are its own:
@@ -14,7 +14,8 @@ import X86Decoder
 
 /// The exit qualification of a control-register access:
 ///
-///     bits 3:0 register   5:4 access   6 LMSW from memory   11:8 general register   31:16 LMSW source
+///     bits 3:0 register   5:4 access   6 LMSW from memory   11:8 general register   31:16 LMSW
+///     source
 enum ControlRegisterAccess {
   static let movTo: UInt64 = 0 << 4
   static let movFrom: UInt64 = 1 << 4

@@ -58,8 +58,8 @@ enum MSRInstructions {
     return bitmap[offset] & (1 << UInt8(index & 7)) != 0
   }
 
-  /// The register on the virtual-APIC page that stands for an x2APIC MSR, or nil where the MSR is the
-  /// processor's own. TPR always; other registers for reads, with APIC-register virtualization.
+  /// The register on the virtual-APIC page that stands for an x2APIC MSR, or nil where the MSR is
+  /// the processor's own. TPR always; other registers for reads, with APIC-register virtualization.
   private static func virtualX2APIC(
     _ c: CPU, _ number: UInt32, write: Bool
   ) -> UnsafeMutablePointer<UInt32>? {

@@ -3,8 +3,8 @@
 // IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits by VMX's I/O bitmaps, I/O
 // breakpoints. INS and OUTS are in StringPortInstructions.
 //
-// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While the
-// hypervisor emulates an instruction, its context answers instead.
+// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While
+// the hypervisor emulates an instruction, its context answers instead.
 
 import X86
 import X86Decoder

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// INS and OUTS, with REP. They exit before the first iteration, with the linear address of the memory
-// operand; the hypervisor then has the processor execute them again, with a context that answers for
-// the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or the context
-// stops: the registers then say where.
+// INS and OUTS, with REP. They exit before the first iteration, with the linear address of the
+// memory operand; the hypervisor then has the processor execute them again, with a context that
+// answers for the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or
+// the context stops: the registers then say where.
 //
 //     micro-op: immediate = instruction information; register0 bit 0 = REP
 

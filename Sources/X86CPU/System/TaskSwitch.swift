@@ -67,11 +67,11 @@ extension CPU {
   /// Switches to the task of the TSS that `selector` names.
   ///
   /// - Parameters:
-  ///   - returnRIP: EIP that the old task's TSS gets: of the next instruction for CALL, JMP, IRET and
-  ///     software interrupts, else that of the interrupted one.
+  ///   - returnRIP: EIP that the old task's TSS gets: of the next instruction for CALL, JMP, IRET
+  ///     and software interrupts, else that of the interrupted one.
   ///   - errorCode: pushed on the new task's stack.
-  /// - Throws: a fault of the old task if its state has not been left, else a fault of the new task,
-  ///   whose state is then loaded; `.vmExit` where guest memory is missing.
+  /// - Throws: a fault of the old task if its state has not been left, else a fault of the new
+  ///   task, whose state is then loaded; `.vmExit` where guest memory is missing.
   package func emulateTaskSwitch(
     selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32? = nil
   ) throws(GuestException) {

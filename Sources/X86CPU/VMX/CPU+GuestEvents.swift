@@ -4,8 +4,8 @@
 // volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM
 // Exits"):
 //
-//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI window
-//     -> interrupt window -> external interrupt (a kick)
+//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI
+//     window -> interrupt window -> external interrupt (a kick)
 //
 // Each function returns false where the guest has left.
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The controls of the current VMCS, unpacked for the run, and the exit information on its way back.
 
 /// The execution controls of the running VMCS in the form in which instructions consult them.
 /// VM entry fills it from the VMCS; nothing else writes it.
