@@ -83,7 +83,7 @@ let package = Package(
     .target(
       name: "KVMClient",
       dependencies: [
-        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
     .target(
@@ -120,7 +120,7 @@ let package = Package(
     .executableTarget(
       name: "martlet",
       dependencies: [
-        "VMM", "KVMLoopback", "Host", "Defence", "X86CPU", "CHost",
+        "VMM", "KVMLoopback", "Host", "Defence", "CHost",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: common,
@@ -216,6 +216,10 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
+    // What documents and comments say of the code, the options and the modules.
+    .testTarget(
+      name: "DocumentTests", dependencies: ["HostTestSupport"],
+      exclude: ["foreign-names.txt"], swiftSettings: common),
     .testTarget(
       name: "KVMTests",
       dependencies: [
