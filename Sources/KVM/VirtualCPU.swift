@@ -141,7 +141,6 @@ final class VirtualCPU: @unchecked Sendable {
   var deadlineTSC: UInt64 = .max
   var performance = PerformanceMonitor()
   var smm = SystemManagement()
-  var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
   /// Made with the first KVM_GET_STATS_FD.

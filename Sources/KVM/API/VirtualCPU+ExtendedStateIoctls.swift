@@ -121,7 +121,6 @@ enum ExtendedState {
   private enum Image {
     static let st = 32
     static let xmm = 160
-    static let legacySize = 512
   }
 
   // MARK: kvm_fpu

@@ -31,7 +31,7 @@ extension VMX {
     (.invalidGuestState, exitInvalidGuestState), (.msrLoading, exitInvalidGuestState),
     (.mwait, exitMonitorWait), (.monitorTrapFlag, exitMonitorTrapFlag), (.monitor, exitMonitorWait),
     (.pause, exitPause), (.machineCheckDuringEntry, exitInvalidGuestState),
-    (.tprBelowThreshold, exitTPRBelowThreshold), (.gdtrOrIDTRAccess, exitEmulated),
+    (.gdtrOrIDTRAccess, exitEmulated),
     (.ldtrOrTRAccess, exitEmulated), (.eptViolation, exitEPTViolation),
     (.eptMisconfiguration, exitEPTMisconfiguration), (.invept, exitUndefined),
     (.rdtscp, exitRDTSCP), (.preemptionTimer, exitExternalInterrupt),
@@ -64,17 +64,19 @@ extension VMX {
   /// violation's qualification, and of an exception's information (SDM volume 3, "Information for
   /// VM Exits Due to Vectored Events"). While an event was delivered the bit means nothing; a
   /// double fault is no IRET's.
-  private func blockNMIsAgain(_ bits: UInt64) {
-    guard bits & UInt64(InterruptionInfo.nmiUnblockingBit) != 0,
-      cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0
-    else { return }
+  private func blockNMIsAgain() {
+    guard cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0 else { return }
     let state = cpu.vmread(.guestInterruptibility)
     cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
   }
 
   private static let exitExceptionOrNMI: Handler = { vmx, vcpu in
     let info = vmx.cpu.vmread(.exitInterruptionInfo)
-    if info & 0xFF != UInt64(ExceptionVector.doubleFault.rawValue) { vmx.blockNMIsAgain(info) }
+    if info & UInt64(InterruptionInfo.nmiUnblockingBit) != 0,
+      info & 0xFF != UInt64(ExceptionVector.doubleFault.rawValue)
+    {
+      vmx.blockNMIsAgain()
+    }
     // #UD and a debugger's exceptions are intercepted, and the host has no NMIs for us.
     return vcpu.exitForException(
       InterruptionInfo(
@@ -101,28 +103,21 @@ extension VMX {
     return .resume
   }
 
-  /// Qualification: 15:0 selector of the TSS, 31:30 what started it.
   private static let exitTaskSwitch: Handler = { vmx, vcpu in
-    vcpu.switchTask(
-      selector: UInt16(truncatingIfNeeded: vmx.qualification),
-      source: TaskSwitchSource(rawValue: (vmx.qualification >> 30) & 3) ?? .call)
+    let task = TaskSwitchQualification(rawValue: vmx.qualification)
+    return vcpu.switchTask(selector: task.selector, source: task.source)
   }
 
   private static let exitMonitorTrapFlag: Handler = { _, vcpu in
     vcpu.debug.isStepping ? vcpu.stepExit() : .resume
   }
-  private static let exitTPRBelowThreshold: Handler = { _, vcpu in
-    vcpu.mustCheckEvents = true
-    return .resume
-  }
 
   private static let exitBusLock: Handler = { _, vcpu in vcpu.exitForBusLock() }
 
-  /// Qualification: 0 the guest's state is lost, 12 NMIs were unblocked by the IRET that it fell
-  /// into.
   private static let exitNotify: Handler = { vmx, vcpu in
-    vmx.blockNMIsAgain(vmx.qualification)
-    return vcpu.exitForNotify(isContextLost: vmx.qualification & 1 != 0)
+    let notify = NotifyQualification(rawValue: vmx.qualification)
+    if notify.contains(.nmiUnblocking) { vmx.blockNMIsAgain() }
+    return vcpu.exitForNotify(isContextLost: notify.contains(.contextIsInvalid))
   }
 
   // MARK: Instructions
@@ -176,12 +171,11 @@ extension VMX {
     return exitRDTSC(vmx, vcpu)
   }
 
-  /// Qualification: 3:0 register, 5:4 access (0 to, 1 from, 2 CLTS, 3 LMSW), 11:8 general register.
   private static let exitControlRegister: Handler = { vmx, vcpu in
-    let qualification = vmx.qualification
-    let general = Int(qualification >> 8) & 15
-    let isWrite = (qualification >> 4) & 3 == 0
-    switch qualification & 15 {
+    let access = ControlRegisterQualification(rawValue: vmx.qualification)
+    let general = Int(access.general)
+    let isWrite = access.access == .movTo
+    switch access.register {
     case 0 where isWrite:
       // Only NE is not the guest's own. With the shadow as it wants it, the write needs no exit.
       let value = vcpu.cpu.gpr[general]
@@ -197,42 +191,36 @@ extension VMX {
     return .resume
   }
 
-  /// Qualification: 2:0 register, 4 read, 11:8 general register.
   private static let exitDebugRegister: Handler = { vmx, vcpu in
-    let qualification = vmx.qualification
+    let access = DebugRegisterQualification(rawValue: vmx.qualification)
     return vcpu.accessDebugRegister(
-      Int(qualification & 7), general: Int(qualification >> 8) & 15,
-      isRead: qualification & 1 << 4 != 0)
+      Int(access.register), general: Int(access.general), isRead: access.isRead)
   }
 
-  /// Qualification: 2:0 size - 1, 3 IN, 4 string, 5 REP, 6 immediate, 31:16 port.
   private static let exitIOInstruction: Handler = { vmx, vcpu in
-    let qualification = vmx.qualification
-    if qualification & 1 << 4 != 0 {
+    let access = IOQualification(rawValue: vmx.qualification)
+    if access.isString {
       // Instruction information: 9:7 address size, as a power of two from 16 bits.
       let addressSize = (vmx.cpu.vmread(.exitInstructionInfo) >> 7) & 7
       return vcpu.emulateStringIO(
-        size: Int(qualification & 7) + 1, isInput: qualification & 1 << 3 != 0,
-        isRepeated: qualification & 1 << 5 != 0,
+        size: Int(access.size), isInput: access.isInput, isRepeated: access.isRepeated,
         linear: vmx.cpu.vmread(.guestLinearAddress),
         addressMask: [0xFFFF, 0xFFFF_FFFF, .max][Int(min(addressSize, 2))])
     }
-    return vcpu.accessPort(
-      UInt16(truncatingIfNeeded: qualification >> 16),
-      size: UInt8(qualification & 7) + 1, isInput: qualification & 1 << 3 != 0)
+    return vcpu.accessPort(access.port, size: access.size, isInput: access.isInput)
   }
 
   // MARK: Memory
 
-  /// Qualification: 0 read, 1 write, 2 fetch.
   private static let exitEPTViolation: Handler = { vmx, vcpu in
-    vmx.blockNMIsAgain(vmx.qualification)
+    let violation = EPTViolationQualification(rawValue: vmx.qualification)
+    if violation.contains(.nmiUnblocking) { vmx.blockNMIsAgain() }
     let address = vmx.cpu.vmread(.guestPhysicalAddress)
-    let isWrite = vmx.qualification & 2 != 0
+    let isWrite = violation.contains(.write)
     if vcpu.isBeyondWidth(address), vcpu.interruptedEvent == nil {
       return vcpu.accessBeyondWidth(
         linear: vmx.cpu.vmread(.guestLinearAddress), isWrite: isWrite,
-        isFetch: vmx.qualification & 4 != 0)
+        isFetch: violation.contains(.fetch))
     }
     switch vcpu.mapTouched(address, writing: isWrite) {
     case .mapped, .waits: return .resume
@@ -252,7 +240,9 @@ extension VMX {
   private static let exitEPTMisconfiguration: Handler = { vmx, vcpu in
     vcpu.internalError(
       KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
-      data: [49, vmx.cpu.vmread(.guestPhysicalAddress)])
+      data: [
+        UInt64(ExitReason.eptMisconfiguration.rawValue), vmx.cpu.vmread(.guestPhysicalAddress),
+      ])
   }
 
   // MARK: Failures

@@ -140,8 +140,7 @@ final class VMX: VirtualizationBackend {
   }
 
   func setNestedTables(_ root: UInt64) {
-    // Write-back, four levels.
-    cpu.vmwrite(.eptPointer, root | 6 | 3 << 3)
+    cpu.vmwrite(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
   }
 
   func setTSCOffset(_ offset: UInt64) { cpu.vmwrite(.tscOffset, offset) }

@@ -105,7 +105,7 @@ extension CPU {
       try checkTask(selector, .generalProtection, external: event.isExternal)
       throw exit(
         .taskSwitch,
-        qualification: UInt64(selector) | TaskSwitchSource.interrupt.rawValue << 30)
+        qualification: TaskSwitchQualification(selector: selector, source: .interrupt).rawValue)
     }
     let wide = rights.type & 8 != 0
     let offset = low & 0xFFFF | (wide ? low >> 32 & 0xFFFF_0000 : 0) | (high & 0xFFFF_FFFF) << 32

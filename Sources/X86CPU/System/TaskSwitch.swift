@@ -7,24 +7,11 @@
 // out, for which it calls `emulateTaskSwitch` on the same CPU.
 //
 //     // exit reason 9
-//     let source = TaskSwitchSource(rawValue: qualification >> 30 & 3)
+//     let task = TaskSwitchQualification(rawValue: qualification)
 //     try c.emulateTaskSwitch(
-//       selector: UInt16(qualification & 0xFFFF), source: source, returnRIP: rip + length)
+//       selector: task.selector, source: task.source, returnRIP: rip + length)
 
 import X86
-
-/// What started a task switch: bits 31:30 of the exit's qualification (SDM volume 3, "Exit
-/// Qualification for Task Switches").
-package enum TaskSwitchSource: UInt64, Sendable {
-  case call = 0
-  case interruptReturn = 1
-  case jump = 2
-  /// A task gate in the IDT.
-  case interrupt = 3
-
-  /// The old task stays busy, and the new one links back to it.
-  var nests: Bool { self == .call || self == .interrupt }
-}
 
 /// The dynamic part of a TSS of either format.
 private struct TaskImage {

@@ -19,7 +19,6 @@ package struct VMXControls {
   package var cr4Shadow: UInt64 = 0
   package var cr3Targets = InlineArray<4, UInt64>(repeating: 0)
   package var cr3TargetCount: UInt32 = 0
-  package var tprThreshold: UInt32 = 0
   package var tscOffset: UInt64 = 0
   package var tscMultiplier: UInt64 = 1 << 48
   package var msrBitmap: UInt64 = 0
@@ -31,8 +30,6 @@ package struct VMXControls {
   package var pleWindow: UInt32 = 0
   /// In TSC ticks.
   package var notifyWindow: UInt32 = 0
-  package var virtualAPICPage: UInt64 = 0
-  package var apicAccessPage: UInt64 = 0
   package var xssExitingBitmap: UInt64 = 0
 
   package init() {}
