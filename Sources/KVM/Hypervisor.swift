@@ -95,14 +95,14 @@ package final class Hypervisor: Sendable {
     pool = try PhysicalCPUPool(
       count: count,
       enable: { (cpu) throws(Errno) in
-        try VMX.enable(cpu)
+        try Backends.type(for: cpu).enable(cpu)
         if !translates { return }
         try Translator.install(
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
           codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
           countsInstructions: reports.measures, log: log, measures: reports.measures,
           verifies: tuning.verifiesAccesses)
-      }, enableSpare: { (cpu) throws(Errno) in try VMX.enable(cpu) })
+      }, enableSpare: { (cpu) throws(Errno) in try Backends.type(for: cpu).enable(cpu) })
   }
 
   /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.

@@ -330,16 +330,12 @@ extension VirtualCPU {
   }
 
   /// INS or OUTS.
-  ///
-  /// - Parameters:
-  ///   - linear: the memory operand of the first item.
-  ///   - addressMask: of the address size, by which RCX counts.
-  func emulateStringIO(
-    size: Int, isInput: Bool, isRepeated: Bool, linear: UInt64, addressMask: UInt64
-  ) -> Disposition {
+  func emulateStringIO(_ access: StringPortExit) -> Disposition {
     emulation.repeatedInput =
-      isInput && isRepeated
-      ? .init(size: size, linear: linear, rdi: cpu.gpr[7], mask: addressMask) : nil
+      access.isInput && access.isRepeated
+      ? .init(
+        size: access.size, linear: access.linear, rdi: cpu.gpr[7], mask: access.addressMask)
+      : nil
     return emulateInstruction()
   }
 
