@@ -175,7 +175,7 @@ let package = Package(
       name: "martlet-survive",
       dependencies: [
         "CHost", "Host", "X86", "X86Decoder", "X86CPU", "KVM", "KVMClient", "KVMLoopback",
-        "Devices", "Support", "TestRandom",
+        "Devices", "LinuxBoot", "Support", "TestRandom",
         .product(name: "SystemPackage", package: "swift-system"),
       ], path: "Tests/Survival", swiftSettings: common),
     .testTarget(
