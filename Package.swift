@@ -10,6 +10,9 @@ let common: [SwiftSetting] = [
   .enableUpcomingFeature("MemberImportVisibility"),
 ]
 
+/// Every use of unsafe memory is marked `unsafe`.
+let strict: [SwiftSetting] = common + [.strictMemorySafety()]
+
 /// The processor and the hypervisor's exit path are hot: their state is single-owner by contract (see
 /// ARCHITECTURE.md, "The processor"), so the run-time exclusivity checks cost and find nothing.
 let hot: [SwiftSetting] =
@@ -63,8 +66,8 @@ let package = Package(
       name: "Host",
       dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: common),
-    .target(name: "X86", swiftSettings: common),
-    .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
+    .target(name: "X86", swiftSettings: strict),
+    .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: strict),
     .target(
       name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
     .target(
@@ -73,7 +76,7 @@ let package = Package(
         "X86", "X86Decoder", "X86CPU", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
-    .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
+    .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: strict),
     .target(
       name: "KVM",
       dependencies: [

@@ -152,7 +152,9 @@ enum OpcodeSpace {
   static let prefixes = 4
 }
 
-struct OpcodeTable: @unchecked Sendable {
+/// Safe to use and to share: its buffers are never freed nor written after they are built, and the
+/// indices into them are its own.
+@safe struct OpcodeTable: @unchecked Sendable {
   let heads: UnsafePointer<OpcodeHead>
   let lists: UnsafePointer<UInt16>
   let rows: UnsafePointer<OpcodeRow>
@@ -181,10 +183,10 @@ struct OpcodeTable: @unchecked Sendable {
   private init() {
     var builder = OpcodeTableBuilder()
     for (space, text) in Self.texts { builder.add(text, space: space) }
-    (heads, lists) = builder.finish()
+    unsafe (heads, lists) = builder.finish()
     let copy = UnsafeMutablePointer<OpcodeRow>.allocate(capacity: builder.rows.count)
-    copy.initialize(from: builder.rows, count: builder.rows.count)
-    rows = UnsafePointer(copy)
+    unsafe copy.initialize(from: builder.rows, count: builder.rows.count)
+    unsafe rows = UnsafePointer(copy)
     rowCount = builder.rows.count
     errors = builder.errors
   }
