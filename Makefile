@@ -27,11 +27,7 @@ MAN_DATE = $(shell git log -1 --format=%cs 2>/dev/null || date +%F)
 
 man: build
 	$(SWIFT) package generate-manual --multi-page --date $(MAN_DATE)
-	rm -rf $(MAN) && mkdir -p $(MAN)
-	for name in martlet martlet.run martlet.kvm martlet.doctor; do \
-	  sed -e '/^\.Xr martlet\.help/d' -e '/^\.Xr/s/martlet\./martlet-/' -e '/^\.Dt/s/MARTLET\./MARTLET-/' \
-	    $(MANUALS)/$$name.1 >$(MAN)/$$(echo $$name | tr . -).1 || exit 1; \
-	done
+	Scripts/man-pages.sh $(MARTLET) $(MANUALS) $(MAN)
 
 # The program, the preload library, manual pages and shell completions: make install PREFIX=~/.local
 PREFIX ?= /usr/local
