@@ -7,7 +7,7 @@
 //
 // What is read is kept until a mapping changes. Whoever changes one calls `changed` after it; an
 // area counts as long as its generation is `generation`. Changes that nobody reports (by raw system
-// calls) are seen late where memory goes away, and at once where it comes.
+// calls) are detected late if memory is unmapped, and at once if it is mapped.
 
 import CHost
 import Synchronization

@@ -66,7 +66,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
     return api.features
   }
 
-  /// ioctl, past whoever stands before the C library's.
+  /// ioctl as a system call: the C library's function may be interposed.
   @discardableResult
   private static func control(
     _ file: Int32, _ request: UInt, _ argument: UInt

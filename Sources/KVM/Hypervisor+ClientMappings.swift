@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A client that maps, unmaps or protects memory which slots name. Linux's KVM is told by the kernel
-// (MMU notifiers); here whoever stands before the client's calls tells.
+// A client that maps, unmaps or protects memory of slots. The kernel notifies Linux's KVM (MMU
+// notifiers); here the code that intercepts the client's calls does.
 //
 //     let result = hypervisor.changeMappings(range) { munmap(...) }
 

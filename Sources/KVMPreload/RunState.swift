@@ -4,7 +4,7 @@
 //
 // In Linux a signal ends KVM_RUN with EINTR and its handler runs on the way out. Here the handler
 // would run in the middle of guest code or of the hypervisor. So the library's own handler, which
-// stands before the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
+// replaces the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
 // vCPU to leave; when KVM_RUN is over the signal is sent to the thread again, and now the client's
 // handler runs. A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is pending
 // then, as in Linux.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Why guest code was left, and what the hypervisor needs to know of it, in no vendor's format. A
-// backend makes one of its exit information (`VMX+ExitTable.swift`); `VirtualCPU+ExitHandlers.swift`
-// handles it, for every vendor. Whatever only one vendor has to do (a window to close, a shadow
-// register to write) the backend has done by then.
+// backend makes one of its exit information (`VMX+ExitTable.swift`);
+// `VirtualCPU+ExitHandlers.swift` handles it, for every vendor. Whatever only one vendor has to do
+// (a window to close, a shadow register to write) the backend has done by then.
 //
-//     let exit = backend.takeExit()            // .port(PortExit(number: 0x3F8, size: 1, isInput: false))
+//     let exit = backend.takeExit()        // such as .port(PortExit(...))
 //     let disposition = vcpu.handle(exit)
 
 public enum GuestExit: Sendable {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest memory that goes away without a word: another process truncates the file, or a system call
-// that nobody sees unmaps it. The access that finds out gets a signal of the host's; it is cut off
-// (GuardedCall), and leaves guest code at the instruction that made it.
+// Guest memory that disappears without a call that we intercept: another process truncates the
+// file, or a raw system call unmaps it. The next access raises a signal of the host's. It is cut
+// off (GuardedCall), and guest code ends at the instruction that made it.
 //
 //     guest code          an exit as if kicked, and `takeHostFault` has the address
 //     emulate             `EmulationResult.vanished`
 //     switchTask          false
 //
-// RIP and registers are those before the instruction, as after an instruction that threw: whatever
-// may fault comes before all that changes the state. In translated code, where the state is in the
-// host's registers, the signal's handler first has the instruction go the way of an access that the
-// TLB has no answer for (`NativeFaultSite`): its handler then meets the same.
+// RIP and registers are those before the instruction, as after an instruction that threw: every
+// access that may fault comes before the first change of the state. In translated code, where the
+// state is in the host's registers, the signal's handler first has the instruction go the way of an
+// access that the TLB has no answer for (`NativeFaultSite`): its handler then meets the same.
 //
 // What the TLB and EPT know of the memory stays: the hypervisor makes it anew.
 

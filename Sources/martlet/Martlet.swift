@@ -289,7 +289,9 @@ struct Run: ParsableCommand {
 struct DoctorCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "doctor",
-    abstract: "Reports what this machine offers, which engine a run would use, and how to fix it.")
+    abstract:
+      "Reports what this machine offers, which engine a run would use, and how to fix what is "
+      + "missing.")
 
   func run() {
     for line in Doctor(Martlet.engines).report() + Sandbox.offers { print(line) }

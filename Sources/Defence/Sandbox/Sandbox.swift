@@ -22,7 +22,7 @@ package final class Sandbox: Sendable {
   private let filter: SystemCallFilter?
   private let files: FileAccess?
 
-  /// What of it this host lacks, one line each with the mend.
+  /// What this host lacks, one line each, with how to fix it.
   package let missing: [String]
 
   /// Prepares everything, and sets `no_new_privs`.

@@ -16,7 +16,7 @@ package enum ThreadRole: Int, Sendable, CaseIterable {
   case main
   /// Runs guest code, and the devices that it reaches.
   case processor
-  /// Timers and their kin: waits and wakes.
+  /// Timers and similar threads: waits and wakes.
   case device
 
   /// By the thread's name.

@@ -30,7 +30,7 @@ final class ClientEvent: Sendable {
   /// - Throws: EBADF where nothing is open there, EINVAL where it is not an eventfd.
   init(_ client: Int32) throws(Errno) {
     identity = try Self.identity(client)
-    // By system calls: who stands before the client's must not take this for one of them.
+    // By system calls: what intercepts the client's calls must not take this for one of them.
     let new = chost_syscall(Int(SYS_fcntl), Int(client), Int(F_DUPFD_CLOEXEC), 3, 0, 0, 0)
     guard new >= 0 else { throw Errno(rawValue: errno) }
     descriptor = Int32(new)

@@ -60,7 +60,7 @@ final class InterruptEvents: @unchecked Sendable {
       state.nextToken += 1
       state.sources[token] = Source(gsi: gsi, event: event, resample: resample)
       if let resample { controller.addResampler(gsi, resample) }
-      // An event that came before is seen now: epoll tells levels.
+      // An event that came before is reported now: epoll is level-triggered.
       try poller.add(event.descriptor, token: token)
     }
   }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // VT-x's exit reasons as exits of no vendor: one flat table, one small function per reason, which
-// takes the exit information apart. A function that needs the vendor to act (a window, NMI blocking,
-// a shadow register, INVVPID) does so here.
+// takes the exit information apart. A function that needs the vendor to act (a window, NMI
+// blocking, a shadow register, INVVPID) does so here.
 
 import X86
 import X86CPU

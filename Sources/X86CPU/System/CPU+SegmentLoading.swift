@@ -58,8 +58,8 @@ extension CPU {
     return state
   }
 
-  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its kin, a
-  /// task switch): base and limit stay or not, by vendor.
+  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its variants,
+  /// a task switch): base and limit stay or not, by vendor.
   private func nullLoaded(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
     follows(.nullKeepsBase) ? nullKept(register, selector) : nullSegment(selector)
   }
