@@ -30,6 +30,8 @@ package struct VMXControls {
   package var pleWindow: UInt32 = 0
   /// In TSC ticks.
   package var notifyWindow: UInt32 = 0
+  /// Keeps `CPUState.native`, which follows, where StateLayoutTests want it.
+  private var room: (UInt64, UInt64) = (0, 0)
   package var xssExitingBitmap: UInt64 = 0
 
   package init() {}
