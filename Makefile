@@ -4,10 +4,14 @@ SWIFT ?= swift
 RELEASE = -c release
 MARTLET = .build/release/martlet
 SWIFT_FILES = Package.swift Sources Tests Benchmarks
+# The parts of scripts are looked at through those that take them in (shellcheck -x).
+SCRIPT_PARTS = Scripts/bench-lib.sh Scripts/qemu-matrix-lib.sh Scripts/qemu-matrix-cases.sh
+SHELL_SCRIPTS = .ci/run $(filter-out $(SCRIPT_PARTS), $(wildcard Scripts/*.sh Scripts/init-* \
+  Guests/*.sh Benchmarks/programs/*.sh))
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
 
-.PHONY: all build run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
+.PHONY: all build install man run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
 
 all: build
 
@@ -15,6 +19,29 @@ all: build
 build:
 	$(SWIFT) build $(RELEASE) --product martlet
 	$(SWIFT) build $(RELEASE) --product martlet-kvm
+
+# Manual pages in .build/man, made of the program's help by swift-argument-parser's plugin.
+MAN = .build/man
+MANUALS = .build/plugins/GenerateManual/outputs/martlet
+MAN_DATE = $(shell git log -1 --format=%cs 2>/dev/null || date +%F)
+
+man: build
+	$(SWIFT) package generate-manual --multi-page --date $(MAN_DATE)
+	Scripts/man-pages.sh $(MARTLET) $(MANUALS) $(MAN)
+
+# The program, the preload library, manual pages and shell completions: make install PREFIX=~/.local
+PREFIX ?= /usr/local
+SHARE = $(DESTDIR)$(PREFIX)/share
+
+install: man
+	install -D -m 755 $(MARTLET) $(DESTDIR)$(PREFIX)/bin/martlet
+	install -D -m 755 .build/release/libmartlet-kvm.so $(DESTDIR)$(PREFIX)/lib/martlet/libmartlet-kvm.so
+	install -d $(SHARE)/man/man1 $(SHARE)/bash-completion/completions \
+	  $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	install -m 644 $(MAN)/*.1 $(SHARE)/man/man1
+	$(MARTLET) --generate-completion-script bash >$(SHARE)/bash-completion/completions/martlet
+	$(MARTLET) --generate-completion-script zsh >$(SHARE)/zsh/site-functions/_martlet
+	$(MARTLET) --generate-completion-script fish >$(SHARE)/fish/vendor_completions.d/martlet.fish
 
 # Debian's cloud kernel with a shell on this terminal.
 run: build .guest/vmlinuz-cloud-amd64 .guest/initramfs-shell.cpio
@@ -104,8 +131,12 @@ bench: build
 bench-qemu: build
 	Scripts/bench.sh --sections qemu $(ARGS)
 
-# Formatting, arithmetic on what a guest chooses, and a build in which warnings are errors.
+# Scripts, comment width, formatting, arithmetic on what a guest chooses, and a build in which warnings
+# are errors.
 check:
+	Scripts/needs.sh --check
+	shellcheck -x -S warning $(SHELL_SCRIPTS)
+	Scripts/lint-width.sh
 	Scripts/lint-traps.sh
 	$(SWIFT) format lint --strict --recursive $(SWIFT_FILES)
 	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors

@@ -10,6 +10,9 @@ let common: [SwiftSetting] = [
   .enableUpcomingFeature("MemberImportVisibility"),
 ]
 
+/// Every use of unsafe memory is marked `unsafe`.
+let strict: [SwiftSetting] = common + [.strictMemorySafety()]
+
 /// The processor and the hypervisor's exit path are hot: their state is single-owner by contract (see
 /// ARCHITECTURE.md, "The processor"), so the run-time exclusivity checks cost and find nothing.
 let hot: [SwiftSetting] =
@@ -63,8 +66,8 @@ let package = Package(
       name: "Host",
       dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: common),
-    .target(name: "X86", swiftSettings: common),
-    .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: common),
+    .target(name: "X86", swiftSettings: strict),
+    .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: strict),
     .target(
       name: "X86CPU", dependencies: ["X86", "X86Decoder", "Host", "CHost"], swiftSettings: hot),
     .target(
@@ -73,7 +76,7 @@ let package = Package(
         "X86", "X86Decoder", "X86CPU", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
-    .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: common),
+    .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: strict),
     .target(
       name: "KVM",
       dependencies: [
@@ -83,7 +86,7 @@ let package = Package(
     .target(
       name: "KVMClient",
       dependencies: [
-        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
     .target(
@@ -120,7 +123,7 @@ let package = Package(
     .executableTarget(
       name: "martlet",
       dependencies: [
-        "VMM", "KVMLoopback", "Host", "Defence", "X86CPU", "CHost",
+        "VMM", "KVMLoopback", "Host", "Defence", "CHost",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: common,
@@ -175,7 +178,7 @@ let package = Package(
       name: "martlet-survive",
       dependencies: [
         "CHost", "Host", "X86", "X86Decoder", "X86CPU", "KVM", "KVMClient", "KVMLoopback",
-        "Devices", "Support", "TestRandom",
+        "Devices", "LinuxBoot", "Support", "TestRandom",
         .product(name: "SystemPackage", package: "swift-system"),
       ], path: "Tests/Survival", swiftSettings: common),
     .testTarget(
@@ -216,6 +219,10 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
+    // What documents and comments say of the code, the options and the modules.
+    .testTarget(
+      name: "DocumentTests", dependencies: ["HostTestSupport"],
+      exclude: ["foreign-names.txt"], swiftSettings: common),
     .testTarget(
       name: "KVMTests",
       dependencies: [

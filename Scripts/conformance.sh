@@ -13,8 +13,8 @@
 #
 # pass: exit status 0. skip: the test says that it needs something that is not offered (status 4).
 # out: it needs something that is not offered and does not look, so it is not run. FAIL: everything
-# else. A test whose source is edited says so. Scripts/conformance-expected.txt has the reason of each that does not pass; where a test fails
-# or skips that is not there, the exit status is 1.
+# else. A test whose source is edited says so. Scripts/conformance-expected.txt has the reason of
+# each that does not pass; a failure or a skip that is not listed there makes the exit status 1.
 
 set -eu
 cd "$(dirname "$0")/.."
@@ -84,6 +84,7 @@ reason() {
 passed=0 skipped=0 out=0 failed=0 surprises=0
 log=$cache/test.log
 mkdir -p "$cache/logs"
+# shellcheck disable=SC2046 # one argument for each name
 [ $# -gt 0 ] || set -- $(names)
 
 # The second and the other columns of a test's line in the list.

@@ -68,7 +68,7 @@ unpack() {
 
 # Fetches the kernel that the meta package $1 depends on as $2, and its virtio drivers into $3.
 kernel() {
-  [ -s "$guest/$2" ] && [ -z "${3:-}" -o -d "$guest/${3:-}" ] && return
+  [ -s "$guest/$2" ] && { [ -z "${3:-}" ] || [ -d "$guest/${3:-}" ]; } && return
   [ -z "${missing:-}" ] || exit 1
   package=$(kernel_package "$1")
   if [ -z "$package" ] && [ -z "$lists" ]; then

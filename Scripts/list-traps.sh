@@ -16,7 +16,10 @@ trap 'rm -f "$image"' EXIT
 
 # Objects of files that are gone may still lie in the folder.
 objects=
-for target in ${@:-$(ls Sources)}; do
+# shellcheck disable=SC2046 # one argument for each target
+[ $# -gt 0 ] || set -- $(ls Sources)
+for target; do
+  # shellcheck disable=SC2044 # no file of this repository has a space in its name
   for source in $(find "Sources/$target" -name '*.swift'); do
     object=$build/$target.build/$(basename "$source").o
     [ -f "$object" ] && objects="$objects $object"

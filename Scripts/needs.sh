@@ -1,19 +1,20 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Checks for the programs that the tests run and names the Debian packages of those that are
-# missing. With --install it installs them (as root). With --qemu QEMU is among them, without which
-# `make test` says that its part is skipped.
+# Checks for the programs that the tests run and lists the Debian packages that are missing. --install
+# installs them (as root). --qemu adds QEMU, without which `make test` skips a part; --check adds what
+# `make check` runs.
 #
-# usage: Scripts/needs.sh [--qemu] [--install]
+# usage: Scripts/needs.sh [--qemu] [--check] [--install]
 
 set -eu
 
-install='' qemu=''
+install='' qemu='' check=''
 for option in "$@"; do
   case $option in
     --install) install=yes ;;
     --qemu) qemu=yes ;;
+    --check) check=yes ;;
     *)
       echo "needs: unknown option $option" >&2
       exit 64
@@ -32,12 +33,15 @@ need xz xz-utils
 need gzip gzip
 need lz4 lz4
 need zstd zstd
-ls /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libseccomp.so.2 2>/dev/null |
-  grep -q . || missing="$missing libseccomp2"
+for library in /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libseccomp.so.2 ''; do
+  [ -e "$library" ] && break
+done
+[ -n "$library" ] || missing="$missing libseccomp2"
 if [ -n "$qemu" ]; then
   need qemu-system-x86_64 qemu-system-x86
   need qemu-img qemu-utils
 fi
+[ -z "$check" ] || need shellcheck shellcheck
 
 case " $missing " in
   *" swift "*)

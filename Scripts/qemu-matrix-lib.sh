@@ -144,15 +144,15 @@ chain_holds() {
     note="the guest found corrupt memory or crashed"
     return 1
   fi
-  declare -A known=()
+  declare -A hashes=()
   while read -r number hash; do
-    if [ -n "${known[$number]:-}" ]; then
-      [ "${known[$number]}" = "$hash" ] || { note="another hash at $number" && return 1; }
+    if [ -n "${hashes[$number]:-}" ]; then
+      [ "${hashes[$number]}" = "$hash" ] || { note="another hash at $number" && return 1; }
     elif [ "$number" -eq $((last + 1)) ]; then
       expected=$(echo "$expected $number" | sha256sum)
       expected=${expected%% *}
       [ "$expected" = "$hash" ] || { note="wrong hash at $number" && return 1; }
-      known[$number]=$hash
+      hashes[$number]=$hash
       last=$number
     else
       note="$number after $last"

@@ -21,7 +21,7 @@
 
 set -uo pipefail
 export LC_ALL=C
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 . Scripts/qemu-matrix-lib.sh
 . Scripts/qemu-matrix-cases.sh
 

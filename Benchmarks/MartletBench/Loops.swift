@@ -35,7 +35,8 @@ extension CodeLoop {
   private static let start: UInt64 = 0x1000
 
   /// The best of several batches, by the thread's CPU time: other load on the machine only adds.
-  /// Nil when the code ends elsewhere than at its HLT. A threshold other than 0 is the translator's.
+  /// Nil when the code ends elsewhere than at its HLT. A threshold other than 0 is the
+  /// translator's.
   func millionsPerSecond(threshold: UInt32 = 0) -> Double? {
     let machine = TestMachine(threshold: threshold)
     machine.setLongMode()

@@ -13,6 +13,7 @@ set -u
 export LC_ALL=C HOME=/tmp PATH=/usr/sbin:/usr/bin:/sbin:/bin TZ=UTC
 here=$(cd "$(dirname "$0")" && pwd)
 export data=$here/data
+# shellcheck source=Benchmarks/programs/programs.sh
 . "$here/programs.sh"
 
 run() {

@@ -2,10 +2,8 @@
 
 import Synchronization
 
-/// The reset control register of PC chipsets (port 0xCF9): a write with bit 2 set resets.
+/// The reset control register of PC chipsets: a write with bit 2 set resets.
 package final class ResetRegister: BusDevice {
-  /// Where PCs have it.
-  package static let port: UInt64 = 0xCF9
   /// What ACPI tells the guest to write: a full reset.
   package static let resetValue: UInt8 = 0x06
 
@@ -26,9 +24,6 @@ package final class ResetRegister: BusDevice {
 
 /// The port through which a test guest ends its machine with a status of its own.
 package final class DebugExit: BusDevice {
-  /// Where test guests expect it.
-  package static let port: UInt64 = 0xF4
-
   private let exit: @Sendable (UInt8) -> Void
 
   /// - Parameter exit: called with the status: the written value, shifted left by one, plus one,

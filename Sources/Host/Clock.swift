@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The clocks of the host, in nanoseconds. All reads go through one function, which cannot fail.
 
 #if canImport(Glibc)
   import Glibc

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a crash report can tell of guests: a row for each physical CPU of the software processor, which it
-// keeps as it enters and leaves guest code. A signal's handler reads it, so it is plain memory that is
-// never freed, and nothing here takes a lock.
+// What a crash report can tell of guests: a row for each physical CPU of the software processor,
+// which it keeps as it enters and leaves guest code. A signal's handler reads it, so it is plain
+// memory that is never freed, and nothing here takes a lock.
 //
 //     record.pointee.enter()                            // this thread is in guest code
 //     record.pointee.leave(reason: 12, rip: 0x1000)     // an exit
@@ -46,7 +46,8 @@ package struct CrashRecord {
 /// Where a guest is, as the processor tells of a `CrashRecord.state`.
 package struct GuestPlace {
   package var rip: UInt64 = 0
-  /// RIP of the block's first instruction, the block's length, and its bytes in this process; 0: unknown.
+  /// RIP of the block's first instruction, the block's length, and its bytes in this process; 0:
+  /// unknown.
   package var blockRIP: UInt64 = 0
   package var bytes: UInt = 0
   package var cs: UInt16 = 0
@@ -56,8 +57,8 @@ package struct GuestPlace {
   package var cr3: UInt64 = 0
   package var cr4: UInt64 = 0
   package var efer: UInt64 = 0
-  /// The program counter is in this CPU's translated code: that of the block at these guest's bytes in this
-  /// process, in this linear page.
+  /// The program counter is in this CPU's translated code: that of the block at these guest's bytes
+  /// in this process, in this linear page.
   package var isTranslated = false
   package var translation: UInt = 0
   package var translatedBytes: UInt = 0

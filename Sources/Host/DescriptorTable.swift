@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which of the process's descriptors are open on files of a kind that the owner of the table answers for.
+// Which of the process's descriptors are open on files of a kind that the owner of the table
+// answers for.
 //
 //     table.add(descriptor, file)
 //     if table.mayHold(descriptor), let file = table.held(descriptor) { ... }
 //     table.remove(descriptor)         // before it is closed
 //
-// Most calls of `close` and `ioctl` are for other descriptors: they look at one word and take no lock.
+// Most calls of `close` and `ioctl` are for other descriptors: they look at one word and take no
+// lock.
 
 import Glibc
 import Synchronization
@@ -48,8 +50,8 @@ package final class DescriptorTable: @unchecked Sendable {
     static let event: UInt8 = 1 << 1
   }
   /// One byte for each descriptor number; numbers beyond share the last. Changed under the lock of
-  /// `entries`, read without: what a caller has put in order, by a system call or a lock of its own, it
-  /// finds in order.
+  /// `entries`, read without: what a caller has put in order, by a system call or a lock of its
+  /// own, it finds in order.
   private let flags: UnsafeMutablePointer<Atomic<UInt8>>
   private let entries = Mutex(Entries())
   /// Whether any number was an eventfd's.

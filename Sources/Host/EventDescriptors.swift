@@ -103,7 +103,6 @@ package struct Poller: ~Copyable, Sendable {
 
     package static let readable = Self(rawValue: EPOLLIN.rawValue)
     package static let writable = Self(rawValue: EPOLLOUT.rawValue)
-    package static let hangUp = Self(rawValue: EPOLLHUP.rawValue)
     package static let error = Self(rawValue: EPOLLERR.rawValue)
     /// Of interest: each new event is told once, whether it was taken or not.
     package static let edge = Self(rawValue: EPOLLET.rawValue)
@@ -121,8 +120,8 @@ package struct Poller: ~Copyable, Sendable {
     try control(EPOLL_CTL_MOD, file, token: token, interest: interest)
   }
 
-  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in any
-  /// process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
+  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in
+  /// any process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
   package var tokens: Set<UInt64>? {
     guard let info = try? contentsOfFile("/proc/self/fdinfo/\(descriptor.rawValue)") else {
       return nil

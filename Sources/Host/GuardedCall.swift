@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Calls that end where they access memory that is not there: the way out of code that accesses a guest's
-// memory in a thousand places.
+// Calls that end where they access memory that is not there: the way out of code that accesses a
+// guest's memory in a thousand places.
 //
 //     var frame = GuardedCall.Frame()
 //     if !GuardedCall.call(&frame, function, argument) { ... frame.fault is not there ... }
 //
-// A program that wants this calls `prepare` once and `recover` in its handlers of SIGSEGV and SIGBUS;
-// without, calls are plain ones.
+// A program that wants this calls `prepare` once and `recover` in its handlers of SIGSEGV and
+// SIGBUS; without, calls are plain ones.
 //
 // A call that is cut off does not unwind: whatever its functions hold then (locks, references,
 // memory) they hold for ever. So the memory in question is accessed only where nothing is held that
@@ -83,8 +83,8 @@ package enum GuardedCall {
     }
   }
 
-  /// In a handler of SIGSEGV or SIGBUS for memory that guarded calls access: has the innermost call of
-  /// this thread go on elsewhere or end.
+  /// In a handler of SIGSEGV or SIGBUS for memory that guarded calls access: has the innermost call
+  /// of this thread go on elsewhere or end.
   ///
   /// - Parameters:
   ///   - address: the signal's.

@@ -8,8 +8,8 @@
 //
 //     guard GuardedCopy.copy(from: address, to: buffer, count: 16) else { throw .badAddress }
 //
-// `store` is one store of the processor, `exchange` one atomic exchange, for those who write what others
-// read meanwhile.
+// `store` is one store of the processor, `exchange` one atomic exchange, for those who write what
+// others read meanwhile.
 
 import CHost
 

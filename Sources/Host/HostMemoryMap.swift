@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a client has mapped in this process, and with which rights, as /proc/self/maps says. A guest is
-// given what is there; its access to anything else is the client's EFAULT and nobody's signal.
+// What a client has mapped in this process, and with which rights, as /proc/self/maps says. A guest
+// is given what is there; its access to anything else is the client's EFAULT and nobody's signal.
 //
 //     guard let area = map.area(at: host), area.isWritable else { EFAULT }
 //
-// What is read is kept until a mapping changes. Whoever changes one calls `changed` after it; an area
-// counts as long as its generation is `generation`. Changes that nobody reports (by raw system calls)
-// are seen late where memory goes away, and at once where it comes.
+// What is read is kept until a mapping changes. Whoever changes one calls `changed` after it; an
+// area counts as long as its generation is `generation`. Changes that nobody reports (by raw system
+// calls) are detected late if memory is unmapped, and at once if it is mapped.
 
 import CHost
 import Synchronization
@@ -166,7 +166,8 @@ package final class HostMemoryMap: Sendable {
     return areas
   }
 
-  /// `7f0000000000-7f0000001000 rw-p 00000000 00:01 1234   /memfd:ram (deleted)`; nil if not readable.
+  /// `7f0000000000-7f0000001000 rw-p 00000000 00:01 1234   /memfd:ram (deleted)`; nil if not
+  /// readable.
   private static func area(_ line: ArraySlice<UInt8>) -> Area? {
     var rest = line
     guard let start = number(&rest, until: UInt8(ascii: "-"), radix: 16),

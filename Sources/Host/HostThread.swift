@@ -27,7 +27,8 @@ package struct ThreadIdentifier: Sendable, Hashable {
   package func signal(_ number: Int32) { _ = pthread_kill(pthread_t(rawValue), number) }
 }
 
-/// A started thread, open to `KickSignal`; `join` waits for its end. One that is not joined is detached.
+/// A started thread, open to `KickSignal`; `join` waits for its end. One that is not joined is
+/// detached.
 package struct HostThread: ~Copyable, Sendable {
   package let identifier: ThreadIdentifier
 

@@ -66,8 +66,8 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
       offset: offset, hugePages: hugePages)
   }
 
-  /// Maps zeroed memory without a name that can be mapped again; where there is room for a huge page
-  /// its address is one's.
+  /// Maps zeroed memory without a name that can be mapped again; where there is room for a huge
+  /// page its address is one's.
   fileprivate init(sharedSize size: Int) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write], flags: MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -194,9 +194,9 @@ package struct MemoryFile: ~Copyable, Sendable {
 /// same offset of `executable`. No mapping is both. It is anonymous memory and not a memfd, because
 /// `perf` takes names from its map file for anonymous memory alone.
 ///
-/// The writable mapping stays: a translation is written some thousand times a second, and a change of
-/// protection stops every thread of the process. No guest can name either mapping: its accesses go by the TLB,
-/// whose entries are made from EPT, and EPT's from slots alone (docs/security.md).
+/// The writable mapping stays: a translation is written some thousand times a second, and a change
+/// of protection stops every thread of the process. No guest can name either mapping: its accesses
+/// go by the TLB, whose entries are made from EPT, and EPT's from slots alone (docs/security.md).
 package struct CodeMemory: ~Copyable, @unchecked Sendable {
   private let writableMapping: Mapping
   private let executableMapping: Mapping
@@ -216,9 +216,9 @@ package struct CodeMemory: ~Copyable, @unchecked Sendable {
   /// Bytes in either mapping.
   package var size: Int { writableMapping.size }
 
-  /// Puts huge pages behind a part, where the kernel can: large code that runs from 4 KiB pages misses
-  /// the processor's TLB for instructions all the time. That is madvise(2)'s MADV_COLLAPSE (Linux 6.1),
-  /// which obeys no setting for shared memory as MADV_HUGEPAGE does.
+  /// Puts huge pages behind a part, where the kernel can: large code that runs from 4 KiB pages
+  /// misses the processor's TLB for instructions all the time. That is madvise(2)'s MADV_COLLAPSE
+  /// (Linux 6.1), which obeys no setting for shared memory as MADV_HUGEPAGE does.
   ///
   /// - Parameter part: multiples of 2 MiB; what is outside of the memory is left out.
   /// - Returns: false where it has not worked and need not be tried again.

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Open files: one owner each, which closes it, and reads and writes on descriptors of others that
+// retry after a signal.
 
 import CHost
 import SystemPackage
@@ -78,8 +81,8 @@ package func writeText(_ descriptor: Int32, _ text: String) {
 
 /// The whole contents of a file.
 ///
-/// - Parameter limit: the most bytes that it may have. Files of users may be of any size, and some have
-///   no end.
+/// - Parameter limit: the most bytes that it may have. Files of users may be of any size, and some
+///   have no end.
 /// - Throws: the errno of open, fstat or read; `Errno.isDirectory` for a directory,
 ///   `Errno.fileTooLarge` beyond the limit.
 package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {

@@ -20,8 +20,8 @@ package enum PagePresence {
 
   private static let pageSize: UInt = 4096
 
-  /// Which pages of a range are in memory; those that nobody has touched are not. nil where a part is
-  /// not mapped.
+  /// Which pages of a range are in memory; those that nobody has touched are not. nil where a part
+  /// is not mapped.
   package static func resident(_ range: Range<UInt>) -> [Bool]? {
     var bytes = [UInt8](repeating: 0, count: range.count / Int(pageSize))
     let start = UnsafeMutableRawPointer(bitPattern: range.lowerBound)
@@ -41,8 +41,8 @@ package enum PagePresence {
     return entries.map { $0 & 1 << 62 != 0 }
   }
 
-  /// Has the kernel bring the page of an address, and waits until it is there. Never faults, whatever
-  /// becomes of the mapping meanwhile.
+  /// Has the kernel bring the page of an address, and waits until it is there. Never faults,
+  /// whatever becomes of the mapping meanwhile.
   ///
   /// - Returns: false where there is no page to be had so.
   package static func bring(_ address: UInt) -> Bool {

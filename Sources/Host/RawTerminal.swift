@@ -36,7 +36,7 @@ package struct RawTerminal: ~Copyable, Sendable {
 
   /// Puts a terminal into raw mode.
   ///
-  /// - Throws: `Errno.notTTY` for what is no terminal; `Errno.resourceBusy` when another is raw.
+  /// - Throws: ENOTTY for what is not a terminal; EBUSY when another is raw.
   package init(descriptor: Int32) throws(Errno) {
     var mode = termios()
     _ = try systemCall { () -> Int32 in tcgetattr(descriptor, &mode) }
@@ -67,8 +67,9 @@ package struct RawTerminal: ~Copyable, Sendable {
     if descriptor >= 0 { tcsetattr(descriptor, TCSANOW, saved) }
   }
 
-  /// Makes the process restore the terminal before it dies of a signal or calls exit. Call it before
-  /// anything else handles signals; a handler installed later has to pass on what it does not want.
+  /// Makes the process restore the terminal before it dies of a signal or calls exit. Call it
+  /// before anything else handles signals; a handler installed later has to pass on what it does
+  /// not want.
   package static func prepare() { handlers }
 
   private static let handlers: Void = {

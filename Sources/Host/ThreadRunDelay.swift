@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How long the calling thread has waited for a processor, from /proc/thread-self/schedstat. A thread that
-// will not be allowed to open files keeps this one open for as long as it lives. Others open it each
-// time: a thread of somebody else's program must hold no descriptor, whose number that program may
-// close and use again.
+// How long the calling thread has waited for a processor, from /proc/thread-self/schedstat. A
+// thread that will not be allowed to open files keeps this one open for as long as it lives. Others
+// open it each time: a thread of somebody else's program must hold no descriptor, whose number that
+// program may close and use again.
 //
 //     ThreadRunDelay.prepare()            // where files may be opened
 //     let nanoseconds = ThreadRunDelay.read()

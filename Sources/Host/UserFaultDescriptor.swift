@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // userfaultfd in its write-protect mode: pages of this process are protected, and whoever writes to
-// one, a thread by a store or the kernel on a thread's behalf, waits until the page is opened again.
+// one, a thread by a store or the kernel on a thread's behalf, waits until the page is opened
+// again.
 //
 //     let faults = try UserFaultDescriptor()
 //     try faults.register(memory)             // anonymous, shared or huge pages
@@ -65,7 +66,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
     return api.features
   }
 
-  /// ioctl, past whoever stands before the C library's.
+  /// ioctl as a system call: the C library's function may be interposed.
   @discardableResult
   private static func control(
     _ file: Int32, _ request: UInt, _ argument: UInt

@@ -117,7 +117,8 @@ extension LocalAPIC {
     let initial = self[APICRegister.initialCount]
     let current = min(self[APICRegister.currentCount], initial)
     guard initial != 0 else { return }
-    // A one-shot timer that has run out may have had no one to tell yet: it expires now, as in Linux.
+    // A one-shot timer that has run out may have had no one to tell yet: it expires now, as in
+    // Linux.
     let count = current == 0 && timerMode == .periodic ? initial : current
     timerExpiry = time.nanoseconds &+ UInt64(count) &* tick
   }

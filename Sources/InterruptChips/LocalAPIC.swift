@@ -61,13 +61,10 @@ package struct LocalAPIC: ~Copyable, Sendable {
   /// Length of one bus cycle, which the timer counts before division.
   package var busCycleNanoseconds: UInt32 = 1
 
-  /// - Parameter storage: where the register page shall lie, if not in memory of its own: 1 KiB
-  ///   that outlives this value and that nobody else writes while it is in use.
   package init(
-    id: UInt32, isBootstrapProcessor: Bool,
-    features: Features = [.x2APIC, .tscDeadline], storage: UnsafeMutableRawPointer? = nil
+    id: UInt32, isBootstrapProcessor: Bool, features: Features = [.x2APIC, .tscDeadline]
   ) {
-    page = RegisterPage(storage: storage)
+    page = RegisterPage()
     initialID = id
     self.features = features
     base = APICBase.defaultAddress | APICBase.en.rawValue

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A client that maps, unmaps or protects memory which slots name. Linux's KVM is told by the kernel
-// (MMU notifiers); here whoever stands before the client's calls tells.
+// A client that maps, unmaps or protects memory of slots. The kernel notifies Linux's KVM (MMU
+// notifiers); here the code that intercepts the client's calls does.
 //
 //     let result = hypervisor.changeMappings(range) { munmap(...) }
 
@@ -15,8 +15,8 @@ import X86CPU
 #endif
 
 extension Hypervisor {
-  /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest that
-  /// has it runs meanwhile, and none has what was there before.
+  /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest
+  /// that has it runs meanwhile, and none has what was there before.
   package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
     let affected = openMachines.filter { $0.memories.contains { $0.uses(range) } }
     if affected.isEmpty {
@@ -45,8 +45,8 @@ extension Hypervisor {
     for machine in watching(range) { machine.forgetMappings() }
   }
 
-  /// Machines whose guests want to hear of pages that they would wait for, in memory that the client
-  /// brings.
+  /// Machines whose guests want to hear of pages that they would wait for, in memory that the
+  /// client brings.
   private func watching(_ range: Range<UInt>) -> [Machine] {
     guard UserFaultRanges.shared.overlaps(range) else { return [] }
     return openMachines.filter { machine in
@@ -74,7 +74,8 @@ extension Hypervisor {
     for machine in openMachines { machine.interruptEvents?.clientClosed() }
   }
 
-  /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be one.
+  /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be
+  /// one.
   package func yieldProtection(of range: Range<UInt>) {
     for range in codeGuard?.yield(range) ?? [] { forget(range) }
   }
@@ -99,8 +100,8 @@ extension Hypervisor {
     return stopRest(machines[...])
   }
 
-  /// Machines that a client can reach, by their own handles or by those of their vCPUs; always in the
-  /// same order, in which their locks are taken.
+  /// Machines that a client can reach, by their own handles or by those of their vCPUs; always in
+  /// the same order, in which their locks are taken.
   private var openMachines: [Machine] {
     var all: [Machine] = []
     for object in openObjects {
@@ -115,8 +116,8 @@ extension Hypervisor {
 }
 
 extension Machine {
-  /// Memory of a slot has gone at an address, and maybe more: all entries are made anew, and code that
-  /// came from the slot is decoded again. The caller is a vCPU outside guest code.
+  /// Memory of a slot has gone at an address, and maybe more: all entries are made anew, and code
+  /// that came from the slot is decoded again. The caller is a vCPU outside guest code.
   func memoryVanished(_ address: UInt) {
     let deadline = HostClock.monotonic() &+ Self.patience
     withGuestsStopped(until: deadline) {

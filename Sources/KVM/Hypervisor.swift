@@ -28,11 +28,29 @@ import X86JIT
 package enum ClientWrites: Sendable {
   /// The client calls `PhysicalCPU.noteHostWrite`.
   case announced
-  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may change
-  /// what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
+  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may
+  /// change what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
   case unannounced
   /// The same, without protection: code is compared with what it was (`CodeGuard`).
   case compared
+}
+
+/// An object of the hypervisor without its handle: a call looks nothing up and takes no lock of the
+/// table of handles. It keeps the object alive; the handle, which its owner closes, keeps it open.
+package struct OpenObject: Sendable {
+  fileprivate let hypervisor: Hypervisor
+  fileprivate let object: Hypervisor.Object
+
+  /// Calls an ioctl; see `KVMTransport.ioctl`.
+  package func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
+    try hypervisor.call(object, request, argument)
+  }
+
+  /// The vCPU, for those who call KVM_RUN in the midst of signals; nil for other objects.
+  package var runner: Runner? {
+    guard case .virtualCPU(let vcpu, let machine) = object else { return nil }
+    return Runner(vcpu: vcpu, machine: machine)
+  }
 }
 
 package final class Hypervisor: Sendable {
@@ -77,14 +95,14 @@ package final class Hypervisor: Sendable {
     pool = try PhysicalCPUPool(
       count: count,
       enable: { (cpu) throws(Errno) in
-        try VMX.enable(cpu)
+        try Backends.type(for: cpu).enable(cpu)
         if !translates { return }
         try Translator.install(
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
           codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
           countsInstructions: reports.measures, log: log, measures: reports.measures,
           verifies: tuning.verifiesAccesses)
-      }, enableSpare: { (cpu) throws(Errno) in try VMX.enable(cpu) })
+      }, enableSpare: { (cpu) throws(Errno) in try Backends.type(for: cpu).enable(cpu) })
   }
 
   /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.
@@ -102,11 +120,22 @@ package final class Hypervisor: Sendable {
   package func ioctl(
     _ handle: Int32, _ request: UInt32, _ argument: UInt
   ) throws(Errno) -> Int32 {
-    switch try object(handle) {
+    try call(try object(handle), request, argument)
+  }
+
+  fileprivate func call(
+    _ object: Object, _ request: UInt32, _ argument: UInt
+  ) throws(Errno) -> Int32 {
+    switch object {
     case .system: return try Self.ioctls.call(self, request, argument)
     case .machine(let machine): return try Machine.ioctls.call(machine, request, argument)
     case .virtualCPU(let vcpu, _): return try vcpu.ioctl(request, argument)
     }
+  }
+
+  /// What a handle names, for a client that has a table of its own and keeps this in it.
+  package func opened(_ handle: Int32) throws(Errno) -> OpenObject {
+    OpenObject(hypervisor: self, object: try object(handle))
   }
 
   /// The pages that a vCPU shares with its client: `VirtualCPU.sharedSize` bytes, valid until the
@@ -137,12 +166,6 @@ package final class Hypervisor: Sendable {
   package func kick(_ handle: Int32) {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return }
     vcpu.request(.kick)
-  }
-
-  /// The vCPU of a handle, for those who call KVM_RUN in the midst of signals.
-  package func runner(_ handle: Int32) -> Runner? {
-    guard case .virtualCPU(let vcpu, let machine)? = try? object(handle) else { return nil }
-    return Runner(vcpu: vcpu, machine: machine)
   }
 
   package func close(_ handle: Int32) {

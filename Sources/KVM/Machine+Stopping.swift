@@ -2,15 +2,17 @@
 //
 // Keeping the guests of a machine out of guest code while their memory changes.
 //
-// Whoever changes memory waits for every vCPU that is in guest code, as long as it takes. There is one
-// vCPU that may never come: one that waits for a page which the client brings by userfaultfd, maybe with
-// the very thread that changes memory now. Such a straggler is left behind after a while:
+// Whoever changes memory waits for every vCPU that is in guest code, as long as it takes. There is
+// one vCPU that may never come: one that waits for a page which the client brings by userfaultfd,
+// maybe with the very thread that changes memory now. Such a straggler is left behind after a
+// while:
 //
 //  - the nested tables that it may be walking stay until all guests have been outside;
-//  - what it knows of memory is taken from it before the change is reported done, so its next access of
-//    any other page walks, finds nothing and exits; and it has to come here before it enters again;
-//  - the access that it waits in, and pages that the running instructions have looked up already, are
-//    addresses of a slot's memory, where the host's own page tables say what may be accessed.
+//  - what it knows of memory is taken from it before the change is reported done, so its next
+//    access of any other page walks, finds nothing and exits; and it has to come here before it
+//    enters again;
+//  - the access that it waits in, and pages that the running instructions have looked up already,
+//    are addresses of a slot's memory, where the host's own page tables say what may be accessed.
 
 import Host
 import Synchronization
@@ -27,8 +29,8 @@ extension Machine {
   /// Runs `change` while no vCPU is in guest code, then has every physical CPU drop its cached
   /// mappings before it enters a guest again.
   ///
-  /// - Parameter deadline: monotonic time after which a vCPU is left behind that may wait for memory
-  ///   which the client is to bring.
+  /// - Parameter deadline: monotonic time after which a vCPU is left behind that may wait for
+  ///   memory which the client is to bring.
   func withGuestsStopped<R, E: Error>(
     until deadline: UInt64 = .max, _ change: () throws(E) -> R
   ) throws(E) -> R {

@@ -75,8 +75,8 @@ final class Machine: @unchecked Sendable {
   }
 
   deinit {
-    // While the vCPUs are held here: who tells one of a page may hold it for a moment, and must not be
-    // the last.
+    // While the vCPUs are held here: who tells one of a page may hold it for a moment, and must not
+    // be the last.
     for vcpu in bus.all { vcpu.asyncFaults.clear() }
     interruptEvents?.stop()
     if interrupts != nil { timers.stop() }

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The handle with which the preload library runs a vCPU. What it has may be called in a signal's
+// handler where it says so.
 
 import CHost
 import Host
@@ -43,8 +46,8 @@ package final class Runner: Sendable {
     }
   }
 
-  /// The file with the ring of coalesced writes, which lies in the same place of it as of this vCPU's
-  /// pages; nil where it is this vCPU's own.
+  /// The file with the ring of coalesced writes, which lies in the same place of it as of this
+  /// vCPU's pages; nil where it is this vCPU's own.
   package var ringFile: Int32? { vcpu.ringFile >= 0 ? vcpu.ringFile : nil }
   package static let ringRange = CoalescedRing.fileRange
 

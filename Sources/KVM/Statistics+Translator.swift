@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The figures of the translators of all physical CPUs, for `--stats`.
 
 import X86CPU
 import X86Decoder

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What vCPUs and physical CPUs did, for `--stats`. Counts are written by their own thread alone and
+// are exact while none runs.
 
 import Synchronization
 import X86
@@ -6,8 +9,8 @@ import X86CPU
 
 /// What a vCPU did.
 package struct RunStatistics: Sendable {
-  /// Exits of the processor by basic reason, ExitReason.count of them.
-  package var exits = InlineArray<76, UInt64>(repeating: 0)
+  /// Exits of the processor by cause, `GuestExit.Cause.count` of them.
+  package var exits = InlineArray<31, UInt64>(repeating: 0)
   /// Returns of KVM_RUN with an exit for the client.
   package var userExits: UInt64 = 0
   /// Times that the vCPU slept.
@@ -18,17 +21,17 @@ package struct RunStatistics: Sendable {
   package init() {}
 
   package mutating func add(_ other: RunStatistics) {
-    for reason in 0..<ExitReason.count { exits[reason] &+= other.exits[reason] }
+    for cause in 0..<GuestExit.Cause.count { exits[cause] &+= other.exits[cause] }
     userExits &+= other.userExits
     halts &+= other.halts
     instructions &+= other.instructions
   }
 
-  /// Reasons that occurred with their counts, most frequent first.
-  package var byReason: [(reason: ExitReason, count: UInt64)] {
-    (0..<ExitReason.count).filter { exits[$0] != 0 }
-      .map { (ExitReason(rawValue: UInt16($0)), exits[$0]) }
-      .sorted { $0.count > $1.count }
+  /// Causes that occurred with their counts, most frequent first.
+  package var byCause: [(cause: GuestExit.Cause, count: UInt64)] {
+    GuestExit.Cause.allCases.map { ($0, exits[Int($0.rawValue)]) }
+      .filter { $0.1 != 0 }
+      .sorted { $0.1 > $1.1 }
   }
 }
 
@@ -68,7 +71,7 @@ extension Hypervisor {
         let statistics = vcpu.statistics
         text += "martlet: machine \(number) vCPU \(vcpu.id): \(statistics.userExits) exits to the"
         text += " client, \(statistics.halts) halts\n"
-        for (reason, count) in statistics.byReason { text += "  \(reason.name): \(count)\n" }
+        for (cause, count) in statistics.byCause { text += "  \(cause): \(count)\n" }
       }
     }
     if let codeGuard { text += "martlet: \(codeGuard.report)\n" }

@@ -141,7 +141,6 @@ final class VirtualCPU: @unchecked Sendable {
   var deadlineTSC: UInt64 = .max
   var performance = PerformanceMonitor()
   var smm = SystemManagement()
-  var clockPage: UInt64 = 0
   var clockFlags: UInt8 = ParavirtualClock.tscStable
   var statistics = RunStatistics()
   /// Made with the first KVM_GET_STATS_FD.
@@ -192,8 +191,9 @@ final class VirtualCPU: @unchecked Sendable {
       dirtyRingEntries == 0
       ? nil : try DirtyRing(count: dirtyRingEntries, file: file.descriptor.rawValue)
     sharedFile = file
-    backend = VMX(hypervisor.pool.slots[0].cpu)
-    cpu = hypervisor.pool.slots[0].cpu.cpu
+    let physical = hypervisor.pool.slots[0].cpu
+    backend = try Backends.type(for: physical).init(physical)
+    cpu = physical.cpu
     let clock = machine.clock.reference
     (tscRate, tscOffset) = (clock.rate, clock.tscOffset)
     if machine.interrupts != nil {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The transport to the kernel's KVM. Each call is one ioctl(2); descriptors are closed by their
+// owners.
 
 import CHost
 import Host

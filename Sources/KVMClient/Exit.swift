@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Exits to user space as a Swift enumeration, read from the shared `kvm_run` page. Sizes and
+// offsets in that page are checked, as they come from outside.
 
 import CHost
 

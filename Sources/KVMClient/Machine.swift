@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The typed calls of a virtual machine. One instance owns the descriptor of one machine.
 
 import CHost
 import SystemPackage

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The transport to the hypervisor in this process. It answers with the same numbers, structs and
+// errors as the kernel does, so clients cannot tell.
 
 import CHost
 import Host
@@ -69,9 +72,9 @@ package final class LoopbackTransport: KVMTransport {
 
   package func statistics() -> [(name: String, value: UInt64)] {
     let total = hypervisor.totalStatistics
-    let exits = total.byReason
+    let exits = total.byCause
     var rows = [(name: "VM exits", value: exits.reduce(0) { $0 &+ $1.count })]
-    rows += exits.map { (name: "  \($0.reason.name)", value: $0.count) }
+    rows += exits.map { (name: "  \($0.cause)", value: $0.count) }
     rows.append((name: "halts", value: total.halts))
     // The processor does not count instructions everywhere; then there is nothing to tell.
     if total.instructions > 0 {

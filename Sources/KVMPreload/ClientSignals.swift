@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The client's signal actions. The kernel knows one handler of ours for every signal that the client
-// handles; what the client asked for is kept here, and told when it asks.
+// The client's signal actions. The kernel knows one handler of ours for every signal that the
+// client handles; what the client asked for is kept here, and told when it asks.
 
 import CHost
 import Defence
@@ -129,8 +129,8 @@ enum ClientSignals {
   }
 
   private static let faults = [SIGSEGV, SIGBUS]
-  /// Those and that of Swift's traps: where the client leaves one its default action, and it is raised in
-  /// KVM_RUN, there is a crash report first.
+  /// Those and that of Swift's traps: where the client leaves one its default action, and it is
+  /// raised in KVM_RUN, there is a crash report first.
   private static let reported = [SIGSEGV, SIGBUS, SIGILL]
 
   private static func install(_ number: Int32) -> Int32 {
@@ -144,8 +144,8 @@ enum ClientSignals {
   /// SIGSEGV and SIGBUS.
   static let faultSet: UInt64 = faults.reduce(0) { $0 | 1 &<< UInt64($1 - 1) }
 
-  /// pthread_sigmask(3). Whoever blocks the signals of faults may have them blocked in KVM_RUN, where they
-  /// are ours.
+  /// pthread_sigmask(3). Whoever blocks the signals of faults may have them blocked in KVM_RUN,
+  /// where they are ours.
   static func changeMask(
     _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
   ) -> Int32 {

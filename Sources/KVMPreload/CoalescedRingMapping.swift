@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Where a client maps the ring of coalesced writes: one ring for each machine, shown in the pages
+// of every vCPU.
 
 import CHost
 import Glibc
 import Host
 import KVM
 
-/// A machine has one ring of coalesced writes, a page of its first vCPU's file. Where a client maps the
-/// pages of another vCPU, that page is put in place of the vCPU's own.
+/// A machine has one ring of coalesced writes, a page of its first vCPU's file. Where a client maps
+/// the pages of another vCPU, that page is put in place of the vCPU's own.
 enum CoalescedRingMapping {
   private static let fixedNoReplace: Int32 = 0x10_0000  // MAP_FIXED_NOREPLACE
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The name `/dev/kvm` and what the calls that take names answer for it.
 
 import CHost
 import Glibc
@@ -27,7 +29,7 @@ enum DevicePath {
   private static let minor: UInt32 = 232
   private static let mode: UInt32 = S_IFCHR | 0o666
 
-  /// The answer of `stat` and its kin.
+  /// The answer of `stat` and its variants.
   static func status(_ result: UnsafeMutablePointer<stat>?) -> Int32 {
     guard let result else { return fail(EFAULT) }
     guard let real = Real.stat else { return fail(ENOSYS) }

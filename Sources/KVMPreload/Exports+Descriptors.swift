@@ -43,8 +43,8 @@ private func yielding(
   return result
 }
 
-/// nil where the descriptor is not KVM's. What it holds on to is let go of when it returns, where the
-/// thread may end.
+/// nil where the descriptor is not KVM's. What it holds on to is let go of when it returns, where
+/// the thread may end.
 @inline(never) private func callKVM(
   _ descriptor: Int32, _ request: UInt32, _ argument: UInt
 ) -> Int32? {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The client's changes of its memory: mmap(2) and its kin. Each is the system call, and where it
-// concerns a slot's memory the hypervisor is told around it, as the kernel tells its KVM.
+// The client's changes of its memory: mmap, munmap, mremap, mprotect and similar calls. Each makes
+// the system call; if it concerns a slot's memory, the hypervisor is notified around it, as the
+// kernel notifies its KVM.
 //
-// An allocator may call these at any time, from within anything: where no slot is concerned, no lock
-// is taken, nothing is allocated and no other function is looked up.
+// An allocator may call these at any time, from within anything: where no slot is concerned, no
+// lock is taken, nothing is allocated and no other function is looked up.
 
 import CHost
 import Glibc
@@ -112,7 +113,8 @@ enum SharedMemory {
     return shmctl(segment, IPC_STAT, &status) == 0 ? UInt(status.shm_segsz) : 0
   }
 
-  /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not matter.
+  /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not
+  /// matter.
   static func size(at address: UInt) -> UInt {
     guard ClientMappings.mayConcern(address, 1) else { return 1 }
     return HostMemoryMap.shared.mappingSize(at: address)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// sigaction(2) and signal(2).
+// sigaction(2), signal(2) and pthread_sigmask(3), as the client sees them (`ClientSignals`).
 
 import CHost
 import Glibc

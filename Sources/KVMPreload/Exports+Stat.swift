@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// stat(2) and its kin, by their names of all versions of the C library.
+// stat(2) and its variants, by their names in all versions of the C library.
 
 import Glibc
 import Host

@@ -23,14 +23,19 @@ final class KVMFile: Sendable {
   }
 
   let kind: Kind
-  /// The handle in the hypervisor.
-  let handle: Int32
+  /// The hypervisor's object: the table of descriptors leads straight to it.
+  let object: OpenObject
   let library: Library
+  private let handle: Int32
 
-  init(_ kind: Kind, handle: Int32, library: Library) {
+  /// Takes over the handle.
+  ///
+  /// - Throws: EBADF where the hypervisor does not have it.
+  init(_ kind: Kind, handle: Int32, library: Library) throws(Errno) {
     self.kind = kind
     self.handle = handle
     self.library = library
+    object = try library.hypervisor.opened(handle)
   }
 
   deinit { library.close(handle) }
@@ -92,9 +97,9 @@ enum SystemFile {
       pread(descriptor, bytes.baseAddress!, count, 0) == count
         && memcmp(bytes.baseAddress!, text.utf8Start, count) == 0
     }
-    guard isOurs, let library = Library.current else { return nil }
-    let file = KVMFile(
-      .system, handle: library.hypervisor.open(), library: library)
+    guard isOurs, let library = Library.current,
+      let file = try? KVMFile(.system, handle: library.hypervisor.open(), library: library)
+    else { return nil }
     DescriptorTable.shared.add(descriptor, file)
     return file
   }

@@ -5,7 +5,7 @@
 // process; vCPUs run on the client's own threads.
 //
 //     client:  fd = open("/dev/kvm")   -> Exports+Open    -> Library.openDevice
-//              ioctl(fd, KVM_...)      -> Exports+Ioctl   -> Library.call -> Hypervisor
+//              ioctl(fd, KVM_...)      -> Exports+Descriptors -> Library.call -> Hypervisor
 //              mmap(vcpu)              -> the kernel: the descriptor is the vCPU's memory file
 //              close, dup              -> DescriptorTable
 //              sigaction               -> ClientSignals: a signal ends KVM_RUN
@@ -77,8 +77,7 @@ final class Library: Sendable {
     do throws(Errno) {
       guard let library = current else { throw .noMemory }
       let descriptor = try SystemFile.make(flags)
-      let file = KVMFile(
-        .system, handle: library.hypervisor.open(), library: library)
+      let file = try KVMFile(.system, handle: library.hypervisor.open(), library: library)
       DescriptorTable.shared.add(descriptor, file)
       return descriptor
     } catch {
@@ -100,15 +99,15 @@ final class Library: Sendable {
         if request == CKVM_RUN { return try state.run(argument) }
         return try state.runner.ioctl(request, argument)
       case .system where request == CKVM_CREATE_VM:
-        return try install(try hypervisor.ioctl(file.handle, request, argument), .machine)
+        return try install(try file.object.ioctl(request, argument), .machine)
       case .machine where request == CKVM_CREATE_VCPU:
-        return try installVirtualCPU(try hypervisor.ioctl(file.handle, request, argument))
+        return try installVirtualCPU(try file.object.ioctl(request, argument))
       case .machine where request == CKVM_IRQFD:
-        let result = try hypervisor.ioctl(file.handle, request, argument)
+        let result = try file.object.ioctl(request, argument)
         IRQFDEvents.note(argument)
         return result
       default:
-        return try hypervisor.ioctl(file.handle, request, argument)
+        return try file.object.ioctl(request, argument)
       }
     } catch {
       return fail(error.rawValue)
@@ -121,7 +120,7 @@ final class Library: Sendable {
   }
 
   private func installVirtualCPU(_ handle: Int32) throws(Errno) -> Int32 {
-    guard let runner = hypervisor.runner(handle) else { throw .badFileDescriptor }
+    guard let runner = try hypervisor.opened(handle).runner else { throw .badFileDescriptor }
     let descriptor = Real.fcntl?(runner.sharedFile, F_DUPFD_CLOEXEC, 0) ?? -1
     return try add(descriptor, handle, .virtualCPU(RunState(runner)))
   }
@@ -134,7 +133,7 @@ final class Library: Sendable {
       hypervisor.close(handle)
       throw error
     }
-    let file = KVMFile(kind, handle: handle, library: self)
+    let file = try KVMFile(kind, handle: handle, library: self)
     DescriptorTable.shared.add(descriptor, file)
     return descriptor
   }
@@ -155,8 +154,8 @@ enum Settings {
   static let translates = value("MARTLET_TRANSLATOR") != "off"
   /// MARTLET_SPECULATION_GUARD=off: see `TranslatorTuning`.
   static let guardsSpeculation = value("MARTLET_SPECULATION_GUARD") != "off"
-  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared: without
-  /// userfaultfd.
+  /// MARTLET_CLIENT_WRITES=ignored: the client does not write to memory with code; =compared:
+  /// without userfaultfd.
   static let clientWrites: ClientWrites =
     switch value("MARTLET_CLIENT_WRITES") {
     case "ignored": .announced

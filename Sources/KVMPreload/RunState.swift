@@ -4,7 +4,7 @@
 //
 // In Linux a signal ends KVM_RUN with EINTR and its handler runs on the way out. Here the handler
 // would run in the middle of guest code or of the hypervisor. So the library's own handler, which
-// stands before the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
+// replaces the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
 // vCPU to leave; when KVM_RUN is over the signal is sent to the thread again, and now the client's
 // handler runs. A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is pending
 // then, as in Linux.
@@ -57,8 +57,8 @@ struct SignalMask {
     let old = Self.bits(outside)
     let wanted = (signals ?? old) & ~ClientSignals.faultSet
     withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: wanted, as: UInt64.self) }
-    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken by
-    // the library, even where the client never thought of an action.
+    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken
+    // by the library, even where the client never thought of an action.
     ClientSignals.watch(old & ~wanted)
   }
 
@@ -116,8 +116,8 @@ struct RunThread: ~Copyable {
   /// Makes what signal handlers use, so that none of them has to.
   static func prepare() { _ = key }
 
-  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that were
-  /// cancelled before.
+  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that
+  /// were cancelled before.
   private struct All: Sendable {
     var known: [UInt: UInt] = [:]
     var cancelled: [UInt] = []

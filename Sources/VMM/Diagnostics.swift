@@ -16,11 +16,14 @@ package enum Diagnostics {
   /// Only what is wrong and yet does not end the run.
   package static let defaultLevel = Logger.Level.warning.rawValue
 
+  /// What `--log` takes.
+  package static var levels: [String] { Logger.Level.allCases.map(\.rawValue) }
+
   /// Sends messages of a level and above to standard error. To be called once, before a machine is
   /// made.
   package static func start(level text: String) throws(RunError) {
     guard let level = Logger.Level(rawValue: text) else {
-      let names = Logger.Level.allCases.map(\.rawValue).joined(separator: ", ")
+      let names = levels.joined(separator: ", ")
       throw RunError("--log \(text): unknown level; give one of \(names)")
     }
     LoggingSystem.bootstrap { _ in StandardErrorHandler(logLevel: level) }

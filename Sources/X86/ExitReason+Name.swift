@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Names of exit reasons for statistics and crash reports.
 
 extension ExitReason {
   /// The reason's name as it is called here; its number where it has none.

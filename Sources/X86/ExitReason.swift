@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The basic exit reasons of VT-x and the flags of the exit-reason field.
 
 /// Basic exit reasons (SDM volume 3, appendix "VMX Basic Exit Reasons").
 public struct ExitReason: RawRepresentable, Hashable, Sendable {

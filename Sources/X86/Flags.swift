@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// RFLAGS: its bits, and the groups that instructions treat alike.
 
 /// The RFLAGS register (SDM volume 1, "EFLAGS Register").
 public struct RFLAGS: OptionSet, Sendable, Hashable {

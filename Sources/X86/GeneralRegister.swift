@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Register numbers as instructions encode them. A raw value is always below the number of
+// registers.
 
 /// A general-purpose register, by its number in an instruction's encoding.
 public struct GeneralRegister: RawRepresentable, Hashable, Sendable {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Exceptions: vectors, and the one-word error that abandons an instruction.
 
 /// The vectors that the architecture defines (SDM volume 3, "Exception and Interrupt Vectors").
 public enum ExceptionVector: UInt8, Sendable {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The numbers of model-specific registers.
 
 /// Model-specific registers, by the names of SDM volume 4, "Architectural MSRs".
 public struct MSR: RawRepresentable, Hashable, Sendable {

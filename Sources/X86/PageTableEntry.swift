@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Entries of page tables, the guest's and extended ones, and page sizes.
 
 /// Bits of the guest's paging structures (SDM volume 3, "Paging").
 public enum PageTableEntry {
@@ -23,6 +25,8 @@ public enum EPTEntry {
   @inlinable public static var read: UInt64 { 1 << 0 }
   @inlinable public static var write: UInt64 { 1 << 1 }
   @inlinable public static var execute: UInt64 { 1 << 2 }
+  /// An entry with none of these is not present.
+  @inlinable public static var rightsMask: UInt64 { read | write | execute }
   @inlinable public static var memoryTypeShift: UInt64 { 3 }
   @inlinable public static var memoryTypeWriteBack: UInt64 { 6 << 3 }
   @inlinable public static var ignorePAT: UInt64 { 1 << 6 }
@@ -31,6 +35,19 @@ public enum EPTEntry {
   @inlinable public static var accessed: UInt64 { 1 << 8 }
   @inlinable public static var dirty: UInt64 { 1 << 9 }
   @inlinable public static var addressMask: UInt64 { 0x000F_FFFF_FFFF_F000 }
+}
+
+/// Bits of the EPT pointer (SDM volume 3, "Extended-Page-Table Pointer (EPTP)"):
+///
+///     2:0 memory type   5:3 levels - 1   6 accessed and dirty flags   11:7 reserved
+public enum EPTPointer {
+  @inlinable public static var memoryTypeMask: UInt64 { 7 }
+  @inlinable public static var uncacheable: UInt64 { 0 }
+  @inlinable public static var writeBack: UInt64 { 6 }
+  @inlinable public static var levelsMask: UInt64 { 7 << 3 }
+  @inlinable public static var fourLevels: UInt64 { 3 << 3 }
+  @inlinable public static var accessedDirty: UInt64 { 1 << 6 }
+  @inlinable public static var reserved: UInt64 { 0xF80 }
 }
 
 /// Page sizes and masks.

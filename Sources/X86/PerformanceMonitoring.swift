@@ -16,8 +16,8 @@ extension MSR {
   @inlinable public static var performanceGlobalOverflowControl: Self { Self(rawValue: 0x390) }
   /// IA32_A_PMC0, by which all bits of IA32_PMC0 can be written; the others follow.
   @inlinable public static var fullWidthCounter0: Self { Self(rawValue: 0x4C1) }
-  /// PerfEvtSel0 and PerfCtr0 of AMD's processors (APM volume 2, "Performance-Monitoring Counters");
-  /// three more of each follow.
+  /// PerfEvtSel0 and PerfCtr0 of AMD's processors (APM volume 2, "Performance-Monitoring
+  /// Counters"); three more of each follow.
   @inlinable public static var amdEventSelect0: Self { Self(rawValue: 0xC001_0000) }
   @inlinable public static var amdCounter0: Self { Self(rawValue: 0xC001_0004) }
 }
@@ -38,8 +38,8 @@ public struct PerformanceEventSelect: RawRepresentable, Hashable, Sendable {
   @inlinable public static var counterMask: UInt64 { 0xFF << 24 }
   @inlinable public static var reserved: UInt64 { 0xFFFF_FFFF_0000_0000 | anyThread }
 
-  /// On AMD's processors bits 11:8 of the event select are in bits 35:32, and what is reserved reads
-  /// as 0.
+  /// On AMD's processors bits 11:8 of the event select are in bits 35:32, and what is reserved
+  /// reads as 0.
   @inlinable public static var amdReserved: UInt64 { 0xFFFF_FFF0_0028_0000 }
 
   /// Event select in bits 7:0 (and, of AMD's, 35:32), unit mask in bits 15:8.
@@ -65,8 +65,8 @@ public enum ArchitecturalEvent: UInt8, Sendable, CaseIterable {
     }
   }
 
-  /// The same of AMD's processors, for those that count (PPR of family 17h, "Core Performance Monitor
-  /// Counters").
+  /// The same of AMD's processors, for those that count (PPR of family 17h, "Core Performance
+  /// Monitor Counters").
   @inlinable public var amdEncoding: UInt64? {
     switch self {
     case .coreCycles: 0x0076

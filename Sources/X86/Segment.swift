@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Segments: access rights in the VMCS's format, and descriptors as they lie in memory.
 
 /// A segment's access rights in the format of a VMCS (SDM volume 3, "Guest Register State"):
 ///

@@ -33,8 +33,11 @@ public struct VMCSField: RawRepresentable, Hashable, Sendable {
     rawValue = index << 1 | area.rawValue << 10 | width.rawValue << 13
   }
 
-  @inlinable public var area: Area { Area(rawValue: rawValue >> 10 & 3).unsafelyUnwrapped }
-  @inlinable public var width: Width { Width(rawValue: rawValue >> 13 & 3).unsafelyUnwrapped }
+  /// All four values have a case, of both.
+  @inlinable public var area: Area { unsafe Area(rawValue: rawValue >> 10 & 3).unsafelyUnwrapped }
+  @inlinable public var width: Width {
+    unsafe Width(rawValue: rawValue >> 13 & 3).unsafelyUnwrapped
+  }
   @inlinable public var index: UInt32 { rawValue >> 1 & 0x1FF }
   /// The encoding names the high half of a 64-bit field.
   @inlinable public var isHigh: Bool { rawValue & 1 != 0 }

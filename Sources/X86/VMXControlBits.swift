@@ -99,7 +99,8 @@ public enum ActivityState {
 }
 
 /// VM-entry, VM-exit and IDT-vectoring interruption information (SDM volume 3, "VM-Entry Controls
-/// for Event Injection"): bits 7:0 vector, 10:8 type, 11 error code valid, 12 NMI unblocking, 31 valid.
+/// for Event Injection"): bits 7:0 vector, 10:8 type, 11 error code valid, 12 NMI unblocking, 31
+/// valid.
 public struct InterruptionInfo: RawRepresentable, Hashable, Sendable {
   public var rawValue: UInt32
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }

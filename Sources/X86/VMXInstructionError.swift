@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Error numbers of failed VMX instructions and of VMX aborts.
 
 /// VM-instruction error numbers (SDM volume 3, "VM Instruction Error Numbers"): what VMfailValid
 /// leaves in the VM-instruction error field.

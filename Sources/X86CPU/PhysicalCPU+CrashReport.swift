@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a crash report tells of a guest, found in a signal's handler: it reads, takes no lock, and meets
-// the state as it is, in the midst of whatever was being done.
+// What a crash report tells of a guest, found in a signal's handler: it reads, takes no lock, and
+// meets the state as it is, in the midst of whatever was being done.
 
 import Host
 import X86

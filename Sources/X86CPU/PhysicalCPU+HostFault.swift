@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest memory that goes away without a word: another process truncates the file, or a system call that
-// nobody sees unmaps it. The access that finds out gets a signal of the host's; it is cut off
-// (GuardedCall), and leaves guest code at the instruction that made it.
+// Guest memory that disappears without a call that we intercept: another process truncates the
+// file, or a raw system call unmaps it. The next access raises a signal of the host's. It is cut
+// off (GuardedCall), and guest code ends at the instruction that made it.
 //
 //     guest code          an exit as if kicked, and `takeHostFault` has the address
 //     emulate             `EmulationResult.vanished`
 //     switchTask          false
 //
-// RIP and registers are those before the instruction, as after an instruction that threw: whatever may
-// fault comes before all that changes the state. In translated code, where the state is in the host's
-// registers, the signal's handler first has the instruction go the way of an access that the TLB has
-// no answer for (`NativeFaultSite`): its handler then meets the same.
+// RIP and registers are those before the instruction, as after an instruction that threw: every
+// access that may fault comes before the first change of the state. In translated code, where the
+// state is in the host's registers, the signal's handler first has the instruction go the way of an
+// access that the TLB has no answer for (`NativeFaultSite`): its handler then meets the same.
 //
 // What the TLB and EPT know of the memory stays: the hypervisor makes it anew.
 
 import Host
 import X86
 
-/// A guest's access in translated code: from `position` on, until the next site's, and where its way
-/// out of line begins. Both from the start of the code memory.
+/// A guest's access in translated code: from `position` on, until the next site's, and where its
+/// way out of line begins. Both from the start of the code memory.
 package struct NativeFaultSite {
   package var position: UInt32
   package var target: UInt32
@@ -30,7 +30,8 @@ package struct NativeFaultSite {
   }
 }
 
-/// All sites in order of position, for a signal's handler, which takes no lock and holds no reference.
+/// All sites in order of position, for a signal's handler, which takes no lock and holds no
+/// reference.
 package struct NativeFaultSites {
   private let start: UInt
   private let size: UInt
@@ -102,8 +103,8 @@ private let taskSwitch: GuardedCall.Function = { raw in
 }
 
 extension PhysicalCPU {
-  /// The address, in this process, of memory that was not there when guest code was left; nil where it
-  /// was left for another reason. Once for each such exit.
+  /// The address, in this process, of memory that was not there when guest code was left; nil where
+  /// it was left for another reason. Once for each such exit.
   package func takeHostFault() -> UInt? {
     defer { hostFault = nil }
     return hostFault
@@ -186,8 +187,8 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// Runs the body of a handler that changes RSP or RBP before it has made all its accesses: where it
-  /// ends early they are as they were.
+  /// Runs the body of a handler that changes RSP or RBP before it has made all its accesses: where
+  /// it ends early they are as they were.
   func keepingStack(_ body: () throws(GuestException) -> Void) throws(GuestException) {
     let (rsp, rbp) = (gpr[4], gpr[5])
     s.pointee.keptStack = (rsp, rbp)

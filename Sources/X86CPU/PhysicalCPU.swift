@@ -4,8 +4,8 @@
 // with which the hypervisor runs guests on it. Guest code executes in VMX non-root operation only;
 // "root mode" is the program that calls the verbs.
 //
-// A physical CPU is used by one thread at a time (whoever holds it from the hypervisor's pool); only
-// `kick` and the shootdown queue are for other threads.
+// A physical CPU is used by one thread at a time (whoever holds it from the hypervisor's pool);
+// only `kick` and the shootdown queue are for other threads.
 //
 //     let cpu = try PhysicalCPU(number: 0)
 //     try cpu.vmxon(region)
@@ -68,7 +68,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
   /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
   package var waitForRequest: ((UInt64) -> Void)?
-  /// Translates hot blocks, if there is one (see NativeCode).
+  /// Translates hot blocks, if there is one (see NativeCode.swift).
   package var translator: (any BlockTranslator)?
 
   /// - Parameters:

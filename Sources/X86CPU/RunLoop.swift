@@ -4,8 +4,8 @@
 //
 //     look at requests and slow reasons -> find the block at RIP -> run its micro-ops -> again
 //
-// A handler's `Step` says how its instruction ended. The loop leaves only with a VM exit recorded in
-// `CPUState.exit` and `rip` exact. It never blocks and never allocates.
+// A handler's `Step` says how its instruction ended. The loop leaves only with a VM exit recorded
+// in `CPUState.exit` and `rip` exact. It never blocks and never allocates.
 
 import X86
 

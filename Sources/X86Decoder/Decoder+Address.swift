@@ -31,7 +31,7 @@ extension DecodeState {
   }
 
   private func memoryWidth() -> UInt8 {
-    let operands = row.pointee.operands
+    let operands = unsafe row.pointee.operands
     if operands.0.method.isRM { return width(operands.0.width) }
     if operands.1.method.isRM { return width(operands.1.width) }
     if operands.2.method.isRM { return width(operands.2.width) }

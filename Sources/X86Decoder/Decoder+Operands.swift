@@ -6,11 +6,11 @@ import X86
 
 extension DecodeState {
   mutating func readOperands() throws(DecodeError) {
-    let count = row.pointee.operandCount
+    let count = unsafe row.pointee.operandCount
     out.operandCount = count
     guard count != 0 else { return }
     let before = position
-    let specs = row.pointee.operands
+    let specs = unsafe row.pointee.operands
     out.operands[0] = try operand(specs.0)
     if count > 1 { out.operands[1] = try operand(specs.1) }
     if count > 2 { out.operands[2] = try operand(specs.2) }

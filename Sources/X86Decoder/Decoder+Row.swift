@@ -6,11 +6,11 @@ import X86
 
 extension DecodeState {
   /// Finds the row, sets everything that it says but the operands, and reads ModRM with what
-  /// belongs to it. Leaves the row's number in `rowIndex`.
+  /// belongs to it. Leaves the row in `row`.
   mutating func readRow() throws(DecodeError) {
     let table = OpcodeTable.shared
     let index = OpcodeTable.headIndex(space: space, opcode: opcode, prefix: mandatory)
-    var head = table.heads[index]
+    var head = unsafe table.heads[index]
     guard head.count != 0 || head.flags & OpcodeHead.group != 0 else { throw .invalidOpcode }
     var state = conditionState()
     if head.flags & OpcodeHead.hasModRM != 0 {
@@ -22,16 +22,16 @@ extension DecodeState {
     }
     if head.flags & OpcodeHead.group != 0 {
       let form: Int = state & Condition.register != 0 ? 8 : 0
-      head = table.heads[Int(head.start) &+ form &+ Int(state >> 3 & 7)]
+      head = unsafe table.heads[Int(head.start) &+ form &+ Int(state >> 3 & 7)]
     }
-    var entry = table.lists + Int(head.start)
-    let end = entry + Int(head.count)
-    while entry < end {
-      let row = table.rows + Int(entry.pointee)
-      if (state ^ row.pointee.condition) & row.pointee.conditionMask == 0 {
-        return try apply(row)
+    var entry = unsafe table.lists + Int(head.start)
+    let end = unsafe entry + Int(head.count)
+    while unsafe entry < end {
+      let row = unsafe table.rows + Int(entry.pointee)
+      if unsafe (state ^ row.pointee.condition) & row.pointee.conditionMask == 0 {
+        return try unsafe apply(row)
       }
-      entry += 1
+      unsafe entry += 1
     }
     throw .invalidOpcode
   }
@@ -49,11 +49,11 @@ extension DecodeState {
   }
 
   private mutating func apply(_ row: UnsafePointer<OpcodeRow>) throws(DecodeError) {
-    self.row = row
-    flags = row.pointee.flags
-    out.mnemonic = row.pointee.mnemonic
-    out.feature = row.pointee.feature
-    out.attributes.formUnion(row.pointee.attributes)
+    unsafe self.row = row
+    flags = unsafe row.pointee.flags
+    out.mnemonic = unsafe row.pointee.mnemonic
+    out.feature = unsafe row.pointee.feature
+    unsafe out.attributes.formUnion(row.pointee.attributes)
     out.encoding.mandatoryPrefix = UInt8(truncatingIfNeeded: mandatory)
     out.encoding.lengthBits = UInt8(truncatingIfNeeded: vectorBits)
     setOperandSize()
@@ -113,7 +113,7 @@ extension DecodeState {
       guard flags.contains(.mask) else { throw .invalidOpcode }
     }
     if encoding.evexZeroing {
-      let stores = isMemory && row.pointee.operands.0.method.isRM
+      let stores = unsafe isMemory && row.pointee.operands.0.method.isRM
       guard flags.contains(.zeroing), !stores else { throw .invalidOpcode }
     }
     if encoding.evexB {

@@ -28,7 +28,7 @@ public enum Decoder {
     _ bytes: UnsafeRawBufferPointer, mode: CodeMode
   ) throws(DecodeError) -> Instruction {
     guard let start = bytes.baseAddress else { throw .truncated }
-    var state = DecodeState(start, count: bytes.count, mode: mode)
+    var state = unsafe DecodeState(start, count: bytes.count, mode: mode)
     try state.readPrefixes()
     try state.readOpcode()
     try state.readRow()
@@ -44,8 +44,9 @@ public enum Decoder {
   public static var tableErrors: [String] { OpcodeTable.shared.errors }
 }
 
-/// What has been read so far.
-struct DecodeState {
+/// What has been read so far. Safe: each read is behind a comparison of `position` with `count`,
+/// and the state lives no longer than the call that gave it the bytes.
+@safe struct DecodeState {
   let start: UnsafeRawPointer
   let count: Int
   var position = 0
@@ -80,17 +81,17 @@ struct DecodeState {
   var row: UnsafePointer<OpcodeRow>
 
   init(_ start: UnsafeRawPointer, count: Int, mode: CodeMode) {
-    self.start = start
+    unsafe self.start = start
     self.count = count < Decoder.maximumLength ? count : Decoder.maximumLength
     is64 = mode == .bits64
-    row = OpcodeTable.shared.rows
+    unsafe row = OpcodeTable.shared.rows
     out = Instruction(mnemonic: .invalid, mode: mode)
   }
 
   @inline(__always)
   mutating func byte() throws(DecodeError) -> UInt8 {
     guard position < count else { throw failure }
-    let value = start.load(fromByteOffset: position, as: UInt8.self)
+    let value = unsafe start.load(fromByteOffset: position, as: UInt8.self)
     position &+= 1
     return value
   }
@@ -99,7 +100,7 @@ struct DecodeState {
   @inline(__always)
   func peek() throws(DecodeError) -> UInt8 {
     guard position < count else { throw failure }
-    return start.load(fromByteOffset: position, as: UInt8.self)
+    return unsafe start.load(fromByteOffset: position, as: UInt8.self)
   }
 
   /// Little-endian, sign-extended.
@@ -109,7 +110,7 @@ struct DecodeState {
   ) throws(DecodeError) -> Int64 {
     let size = MemoryLayout<T>.size
     guard position &+ size <= count else { throw failure }
-    let value = start.loadUnaligned(fromByteOffset: position, as: type)
+    let value = unsafe start.loadUnaligned(fromByteOffset: position, as: type)
     position &+= size
     return Int64(truncatingIfNeeded: value)
   }

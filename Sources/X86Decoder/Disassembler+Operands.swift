@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Operands as text: registers, memory, immediates. The syntax is that of Intel's manuals, in lower
+// case.
 
 import X86
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The CPUID features that rows of the opcode table name.
 
 /// The CPUID feature that an instruction needs; `base` is the 64-bit baseline without CMOV, x87 and
 /// vectors.

@@ -10,8 +10,8 @@
 public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case invalid = 0
 
-  // General-purpose instructions. Near transfers are `call`, `jmp`, `ret`. `jcxz` is JCXZ, JECXZ and
-  // JRCXZ by address size; string instructions (`movs`, `stos`, ...), `pusha`, `popa`, `pushf`,
+  // General-purpose instructions. Near transfers are `call`, `jmp`, `ret`. `jcxz` is JCXZ, JECXZ
+  // and JRCXZ by address size; string instructions (`movs`, `stos`, ...), `pusha`, `popa`, `pushf`,
   // `popf` and `iret` have their width in the operand size.
   case nop, mov, movSegment, movControl, movDebug, lea, add, or, adc, sbb, and, sub, xor, cmp, test
   case inc, dec, neg, not, mul, imul, div, idiv, rol, ror, rcl, rcr, shl, shr, sar, shld, shrd

@@ -22,8 +22,8 @@
 //     @ base lock fw
 //     80/7 cmp Eb,Ic | 80/0 add +Eb,Ic | 90+ xchg +Zv,+%av | 70c j Jb
 
-/// A mutable view of one line's bytes.
-private typealias Text = UnsafeBufferPointer<UInt8>
+/// The bytes of one map.
+private typealias Text = [UInt8]
 private typealias Slice = Range<Int>
 
 /// What `@` lines and rows can say, as one value.
@@ -63,7 +63,7 @@ struct OpcodeTableBuilder {
   mutating func add(_ text: StaticString, space: Int) {
     self.space = space
     section = RowTraits()
-    let bytes = Text(start: text.utf8Start, count: text.utf8CodeUnitCount)
+    let bytes = text.utf8
     for line in split(bytes, 0..<bytes.count, at: 10) {
       guard let first = line.first else { continue }
       switch bytes[first] {
@@ -166,8 +166,8 @@ extension OpcodeTableBuilder {
     row.operandCount = UInt8(traits.operands.count)
     var hasAligned = false
     for (index, spec) in traits.operands.enumerated() {
-      withUnsafeMutableBytes(of: &row.operands) {
-        $0.bindMemory(to: OperandSpec.self)[index] = spec
+      unsafe withUnsafeMutableBytes(of: &row.operands) {
+        unsafe $0.bindMemory(to: OperandSpec.self)[index] = spec
       }
       switch spec.method {
       case .vvvvGeneral, .vvvvVector, .vvvvMask: row.flags.formUnion([.usesVVVV, .hasModRM])
@@ -316,7 +316,7 @@ extension OpcodeTableBuilder {
       let opcodeRows = (0..<4).contains { chains[index & ~3 | $0].contains(where: needsModRM) }
       if opcodeRows { heads[index].flags |= OpcodeHead.hasModRM }
     }
-    return (UnsafePointer(permanent(heads)), UnsafePointer(permanent(lists)))
+    return unsafe (UnsafePointer(permanent(heads)), UnsafePointer(permanent(lists)))
   }
 
   private func needsModRM(_ row: UInt16) -> Bool { rows[Int(row)].flags.contains(.hasModRM) }
@@ -351,8 +351,8 @@ extension OpcodeTableBuilder {
 
   private func permanent<T>(_ array: [T]) -> UnsafeMutablePointer<T> {
     let copy = UnsafeMutablePointer<T>.allocate(capacity: max(array.count, 1))
-    copy.initialize(from: array, count: array.count)
-    return copy
+    unsafe copy.initialize(from: array, count: array.count)
+    return unsafe copy
   }
 }
 
@@ -361,9 +361,7 @@ let conditionNames: [StaticString] = [
 ]
 
 extension StaticString {
-  fileprivate var utf8: UnsafeBufferPointer<UInt8> {
-    UnsafeBufferPointer(start: utf8Start, count: utf8CodeUnitCount)
-  }
+  fileprivate var utf8: [UInt8] { withUTF8Buffer { unsafe Array($0) } }
 }
 
 private func hex(_ byte: UInt8) -> UInt8? {

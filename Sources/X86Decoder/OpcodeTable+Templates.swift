@@ -52,7 +52,7 @@ extension Decoder {
       }
     }
     return places.keys.sorted().compactMap { row in
-      places[row].map { RowTemplate(row, table.rows[row], place: $0.0, prefixes: $0.1) }
+      places[row].map { unsafe RowTemplate(row, table.rows[row], place: $0.0, prefixes: $0.1) }
     }
   }
 
@@ -61,27 +61,27 @@ extension Decoder {
     _ bytes: UnsafeRawBufferPointer, mode: CodeMode
   ) throws(DecodeError) -> (Instruction, row: Int) {
     guard let start = bytes.baseAddress else { throw .truncated }
-    var state = DecodeState(start, count: bytes.count, mode: mode)
+    var state = unsafe DecodeState(start, count: bytes.count, mode: mode)
     try state.readPrefixes()
     try state.readOpcode()
     try state.readRow()
     try state.readOperands()
     state.out.length = UInt8(truncatingIfNeeded: state.position)
-    return (state.out, state.row - OpcodeTable.shared.rows)
+    return unsafe (state.out, state.row - OpcodeTable.shared.rows)
   }
 }
 
 extension OpcodeTable {
   /// Rows that one head leads to, directly or through its group.
   fileprivate func rows(headIndex: Int) -> Set<Int> {
-    let head = heads[headIndex]
+    let head = unsafe heads[headIndex]
     var stretches = [head]
     if head.flags & OpcodeHead.group != 0 {
-      stretches = (0..<16).map { heads[Int(head.start) + $0] }
+      stretches = (0..<16).map { unsafe heads[Int(head.start) + $0] }
     }
     var found: Set<Int> = []
     for stretch in stretches {
-      for n in 0..<Int(stretch.count) { found.insert(Int(lists[Int(stretch.start) + n])) }
+      for n in 0..<Int(stretch.count) { unsafe found.insert(Int(lists[Int(stretch.start) + n])) }
     }
     return found
   }

@@ -46,8 +46,8 @@ enum OperandWidth: UInt8 {
   case byte, word, double, quad, ten, octo, double16, line
   /// `x`, `h`, `f`, `e`: the vector length, its half, quarter, eighth; `k`: 8 of 16, else whole.
   case vector, half, quarter, eighth, duplicate
-  /// `v` operand size; `z` the same but at most 4; `y` the same but at least 4; `n` 8 in 64-bit mode
-  /// and else 4; `g` address size.
+  /// `v` operand size; `z` the same but at most 4; `y` the same but at least 4; `n` 8 in 64-bit
+  /// mode and else 4; `g` address size.
   case operandSize, atMost4, atLeast4, native, addressSize
   /// `s` descriptor-table register, `p` far pointer, `a` two operands, `i` and `j` x87 environment
   /// and state; of immediates: `c` a byte to sign-extend, `s` the same to the operand size.
@@ -152,7 +152,9 @@ enum OpcodeSpace {
   static let prefixes = 4
 }
 
-struct OpcodeTable: @unchecked Sendable {
+/// Safe to use and to share: its buffers are never freed nor written after they are built, and the
+/// indices into them are its own.
+@safe struct OpcodeTable: @unchecked Sendable {
   let heads: UnsafePointer<OpcodeHead>
   let lists: UnsafePointer<UInt16>
   let rows: UnsafePointer<OpcodeRow>
@@ -181,10 +183,10 @@ struct OpcodeTable: @unchecked Sendable {
   private init() {
     var builder = OpcodeTableBuilder()
     for (space, text) in Self.texts { builder.add(text, space: space) }
-    (heads, lists) = builder.finish()
+    unsafe (heads, lists) = builder.finish()
     let copy = UnsafeMutablePointer<OpcodeRow>.allocate(capacity: builder.rows.count)
-    copy.initialize(from: builder.rows, count: builder.rows.count)
-    rows = UnsafePointer(copy)
+    unsafe copy.initialize(from: builder.rows, count: builder.rows.count)
+    unsafe rows = UnsafePointer(copy)
     rowCount = builder.rows.count
     errors = builder.errors
   }

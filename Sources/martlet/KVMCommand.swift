@@ -1,53 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// `martlet kvm -- COMMAND`: an unmodified client of `/dev/kvm` on the software KVM.
 
 import ArgumentParser
 import Glibc
 import Host
 import VMM
 
-/// Runs a program whose `/dev/kvm` is the software KVM. The program takes this process's place, so
-/// signals reach it and its exit status is the command's.
+/// Replaces this process by the program (execvp), with the preload library that answers its
+/// `/dev/kvm`: signals reach the program, and its exit status is the command's.
 struct KVMCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "kvm",
-    abstract: "Runs a program whose /dev/kvm is the software KVM: QEMU, kvmtool, and others.",
+    abstract: "Runs a program whose /dev/kvm is the software KVM: QEMU, kvmtool and others.",
     discussion: """
-      martlet kvm -- qemu-system-x86_64 -accel kvm -M q35 ...
+      Example: martlet kvm -- qemu-system-x86_64 -accel kvm -M q35 ...
 
-      The program must be dynamically linked. The library libmartlet-kvm.so is looked for beside \
-      this program, in ../lib and ../lib/martlet from there, or where MARTLET_KVM_LIBRARY says. The \
-      options here set MARTLET_PCPUS, MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, \
-      MARTLET_CLIENT_WRITES and MARTLET_STATS for it. The exit status is the program's; 127 when it cannot be started.
+      The program must be dynamically linked and must not be set-user-ID. It loads \
+      libmartlet-kvm.so from the directory of martlet, from ../lib or ../lib/martlet beside it, or \
+      from the path in MARTLET_KVM_LIBRARY. The options set MARTLET_PCPUS, MARTLET_TRANSLATOR, \
+      MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in its environment. The \
+      exit status is the program's, or 127 if it cannot be started.
       """)
 
-  @Option(help: "Physical CPUs of the software KVM (default: the host's).")
+  @Option(
+    help: ArgumentHelp(
+      "Physical CPUs of the software KVM, 1 to 64. (default: the host's)", valueName: "n"))
   var pcpus: String?
 
-  @Option(help: "Translate hot guest code to host code: on or off.")
+  @Option(
+    help: ArgumentHelp("Translate hot guest code to host code.", valueName: "on|off"),
+    completion: .onOff)
   var translator = "on"
 
   @Option(
     help: ArgumentHelp(
-      "Make what the host executes by a wrong guess harmless in translated code: on or off.",
-      discussion: "Off, a guest can learn what is in the program's memory."))
+      "Protect the program's memory from speculative reads in translated code. With off, a guest "
+        + "can learn what is in it.",
+      valueName: "on|off"), completion: .onOff)
   var speculationGuard = "on"
 
   @Option(
     help: ArgumentHelp(
-      "How to learn what the program writes to memory with code.",
-      discussion: "protected (by userfaultfd), compared (with copies), or ignored."))
+      "How to detect the program's writes to guest code: protected uses userfaultfd, compared "
+        + "compares code with a copy, ignored does not detect them.",
+      valueName: "protected|compared|ignored"),
+    completion: .list(["protected", "compared", "ignored"]))
   var clientWrites = "protected"
 
-  @Flag(help: "Print each vCPU's exits by reason on standard error at the end.")
+  @Flag(help: "Print each vCPU's exits by reason at the end, on standard error.")
   var stats = false
 
   @Argument(parsing: .postTerminator, help: "The program and its arguments.")
   var command: [String]
 
   func run() throws {
-    guard let program = command.first else { throw ValidationError("no program named") }
+    guard let program = command.first else { throw ValidationError("no program given") }
     guard let library = Self.library() else {
-      Martlet.say("libmartlet-kvm.so is not beside this program; set MARTLET_KVM_LIBRARY")
+      Martlet.say("libmartlet-kvm.so not found; set MARTLET_KVM_LIBRARY to its path")
       throw ExitCode(Self.cannotStart)
     }
     if let refusal = ProgramFile(program)?.refusal {
@@ -69,20 +79,20 @@ struct KVMCommand: ParsableCommand {
   private func setSettings() throws {
     if let pcpus {
       guard let count = Int(pcpus), (1...64).contains(count) else {
-        throw ValidationError("--pcpus takes 1 to 64")
+        throw ValidationError("--pcpus: give 1 to 64")
       }
       setenv("MARTLET_PCPUS", pcpus, 1)
     }
     guard ["on", "off"].contains(translator) else {
-      throw ValidationError("--translator takes on or off")
+      throw ValidationError("--translator: give on or off")
     }
     if translator == "off" { setenv("MARTLET_TRANSLATOR", translator, 1) }
     guard ["on", "off"].contains(speculationGuard) else {
-      throw ValidationError("--speculation-guard takes on or off")
+      throw ValidationError("--speculation-guard: give on or off")
     }
     if speculationGuard == "off" { setenv("MARTLET_SPECULATION_GUARD", speculationGuard, 1) }
     guard ["protected", "compared", "ignored"].contains(clientWrites) else {
-      throw ValidationError("--client-writes takes protected, compared or ignored")
+      throw ValidationError("--client-writes: give protected, compared or ignored")
     }
     if clientWrites != "protected" { setenv("MARTLET_CLIENT_WRITES", clientWrites, 1) }
     if stats { setenv("MARTLET_STATS", "1", 1) }

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The command line: options, their help, and the wiring of engine, sandbox and machine. Help, the
+// manual pages, the completions and the table in README.md all come from the declarations here.
 
 import ArgumentParser
 import CHost
@@ -14,6 +17,7 @@ struct Martlet: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "martlet",
     abstract: "Runs virtual machines, with or without hardware virtualization.",
+    version: "martlet \(version)",
     subcommands: [Run.self, KVMCommand.self, DoctorCommand.self])
 
   /// The engines of this program.
@@ -29,8 +33,9 @@ struct Martlet: ParsableCommand {
       measures: configuration.statistics)
   }
 
-  /// Name and version, for crash reports.
+  /// The newest heading of CHANGELOG.md.
   static let version = "unreleased"
+  /// Name, version and build, for crash reports.
   static let description = "martlet \(version), \(isDebug ? "debug" : "release") build"
   private static var isDebug: Bool {
     #if DEBUG
@@ -40,98 +45,150 @@ struct Martlet: ParsableCommand {
     #endif
   }
 
+  static func main() {
+    do {
+      var command = try parseAsRoot()
+      try command.run()
+    } catch {
+      end(error)
+    }
+  }
+
+  /// The parser's own `main` prints "Error:" and the usage in several lines; here an error is one
+  /// line that begins with the program's name.
+  private static func end(_ error: any Error) -> Never {
+    let code = exitCode(for: error)
+    if code == .success {
+      print(fullMessage(for: error))
+    } else {
+      let message = message(for: error).split(separator: "\n").joined(separator: " ")
+      if !message.isEmpty { say(code == .validationFailure ? "\(message)\(helpHint)" : message) }
+    }
+    exit(withError: code)
+  }
+
+  private static var helpHint: String {
+    let names = configuration.subcommands.compactMap { $0.configuration.commandName }
+    let command = CommandLine.arguments.dropFirst().first.flatMap { names.contains($0) ? $0 : nil }
+    return "; see 'martlet \(command.map { $0 + " " } ?? "")--help'"
+  }
+
   /// One line on standard error.
   static func say(_ text: String) { writeText(STDERR_FILENO, "martlet: \(text)\n") }
 }
 
+/// README.md has the same options in a table; `DocumentTests` compares them.
 struct Run: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run",
-    abstract: "Starts a machine with its serial port on this terminal.",
+    abstract: "Runs a machine with its serial port on this terminal.",
     discussion: """
-      Ctrl-A X quits, Ctrl-A H lists the keys. The exit status is 0 when the guest powers off or \
-      the user quits, the guest's own (odd) status when it writes to the debug-exit port, 2 for \
-      unusable input, 4 when the guest crashes, 6 when it halts for ever, 8 when it asks for a \
-      restart, 10 when the engine fails, 128 and the number for a signal.
+      Ctrl-A X quits, Ctrl-A H lists the keys. The exit status is 0 if the guest powers off or the \
+      user quits, odd if the guest writes to the debug-exit port (2*value+1), 2 for unusable \
+      input, 4 if the guest crashes, 6 if it halts with interrupts off, 8 if it reboots, 10 if the \
+      engine fails, 64 for an unknown option, and 128+n if signal n ends the run.
       """)
 
-  @Option(help: "Linux kernel: a bzImage, or an ELF vmlinux with a PVH note.")
+  @Option(
+    help: ArgumentHelp(
+      "Linux kernel: a bzImage, or an ELF vmlinux with a PVH note. (default: the built-in guest)",
+      valueName: "file"), completion: .file())
   var kernel: String?
 
-  @Option(help: "Initial RAM disk.")
+  @Option(
+    help: ArgumentHelp("Initial RAM disk. (default: none)", valueName: "file"), completion: .file())
   var initrd: String?
 
-  @Option(help: "Text to add to the kernel's command line, which begins with console=ttyS0.")
+  @Option(
+    help: ArgumentHelp(
+      "Text to add to the kernel's command line, which begins with console=ttyS0.",
+      valueName: "text"))
   var append = ""
 
-  @Option(help: "Who decompresses a bzImage: host (faster, where it can) or guest.")
+  @Option(
+    help: ArgumentHelp(
+      "Who decompresses a bzImage. host is faster, and places the kernel at a random address unless "
+        + "the command line says nokaslr; guest is the fallback when the host cannot decompress.",
+      valueName: "host|guest"), completion: .list(["host", "guest"]))
   var decompress = "host"
 
-  @Option(help: "Memory, with a suffix K, M, G or T.")
+  @Option(
+    help: ArgumentHelp(
+      "Guest memory, with a suffix K, M, G or T; a bare number counts MiB.", valueName: "size"))
   var memory = "512M"
 
-  @Option(help: "Virtual CPUs.")
+  @Option(help: Run.count("Virtual CPUs, 1 to 254."))
   var cpus = "1"
 
-  @Option(help: "Physical CPUs of the software engine (default: the host's).")
+  @Option(
+    help: Run.count("Physical CPUs of the software engine, 1 to 64. (default: the host's)"))
   var pcpus: String?
 
-  @Option(help: "What runs the guest: auto, soft (the software KVM) or kvm (the kernel's).")
+  @Option(
+    help: ArgumentHelp(
+      "What runs the guest: soft is the software KVM, kvm the kernel's, auto chooses by measuring.",
+      valueName: "auto|soft|kvm"), completion: .list(["auto", "soft", "kvm"]))
   var engine = "auto"
 
-  @Option(help: "Translate hot guest code to host code (software engine): on or off.")
+  @Option(
+    help: ArgumentHelp(
+      "Translate hot guest code to host code (software engine).", valueName: "on|off"),
+    completion: .onOff)
   var translator = "on"
 
-  @Option(help: Run.count("Translate a block when it has run this often (default: 8)."))
+  @Option(
+    help: Run.count("Translate a block after it has run this many times. (default: 8)"))
   var translatorThreshold: String?
 
   @Option(
     help: Run.count(
-      "Translate a block with those that follow it when it was entered this often (default: 2000).")
-  )
+      "Translate a block again, with its hot successors, after this many entries. (default: 2000)"))
   var translatorHotEntries: String?
 
   @Option(
     help: ArgumentHelp(
-      "Memory for translated code of each physical CPU, 64K to 512M; all code is dropped when it "
-        + "is full (default: 128M).",
+      "Memory for translated code per physical CPU, 64K to 512M. When it is full, all code is "
+        + "dropped. (default: 128M)",
       valueName: "size"))
   var translatorCodeSize: String?
 
   @Option(
     help: ArgumentHelp(
-      "Make what the host executes by a wrong guess harmless in translated code: on or off.",
-      discussion: "Off, a guest can learn what is in this program's memory."))
+      "Protect the program's memory from speculative reads in translated code. With off, a guest "
+        + "can learn what is in it; docs/security.md has the cost.",
+      valueName: "on|off"), completion: .onOff)
   var speculationGuard = "on"
 
   @Flag(
-    help: ArgumentHelp(
-      "Compare the accesses of translated code that do without a look at the TLB with a walk of the "
-        + "page tables; --stats counts them.",
-      discussion: "For tests of the translator: slow."))
+    help:
+      "Check accesses that skip the TLB lookup against the page tables. Slow; tests the translator."
+  )
   var verifyAccesses = false
 
   @Option(
-    help: "Least level of diagnostics on standard error: trace (every exit), debug, ... critical.")
+    help: ArgumentHelp(
+      "Lowest level of diagnostics on standard error: trace (every exit to user space), debug, "
+        + "info, notice, warning, error or critical.",
+      valueName: "level"), completion: .list(Diagnostics.levels))
   var log = Diagnostics.defaultLevel
 
-  @Flag(help: "Print counts and times at the end.")
+  @Flag(help: "Print counts and times at the end, on standard error.")
   var stats = false
 
   @Option(
     help: ArgumentHelp(
-      "List guest code and the host code made of it in a file (-: standard error).",
-      valueName: "file"))
+      "List guest code and its translation in a file; - is standard error.", valueName: "file"),
+    completion: .file())
   var printTranslations: String?
 
-  @Flag(help: "Write names of translated code to /tmp/perf-PID.map, where perf looks for them.")
+  @Flag(help: "Write the names of translated code to /tmp/perf-PID.map, for perf.")
   var perfMap = false
 
   @Option(
     help: ArgumentHelp(
-      "Give away what a guest that takes this program over could use: on (what the host offers), "
-        + "required (all of it, or no run) or off (for debuggers).",
-      valueName: "on|required|off"))
+      "Give up rights before the guest starts (seccomp, Landlock, limits): on gives up what the "
+        + "host supports, required refuses to run if something is missing, off is for debuggers.",
+      valueName: "on|required|off"), completion: .list(["on", "required", "off"]))
   var sandbox = "on"
 
   @Option(help: .hidden)
@@ -165,7 +222,7 @@ struct Run: ParsableCommand {
       hooks.confine = { () throws(Errno) in try sandbox.confineMain() }
     }
     if let misbehave, !Misbehaviour.plan(misbehave, &hooks) {
-      throw RunError("--misbehave \(misbehave): unknown")
+      throw RunError("--misbehave \(misbehave): unknown behaviour")
     }
     let machine = try VirtualMachine.make(configuration, engine: engine)
     Martlet.say(engine.reason)
@@ -175,7 +232,7 @@ struct Run: ParsableCommand {
     return outcome.status
   }
 
-  /// nil where none is wanted.
+  /// nil with `--sandbox off`.
   private func makeSandbox(
     _ configuration: Configuration, _ engine: Engine
   ) throws(RunError) -> Sandbox? {
@@ -191,11 +248,11 @@ struct Run: ParsableCommand {
     do throws(Errno) {
       made = try Sandbox(settings)
     } catch {
-      throw RunError("--sandbox \(sandbox): cannot be had: \(error); give --sandbox off")
+      throw RunError("--sandbox \(sandbox): not available: \(error); give --sandbox off")
     }
     for line in made.missing { Martlet.say("sandbox: \(line)") }
     if sandbox == "required", !made.missing.isEmpty {
-      throw RunError("--sandbox required: not all of it is there")
+      throw RunError("--sandbox required: parts of it are missing; give --sandbox on")
     }
     return made
   }
@@ -232,9 +289,15 @@ struct Run: ParsableCommand {
 struct DoctorCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "doctor",
-    abstract: "Tells what this machine offers, which engine a run would take, and what to mend.")
+    abstract:
+      "Reports what this machine offers, which engine a run would use, and how to fix what is "
+      + "missing.")
 
   func run() {
     for line in Doctor(Martlet.engines).report() + Sandbox.offers { print(line) }
   }
+}
+
+extension CompletionKind {
+  static var onOff: CompletionKind { .list(["on", "off"]) }
 }

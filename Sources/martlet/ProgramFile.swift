@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a program takes a preload library. One that does not would run all the same, with the host's
-// `/dev/kvm` and without a word.
+// Whether a program can take a preload library. One that cannot would run anyway, silently on the
+// host's `/dev/kvm`.
 
 import CHost
 import Glibc
@@ -24,7 +24,8 @@ struct ProgramFile {
     path = found
   }
 
-  /// Why the program does not take the library; nil where it does, or where starting it will tell more.
+  /// Why the program does not take the library; nil where it does, or where starting it will tell
+  /// more.
   var refusal: String? {
     var path = path
     // A script is as its interpreter is; the kernel follows five of them.
@@ -55,7 +56,7 @@ struct ProgramFile {
     let changesGroup = status.st_mode & S_ISGID != 0 && status.st_gid != getgid()
     let hasCapabilities = getuid() != 0 && Self.has("security.capability", file)
     guard changesUser || changesGroup || hasCapabilities else { return nil }
-    return "runs with rights of its own, so that the loader takes no library for it"
+    return "is set-user-ID or has capabilities, so the loader ignores the preload library"
   }
 
   private static func has(_ attribute: String, _ file: Int32) -> Bool {
@@ -74,7 +75,7 @@ struct ProgramFile {
   private static func format(_ file: Int32, _ header: [UInt8], _ path: String) -> String? {
     guard header.count >= 64, header[4] == wideClass,
       integer(header, 18, as: UInt16.self) == x86Machine
-    else { return "is no 64-bit x86 program, and the library is one" }
+    else { return "is not a 64-bit x86 program, so it cannot load the preload library" }
     // The loader itself may be the program.
     let name = path.split(separator: "/").last ?? ""
     if name.hasPrefix("ld-linux") || name.hasPrefix("ld-2.") || name == "ld.so" { return nil }
@@ -87,7 +88,7 @@ struct ProgramFile {
       else { break }
       if integer(entry, 0, as: UInt32.self) == interpreterSegment { return nil }
     }
-    return "is statically linked, so that no library can stand before its system calls"
+    return "is statically linked, so the preload library cannot intercept its calls"
   }
 
   private static func integer<T: FixedWidthInteger>(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every register of every device with random and edge values, at every offset and width and at times
-// from the first to the last: nothing that a guest writes may trap.
+// Every register of every device with random and edge values, at every offset and width and at
+// times from the first to the last: nothing that a guest writes may trap.
 
 import Devices
 import Synchronization

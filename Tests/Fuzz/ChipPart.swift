@@ -2,8 +2,8 @@
 
 import InterruptChips
 
-/// Bytes become accesses of interrupt chips and timers by a guest, lines of devices, messages between the
-/// chips, and states that a client loads.
+/// Bytes become accesses of interrupt chips and timers by a guest, lines of devices, messages
+/// between the chips, and states that a client loads.
 struct ChipPart: ~Copyable {
   var reader: Reader
   var time = LocalAPIC.Time(nanoseconds: 0)
@@ -11,7 +11,9 @@ struct ChipPart: ~Copyable {
   var ioapic = IOAPIC(version: 0x20)
   var pic = PIC8259Pair()
   var pit = PIT8254()
-  private var router = InterruptRouter()
+  /// Of four processors, as the local APIC's writes leave them.
+  private var identities = [LocalAPICIdentity](
+    repeating: LocalAPICIdentity(mode: .disabled, id: 0, logicalID: 0), count: 4)
 
   static func run(_ input: UnsafeRawBufferPointer) {
     var part = ChipPart(Reader(input))
@@ -51,7 +53,7 @@ struct ChipPart: ~Copyable {
     case 6: take(apic.writeTSCDeadline(reader.number()))
     default: apic.cr8 = UInt8(truncatingIfNeeded: offset)
     }
-    router.setIdentity(apic.identity, ofProcessor: Int(kind >> 6))
+    identities[Int(kind >> 6)] = apic.identity
   }
 
   /// What the processor and the hypervisor do with it.
@@ -76,7 +78,10 @@ struct ChipPart: ~Copyable {
 
   private mutating func take(_ effect: LocalAPIC.Effect?) {
     switch effect {
-    case .send(let interrupt): router.forEachDestination(of: interrupt, from: 0) { _ in }
+    case .send(let interrupt):
+      for index in identities.indices {
+        _ = identities[index].matches(interrupt, isSender: index == 0)
+      }
     case .endOfInterrupt(let vector): _ = ioapic.endOfInterrupt(vector: vector)
     default: break
     }
@@ -91,9 +96,7 @@ struct ChipPart: ~Copyable {
   }
 
   private mutating func deliver(_ message: InterruptMessage) {
-    var count = 0
-    router.forEachDestination(of: message) { _ in count += 1 }
-    if count > 0 { _ = apic.deliver(message) }
+    if identities.contains(where: { $0.matches(message) }) { _ = apic.deliver(message) }
   }
 
   // MARK: Other chips

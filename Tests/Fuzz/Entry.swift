@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What libFuzzer calls. `make fuzz-inputs` builds this program with the fuzzer and AddressSanitizer and
-// runs each part (`Part`) for a while:
+// What libFuzzer calls. `make fuzz-inputs` builds this program with the fuzzer and AddressSanitizer
+// and runs each part (`Part`) for a while:
 //
 //     MARTLET_FUZZ_PART=devices martlet-fuzz -max_total_time=60 CORPUS    # goes on with a corpus
 //     MARTLET_FUZZ_PART=devices martlet-fuzz crash-0123                   # runs a failure again
@@ -42,8 +42,8 @@ public func fuzzerTestOneInput(_ bytes: UnsafePointer<UInt8>?, _ count: Int) -> 
 
 // MARK: The main function
 
-/// What the package manager names main in a program of a package with tests; libFuzzer's own main function
-/// does nothing else.
+/// What the package manager names main in a program of a package with tests; libFuzzer's own main
+/// function does nothing else.
 @_cdecl("martlet_fuzz_main")
 public func fuzzMain(_ count: CInt, _ arguments: UnsafeMutableRawPointer) -> CInt {
   var count = count

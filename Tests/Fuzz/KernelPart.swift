@@ -3,7 +3,8 @@
 import KernelFiles
 import LinuxBoot
 
-/// Kernels on their way into guest memory, which has guards at its ends. It is one memory for all inputs.
+/// Kernels on their way into guest memory, which has guards at its ends. It is one memory for all
+/// inputs.
 enum KernelPart {
   private static let memory = try? GuestMemory(size: 64 << 20)
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What is fuzzed: everything that reads bytes that a guest or a file chooses, and needs no guest for it.
+/// What is fuzzed: everything that reads bytes that a guest or a file chooses, and needs no guest
+/// for it.
 enum Part: String, CaseIterable {
   /// Code to instructions and to their texts.
   case decoder

@@ -59,7 +59,8 @@ package enum Command {
   }
 
   /// Waits for a program's end: its exit status, or 128 and the number of the signal. A program
-  /// that has not ended after `limit` seconds is killed: that many looks, as a host may stand still.
+  /// that has not ended after `limit` seconds is killed: that many looks, as a host may stand
+  /// still.
   package static func wait(_ process: pid_t, limit: UInt64 = 60) throws(Errno) -> Int32 {
     var status: Int32 = 0
     var looks: UInt64 = 0

@@ -36,7 +36,8 @@ package enum KernelKVM: Sendable {
     return words
   }
 
-  /// Measured as `martlet doctor` does; one good measurement counts, as others may have been disturbed.
+  /// Measured as `martlet doctor` does; one good measurement counts, as others may have been
+  /// disturbed.
   private static var isFast: Bool {
     let supply = EngineSupply(software: nil)
     return (0..<5).contains { _ in

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What cannot be tested on this host says so. Where a whole test cannot run, its trait `.enabled(if:)`
-// does; a part of one, or a run on the kernel's KVM, is noted here. `make test` sums both up
-// (Scripts/test.sh), and fails in CI where a skip is not expected.
+// What cannot be tested on this host says so. Where a whole test cannot run, its trait
+// `.enabled(if:)` does; a part of one, or a run on the kernel's KVM, is noted here. `make test`
+// sums both up (Scripts/test.sh), and fails in CI where a skip is not expected.
 
 import Glibc
 

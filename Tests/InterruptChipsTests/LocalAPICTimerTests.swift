@@ -104,9 +104,9 @@ import X86
     #expect(apic.readRegister(APICRegister.lvtTimer, at: start) == 0xEC)
   }
 
-  /// The interrupt of a count that an image shows as run out may not have been told to anyone: it comes
-  /// at once where the image is loaded. A timer that nobody started stays stopped, a periodic one
-  /// starts a period.
+  /// The interrupt of a count that an image shows as run out may not have been told to anyone: it
+  /// comes at once where the image is loaded. A timer that nobody started stays stopped, a periodic
+  /// one starts a period.
   @Test func restoredAfterItRanOut() {
     func restored(_ entry: UInt32, initial: UInt32) -> LocalAPIC {
       var old = makeAPIC()

@@ -60,15 +60,6 @@ import X86
     }
   }
 
-  @Test func borrowedStorageHoldsTheRegisters() {
-    let storage = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
-    defer { storage.deallocate() }
-    var apic = LocalAPIC(id: 0, isBootstrapProcessor: true, storage: storage)
-    apic.setTaskPriority(0x50)
-    #expect(storage.load(fromByteOffset: APICRegister.tpr, as: UInt32.self) == 0x50)
-    #expect(storage.load(fromByteOffset: APICRegister.ppr, as: UInt32.self) == 0x50)
-  }
-
   @Test func anyAccessIsSafe() {
     var generator = SplitMix(seed: 0xC41F)
     var apic = makeX2APIC()

@@ -3,7 +3,8 @@
 import CHost
 import Glibc
 
-/// A vCPU in 64-bit mode: tables, code and a stack in the first memory, the memory of a file behind it.
+/// A vCPU in 64-bit mode: tables, code and a stack in the first memory, the memory of a file behind
+/// it.
 final class LongModeClient {
   static let size = 1 << 16
   static let base: UInt64 = 1 << 21

@@ -205,7 +205,8 @@ private func openUserFaults() throws -> Int32 {
   return faults
 }
 
-/// The client brings pages by a userfaultfd of its own, as a migration does: the guest waits for them.
+/// The client brings pages by a userfaultfd of its own, as a migration does: the guest waits for
+/// them.
 func userFaultChecks() throws {
   let faults = try openUserFaults()
   let size = 1 << 16

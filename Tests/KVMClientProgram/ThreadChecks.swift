@@ -117,7 +117,8 @@ private let secondResult = Atomic<Int32>(1)
 private let isFirstOut = Atomic<Bool>(false)
 private let firstResult = Atomic<Int32>(1)
 
-/// A signal to a thread that waits for another's KVM_RUN does not end that, but its own once it can begin.
+/// A signal to a thread that waits for another's KVM_RUN does not end that, but its own once it can
+/// begin.
 func contentionChecks() throws {
   let client = try Client(Code.out(1) + Code.loop)
   _ = try client.output()

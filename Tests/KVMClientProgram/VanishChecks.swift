@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory of a slot goes without a word, while the guest accesses it: KVM_RUN is EFAULT with the state
-// before the access, and goes on when the memory is back. Faults of the client's own stay its own.
+// Memory of a slot goes without a word, while the guest accesses it: KVM_RUN is EFAULT with the
+// state before the access, and goes on when the memory is back. Faults of the client's own stay its
+// own.
 
 import CHost
 import Glibc

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guests that access memory at RBX in endless loops, and what is true of their registers wherever an
-// access may fault.
+// Guests that access memory at RBX in endless loops, and what is true of their registers wherever
+// an access may fault.
 
 import CHost
 
@@ -79,7 +79,8 @@ let vanishLoops: [VanishLoop] = [
   ) { at, r, _ in
     at == 10 && r.rcx == r.rsi + 1 && r.rbp == base + 0x100 && r.rsp == top
   },
-  // t: mov rdi, rbx; xor ecx, ecx; l: mov rax, [rdi]; add rdi, 8; inc rcx; cmp rdi, r8; jne l; jmp t
+  // t: mov rdi, rbx; xor ecx, ecx; l: mov rax, [rdi]; add rdi, 8; inc rcx; cmp rdi, r8; jne l; jmp
+  // t
   VanishLoop(
     name: "rounds",
     code: [

@@ -104,8 +104,8 @@ extension Worker {
     case 2: request ^= UInt32(1 + below(3)) << 30
     default: break
     }
-    // Kept until the call is over: its descriptor is closed with its last reference, and another thread
-    // may take it out of the machine.
+    // Kept until the call is over: its descriptor is closed with its last reference, and another
+    // thread may take it out of the machine.
     let chosen = cpu(machine)
     defer { withExtendedLifetime(chosen) {} }
     let kinds: [(Kind?, Int32)] = [

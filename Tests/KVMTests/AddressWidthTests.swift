@@ -5,7 +5,8 @@ import KVM
 import SystemPackage
 import Testing
 
-/// A guest whose CPUID has fewer physical address bits than the processor, and what cannot be emulated.
+/// A guest whose CPUID has fewer physical address bits than the processor, and what cannot be
+/// emulated.
 @Suite(.serialized) struct AddressWidthTests {
   private static let width: UInt64 = 36
 

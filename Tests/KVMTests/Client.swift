@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A client that calls the ioctls of a KVM by number, for what the typed client does not offer: one
-// machine, one vCPU in real mode at 0x1000 with all segments at 0, 2 MiB of memory. The KVM is ours or,
-// in suites that are `.onBothEngines`, the kernel's as well.
+// machine, one vCPU in real mode at 0x1000 with all segments at 0, 2 MiB of memory. The KVM is ours
+// or, in suites that are `.onBothEngines`, the kernel's as well.
 //
 //     let client = try Client(chips: .all)
 //     client.load([0xE6, 0x90, 0xF4])
@@ -222,8 +222,8 @@ final class Client: @unchecked Sendable {
     }
   }
 
-  /// 64-bit mode with the first GiB mapped one to one; its tables, from 0x10000 to 0x13000, say that
-  /// all was accessed and written already.
+  /// 64-bit mode with the first GiB mapped one to one; its tables, from 0x10000 to 0x13000, say
+  /// that all was accessed and written already.
   func setLongMode() throws(Errno) {
     memory.storeBytes(of: 0x11023, toByteOffset: 0x10000, as: UInt64.self)
     memory.storeBytes(of: 0x12023, toByteOffset: 0x11000, as: UInt64.self)

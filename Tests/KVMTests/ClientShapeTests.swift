@@ -136,8 +136,8 @@ import Testing
     #expect(try !client.setMSR(0x200, 1 << 36 | 6))
   }
 
-  /// Linux makes of these what the register can hold, where the guest itself would have a #GP. (What is
-  /// read back may be what was written, where KVM emulates them.)
+  /// Linux makes of these what the register can hold, where the guest itself would have a #GP.
+  /// (What is read back may be what was written, where KVM emulates them.)
   @Test func wideValues() throws {
     let client = try Client()
     #expect(try client.setMSR(0x174, 0x1_0000_0008))

@@ -72,8 +72,8 @@ import Testing
     #expect(try log(client) == [0x100])
   }
 
-  /// A task switch writes the old task's TSS and descriptors, all in clean pages, and its page tables
-  /// may be ones that the guest has not used yet.
+  /// A task switch writes the old task's TSS and descriptors, all in clean pages, and its page
+  /// tables may be ones that the guest has not used yet.
   @Test(arguments: [false, true])
   func taskSwitchIsLogged(_ pages: Bool) throws {
     let client = try Client(memoryFlags: Self.logged)

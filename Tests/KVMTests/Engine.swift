@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which KVM a test runs on: ours, and the kernel's where there is one. The tests of a suite with the
-// trait `.onBothEngines` run on each, one after the other; where the kernel's KVM is known to differ,
-// `KernelDifferences` says who is right.
+// Which KVM a test runs on: ours, and the kernel's where there is one. The tests of a suite with
+// the trait `.onBothEngines` run on each, one after the other; where the kernel's KVM is known to
+// differ, `KernelDifferences` says who is right.
 
 import CHost
 import Foundation
@@ -66,8 +66,8 @@ struct BothEngines: SuiteTrait, TestTrait, TestScoping {
     }
   }
 
-  /// Strict: a difference that is listed has to show. Some depend on when the host interrupts the guest,
-  /// so that there are several tries.
+  /// Strict: a difference that is listed has to show. Some depend on when the host interrupts the
+  /// guest, so that there are several tries.
   private static func differs(
     _ reason: String, _ test: @Sendable () async throws -> Void
   ) async throws {
@@ -99,9 +99,9 @@ enum KernelDifferences {
   enum Difference {
     /// Not a test of the kernel's KVM, and why.
     case notThere(String)
-    /// Fails on a KVM that emulates a guest's supervisor code, all of real mode among it, for want of
-    /// VT-x or SVM: what it does, and by which words another answer is expected. On real hardware no
-    /// test is known to fail.
+    /// Fails on a KVM that emulates a guest's supervisor code, all of real mode among it, for want
+    /// of VT-x or SVM: what it does, and by which words another answer is expected. On real
+    /// hardware no test is known to fail.
     case emulating(String)
   }
 

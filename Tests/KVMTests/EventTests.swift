@@ -238,7 +238,8 @@ import Testing
       let entry = ring.load(fromByteOffset: 8, as: kvm_coalesced_mmio.self)
       #expect(entry.phys_addr == 0x90 && entry.data.0 == 0x42)
     }
-    // What the client takes by one mapping is taken in all; the rest of the pages is each one's own.
+    // What the client takes by one mapping is taken in all; the rest of the pages is each one's
+    // own.
     (pages + 8192).storeBytes(of: 1, as: UInt32.self)
     #expect((client.pages + 8192).load(as: UInt32.self) == 1)
     pages.storeBytes(of: 1, toByteOffset: 1, as: UInt8.self)

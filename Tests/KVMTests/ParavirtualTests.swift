@@ -14,8 +14,8 @@ private let asyncFault: UInt32 = 0x4B56_4D02
 private let asyncFaultVector: UInt32 = 0x4B56_4D06
 private let asyncFaultAcknowledge: UInt32 = 0x4B56_4D07
 
-/// A guest in 64-bit mode with interrupts: tables for segments and interrupts, the local APIC in x2APIC
-/// mode. Code is at 0x1000, handlers at 0x2000 and above.
+/// A guest in 64-bit mode with interrupts: tables for segments and interrupts, the local APIC in
+/// x2APIC mode. Code is at 0x1000, handlers at 0x2000 and above.
 private struct LongGuest {
   let client: Client
   static let gates = 0x6000
@@ -278,9 +278,9 @@ struct AsyncPageFaultTests {
   private static let arrived: UInt32 = 0x5100
   private static let late: UInt32 = 0x40_0000
 
-  /// A guest that reads a byte of late memory. #PF: number of the token to port 0x90, flags to 0x91,
-  /// then its rounds of other work to 0x92 until the page is there. Arrivals: number to 0x93. The byte
-  /// to 0x94.
+  /// A guest that reads a byte of late memory. #PF: number of the token to port 0x90, flags to
+  /// 0x91, then its rounds of other work to 0x92 until the page is there. Arrivals: number to 0x93.
+  /// The byte to 0x94.
   private static func guest(
     _ memory: LateMemory, enable: UInt64?, interrupts: Bool = true
   ) throws -> LongGuest {

@@ -231,7 +231,8 @@ import X86
     #expect(try managed.client.run() == KVM_EXIT_SHUTDOWN)
   }
 
-  /// A message on the bus takes a halted CPU into system management mode, and INIT waits for its end.
+  /// A message on the bus takes a halted CPU into system management mode, and INIT waits for its
+  /// end.
   @Test func messagesWhileHalted() throws {
     let managed = try Managed(Self.handler, chips: .all)
     let client = managed.client

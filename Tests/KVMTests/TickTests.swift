@@ -8,8 +8,8 @@ import Testing
 
 /// Ticks of the 8254 that the guest had no time for (KVM_REINJECT_CONTROL).
 @Suite(.serialized, .onBothEngines) struct TickTests {
-  /// Vector 8 counts in [0x500]. The guest sets 100 Hz, leaves with interrupts off, and then lets them
-  /// in for some milliseconds, which it counts out by itself.
+  /// Vector 8 counts in [0x500]. The guest sets 100 Hz, leaves with interrupts off, and then lets
+  /// them in for some milliseconds, which it counts out by itself.
   private func guest(automaticEOI: Bool) throws -> Client {
     let client = try Client(chips: .all)
     try client.set(client.vm, CKVM_CREATE_PIT2, kvm_pit_config())
@@ -17,7 +17,8 @@ import Testing
     func out(_ port: UInt8, _ value: UInt8) -> [UInt8] { [0xB0, value, 0xE6, port] }
     let chip = out(0x20, 0x11) + out(0x21, 8) + out(0x21, 4) + out(0x21, automaticEOI ? 3 : 1)
     let timer = out(0x43, 0x34) + out(0x40, 0x9C) + out(0x40, 0x2E) + out(0x21, 0xFE)
-    // sti; mov ecx, 3000; again: in al, 0x61 (the chips answer); dec ecx; jnz again; cli; out 0x91, al
+    // sti; mov ecx, 3000; again: in al, 0x61 (the chips answer); dec ecx; jnz again; cli; out 0x91,
+    // al
     let rest: [UInt8] = [
       0xFB, 0x66, 0xB9, 0xB8, 0x0B, 0, 0, 0xE4, 0x21, 0x66, 0x49, 0x75, 0xFA, 0xFA, 0xE6, 0x91,
     ]

@@ -98,7 +98,8 @@ enum BootGuest {
     return try #require(line.flatMap { Int($0.drop { $0 != ":" }.dropFirst(2)) }, "\(name)")
   }
 
-  /// With the watchdog, which guests of a KVM switch off by themselves, a cycle counter runs for ever.
+  /// With the watchdog, which guests of a KVM switch off by themselves, a cycle counter runs for
+  /// ever.
   @Test func linuxFindsTheCounters() throws {
     let result = try boot("vmlinuz-cloud-amd64", [], append: "nmi_watchdog=1")
     #expect(result.output.contains("full-width counters, Intel PMU driver."))

@@ -44,10 +44,10 @@ import Testing
   }
 
   @Test func otherMachines() throws {
-    try refused(program(machine: 183), "no 64-bit x86 program")
+    try refused(program(machine: 183), "not a 64-bit x86 program")
     var narrow = program()
     narrow[4] = 1
-    try refused(narrow, "no 64-bit x86 program")
+    try refused(narrow, "not a 64-bit x86 program")
   }
 
   @Test func scripts() throws {

@@ -101,7 +101,8 @@ private func reports(_ folder: String) -> [String] {
     }
   }
 
-  /// Every thread of a running machine, the timer's too, is under a filter and can gain no privileges.
+  /// Every thread of a running machine, the timer's too, is under a filter and can gain no
+  /// privileges.
   @Test(.enabled(if: hasFilter)) func noThreadIsOutside() throws {
     let path = try Command.temporaryFile(TinyKernel.spinning.bytes)
     defer { unlink(path) }
@@ -182,7 +183,8 @@ private func reports(_ folder: String) -> [String] {
       arguments: ["--sandbox", "off"])
   }
 
-  /// The text's first OUT has just exited: RIP is behind it, or on it for an engine that moves it later.
+  /// The text's first OUT has just exited: RIP is behind it, or on it for an engine that moves it
+  /// later.
   @Test func trapsInAProcessorsThread() throws {
     try check(
       "vcpu:trap", signal: SIGILL, name: "SIGILL",

@@ -3,7 +3,8 @@
 // A random block: instructions and labels, and the bytes that they make at an address. Any of the
 // instructions may be left out, which is how a failing block is made small.
 //
-// Nothing looks at undefined flags: where an instruction would, a CMP that defines them comes before it.
+// Nothing looks at undefined flags: where an instruction would, a CMP that defines them comes
+// before it.
 
 import X86
 import X86Decoder

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Random blocks of 2 to 16 instructions. Some registers have roles, so that most memory operands reach
-// the sandbox: RSP and two others point into it, one is a small index; few instructions write them.
-// Branches go forward over a few instructions, around small counted loops, through registers, memory
-// and the stack, to a subroutine and back; never to anything but an instruction's start.
+// Random blocks of 2 to 16 instructions. Some registers have roles, so that most memory operands
+// reach the sandbox: RSP and two others point into it, one is a small index; few instructions write
+// them. Branches go forward over a few instructions, around small counted loops, through registers,
+// memory and the stack, to a subroutine and back; never to anything but an instruction's start.
 
 import X86
 import X86Decoder

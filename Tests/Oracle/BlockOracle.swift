@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The oracle for blocks: random blocks of several instructions from random states, executed by the host
-// processor, the interpreter and the translator, must have the same results.
+// The oracle for blocks: random blocks of several instructions from random states, executed by the
+// host processor, the interpreter and the translator, must have the same results.
 //
 // A case is one block with `statesPerCase` states; it depends on the seed and its number alone. The
-// interpreter goes first: what reaches other memory than the sandbox there, or does not end, is never
-// executed on the host. A case that differs is made small (BlockOracle+Shrinking) and printed.
+// interpreter goes first: what reaches other memory than the sandbox there, or does not end, is
+// never executed on the host. A case that differs is made small (BlockOracle+Shrinking) and
+// printed.
 
 import Foundation
 import X86

@@ -25,8 +25,8 @@ enum BlockRules {
     }
   }
 
-  /// EVEX.X is ignored with a general register. With RSP, and X set nevertheless, a Zen 5 reads the RSP
-  /// from before the PUSH or POP ahead of it.
+  /// EVEX.X is ignored with a general register. With RSP, and X set nevertheless, a Zen 5 reads the
+  /// RSP from before the PUSH or POP ahead of it.
   private static func readsStaleStackPointer(_ i: Instruction) -> Bool {
     guard i.prefixes.contains(.evex), i.memoryIndex == nil, i.encoding.rex & 2 != 0 else {
       return false

@@ -34,8 +34,8 @@ package enum Layout {
   /// Unmapped bytes before and after.
   package static let guardSize: UInt64 = 0x10_0000
 
-  /// Blocks have as much room as eight slots, and may begin anywhere in the second quarter of it; one in
-  /// four begins anywhere, so that some lie across two pages.
+  /// Blocks have as much room as eight slots, and may begin anywhere in the second quarter of it;
+  /// one in four begins anywhere, so that some lie across two pages.
   package static let blockRoom = 1024
   package static let blockCount = slotBytes / blockRoom
   /// Longest block with its pad.

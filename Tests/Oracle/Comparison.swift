@@ -50,8 +50,8 @@ struct Comparison {
     return difference == 0 && agree(a.fault, b.fault)
   }
 
-  /// Offsets in the FXSAVE image that are compared: FCW, FSW and FTW; MXCSR; ST(0) to ST(7). The last
-  /// instruction's pointers are not: a host may keep them after unmasked exceptions only.
+  /// Offsets in the FXSAVE image that are compared: FCW, FSW and FTW; MXCSR; ST(0) to ST(7). The
+  /// last instruction's pointers are not: a host may keep them after unmasked exceptions only.
   static let x87Parts = [0..<5, mxcsrOffset..<mxcsrOffset + 4, 32..<160]
   static let mxcsrOffset = 24
   /// ZMM0 to ZMM31.

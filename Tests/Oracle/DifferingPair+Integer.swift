@@ -106,7 +106,8 @@ extension DifferingPair {
     return flags.rawValue
   }
 
-  /// A repeat whose count is the one from before: each of its registers as it was, or zero-extended.
+  /// A repeat whose count is the one from before: each of its registers as it was, or
+  /// zero-extended.
   var differOnlyInUpperHalves: Bool {
     let low: UInt64 = 0xFFFF_FFFF
     guard isRepeated, instruction.addressSize == 4, !isBlock,

@@ -8,12 +8,12 @@ import X86
 import X86CPU
 import X86Decoder
 
-/// The host's and another's results of one instruction, or of a block that the other left at it by a
-/// fault.
+/// The host's and another's results of one instruction, or of a block that the other left at it by
+/// a fault.
 struct DifferingPair {
   let instruction: Instruction
-  /// State before. The software processor changes nothing before a fault, so that of a block it is the
-  /// other's state after.
+  /// State before. The software processor changes nothing before a fault, so that of a block it is
+  /// the other's state after.
   let before: Registers
   /// Whether the host may have gone on to other instructions.
   let isBlock: Bool

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The elements of a gather or scatter: which are selected, where each of them is, and which of them are
-// done in a state that a fault has left (SDM volume 2, VGATHERDPS, VPSCATTERDD).
+// The elements of a gather or scatter: which are selected, where each of them is, and which of them
+// are done in a state that a fault has left (SDM volume 2, VGATHERDPS, VPSCATTERDD).
 
 import X86
 import X86CPU
@@ -93,7 +93,8 @@ struct ElementAccesses {
     new == bytes(before, register, number) || new.allSatisfy { $0 == 0 }
   }
 
-  /// Whether elements of the destination are what memory has where they are done, and else as before.
+  /// Whether elements of the destination are what memory has where they are done, and else as
+  /// before.
   func hasLoaded(
     _ state: UnsafePointer<VectorState>, _ done: Set<Int>, _ load: (UInt64, UInt64) -> UInt64?
   ) -> Bool {

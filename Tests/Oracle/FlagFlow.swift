@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which arithmetic flags are undefined where, along the instructions of a block: undefined flags may
-// differ between executors, so nobody in a block may look at them, and they are not compared at its
-// end. What is undefined after one instruction is in `UndefinedResults`; here is what passes through.
+// Which arithmetic flags are undefined where, along the instructions of a block: undefined flags
+// may differ between executors, so nobody in a block may look at them, and they are not compared at
+// its end. What is undefined after one instruction is in `UndefinedResults`; here is what passes
+// through.
 
 import X86
 import X86Decoder

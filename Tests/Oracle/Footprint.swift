@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory an instruction will touch, worked out before it runs: nothing may run on the host that
-// could reach anything but the sandbox, or an address where there is certainly nothing.
+// Which memory an instruction will touch, worked out before it runs: nothing may run on the host
+// that could reach anything but the sandbox, or an address where there is certainly nothing.
 
 import X86
 import X86Decoder
@@ -19,8 +19,8 @@ enum Footprint {
   }
 
   /// Faults that are the implementation's choice: legacy SHA instructions need alignment by one
-  /// vendor's manual only; aligned moves under a mask that is all 0 need it or not; byte-masked stores
-  /// fault or not where no byte is selected.
+  /// vendor's manual only; aligned moves under a mask that is all 0 need it or not; byte-masked
+  /// stores fault or not where no byte is selected.
   static func areFaultsAgreed(_ i: Instruction, _ r: Registers) -> Bool {
     switch i.mnemonic {
     case .maskmovq, .maskmovdqu, .vmaskmovdqu:
@@ -68,8 +68,8 @@ enum Footprint {
     return masked(offset, i) &+ segmentBase(i, r)
   }
 
-  /// With FS or GS an offset that is not canonical may make a linear address that is: only the latter
-  /// counts by the manuals, but not on every host.
+  /// With FS or GS an offset that is not canonical may make a linear address that is: only the
+  /// latter counts by the manuals, but not on every host.
   private static func isHalfCanonical(_ i: Instruction, _ r: Registers, _ operand: Int) -> Bool {
     isHalfCanonical(address(i, r, operand), segmentBase(i, r))
   }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where the manuals leave room, and processors of one vendor or generation differ from others. A pair
-// that differs is allowed if these rules cover all that differs: each names the instructions, what may
-// differ, and within which bounds. Everything else of the state still has to agree, and interpreter and
-// translator with each other in any case. An allowed difference prints nothing; the summary counts it
-// by rule.
+// Where the manuals leave room, and processors of one vendor or generation differ from others. A
+// pair that differs is allowed if these rules cover all that differs: each names the instructions,
+// what may differ, and within which bounds. Everything else of the state still has to agree, and
+// interpreter and translator with each other in any case. An allowed difference prints nothing; the
+// summary counts it by rule.
 
 package enum ImplementationChoice: String, CaseIterable, Codable, Sendable {
   case orderOfFaults = "which of an instruction's faults comes first"

@@ -9,8 +9,9 @@ struct MemoryAccess {
   var address: UInt64
   var size: UInt64
   var writes: Bool
-  /// Whether an address that is not canonical is #SS, #GP, or either: in 64-bit mode a segment prefix of
-  /// CS, DS, ES or SS is ignored, and processors differ in what it does to the kind of fault.
+  /// Whether an address that is not canonical is #SS, #GP, or either: in 64-bit mode a segment
+  /// prefix of CS, DS, ES or SS is ignored, and processors differ in what it does to the kind of
+  /// fault.
   var vectors: Set<UInt64>
   /// What the address must be a multiple of.
   var alignment: UInt64 = 1
@@ -95,8 +96,8 @@ struct MemoryAccess {
 // MARK: Of an instruction
 
 extension MemoryAccess {
-  /// All that the instruction makes, in no order. Of a string instruction: of the iteration that the
-  /// registers stand at. Not those of gathers and scatters.
+  /// All that the instruction makes, in no order. Of a string instruction: of the iteration that
+  /// the registers stand at. Not those of gathers and scatters.
   static func all(_ i: Instruction, _ r: Registers) -> [MemoryAccess] {
     if i.attributes.contains(.string) { return strings(i, r) }
     var result = implicit(i, r)

@@ -2,15 +2,15 @@
 //
 // Runs a slot on the host processor.
 //
-// A stub loads the whole state from a page at a fixed address, the stack pointer included, and jumps
-// to the slot; the landing pads jump to a second stub that stores the whole state there. A fault
-// comes as a signal on its own stack; the handler, which is emitted code too because the FS base may
-// be the guest's then, notes the trap and continues at the second stub. `running` tells the faults of
-// guest code from those of the test itself, which are left to kill it.
+// A stub loads the whole state from a page at a fixed address, the stack pointer included, and
+// jumps to the slot; the landing pads jump to a second stub that stores the whole state there. A
+// fault comes as a signal on its own stack; the handler, which is emitted code too because the FS
+// base may be the guest's then, notes the trap and continues at the second stub. `running` tells
+// the faults of guest code from those of the test itself, which are left to kill it.
 //
-// The handlers, the signal stack and the fixed addresses are the process's, and guest code runs with
-// the guest's stack pointer and FS base, which no other handler of a signal survives: so it needs a
-// process in which nothing else handles signals (see Workers).
+// The handlers, the signal stack and the fixed addresses are the process's, and guest code runs
+// with the guest's stack pointer and FS base, which no other handler of a signal survives: so it
+// needs a process in which nothing else handles signals (see Workers).
 
 import CHost
 import Host
@@ -118,7 +118,8 @@ package final class NativeExecutor: Executor {
     return result
   }
 
-  /// The sandbox is one file mapped twice: the read-only page is written through the second mapping.
+  /// The sandbox is one file mapped twice: the read-only page is written through the second
+  /// mapping.
   private static func mapSandbox() throws(Errno) -> UnsafeMutableRawPointer {
     let file = try MemoryFile(name: "martlet-sandbox", size: Layout.sandboxSize)
     let fd = file.descriptor.rawValue
@@ -305,8 +306,8 @@ extension NativeExecutor {
     let vectorNumber = outcome.pointee.fault.vector
     if vectorNumber != 14 { outcome.pointee.fault.address = 0 }
     if vectorNumber == Fault.none { outcome.pointee.fault.errorCode = 0 }
-    // Whether a page of the sandbox was in memory just then is the host kernel's affair. A read fails at
-    // the page behind it, though its address may be that of an element's first byte.
+    // Whether a page of the sandbox was in memory just then is the host kernel's affair. A read
+    // fails at the page behind it, though its address may be that of an element's first byte.
     let code = PageFaultCode(
       rawValue: UInt32(truncatingIfNeeded: outcome.pointee.fault.errorCode))
     if code.contains(.write),

@@ -24,8 +24,8 @@ package struct OracleReport: Codable, Sendable {
   /// that differed (`AccessVerification`).
   package var verified = 0
   package var verifiedDiffering = 0
-  /// Of random blocks: how many, states that were not run on the host by reason, and instructions that
-  /// the interpreter executed.
+  /// Of random blocks: how many, states that were not run on the host by reason, and instructions
+  /// that the interpreter executed.
   package var blocks = 0
   package var discarded: [String: Int] = [:]
   package var instructions = 0

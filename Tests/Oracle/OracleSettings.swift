@@ -8,7 +8,8 @@ import X86Decoder
 ///     MARTLET_ORACLE_SEED      the seed; else a random one
 ///     MARTLET_ORACLE_WORKERS   processes that share the work; else one for each of the host's CPUs
 ///     MARTLET_ORACLE_MAX       mismatches after which to stop; else 20
-///     MARTLET_ORACLE_PAIRS     single instructions: how many comparisons, two for each execution on the
+///     MARTLET_ORACLE_PAIRS     single instructions: how many comparisons, two for each execution
+///     on the
 ///                              host; else 20 million
 ///     MARTLET_ORACLE_BATCH     single instructions: this batch alone
 ///     MARTLET_ORACLE_MNEMONIC  single instructions: this one alone (changes what the batches are)
@@ -58,8 +59,8 @@ package struct OracleSettings: Codable, Sendable {
     mode == .instructions && batch == nil && mnemonic == nil && pairs >= 1_000_000 && seconds == nil
   }
 
-  /// Translated code of random blocks counts instructions: with odd seeds. Others have what guests run
-  /// in unless statistics are asked for.
+  /// Translated code of random blocks counts instructions: with odd seeds. Others have what guests
+  /// run in unless statistics are asked for.
   var countsInstructions: Bool { seed & 1 != 0 }
 
   var only: Mnemonic? {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Random vector and x87 state: numbers where floating point has its edges, all kinds of mask registers,
-// x87 stacks filled here and there.
+// Random vector and x87 state: numbers where floating point has its edges, all kinds of mask
+// registers, x87 stacks filled here and there.
 
 import X86
 import X86CPU

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Random states for a given instruction: registers full of values where instructions have their edges,
-// addresses solved so that memory operands land in the sandbox, branch targets on the pads.
+// Random states for a given instruction: registers full of values where instructions have their
+// edges, addresses solved so that memory operands land in the sandbox, branch targets on the pads.
 
 import X86
 import X86Decoder

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stops a software processor that does not come to an end: a random block may be a loop without one, or
-// a translation may make it so. Its guest leaves as by an external interrupt. And disturbs them: now and
-// then a guest has to leave in the middle of a block's code and go on, or look at its events.
+// Stops a software processor that does not come to an end: a random block may be a loop without
+// one, or a translation may make it so. Its guest leaves as by an external interrupt. And disturbs
+// them: now and then a guest has to leave in the middle of a block's code and go on, or look at its
+// events.
 
 import Foundation
 import Synchronization

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The oracle's work is done by processes of its own, one for each CPU of the host: guest code runs on
-// the host's processor with signal handlers, stack pointer and FS base that no other code of a process
-// could live with, and a guest instruction that goes astray must not take the test runner along.
+// The oracle's work is done by processes of its own, one for each CPU of the host: guest code runs
+// on the host's processor with signal handlers, stack pointer and FS base that no other code of a
+// process could live with, and a guest instruction that goes astray must not take the test runner
+// along.
 //
 // A worker is this program again, with its settings and a descriptor among its arguments. What the
-// descriptor names is shared memory: the number of what the worker is doing, and its report as JSON.
+// descriptor names is shared memory: the number of what the worker is doing, and its report as
+// JSON.
 
 import CHost
 import Foundation
@@ -19,8 +21,8 @@ import SystemPackage
 package enum Workers {
   /// First of a worker's arguments; its settings and its descriptor follow.
   package static let argument = "--worker"
-  /// A worker that has not come further in so many looks, some two minutes, is killed. Looks and not a
-  /// clock: a host that stands still makes no worker late.
+  /// A worker that has not come further in so many looks, some two minutes, is killed. Looks and
+  /// not a clock: a host that stands still makes no worker late.
   private static let patience = 24_000
 
   /// Runs what `settings` say in `settings.workers` processes.

@@ -8,8 +8,8 @@ import Testing
   /// Seconds until a run has failed: it takes a minute of two idle CPUs.
   static let limit: UInt64 = 1200
 
-  /// Seeds that do not change: that a test fails is due to what was changed, or to the host. Fresh ones
-  /// are `make soak`'s.
+  /// Seeds that do not change: that a test fails is due to what was changed, or to the host. Fresh
+  /// ones are `make soak`'s.
   @Test func hostInterpreterAndTranslatorAgree() throws {
     try run(["instructions", "1"])
   }

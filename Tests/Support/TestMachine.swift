@@ -167,8 +167,8 @@ package final class TestMachine {
   /// Where the tables of modes with paging are.
   package static let tables = 0x10000..<0x14000
 
-  /// 64-bit mode where the first 2 MiB are 4 KiB pages, one of them absent. Nor does the guest reach the
-  /// tables: what it runs cannot change what addresses mean.
+  /// 64-bit mode where the first 2 MiB are 4 KiB pages, one of them absent. Nor does the guest
+  /// reach the tables: what it runs cannot change what addresses mean.
   package func setLongModeWithSmallPages(absent: Int) {
     setLongMode()
     storeSmallPages(absent: absent, UInt64.self)

@@ -36,7 +36,8 @@ package final class VMXMachine {
 
   deinit { try? processor.vmxoff() }
 
-  /// A page for another VMCS or an area of MSRs: it is there as long as the processor may write to it.
+  /// A page for another VMCS or an area of MSRs: it is there as long as the processor may write to
+  /// it.
   package func makePage() -> HostPage {
     let page = HostPage()
     pages.append(page)

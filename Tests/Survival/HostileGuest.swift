@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A machine with two vCPUs and devices whose guests are hostile: each round has new memory, new code and
-// new registers, and both vCPUs run in it until they stop, or are stopped.
+// A machine with two vCPUs and devices whose guests are hostile: each round has new memory, new
+// code and new registers, and both vCPUs run in it until they stop, or are stopped.
 
 import CHost
 import Devices
@@ -9,6 +9,7 @@ import Glibc
 import Host
 import KVMClient
 import KVMLoopback
+import LinuxBoot
 import Support
 import Synchronization
 import SystemPackage
@@ -120,8 +121,8 @@ final class HostileGuest: @unchecked Sendable {
     ports.attach(
       PowerManagement(interrupt: line, now: now) {}, at: 0x600, size: PowerManagement.size)
     ports.attach(KeyboardController {}, at: 0x60, size: 5)
-    ports.attach(ResetRegister {}, at: ResetRegister.port, size: 1)
-    ports.attach(DebugExit { _ in }, at: DebugExit.port, size: 1)
+    ports.attach(ResetRegister {}, at: GuestMap.Port.reset, size: 1)
+    ports.attach(DebugExit { _ in }, at: GuestMap.Port.debugExit, size: 1)
   }
 
   private static let traces = getenv("MARTLET_SURVIVE_TRACE") != nil

@@ -92,8 +92,8 @@ struct HostileMemory {
 // MARK: Page tables
 
 extension HostileMemory {
-  /// Every table leads to the next, so that all linear addresses lead to the memory, but for those of the
-  /// chips; now and then an entry is anything.
+  /// Every table leads to the next, so that all linear addresses lead to the memory, but for those
+  /// of the chips; now and then an entry is anything.
   private mutating func fillTables() {
     let t = Place.tables
     for n in 0..<512 {

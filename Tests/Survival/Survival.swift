@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Hostile guests in processes of their own, so that one which ends its monitor is found and named. A
-// process has a batch: one hypervisor, interpreter or translator, and machine after machine on it.
+// Hostile guests in processes of their own, so that one which ends its monitor is found and named.
+// A process has a batch: one hypervisor, interpreter or translator, and machine after machine on
+// it.
 //
 //     martlet-survive [--blocks N | --minutes N] [--seed N]
 //     martlet-survive batch SEED [ROUNDS]        one batch again, in this process

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ThreadSanitizer sees what is built with it. The standard library's Mutex takes a lock that is free in the
-// caller's code, but one that is held inside of the library, which is not built so: all that the lock orders
-// would be reported. This takes that function's place in the test program, and waits by itself.
+// ThreadSanitizer sees what is built with it. The standard library's Mutex takes a lock that is
+// free in the caller's code, but one that is held inside of the library, which is not built so: all
+// that the lock orders would be reported. This takes that function's place in the test program, and
+// waits by itself.
 
 import Glibc
 import Synchronization

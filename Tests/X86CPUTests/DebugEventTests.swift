@@ -124,8 +124,8 @@ import X86CPU
     m.cpu.gpr[3] = 0
   }
 
-  /// A step trap that waits behind MOV SS goes with the debug exception of the next instruction: INT1,
-  /// MOV from DR0 with DR7.GD.
+  /// A step trap that waits behind MOV SS goes with the debug exception of the next instruction:
+  /// INT1, MOV from DR0 with DR7.GD.
   @Test(arguments: [[0xF1, 0xF4], [0x0F, 0x21, 0xC1, 0xF4]] as [[UInt8]])
   func waitingStepIsToldOnce(_ code: [UInt8]) {
     let m = machine()
@@ -170,7 +170,8 @@ import X86CPU
     #expect(m.cpu.s.pointee.dr6 == 0xFFFF_0FF0)
   }
 
-  /// POPF sets TF before a far return that faults: no trap then, but one when it has come to an end.
+  /// POPF sets TF before a far return that faults: no trap then, but one when it has come to an
+  /// end.
   @Test func stepOverAFarReturnThatFaultsOnce() {
     let m = machine()
     m.setDescriptor(Tables.spare, descriptor(rights: 0xA01B))

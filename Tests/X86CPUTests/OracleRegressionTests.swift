@@ -71,8 +71,8 @@ import X86CPU
     #expect(code == [.present, .write])
   }
 
-  /// REPE and REPNE, SCASB and CMPSB: rounds are done up to the page that is not there, and the flags
-  /// are those from before them all.
+  /// REPE and REPNE, SCASB and CMPSB: rounds are done up to the page that is not there, and the
+  /// flags are those from before them all.
   @Test(arguments: [0xF3, 0xF2] as [UInt8], [0xAE, 0xA6] as [UInt8])
   func faultOfARepeatedComparisonRestoresFlags(prefix: UInt8, opcode: UInt8) {
     let m = machine([prefix, opcode])

@@ -74,7 +74,8 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
 }
 
 @Suite struct PagingTests {
-  /// The page under test is at 4 MiB, mapped by a 4 KiB entry to physical 0x5000, which holds `hlt`.
+  /// The page under test is at 4 MiB, mapped by a 4 KiB entry to physical 0x5000, which holds
+  /// `hlt`.
   private static let page: UInt64 = 0x40_0000
   private static let entryAddress = 0x13000
 

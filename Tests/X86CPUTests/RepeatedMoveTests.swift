@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// REP MOVS and REP STOS over several pages, which are copied at once where they lie behind each other in the
-// host's memory.
+// REP MOVS and REP STOS over several pages, which are copied at once where they lie behind each
+// other in the host's memory.
 
 import Glibc
 import Support

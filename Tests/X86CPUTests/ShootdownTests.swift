@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// CPUs run code of the same pages while others take those pages' marks away: by stores of a guest into a page
-// with code, by writes of the host, by kicks, and with owners of guest spaces that come and go. Nothing in
-// guest memory that is read is written, so that ThreadSanitizer, under which this runs, too, sees what the
-// CPUs share beside it.
+// CPUs run code of the same pages while others take those pages' marks away: by stores of a guest
+// into a page with code, by writes of the host, by kicks, and with owners of guest spaces that come
+// and go. Nothing in guest memory that is read is written, so that ThreadSanitizer, under which
+// this runs, too, sees what the CPUs share beside it.
 
 import Glibc
 import Host

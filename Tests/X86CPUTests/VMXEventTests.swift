@@ -272,8 +272,8 @@ import X86CPU
 
   // MARK: Traps before interrupts
 
-  /// POPF sets IF; the trace trap behind it comes before an interrupt that it lets in, and has a data
-  /// breakpoint's bit too.
+  /// POPF sets IF; the trace trap behind it comes before an interrupt that it lets in, and has a
+  /// data breakpoint's bit too.
   @Test(arguments: [false, true]) func traceTrapComesFirst(_ hasBreakpoint: Bool) throws {
     m.test.load([0x9D, 0x90, 0xF4], at: 0x1000)  // popf; nop; hlt
     m.test.store(UInt64(0x302), at: 0x8000)

@@ -170,7 +170,8 @@ import X86CPU
 
   /// Kicks the CPU from another thread, so that guest code runs before the exit.
   private func cpuLoop(_ p: PhysicalCPU) {
-    // A thread of its own: the test blocks one of the few that tasks run on, on one core the only one.
+    // A thread of its own: the test blocks one of the few that tasks run on, on one core the only
+    // one.
     Thread.detachNewThread {
       usleep(20_000)
       p.kick()

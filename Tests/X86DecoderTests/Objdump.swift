@@ -161,7 +161,8 @@ enum Spelling {
   static func agree(_ mine: Instruction, at address: UInt64, with theirs: String) -> Bool {
     let name = Disassembler.name(mine)
     if unlike.contains(name) || mine.mnemonic == .movSegment { return true }
-    // LOCK MOV CR0 is MOV CR8 (APM volume 3, "MOV CRn"); objdump says so without other prefixes only.
+    // LOCK MOV CR0 is MOV CR8 (APM volume 3, "MOV CRn"); objdump says so without other prefixes
+    // only.
     if mine.mnemonic == .movControl && mine.prefixes.contains(.lock) { return true }
     if name.contains("cmp") || name.contains("pclmul") { return true }
     let other = mnemonic(theirs)

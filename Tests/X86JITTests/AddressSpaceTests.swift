@@ -75,8 +75,8 @@ import X86JIT
     #expect(m.cpu.gpr[3] == 75)
   }
 
-  /// The same code at many linear pages, as in programs that are started again and again: it knows where it is
-  /// in each.
+  /// The same code at many linear pages, as in programs that are started again and again: it knows
+  /// where it is in each.
   @Test(arguments: [UInt32(0), 1, 3]) func codeAtManyPages(_ threshold: UInt32) {
     let m = machine(threshold, global: false)
     let (pages, rounds) = (300 as UInt64, 5 as UInt64)
@@ -85,8 +85,8 @@ import X86JIT
     m.store(UInt64(Self.pageTable) | 7, at: 0x12018)
     for n in 0..<Int(pages) { m.store(UInt64(0x20_0007), at: Self.pageTable + n * 8) }
     m.cpu.flushTLB()
-    // L: mov rdi, rsi ; mov ecx, ebp ; M: call rdi ; add rbx, rax ; add rdi, 1000h ; dec ecx ; jnz M ;
-    // dec edx ; jnz L ; hlt
+    // L: mov rdi, rsi ; mov ecx, ebp ; M: call rdi ; add rbx, rax ; add rdi, 1000h ; dec ecx ; jnz
+    // M ; dec edx ; jnz L ; hlt
     m.load(
       [
         0x48, 0x89, 0xF7, 0x89, 0xE9, 0xFF, 0xD7, 0x48, 0x01, 0xC3, 0x48, 0x81, 0xC7, 0, 0x10, 0, 0,
@@ -98,8 +98,8 @@ import X86JIT
     #expect(m.cpu.gpr[3] == rounds * sum)
   }
 
-  /// Code that is written over in each round, called from another page: what is found is the new, and
-  /// ways to code of other pages stay known.
+  /// Code that is written over in each round, called from another page: what is found is the new,
+  /// and ways to code of other pages stay known.
   @Test(arguments: [UInt32(0), 1, 3]) func rewrittenCode(_ threshold: UInt32) {
     let m = machine(threshold, global: true)
     m.load([0xFF, 0xC2, 0xC3], at: 0x40_0000)  // inc edx ; ret

@@ -3,8 +3,8 @@
 // The interpreter and the translator side by side: what a program does on both from the same state.
 //
 // What a round depends on is what it sets, and what it cannot change. So page tables are out of the
-// programs' reach: else what addresses mean would depend on what a TLB still holds, which is open on
-// hardware and here depends on other tests' processors (`ShootdownQueue`).
+// programs' reach: else what addresses mean would depend on what a TLB still holds, which is open
+// on hardware and here depends on other tests' processors (`ShootdownQueue`).
 
 import Glibc
 import Support

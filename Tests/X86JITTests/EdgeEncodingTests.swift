@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every row of the opcode table, with edge immediates and displacements, as the first, the last and the
-// only instruction of a block, translated alone and in a region. The translator looks at instructions
-// before it knows what they are, so each has to pass through all that looks: nothing may trap, and the
-// guest ends. What the instructions do is for other tests.
+// Every row of the opcode table, with edge immediates and displacements, as the first, the last and
+// the only instruction of a block, translated alone and in a region. The translator looks at
+// instructions before it knows what they are, so each has to pass through all that looks: nothing
+// may trap, and the guest ends. What the instructions do is for other tests.
 
 import Foundation
 import Support
@@ -18,7 +18,8 @@ import X86JIT
 @Suite struct EdgeEncodingTests {
   enum Place: CaseIterable { case first, last, only }
 
-  /// Blocks end with the page in front of it; it holds HLT, as all memory does that nothing else is in.
+  /// Blocks end with the page in front of it; it holds HLT, as all memory does that nothing else is
+  /// in.
   private static let pageEnd = 0x4000
   private static let seed: UInt64 = 20_261_130
   /// A debug build takes as long for a few of the rows as a release build for all.

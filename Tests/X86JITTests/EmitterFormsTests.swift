@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every instruction that the assembler emits, with every register and kind of address: the text that
-// is meant, written here from the operands alone, against a disassembler of the toolchain (objdump)
-// and against the project's own.
+// Every instruction that the assembler emits, with every register and kind of address: the text
+// that is meant, written here from the operands alone, against a disassembler of the toolchain
+// (objdump) and against the project's own.
 
 import Foundation
 import Testing

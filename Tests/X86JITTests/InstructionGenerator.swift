@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Random integer instructions: random bytes after a known opcode, kept where the decoder agrees. A
-// block keeps account of the flags that are undefined after it. Where an instruction would look at an
-// undefined flag, or depend on one, the generator puts a TEST before it.
+// block keeps account of the flags that are undefined after it. Where an instruction would look at
+// an undefined flag, or depend on one, the generator puts a TEST before it.
 
 import X86
 import X86CPU

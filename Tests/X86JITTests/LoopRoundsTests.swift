@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Random loops of one block that walk through memory by constant steps, each run by the interpreter and
-// by the translator: across pages, onto misaligned and absent ones, over their own code, with the
-// loop's end anywhere.
+// Random loops of one block that walk through memory by constant steps, each run by the interpreter
+// and by the translator: across pages, onto misaligned and absent ones, over their own code, with
+// the loop's end anywhere.
 
 import Foundation
 import Support

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Litmus tests of memory ordering (SDM volume 3, "Memory Ordering"), on the host, the interpreter and
-// the translator. Threads run free and note what they see; afterwards no pair of notes may be one that
-// the architecture forbids. What it allows is not asked for, so timing decides nothing.
+// Litmus tests of memory ordering (SDM volume 3, "Memory Ordering"), on the host, the interpreter
+// and the translator. Threads run free and note what they see; afterwards no pair of notes may be
+// one that the architecture forbids. What it allows is not asked for, so timing decides nothing.
 //
-// The code is the same everywhere: RDI is the shared memory, RSI the thread's notes, RCX the rounds,
-// and RDX comes back. It ends with RET on the host and with HLT in a guest.
+// The code is the same everywhere: RDI is the shared memory, RSI the thread's notes, RCX the
+// rounds, and RDX comes back. It ends with RET on the host and with HLT in a guest.
 
 import Foundation
 import Support

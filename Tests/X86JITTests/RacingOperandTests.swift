@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Another thread changes an operand all the time while the guest executes the instruction: whatever the
-// guest is meant to see, it is one value or the other, and nothing that one of them forbids happens to the
-// program.
+// Another thread changes an operand all the time while the guest executes the instruction: whatever
+// the guest is meant to see, it is one value or the other, and nothing that one of them forbids
+// happens to the program.
 
 import Foundation
 import Support

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which rounds the random tests of this directory run, where a round's random numbers come from, and how
-// to run one again.
+// Which rounds the random tests of this directory run, where a round's random numbers come from,
+// and how to run one again.
 
 import Glibc
 import Testing
 
-/// `MARTLET_RANDOM_BLOCKS` is how many rounds each seed has. `MARTLET_RANDOM_ROUND` runs a round again:
-/// it and those before it with the same machines. Another `MARTLET_RANDOM_SEED` makes other rounds.
+/// `MARTLET_RANDOM_BLOCKS` is how many rounds each seed has. `MARTLET_RANDOM_ROUND` runs a round
+/// again: it and those before it with the same machines. Another `MARTLET_RANDOM_SEED` makes other
+/// rounds.
 struct RandomRounds {
-  /// Machines are new at multiples of this, so that what a round finds in them (memory outside of what
-  /// it sets, translations, the TLB) comes from few rounds before it.
+  /// Machines are new at multiples of this, so that what a round finds in them (memory outside of
+  /// what it sets, translations, the TLB) comes from few rounds before it.
   static let withSameMachines = 1000
 
   let range: Range<Int>

@@ -27,8 +27,8 @@ import X86JIT
     (1, [0xF3, 0xA4]), (2, [0xF3, 0x66, 0xA5]), (4, [0xF2, 0xA5]), (8, [0xF3, 0x48, 0xA5]),
   ]
 
-  /// Counts around nothing, a piece, a page and more than one; pieces that end at a page's end, one byte
-  /// before it and behind it.
+  /// Counts around nothing, a piece, a page and more than one; pieces that end at a page's end, one
+  /// byte before it and behind it.
   static let cases: [Case] = {
     var all: [Case] = []
     for (size, code) in stos + movs {
@@ -95,8 +95,8 @@ import X86JIT
     #expect(result(c, threshold: 1) == expected)
   }
 
-  /// Bytes whose number wraps to a few, and a pointer that is not canonical: the fault is that of the first
-  /// element that cannot be accessed, with what was done before it done.
+  /// Bytes whose number wraps to a few, and a pointer that is not canonical: the fault is that of
+  /// the first element that cannot be accessed, with what was done before it done.
   @Test(arguments: [1 << 61, 1 << 61 + 1, UInt64.max] as [UInt64], [UInt32(0), 1])
   func countsThatWrap(_ count: UInt64, threshold: UInt32) {
     let m = TestMachine(threshold: threshold)

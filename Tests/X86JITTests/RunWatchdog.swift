@@ -8,7 +8,8 @@ import Synchronization
 import X86
 import X86CPU
 
-/// Interrupts processors that have run for seconds, so that those who run them look at how far they are.
+/// Interrupts processors that have run for seconds, so that those who run them look at how far they
+/// are.
 private final class RunWatchdog: Sendable {
   static let shared = RunWatchdog()
 
@@ -46,8 +47,8 @@ extension TestMachine {
   /// More instructions than any of the random programs has that ends by itself.
   private static let mostInstructions: UInt64 = 2_000_000
 
-  /// Runs until a VM exit that the program made. False where it seems to have no end; how long the host
-  /// takes does not matter.
+  /// Runs until a VM exit that the program made. False where it seems to have no end; how long the
+  /// host takes does not matter.
   func runToItsEnd(from rip: Int) -> Bool {
     cpu.s.pointee.rip = UInt64(rip)
     cpu.s.pointee.retired = 0

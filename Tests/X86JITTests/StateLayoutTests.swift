@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where fields of the CPU's state lie. Processors that forward stores to loads by the low 11 bits of
-// addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of those
-// that every access reads.
+// Where fields of the CPU's state lie. Processors that forward stores to loads by the low 11 bits
+// of addresses take two fields 2 KiB apart for one, so those that loops write must stay clear of
+// those that every access reads.
 
 import Support
 import Testing
@@ -32,8 +32,8 @@ import X86JIT
     #expect(!written.contains { segments.contains($0) })
   }
 
-  /// A compare whose words come from two cache lines gives a guest that evicts one of them time to have
-  /// the host go on with what the compare would have refused.
+  /// A compare whose words come from two cache lines gives a guest that evicts one of them time to
+  /// have the host go on with what the compare would have refused.
   @Test func wordsOfACompareAreInOneCacheLine() throws {
     let native = try #require(MemoryLayout<CPUState>.offset(of: \.native))
     let stack = try #require(MemoryLayout<CPUState>.offset(of: \.stackPage))
@@ -94,10 +94,14 @@ import X86JIT
       MemoryLayout<CPUState>.offset(of: \.zero), MemoryLayout<CPUState>.offset(of: \.request),
       MemoryLayout<CPUState>.offset(of: \.retired), MemoryLayout<CPUState>.offset(of: \.codePage),
       MemoryLayout<CPUState>.offset(of: \.hostFlags), MemoryLayout<CPUState>.offset(of: \.jumps),
-      MemoryLayout<CPUState>.offset(of: \.blockContext), MemoryLayout<CPUState>.offset(of: \.stackPage),
-      MemoryLayout<CPUState>.offset(of: \.stackAddend), MemoryLayout<CPUState>.offset(of: \.stackLimit),
+      MemoryLayout<CPUState>.offset(of: \.blockContext),
+      MemoryLayout<CPUState>.offset(of: \.stackPage),
+      MemoryLayout<CPUState>.offset(of: \.stackAddend),
+      MemoryLayout<CPUState>.offset(of: \.stackLimit),
     ].compactMap { $0 }
     #expect(fields.count == 12)
-    for field in fields + [12 * 8, 15 * 8] { #expect(-128...127 ~= field - Place.stateBias, "field at \(field)") }
+    for field in fields + [12 * 8, 15 * 8] {
+      #expect(-128...127 ~= field - Place.stateBias, "field at \(field)")
+    }
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// System instructions in translated code against the interpreter, and the ways to code over changes of
-// address spaces.
+// System instructions in translated code against the interpreter, and the ways to code over changes
+// of address spaces.
 
 import Support
 import Testing
@@ -44,8 +44,8 @@ import X86JIT
       let m = machine(threshold, cpl: 3)
       // syscall ; dec ebx ; jnz -6 ; hlt
       m.load([0x0F, 0x05, 0xFF, 0xCB, 0x75, 0xFA, 0xF4], at: 0x1000)
-      // swapgs ; pushf ; pop r9 ; add eax, r9d ; sti ; nop ; cli ; stac ; push [rsi] ; pop r8 ; clac ;
-      // swapgs ; sysretq
+      // swapgs ; pushf ; pop r9 ; add eax, r9d ; sti ; nop ; cli ; stac ; push [rsi] ; pop r8 ;
+      // clac ; swapgs ; sysretq
       m.load(
         [
           0x0F, 0x01, 0xF8, 0x9C, 0x41, 0x59, 0x44, 0x01, 0xC8, 0xFB, 0x90, 0xFA, 0x0F, 0x01, 0xCB,
@@ -68,8 +68,8 @@ import X86JIT
     #expect(pictures[0] == pictures[1])
   }
 
-  /// An exit from the instruction behind STI says that interrupts are blocked; one instruction later
-  /// they are not.
+  /// An exit from the instruction behind STI says that interrupts are blocked; one instruction
+  /// later they are not.
   @Test(arguments: [UInt32(0), 1]) func shadowOfSTI(_ threshold: UInt32) {
     let m = machine(threshold)
     // sti ; mov eax, [rbx] ; mov eax, [rcx] ; hlt

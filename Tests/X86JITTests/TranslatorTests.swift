@@ -46,8 +46,8 @@ import X86JIT
     #expect(m.read(0x3000, as: UInt64.self) == .max)
   }
 
-  /// LOOP, LOOPE, LOOPNE and JRCXZ backwards and forwards, with 64 and 32 bits of the count: on both tiers
-  /// the same, and without a call of a handler.
+  /// LOOP, LOOPE, LOOPNE and JRCXZ backwards and forwards, with 64 and 32 bits of the count: on
+  /// both tiers the same, and without a call of a handler.
   @Test(arguments: [0xE0, 0xE1, 0xE2, 0xE3] as [UInt8], [false, true])
   func countedJumps(_ opcode: UInt8, _ short: Bool) throws {
     let prefix: [UInt8] = short ? [0x67] : []
@@ -148,8 +148,8 @@ import X86JIT
     }
   }
 
-  /// A group's first byte that its first instruction cannot address: 32 bits of displacement more would
-  /// be 4 GiB away.
+  /// A group's first byte that its first instruction cannot address: 32 bits of displacement more
+  /// would be 4 GiB away.
   @Test func displacementsDoNotWrap() {
     let m = machine()
     // The first 2 MiB above 4 GiB are the second ones of memory.

@@ -162,7 +162,7 @@ import X86JIT
   static let tellsStateInUse =
     HostFeatures.current.hasAVX && HostCPUID.leaf(0xD, 1).eax & 1 << 2 != 0
 
-  /// Guest code that uses 32 bytes of registers 0 and 1, and the way on which the translation is left.
+  /// Guest code that uses 32 bytes of registers 0 and 1, and how the translation is left.
   static let wideCode: [(name: String, code: [UInt8])] = [
     // vpaddd ymm0, ymm0, ymm1 ; hlt
     ("handler", [0xC5, 0xFD, 0xFE, 0xC1, 0xF4]),
@@ -177,7 +177,9 @@ import X86JIT
   ]
 
   /// Legacy SSE instructions stall on many processors while the upper parts are in use.
-  @Test(.enabled(if: tellsStateInUse), arguments: wideCode.indices) func upperPartsAreUnusedOutside(_ n: Int) throws {
+  @Test(.enabled(if: tellsStateInUse), arguments: wideCode.indices) func upperPartsAreUnusedOutside(
+    _ n: Int
+  ) throws {
     let m = machine()
     m.load(Self.wideCode[n].code, at: 0x1000)
     m.load([0xF4], at: 0x2000)
@@ -188,14 +190,15 @@ import X86JIT
     #expect(try handled(m).filter { $0 != .vmovdqu && $0 != .call }.isEmpty)
   }
 
-  /// A register of which only 16 bytes are read keeps the others, and one that is written loses them.
+  /// A register of which only 16 bytes are read keeps the others; one that is written loses them.
   @Test func upperPartsAreKeptWhereOnlyTheLowerIsRead() throws {
     let m = machine()
-    // L: vaddsd xmm2, xmm0, xmm1 ; vmovapd xmm3, xmm3 ; addsd xmm4, xmm1 ; vpaddd ymm5, ymm5, ymm6 ; dec ecx ;
-    // jnz L ; hlt
+    // L: vaddsd xmm2, xmm0, xmm1 ; vmovapd xmm3, xmm3 ; addsd xmm4, xmm1 ;
+    // vpaddd ymm5, ymm5, ymm6 ; dec ecx ; jnz L ; hlt
     m.load(
       [
-        0xC5, 0xFB, 0x58, 0xD1, 0xC5, 0xF9, 0x28, 0xDB, 0xF2, 0x0F, 0x58, 0xE1, 0xC5, 0xD5, 0xFE, 0xEE,
+        0xC5, 0xFB, 0x58, 0xD1, 0xC5, 0xF9, 0x28, 0xDB, 0xF2, 0x0F, 0x58, 0xE1, 0xC5, 0xD5, 0xFE,
+        0xEE,
         0xFF, 0xC9, 0x75, 0xEC, 0xF4,
       ], at: 0x1000)
     m.cpu.gpr[1] = 3
@@ -203,10 +206,12 @@ import X86JIT
     #expect(m.run(from: 0x1000) == .hlt)
     let zmm = (0..<56).map { m.cpu.vector.pointee.zmm[$0] }
     for register in [0, 1, 6] {
-      #expect(Array(zmm[register * 8..<register * 8 + 8]) == (1...8).map { UInt64(register * 8 + $0) })
+      #expect(
+        Array(zmm[register * 8..<register * 8 + 8]) == (1...8).map { UInt64(register * 8 + $0) })
     }
     #expect(zmm[2 * 8 + 1] == 2 && zmm[2 * 8 + 2..<2 * 8 + 8].allSatisfy { $0 == 0 })
-    #expect(zmm[3 * 8] == 25 && zmm[3 * 8 + 1] == 26 && zmm[3 * 8 + 2..<3 * 8 + 8].allSatisfy { $0 == 0 })
+    #expect(
+      zmm[3 * 8] == 25 && zmm[3 * 8 + 1] == 26 && zmm[3 * 8 + 2..<3 * 8 + 8].allSatisfy { $0 == 0 })
     #expect(Array(zmm[4 * 8 + 1..<4 * 8 + 8]) == (34...40).map { UInt64($0) })
     #expect(zmm[5 * 8 + 3] == 44 + 3 * 52 && zmm[5 * 8 + 4..<5 * 8 + 8].allSatisfy { $0 == 0 })
     #expect(try handled(m).isEmpty)

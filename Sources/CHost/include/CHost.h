@@ -46,8 +46,8 @@ int chost_spawn_in(posix_spawn_file_actions_t *actions, const char *folder)
 // fork(2), which Swift hides because few programs may use it; tests of inherited descriptors do.
 pid_t chost_fork(void) __asm__("fork");
 
-// seccomp(2): a program, as the kernel takes it and as libseccomp's rules are written. libseccomp's own
-// header need not be there: the library is loaded at run time.
+// seccomp(2): a program, as the kernel takes it and as libseccomp's rules are written. libseccomp's
+// own header need not be there: the library is loaded at run time.
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 struct chost_seccomp_check {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One report when the program itself fails: a fault, a trap of Swift's, abort(3), or a system call that the
-// sandbox does not allow. It goes to standard error and to martlet-crash-PID.txt.
+// One report when the program itself fails: a fault, a trap of Swift's, abort(3), or a system call
+// that the sandbox does not allow. It goes to standard error and to martlet-crash-PID.txt.
 //
 //     CrashReporter.install()      // before there are threads; RawTerminal's handlers call it then
 //
-// All of it runs in a signal's handler: nothing allocates, takes a lock or calls more of the C library than
-// the calls that signal-safety(7) names. A fault that a report meets ends it, and the program.
+// All of it runs in a signal's handler: nothing allocates, takes a lock or calls more of the C
+// library than the calls that signal-safety(7) names. A fault that a report meets ends it, and the
+// program.
 
 import CHost
 import Glibc
@@ -57,8 +58,8 @@ package enum CrashReporter {
     symbols = SymbolTable(anchor: UnsafeRawPointer(reportSymbol))
   }
 
-  /// In a program of somebody else's: neither a descriptor nor a stack is taken. Whoever handles signals
-  /// calls `report`.
+  /// In a program of somebody else's: neither a descriptor nor a stack is taken. Whoever handles
+  /// signals calls `report`.
   package static func prepareForClient(program: String) {
     prepare(program: program)
     reportDirectory = AT_FDCWD
@@ -99,7 +100,8 @@ package enum CrashReporter {
 
   private static let alternateSize = 64 << 10
 
-  /// Gives the calling thread a stack for handlers, so that one that overflows its own is reported too.
+  /// Gives the calling thread a stack for handlers, so that one that overflows its own is reported
+  /// too.
   package static func prepareThread() {
     guard let memory = try? Mapping(anonymous: alternateSize, guards: true) else { return }
     var stack = stack_t()

@@ -177,7 +177,8 @@ struct Report {
 
   // MARK: Backtrace
 
-  /// By frame pointers, which Swift keeps; translated code has the guest's RBP, so that it ends there.
+  /// By frame pointers, which Swift keeps; translated code has the guest's RBP, so that it ends
+  /// there.
   private mutating func writeBacktrace() {
     writer.put("backtrace (names as `swift demangle` reads them):\n")
     writeFrame(counter)

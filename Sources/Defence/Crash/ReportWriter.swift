@@ -35,8 +35,8 @@ struct ReportWriter {
     for index in 0..<text.utf8CodeUnitCount { put(text.utf8Start[index]) }
   }
 
-  /// Up to its end or 400 bytes, without control characters. Its label keeps literals, which would be
-  /// taken for pointers, away.
+  /// Up to its end or 400 bytes, without control characters. Its label keeps literals, which would
+  /// be taken for pointers, away.
   mutating func put(cString text: UnsafePointer<CChar>) {
     var index = 0
     while index < 400, text[index] != 0 {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Names of this program's functions, from the symbol table of its own file (System V ABI, "Symbol
-// Table"), which dladdr does not look at. The file is mapped beforehand; finding a name allocates nothing.
+// Table"), which dladdr does not look at. The file is mapped beforehand; finding a name allocates
+// nothing.
 
 import CHost
 import Glibc

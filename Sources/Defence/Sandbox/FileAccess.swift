@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of the file system, the network and other processes a thread may reach: nothing (landlock(7)). The
-// files of a run are open by then. The one exception is the folder of crash reports, where files can
-// be made, not read.
+// What of the file system, the network and other processes a thread may reach: nothing
+// (landlock(7)). The files of a run are open by then. The one exception is the folder of crash
+// reports, where files can be made, not read.
 
 import CHost
 import Glibc
@@ -23,10 +23,11 @@ package struct FileAccess: ~Copyable, Sendable {
     static let makeRegular: UInt64 = 1 << 8
   }
 
-  /// Abstract sockets are the one scope: that of signals would, on some kernels, keep threads that confine
-  /// themselves from interrupting each other; the filter of system calls does it instead.
+  /// Abstract sockets are the one scope: that of signals would, on some kernels, keep threads that
+  /// confine themselves from interrupting each other; the filter of system calls does it instead.
   ///
-  /// Rights that exist, from the version of the interface on (landlock(7), "Landlock ABI versions").
+  /// Rights that exist, from the version of the interface on (landlock(7), "Landlock ABI
+  /// versions").
   private static let rights: [(version: Int, files: UInt64, network: UInt64, scopes: UInt64)] = [
     (1, 0x1FFF, 0, 0), (2, 0x2000, 0, 0), (3, 0x4000, 0, 0), (4, 0, 3, 0), (5, 0x8000, 0, 0),
     (6, 0, 0, 1),
@@ -67,7 +68,8 @@ package struct FileAccess: ~Copyable, Sendable {
     ruleset = owner
   }
 
-  /// Takes the rights from the calling thread, and those that it starts, for ever. After `no_new_privs`.
+  /// Takes the rights from the calling thread, and those that it starts, for ever. After
+  /// `no_new_privs`.
   package func confine() throws(Errno) {
     let raw = Int(ruleset.rawValue)
     _ = try systemCall { () -> Int in chost_syscall(Call.restrictSelf, raw, 0, 0, 0, 0, 0) }

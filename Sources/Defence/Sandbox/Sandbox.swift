@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The process gives away what it does not need before a guest runs, so that a guest that takes it over has
-// won the guest's own memory and terminal and little else: no new privileges, system calls by what a thread
-// is for, no files, no network, no other processes, limits. docs/security.md has the whole.
+// The process gives away what it does not need before a guest runs, so that a guest that takes it
+// over has won the guest's own memory and terminal and little else: no new privileges, system calls
+// by what a thread is for, no files, no network, no other processes, limits. docs/security.md has
+// the whole.
 //
 //     let sandbox = try Sandbox(settings)     // one thread, files can be opened
 //     HostThread.atStart { sandbox.confineThread($0) }
@@ -21,7 +22,7 @@ package final class Sandbox: Sendable {
   private let filter: SystemCallFilter?
   private let files: FileAccess?
 
-  /// What of it this host lacks, one line each with the mend.
+  /// What this host lacks, one line each, with how to fix it.
   package let missing: [String]
 
   /// Prepares everything, and sets `no_new_privs`.

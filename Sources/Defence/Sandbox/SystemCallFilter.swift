@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Filters of system calls (seccomp(2)), made from the table by libseccomp, which is loaded for that. A
-// thread puts itself under its role's filter with one system call, so that only the start needs the library.
+// Filters of system calls (seccomp(2)), made from the table by libseccomp, which is loaded for
+// that. A thread puts itself under its role's filter with one system call, so that only the start
+// needs the library.
 //
-// A call that no rule allows raises SIGSYS: the crash report names it, and the process ends. Killing at
-// once would be no safer (a thread that could use the handler's moment is already running somebody's code)
-// and would tell nobody what happened.
+// A call that no rule allows raises SIGSYS: the crash report names it, and the process ends.
+// Killing at once would be no safer (a thread that could use the handler's moment is already
+// running somebody's code) and would tell nobody what happened.
 
 import CHost
 import Glibc

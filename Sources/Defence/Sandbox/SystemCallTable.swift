@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which system calls a thread of a running machine may make, by what the thread is for. Everything that is
-// not here ends the process with a report that names the call (`SystemCallFilter`).
+// Which system calls a thread of a running machine may make, by what the thread is for. Everything
+// that is not here ends the process with a report that names the call (`SystemCallFilter`).
 //
-// A new system call somewhere in the program is a line here, with its check as narrow as can be. What a
-// C library may call instead of another call (futex_wait, TCGETS2) is here under both names; names that the
-// host's libseccomp does not know are left out.
+// A new system call somewhere in the program is a line here, with its check as narrow as can be.
+// What a C library may call instead of another call (futex_wait, TCGETS2) is here under both names;
+// names that the host's libseccomp does not know are left out.
 
 import CHost
 import Glibc
@@ -16,7 +16,7 @@ package enum ThreadRole: Int, Sendable, CaseIterable {
   case main
   /// Runs guest code, and the devices that it reaches.
   case processor
-  /// Timers and their kin: waits and wakes.
+  /// Timers and similar threads: waits and wakes.
   case device
 
   /// By the thread's name.
@@ -125,7 +125,8 @@ enum SystemCallTable {
       SystemCallRule(
         roles: all, calls: "process_vm_readv",
         alternatives: equal(0, [UInt64(UInt32(bitPattern: settings.process))])),
-      // PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_SET_VMA (names of mappings).
+      // PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_GET_TIMERSLACK, PR_SET_VMA (names of
+      // mappings).
       SystemCallRule(
         roles: all, calls: "prctl", alternatives: equal(0, [15, 16, 29, 30, 0x5356_4D41])),
       SystemCallRule(
@@ -134,7 +135,8 @@ enum SystemCallTable {
     ]
   }
 
-  /// No memory is ever writable and executable. Only vCPU threads make code, with the software engine.
+  /// No memory is ever writable and executable. Only vCPU threads make code, with the software
+  /// engine.
   private static func memory(_ settings: SandboxSettings) -> [SystemCallRule] {
     let none = [[ArgumentCheck(argument: 2, mask: executable, value: 0)]]
     let either = [0, UInt64(PROT_WRITE), executable].map {
@@ -149,8 +151,8 @@ enum SystemCallTable {
   }
 
   private static func devices(_ settings: SandboxSettings) -> [SystemCallRule] {
-    // TCGETS to TCSETSF, TIOCGWINSZ, TCGETS2 to TCSETSF2: whichever thread ends the process restores the
-    // terminal. Not TIOCSTI, which types for the user.
+    // TCGETS to TCSETSF, TIOCGWINSZ, TCGETS2 to TCSETSF2: whichever thread ends the process
+    // restores the terminal. Not TIOCSTI, which types for the user.
     let terminal: [UInt64] = [
       0x5401, 0x5402, 0x5403, 0x5404, 0x5413, 0x802C_542A, 0x402C_542B, 0x402C_542C, 0x402C_542D,
     ]

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// CPUID tables and MSR lists between the client's memory and ours. Counts are the client's: they
+// are checked against a limit before memory is taken.
 
 import CHost
 import SystemPackage

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The states of 8259, I/O APIC and 8254, to and from the structs of KVM_GET_IRQCHIP and
+// KVM_GET_PIT2. Pure conversions: they take no lock and touch no chip.
 
 import CHost
 import InterruptChips

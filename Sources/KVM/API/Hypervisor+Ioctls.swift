@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls of /dev/kvm itself, as tables of request number and method. An unknown request is
+// EINVAL.
 
 import CHost
 import SystemPackage

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctl that recycles the dirty rings of a machine. Entries are in memory that the client
+// writes to: each is checked before its page is looked up.
 
 import CHost
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls that tie a machine to eventfds (irqfd, ioeventfd) and the zones whose writes are
+// coalesced.
 
 import CHost
 import Host

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls of the in-kernel interrupt chips: creating them, raising lines, routes, MSIs, their
+// states. Each but the first is an error before the chips exist.
 
 import CHost
 import InterruptChips
@@ -54,7 +57,8 @@ extension Machine {
     (CKVM_SET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.setChip(argument) }),
   ]
 
-  /// User space is about to interrupt the guest: what it says is ready may have been written unseen.
+  /// User space is about to interrupt the guest: what it says is ready may have been written
+  /// unseen.
   func noteInterrupt() { hypervisor.codeGuard?.contentsMayHaveChanged() }
 
   func requireChips(

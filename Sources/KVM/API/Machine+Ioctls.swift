@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The table of a machine's ioctls, put together from the families in the files beside this one.
 
 import CHost
 import InterruptChips

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls that set memory slots and read and clear their dirty logs. Every number in them is the
+// client's: addresses and sizes are checked for overflow and against limits before they are used.
 
 import CHost
 import Synchronization

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls of a machine's 8254 and of its clock, from which all vCPUs' kvmclocks count.
 
 import CHost
 import Host

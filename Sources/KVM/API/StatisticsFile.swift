@@ -78,10 +78,10 @@ final class StatisticsFile: Sendable {
 
 extension VirtualCPU {
   /// Names as Linux has them, with the exits that they count. Before them come all exits.
-  private static let exitStatistics: [(name: String, reason: ExitReason)] = [
-    ("io_exits", .ioInstruction), ("mmio_exits", .eptViolation), ("halt_exits", .hlt),
+  private static let exitStatistics: [(name: String, cause: GuestExit.Cause)] = [
+    ("io_exits", .port), ("mmio_exits", .nestedFault), ("halt_exits", .hlt),
     ("irq_window_exits", .interruptWindow), ("nmi_window_exits", .nmiWindow),
-    ("irq_exits", .externalInterrupt), ("hypercalls", .vmcall), ("invlpg", .invlpg),
+    ("irq_exits", .externalInterrupt), ("hypercalls", .hypercall), ("invlpg", .invlpg),
     ("notify_window_exits", .notify),
   ]
 
@@ -101,11 +101,11 @@ extension VirtualCPU {
   func updateStatistics() {
     guard let file = statisticsFile else { return }
     var all: UInt64 = 0
-    for reason in 0..<ExitReason.count { all &+= statistics.exits[reason] }
+    for cause in 0..<GuestExit.Cause.count { all &+= statistics.exits[cause] }
     file.set(0, all)
     var index = 1
     for entry in Self.exitStatistics {
-      file.set(index, statistics.exits[Int(entry.reason.rawValue)])
+      file.set(index, statistics.exits[Int(entry.cause.rawValue)])
       index += 1
     }
     file.set(index, statistics.userExits)

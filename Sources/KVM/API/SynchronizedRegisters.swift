@@ -31,8 +31,8 @@ extension VirtualCPU {
     }
   }
 
-  /// A part of the page that the client may write to at any time, in memory of our own: what is checked is
-  /// then what is used.
+  /// A part of the page that the client may write to at any time, in memory of our own: what is
+  /// checked is then what is used.
   private func copyOfShared<T>(_ part: UnsafeMutablePointer<T>) throws(Errno) -> T {
     try Argument(value: UInt(bitPattern: part)).read()
   }

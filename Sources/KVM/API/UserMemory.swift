@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an ioctl's argument points at. The client is in this process; what it names need not be there,
-// and is EFAULT then, where the program handles SIGSEGV and SIGBUS (`GuardedCopy`).
+// What an ioctl's argument points at. The client is in this process; what it names need not be
+// there, and is EFAULT then, where the program handles SIGSEGV and SIGBUS (`GuardedCopy`).
 
 import Host
 import SystemPackage

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls that queue interrupts, NMIs and SMIs, and those that save and restore pending events.
+// What a client restores is checked as a VM entry would check it.
 
 import CHost
 import Synchronization
@@ -89,17 +92,17 @@ extension VirtualCPU {
 
   /// An event on its way into the guest. #BP and #OF of instructions come again by themselves.
   private func describe(_ event: GuestEvent, _ value: inout kvm_vcpu_events) {
-    switch event.info.type {
+    switch event.kind {
     case .externalInterrupt:
       value.interrupt.injected = 1
-      value.interrupt.nr = event.info.vector
+      value.interrupt.nr = event.vector
     case .softwareInterrupt, .softwareException, .privilegedSoftwareException: break
     case .nmi: value.nmi.injected = 1
-    default:
+    case .hardwareException:
       value.exception.injected = 1
-      value.exception.nr = event.info.vector
-      value.exception.has_error_code = event.info.hasErrorCode ? 1 : 0
-      value.exception.error_code = event.errorCode
+      value.exception.nr = event.vector
+      value.exception.has_error_code = event.errorCode == nil ? 0 : 1
+      value.exception.error_code = event.errorCode ?? 0
     }
   }
 
@@ -157,8 +160,7 @@ extension VirtualCPU {
     } else if value.interrupt.injected != 0 {
       setInjectedInterrupt(value.interrupt.nr, isSoftware: value.interrupt.soft != 0)
     } else if value.nmi.injected != 0 {
-      interruptedEvent = GuestEvent(
-        info: InterruptionInfo(.nmi, vector: ExceptionVector.nmi.rawValue))
+      interruptedEvent = .nmi
     }
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0 {
       isTripleFaultPending = value.triple_fault.pending != 0
@@ -175,8 +177,7 @@ extension VirtualCPU {
       return
     }
     interruptedEvent = GuestEvent(
-      info: InterruptionInfo(
-        isSoftware ? .softwareInterrupt : .externalInterrupt, vector: vector))
+      isSoftware ? .softwareInterrupt : .externalInterrupt, vector: vector)
   }
 
   private func setBlocking(_ value: kvm_vcpu_events) {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls for x87, vector and XSAVE state and for XCR0. The client's image is copied before it
+// is checked, as it may change meanwhile.
 
 import CHost
 import SystemPackage
@@ -118,7 +121,6 @@ enum ExtendedState {
   private enum Image {
     static let st = 32
     static let xmm = 160
-    static let legacySize = 512
   }
 
   // MARK: kvm_fpu

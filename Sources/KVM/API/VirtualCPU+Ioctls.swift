@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The table of a vCPU's ioctls and the lock that lets one run at a time.
 
 import CHost
 import InterruptChips

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls that say what a vCPU is: its CPUID, its MSRs, the rate and offset of its time-stamp
+// counter.
 
 import CHost
 import InterruptChips

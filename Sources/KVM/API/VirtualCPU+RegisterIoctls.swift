@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls for general, special and debug registers. Combinations that no processor can be in are
+// EINVAL, so an entry cannot fail because of them.
 
 import CHost
 import InterruptChips
@@ -153,8 +156,8 @@ extension VirtualCPU {
 
   /// The vector of an external interrupt whose delivery was interrupted.
   private var injectedInterrupt: UInt8? {
-    guard let event = interruptedEvent, event.info.type == .externalInterrupt else { return nil }
-    return event.info.vector
+    guard let event = interruptedEvent, event.kind == .externalInterrupt else { return nil }
+    return event.vector
   }
 
   var specialRegisters2: kvm_sregs2 {
@@ -277,8 +280,7 @@ extension VirtualCPU {
     guard let vector else { return }
     if apic == nil { queuedInterrupt = UInt8(vector) }
     if apic != nil {
-      interruptedEvent = GuestEvent(
-        info: InterruptionInfo(.externalInterrupt, vector: UInt8(vector)))
+      interruptedEvent = GuestEvent(.externalInterrupt, vector: UInt8(vector))
     }
   }
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Asynchronous page faults (Linux, "MSR_KVM_ASYNC_PF_EN"): a guest that touches a page which its host
-// has to bring first is told so by a #PF with a token in CR2, and runs something else; an interrupt
-// tells it when the page with that token is there.
+// Asynchronous page faults (Linux, "MSR_KVM_ASYNC_PF_EN"): a guest that touches a page which its
+// host has to bring first is told so by a #PF with a token in CR2, and runs something else; an
+// interrupt tells it when the page with that token is there.
 //
 //     touch      flags = 1, #PF, CR2 = token    -> a thread brings the page (PageArrivals)
 //     arrival    token, interrupt               -> the guest goes on with whoever waited
 //     ACK        the place of the token is free -> the next arrival
 //
-// Where a #PF cannot be delivered (in the kernel of a guest that did not ask for that, without paging)
-// the vCPU halts until the page or an interrupt comes, which is better than waiting in the access: an
-// interrupt's handler runs meanwhile. With interrupts disabled it waits in the access.
+// Where a #PF cannot be delivered (in the kernel of a guest that did not ask for that, without
+// paging) the vCPU halts until the page or an interrupt comes, which is better than waiting in the
+// access: an interrupt's handler runs meanwhile. With interrupts disabled it waits in the access.
 //
 //     structure:  u32 flags   u32 token   56 bytes
 

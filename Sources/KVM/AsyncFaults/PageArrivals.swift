@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages on their way to a vCPU: a thread for each has the kernel bring it, and hands it over when it is
-// there. Threads know this object and a host address, never the vCPU or its machine, which may go
-// while a page that nobody brings is out.
+// Pages on their way to a vCPU: a thread for each has the kernel bring it, and hands it over when
+// it is there. Threads know this object and a host address, never the vCPU or its machine, which
+// may go while a page that nobody brings is out.
 
 import Glibc
 import Host

@@ -2,7 +2,8 @@
 //
 // The vendor seam: what the hypervisor asks of VT-x (and will ask of SVM) for one vCPU. A backend
 // owns the vCPU's control block and is written in the processor's verbs; nothing above it names a
-// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
+// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given
+// last.
 
 import SystemPackage
 import X86
@@ -22,34 +23,6 @@ package enum ControlBlockRegister: Int, Sendable, CaseIterable {
   case pendingDebug
 }
 
-/// An event on its way into the guest.
-struct GuestEvent: Sendable, Equatable {
-  var info: InterruptionInfo
-  var errorCode: UInt32 = 0
-  /// Bytes of the instruction that raised it, for software events.
-  var instructionLength: UInt32 = 0
-}
-
-extension GuestEvent {
-  /// #BP and #OF: raised by instructions, so that the length of one goes with them.
-  static func isSoftware(_ vector: UInt8) -> Bool {
-    vector == ExceptionVector.breakpoint.rawValue || vector == ExceptionVector.overflow.rawValue
-  }
-
-  /// An exception.
-  ///
-  /// - Parameter instructionLength: of the instruction that raised it, where it is a software
-  ///   exception.
-  init(exception vector: UInt8, errorCode: UInt32?, instructionLength: UInt32) {
-    let isSoftware = Self.isSoftware(vector)
-    self.init(
-      info: InterruptionInfo(
-        isSoftware ? .softwareException : .hardwareException, vector: vector,
-        hasErrorCode: errorCode != nil),
-      errorCode: errorCode ?? 0, instructionLength: isSoftware ? instructionLength : 0)
-  }
-}
-
 /// How the run loop goes on after an exit.
 enum Disposition {
   /// Enter again.
@@ -59,8 +32,13 @@ enum Disposition {
 }
 
 protocol VirtualizationBackend: AnyObject {
-  /// Enters VMX (SVM) operation on a physical CPU.
+  /// Whether a physical CPU has this vendor's virtualization.
+  static func isOffered(by cpu: PhysicalCPU) -> Bool
+  /// Makes a physical CPU ready to enter guests (VMXON; EFER.SVME).
   static func enable(_ cpu: PhysicalCPU) throws(Errno)
+
+  /// - Parameter cpu: any; `load` names the one that counts.
+  init(_ cpu: PhysicalCPU)
 
   /// Makes the control block current on `cpu`.
   func load(on cpu: PhysicalCPU)
@@ -69,8 +47,9 @@ protocol VirtualizationBackend: AnyObject {
 
   /// Enters the guest and returns after its exit.
   func run()
-  /// Handles the exit that `run` returned from, by its reason.
-  func handleExit(_ vcpu: VirtualCPU) -> Disposition
+  /// What the exit that `run` returned from was. Once for each exit, as it may act on it: after
+  /// `takeInterruptedEvent`.
+  func takeExit() -> GuestExit
 
   /// The processor changed guest registers outside the guest: the next entry checks all of them.
   func stateChangedInPlace()
@@ -86,6 +65,8 @@ protocol VirtualizationBackend: AnyObject {
   /// The event that the last exit interrupted on its way into the guest, if any; or one that was
   /// queued and not delivered.
   func takeInterruptedEvent() -> GuestEvent?
+  /// An event in the vendor's format, for reports to the client.
+  func vendorInformation(of event: GuestEvent) -> UInt64
   /// Exit as soon as an interrupt could be delivered.
   func setInterruptWindow(_ open: Bool)
   /// Exit as soon as an NMI could be delivered.

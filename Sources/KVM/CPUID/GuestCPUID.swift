@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A vCPU's CPUID as the client set it, and what follows from it: allowed bits of CR4 and XCR0,
+// counters, vendor. Immutable; KVM_SET_CPUID2 makes a new one.
 
 import CHost
 import X86

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which MSRs and instructions a guest has, by its CPUID. Until the client sets one it has none of these,
-// as in Linux.
+// Which MSRs and instructions a guest has, by its CPUID. Until the client sets one it has none of
+// these, as in Linux.
 
 import CHost
 import X86

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The paravirtual features that a guest may be offered: the bits of KVM's CPUID leaf.
 
 /// Bits of CPUID leaf 0x40000001 EAX (Linux, "KVM CPUID bits").
 enum ParavirtualFeature {
@@ -35,7 +37,8 @@ enum Hypercall {
   static let kickCPU: UInt64 = 5
   /// The host's wall clock and the guest's counter at one time.
   static let clockPairing: UInt64 = 9
-  /// Sends an interrupt to the CPUs of a bitmap: its two words, its first APIC identifier, ICR's low word.
+  /// Sends an interrupt to the CPUs of a bitmap: its two words, its first APIC identifier, ICR's
+  /// low word.
   static let sendInterrupts: UInt64 = 10
   /// Yields to the CPU whose APIC identifier is the first argument.
   static let yield: UInt64 = 11

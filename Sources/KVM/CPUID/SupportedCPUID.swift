@@ -73,9 +73,9 @@ enum SupportedCPUID {
     list.append(entry)
   }
 
-  /// Clients take places in the XSAVE area from the CPUID instruction of the host (QEMU does), which
-  /// knows none for PKRU where the host has no protection keys. A guest that is told of the keys
-  /// then looks for PKRU in the wrong place.
+  /// Clients take places in the XSAVE area from the CPUID instruction of the host (QEMU does),
+  /// which knows none for PKRU where the host has no protection keys. A guest that is told of the
+  /// keys then looks for PKRU in the wrong place.
   private static let hasProtectionKeys =
     HostCPUID.leaf(0xD).eax & UInt32(XCR0.pkru.rawValue) != 0
 
@@ -95,9 +95,9 @@ enum SupportedCPUID {
     }
   }
 
-  /// Linux, "KVM CPUID bits": all that a kernel 6.1 offers but for asynchronous page faults as VM exits of
-  /// a nested hypervisor. MSI_EXT_DEST_ID, HC_MAP_GPA_RANGE and MIGRATION_CONTROL are the client's to
-  /// offer, who does its part of them.
+  /// Linux, "KVM CPUID bits": all that a kernel 6.1 offers but for asynchronous page faults as VM
+  /// exits of a nested hypervisor. MSI_EXT_DEST_ID, HC_MAP_GPA_RANGE and MIGRATION_CONTROL are the
+  /// client's to offer, who does its part of them.
   private static let features: UInt32 =
     ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
     | ParavirtualFeature.clockSource2 | ParavirtualFeature.stealTime | ParavirtualFeature.unhalt

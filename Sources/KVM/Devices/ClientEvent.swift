@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Eventfds that a client hands over. Each is duplicated once and closed once; a release from two
+// sides closes it once, too.
 
 import CHost
 import Host
@@ -27,7 +30,7 @@ final class ClientEvent: Sendable {
   /// - Throws: EBADF where nothing is open there, EINVAL where it is not an eventfd.
   init(_ client: Int32) throws(Errno) {
     identity = try Self.identity(client)
-    // By system calls: who stands before the client's must not take this for one of them.
+    // By system calls: what intercepts the client's calls must not take this for one of them.
     let new = chost_syscall(Int(SYS_fcntl), Int(client), Int(F_DUPFD_CLOEXEC), 3, 0, 0, 0)
     guard new >= 0 else { throw Errno(rawValue: errno) }
     descriptor = Int32(new)
@@ -55,7 +58,8 @@ final class ClientEvent: Sendable {
     return open.contains(identity)
   }
 
-  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be told.
+  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be
+  /// told.
   static var clients: Set<Identity>? {
     guard let directory = opendir("/proc/self/fd") else { return nil }
     defer { closedir(directory) }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What answers a guest's write in place of the client, one table for ports and memory: ioeventfds,
-// which are signalled, and coalesced zones, whose writes wait in a ring that the client empties when
-// it comes by (Linux, "KVM_IOEVENTFD" and "KVM_(UN)REGISTER_COALESCED_MMIO").
+// which are signalled, and coalesced zones, whose writes wait in a ring that the client empties
+// when it comes by (Linux, "KVM_IOEVENTFD" and "KVM_(UN)REGISTER_COALESCED_MMIO").
 
 import CHost
 import Host

@@ -11,9 +11,9 @@
 //
 // The log belongs to the instruction at `rip`; with any other it is empty.
 //
-// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as clients
-// read no more than one, with the registers behind it; items of INS are asked for ahead, as many as will
-// surely be taken, and those not yet taken wait in `inputs`.
+// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as
+// clients read no more than one, with the registers behind it; items of INS are asked for ahead, as
+// many as will surely be taken, and those not yet taken wait in `inputs`.
 
 import CHost
 import Host
@@ -296,8 +296,8 @@ extension VirtualCPU {
     } else {
       emulation.answer(answerValue(access))
     }
-    // Where the physical CPU no longer has everything as the exit left it, the guest is entered, and
-    // the same exit brings it back to its emulation with the log in place.
+    // Where the physical CPU no longer has everything as the exit left it, the guest is entered,
+    // and the same exit brings it back to its emulation with the log in place.
     replayEntries = 0
     if emulationLoadCount != loadCount { return true }
     return emulateInstruction() == .resume
@@ -330,16 +330,12 @@ extension VirtualCPU {
   }
 
   /// INS or OUTS.
-  ///
-  /// - Parameters:
-  ///   - linear: the memory operand of the first item.
-  ///   - addressMask: of the address size, by which RCX counts.
-  func emulateStringIO(
-    size: Int, isInput: Bool, isRepeated: Bool, linear: UInt64, addressMask: UInt64
-  ) -> Disposition {
+  func emulateStringIO(_ access: StringPortExit) -> Disposition {
     emulation.repeatedInput =
-      isInput && isRepeated
-      ? .init(size: size, linear: linear, rdi: cpu.gpr[7], mask: addressMask) : nil
+      access.isInput && access.isRepeated
+      ? .init(
+        size: access.size, linear: access.linear, rdi: cpu.gpr[7], mask: access.addressMask)
+      : nil
     return emulateInstruction()
   }
 

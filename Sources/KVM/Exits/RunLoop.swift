@@ -145,7 +145,7 @@ extension VirtualCPU {
       runningOn.store(-1, ordering: .sequentiallyConsistent)
       if eoi.isOffered { takeEOI() }
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
-      let disposition = backend.handleExit(self)
+      let disposition = handle(backend.takeExit())
       checkCounters()
       if statisticsFile != nil { updateStatistics() }
       if disposition == .userSpace { return }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What cannot be emulated; and guests whose CPUID has a smaller MAXPHYADDR than the processor
-// (KVM_CAP_SMALLER_MAXPHYADDR). To those, bits of a page-table entry beyond it are reserved, while the
-// processor takes them for a part of the address. No slot is there, so the access exits, and gets
-// the page fault here.
+// (KVM_CAP_SMALLER_MAXPHYADDR). To those, bits of a page-table entry beyond it are reserved, while
+// the processor takes them for a part of the address. No slot is there, so the access exits, and
+// gets the page fault here.
 
 import CHost
 import Synchronization
@@ -33,8 +33,8 @@ extension VirtualCPU {
     return address >> width != 0
   }
 
-  /// #PF with the reserved bit. Linux emulates the instruction to come to that, so a client that wants
-  /// to know of those that it cannot emulate (KVM_CAP_EXIT_ON_EMULATION_FAILURE) is told.
+  /// #PF with the reserved bit. Linux emulates the instruction to come to that, so a client that
+  /// wants to know of those that it cannot emulate (KVM_CAP_EXIT_ON_EMULATION_FAILURE) is told.
   func accessBeyondWidth(linear: UInt64, isWrite: Bool, isFetch: Bool) -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
     if machine.options.withLock({ $0.tellsEmulationFailures }),

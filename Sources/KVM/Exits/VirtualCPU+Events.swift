@@ -18,8 +18,8 @@ extension VirtualCPU {
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
 
-  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that injects
-  /// one would drop it.
+  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that
+  /// injects one would drop it.
   var hasPendingTrap: Bool {
     cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
       && backend[.interruptibility] & UInt64(Interruptibility.blockingByMovSS) == 0
@@ -91,12 +91,9 @@ extension VirtualCPU {
   /// Real mode has no error codes, and an entry that would deliver one is refused (SDM volume 3,
   /// "VM-Entry Control Fields").
   private func inject(_ event: GuestEvent) {
-    guard event.info.hasErrorCode, backend[.cr0] & CR0.pe.rawValue == 0 else {
-      return backend.inject(event)
-    }
-    backend.inject(
-      GuestEvent(
-        exception: event.info.vector, errorCode: nil, instructionLength: event.instructionLength))
+    var event = event
+    if backend[.cr0] & CR0.pe.rawValue == 0 { event.errorCode = nil }
+    backend.inject(event)
   }
 
   /// What an exception does to a register before its handler runs: #DB to DR6, #PF to CR2.
@@ -120,8 +117,7 @@ extension VirtualCPU {
     if state & UInt64(Interruptibility.blockingByNMI) != 0 { latchOneNMI() }
     if !isTaken, !hasPendingTrap, state & blocking == 0 {
       isTaken = true
-      backend.inject(
-        GuestEvent(info: InterruptionInfo(.nmi, vector: ExceptionVector.nmi.rawValue)))
+      backend.inject(.nmi)
       pendingNMIs.subtract(1, ordering: .sequentiallyConsistent)
     }
     let more = pendingNMIs.load(ordering: .sequentiallyConsistent) != 0
@@ -143,7 +139,7 @@ extension VirtualCPU {
       return
     }
     if !isTaken, isInterruptAllowed, !hasPendingTrap, let vector = takeInterrupt() {
-      backend.inject(GuestEvent(info: InterruptionInfo(.externalInterrupt, vector: vector)))
+      backend.inject(GuestEvent(.externalInterrupt, vector: vector))
       backend.setInterruptWindow(clientWaits || hasPendingInterrupt)
     } else {
       backend.setInterruptWindow(true)

@@ -129,17 +129,18 @@ extension VirtualCPU {
   }
 
   /// #DB or #BP was intercepted.
-  func exitForException(_ info: InterruptionInfo, qualification: UInt64) -> Disposition {
+  func exitForException(_ event: GuestEvent, debugCauses: UInt64) -> Disposition {
     eventInstructionLength = UInt32(truncatingIfNeeded: backend.instructionLength)
-    switch ExceptionVector(rawValue: info.vector) {
+    switch ExceptionVector(rawValue: event.vector) {
     case .debug:
-      return debugExit(.debug, dr6: qualification | DR6.initial.rawValue)
+      return debugExit(.debug, dr6: debugCauses | DR6.initial.rawValue)
     case .invalidOpcode: return exitForUndefined()
     case .alignmentCheck: return exitForAlignmentCheck()
     case .breakpoint:
       return debugExit(.breakpoint, dr6: DR6.initial.rawValue)
     default:
-      return internalError(KVM_INTERNAL_ERROR_SIMUL_EX, data: [UInt64(info.rawValue)])
+      return internalError(
+        KVM_INTERNAL_ERROR_SIMUL_EX, data: [backend.vendorInformation(of: event)])
     }
   }
 

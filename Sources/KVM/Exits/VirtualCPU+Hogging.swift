@@ -31,9 +31,9 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// #AC, which is intercepted because its handler's stack may raise it again, without end. The event
-  /// whose delivery it came of is not delivered: the second of such a pair is (SDM volume 3, "Interrupt
-  /// 8: Double Fault Exception"), and a fault comes again.
+  /// #AC, which is intercepted because its handler's stack may raise it again, without end. The
+  /// event whose delivery it came of is not delivered: the second of such a pair is (SDM volume 3,
+  /// "Interrupt 8: Double Fault Exception"), and a fault comes again.
   func exitForAlignmentCheck() -> Disposition {
     interruptedEvent = nil
     raise(GuestException(.alignmentCheck, code: 0))

@@ -87,8 +87,8 @@ extension VirtualCPU {
     }
   }
 
-  /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock, of
-  /// which there is one, the wall clock.
+  /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock,
+  /// of which there is one, the wall clock.
   private func pairClocks() -> Int64 {
     guard cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
     let (time, tsc) = (HostClock.realtime(), guestTSC)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// #UD that is not one to the guest: RSM, and VMMCALL. A guest that was told to be on AMD's processor makes its
-// hypercalls so. It is done as VMCALL is, and the instruction replaced by VMCALL, which is faster the
-// next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
+// #UD that is not one to the guest: RSM, and VMMCALL. A guest that was told to be on AMD's
+// processor makes its hypercalls so. It is done as VMCALL is, and the instruction replaced by
+// VMCALL, which is faster the next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
 
 import CHost
 import Synchronization

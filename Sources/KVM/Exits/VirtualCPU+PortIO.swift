@@ -154,8 +154,8 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// The processor's access found out that memory of a slot has gone without a word. What is known of
-  /// the client's mappings is known no longer.
+  /// The processor's access found that memory of a slot has disappeared without a call that we
+  /// intercept. What was known of the client's mappings is out of date.
   func memoryVanished() -> Disposition {
     if let address = slot?.cpu.takeHostFault() { machine.memoryVanished(address) }
     return hostFault()

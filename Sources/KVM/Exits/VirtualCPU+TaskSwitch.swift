@@ -15,13 +15,9 @@ extension VirtualCPU {
     interruptedEvent = nil
     var returnRIP = backend[.rip]
     // Only an instruction is behind itself; an interrupt or a fault returns to where it came.
-    let type = event?.info.type
-    if source != .interrupt || type == .softwareInterrupt || type == .softwareException
-      || type == .privilegedSoftwareException
-    {
+    if source != .interrupt || event?.isOfInstruction == true {
       returnRIP &+= backend.instructionLength
     }
-    let code = event.flatMap { $0.info.hasErrorCode ? $0.errorCode : nil }
     runningOn.store(slot.index, ordering: .sequentiallyConsistent)
     defer { leaveGuest() }
     do throws(GuestException) {
@@ -30,7 +26,7 @@ extension VirtualCPU {
       emulation.begin(at: backend[.rip])
       let isDone = try slot.cpu.withContext(emulation) { () throws(GuestException) in
         try slot.cpu.switchTask(
-          selector: selector, source: source, returnRIP: returnRIP, errorCode: code)
+          selector: selector, source: source, returnRIP: returnRIP, errorCode: event?.errorCode)
       }
       emulation.finish()
       if !isDone {

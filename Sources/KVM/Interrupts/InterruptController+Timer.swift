@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The 8254 at IRQ0. Ticks that a guest had no time for are not lost (Linux, "KVM_REINJECT_CONTROL"):
-// they are counted, and one follows when the guest has ended the interrupt of the one before.
+// The 8254 at IRQ0. Ticks that a guest had no time for are not lost (Linux,
+// "KVM_REINJECT_CONTROL"): they are counted, and one follows when the guest has ended the interrupt
+// of the one before.
 
 import InterruptChips
 import Synchronization
@@ -101,7 +102,8 @@ extension InterruptController {
 
   // MARK: Masks
 
-  /// Runs a write to a chip; where it unmasks the 8254's interrupt, ticks that came before are past.
+  /// Runs a write to a chip; where it unmasks the 8254's interrupt, ticks that came before are
+  /// past.
   func noticingUnmasking<R>(_ chips: inout Chips, _ write: (inout Chips) -> R) -> R {
     guard chips.pit != nil else { return write(&chips) }
     let before = Self.maskedTickPins(chips)

@@ -60,7 +60,7 @@ final class InterruptEvents: @unchecked Sendable {
       state.nextToken += 1
       state.sources[token] = Source(gsi: gsi, event: event, resample: resample)
       if let resample { controller.addResampler(gsi, resample) }
-      // An event that came before is seen now: epoll tells levels.
+      // An event that came before is reported now: epoll is level-triggered.
       try poller.add(event.descriptor, token: token)
     }
   }
@@ -77,14 +77,15 @@ final class InterruptEvents: @unchecked Sendable {
     }
   }
 
-  /// The client closed descriptors of eventfds. The thread looks which: whoever closes may be anywhere.
+  /// The client closed descriptors of eventfds. The thread looks which: whoever closes may be
+  /// anywhere.
   func clientClosed() {
     mustLook.store(true, ordering: .sequentiallyConsistent)
     wake.signal()
   }
 
-  /// Lets go of eventfds of which the client has no descriptor: where another process has it open, it
-  /// goes on driving its GSI, and else it drives nothing, as in Linux.
+  /// Lets go of eventfds of which the client has no descriptor: where another process has it open,
+  /// it goes on driving its GSI, and else it drives nothing, as in Linux.
   private func dropAbandoned() {
     state.withLock { state in
       guard let open = ClientEvent.clients else { return }

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The end of an interrupt without an exit (Linux, "MSR_KVM_PV_EOI_EN"): a word in the guest's memory
-// whose bit 0 we set when the interrupt in service has an end that concerns nobody but this local APIC,
-// and nothing waits behind it. The guest ends that interrupt by clearing the bit; where it finds it
-// clear, it writes the EOI register as ever.
+// The end of an interrupt without an exit (Linux, "MSR_KVM_PV_EOI_EN"): a word in the guest's
+// memory whose bit 0 we set when the interrupt in service has an end that concerns nobody but this
+// local APIC, and nothing waits behind it. The guest ends that interrupt by clearing the bit; where
+// it finds it clear, it writes the EOI register as ever.
 //
 //     entry:  one in service, edge-triggered, none requested  -> bit set      (offerEOI)
 //             no longer so                                    -> bit cleared
 //     exit:   the bit is clear again                          -> EOI          (takeEOI)
 //     leaving KVM_RUN:                                        -> bit cleared  (withdrawEOI)
 //
-// So whoever looks at the guest's memory or at the local APIC from outside finds an ordinary local APIC.
+// So whoever looks at the guest's memory or at the local APIC from outside finds an ordinary local
+// APIC.
 
 import InterruptChips
 import Synchronization

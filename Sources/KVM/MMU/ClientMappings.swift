@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Between which addresses the memory of all slots lies, for those who stand before the client's mmap:
-// a look at two words, as most calls concern no slot.
+// The lowest and highest address of any slot's memory, for the code that intercepts the client's
+// mmap: it reads two words, because most calls concern no slot.
 
 import Host
 import Synchronization

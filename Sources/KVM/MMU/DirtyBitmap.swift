@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A slot's dirty log as a bitmap. Pages outside of it are not written to: indices are checked by
+// the slot that owns it.
 
 import SystemPackage
 
@@ -6,8 +9,8 @@ import SystemPackage
   import Glibc
 #endif
 
-/// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives them.
-/// Guarded by the lock of the slots that it belongs to.
+/// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives
+/// them. Guarded by the lock of the slots that it belongs to.
 final class DirtyBitmap: @unchecked Sendable {
   typealias Words = UnsafeMutableBufferPointer<UInt64>
 
@@ -28,8 +31,8 @@ final class DirtyBitmap: @unchecked Sendable {
 
   deinit { Self.free(words) }
 
-  /// Words that are 0. How many it is the client who says: where there is no memory for them, that is an
-  /// error, and memory is taken for those that are written to.
+  /// Words that are 0. How many it is the client who says: where there is no memory for them, that
+  /// is an error, and memory is taken for those that are written to.
   static func allocate(_ count: Int) throws(Errno) -> Words {
     guard let memory = calloc(max(count, 1), 8) else { throw .noMemory }
     return Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)

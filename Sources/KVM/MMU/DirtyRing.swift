@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU's dirty ring (Linux, "KVM_CAP_DIRTY_LOG_RING"): an array of `kvm_dirty_gfn` that the client
-// maps. We append pages that were written; the client reads them and marks them for reset; a reset
-// makes them clean again.
+// A vCPU's dirty ring (Linux, "KVM_CAP_DIRTY_LOG_RING"): an array of `kvm_dirty_gfn` that the
+// client maps. We append pages that were written; the client reads them and marks them for reset; a
+// reset makes them clean again.
 //
 //     kvm_dirty_gfn:  u32 flags (1 dirty, 2 reset)   u32 slot   u64 page in the slot
 

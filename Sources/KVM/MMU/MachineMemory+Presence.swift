@@ -2,8 +2,8 @@
 //
 // Pages for which a guest would wait: those that the client has not brought yet (userfaultfd), and
 // those that are swapped out. A machine with a guest that wants to hear of them (asynchronous page
-// faults) maps what is there, page by page where that is not all, so that the first touch of anything
-// else exits. What is swapped out after it was mapped is waited for.
+// faults) maps what is there, page by page where that is not all, so that the first touch of
+// anything else exits. What is swapped out after it was mapped is waited for.
 //
 // Nothing of this is done for other machines, nor where no slot's memory can be so.
 

@@ -91,8 +91,8 @@ struct MemorySlots: Sendable {
   }
 }
 
-/// The memory of this process that slots name: what a guest may have, for CPUs of other machines, which do
-/// not wait for the slots' lock.
+/// The memory of this process that slots name: what a guest may have, for CPUs of other machines,
+/// which do not wait for the slots' lock.
 private final class SlotHostMemory: Sendable {
   private let ranges = Mutex<[UInt32: Range<UInt>]>([:])
 

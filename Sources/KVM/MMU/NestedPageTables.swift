@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // EPT paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
-// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism").
-//
-//     entry  bits 2:0 read, write, execute   5:3 memory type (leaf)   7 large page   51:12 address
+// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism"; `EPTEntry` has the
+// layout of an entry).
 //
 // Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
 // old or the new.
@@ -12,16 +11,6 @@ import Host
 import X86
 
 struct NestedPageTables: @unchecked Sendable {
-  private enum Entry {
-    static let read: UInt64 = 1 << 0
-    static let write: UInt64 = 1 << 1
-    static let execute: UInt64 = 1 << 2
-    static let all: UInt64 = read | write | execute
-    static let writeBack: UInt64 = 6 << 3
-    static let largePage: UInt64 = 1 << 7
-    static let address: UInt64 = 0x000F_FFFF_FFFF_F000
-  }
-
   private typealias Table = UnsafeMutablePointer<UInt64>
 
   private final class Pages {
@@ -52,7 +41,8 @@ struct NestedPageTables: @unchecked Sendable {
 
   /// Takes all entries away.
   ///
-  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an earlier call.
+  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an
+  ///   earlier call.
   mutating func clear(keepingTables: Bool = false) {
     rootTable.update(repeating: 0, count: 512)
     if keepingTables { left.append(lower) } else { left = [] }
@@ -94,12 +84,12 @@ struct NestedPageTables: @unchecked Sendable {
     var table: Table = rootTable
     for level in [3, 2, 1] {
       let entry = table[Int((address >> UInt64(12 + 9 * level)) & 511)]
-      guard entry & Entry.all != 0, entry & Entry.largePage == 0,
-        let next = Table(bitPattern: UInt(entry & Entry.address))
+      guard entry & EPTEntry.rightsMask != 0, entry & EPTEntry.pageSize == 0,
+        let next = Table(bitPattern: UInt(entry & EPTEntry.addressMask))
       else { return }
       table = next
     }
-    table[Int((address >> 12) & 511)] &= ~Entry.write
+    table[Int((address >> 12) & 511)] &= ~EPTEntry.write
   }
 
   /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
@@ -114,24 +104,25 @@ struct NestedPageTables: @unchecked Sendable {
       area.range.upperBound &- (start &+ slot.offset) >= size
     else { return false }
     table[Int((address >> shift) & 511)] =
-      leaf(start, slot, isWritable: area.isWritable) | Entry.largePage
+      leaf(start, slot, isWritable: area.isWritable) | EPTEntry.pageSize
     return true
   }
 
   private func leaf(_ address: UInt64, _ slot: MemorySlot, isWritable: Bool) -> UInt64 {
-    let rights = slot.isReadOnly || !isWritable ? Entry.read | Entry.execute : Entry.all
-    return (address &+ slot.offset) & Entry.address | Entry.writeBack | rights
+    let rights =
+      slot.isReadOnly || !isWritable ? EPTEntry.read | EPTEntry.execute : EPTEntry.rightsMask
+    return (address &+ slot.offset) & EPTEntry.addressMask | EPTEntry.memoryTypeWriteBack | rights
   }
 
   private func child(of table: Table, _ index: Int) -> Table {
     let entry = table[index]
-    if entry & Entry.all != 0, entry & Entry.largePage == 0,
-      let next = Table(bitPattern: UInt(entry & Entry.address))
+    if entry & EPTEntry.rightsMask != 0, entry & EPTEntry.pageSize == 0,
+      let next = Table(bitPattern: UInt(entry & EPTEntry.addressMask))
     {
       return next
     }
     let next = lower.make()
-    table[index] = UInt64(UInt(bitPattern: next)) | Entry.all
+    table[index] = UInt64(UInt(bitPattern: next)) | EPTEntry.rightsMask
     return next
   }
 }

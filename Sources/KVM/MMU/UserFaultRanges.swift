@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory of this process the client brings page by page (userfaultfd's missing mode): an access
-// to a page that is not there waits until the client has put it there. Whoever stands before the
-// client's ioctls tells.
+// Which memory of this process the client brings page by page (userfaultfd's missing mode): an
+// access to a page that is missing waits until the client has supplied it. The code that
+// intercepts the client's ioctls reports the ranges.
 //
 //     UserFaultRanges.shared.add(range, descriptor)      // after UFFDIO_REGISTER
 //     UserFaultRanges.shared.remove(range)               // after UFFDIO_UNREGISTER

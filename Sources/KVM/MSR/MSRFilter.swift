@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access; and the exits by which the client answers
-// for MSRs (KVM_CAP_X86_USER_SPACE_MSR).
+// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access; and the exits by which the client
+// answers for MSRs (KVM_CAP_X86_USER_SPACE_MSR).
 
 import CHost
 import InterruptChips

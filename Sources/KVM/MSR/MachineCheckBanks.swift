@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU's machine-check banks: KVM_X86_SETUP_MCE says how many, KVM_X86_SET_MCE reports an error in
-// one (SDM volume 3, "Machine-Check MSRs").
+// A vCPU's machine-check banks: KVM_X86_SETUP_MCE says how many, KVM_X86_SET_MCE reports an error
+// in one (SDM volume 3, "Machine-Check MSRs").
 
 import CHost
 import SystemPackage

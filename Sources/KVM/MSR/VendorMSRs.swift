@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MSRs of other vendors' and older processors that kernels access without asking CPUID much, because
-// real ones have them: they read as 0, and what is written to some of them goes nowhere. KVM does the
-// same, so that a guest which was told to be on AMD's processor finds them.
+// MSRs of other vendors' and older processors that kernels access without asking CPUID much,
+// because real ones have them: they read as 0, and what is written to some of them goes nowhere.
+// KVM does the same, so that a guest which was told to be on AMD's processor finds them.
 
 import X86
 
@@ -17,8 +17,8 @@ enum VendorMSR {
   private static let readAsZero: Set<UInt32> = [
     0x2A, 0xC001_0010, 0xC001_0055, 0xC001_0058, 0xC001_0112, 0xC001_0113,
   ]
-  /// Northbridge configuration, microcode patch loader, SVM's host save area, bus unit and data cache
-  /// configuration.
+  /// Northbridge configuration, microcode patch loader, SVM's host save area, bus unit and data
+  /// cache configuration.
   private static let ignored: Set<UInt32> = [
     0xC001_001F, 0xC001_0020, 0xC001_0117, 0xC001_1022, 0xC001_102A,
   ]

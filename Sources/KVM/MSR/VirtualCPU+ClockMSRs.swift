@@ -61,7 +61,8 @@ extension VirtualCPU {
     if done { clockFlags &= ~ParavirtualClock.guestStopped }
   }
 
-  /// The wall clock's MSR has no enable bit: 0 is no address. So is what a client writes at each reset.
+  /// The wall clock's MSR has no enable bit: 0 is no address. So is what a client writes at each
+  /// reset.
   func writeWallClock(_ address: UInt64) {
     guard address != 0, address & 3 == 0 else { return }
     _ = writeMemory(address, count: ParavirtualClock.wallClockSize, in: machine.memory) {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Which performance events a machine lets its guests count, as the client filters them.
 
 import CHost
 import SystemPackage

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Which performance counters a vCPU has, by its CPUID, and which MSR is which counter's.
 
 import CHost
 import X86

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The state save area of system management mode, 512 bytes at SMBASE + FE00: in the layout of AMD64
-// (APM volume 2, "SMRAM State-Save Area"), which KVM shows to guests of either vendor, or in that of 32-bit
-// processors where the guest's CPUID has no long mode. Offsets are the manuals', from
+// (APM volume 2, "SMRAM State-Save Area"), which KVM shows to guests of either vendor, or in that
+// of 32-bit processors where the guest's CPUID has no long mode. Offsets are the manuals', from
 // SMBASE + 8000.
 
 import X86

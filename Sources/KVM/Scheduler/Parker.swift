@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A place to sleep for one thread. No wake-up is lost, whatever order sleep and wake-up come in.
 
 import CHost
 import Synchronization

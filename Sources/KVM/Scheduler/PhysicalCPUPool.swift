@@ -60,7 +60,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
 
   private let enableSpare: @Sendable (PhysicalCPU) throws(Errno) -> Void
 
-  /// Makes `count` physical CPUs and enters VMX operation on each.
+  /// Makes `count` physical CPUs and makes each ready to enter guests.
   ///
   /// - Parameters:
   ///   - enable: makes a CPU ready.

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Conversions between the host's time-stamp counter and nanoseconds. They saturate instead of
+// overflowing.
 
 import X86CPU
 

@@ -3,7 +3,8 @@
 // kvmclock as the guest sees it: two structures in its memory (Linux, "KVM-specific MSRs"). They
 // hold a moment and a rate; the guest adds what its counter has counted since.
 //
-//     vcpu time info:  u32 version  u32 -  u64 tsc  u64 nanoseconds  u32 multiplier  s8 shift  u8 flags
+//     vcpu time info:  u32 version  u32 -  u64 tsc  u64 nanoseconds  u32 multiplier  s8 shift  u8
+//     flags
 //     wall clock:      u32 version  u32 seconds  u32 nanoseconds
 
 import Host

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Steal time: how long a vCPU could have run and did not, as the guest sees it in its memory (Linux,
-// "MSR_KVM_STEAL_TIME"). It is what the host's scheduler says of the vCPU's thread.
+// Steal time: how long a vCPU could have run and did not, as the guest sees it in its memory
+// (Linux, "MSR_KVM_STEAL_TIME"). It is what the host's scheduler says of the vCPU's thread.
 //
 //     u64 steal   u32 version   u32 flags   u8 preempted ...   64 bytes
 //
-// `preempted` is 1 while another vCPU has this one's physical CPU. A guest then need not interrupt it to
-// have its translations dropped: it sets bit 1 (KVM_FEATURE_PV_TLB_FLUSH), and they are dropped before
-// it runs again.
+// `preempted` is 1 while another vCPU has this one's physical CPU. A guest then need not interrupt
+// it to have its translations dropped: it sets bit 1 (KVM_FEATURE_PV_TLB_FLUSH), and they are
+// dropped before it runs again.
 
 import CHost
 import Host
@@ -55,7 +55,8 @@ extension VirtualCPU {
     return true
   }
 
-  /// Adds what was stolen to the guest's structure, with the version protocol: odd while it changes.
+  /// Adds what was stolen to the guest's structure, with the version protocol: odd while it
+  /// changes.
   func accountStealTime() {
     guard steal.isEnabled else { return }
     let stolen = steal.take()

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Scaling of a guest's time-stamp counter. A rate is checked when it is made, so that scaling never
+// traps.
 
 import SystemPackage
 import X86CPU
 
-/// How fast a guest's time-stamp counter runs: the host's counter times a fixed-point factor, as the
-/// VMCS has it (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
+/// How fast a guest's time-stamp counter runs: the host's counter times a fixed-point factor, as
+/// the VMCS has it (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
 struct TSCRate: Sendable, Equatable {
   var kilohertz: UInt64
   /// Guest counts for each of the host's, in units of 2^-48.

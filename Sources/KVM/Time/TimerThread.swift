@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One thread per machine that watches the deadlines of its local APIC timers, of cycle counters that
-// will overflow, and of the 8254.
+// One thread per machine that watches the deadlines of its local APIC timers, of cycle counters
+// that will overflow, and of the 8254.
 //
 // A deadline is one atomic word of its owner. Whoever sets one calls `note`, which wakes the thread
-// only if it would sleep past it; a deadline that moves further away costs nothing, the thread wakes
-// once in vain. A vCPU that is halted waits for its own deadline itself, so the thread skips it.
+// only if it would sleep past it; a deadline that moves further away costs nothing, the thread
+// wakes once in vain. A vCPU that is halted waits for its own deadline itself, so the thread skips
+// it.
 //
 // `target` is when the thread will wake; `.max` while it looks at the deadlines, so that one set
 // meanwhile is never missed.

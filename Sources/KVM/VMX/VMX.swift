@@ -4,8 +4,8 @@
 // guest. See VMX+State for the registers and VMX+ExitTable for what follows an exit.
 //
 // The guest runs with EPT, VPID and as an unrestricted guest: real mode needs no help. CR0.NE and
-// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4 bits
-// that its CPUID offers, are its own.
+// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4
+// bits that its CPUID offers, are its own.
 //
 // Invariant: the VMCS is clear (in memory) unless `cpu` is the physical CPU that it is current on.
 
@@ -24,12 +24,18 @@ final class VMX: VirtualizationBackend {
   private let vpid: UInt16
   private static let nextVPID = Atomic<UInt16>(0)
 
-  /// - Parameter cpu: any; `load` names the one that counts.
   init(_ cpu: PhysicalCPU) {
     self.cpu = cpu
     vmcs = VMXRegion()
     // 0 is the host's; numbers may be reused, which the tables' address tells apart.
     vpid = max(1, Self.nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
+  }
+
+  /// CPUID.01H:ECX.VMX (SDM volume 2, "CPUID").
+  private static let featureBit: UInt32 = 1 << 5
+
+  static func isOffered(by cpu: PhysicalCPU) -> Bool {
+    cpu.cpu.cpuid(1, 0).ecx & featureBit != 0
   }
 
   static func enable(_ cpu: PhysicalCPU) throws(Errno) {
@@ -140,8 +146,7 @@ final class VMX: VirtualizationBackend {
   }
 
   func setNestedTables(_ root: UInt64) {
-    // Write-back, four levels.
-    cpu.vmwrite(.eptPointer, root | 6 | 3 << 3)
+    cpu.vmwrite(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
   }
 
   func setTSCOffset(_ offset: UInt64) { cpu.vmwrite(.tscOffset, offset) }
@@ -175,24 +180,24 @@ final class VMX: VirtualizationBackend {
   // MARK: Events
 
   func inject(_ event: GuestEvent) {
-    cpu.vmwrite(.entryInterruptionInfo, UInt64(event.info.rawValue))
-    if event.info.hasErrorCode { cpu.vmwrite(.entryExceptionErrorCode, UInt64(event.errorCode)) }
-    if event.info.typeBits >= InterruptionInfo.EventType.softwareInterrupt.rawValue {
+    cpu.vmwrite(.entryInterruptionInfo, vendorInformation(of: event))
+    if let code = event.errorCode { cpu.vmwrite(.entryExceptionErrorCode, UInt64(code)) }
+    if event.isOfInstruction {
       cpu.vmwrite(.entryInstructionLength, UInt64(event.instructionLength))
     }
   }
 
+  func vendorInformation(of event: GuestEvent) -> UInt64 {
+    UInt64(InterruptionInfo(event).rawValue)
+  }
+
   func takeInterruptedEvent() -> GuestEvent? {
-    var info = InterruptionInfo(
+    let info = InterruptionInfo(
       rawValue: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringInfo)))
-    guard info.isValid else { return nil }
-    info.rawValue &= ~InterruptionInfo.nmiUnblockingBit
-    var event = GuestEvent(info: info)
-    if info.hasErrorCode {
-      event.errorCode = UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringErrorCode))
-    }
-    event.instructionLength = UInt32(truncatingIfNeeded: cpu.vmread(.exitInstructionLength))
-    if info.type == .nmi {
+    let event = GuestEvent(
+      info, errorCode: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringErrorCode)),
+      instructionLength: UInt32(truncatingIfNeeded: cpu.vmread(.exitInstructionLength)))
+    if event?.kind == .nmi {
       // Its delivery blocked NMIs already, and will again.
       let state = cpu.vmread(.guestInterruptibility)
       cpu.vmwrite(.guestInterruptibility, state & ~UInt64(Interruptibility.blockingByNMI))

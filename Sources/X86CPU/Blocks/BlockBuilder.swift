@@ -29,9 +29,9 @@ extension CPU {
     return try findBlock(at: linear, slot)
   }
 
-  /// The block at a linear address, past the jump cache, if it is translated and there is nothing to be
-  /// looked at on the way: a search of translated code finds little in the jump cache, which would only
-  /// cost it a look at more memory.
+  /// The block at a linear address, past the jump cache, if it is translated and there is nothing
+  /// to be looked at on the way: a search of translated code finds little in the jump cache, which
+  /// would only cost it a look at more memory.
   @inline(__always) func translatedBlock(at linear: UInt64) -> BlockPointer? {
     guard let host = knownExecuteAddress(linear), let block = knownBlock(host),
       block.pointee.native != 0
@@ -39,7 +39,8 @@ extension CPU {
     return block
   }
 
-  /// The block at a host address, if it is there, lies in one page, and nobody writes to code unseen.
+  /// The block at a host address, if it is there, lies in one page, and nobody writes to code
+  /// unseen.
   @inline(__always) private func knownBlock(_ host: UInt64) -> BlockPointer? {
     let modeKey = s.pointee.modeKey
     let block = s.pointee.blocks._withUnsafeGuaranteedRef {

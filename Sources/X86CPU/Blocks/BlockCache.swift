@@ -2,17 +2,19 @@
 //
 // Decoded basic blocks of one CPU, found by host address and mode.
 //
-// A block is a run of micro-ops from one page, ended by a branch, by an instruction that changes what
-// decoding depends on, by the page's end or by a size limit. An instruction that lies across two pages
-// is a block of its own, which belongs to both. Blocks live in two arenas, micro-ops and descriptors;
-// when either is full, everything is dropped at once. Micro-ops of dropped blocks are used again for
-// blocks of the same length: blocks are built only while none runs that could be among them.
+// A block is a run of micro-ops from one page, ended by a branch, by an instruction that changes
+// what decoding depends on, by the page's end or by a size limit. An instruction that lies across
+// two pages is a block of its own, which belongs to both. Blocks live in two arenas, micro-ops and
+// descriptors; when either is full, everything is dropped at once. Micro-ops of dropped blocks are
+// used again for blocks of the same length: blocks are built only while none runs that could be
+// among them.
 //
 // Two ways lead to a block: the jump cache, by linear address and `CPUState.blockContext` (address
 // space, mode, privilege), and behind it a hash by host address and mode, after translating RIP.
 //
 // When a page with code is written, its blocks leave the hash, and each of their micro-ops becomes
-// `staleBlock`, which leaves the block: so the running block, too, stops after the writing instruction.
+// `staleBlock`, which leaves the block: so the running block, too, stops after the writing
+// instruction.
 
 import Glibc
 import Host
@@ -224,8 +226,8 @@ package final class BlockCache {
     nativeDropped()
   }
 
-  /// The memory of what was used, as it came: untouched pages cost nothing, so that the arenas may be
-  /// larger than most guests need.
+  /// The memory of what was used, as it came: untouched pages cost nothing, so that the arenas may
+  /// be larger than most guests need.
   private func giveBack() {
     let pages = UInt(4096)
     func give(_ start: UnsafeMutableRawPointer, _ bytes: Int) {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bus-lock detection (SDM volume 3, "VMM Bus-Lock Detection"): an atomic access that lies in two cache
-// lines locks the bus, and with the VM-execution control the guest exits behind the instruction.
+// Bus-lock detection (SDM volume 3, "VMM Bus-Lock Detection"): an atomic access that lies in two
+// cache lines locks the bus, and with the VM-execution control the guest exits behind the
+// instruction.
 //
-// It costs nothing while the control is off: blocks that were decoded with it have a mode key of their
-// own. There a LOCKed instruction is its block's last, its handler is `watched`, and the end marker
-// behind it, whose operands nobody else looks at, has its own handler and its operand's size. Such a
-// block is not translated.
+// It costs nothing while the control is off: blocks that were decoded with it have a mode key of
+// their own. There a LOCKed instruction is its block's last, its handler is `watched`, and the end
+// marker behind it, whose operands nobody else looks at, has its own handler and its operand's
+// size. Such a block is not translated.
 
 import X86
 import X86Decoder

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Write protection of pages with code against everybody in this process: a client's devices store
-// into guest memory, and pass it to system calls that write there. A thread of its own is told of each
-// such write before it happens, has all CPUs drop the page's code, and lets the write go on.
+// into guest memory, and pass it to system calls that write there. A thread of its own is told of
+// each such write before it happens, has all CPUs drop the page's code, and lets the write go on.
 //
 //     let codeGuard = try CodeGuard.install()
 //     codeGuard.add(memory)                  // when a slot names it; CodePages does the rest
 //     codeGuard.remove(memory)
 //
-// Where that cannot be had, for lack of rights or for the kind of memory, and where others may write by
-// mappings that it does not see (shared memory), CPUs keep a copy of the page, and compare at the first
-// execution after `contentsMayHaveChanged` (PhysicalCPU+Comparison).
+// Where that cannot be had, for lack of rights or for the kind of memory, and where others may
+// write by mappings that it does not see (shared memory), CPUs keep a copy of the page, and compare
+// at the first execution after `contentsMayHaveChanged` (PhysicalCPU+Comparison).
 //
 // Invariants. That thread waits for nobody but for a page's lock, whose holders wait for nobody; it
 // takes no memory from the allocator, as a thread that waits for it may hold the allocator's locks.
@@ -28,8 +28,8 @@ import X86
 package final class CodeGuard: Sendable {
   private struct Memory: Sendable {
     var range: Range<UInt>
-    /// Protected pages are known to the kernel; else somebody else watches it, or it is of a kind that
-    /// cannot be protected.
+    /// Protected pages are known to the kernel; else somebody else watches it, or it is of a kind
+    /// that cannot be protected.
     var isRegistered: Bool
   }
 
@@ -88,7 +88,8 @@ package final class CodeGuard: Sendable {
 
   private var isProtecting: Bool { refusal == nil }
 
-  /// In a child of fork, before it makes CPUs: the parent's code, CPUs and guard are not the child's.
+  /// In a child of fork, before it makes CPUs: the parent's code, CPUs and guard are not the
+  /// child's.
   package static func forgetParent() {
     CPURegistry.shared.forget()
     CodePages.shared.forget()
@@ -130,8 +131,8 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// Whether the memory that a page lies in is known to the kernel (again, if `anew`); false where it
-  /// is no guest's or cannot be protected.
+  /// Whether the memory that a page lies in is known to the kernel (again, if `anew`); false where
+  /// it is no guest's or cannot be protected.
   private func register(_ page: UInt, anew: Bool) -> Bool {
     memory.withLock { memory in
       if let index = memory.index(of: page) {
@@ -200,8 +201,8 @@ package final class CodeGuard: Sendable {
     return !isOurs || HostMemoryMap.shared.isShared(at: page)
   }
 
-  /// Somebody may have written to memory that is not protected against him: code is compared before it
-  /// is executed again. From any thread.
+  /// Somebody may have written to memory that is not protected against him: code is compared before
+  /// it is executed again. From any thread.
   package func contentsMayHaveChanged() {
     if copies.load(ordering: .relaxed) == 0 { return }
     CPURegistry.shared.post(.compare, except: nil)

@@ -4,15 +4,15 @@
 // in a sparse mapping of which only the touched parts cost memory. It is shared by all CPUs of the
 // process.
 //
-// Protocol. Before a CPU decodes from a page it sets the page's bit and, if it was clear, makes every
-// CPU drop its write translation (and waits until each has, or is outside guest code). Every write to a
-// page whose bit is set goes the slow way, which clears the bit and asks every CPU to drop its code of
-// that page. So no CPU runs code that changed, beyond the delay that x86 allows to cross-modifying code.
-// Another CPU that finds the bit set waits while its page is not `settled`.
+// Protocol. Before a CPU decodes from a page it sets the page's bit and, if it was clear, makes
+// every CPU drop its write translation (and waits until each has, or is outside guest code). Every
+// write to a page whose bit is set goes the slow way, which clears the bit and asks every CPU to
+// drop its code of that page. So no CPU runs code that changed, beyond the delay that x86 allows to
+// cross-modifying code. Another CPU that finds the bit set waits while `isSettled` is false.
 //
-// Where others write to the memory unannounced there is a `CodeGuard`: the page is write-protected in
-// this process exactly while its bit is set. Bit and protection change together, under the page's lock.
-// Nobody waits for anybody while holding that lock.
+// Where others write to the memory unannounced there is a `CodeGuard`: the page is write-protected
+// in this process exactly while its bit is set. Bit and protection change together, under the
+// page's lock. Nobody waits for anybody while holding that lock.
 
 import Glibc
 import Synchronization
@@ -43,11 +43,11 @@ package final class CodePages: Sendable {
     bitmap = map == MAP_FAILED ? 0 : UInt(bitPattern: map)
   }
 
-  /// False where the address space that a process may have is too small (`ulimit -v`): no CPU can be
-  /// made then, so nobody looks at the map.
+  /// False where the address space that a process may have is too small (`ulimit -v`): no CPU can
+  /// be made then, so nobody looks at the map.
   var isThere: Bool { bitmap != 0 }
 
-  /// The map's address, for `CPU.isCodePage`.
+  /// The map's address, for `CPUState.codePages`.
   var address: UInt { bitmap }
 
   @inline(__always) private func word(_ page: UInt64) -> UnsafeMutablePointer<Atomic<UInt64>> {
@@ -82,8 +82,8 @@ package final class CodePages: Sendable {
     stripe(page).settling.load(ordering: .sequentiallyConsistent) == 0
   }
 
-  /// Sets the page's bit and protects the page; true if the bit was clear. Then the caller tells all
-  /// CPUs, and calls `settle`.
+  /// Sets the page's bit and protects the page; true if the bit was clear. Then the caller tells
+  /// all CPUs, and calls `settle`.
   func mark(_ page: UInt64) -> Bool {
     let stripe = stripe(page)
     return stripe.lock.withLock { _ in
@@ -99,8 +99,8 @@ package final class CodePages: Sendable {
     stripe(page).settling.subtract(1, ordering: .sequentiallyConsistent)
   }
 
-  /// Clears the page's bit, asks all CPUs but one to drop the page's code, and lets writes to the page
-  /// go on. True if the bit was set. Allocates nothing.
+  /// Clears the page's bit, asks all CPUs but one to drop the page's code, and lets writes to the
+  /// page go on. True if the bit was set. Allocates nothing.
   func unmark(_ page: UInt64, except own: ShootdownQueue?, opensAlways: Bool = false) -> Bool {
     stripe(page).lock.withLock { _ in
       let old = word(page).pointee.bitwiseAnd(~bit(page), ordering: .sequentiallyConsistent)

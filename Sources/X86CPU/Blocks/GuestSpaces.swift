@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory of this process the guests may have, as far as their owners say. A guest is known by the
-// address of its top EPT table.
+// Which memory of this process the guests may have, as far as their owners say. A guest is known by
+// the address of its top EPT table.
 //
 //     GuestSpaces.shared.add(root) { page in slots.contain(page) }
 //
-// An owner says of a page that its guest may have it before an EPT entry names it, and until the guest has
-// been outside after the last such entry went.
+// An owner says of a page that its guest may have it before an EPT entry names it, and until the
+// guest has been outside after the last such entry went.
 
 import Synchronization
 

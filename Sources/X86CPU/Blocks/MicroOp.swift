@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A micro-op is an instruction made ready to run: the function that is its meaning, and its operands
-// as pointers into the CPU's state. One cache line each; a block is an array of them.
+// A micro-op is an instruction made ready to run: the function that is its meaning, and its
+// operands as pointers into the CPU's state. One cache line each; a block is an array of them.
 //
 //     add rax, [rbx + rcx*8 + 16]
 //     handler add_r64_m, dst -> gpr[0], base -> gpr[3], index -> gpr[1], scale 3, displacement 16
 //
 // Operand conventions that every lowering keeps:
-// - `dst`: register of operand 0; `src`: register of operand 1, or `immediate` itself when operand 1
-//   is an immediate (extended to 64 bits), so that register and immediate forms share a handler.
+// - `dst`: register of operand 0; `src`: register of operand 1, or `immediate` itself when operand
+//   1 is an immediate (extended to 64 bits), so that register and immediate forms share a handler.
 //   Where operand 0 is memory, `dst` is unused; where operand 1 is memory, `src` is unused.
 // - `immediate`: the immediate, wherever it stands; of an instruction with a third register
 //   operand, that register's pointer (`third`).

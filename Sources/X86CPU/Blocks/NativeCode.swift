@@ -3,13 +3,13 @@
 // What the run loop and a translator of hot blocks agree on. The translator itself is X86JIT; this
 // module knows only how its code is entered and left.
 //
-// - The run loop counts `Block.heat` down and offers the block to `PhysicalCPU.translator`, which sets
-//   `Block.native`. Dropping a block clears it.
+// - The run loop counts `Block.heat` down and offers the block to `PhysicalCPU.translator`, which
+//   sets `Block.native`. Dropping a block clears it.
 // - Translated code runs with the host's stack pointer at the CPUState, so that its fields are
 //   [rsp + offset]; the stack for helpers is below it (`NativeStack`).
-// - It is entered with every register in the state and the arithmetic flags in `hostFlags`, and left
-//   the same way with `rip` set. What it returns is a `Step`, with `flagsInImage` where the flags
-//   are in `hostFlags` instead of `flagResult` and `flagAux`.
+// - It is entered with every register in the state and the arithmetic flags in `hostFlags`, and
+//   left the same way with `rip` set. What it returns is a `Step`, with `flagsInImage` where the
+//   flags are in `hostFlags` instead of `flagResult` and `flagAux`.
 // - It is left in bounded time after `CPUState.request` becomes other than 0, and at once when its
 //   own block is dropped. `slow` is 0 whenever it runs.
 
@@ -23,8 +23,8 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
-  /// Code that sets `CPUState.codePage` to a linear page and goes on with the block's translation;
-  /// 0 where there is no room for it.
+  /// Code that sets `CPUState.codePage` to a linear page and goes on with the block's
+  /// translation; 0 where there is no room for it.
   func entry(of block: BlockPointer, page: UInt64) -> UInt
   /// A block is dropped whose translation is `native`: whoever still comes there, by a way that is
   /// remembered, goes on with what the page holds now.
@@ -45,7 +45,8 @@ package struct NativeState {
   package var vectorReady: UInt32 = 0
   /// Data segments of 4 GiB that can be written, as bits by number; of 32-bit code.
   package var wholeSegments: UInt8 = 0
-  /// The guest's x87 instruction and data pointers and opcode while its state is in the host's unit.
+  /// The guest's x87 instruction and data pointers and opcode while its state is in the host's
+  /// unit.
   package var x87Instruction: UInt64 = 0
   package var x87Data: UInt64 = 0
   package var x87Opcode: UInt64 = 0
@@ -64,15 +65,15 @@ package struct NativeState {
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
   /// Keeps what follows away from the fields that every access looks at. A processor that forwards
-  /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits at
-  /// each look at the TLB, which made a system call of Linux take twice the time.
+  /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits
+  /// at each look at the TLB, which made a system call of Linux take twice the time.
   private var distance = InlineArray<82, UInt64>(repeating: 0)
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
   /// Pages that accesses of loops were last found in: host address, what to add to linear ones, and
-  /// the offset that an access must stay below, as of the stack's page. A translation forgets those that
-  /// it uses where it is entered. Each has its words in one cache line: see StateLayoutTests.
+  /// the offset that an access must stay below, as of the stack's page. A translation forgets those
+  /// that it uses where it is entered. Each has its words in one cache line: see StateLayoutTests.
   package var accessPages = InlineArray<64, UInt64>(repeating: 0)
   package static let accessPageCount = 16
   package static let accessPageStride = 32
@@ -80,11 +81,11 @@ package struct NativeState {
   /// bases behind the last round.
   package var roundsMask: UInt64 = 0
   package var harmlessBases = InlineArray<4, UInt64>(repeating: 0)
-  /// Guest registers, by number, whose host registers are lent to rounds: calls of translated code have their
-  /// return addresses where `gpr` has these.
+  /// Guest registers, by number, whose host registers are lent to rounds: calls of translated code
+  /// have their return addresses where `gpr` has these.
   package var lentRegisters = InlineArray<12, UInt64>(repeating: 0)
-  /// An address that leads nowhere, nor does any within 2 GiB of it: in the middle of what is between
-  /// programs and shared libraries in an address space of Linux.
+  /// An address that leads nowhere, nor does any within 2 GiB of it: in the middle of what is
+  /// between programs and shared libraries in an address space of Linux.
   package var harmless: UInt64 = 0x6000_0000_0000
   /// From a base to what takes its place: out of what the program has mapped.
   package static let harmlessDistance: UInt64 = 0x4000_0000_0000
@@ -109,8 +110,8 @@ package struct NativeState {
   /// `stackLimit` of a page that is known.
   package static let stackLimit: UInt64 = 4096 - 8 + 1
 
-  /// Bits of what translated code returns besides the step: the flags are in `hostFlags`; the block at
-  /// RIP must be interpreted.
+  /// Bits of what translated code returns besides the step: the flags are in `hostFlags`; the block
+  /// at RIP must be interpreted.
   package static let flagsInImage: Int32 = 0x100
   package static let interpret: Int32 = 0x200
   /// What a handler's caller returns to go on with the code at `temporary0`.
@@ -120,9 +121,9 @@ package struct NativeState {
   /// The block at RIP has been entered so often that it is worth translating with those after it.
   package static let hot: Int32 = 0x1000
 
-  /// Counters of entries, below 0 where a block is hot: 32 bits each, numbered as translations are made,
-  /// so that those of a program's part lie together. They lie behind the vector state. Where there are
-  /// more translations than counters some share one and are hot the sooner.
+  /// Counters of entries, below 0 where a block is hot: 32 bits each, numbered as translations are
+  /// made, so that those of a program's part lie together. They lie behind the vector state. Where
+  /// there are more translations than counters some share one and are hot the sooner.
   package static let heatCount = 1 << 18
 }
 
@@ -144,14 +145,15 @@ package struct NativeHandlerSite {
 /// How a guest's code was run. Times are the host's time-stamp counter and taken only where
 /// `isMeasured` says so; `translations` and `lookups` are counted by code that was made to count.
 package struct TierCounts: Sendable {
-  /// Blocks begun in translated code, and how many of them from the run loop, through the table of jumps, and by a
-  /// search below translated code where the table had none; all others came by a jump or by
-  /// falling through. A loop's rounds without looks (`LoopRounds`) are one.
+  /// Blocks begun in translated code, and how many of them from the run loop, through the table of
+  /// jumps, and by a search below translated code where the table had none; all others came by a
+  /// jump or by falling through. A loop's rounds without looks (`LoopRounds`) are one.
   package var translations: UInt64 = 0
   package var entries: UInt64 = 0
   package var lookups: UInt64 = 0
   package var searches: UInt64 = 0
-  /// Ticks from VM entries to VM exits, in translated code (its handlers included), and translating.
+  /// Ticks from VM entries to VM exits, in translated code (its handlers included), and
+  /// translating.
   package var guestTicks: UInt64 = 0
   package var translatedTicks: UInt64 = 0
   package var translatorTicks: UInt64 = 0
@@ -211,8 +213,9 @@ extension CPU {
 }
 
 extension CPU {
-  /// The translation of the block at RIP, entered into the table of ways and ready to be run; 0 where
-  /// there is none, or something else has to be looked at first. Called below translated code.
+  /// The translation of the block at RIP, entered into the table of ways and ready to be run; 0
+  /// where there is none, or something else has to be looked at first. Called below translated
+  /// code.
   package func nativeSuccessor() -> UInt {
     let state = s
     if state.requests != 0 || state.pointee.slow != 0 || state.pointee.activity != 0 {
@@ -240,9 +243,9 @@ extension CPU {
       linear: linear, context: s.pointee.blockContext, code: block.pointee.nativeEntry)
   }
 
-  /// After an instruction of translated code that ended with `step` otherwise than by going on, flags
-  /// being in `flagResult` and `flagAux`: takes its exception, and goes on in translated code if
-  /// nothing else is to be looked at.
+  /// After an instruction of translated code that ended with `step` otherwise than by going on,
+  /// flags being in `flagResult` and `flagAux`: takes its exception, and goes on in translated code
+  /// if nothing else is to be looked at.
   ///
   /// - Returns: `NativeState.goOn` or `exited`, or the step to leave with.
   package func leaveHandler(_ step: Int32, _ op: MicroOpPointer) -> Int32 {
@@ -292,12 +295,12 @@ package struct NativeJump {
   var padding: UInt64 = 0
 }
 
-/// The table in which translated code finds its successors, direct mapped by linear address. The run
-/// loop enters what it is about to run. A way may outlive its translation, which then leads on
+/// The table in which translated code finds its successors, direct mapped by linear address. The
+/// run loop enters what it is about to run. A way may outlive its translation, which then leads on
 /// (`BlockTranslator.retire`); dropping all of them empties the table.
 package struct NativeJumps: @unchecked Sendable {
-  /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right and
-  /// masked: its upper bits depend on all of the address.
+  /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right
+  /// and masked: its upper bits depend on all of the address.
   @inlinable package static var factor: UInt32 { 0x9E37_79B1 }
   @inlinable package static var shift: UInt8 { 12 }
   @inlinable package static var offsetMask: UInt32 { 0xF_FFE0 }
@@ -375,8 +378,8 @@ struct RequestLine: @unchecked Sendable {
   }
 }
 
-/// Memory of a CPUState with room for a stack below it, and guards on both sides that nothing can access:
-/// of a stack that is too deep, and of an offset that is wrong.
+/// Memory of a CPUState with room for a stack below it, and guards on both sides that nothing can
+/// access: of a stack that is too deep, and of an offset that is wrong.
 enum NativeStack {
   private static let size = 256 << 10
 

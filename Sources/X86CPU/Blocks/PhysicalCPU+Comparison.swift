@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages with code that somebody may write to without a word: a copy of each is kept from before its
-// first block is decoded. When contents may have changed, all ways to code are found anew, and the
-// first that leads into a page compares it with its copy; a page that differs loses its code.
+// Pages with code that somebody may write to undetected: a copy of each is kept from before its
+// first block is decoded. When contents may have changed, all links to code are dropped, and the
+// first new one into a page compares it with its copy; a page that differs loses its code.
 
 import Host
 import Synchronization

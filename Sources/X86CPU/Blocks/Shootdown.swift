@@ -2,19 +2,19 @@
 //
 // What one CPU asks of the others about code pages; see CodePages for the protocol.
 //
-// A CPU that runs guest code looks at its queue when `CPURequest.shootdown` is set, that is at the next
-// block. A CPU outside guest code looks when it enters. So a request is answered when the CPU has
-// processed its queue or is outside.
+// A CPU that runs guest code looks at its queue when `CPURequest.shootdown` is set, that is at the
+// next block. A CPU outside guest code looks when it enters. So a request is answered when the CPU
+// has processed its queue or is outside.
 //
-// Nobody waits for a CPU whose guest cannot have the page (`GuestSpaces`): it answers when it comes to it,
-// and before that guest has the page, as giving a guest memory takes an exit.
+// Nobody waits for a CPU whose guest cannot have the page (`GuestSpaces`): it answers when it comes
+// to it, and before that guest has the page, as giving a guest memory takes an exit.
 
 import Glibc
 import Synchronization
 import X86
 
-/// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes itself
-/// when it goes away, and its request word is touched only under the lock.
+/// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes
+/// itself when it goes away, and its request word is touched only under the lock.
 final class CPURegistry: Sendable {
   static let shared = CPURegistry()
 
@@ -183,8 +183,8 @@ extension PhysicalCPU {
     }
   }
 
-  /// Whether the guest that another CPU is in may have a host page. A CPU that changes guests looks at its
-  /// queue in between, so the answer holds for as long as it matters.
+  /// Whether the guest that another CPU is in may have a host page. A CPU that changes guests looks
+  /// at its queue in between, so the answer holds for as long as it matters.
   private func mayHave(_ page: UInt64, _ queue: ShootdownQueue) -> Bool {
     if !queue.inGuest.load(ordering: .sequentiallyConsistent) { return false }
     let space = queue.space.load(ordering: .sequentiallyConsistent)
@@ -225,7 +225,8 @@ extension CPU {
       ? 0 : controls.eptPointer & EPTEntry.addressMask
   }
 
-  /// Every write that goes the slow way passes here before it is made, with any host address in its page.
+  /// Every write that goes the slow way passes here before it is made, with any host address in its
+  /// page.
   @inline(__always) func noteCodeWrite(_ host: UInt64) {
     if CodePages.contains(host, s.pointee.codePages) { dropCode(host & Page.mask) }
   }
@@ -237,8 +238,8 @@ extension CPU {
 }
 
 extension PhysicalCPU {
-  /// Memory was written by someone who is not a guest instruction (a device, the VMM): drops the code
-  /// of the pages in the range. From any thread.
+  /// Memory was written by someone who is not a guest instruction (a device, the VMM): drops the
+  /// code of the pages in the range. From any thread.
   package static func noteHostWrite(_ host: UnsafeRawPointer, count: Int) {
     if count <= 0 { return }
     var page = UInt64(UInt(bitPattern: host)) & Page.mask

@@ -125,8 +125,8 @@ extension CPU {
     return (bits, enabled)
   }
 
-  /// The causes that wait (behind MOV SS), as DR6 has them, for another debug exception that takes them
-  /// along: one handler is told of all. They are pending no more.
+  /// The causes that wait (behind MOV SS), as DR6 has them, for another debug exception that takes
+  /// them along: one handler is told of all. They are pending no more.
   func takeWaitingDebugCauses() -> UInt64 {
     let pending = s.pointee.pendingDebug
     s.pointee.pendingDebug = 0

@@ -4,12 +4,12 @@
 //
 // An event is first offered to the hypervisor (`intercepts`: the exception bitmap), then takes
 // effect on CR2, DR6 and DR7, then goes through the interrupt table of the mode. A fault in that is
-// the next event: offered in turn, merged into a double fault where the classes say so, and so on to
-// shutdown. Nothing but memory has changed when a delivery faults, so each try starts from the same
-// state (SDM volume 3, "Interrupt and Exception Handling" and "Event Delivery").
+// the next event: offered in turn, merged into a double fault where the classes say so, and so on
+// to shutdown. Nothing but memory has changed when a delivery faults, so each try starts from the
+// same state (SDM volume 3, "Interrupt and Exception Handling" and "Event Delivery").
 //
-// - `rip` is the address of the instruction that the event belongs to, and what faults of a delivery
-//   push; `returnRIP` is what the first event pushes.
+// - `rip` is the address of the instruction that the event belongs to, and what faults of a
+//   delivery push; `returnRIP` is what the first event pushes.
 // - A VM exit in the middle of a delivery reports the event in the IDT-vectoring fields.
 
 import CHost
@@ -67,9 +67,9 @@ extension CPU {
     }
   }
 
-  /// In a chain of faults of deliveries, which need not end (an alignment check whose handler's stack is
-  /// not aligned, SDM volume 3, "Notify VM Exits"): whether the next one is delivered. Who wants the
-  /// CPU is heard even where the guest's hypervisor does not ask for notify exits.
+  /// In a chain of faults of deliveries, which need not end (an alignment check whose handler's
+  /// stack is not aligned, SDM volume 3, "Notify VM Exits"): whether the next one is delivered. Who
+  /// wants the CPU is heard even where the guest's hypervisor does not ask for notify exits.
   private func goesOn(_ chain: inout DeliveryChain) -> Bool {
     if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
@@ -81,8 +81,8 @@ extension CPU {
     return false
   }
 
-  /// The event of an exception, after intercepts and with its effect on control and debug registers;
-  /// nil where it exits.
+  /// The event of an exception, after intercepts and with its effect on control and debug
+  /// registers; nil where it exits.
   private func offered(_ error: GuestException) -> InterruptionInfo? {
     let event = InterruptionInfo(
       .hardwareException, vector: error.vector, hasErrorCode: error.hasErrorCode)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One delivery of one event through the interrupt table: real mode's vectors, the gates of
-// protected mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling Procedures" and
-// "Interrupt and Exception Handling in IA-32e Mode"). A throw leaves every register as it was.
+// protected mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling
+// Procedures" and "Interrupt and Exception Handling in IA-32e Mode"). A throw leaves every register
+// as it was.
 
 import X86
 
@@ -104,7 +105,7 @@ extension CPU {
       try checkTask(selector, .generalProtection, external: event.isExternal)
       throw exit(
         .taskSwitch,
-        qualification: UInt64(selector) | TaskSwitchSource.interrupt.rawValue << 30)
+        qualification: TaskSwitchQualification(selector: selector, source: .interrupt).rawValue)
     }
     let wide = rights.type & 8 != 0
     let offset = low & 0xFFFF | (wide ? low >> 32 & 0xFFFF_0000 : 0) | (high & 0xFFFF_FFFF) << 32

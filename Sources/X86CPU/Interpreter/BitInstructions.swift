@@ -6,7 +6,7 @@
 import X86
 import X86Decoder
 
-/// What BT and its kin do with the bit.
+/// What BT, BTS, BTR and BTC do with the bit.
 enum BitAction { case test, set, reset, complement }
 
 @inline(__always) private func applied<T: OperandInteger>(_ action: BitAction, _ a: T, _ bit: T)

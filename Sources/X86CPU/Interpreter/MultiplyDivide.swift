@@ -2,8 +2,8 @@
 //
 // MUL, IMUL, DIV, IDIV, MULX, ADCX, ADOX.
 //
-// Flags that the manuals leave undefined: after a multiplication SF, ZF, AF and PF keep their values
-// where the host's do (see the oracle's list); a division leaves all flags alone.
+// Flags that the manuals leave undefined: after a multiplication SF, ZF, AF and PF keep their
+// values where the host's do (see the oracle's list); a division leaves all flags alone.
 
 import X86
 import X86Decoder

@@ -19,7 +19,8 @@ func jumpRelativeLegacy(_ c: CPU, _ i: MicroOpPointer) -> Int32 {
 }
 
 extension CPU {
-  /// Checks and masks the target of a near transfer: operand size, code-segment limit, canonical form.
+  /// Checks and masks the target of a near transfer: operand size, code-segment limit, canonical
+  /// form.
   @inline(__always) func branchTarget(
     _ target: UInt64, size: UInt8
   ) throws(GuestException) -> UInt64 {

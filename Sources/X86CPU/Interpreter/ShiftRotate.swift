@@ -2,8 +2,8 @@
 //
 // ROL, ROR, RCL, RCR, SHL, SHR, SAR, SHLD, SHRD and the flagless BMI2 shifts.
 //
-// Flags that the manuals leave undefined have here the values that the formulas give: OF of a shift or
-// rotate by more than one is computed as for one; AF of a shift is clear.
+// Flags that the manuals leave undefined have here the values that the formulas give: OF of a shift
+// or rotate by more than one is computed as for one; AF of a shift is clear.
 
 import X86
 import X86Decoder

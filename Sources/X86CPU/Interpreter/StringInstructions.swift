@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MOVS, STOS, LODS, CMPS, SCAS with their REP prefixes. (INS and OUTS are in System/PortInstructions.)
+// MOVS, STOS, LODS, CMPS, SCAS with their REP prefixes. (INS and OUTS are in
+// System/PortInstructions.)
 //
-// A repeated instruction commits its registers after each iteration, so that it can be left anywhere:
-// at a fault, and when the CPU is asked to leave guest code; it then starts again where it was. While
-// an instruction is emulated or single-stepped it makes one iteration. REP MOVS and REP STOS go a page at a
-// time where both sides are plain memory.
+// A repeated instruction commits its registers after each iteration, so that it can be left
+// anywhere: at a fault, and when the CPU is asked to leave guest code; it then starts again where
+// it was. While an instruction is emulated or single-stepped it makes one iteration. REP MOVS and
+// REP STOS go a page at a time where both sides are plain memory.
 
 import Glibc
 import X86
@@ -65,8 +66,8 @@ struct StringState {
       || c.s.pointee.slow & ~(SlowReason.breakpoints | SlowReason.counting) != 0
   }
 
-  /// Elements from the current pointers to the nearer page end, at most the count; 0 where the fast way
-  /// is not open.
+  /// Elements from the current pointers to the nearer page end, at most the count; 0 where the fast
+  /// way is not open.
   func run(usesSource: Bool) -> Int {
     if step != UInt64(truncatingIfNeeded: size) || c.s.pointee.emulation != nil
       || c.s.pointee.slow & ~SlowReason.counting != 0 || c.checksAlignment
@@ -188,8 +189,8 @@ private enum MoveString: StringOperation {
     return UInt64(all / MemoryLayout<T>.size)
   }
 
-  /// How many bytes after the first lie behind them in the host's memory, too: one large copy is faster
-  /// than several of a page.
+  /// How many bytes after the first lie behind them in the host's memory, too: one large copy is
+  /// faster than several of a page.
   private static func more<T: OperandInteger>(
     _ state: StringState, _ t: T.Type, _ from: UnsafeRawPointer, _ to: UnsafeMutableRawPointer,
     _ first: Int

@@ -32,6 +32,17 @@ package enum PhysicalAccessPurpose {
   case other
 }
 
+extension AccessKind {
+  /// The access in an EPT violation's qualification.
+  var violation: EPTViolationQualification {
+    switch self {
+    case .read: .read
+    case .write: .write
+    case .execute: .fetch
+    }
+  }
+}
+
 extension CPU {
   /// Physical addresses have this many bits.
   package static let physicalAddressBits: UInt64 = 48
@@ -81,7 +92,7 @@ extension CPU {
       guard let entryPointer = UnsafeMutableRawPointer(bitPattern: UInt(table + index * 8))
       else { return .done(nil) }
       let entry = UInt64.atomicLoad(entryPointer)
-      if entry & 7 == 0 { return .done(nil) }
+      if entry & EPTEntry.rightsMask == 0 { return .done(nil) }
       rights &= entry
       let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
       if setFlags {
@@ -126,23 +137,23 @@ extension CPU {
     _ address: UInt64, _ kind: AccessKind, _ purpose: PhysicalAccessPurpose
   ) -> GuestException {
     var rights: UInt64 = 0
-    if let page = walkEPT(address & Page.mask, .read) { rights = page.rights & 7 }
+    if let page = walkEPT(address & Page.mask, .read) { rights = page.rights }
     if let misconfigured = eptMisconfiguration(address) { return misconfigured }
-    var qualification = UInt64(1) << UInt64(kind.rawValue) | rights << 3
+    var qualification: EPTViolationQualification = [kind.violation, .rights(rights)]
     var linear: UInt64 = 0
     switch purpose {
     case .linear(let l):
       linear = l
-      qualification |= 1 << 7 | 1 << 8
+      qualification.formUnion([.linearIsValid, .isTranslated])
     case .pageWalk(let l):
       linear = l
-      qualification |= 1 << 7
+      qualification.insert(.linearIsValid)
     case .other: break
     }
     if s.pointee.interruptibility & Interruptibility.blockingByNMI == 0, s.pointee.unblockedNMI {
-      qualification |= 1 << 12
+      qualification.insert(.nmiUnblocking)
     }
-    let exception = exit(.eptViolation, qualification: qualification)
+    let exception = exit(.eptViolation, qualification: qualification.rawValue)
     s.pointee.exit.guestPhysical = address
     s.pointee.exit.guestLinear = linear
     return exception
@@ -156,7 +167,7 @@ extension CPU {
     for level in stride(from: 3, through: 0, by: -1) {
       let index = (address &>> UInt64(truncatingIfNeeded: 12 &+ 9 &* level)) & 511
       guard let entry = UnsafePointer<UInt64>(bitPattern: UInt(table + index * 8))?.pointee,
-        entry & 7 != 0
+        entry & EPTEntry.rightsMask != 0
       else { return nil }
       let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
       let type = (entry >> EPTEntry.memoryTypeShift) & 7
@@ -172,9 +183,4 @@ extension CPU {
     }
     return nil
   }
-}
-
-/// Bits of the EPT pointer.
-package enum EPTPointer {
-  package static let accessedDirty: UInt64 = 1 << 6
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The feature words of CPUID, bit by bit: what this processor offers, what only if the host executes
-// it, and what it leaves out and why. A bit that is in no row is 0: reserved, or of another vendor.
+// The feature words of CPUID, bit by bit: what this processor offers, what only if the host
+// executes it, and what it leaves out and why. A bit that is in no row is 0: reserved, or of
+// another vendor.
 
 import X86
 

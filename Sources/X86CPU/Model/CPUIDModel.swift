@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What this processor says of itself: CPUID as a table. The feature words come from
-// CPUIDFeatureBits; this file has the leaves around them. Vector features are exactly those that the
-// host executes, because the host does execute them.
+// CPUIDFeatureBits; this file has the leaves around them. Vector features are exactly those that
+// the host executes, because the host does execute them.
 //
 //     CPUIDModel.leaf(7, 0).ebx            // what the processor offers
 //     CPUIDModel.offers(.avx512vbmi)       // whether to lower an instruction or to make it #UD

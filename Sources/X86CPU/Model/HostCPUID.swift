@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// CPUID of the host. The processor offers its guests no more than this says.
 
 import CHost
 
@@ -17,8 +19,8 @@ package struct CPUIDLeaf: Equatable, Sendable {
   }
 }
 
-/// CPUID of the processor that this program runs on. CPUID may be slow here (a VM's exits), so those
-/// who ask often keep the answer.
+/// CPUID of the processor that this program runs on. CPUID may be slow here (a VM's exits), so
+/// those who ask often keep the answer.
 package enum HostCPUID {
   /// A basic or extended leaf; zeros where the host has no such leaf.
   package static func leaf(_ leaf: UInt32, _ subleaf: UInt32 = 0) -> CPUIDLeaf {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// IA32_ARCH_CAPABILITIES of this processor: guest code is host code that runs in a process, so it has the
-// host's defects of speculative execution, and an immunity is offered only where the host's kernel says
-// that the host has it ("Not affected" in /sys/devices/system/cpu/vulnerabilities).
+// IA32_ARCH_CAPABILITIES of this processor: guest code is host code that runs in a process, so it
+// has the host's defects of speculative execution, and an immunity is offered only where the host's
+// kernel says that the host has it ("Not affected" in /sys/devices/system/cpu/vulnerabilities).
 //
-// What the host does about the others does not reach into the guest. The guest's user and kernel code
-// share this process, and so its branch predictors: no file makes us immune against Spectre, there are no
-// IBRS_ALL, BHI_NO and PBRSB_NO, and no switches (IA32_SPEC_CTRL, IA32_PRED_CMD), as a process has none
-// that works between parts of itself. A RET of translated code is an indirect jump of the host, which
-// RSBA says: a retpoline protects nothing here.
+// What the host does about the others does not reach into the guest. The guest's user and kernel
+// code share this process, and so its branch predictors: no file makes us immune against Spectre,
+// there are no IBRS_ALL, BHI_NO and PBRSB_NO, and no switches (IA32_SPEC_CTRL, IA32_PRED_CMD), as a
+// process has none that works between parts of itself. A RET of translated code is an indirect jump
+// of the host, which RSBA says: a retpoline protects nothing here.
 //
-// Indirect target selection depends on where a branch lies in its cache line; some processors are affected.
-// A Linux that is not told ITS_NO sends each RET of its kernel through a thunk in another page. That is slow
-// here, and changes nothing about where the host's branches lie.
+// Indirect target selection depends on where a branch lies in its cache line; some processors are
+// affected. A Linux that is not told ITS_NO sends each RET of its kernel through a thunk in another
+// page. That is slow here, and changes nothing about where the host's branches lie.
 
 import Host
 import X86

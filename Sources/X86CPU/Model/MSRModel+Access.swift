@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reading and writing MSRs by the rules of MSRModel, without intercepts: what RDMSR and WRMSR do when
-// they do not exit, and what the hypervisor uses for its own reads and writes.
+// Reading and writing MSRs by the rules of MSRModel, without intercepts: what RDMSR and WRMSR do
+// when they do not exit, and what the hypervisor uses for its own reads and writes.
 
 import X86
 
@@ -54,8 +54,8 @@ extension CPU {
 
   /// Writes an MSR.
   ///
-  /// - Parameter hostInitiated: the hypervisor writes, not the guest: read-only MSRs with storage and
-  ///   machine-check banks take any value, and EFER.LME may change while paging is on.
+  /// - Parameter hostInitiated: the hypervisor writes, not the guest: read-only MSRs with storage
+  ///   and machine-check banks take any value, and EFER.LME may change while paging is on.
   /// - Throws: #GP(0) where the processor has no such MSR or it may not hold the value.
   package func writeMSR(
     _ number: UInt32, _ value: UInt64, hostInitiated: Bool = false

@@ -70,8 +70,8 @@ package enum MSRModel {
   static let mtrrCapabilities = UInt64(variableRanges) | 1 << 8 | 1 << 10
   /// IA32_MISC_ENABLE: fast strings; performance monitoring off; BTS and PEBS not available.
   static let miscEnableReset: UInt64 = 1 << 0 | 1 << 11 | 1 << 12 | 1 << 18
-  /// What software may change of it: fast strings, thermal control, SpeedStep, MONITOR, CPUID limit,
-  /// xTPR, XD disable (the last has no effect: NX is always offered).
+  /// What software may change of it: fast strings, thermal control, SpeedStep, MONITOR, CPUID
+  /// limit, xTPR, XD disable (the last has no effect: NX is always offered).
   static let miscEnableWritable: UInt64 =
     1 << 0 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34
   /// IA32_MISC_ENABLE: performance monitoring is available. Read-only, the hypervisor's to add.

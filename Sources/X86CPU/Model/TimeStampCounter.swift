@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The time-stamp counter: the host's, with IA32_TSC_ADJUST, and for a guest scaled and offset as the
-// VMCS says (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
+// The time-stamp counter: the host's, with IA32_TSC_ADJUST, and for a guest scaled and offset as
+// the VMCS says (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
 
 import CHost
 import Glibc

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What processors of AMD do otherwise than those of Intel, outside of virtualization. Which vendor's a
-// guest's processor is follows from the guest's CPUID, as programs choose their instructions by it: a
-// 32-bit program on a 64-bit kernel enters it by SYSCALL on AMD's and by SYSENTER on Intel's.
+// What processors of AMD do otherwise than those of Intel, outside of virtualization. Which
+// vendor's a guest's processor is follows from the guest's CPUID, as programs choose their
+// instructions by it: a 32-bit program on a 64-bit kernel enters it by SYSCALL on AMD's and by
+// SYSENTER on Intel's.
 //
 // Hygon's processors are AMD's; all others (Zhaoxin, VIA, unknown names) follow Intel.
 //
 //     if c.follows(.systemCallsOutside64Bit) { ... }
 //
-// Not here, as Intel's way is taken for all: near branches with 66 in 64-bit mode, far pointers with REX.W,
-// error pointers of FXSAVE (the host's way), RPL of the SS that SYSRET loads (always 3).
+// Not here, as Intel's way is taken for all: near branches with 66 in 64-bit mode, far pointers
+// with REX.W, error pointers of FXSAVE (the host's way), RPL of the SS that SYSRET loads (always
+// 3).
 
 import X86
 
@@ -17,17 +19,18 @@ package struct VendorRules: OptionSet, Sendable {
   package var rawValue: UInt32
   package init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  /// SYSCALL and SYSRET work in compatibility and legacy mode too (APM volume 3, "SYSCALL"). Intel: #UD.
+  /// SYSCALL and SYSRET work in compatibility and legacy mode too (APM volume 3, "SYSCALL"). Intel:
+  /// #UD.
   package static let systemCallsOutside64Bit = Self(rawValue: 1 << 0)
   /// SYSENTER and SYSEXIT are #UD in long mode (APM volume 3, "SYSENTER").
   package static let noSysenterInLongMode = Self(rawValue: 1 << 1)
   /// SYSRET does not look whether RCX is canonical: the #GP is the program's. Intel: the kernel's.
   package static let sysretGoesAnywhere = Self(rawValue: 1 << 2)
-  /// SYSRET changes the selector of SS and the privilege alone (APM volume 3, "SYSRET"). Intel: a flat
-  /// segment.
+  /// SYSRET changes the selector of SS and the privilege alone (APM volume 3, "SYSRET"). Intel: a
+  /// flat segment.
   package static let sysretKeepsStackSegment = Self(rawValue: 1 << 3)
-  /// A null selector leaves base and limit of DS, ES, FS and GS (APM volume 2, "Null Selectors"). Intel:
-  /// they become 0.
+  /// A null selector leaves base and limit of DS, ES, FS and GS (APM volume 2, "Null Selectors").
+  /// Intel: they become 0.
   package static let nullKeepsBase = Self(rawValue: 1 << 4)
   /// An instruction breakpoint is met behind MOV SS and POP SS too.
   package static let breakpointsBehindStackLoads = Self(rawValue: 1 << 5)

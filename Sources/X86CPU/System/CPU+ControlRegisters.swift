@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Writes to control registers: which values are allowed, what mode follows and what is flushed
-// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits are
-// the instructions' business (ControlRegisterInstructions); these functions get the value that is to
-// be in the register.
+// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits
+// are the instructions' business (ControlRegisterInstructions); these functions get the value that
+// is to be in the register.
 
 import X86
 
@@ -159,43 +159,10 @@ extension CPU {
 
   // MARK: CR8
 
-  /// MOV from CR8: the task-priority class, virtualized where the TPR shadow is in use.
-  package func readCR8() -> UInt64 {
-    guard let tpr = virtualTPR else { return s.pointee.cr8 }
-    return UInt64(tpr.pointee >> 4)
-  }
-
   /// MOV to CR8.
   package func writeCR8(_ value: UInt64) throws(GuestException) {
     if value >> 4 != 0 { throw .generalProtection }
-    guard let tpr = virtualTPR else {
-      s.pointee.cr8 = value
-      return
-    }
-    tpr.pointee = UInt32(value) << 4
-    virtualizeTPR()
-  }
-
-  /// VTPR on the virtual-APIC page, where "use TPR shadow" is 1.
-  var virtualTPR: UnsafeMutablePointer<UInt32>? {
-    guard primary(PrimaryControls.useTPRShadow) else { return nil }
-    return UnsafeMutablePointer(bitPattern: UInt(s.pointee.vmx.virtualAPICPage &+ 0x80))
-  }
-
-  /// After a write of VTPR: what follows (TPR below threshold, or evaluation of virtual interrupts)
-  /// comes after the instruction, so event processing does it.
-  func virtualizeTPR() { owner.request(CPURequest.events) }
-
-  /// The exit for a virtual task priority below the TPR threshold, where interrupts are not delivered
-  /// virtually. It is trap-like: event processing asks for it between instructions.
-  ///
-  /// - Returns: false where the guest has left.
-  func checkTPRThreshold() -> Bool {
-    guard let tpr = virtualTPR, !secondary(SecondaryControls.virtualInterruptDelivery),
-      (tpr.pointee >> 4) & 0xF < s.pointee.vmx.tprThreshold & 0xF
-    else { return true }
-    _ = exit(.tprBelowThreshold)
-    return false
+    s.pointee.cr8 = value
   }
 
   // MARK: XCR0

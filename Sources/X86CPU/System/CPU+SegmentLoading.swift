@@ -58,14 +58,14 @@ extension CPU {
     return state
   }
 
-  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its kin, a task
-  /// switch): base and limit stay or not, by vendor.
+  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its variants,
+  /// a task switch): base and limit stay or not, by vendor.
   private func nullLoaded(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
     follows(.nullKeepsBase) ? nullKept(register, selector) : nullSegment(selector)
   }
 
-  /// The register made null by a change of privilege or mode: its base stays on all processors, as FS's
-  /// and GS's are looked at in 64-bit mode.
+  /// The register made null by a change of privilege or mode: its base stays on all processors, as
+  /// FS's and GS's are looked at in 64-bit mode.
   func nullKept(_ register: SegmentRegister, _ selector: UInt16 = 0) -> SegmentState {
     var state = segment(register).pointee
     state.selector = selector
@@ -79,7 +79,8 @@ extension CPU {
       base: 0, limit: 0xFFFF, accessRights: SegmentAccessRights.unusableBit, selector: selector)
   }
 
-  /// ES, DS, FS or GS in protected mode. `vector` is what bad selectors raise: #GP for instructions,
+  /// ES, DS, FS or GS in protected mode. `vector` is what bad selectors raise: #GP for
+  /// instructions,
   /// #TS for task switches.
   package func dataSegment(
     _ register: SegmentRegister, _ selector: UInt16, _ vector: ExceptionVector = .generalProtection

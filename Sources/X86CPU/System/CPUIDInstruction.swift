@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The CPUID instruction, and the leaves of this processor with what depends on a CPU's number and
+// state.
 
 import X86
 import X86Decoder

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Caches, fences and TLB: INVD, WBINVD, INVLPG, INVPCID, CLFLUSH and its kin, prefetches, fences,
-// SERIALIZE. The processor's caches are the host's, which are coherent, so cache control has nothing
-// to do but its checks and exits.
+// Caches, fences and TLB: INVD, WBINVD, INVLPG, INVPCID, CLFLUSH and its variants, prefetches,
+// fences, SERIALIZE. The processor's caches are the host's, which are coherent, so cache control
+// has nothing to do but its checks and exits.
 
 import Synchronization
 import X86

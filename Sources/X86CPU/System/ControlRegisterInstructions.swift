@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the guest/host
-// masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to Instruction
-// Behavior in VMX Non-Root Operation").
+// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the
+// guest/host masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to
+// Instruction Behavior in VMX Non-Root Operation").
 //
 // Of CR0 and CR4 a guest sees the host-owned bits (mask 1) in the read shadow, and an attempt to
 // write one otherwise than the shadow has it exits; all other bits are its own:
@@ -11,19 +11,6 @@
 
 import X86
 import X86Decoder
-
-/// The exit qualification of a control-register access:
-///
-///     bits 3:0 register   5:4 access   6 LMSW from memory   11:8 general register   31:16 LMSW source
-enum ControlRegisterAccess {
-  static let movTo: UInt64 = 0 << 4
-  static let movFrom: UInt64 = 1 << 4
-  static let clts: UInt64 = 2 << 4
-  static let lmsw: UInt64 = 3 << 4
-  static let lmswMemory: UInt64 = 1 << 6
-  static let generalShift: UInt64 = 8
-  static let sourceShift: UInt64 = 16
-}
 
 enum ControlRegisterInstructions {
   static func register(_ t: inout LoweringTable) {
@@ -71,6 +58,12 @@ enum ControlRegisterInstructions {
     .custom { instruction, _, _ in condition(instruction) ? first : second }
   }
 
+  private static func exit(
+    _ c: CPU, _ i: MicroOpPointer, _ qualification: ControlRegisterQualification
+  ) -> GuestException {
+    c.exit(.controlRegisterAccess, i, qualification: qualification.rawValue)
+  }
+
   // MARK: MOV
 
   static func movTo(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
@@ -79,9 +72,8 @@ enum ControlRegisterInstructions {
     try c.requirePrivilege()
     let source = c.read(i.pointee.src, as: UInt64.self)
     let value = c.is64Bit ? source : source & 0xFFFF_FFFF
-    let qualification =
-      UInt64(number) | ControlRegisterAccess.movTo
-      | UInt64(i.pointee.register1) << ControlRegisterAccess.generalShift
+    let qualification = ControlRegisterQualification(
+      .movTo, register: number, general: i.pointee.register1)
     switch number {
     case 0: try movToCR0(c, i, value, qualification)
     case 2: c.s.pointee.cr2 = value
@@ -89,7 +81,7 @@ enum ControlRegisterInstructions {
     case 4: try movToCR4(c, i, value, qualification)
     default:
       if c.primary(PrimaryControls.cr8LoadExiting) {
-        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+        throw exit(c, i, qualification)
       }
       try c.writeCR8(value)
     }
@@ -97,34 +89,37 @@ enum ControlRegisterInstructions {
   }
 
   private static func movToCR0(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
+    _ qualification: ControlRegisterQualification
   ) throws(GuestException) {
     let mask = c.s.pointee.vmx.cr0Mask
     if (value ^ c.s.pointee.vmx.cr0Shadow) & mask != 0 {
-      throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+      throw exit(c, i, qualification)
     }
     try c.writeCR0(value & ~mask | c.s.pointee.cr0 & mask)
   }
 
   private static func movToCR4(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
+    _ qualification: ControlRegisterQualification
   ) throws(GuestException) {
     let mask = c.s.pointee.vmx.cr4Mask
     if (value ^ c.s.pointee.vmx.cr4Shadow) & mask != 0 {
-      throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+      throw exit(c, i, qualification)
     }
     try c.writeCR4(value & ~mask | c.s.pointee.cr4 & mask)
   }
 
   private static func movToCR3(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64, _ qualification: UInt64
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
+    _ qualification: ControlRegisterQualification
   ) throws(GuestException) {
     if c.primary(PrimaryControls.cr3LoadExiting) {
       var isTarget = false
       for n in 0..<min(4, Int(c.s.pointee.vmx.cr3TargetCount)) {
         isTarget = isTarget || c.s.pointee.vmx.cr3Targets[n] == value
       }
-      if !isTarget { throw c.exit(.controlRegisterAccess, i, qualification: qualification) }
+      if !isTarget { throw exit(c, i, qualification) }
     }
     try c.writeCR3(value)
   }
@@ -133,24 +128,23 @@ enum ControlRegisterInstructions {
     let number = i.pointee.register1
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
-    let qualification =
-      UInt64(number) | ControlRegisterAccess.movFrom
-      | UInt64(i.pointee.register0) << ControlRegisterAccess.generalShift
+    let qualification = ControlRegisterQualification(
+      .movFrom, register: number, general: i.pointee.register0)
     let value: UInt64
     switch number {
     case 0: value = c.visibleCR0
     case 2: value = c.s.pointee.cr2
     case 3:
       if c.primary(PrimaryControls.cr3StoreExiting) {
-        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+        throw exit(c, i, qualification)
       }
       value = c.s.pointee.cr3
     case 4: value = c.visibleCR4
     default:
       if c.primary(PrimaryControls.cr8StoreExiting) {
-        throw c.exit(.controlRegisterAccess, i, qualification: qualification)
+        throw exit(c, i, qualification)
       }
-      value = c.readCR8()
+      value = c.s.pointee.cr8
     }
     if c.is64Bit {
       c.write(value, to: i.pointee.dst)
@@ -182,7 +176,7 @@ enum ControlRegisterInstructions {
     let ts = CR0.ts.rawValue
     if c.s.pointee.vmx.cr0Mask & ts != 0 {
       if c.s.pointee.vmx.cr0Shadow & ts != 0 {
-        throw c.exit(.controlRegisterAccess, i, qualification: ControlRegisterAccess.clts)
+        throw exit(c, i, ControlRegisterQualification(.clts))
       }
       return Step.next
     }
@@ -210,11 +204,9 @@ enum ControlRegisterInstructions {
     let pe = CR0.pe.rawValue
     let setsPE = vmx & source & ~shadow & pe != 0
     if setsPE || (source ^ shadow) & vmx & 0xE != 0 {
-      let qualification =
-        ControlRegisterAccess.lmsw
-        | (memory == nil ? 0 : ControlRegisterAccess.lmswMemory)
-        | source << ControlRegisterAccess.sourceShift
-      let exit = c.exit(.controlRegisterAccess, i, qualification: qualification)
+      let qualification = ControlRegisterQualification(
+        lmsw: UInt16(truncatingIfNeeded: source), fromMemory: memory != nil)
+      let exit = exit(c, i, qualification)
       c.s.pointee.exit.guestLinear = memory ?? 0
       throw exit
     }

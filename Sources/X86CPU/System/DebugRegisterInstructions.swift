@@ -31,8 +31,9 @@ enum DebugRegisterInstructions {
   ) throws(GuestException) -> UInt8 {
     if number > 7 { throw .invalidOpcode }
     if c.primary(PrimaryControls.movDRExiting) {
-      let qualification = UInt64(number) | (isRead ? 1 << 4 : 0) | UInt64(general) << 8
-      throw c.exit(.debugRegisterAccess, i, qualification: qualification)
+      let qualification = DebugRegisterQualification(
+        register: number, isRead: isRead, general: general)
+      throw c.exit(.debugRegisterAccess, i, qualification: qualification.rawValue)
     }
     var number = number
     if number == 4 || number == 5 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// LGDT, LIDT, SGDT, SIDT.
+// LGDT, LIDT, SGDT, SIDT, with their exits.
 
 import X86
 import X86Decoder

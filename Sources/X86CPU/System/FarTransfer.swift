@@ -46,7 +46,9 @@ extension CPU {
   func taskSwitchExit(
     _ i: MicroOpPointer, _ selector: UInt16, _ source: TaskSwitchSource
   ) -> GuestException {
-    exit(.taskSwitch, i, qualification: UInt64(selector) | source.rawValue << 30)
+    exit(
+      .taskSwitch, i,
+      qualification: TaskSwitchQualification(selector: selector, source: source).rawValue)
   }
 }
 

@@ -201,7 +201,8 @@ enum FastSystemCalls {
 }
 
 extension CPU {
-  /// The part of `updateMode` that a change of CPL and RFLAGS between two 64-bit code segments needs.
+  /// The part of `updateMode` that a change of CPL and RFLAGS between two 64-bit code segments
+  /// needs.
   @inline(__always) func updatePrivilege() {
     s.pointee.cpl = segment(.ss).pointee.rights.dpl
     updateSlow()

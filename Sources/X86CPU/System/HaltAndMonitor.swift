@@ -62,8 +62,8 @@ enum HaltAndMonitor {
     return c.reload(i)
   }
 
-  /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs no further apart than the gap belong to one
-  /// loop, and a loop longer than the window exits (both in units of the TSC).
+  /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs no further apart than the gap belong to
+  /// one loop, and a loop longer than the window exits (both in units of the TSC).
   static func pause(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.primary(PrimaryControls.pauseExiting) { throw c.exit(.pause, i) }
     guard c.cpl == 0, c.secondary(SecondaryControls.pauseLoopExiting) else { return Step.next }

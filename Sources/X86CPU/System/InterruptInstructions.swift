@@ -41,7 +41,8 @@ private func overflow(_ c: RawPointer, _ i: RawPointer) -> Int32 {
     .init(.softwareException, vector: ExceptionVector.overflow.rawValue), Handlers.op(i))
 }
 
-/// INT1 is a debug exception without a bit of its own in DR6; it takes along what waits behind MOV SS.
+/// INT1 is a debug exception without a bit of its own in DR6; it takes along what waits behind MOV
+/// SS.
 private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
   let waiting = c.takeWaitingDebugCauses()
@@ -50,8 +51,8 @@ private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let step = c.deliverSoftware(
     .init(.privilegedSoftwareException, vector: ExceptionVector.debug.rawValue), Handlers.op(i),
     qualification: waiting)
-  // Where the hypervisor took it, the exit's qualification says what waited, and DR6 is its business; a
-  // delivery that an exit ended is made again.
+  // Where the hypervisor took it, the exit's qualification says what waited, and DR6 is its
+  // business; a delivery that an exit ended is made again.
   let exit = c.s.pointee.exit
   if step == Step.fault, exit.reason == UInt32(ExitReason.exceptionOrNMI.rawValue),
     exit.idtVectoringInfo == 0

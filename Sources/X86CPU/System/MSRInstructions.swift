@@ -18,12 +18,7 @@ enum MSRInstructions {
     try c.requirePrivilege()
     let number = UInt32(truncatingIfNeeded: c.gpr[1])
     if intercepts(c, number, write: false) { throw c.exit(.rdmsr, i) }
-    let value: UInt64
-    if let register = virtualX2APIC(c, number, write: false) {
-      value = UInt64(register.pointee)
-    } else {
-      value = try c.readMSR(number)
-    }
+    let value = try c.readMSR(number)
     c.gpr[0] = value & 0xFFFF_FFFF
     c.gpr[2] = value >> 32
     return Step.next
@@ -34,12 +29,6 @@ enum MSRInstructions {
     let number = UInt32(truncatingIfNeeded: c.gpr[1])
     if intercepts(c, number, write: true) { throw c.exit(.wrmsr, i) }
     let value = c.gpr[2] << 32 | c.gpr[0] & 0xFFFF_FFFF
-    if let register = virtualX2APIC(c, number, write: true) {
-      if value & ~0xFF != 0 { throw .generalProtection }
-      register.pointee = UInt32(truncatingIfNeeded: value)
-      c.virtualizeTPR()
-      return c.reload(i)
-    }
     try c.writeMSR(number, value)
     return number == MSR.efer.rawValue ? c.reload(i) : Step.next
   }
@@ -56,21 +45,5 @@ enum MSRInstructions {
       return true
     }
     return bitmap[offset] & (1 << UInt8(index & 7)) != 0
-  }
-
-  /// The register on the virtual-APIC page that stands for an x2APIC MSR, or nil where the MSR is the
-  /// processor's own. TPR always; other registers for reads, with APIC-register virtualization.
-  private static func virtualX2APIC(
-    _ c: CPU, _ number: UInt32, write: Bool
-  ) -> UnsafeMutablePointer<UInt32>? {
-    guard number >= MSR.x2APICFirst.rawValue && number <= MSR.x2APICLast.rawValue,
-      c.secondary(SecondaryControls.virtualizeX2APIC),
-      c.primary(PrimaryControls.useTPRShadow)
-    else { return nil }
-    let isTPR = number == MSR.x2APICTPR.rawValue
-    let readsAll = !write && c.secondary(SecondaryControls.apicRegisterVirtualization)
-    guard isTPR || readsAll else { return nil }
-    let offset = UInt64(number & 0xFF) << 4
-    return UnsafeMutablePointer(bitPattern: UInt(c.s.pointee.vmx.virtualAPICPage &+ offset))
   }
 }

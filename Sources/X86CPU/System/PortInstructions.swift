@@ -3,22 +3,11 @@
 // IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits by VMX's I/O bitmaps, I/O
 // breakpoints. INS and OUTS are in StringPortInstructions.
 //
-// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While the
-// hypervisor emulates an instruction, its context answers instead.
+// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While
+// the hypervisor emulates an instruction, its context answers instead.
 
 import X86
 import X86Decoder
-
-/// The exit qualification of an I/O instruction:
-///
-///     bits 2:0 size - 1   3 IN   4 string   5 REP   6 port is an immediate   31:16 port
-enum PortAccess {
-  static let input: UInt64 = 1 << 3
-  static let string: UInt64 = 1 << 4
-  static let rep: UInt64 = 1 << 5
-  static let immediate: UInt64 = 1 << 6
-  static let portShift: UInt64 = 16
-}
 
 enum PortInstructions {
   static func register(_ t: inout LoweringTable) {
@@ -40,7 +29,7 @@ enum PortInstructions {
 
   static func input(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     let size = Int(i.pointee.operandSize)
-    let port = try prepare(c, i, size, PortAccess.input)
+    let port = try prepare(c, i, size, isInput: true)
     let value = try c.readPort(port, size)
     switch size {
     case 1: c.write(UInt8(truncatingIfNeeded: value), to: c.raw)
@@ -53,7 +42,7 @@ enum PortInstructions {
 
   static func output(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     let size = Int(i.pointee.operandSize)
-    let port = try prepare(c, i, size, 0)
+    let port = try prepare(c, i, size, isInput: false)
     let mask: UInt64 = size == 1 ? 0xFF : size == 2 ? 0xFFFF : 0xFFFF_FFFF
     try c.writePort(port, size, c.gpr[0] & mask)
     c.notePortAccess(port, size: size)
@@ -62,16 +51,15 @@ enum PortInstructions {
 
   /// Permission, then exit. Returns the port.
   private static func prepare(
-    _ c: CPU, _ i: MicroOpPointer, _ size: Int, _ direction: UInt64
+    _ c: CPU, _ i: MicroOpPointer, _ size: Int, isInput: Bool
   ) throws(GuestException) -> UInt16 {
     let isImmediate = i.pointee.register0 != 0
     let port = UInt16(truncatingIfNeeded: isImmediate ? i.pointee.immediate : c.gpr[2])
     try c.requirePort(port, size: size)
     if c.portExits(port, size: size) {
-      let qualification =
-        UInt64(truncatingIfNeeded: size &- 1) | direction
-        | (isImmediate ? PortAccess.immediate : 0) | UInt64(port) << PortAccess.portShift
-      throw c.exit(.ioInstruction, i, qualification: qualification)
+      let qualification = IOQualification(
+        size: size, isInput: isInput, isImmediate: isImmediate, port: port)
+      throw c.exit(.ioInstruction, i, qualification: qualification.rawValue)
     }
     return port
   }

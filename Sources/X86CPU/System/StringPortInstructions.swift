@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// INS and OUTS, with REP. They exit before the first iteration, with the linear address of the memory
-// operand; the hypervisor then has the processor execute them again, with a context that answers for
-// the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or the context
-// stops: the registers then say where.
+// INS and OUTS, with REP. They exit before the first iteration, with the linear address of the
+// memory operand; the hypervisor then has the processor execute them again, with a context that
+// answers for the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or
+// the context stops: the registers then say where.
 //
 //     micro-op: immediate = instruction information; register0 bit 0 = REP
 
@@ -78,11 +78,10 @@ enum StringPortInstructions {
     _ c: CPU, _ i: MicroOpPointer, _ isInput: Bool, _ port: UInt16, _ segment: SegmentRegister,
     _ offset: UInt64
   ) -> GuestException {
-    let qualification =
-      UInt64(i.pointee.operandSize &- 1)
-      | (isInput ? PortAccess.input : 0) | PortAccess.string
-      | (i.pointee.register0 != 0 ? PortAccess.rep : 0) | UInt64(port) << PortAccess.portShift
-    let exit = c.exit(.ioInstruction, i, qualification: qualification)
+    let qualification = IOQualification(
+      size: Int(i.pointee.operandSize), isInput: isInput, isString: true,
+      isRepeated: i.pointee.register0 != 0, port: port)
+    let exit = c.exit(.ioInstruction, i, qualification: qualification.rawValue)
     let base = c.is64Bit && segment != .fs && segment != .gs ? 0 : c.segment(segment).pointee.base
     let linear = offset &+ base
     c.s.pointee.exit.guestLinear = c.is64Bit ? linear : linear & 0xFFFF_FFFF

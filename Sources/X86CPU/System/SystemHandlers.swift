@@ -25,8 +25,8 @@ typealias SystemInstruction = (CPU, MicroOpPointer) throws(GuestException) -> In
 }
 
 extension CPU {
-  /// In VMX non-root operation the pin-based controls have their default-1 bits set. They are 0 only
-  /// where the processor runs without a VMCS, as unit tests do.
+  /// In VMX non-root operation the pin-based controls have their default-1 bits set. They are 0
+  /// only where the processor runs without a VMCS, as unit tests do.
   package var isNonRoot: Bool { s.pointee.vmx.pin != 0 }
 
   /// A primary processor-based control is 1.
@@ -38,8 +38,8 @@ extension CPU {
   }
 
   /// Whether a base address fits the widest linear address that the processor offers. Loads of
-  /// MSRs, descriptor-table and segment bases check this width whatever CR4.LA57 says (SDM volume 1,
-  /// "Canonical Addressing").
+  /// MSRs, descriptor-table and segment bases check this width whatever CR4.LA57 says (SDM volume
+  /// 1, "Canonical Addressing").
   func isCanonicalBase(_ linear: UInt64) -> Bool {
     let shift = Int64(64 - CPUIDModel.linearAddressBits)
     return Int64(bitPattern: linear << UInt64(shift)) >> shift == Int64(bitPattern: linear)
@@ -53,8 +53,8 @@ extension CPU {
     }
   }
 
-  /// The linear address of a memory operand that is named but not accessed (INVLPG, CLFLUSH's page):
-  /// no segment checks.
+  /// The linear address of a memory operand that is named but not accessed (INVLPG, CLFLUSH's
+  /// page): no segment checks.
   func uncheckedLinearAddress(_ i: MicroOpPointer) -> UInt64 {
     let offset = effectiveAddress(i)
     if i.pointee.addressFlags & AddressFlags.segmentCheck == 0 {

@@ -7,24 +7,11 @@
 // out, for which it calls `emulateTaskSwitch` on the same CPU.
 //
 //     // exit reason 9
-//     let source = TaskSwitchSource(rawValue: qualification >> 30 & 3)
+//     let task = TaskSwitchQualification(rawValue: qualification)
 //     try c.emulateTaskSwitch(
-//       selector: UInt16(qualification & 0xFFFF), source: source, returnRIP: rip + length)
+//       selector: task.selector, source: task.source, returnRIP: rip + length)
 
 import X86
-
-/// What started a task switch: bits 31:30 of the exit's qualification (SDM volume 3, "Exit
-/// Qualification for Task Switches").
-package enum TaskSwitchSource: UInt64, Sendable {
-  case call = 0
-  case interruptReturn = 1
-  case jump = 2
-  /// A task gate in the IDT.
-  case interrupt = 3
-
-  /// The old task stays busy, and the new one links back to it.
-  var nests: Bool { self == .call || self == .interrupt }
-}
 
 /// The dynamic part of a TSS of either format.
 private struct TaskImage {
@@ -67,11 +54,11 @@ extension CPU {
   /// Switches to the task of the TSS that `selector` names.
   ///
   /// - Parameters:
-  ///   - returnRIP: EIP that the old task's TSS gets: of the next instruction for CALL, JMP, IRET and
-  ///     software interrupts, else that of the interrupted one.
+  ///   - returnRIP: EIP that the old task's TSS gets: of the next instruction for CALL, JMP, IRET
+  ///     and software interrupts, else that of the interrupted one.
   ///   - errorCode: pushed on the new task's stack.
-  /// - Throws: a fault of the old task if its state has not been left, else a fault of the new task,
-  ///   whose state is then loaded; `.vmExit` where guest memory is missing.
+  /// - Throws: a fault of the old task if its state has not been left, else a fault of the new
+  ///   task, whose state is then loaded; `.vmExit` where guest memory is missing.
   package func emulateTaskSwitch(
     selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32? = nil
   ) throws(GuestException) {

@@ -4,8 +4,8 @@
 // volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM
 // Exits"):
 //
-//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI window
-//     -> interrupt window -> external interrupt (a kick)
+//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI
+//     window -> interrupt window -> external interrupt (a kick)
 //
 // Each function returns false where the guest has left.
 
@@ -16,9 +16,7 @@ extension CPU {
   /// Whether `processEvents` has anything to look at.
   @inline(__always) var mayHaveEvents: Bool {
     let state = s
-    let watched =
-      PrimaryControls.useTPRShadow | PrimaryControls.nmiWindowExiting
-      | PrimaryControls.interruptWindowExiting
+    let watched = PrimaryControls.nmiWindowExiting | PrimaryControls.interruptWindowExiting
     return state.requests | state.pointee.pendingDebug != 0
       || state.pointee.slow | state.pointee.activity != 0
       || state.pointee.vmx.primary & watched != 0
@@ -36,7 +34,7 @@ extension CPU {
     if requests & CPURequest.events != 0 { _ = owner.takeRequest(CPURequest.events) }
     if s.pointee.slow & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
     if s.pointee.pendingDebug & PendingDebug.causes != 0, !takePendingDebug() { return false }
-    if !checkTPRThreshold() || !takeTimer() || !takeWindows() { return false }
+    if !takeTimer() || !takeWindows() { return false }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
     if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
     return true

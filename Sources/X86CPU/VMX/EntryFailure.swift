@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The rules of VM entry, one case each, in the order in which the manual checks them: a test can
+// ask which one an entry broke.
 
 /// The rule that a VM entry broke, in the manual's order (SDM volume 3, "Checks on VMX Controls and
 /// Host-State Area" and "Checking and Loading Guest State").

@@ -104,9 +104,10 @@ package enum VMXCapabilities {
 
   /// Whether an EPT pointer is one that VM entry and INVEPT take.
   package static func allows(eptPointer pointer: UInt64) -> Bool {
-    let isMemoryType = pointer & 7 == 0 || pointer & 7 == 6
-    let isFourLevels = pointer >> 3 & 7 == 3
-    return isMemoryType && isFourLevels && pointer & 0xF80 == 0
+    let type = pointer & EPTPointer.memoryTypeMask
+    return (type == EPTPointer.uncacheable || type == EPTPointer.writeBack)
+      && pointer & EPTPointer.levelsMask == EPTPointer.fourLevels
+      && pointer & EPTPointer.reserved == 0
       && EntryChecks.isHostPage(pointer & Page.mask)
   }
 

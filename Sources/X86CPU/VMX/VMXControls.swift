@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The controls of the current VMCS, unpacked for the run, and the exit information on its way back.
 
 /// The execution controls of the running VMCS in the form in which instructions consult them.
 /// VM entry fills it from the VMCS; nothing else writes it.
@@ -17,7 +19,6 @@ package struct VMXControls {
   package var cr4Shadow: UInt64 = 0
   package var cr3Targets = InlineArray<4, UInt64>(repeating: 0)
   package var cr3TargetCount: UInt32 = 0
-  package var tprThreshold: UInt32 = 0
   package var tscOffset: UInt64 = 0
   package var tscMultiplier: UInt64 = 1 << 48
   package var msrBitmap: UInt64 = 0
@@ -29,8 +30,8 @@ package struct VMXControls {
   package var pleWindow: UInt32 = 0
   /// In TSC ticks.
   package var notifyWindow: UInt32 = 0
-  package var virtualAPICPage: UInt64 = 0
-  package var apicAccessPage: UInt64 = 0
+  /// Keeps `CPUState.native`, which follows, where StateLayoutTests want it.
+  private var room: (UInt64, UInt64) = (0, 0)
   package var xssExitingBitmap: UInt64 = 0
 
   package init() {}

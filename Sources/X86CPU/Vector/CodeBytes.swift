@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The key under which a generated stub of a vector instruction is found.
 
 /// Up to 16 bytes of one instruction, as a value that can be a dictionary's key.
 struct CodeBytes: Hashable, Sendable {

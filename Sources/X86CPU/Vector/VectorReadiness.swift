@@ -4,10 +4,10 @@
 // `NativeState.vectorReady`, that it tests once for a run of them.
 //
 // The low bits say what the guest may execute without any exception of the instruction's class: the
-// control registers allow it, and every floating-point exception is masked. Whoever enters translated
-// code, or returns to it after something that may have changed this, computes them anew. The high bits
-// say what of the guest's environment is in the host's registers: MXCSR, the x87 unit. Only translated
-// code sets and clears those; they are 0 in every handler.
+// control registers allow it, and every floating-point exception is masked. Whoever enters
+// translated code, or returns to it after something that may have changed this, computes them anew.
+// The high bits say what of the guest's environment is in the host's registers: MXCSR, the x87
+// unit. Only translated code sets and clears those; they are 0 in every handler.
 
 import X86
 

@@ -28,7 +28,7 @@ import X86
 import X86Decoder
 
 /// VectorState, host address of the memory operand, the general register's cell (of PCMPESTRI and
-/// its kin: of RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
+/// its variants: of RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
 typealias StubCode =
   @convention(c) (
     UnsafeMutableRawPointer, UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt64

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of the EVEX map 0F, and fused multiply and add.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
 extension OpcodeText {
   /// EVEX 0F.

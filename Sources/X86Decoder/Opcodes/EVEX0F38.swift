@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of the EVEX map 0F 38.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
 extension OpcodeText {
   /// EVEX 0F 38 except fused multiply and add.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of the one-byte opcodes, and the type that all maps extend.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
-/// The opcode maps as text; `OpcodeTable+Parser.swift` has the grammar of the rows.
+/// The opcode maps as text.
 enum OpcodeText {
   /// One-byte opcodes except x87 (D8 to DF).
   static let oneByte: StaticString = """

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of the maps 0F, 0F 38 and 0F 3A that are not vector instructions.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
 extension OpcodeText {
   /// 0F: general-purpose and system instructions.

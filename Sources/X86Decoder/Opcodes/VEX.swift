@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of the VEX maps.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
 extension OpcodeText {
   /// VEX 0F.

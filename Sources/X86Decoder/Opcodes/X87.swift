@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Rows of x87, D8 to DF.
+// `OpcodeTable+Builder.swift` has the grammar; the order of rows that share an opcode matters.
 
 extension OpcodeText {
   /// D8 to DF.

@@ -247,7 +247,9 @@ extension BlockTranslation {
 
   private func emitBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
     for guest in registers.borrowed {
-      if let host = RegisterMap.host(guest) { a.store(.state(StateOffset.lentRegister(guest)), host) }
+      if let host = RegisterMap.host(guest) {
+        a.store(.state(StateOffset.lentRegister(guest)), host)
+      }
     }
     for (base, register) in zip(plan.bases, registers.bases) {
       a.load(register, .state(base.page.addend))
@@ -283,7 +285,9 @@ extension BlockTranslation {
 
   func giveBack(_ registers: RoundsRegisters) {
     for guest in registers.borrowed {
-      if let host = RegisterMap.host(guest) { a.load(host, .state(StateOffset.lentRegister(guest))) }
+      if let host = RegisterMap.host(guest) {
+        a.load(host, .state(StateOffset.lentRegister(guest)))
+      }
     }
   }
 

@@ -260,7 +260,9 @@ extension BlockTranslation {
     needFlags(n)
     emitVector(i, place)
     noteWrites(operands)
-    if i.encoding.vectorLength > 16 && !i.prefixes.isDisjoint(with: [.vex, .evex]) { vectors.usesUpper = true }
+    if i.encoding.vectorLength > 16 && !i.prefixes.isDisjoint(with: [.vex, .evex]) {
+      vectors.usesUpper = true
+    }
     if i.attributes.contains(.x87) && !i.isX87Control { vectors.x87Instruction = n }
     noteFlags(n)
     if let miss { endAccess(n, miss, before) }

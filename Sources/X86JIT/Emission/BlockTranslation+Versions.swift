@@ -204,7 +204,9 @@ extension BlockTranslation {
     let other = isLoop ? nextOffset(n) : taken
     let last = isLoop ? taken : nextOffset(n)
     let isGeneric = flags.inState && vectors.dirty == 0 && vectors.masksDirty == 0
-    if leadsOut(other, from: n), !vectors.usesUpper, isGeneric || !codes.contains(where: { $0.pageOffset == last }) {
+    if leadsOut(other, from: n), !vectors.usesUpper,
+      isGeneric || !codes.contains(where: { $0.pageOffset == last })
+    {
       // Both ways need everything in the state: once for both, and the first jumps right there.
       saveFlags()
       spillVectors()

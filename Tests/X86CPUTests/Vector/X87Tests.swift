@@ -26,7 +26,8 @@ import X86CPU
     #expect(m.raised(.x87FloatingPoint, at: 0x100B), "FWAIT is what faults")
   }
 
-  /// The precision exception of a division is there when the store comes, which then stores nothing.
+  /// The precision exception of a division is there when the store comes, which then stores
+  /// nothing.
   @Test func pendingExceptionKeepsAStoreFromMemory() {
     let m = VectorMachine()
     m.catchExceptions()
