@@ -251,10 +251,12 @@ private struct Forms {
           let sign = displacement < 0 ? "" : "+"
           let memory = "\(size) PTR [rsp\(sign)\(Self.hex(displacement))]"
           add("vmovups \(letter)mm\(number),\(memory)") {
-            $0.vectorMove(number, width: UInt8(width), .load, offset: displacement + Place.stateBias)
+            $0.vectorMove(
+              number, width: UInt8(width), .load, offset: displacement + Place.stateBias)
           }
           add("vmovups \(memory),\(letter)mm\(number)") {
-            $0.vectorMove(number, width: UInt8(width), .store, offset: displacement + Place.stateBias)
+            $0.vectorMove(
+              number, width: UInt8(width), .store, offset: displacement + Place.stateBias)
           }
         }
       }
