@@ -14,9 +14,13 @@ extension VMX {
   private static let decoders: [Decoder] = {
     var table = [Decoder](repeating: unexpected, count: ExitReason.count)
     for (reason, decoder) in entries { table[Int(reason.rawValue)] = decoder }
-    for (reason, instruction) in instructions {
-      table[Int(reason.rawValue)] = { _ in .instruction(instruction) }
-    }
+    return table
+  }()
+
+  /// The same for reasons that say all: a closure for each would have its context counted.
+  private static let plainInstructions: [InterceptedInstruction?] = {
+    var table = [InterceptedInstruction?](repeating: nil, count: ExitReason.count)
+    for (reason, instruction) in instructions { table[Int(reason.rawValue)] = instruction }
     return table
   }()
 
@@ -51,6 +55,7 @@ extension VMX {
     if let failure { return Self.refused(failure) }
     let reason = Int(cpu.vmread(.exitReason) & 0xFFFF)
     guard reason < ExitReason.count else { return Self.unexpected(self) }
+    if let instruction = Self.plainInstructions[reason] { return .instruction(instruction) }
     return Self.decoders[reason](self)
   }
 
