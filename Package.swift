@@ -94,7 +94,7 @@ let package = Package(
     .target(
       name: "KVMLoopback",
       dependencies: [
-        "CHost", "Host", "KVM", "KVMClient", "X86", "X86JIT",
+        "CHost", "Host", "KVM", "KVMClient", "X86", "X86CPU", "X86JIT",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .target(
@@ -103,17 +103,26 @@ let package = Package(
         "CHost", "Host", "KVM", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
-    .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
+    .target(
+      name: "GuestMemory",
+      dependencies: [
+        "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
+    .target(
+      name: "Devices",
+      dependencies: [
+        "CHost", "Host", "GuestMemory", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .target(
       name: "LinuxBoot",
       dependencies: [
-        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", "X86", "GuestMemory", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
     .target(
       name: "VMM",
       dependencies: [
-        "CHost", "KVMClient", "Devices", "LinuxBoot", "Host", "X86",
+        "CHost", "KVMClient", "GuestMemory", "Devices", "LinuxBoot", "Host", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
@@ -195,9 +204,14 @@ let package = Package(
       ],
       path: "Benchmarks/MartletBench", swiftSettings: common),
     .testTarget(
-      name: "DevicesTests", dependencies: ["Devices", "TestRandom"], swiftSettings: common),
+      name: "DevicesTests",
+      dependencies: [
+        "Devices", "GuestMemory", "Host", "HostTestSupport", "TestRandom",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .testTarget(
-      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "KernelFiles"],
+      name: "LinuxBootTests",
+      dependencies: ["LinuxBoot", "GuestMemory", "CHost", "Host", "HostTestSupport", "KernelFiles"],
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",
@@ -233,7 +247,8 @@ if Context.environment["MARTLET_FUZZ"] != nil {
     .executableTarget(
       name: "martlet-fuzz",
       dependencies: [
-        "X86", "X86Decoder", "Devices", "InterruptChips", "LinuxBoot", "Host", "KernelFiles",
+        "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot", "Host",
+        "KernelFiles",
       ], path: "Tests/Fuzz",
       swiftSettings: common,
       linkerSettings: [

@@ -4,9 +4,11 @@
 // off, reset, exit) goes through `MachineControl`, because the devices exist before the machine.
 
 import Devices
+import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
+import Logging
 import Synchronization
 import SystemPackage
 
@@ -39,8 +41,14 @@ struct Board: Sendable {
   let clock: RealTimeClockDevice
   /// Readable when the clock's next event has changed.
   let clockChanged: SharedEvent
+  /// Served by the main thread; devices register with it.
+  let loop: EventLoop
+  private let pci: PCIRoot
+  private let disks: [BlockDevice]
 
-  init(machine: Machine, console: ConsoleWriter) throws(Errno) {
+  init(
+    machine: Machine, memory: GuestMemory, console: ConsoleWriter, disks images: [RawImage]
+  ) throws(Errno) {
     let control = try MachineControl()
     let clockChanged = try SharedEvent()
     func line(_ number: UInt32) -> InterruptLine {
@@ -51,7 +59,7 @@ struct Board: Sendable {
       interrupt: line(GuestMap.Interrupt.realTimeClock), now: { HostClock.realtime() },
       eventChanged: { clockChanged.file.signal() })
 
-    var ports = Bus()
+    let ports = Bus()
     // Port 0x61 lies between the keyboard controller's two ports; the hypervisor answers it.
     ports.attach(
       KeyboardController { control.end(.restart) }, at: GuestMap.Port.keyboardController, size: 5)
@@ -66,12 +74,58 @@ struct Board: Sendable {
       at: GuestMap.Port.powerManagement, size: PowerManagement.size)
     ports.attach(ResetRegister { control.end(.restart) }, at: GuestMap.Port.reset, size: 1)
 
+    let memoryMapped = Bus()
+    pci = PCIRoot(
+      memory: memoryMapped, ports: ports,
+      windows: PCIWindows(memory: GuestMap.pciMemory, ports: GuestMap.Port.pci),
+      lines: GuestMap.Interrupt.pci.map(line))
+    Self.attach(pci, ports: ports, memoryMapped: memoryMapped)
+    disks = Self.insert(images, pci, machine, memory)
+
     self.ports = ports
-    memoryMapped = Bus()
+    self.memoryMapped = memoryMapped
     self.control = control
     self.console = console
     self.clockChanged = clockChanged
+    loop = try EventLoop()
   }
+
+  /// The ways to PCI's configuration space.
+  private static func attach(_ pci: PCIRoot, ports: Bus, memoryMapped: Bus) {
+    let address = PCIAddressPort()
+    // The reset register is at the next port.
+    ports.attach(address, at: GuestMap.Port.pciAddress, size: 1)
+    ports.attach(PCIDataPort(pci, address), at: GuestMap.Port.pciData, size: PCIDataPort.size)
+    memoryMapped.attach(
+      PCIConfigurationMemory(pci), at: GuestMap.pciConfiguration.lowerBound,
+      size: PCIConfigurationMemory.size)
+  }
+
+  /// Puts disks into the slots from 1 on.
+  private static func insert(
+    _ images: [RawImage], _ pci: PCIRoot, _ machine: Machine, _ memory: GuestMemory
+  ) -> [BlockDevice] {
+    images.enumerated().map { number, image in
+      let name = "disk\(number)"
+      let slot = number + 1
+      let wires = DeviceWires(
+        message: { try? machine.signalMessage(address: $0.address, data: $0.data) },
+        line: pci.interruptLine(slot: slot),
+        report: { log.warning("\(name): \($0)") })
+      let connection = VirtioConnection(memory, queueSizes: BlockDevice.queueSizes, wires)
+      let disk = BlockDevice(connection, image, serial: name)
+      pci.insert(VirtioPCI(disk), slot: slot)
+      return disk
+    }
+  }
+
+  /// Starts the devices' threads. No guest code has run.
+  func start() throws(Errno) {
+    for (number, disk) in disks.enumerated() { try disk.start(name: "disk\(number)") }
+  }
+
+  /// Ends the devices' threads, after the vCPUs' have ended.
+  func stop() { for disk in disks { disk.stop() } }
 }
 
 /// An event file that several owners share.

@@ -61,6 +61,13 @@ struct Run: ParsableCommand {
   @Option(help: "Initial RAM disk.")
   var initrd: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Disk: a file with the bytes of a disk, or a block device. Can be given several times.",
+      discussion: "The guest's drivers find it by virtio (/dev/vda and on).",
+      valueName: "file[,readonly=on]"))
+  var disk: [String] = []
+
   @Option(help: "Text to add to the kernel's command line, which begins with console=ttyS0.")
   var append = ""
 
@@ -209,6 +216,7 @@ struct Run: ParsableCommand {
     try configuration.setDecompression(decompress)
     try configuration.setMemory(memory)
     try configuration.setProcessors(cpus)
+    try configuration.setDisks(disk)
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
     try setTranslator(&configuration)

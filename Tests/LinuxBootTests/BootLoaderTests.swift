@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CHost
+import GuestMemory
 import Host
 import KernelFiles
 import LinuxBoot

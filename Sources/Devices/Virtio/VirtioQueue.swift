@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A queue as devices use it, from any thread. A driver may reset the device while requests are being carried
+// out: those are then counted until they are done, and what they report reaches nobody.
+
+import GuestMemory
+import Synchronization
+
+/// A request that was taken from a queue and has to be given back to it.
+package struct VirtioRequest: Sendable {
+  package let chain: DescriptorChain
+  fileprivate let session: UInt64
+
+  package var readable: GuestBuffers { chain.readable }
+  package var writable: GuestBuffers { chain.writable }
+}
+
+package final class VirtioQueue: Sendable {
+  private struct State {
+    /// nil while the driver has not enabled the queue, or has broken it.
+    var ring: SplitQueue?
+    /// Counts resets.
+    var session: UInt64 = 0
+    var inFlight = 0
+  }
+
+  package let index: Int
+  package let maximumSize: UInt16
+  private let memory: GuestMemory
+  private let interrupts: VirtioInterrupts
+  private let state = Mutex(State())
+
+  init(index: Int, maximumSize: UInt16, _ memory: GuestMemory, _ interrupts: VirtioInterrupts) {
+    self.index = index
+    self.maximumSize = maximumSize
+    self.memory = memory
+    self.interrupts = interrupts
+  }
+
+  // MARK: The device's side
+
+  /// Takes the next request; nil where there is none, and the driver notifies of the next.
+  package func pop() -> VirtioRequest? {
+    attempt { (state) throws(QueueError) in
+      guard let chain = try state.ring?.pop(memory) else { return nil }
+      state.inFlight &+= 1
+      return VirtioRequest(chain: chain, session: state.session)
+    } ?? nil
+  }
+
+  /// Whether another request can be taken; where not, the driver notifies of the next.
+  package func hasMore() -> Bool {
+    attempt { (state) throws(QueueError) in
+      guard let ring = state.ring else { return false }
+      if try ring.availableCount(memory) > 0 { return true }
+      return try ring.askForNotification(memory)
+    } ?? false
+  }
+
+  /// Gives a request back. Each is given back once.
+  ///
+  /// - Parameter written: bytes that were written, from the first writable one on.
+  package func complete(_ request: VirtioRequest, written: UInt32) {
+    let wantsInterrupt = attempt { (state) throws(QueueError) in
+      state.inFlight &-= 1
+      guard request.session == state.session else { return false }
+      return try state.ring?.push(request.chain.head, written: written, memory) ?? false
+    }
+    if wantsInterrupt == true { interrupts.raise(queue: index) }
+  }
+
+  /// The driver has sent something that no device can make sense of: the device needs a reset.
+  package func fail(_ request: VirtioRequest, _ error: QueueError) {
+    _ = attempt { (state) throws(QueueError) in
+      state.inFlight &-= 1
+      if request.session == state.session { throw error }
+    }
+  }
+
+  private func attempt<Result>(
+    _ body: (inout State) throws(QueueError) -> Result
+  ) -> Result? {
+    var failure: QueueError?
+    let result: Result? = state.withLock { state in
+      do throws(QueueError) {
+        return try body(&state)
+      } catch {
+        state.ring = nil
+        failure = error
+        return nil
+      }
+    }
+    if let failure { interrupts.fail("queue \(index): \(failure)") }
+    return result
+  }
+
+  // MARK: The transport's side
+
+  /// The driver enables the queue.
+  ///
+  /// - Returns: false where its parts cannot be where the driver says they are.
+  func enable(_ place: QueuePlace, features: UInt64) -> Bool {
+    guard place.size <= maximumSize, let ring = SplitQueue(place, features: features, memory)
+    else { return false }
+    state.withLock { $0.ring = ring }
+    return true
+  }
+
+  /// Takes the queue from the driver.
+  func disable() {
+    state.withLock { state in
+      state.ring = nil
+      state.session &+= 1
+    }
+  }
+
+  /// Whether the device still works on requests.
+  var isBusy: Bool { state.withLock { $0.inFlight > 0 } }
+}
