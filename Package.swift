@@ -215,7 +215,9 @@ let package = Package(
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",
-      dependencies: ["VMM", "KVMClient", .product(name: "SystemPackage", package: "swift-system")],
+      dependencies: [
+        "VMM", "Devices", "KVMClient", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: common),
     .executableTarget(
       name: "martlet-kvm-client", dependencies: ["CHost"], path: "Tests/KVMClientProgram",

@@ -8,7 +8,6 @@ import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
-import Logging
 import Synchronization
 import SystemPackage
 
@@ -43,11 +42,10 @@ struct Board: Sendable {
   let clockChanged: SharedEvent
   /// Served by the main thread; devices register with it.
   let loop: EventLoop
-  private let pci: PCIRoot
-  private let disks: [BlockDevice]
+  private let slots: PCISlots
 
   init(
-    machine: Machine, memory: GuestMemory, console: ConsoleWriter, disks images: [RawImage]
+    machine: Machine, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment
   ) throws(Errno) {
     let control = try MachineControl()
     let clockChanged = try SharedEvent()
@@ -75,19 +73,19 @@ struct Board: Sendable {
     ports.attach(ResetRegister { control.end(.restart) }, at: GuestMap.Port.reset, size: 1)
 
     let memoryMapped = Bus()
-    pci = PCIRoot(
+    let pci = PCIRoot(
       memory: memoryMapped, ports: ports,
       windows: PCIWindows(memory: GuestMap.pciMemory, ports: GuestMap.Port.pci),
       lines: GuestMap.Interrupt.pci.map(line))
     Self.attach(pci, ports: ports, memoryMapped: memoryMapped)
-    disks = Self.insert(images, pci, machine, memory)
+    loop = try EventLoop()
+    slots = try PCISlots(equipment, pci, machine: machine, memory: memory, loop: loop)
 
     self.ports = ports
     self.memoryMapped = memoryMapped
     self.control = control
     self.console = console
     self.clockChanged = clockChanged
-    loop = try EventLoop()
   }
 
   /// The ways to PCI's configuration space.
@@ -101,31 +99,11 @@ struct Board: Sendable {
       size: PCIConfigurationMemory.size)
   }
 
-  /// Puts disks into the slots from 1 on.
-  private static func insert(
-    _ images: [RawImage], _ pci: PCIRoot, _ machine: Machine, _ memory: GuestMemory
-  ) -> [BlockDevice] {
-    images.enumerated().map { number, image in
-      let name = "disk\(number)"
-      let slot = number + 1
-      let wires = DeviceWires(
-        message: { try? machine.signalMessage(address: $0.address, data: $0.data) },
-        line: pci.interruptLine(slot: slot),
-        report: { log.warning("\(name): \($0)") })
-      let connection = VirtioConnection(memory, queueSizes: BlockDevice.queueSizes, wires)
-      let disk = BlockDevice(connection, image, serial: name)
-      pci.insert(VirtioPCI(disk), slot: slot)
-      return disk
-    }
-  }
-
   /// Starts the devices' threads. No guest code has run.
-  func start() throws(Errno) {
-    for (number, disk) in disks.enumerated() { try disk.start(name: "disk\(number)") }
-  }
+  func start() throws(Errno) { try slots.start() }
 
   /// Ends the devices' threads, after the vCPUs' have ended.
-  func stop() { for disk in disks { disk.stop() } }
+  func stop() { slots.stop() }
 }
 
 /// An event file that several owners share.

@@ -39,6 +39,9 @@ package struct Configuration: Sendable {
   package var translationListing: Int32?
   package var perfMap: Int32?
   package var disks: [DiskConfiguration] = []
+  package var network: NetworkConfiguration?
+  /// The guest has a source of random bytes.
+  package var hasEntropy = false
   package var engine = EngineChoice.auto
   package var statistics = false
 

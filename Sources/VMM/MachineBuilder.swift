@@ -19,7 +19,7 @@ enum MachineBuilder {
   ) throws(RunError) -> VirtualMachine {
     // What the user named is read first: most mistakes are there.
     let image = try GuestImage(configuration)
-    let disks = try configuration.disks.map { (disk) throws(RunError) in try disk.open() }
+    let equipment = try Equipment(configuration)
 
     let memory = try step("map \(configuration.memory >> 20)M of memory; give less") {
       () throws(Errno) in
@@ -39,7 +39,8 @@ enum MachineBuilder {
     }
     let (board, cpus) = try step("make the devices and CPUs") { () throws(Errno) in
       let board = try Board(
-        machine: machine, memory: memory, console: ConsoleWriter(descriptor: output), disks: disks)
+        machine: machine, memory: memory, console: ConsoleWriter(descriptor: output),
+        equipment: equipment)
       return (board, try makeProcessors(configuration.processors, system, machine, entry))
     }
     return VirtualMachine(

@@ -5,6 +5,7 @@
 //     let machine = try VirtualMachine.make(configuration, engine: engine)
 //     let outcome = try machine.run(input: STDIN_FILENO)
 
+import CHost
 import Devices
 import Glibc
 import GuestMemory

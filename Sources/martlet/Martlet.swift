@@ -68,6 +68,18 @@ struct Run: ParsableCommand {
       valueName: "file[,readonly=on]"))
   var disk: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "Network: user (connections of this host, without privileges, by passt) or none.",
+      discussion:
+        "mac=ADDRESS is the card's; host=on lets the guest reach this host at the gateway 10.0.2.2; "
+        + "publish=8080:80, once or several times, leads the host's port 8080 to the guest's port 80.",
+      valueName: "user[,option=value...]|none"))
+  var net = "none"
+
+  @Flag(help: "Give the guest the host's random bytes (virtio-rng).")
+  var rng = false
+
   @Option(help: "Text to add to the kernel's command line, which begins with console=ttyS0.")
   var append = ""
 
@@ -217,6 +229,8 @@ struct Run: ParsableCommand {
     try configuration.setMemory(memory)
     try configuration.setProcessors(cpus)
     try configuration.setDisks(disk)
+    configuration.network = try NetworkConfiguration.parse(net)
+    configuration.hasEntropy = rng
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
     try setTranslator(&configuration)

@@ -100,6 +100,8 @@ package struct SplitQueue: Sendable, Hashable {
     allowsIndirect = features & VirtioFeature.indirectDescriptors != 0
   }
 
+  package var size: UInt16 { place.size }
+
   private func slot(_ counter: UInt16) -> UInt64 { UInt64(counter & (place.size &- 1)) }
 
   // MARK: From the driver
@@ -197,11 +199,20 @@ package struct SplitQueue: Sendable, Hashable {
   package mutating func push(
     _ head: UInt16, written: UInt32, _ memory: GuestMemory
   ) throws(QueueError) -> Bool {
-    let entry = Layout.entries &+ slot(nextUsed) &* Layout.usedEntrySize
-    guard memory.store64(UInt64(written) << 32 | UInt64(head), at: place.device &+ entry) else {
-      throw .outsideMemory(place.device)
+    try push([(head, written)], memory)
+  }
+
+  /// Gives chains back, of which the driver sees all or none.
+  package mutating func push(
+    _ chains: [(head: UInt16, written: UInt32)], _ memory: GuestMemory
+  ) throws(QueueError) -> Bool {
+    for chain in chains {
+      let entry = place.device &+ Layout.entries &+ slot(nextUsed) &* Layout.usedEntrySize
+      guard memory.store64(UInt64(chain.written) << 32 | UInt64(chain.head), at: entry) else {
+        throw .outsideMemory(entry)
+      }
+      nextUsed &+= 1
     }
-    nextUsed &+= 1
     try store(nextUsed, place.device &+ Layout.index, memory)
     // The driver changes what it wants and then looks at the index.
     atomicMemoryFence(ordering: .sequentiallyConsistent)

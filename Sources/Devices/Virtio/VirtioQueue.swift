@@ -57,14 +57,53 @@ package final class VirtioQueue: Sendable {
     } ?? false
   }
 
+  /// What `gather` finds.
+  package enum Gathered {
+    case requests([VirtioRequest])
+    /// The driver has to add buffers, and notifies when it has.
+    case wait
+    /// There can never be enough.
+    case tooSmall
+  }
+
+  /// Takes as many requests as have room for some bytes, or none.
+  ///
+  /// - Parameter limit: requests, at most.
+  package func gather(bytes: Int, limit: Int) -> Gathered {
+    attempt { (state) throws(QueueError) in
+      // A copy, which takes the place of the queue when there is enough.
+      guard var ring = state.ring else { return .wait }
+      var requests: [VirtioRequest] = []
+      var room = 0
+      while room < bytes {
+        if requests.count == limit { return .tooSmall }
+        guard let chain = try ring.pop(memory) else {
+          return requests.count >= Int(ring.size) ? .tooSmall : .wait
+        }
+        room &+= chain.writable.count
+        requests.append(VirtioRequest(chain: chain, session: state.session))
+      }
+      state.ring = ring
+      state.inFlight &+= requests.count
+      return .requests(requests)
+    } ?? .wait
+  }
+
   /// Gives a request back. Each is given back once.
   ///
   /// - Parameter written: bytes that were written, from the first writable one on.
   package func complete(_ request: VirtioRequest, written: UInt32) {
+    complete([(request, written)])
+  }
+
+  /// Gives requests back, of which the driver sees all or none.
+  package func complete(_ requests: [(VirtioRequest, written: UInt32)]) {
     let wantsInterrupt = attempt { (state) throws(QueueError) in
-      state.inFlight &-= 1
-      guard request.session == state.session else { return false }
-      return try state.ring?.push(request.chain.head, written: written, memory) ?? false
+      state.inFlight &-= requests.count
+      let current = requests.filter { $0.0.session == state.session }
+      if current.isEmpty { return false }
+      let chains = current.map { (head: $0.0.chain.head, written: $0.written) }
+      return try state.ring?.push(chains, memory) ?? false
     }
     if wantsInterrupt == true { interrupts.raise(queue: index) }
   }
