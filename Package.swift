@@ -116,7 +116,8 @@ let package = Package(
     .target(
       name: "LinuxBoot",
       dependencies: [
-        "CHost", "Host", "X86", "GuestMemory", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", "X86", "GuestMemory",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
     .target(
@@ -211,7 +212,9 @@ let package = Package(
       ], swiftSettings: common),
     .testTarget(
       name: "LinuxBootTests",
-      dependencies: ["LinuxBoot", "GuestMemory", "CHost", "Host", "HostTestSupport", "KernelFiles"],
+      dependencies: [
+        "LinuxBoot", "GuestMemory", "CHost", "Host", "HostTestSupport", "KernelFiles",
+      ],
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",

@@ -9,7 +9,7 @@
 #   .guest/busybox                  a static busybox
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
-#   .guest/initramfs-disk.cpio      mounts a disk, reads and writes, and powers off
+#   .guest/initramfs-devices.cpio   tries disks, networks and other devices
 #   .guest/modules                  the cloud kernel's virtio drivers
 #
 # and with --others:
@@ -160,6 +160,6 @@ else
   for kind in shell marker; do
     Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
   done
-  Scripts/make-initramfs.sh "$guest/busybox" Scripts/init-disk "$guest/initramfs-disk.cpio" \
+  Scripts/make-initramfs.sh "$guest/busybox" Scripts/init-devices "$guest/initramfs-devices.cpio" \
     "$guest"/modules/*.ko
 fi

@@ -34,6 +34,7 @@ need lz4 lz4
 need zstd zstd
 need mkfs.ext4 e2fsprogs
 need iasl acpica-tools
+need passt passt
 ls /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libseccomp.so.2 2>/dev/null |
   grep -q . || missing="$missing libseccomp2"
 if [ -n "$qemu" ]; then

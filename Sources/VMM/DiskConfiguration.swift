@@ -18,8 +18,10 @@ package struct DiskConfiguration: Sendable, Hashable {
   /// Reads the text of an option. Two commas are one in the file's name.
   package init(_ text: String) throws(RunError) {
     // No file's name has a NUL.
-    let parts = text.replacing(",,", with: "\0").split(separator: ",", omittingEmptySubsequences: false)
-      .map { $0.replacing("\0", with: ",") }
+    let parts = text.replacing(",,", with: "\0").split(
+      separator: ",", omittingEmptySubsequences: false
+    )
+    .map { $0.replacing("\0", with: ",") }
     path = String(parts[0])
     guard !path.isEmpty else { throw RunError("--disk \(text): no file; give one") }
     for option in parts.dropFirst() { try set(String(option), text) }

@@ -55,14 +55,16 @@ package struct NetworkConfiguration: Sendable, Hashable {
     switch parts.first {
     case "mac":
       guard let address = MACAddress(String(value)) else {
-        throw RunError("--net \(text): mac=\(value) is no card's address; write it like \(Self.defaultAddress)")
+        throw RunError(
+          "--net \(text): mac=\(value) is no card's address; write it like \(Self.defaultAddress)")
       }
       self.address = address
     case "host" where value == "on": reachesHost = true
     case "host" where value == "off": reachesHost = false
     case "publish":
       guard let port = PublishedPort(value) else {
-        throw RunError("--net \(text): publish=\(value) names no ports; write it like publish=8080:80")
+        throw RunError(
+          "--net \(text): publish=\(value) names no ports; write it like publish=8080:80")
       }
       published.append(port)
     default:

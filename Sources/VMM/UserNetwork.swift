@@ -46,7 +46,8 @@ final class UserNetwork: Sendable {
       socket = own.release()
       self.configuration = configuration
     } catch {
-      throw RunError("--net user: \(path) does not start: \(error)", status: ExitStatus.engineFailed)
+      throw RunError(
+        "--net user: \(path) does not start: \(error)", status: ExitStatus.engineFailed)
     }
   }
 
@@ -61,7 +62,8 @@ final class UserNetwork: Sendable {
     return lines.last { !$0.hasPrefix("Failed to send") }.map(String.init) ?? "it does not say why"
   }
 
-  private static func find() -> String? {
+  /// Where passt is.
+  static func find() -> String? {
     let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/bin:/bin"
     return path.split(separator: ":").map { "\($0)/\(program)" }.first { access($0, X_OK) == 0 }
   }

@@ -325,14 +325,17 @@ private final class Disk {
       switch random.below(8) {
       case 0: scramble(disk, &random)
       case 1, 2: disk.driver.notify(0)
-      case 3: disk.driver.bus.write(
-        TestDriver.base + UInt64(random.below(0x4000)), width: 1 << random.below(4),
-        value: random.next() >> UInt64(random.below(64)))
-      case 4: _ = disk.driver.bus.read(
-        TestDriver.base + UInt64(random.below(0x9000)), width: 1 << random.below(4))
-      case 5: disk.driver.bus.write(
-        TestDriver.tableBase + UInt64(random.below(0x1000)), width: 1 << random.below(4),
-        value: random.next())
+      case 3:
+        disk.driver.bus.write(
+          TestDriver.base + UInt64(random.below(0x4000)), width: 1 << random.below(4),
+          value: random.next() >> UInt64(random.below(64)))
+      case 4:
+        _ = disk.driver.bus.read(
+          TestDriver.base + UInt64(random.below(0x9000)), width: 1 << random.below(4))
+      case 5:
+        disk.driver.bus.write(
+          TestDriver.tableBase + UInt64(random.below(0x1000)), width: 1 << random.below(4),
+          value: random.next())
       case 6 where random.oneIn(16):
         disk.driver.configure(
           random.below(256), 1 << random.below(3), UInt32(truncatingIfNeeded: random.next()))

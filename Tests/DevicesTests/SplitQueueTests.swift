@@ -114,7 +114,9 @@ private final class Ring {
   }
 
   @Test func addressesOutsideOfMemory() throws {
-    for (address, count) in [(0xF_FFFF, 2), (1 << 20, 1), (.max, 1), (0, .max)] as [(UInt64, UInt32)] {
+    for (address, count) in [(0xF_FFFF, 2), (1 << 20, 1), (.max, 1), (0, .max)]
+      as [(UInt64, UInt32)]
+    {
       let error = try failure { $0.add([.init(address: address, count: count)]) }
       #expect(error == .outsideMemory(address))
       if address == 0 { continue }

@@ -66,7 +66,8 @@ import Testing
   }
 
   /// ACPI's reference compiler takes the tables apart, and takes what comes of it without a complaint.
-  @Test(.enabled(if: iasl != nil, "iasl is not installed"), arguments: ["DSDT", "APIC", "MCFG", "FACP"])
+  @Test(
+    .enabled(if: iasl != nil, "iasl is not installed"), arguments: ["DSDT", "APIC", "MCFG", "FACP"])
   func theReferenceCompilerReadsTheTables(name: String) throws {
     let path = try Command.temporaryFile(try #require(try Self.tables(4)[name]))
     defer { for suffix in ["", ".dsl", ".aml"] { unlink(path + suffix) } }

@@ -49,14 +49,17 @@ import VMM
     let plain = try #require(try NetworkConfiguration.parse("user"))
     #expect(plain.address.bytes == [0x52, 0x54, 0, 0x12, 0x34, 0x56] && !plain.reachesHost)
     let full = try #require(
-      try NetworkConfiguration.parse("user,host=on,publish=8080:80,publish=22,mac=02:00:00:0a:0B:ff"))
+      try NetworkConfiguration.parse(
+        "user,host=on,publish=8080:80,publish=22,mac=02:00:00:0a:0B:ff"))
     #expect(full.reachesHost && full.address.bytes == [2, 0, 0, 10, 11, 255])
     #expect(full.published.map(\.host) == [8080, 22] && full.published.map(\.guest) == [80, 22])
   }
 
   @Test(arguments: [
-    "", "tap", "none,host=on", "user,", "user,host", "user,mac=1:2:3:4:5:6", "user,mac=03:00:00:00:00:00",
-    "user,publish=0", "user,publish=65536", "user,publish=1:2:3", "user,publish=", "user,publish=a:b",
+    "", "tap", "none,host=on", "user,", "user,host", "user,mac=1:2:3:4:5:6",
+    "user,mac=03:00:00:00:00:00",
+    "user,publish=0", "user,publish=65536", "user,publish=1:2:3", "user,publish=",
+    "user,publish=a:b",
   ])
   func badNetworksAreNamed(text: String) {
     let error = #expect(throws: RunError.self) { try NetworkConfiguration.parse(text) }

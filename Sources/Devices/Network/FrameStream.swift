@@ -33,6 +33,7 @@ struct FrameStream: ~Copyable {
   private var output: [UInt8] = []
   private(set) var hasEnded = false
 
+  /// Makes the socket one that never waits.
   init(_ socket: consuming OwnedFileDescriptor) throws(Errno) {
     let raw = socket.rawValue
     let flags = try systemCall { () -> Int32 in fcntl(raw, F_GETFL) }
@@ -44,6 +45,9 @@ struct FrameStream: ~Copyable {
   var wantsToWrite: Bool { !output.isEmpty }
 
   // MARK: In
+
+  /// Nothing more is expected.
+  mutating func giveUp() { hasEnded = true }
 
   /// Where the next frame is in what has come; nil where it is not whole.
   private mutating func nextFrame() -> Range<Int>? {
@@ -73,8 +77,12 @@ struct FrameStream: ~Copyable {
   mutating func fill() -> Input {
     if hasEnded { return .ended }
     if start > 0 {
-      input.replaceSubrange(0..<end &- start, with: input[start..<end])
-      (start, end) = (0, end &- start)
+      let (first, count) = (start, end &- start)
+      input.withUnsafeMutableBytes { bytes in
+        let rest = UnsafeRawBufferPointer(rebasing: bytes[first..<first &+ count])
+        bytes.copyMemory(from: rest)
+      }
+      (start, end) = (0, count)
     }
     let raw = socket.rawValue
     let (used, room) = (end, input.count &- end)
@@ -97,7 +105,9 @@ struct FrameStream: ~Copyable {
 
   /// Sends a frame, or as much of it as the socket takes; the rest follows by `flush`. Only while nothing is left.
   mutating func send(_ frame: GuestBuffers) {
-    guard !hasEnded, frame.count >= Self.frameMinimum, frame.count <= Self.frameLimit else { return }
+    guard !hasEnded, frame.count >= Self.frameMinimum, frame.count <= Self.frameLimit else {
+      return
+    }
     let raw = socket.rawValue
     let prefix = UInt32(truncatingIfNeeded: frame.count).bigEndian
     let whole = frame.count &+ Self.prefixSize

@@ -58,7 +58,8 @@ struct BlockRequest {
       else { return nil }
       let ranges = stride(from: 0, to: bytes.count, by: size).map {
         ClearedRange(
-          sector: bytes.little(UInt64.self, at: $0), sectors: bytes.little(UInt32.self, at: $0 &+ 8),
+          sector: bytes.little(UInt64.self, at: $0),
+          sectors: bytes.little(UInt32.self, at: $0 &+ 8),
           flags: bytes.little(UInt32.self, at: $0 &+ 12))
       }
       return ranges.allSatisfy { $0.sectors <= sectorLimit } ? ranges : nil

@@ -36,7 +36,8 @@ package final class EntropyDevice: VirtioDevice {
       guard let request = queue.pop() else { return }
       let wanted = min(request.writable.count, Self.limit)
       let got = bytes.withUnsafeMutableBytes {
-        max(chost_syscall(Int(SYS_getrandom), Int(bitPattern: $0.baseAddress), wanted, 0, 0, 0, 0), 0)
+        max(
+          chost_syscall(Int(SYS_getrandom), Int(bitPattern: $0.baseAddress), wanted, 0, 0, 0, 0), 0)
       }
       let count = bytes[..<got].withUnsafeBytes { request.writable.write($0) }
       queue.complete(request, written: UInt32(truncatingIfNeeded: count))

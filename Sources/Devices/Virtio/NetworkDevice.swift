@@ -99,10 +99,12 @@ package final class NetworkDevice: VirtioDevice {
 
   // MARK: In the event loop's thread
 
-  private func serve() {
+  /// - Parameter isCut: nobody is at the other end. What has come before is read first, if it can be.
+  private func serve(isCut: Bool = false) {
     guard isActive.load(ordering: .acquiring), isUp.load(ordering: .acquiring) else { return }
     let hasEnded = state.withLock { state in
       let isDone = [transmit(&state), receive(&state)].allSatisfy { $0 }
+      if isCut, state.isFull { state.stream.giveUp() }
       if !isDone { bell.ring() }
       if !state.stream.hasEnded { wait(&state) }
       return state.stream.hasEnded
@@ -117,8 +119,9 @@ package final class NetworkDevice: VirtioDevice {
     if let source = state.source {
       if interest != state.interest { try? loop.change(source, interest: interest) }
     } else {
-      state.source = try? loop.add(state.stream.descriptor, interest: interest) { [weak self] _ in
-        self?.serve()
+      state.source = try? loop.add(state.stream.descriptor, interest: interest) {
+        [weak self] readiness in
+        self?.serve(isCut: !readiness.isDisjoint(with: [.hangUp, .error]))
       }
     }
     state.interest = interest

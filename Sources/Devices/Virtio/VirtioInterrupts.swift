@@ -172,7 +172,11 @@ package final class VirtioInterrupts: Sendable {
   func setVector(_ queue: Int?, _ vector: UInt16) {
     state.withLock { state in
       let vector = Int(vector) < state.table.count ? vector : Self.noVector
-      if let queue { state.queueVectors[queue] = vector } else { state.configurationVector = vector }
+      if let queue {
+        state.queueVectors[queue] = vector
+      } else {
+        state.configurationVector = vector
+      }
     }
   }
 }

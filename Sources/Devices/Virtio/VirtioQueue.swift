@@ -98,14 +98,13 @@ package final class VirtioQueue: Sendable {
 
   /// Gives requests back, of which the driver sees all or none.
   package func complete(_ requests: [(VirtioRequest, written: UInt32)]) {
-    let wantsInterrupt = attempt { (state) throws(QueueError) in
+    _ = attempt { (state) throws(QueueError) in
       state.inFlight &-= requests.count
       let current = requests.filter { $0.0.session == state.session }
-      if current.isEmpty { return false }
+      if current.isEmpty { return }
       let chains = current.map { (head: $0.0.chain.head, written: $0.written) }
-      return try state.ring?.push(chains, memory) ?? false
+      if try state.ring?.push(chains, memory) == true { interrupts.raise(queue: index) }
     }
-    if wantsInterrupt == true { interrupts.raise(queue: index) }
   }
 
   /// The driver has sent something that no device can make sense of: the device needs a reset.
@@ -119,18 +118,16 @@ package final class VirtioQueue: Sendable {
   private func attempt<Result>(
     _ body: (inout State) throws(QueueError) -> Result
   ) -> Result? {
-    var failure: QueueError?
-    let result: Result? = state.withLock { state in
+    // Interrupts and failures are told under the lock: none comes after the reset that takes the queue away.
+    state.withLock { state in
       do throws(QueueError) {
         return try body(&state)
       } catch {
         state.ring = nil
-        failure = error
+        interrupts.fail("queue \(index): \(error)")
         return nil
       }
     }
-    if let failure { interrupts.fail("queue \(index): \(failure)") }
-    return result
   }
 
   // MARK: The transport's side
