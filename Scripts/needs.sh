@@ -21,6 +21,8 @@ for option in "$@"; do
   esac
 done
 
+# Where the tools of file systems are.
+PATH=$PATH:/usr/sbin:/sbin
 missing=
 need() {
   command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
