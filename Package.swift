@@ -97,7 +97,7 @@ let package = Package(
     .target(
       name: "KVMLoopback",
       dependencies: [
-        "CHost", "Host", "KVM", "KVMClient", "X86", "X86JIT",
+        "CHost", "Host", "KVM", "KVMClient", "X86", "X86CPU", "X86JIT",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
     .target(
@@ -106,17 +106,27 @@ let package = Package(
         "CHost", "Host", "KVM", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
-    .target(name: "Devices", dependencies: ["Host"], swiftSettings: common),
+    .target(
+      name: "GuestMemory",
+      dependencies: [
+        "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
+    .target(
+      name: "Devices",
+      dependencies: [
+        "CHost", "Host", "GuestMemory", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .target(
       name: "LinuxBoot",
       dependencies: [
-        "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
+        "CHost", "Host", "X86", "GuestMemory",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: common),
     .target(
       name: "VMM",
       dependencies: [
-        "CHost", "KVMClient", "Devices", "LinuxBoot", "Host", "X86",
+        "CHost", "KVMClient", "GuestMemory", "Devices", "LinuxBoot", "Host", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: common),
@@ -198,13 +208,22 @@ let package = Package(
       ],
       path: "Benchmarks/MartletBench", swiftSettings: common),
     .testTarget(
-      name: "DevicesTests", dependencies: ["Devices", "TestRandom"], swiftSettings: common),
+      name: "DevicesTests",
+      dependencies: [
+        "Devices", "GuestMemory", "Host", "HostTestSupport", "TestRandom",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: common),
     .testTarget(
-      name: "LinuxBootTests", dependencies: ["LinuxBoot", "CHost", "Host", "KernelFiles"],
+      name: "LinuxBootTests",
+      dependencies: [
+        "LinuxBoot", "GuestMemory", "CHost", "Host", "HostTestSupport", "KernelFiles",
+      ],
       swiftSettings: common),
     .testTarget(
       name: "VMMTests",
-      dependencies: ["VMM", "KVMClient", .product(name: "SystemPackage", package: "swift-system")],
+      dependencies: [
+        "VMM", "Devices", "KVMClient", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: common),
     .executableTarget(
       name: "martlet-kvm-client", dependencies: ["CHost"], path: "Tests/KVMClientProgram",
@@ -240,7 +259,8 @@ if Context.environment["MARTLET_FUZZ"] != nil {
     .executableTarget(
       name: "martlet-fuzz",
       dependencies: [
-        "X86", "X86Decoder", "Devices", "InterruptChips", "LinuxBoot", "Host", "KernelFiles",
+        "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot", "Host",
+        "KernelFiles",
       ], path: "Tests/Fuzz",
       swiftSettings: common,
       linkerSettings: [

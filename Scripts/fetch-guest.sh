@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Fetches Debian's kernels and a static busybox as packages into .guest/, without installing
-# anything, and builds two initial RAM disks there:
+# anything, and builds initial RAM disks there:
 #
 #   .guest/vmlinuz-cloud-amd64      Debian's kernel for virtual machines
 #   .guest/vmlinuz-amd64            Debian's generic kernel
 #   .guest/busybox                  a static busybox
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
-#   .guest/modules                  the cloud kernel's virtio drivers, with --modules
+#   .guest/initramfs-devices.cpio   tries disks, networks and other devices
+#   .guest/modules                  the cloud kernel's virtio drivers
 #
 # and with --others:
 #
@@ -18,7 +19,7 @@
 #   .guest/vmlinuz-686-pae          Debian's 32-bit kernel
 #   .guest/initramfs-marker-i386.cpio, .guest/busybox-i386
 #
-# usage: Scripts/fetch-guest.sh [--cloud | --modules | --others]
+# usage: Scripts/fetch-guest.sh [--cloud | --others]
 #        --cloud leaves the generic kernel out, --others fetches those alone
 # What is there already is not fetched again. Where apt has no package lists, they are fetched into
 # .guest/apt, so that root is not needed.
@@ -153,12 +154,12 @@ if [ "${1:-}" = --others ]; then
   Scripts/make-initramfs.sh "$guest/busybox-i386" Scripts/init-marker \
     "$guest/initramfs-marker-i386.cpio"
 else
-  modules=
-  [ "${1:-}" = --modules ] && modules=modules
-  kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 $modules
+  kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 modules
   [ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
   busybox busybox
   for kind in shell marker; do
     Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
   done
+  Scripts/make-initramfs.sh "$guest/busybox" Scripts/init-devices "$guest/initramfs-devices.cpio" \
+    "$guest"/modules/*.ko
 fi

@@ -22,6 +22,8 @@ for option in "$@"; do
   esac
 done
 
+# Where the tools of file systems are.
+PATH=$PATH:/usr/sbin:/sbin
 missing=
 need() {
   command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
@@ -37,6 +39,9 @@ for library in /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libsec
   [ -e "$library" ] && break
 done
 [ -n "$library" ] || missing="$missing libseccomp2"
+need mkfs.ext4 e2fsprogs
+need iasl acpica-tools
+need passt passt
 if [ -n "$qemu" ]; then
   need qemu-system-x86_64 qemu-system-x86
   need qemu-img qemu-utils

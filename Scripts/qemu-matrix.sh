@@ -93,7 +93,7 @@ fi
 [ -z "$packages" ] || fail "missing; as root: apt-get install $packages(or --install)"
 [ "${launcher[0]}" = env ] || [ -x "${launcher[0]}" ] || fail "${launcher[0]} is missing: make build"
 
-Scripts/fetch-guest.sh --modules || exit 2
+Scripts/fetch-guest.sh || exit 2
 [ -n "$quick" ] || Scripts/fetch-guest.sh --others || exit 2
 work=$(mktemp -d)
 trap 'finish_all; rm -rf "$work"' EXIT

@@ -103,6 +103,7 @@ package struct Poller: ~Copyable, Sendable {
 
     package static let readable = Self(rawValue: EPOLLIN.rawValue)
     package static let writable = Self(rawValue: EPOLLOUT.rawValue)
+    package static let hangUp = Self(rawValue: EPOLLHUP.rawValue)
     package static let error = Self(rawValue: EPOLLERR.rawValue)
     /// Of interest: each new event is told once, whether it was taken or not.
     package static let edge = Self(rawValue: EPOLLET.rawValue)

@@ -50,6 +50,11 @@ package protocol KVMTransport: AnyObject, Sendable {
   /// - Parameter thread: the thread that runs this vCPU.
   func kick(_ vcpu: Int32, thread: ThreadIdentifier)
 
+  /// This process has written to memory of a slot, not the guest. To be called after the write and
+  /// before the guest is told of it, as a hypervisor may keep code that it has read there. From any
+  /// thread.
+  func noteWrite(_ start: UnsafeRawPointer, count: Int)
+
   /// What the hypervisor counted since it was opened, for people to read: names and values in the
   /// order of printing. Empty where it does not tell.
   func statistics() -> [(name: String, value: UInt64)]
@@ -66,6 +71,8 @@ package enum KVMStatistic {
 
 extension KVMTransport {
   package func statistics() -> [(name: String, value: UInt64)] { [] }
+
+  package func noteWrite(_ start: UnsafeRawPointer, count: Int) {}
 
   package func finishReports() {}
 }

@@ -79,6 +79,15 @@ package final class Machine: Sendable {
     try call(CKVM_IRQ_LINE, &setting)
   }
 
+  /// Sends a message-signalled interrupt.
+  package func signalMessage(address: UInt64, data: UInt32) throws(Errno) {
+    var message = kvm_msi()
+    message.address_lo = UInt32(truncatingIfNeeded: address)
+    message.address_hi = UInt32(truncatingIfNeeded: address >> 32)
+    message.data = data
+    try call(CKVM_SIGNAL_MSI, &message)
+  }
+
   /// Routes GSIs to messages, each to one, and no GSI to anything else.
   package func setMessageRoutes(
     _ routes: [(gsi: UInt32, address: UInt64, data: UInt32)]

@@ -9,6 +9,7 @@ import KVM
 import KVMClient
 import SystemPackage
 import X86
+import X86CPU
 import X86JIT
 
 /// Our KVM as a transport: its ioctls are calls into this process.
@@ -67,6 +68,10 @@ package final class LoopbackTransport: KVMTransport {
   package func close(_ handle: Int32) { hypervisor.close(handle) }
 
   package func kick(_ vcpu: Int32, thread: ThreadIdentifier) { hypervisor.kick(vcpu) }
+
+  package func noteWrite(_ start: UnsafeRawPointer, count: Int) {
+    PhysicalCPU.noteHostWrite(start, count: count)
+  }
 
   package func finishReports() { hypervisor.finishReports() }
 

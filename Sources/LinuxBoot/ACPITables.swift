@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ACPI tables of the machine (ACPI specification, "ACPI Software Programming Model"): RSDP,
-// XSDT, FADT with FACS and DSDT, MADT. They lie one after the other from `GuestMap.acpiTables` on.
+// XSDT, FADT with FACS and DSDT, MADT, MCFG. They lie one after the other from `GuestMap.acpiTables` on.
 
 /// The tables' bytes, for `GuestMap.acpiTables`.
 package struct ACPITables: Sendable {
@@ -17,9 +17,9 @@ package struct ACPITables: Sendable {
     let dsdt = append(Self.table("DSDT", revision: 2, Self.differentiatedSystem()))
     let fadt = append(Self.table("FACP", revision: 3, Self.fixed(facs: facs, dsdt: dsdt)))
     let madt = append(Self.table("APIC", revision: 3, Self.interrupts(processors)))
+    let mcfg = append(Self.table("MCFG", revision: 1, Self.configurationSpace()))
     var pointers: [UInt8] = []
-    pointers.append(little: fadt)
-    pointers.append(little: madt)
+    for table in [fadt, madt, mcfg] { pointers.append(little: table) }
     let xsdt = append(Self.table("XSDT", revision: 1, pointers))
     writeRootPointer(xsdt: xsdt)
   }
@@ -144,6 +144,14 @@ package struct ACPITables: Sendable {
     return entry
   }
 
+  /// Where PCI configuration space is as memory (PCI Firmware Specification, "MCFG Table Description").
+  private static func configurationSpace() -> [UInt8] {
+    var table = [UInt8](repeating: 0, count: 8)
+    table.append(little: GuestMap.pciConfiguration.lowerBound)
+    // Segment 0, bus 0 to bus 0.
+    return table + [0, 0, 0, 0, 0, 0, 0, 0]
+  }
+
   /// The DSDT's body: how to power off, and the devices that no bus can tell of.
   private static func differentiatedSystem() -> [UInt8] {
     let powerOff = AML.byte(5)
@@ -174,6 +182,56 @@ package struct ACPITables: Sendable {
                   AML.interrupt(GuestMap.Interrupt.realTimeClock),
                 ])),
             ]),
+          pciRoot(), configurationReservation(),
         ])
+  }
+
+  /// The way to bus 0: what it passes on, and where its interrupt pins lead.
+  private static func pciRoot() -> [UInt8] {
+    let (memory, ports) = (GuestMap.pciMemory, GuestMap.Port.pci)
+    return AML.device(
+      "PCI0",
+      [
+        AML.assign("_HID", AML.eisaIdentifier("PNP0A08")),
+        AML.assign("_CID", AML.eisaIdentifier("PNP0A03")),
+        AML.assign("_UID", AML.byte(0)),
+        AML.assign(
+          "_CRS",
+          AML.resources([
+            AML.window16(.buses, 0, 0),
+            AML.ports(UInt16(GuestMap.Port.pciAddress), count: 8),
+            AML.window16(.ports, UInt16(ports.lowerBound), UInt16(ports.upperBound - 1)),
+            AML.window32(.memory, UInt32(memory.lowerBound), UInt32(memory.upperBound - 1)),
+          ])),
+        AML.assign("_PRT", AML.package(interruptRoutes())),
+      ])
+  }
+
+  /// INTA# of each slot; devices here have one function and no other pin (ACPI specification, "_PRT (PCI
+  /// Routing Table)").
+  private static func interruptRoutes() -> [[UInt8]] {
+    (1..<32 as Range<UInt32>).map { slot in
+      AML.package([
+        AML.dword(slot << 16 | 0xFFFF), AML.byte(0), AML.byte(0),
+        AML.byte(UInt8(truncatingIfNeeded: GuestMap.Interrupt.pciLine(slot: slot))),
+      ])
+    }
+  }
+
+  /// Says that configuration space is nobody else's.
+  private static func configurationReservation() -> [UInt8] {
+    let space = GuestMap.pciConfiguration
+    return AML.device(
+      "MBRD",
+      [
+        AML.assign("_HID", AML.eisaIdentifier("PNP0C02")),
+        AML.assign("_UID", AML.byte(1)),
+        AML.assign(
+          "_CRS",
+          AML.resources([
+            AML.fixedMemory(
+              UInt32(space.lowerBound), size: UInt32(space.upperBound - space.lowerBound))
+          ])),
+      ])
   }
 }

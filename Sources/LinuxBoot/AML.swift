@@ -74,6 +74,51 @@ enum AML {
     return bytes + [1, count]
   }
 
+  /// What a bridge passes on of a kind of address ("Address Space Resource Descriptors").
+  enum AddressSpace: UInt8 {
+    case memory = 0
+    case ports = 1
+    case buses = 2
+
+    /// Memory that can be written and is not cached; all ports.
+    fileprivate var flags: UInt8 {
+      switch self {
+      case .memory: 1
+      case .ports: 3
+      case .buses: 0
+      }
+    }
+  }
+
+  /// A range of buses or ports, whose ends do not move.
+  static func window16(_ space: AddressSpace, _ first: UInt16, _ last: UInt16) -> [UInt8] {
+    window(0x88, space, first, last)
+  }
+
+  /// A range of memory below 4 GiB, whose ends do not move.
+  static func window32(_ space: AddressSpace, _ first: UInt32, _ last: UInt32) -> [UInt8] {
+    window(0x87, space, first, last)
+  }
+
+  private static func window<Address: FixedWidthInteger>(
+    _ tag: UInt8, _ space: AddressSpace, _ first: Address, _ last: Address
+  ) -> [UInt8] {
+    let fixedEnds: UInt8 = 0x0C
+    var body: [UInt8] = [space.rawValue, fixedEnds, space.flags]
+    for value in [0, first, last, 0, last - first + 1] { body.append(little: value) }
+    var bytes = [tag]
+    bytes.append(little: UInt16(body.count))
+    return bytes + body
+  }
+
+  /// Memory at a fixed place.
+  static func fixedMemory(_ start: UInt32, size: UInt32) -> [UInt8] {
+    var bytes: [UInt8] = [0x86, 9, 0, 1]
+    bytes.append(little: start)
+    bytes.append(little: size)
+    return bytes
+  }
+
   /// An edge-triggered, active-high interrupt.
   static func interrupt(_ line: UInt32) -> [UInt8] {
     var bytes: [UInt8] = [0x22]

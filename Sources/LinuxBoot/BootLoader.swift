@@ -6,6 +6,8 @@
 //     let loader = BootLoader(memory: memory, processors: 2)
 //     let entry = try loader.load(kernel: file, kernelName: path, initrd: nil, commandLine: "...")
 
+import GuestMemory
+
 /// What a kernel is started with.
 package struct BootLoader {
   private let memory: GuestMemory

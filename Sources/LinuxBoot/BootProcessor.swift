@@ -4,6 +4,7 @@
 // because that is what they are handed to.
 
 import CHost
+import GuestMemory
 import X86
 
 /// Where and in which mode a loaded image starts.

@@ -3,6 +3,8 @@
 // A 64-bit ELF kernel with a PVH note (Xen's "x86/HVM direct boot ABI"): its segments are loaded
 // at their physical addresses, and it is entered in 32-bit protected mode with a start info.
 
+import GuestMemory
+
 /// A checked ELF kernel.
 package struct ELFImage: Sendable {
   private struct Segment {

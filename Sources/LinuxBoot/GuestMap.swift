@@ -10,7 +10,8 @@
 //     0x0009_FC00   end of the first memory range; reserved up to the tables
 //     0x000E_0000   ACPI tables, RSDP first      (reserved)
 //     0x0010_0000   memory again; the kernel at the address it prefers, the initrd at the end
-//     0xC000_0000   highest end of low memory; the rest goes on at 4 GiB
+//     0xC000_0000   highest end of low memory; the rest goes on at 4 GiB. From here on PCI devices' ranges
+//     0xE000_0000   PCI configuration space of bus 0
 //     0xFEC0_0000   IOAPIC
 //     0xFEE0_0000   local APICs
 //     0xFEFF_C000   4 pages that KVM needs for itself on Intel processors
@@ -21,8 +22,9 @@
 //     0x20 0xA0 8259 pair   0x40 8254   0x61 speaker   (in the hypervisor)
 //     0x60 0x64 i8042       0x70 real-time clock       0xF4 debug exit
 //     0x3F8 serial          0x600 ACPI block           0xCF9 reset register
+//     0xCF8 0xCFC PCI configuration                    0x1000 and above: PCI devices' ranges
 //
-// Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI.
+// Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI, 16 to 23 PCI's pins.
 
 /// Guest-physical addresses, ports and interrupt lines.
 package enum GuestMap {
@@ -37,6 +39,8 @@ package enum GuestMap {
   package static let acpiTablesEnd: UInt64 = 0x10_0000
   package static let highLoadAddress: UInt64 = 0x10_0000
   package static let memoryHole: UInt64 = 0xC000_0000
+  package static let pciMemory: Range<UInt64> = 0xC000_0000..<0xE000_0000
+  package static let pciConfiguration: Range<UInt64> = 0xE000_0000..<0xE010_0000
   package static let ioAPIC: UInt64 = 0xFEC0_0000
   package static let localAPIC: UInt64 = 0xFEE0_0000
   package static let identityMapPage: UInt64 = 0xFEFF_C000
@@ -51,6 +55,10 @@ package enum GuestMap {
     package static let serial: UInt64 = 0x3F8
     package static let powerManagement: UInt64 = 0x600
     package static let reset: UInt64 = 0xCF9
+    package static let pciAddress: UInt64 = 0xCF8
+    package static let pciData: UInt64 = 0xCFC
+    /// Of devices' ranges.
+    package static let pci: Range<UInt64> = 0x1000..<0x1_0000
   }
 
   package enum Interrupt {
@@ -58,6 +66,12 @@ package enum GuestMap {
     package static let serial: UInt32 = 4
     package static let realTimeClock: UInt32 = 8
     package static let acpi: UInt32 = 9
+    /// Lines of the IOAPIC that PCI's interrupt pins share.
+    package static let pci: Range<UInt32> = 16..<24
+    /// The line of a slot's INTA#.
+    package static func pciLine(slot: UInt32) -> UInt32 {
+      pci.lowerBound + slot % UInt32(pci.count)
+    }
   }
 
   /// The smallest and largest memory of a machine, bytes.

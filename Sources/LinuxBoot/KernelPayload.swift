@@ -13,6 +13,7 @@
 //       kernel.load(into: memory, at: address, virtualOffset: offset)
 //     }
 
+import GuestMemory
 import Host
 
 /// A decompressed kernel. Whatever its file holds, it is read and written inside its bounds.

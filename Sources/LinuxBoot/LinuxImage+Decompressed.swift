@@ -3,6 +3,8 @@
 // A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. The kernel's
 // own decompressor would choose addresses at random; so does this, for physical and virtual ones.
 
+import GuestMemory
+
 /// A kernel in memory.
 struct LoadedKernel {
   var entry: EntryPoint

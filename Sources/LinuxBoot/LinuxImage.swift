@@ -4,6 +4,8 @@
 // 0x1F1 of the file; after it and the real-mode code comes the protected-mode kernel, which
 // decompresses itself.
 
+import GuestMemory
+
 /// A checked bzImage.
 package struct LinuxImage: Sendable {
   /// Offsets in the file, which are also offsets in the zero page.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import GuestMemory
+
 /// The memory map that the guest is told (E820).
 package struct MemoryMap: Sendable, Hashable {
   package struct Entry: Sendable, Hashable {
@@ -20,6 +22,9 @@ package struct MemoryMap: Sendable, Hashable {
     add(GuestMap.lowMemoryEnd, to: 0xA_0000, Self.reserved)
     add(GuestMap.acpiTables, to: GuestMap.acpiTablesEnd, Self.reserved)
     add(GuestMap.highLoadAddress, to: memory.lowEnd, Self.usable)
+    add(
+      GuestMap.pciConfiguration.lowerBound, to: GuestMap.pciConfiguration.upperBound,
+      Self.reserved)
     add(GuestMap.identityMapPage, to: GuestMap.hypervisorPagesEnd, Self.reserved)
     for region in memory.regions.dropFirst() {
       add(region.guestAddress, to: region.end, Self.usable)

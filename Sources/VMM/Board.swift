@@ -4,6 +4,7 @@
 // off, reset, exit) goes through `MachineControl`, because the devices exist before the machine.
 
 import Devices
+import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
@@ -39,8 +40,13 @@ struct Board: Sendable {
   let clock: RealTimeClockDevice
   /// Readable when the clock's next event has changed.
   let clockChanged: SharedEvent
+  /// Served by the main thread; devices register with it.
+  let loop: EventLoop
+  private let slots: PCISlots
 
-  init(machine: Machine, console: ConsoleWriter) throws(Errno) {
+  init(
+    machine: Machine, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment
+  ) throws(Errno) {
     let control = try MachineControl()
     let clockChanged = try SharedEvent()
     func line(_ number: UInt32) -> InterruptLine {
@@ -51,7 +57,7 @@ struct Board: Sendable {
       interrupt: line(GuestMap.Interrupt.realTimeClock), now: { HostClock.realtime() },
       eventChanged: { clockChanged.file.signal() })
 
-    var ports = Bus()
+    let ports = Bus()
     // Port 0x61 lies between the keyboard controller's two ports; the hypervisor answers it.
     ports.attach(
       KeyboardController { control.end(.restart) }, at: GuestMap.Port.keyboardController, size: 5)
@@ -66,12 +72,38 @@ struct Board: Sendable {
       at: GuestMap.Port.powerManagement, size: PowerManagement.size)
     ports.attach(ResetRegister { control.end(.restart) }, at: GuestMap.Port.reset, size: 1)
 
+    let memoryMapped = Bus()
+    let pci = PCIRoot(
+      memory: memoryMapped, ports: ports,
+      windows: PCIWindows(memory: GuestMap.pciMemory, ports: GuestMap.Port.pci),
+      lines: GuestMap.Interrupt.pci.map(line))
+    Self.attach(pci, ports: ports, memoryMapped: memoryMapped)
+    loop = try EventLoop()
+    slots = try PCISlots(equipment, pci, machine: machine, memory: memory, loop: loop)
+
     self.ports = ports
-    memoryMapped = Bus()
+    self.memoryMapped = memoryMapped
     self.control = control
     self.console = console
     self.clockChanged = clockChanged
   }
+
+  /// The ways to PCI's configuration space.
+  private static func attach(_ pci: PCIRoot, ports: Bus, memoryMapped: Bus) {
+    let address = PCIAddressPort()
+    // The reset register is at the next port.
+    ports.attach(address, at: GuestMap.Port.pciAddress, size: 1)
+    ports.attach(PCIDataPort(pci, address), at: GuestMap.Port.pciData, size: PCIDataPort.size)
+    memoryMapped.attach(
+      PCIConfigurationMemory(pci), at: GuestMap.pciConfiguration.lowerBound,
+      size: PCIConfigurationMemory.size)
+  }
+
+  /// Starts the devices' threads. No guest code has run.
+  func start() throws(Errno) { try slots.start() }
+
+  /// Ends the devices' threads, after the vCPUs' have ended.
+  func stop() { slots.stop() }
 }
 
 /// An event file that several owners share.

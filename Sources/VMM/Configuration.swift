@@ -38,6 +38,10 @@ package struct Configuration: Sendable {
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?
+  package var disks: [DiskConfiguration] = []
+  package var network: NetworkConfiguration?
+  /// The guest has a source of random bytes.
+  package var hasEntropy = false
   package var engine = EngineChoice.auto
   package var statistics = false
 
@@ -108,6 +112,14 @@ extension Configuration {
       throw RunError("--pcpus \(text): give a number from 1 to \(Self.maximumPhysicalProcessors)")
     }
     physicalProcessors = number
+  }
+
+  /// Sets the disks from texts such as "debian.img,readonly=on".
+  package mutating func setDisks(_ texts: [String]) throws(RunError) {
+    guard texts.count <= DiskConfiguration.maximumCount else {
+      throw RunError("--disk: more than \(DiskConfiguration.maximumCount); give fewer")
+    }
+    disks = try texts.map { (text) throws(RunError) in try DiskConfiguration(text) }
   }
 
   /// Says who decompresses a compressed kernel.

@@ -23,7 +23,7 @@ package struct Doctor {
 
   /// All lines.
   package func report() -> [String] {
-    var lines = processorLines() + memoryLines() + deviceLines() + [clientLine()]
+    var lines = processorLines() + memoryLines() + deviceLines() + [clientLine(), networkLine()]
     do throws(RunError) {
       lines.append("run: " + (try supply.choose(Configuration()).reason))
     } catch {
@@ -72,6 +72,11 @@ package struct Doctor {
       return "\(name): seen late, by comparing, as userfaultfd says: \(error); "
         + "vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would mend that"
     }
+  }
+
+  private func networkLine() -> String {
+    "network: --net user "
+      + (UserNetwork.find().map { "by \($0)" } ?? "not there; apt-get install passt")
   }
 
   private static func limit(

@@ -5,6 +5,7 @@
 // guest of two instructions in a loop, run in user mode and in supervisor mode.
 
 import CHost
+import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot

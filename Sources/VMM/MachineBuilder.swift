@@ -4,6 +4,7 @@
 
 import CHost
 import Devices
+import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
@@ -18,9 +19,11 @@ enum MachineBuilder {
   ) throws(RunError) -> VirtualMachine {
     // What the user named is read first: most mistakes are there.
     let image = try GuestImage(configuration)
+    let equipment = try Equipment(configuration)
 
     let memory = try step("map \(configuration.memory >> 20)M of memory; give less") {
-      () throws(Errno) in try GuestMemory(size: configuration.memory)
+      () throws(Errno) in
+      try GuestMemory(size: configuration.memory) { engine.transport.noteWrite($0, count: $1) }
     }
     let entry = try image.load(into: memory, configuration)
     log.debug("entry: \(entry)")
@@ -35,7 +38,9 @@ enum MachineBuilder {
       return machine
     }
     let (board, cpus) = try step("make the devices and CPUs") { () throws(Errno) in
-      let board = try Board(machine: machine, console: ConsoleWriter(descriptor: output))
+      let board = try Board(
+        machine: machine, memory: memory, console: ConsoleWriter(descriptor: output),
+        equipment: equipment)
       return (board, try makeProcessors(configuration.processors, system, machine, entry))
     }
     return VirtualMachine(

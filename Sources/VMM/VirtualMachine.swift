@@ -5,8 +5,10 @@
 //     let machine = try VirtualMachine.make(configuration, engine: engine)
 //     let outcome = try machine.run(input: STDIN_FILENO)
 
+import CHost
 import Devices
 import Glibc
+import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
@@ -55,13 +57,14 @@ package final class VirtualMachine: Sendable {
     var outcome: Outcome
     do throws(Errno) {
       // Signals first: the threads inherit what is blocked here.
-      let loop = try EventLoop(self, input: input)
-      let terminal = RawTerminal.isTerminal(input) ? try RawTerminal(descriptor: input) : nil
+      let isTerminal = RawTerminal.isTerminal(input)
+      let loop = try MainLoop(self, input: input, isTerminal: isTerminal)
+      let terminal = isTerminal ? try RawTerminal(descriptor: input) : nil
       try start()
       try hooks.confine?()
       hooks.confined?()
       mayEnter.store(true, ordering: .releasing)
-      outcome = try loop.run(isTerminal: terminal != nil)
+      outcome = try loop.run()
       try stop()
       board.console.flush()
       _ = consume terminal
@@ -78,15 +81,16 @@ package final class VirtualMachine: Sendable {
   package static func blockSignals() {
     var mask = sigset_t()
     sigemptyset(&mask)
-    for number in EventLoop.signals { sigaddset(&mask, number) }
+    for number in MainLoop.signals { sigaddset(&mask, number) }
     pthread_sigmask(SIG_BLOCK, &mask, nil)
   }
 
   private func start() throws(Errno) {
+    try board.start()
     for processor in processors { try processor.start(self) }
   }
 
-  /// Stops all CPUs and waits for their threads.
+  /// Stops all CPUs, then the devices, and waits for their threads.
   private func stop() throws(Errno) {
     for processor in processors { processor.stop() }
     mayEnter.store(true, ordering: .releasing)
@@ -95,6 +99,7 @@ package final class VirtualMachine: Sendable {
       guard HostClock.monotonic() < limit else { throw .timedOut }
       usleep(200)
     }
+    board.stop()
   }
 
   private static let stopLimit: UInt64 = 10_000_000_000

@@ -101,6 +101,26 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
+      "Disk: a file with the bytes of a disk, or a block device. Can be given several times; the "
+        + "guest's drivers find them by virtio as /dev/vda and on. Images are locked while the "
+        + "machine runs; a comma in a name is written twice.",
+      valueName: "file[,readonly=on]"), completion: .file())
+  var disk: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "Network: user (connections of this host, without privileges, by passt) or none. "
+        + "mac=ADDRESS is the card's; host=on lets the guest reach this host at the gateway "
+        + "10.0.2.2; publish=8080:80, once or several times, leads the host's port 8080 to the "
+        + "guest's port 80.",
+      valueName: "user[,option=value...]|none"))
+  var net = "none"
+
+  @Flag(help: "Give the guest the host's random bytes (virtio-rng).")
+  var rng = false
+
+  @Option(
+    help: ArgumentHelp(
       "Text to add to the kernel's command line, which begins with console=ttyS0.",
       valueName: "text"))
   var append = ""
@@ -266,6 +286,9 @@ struct Run: ParsableCommand {
     try configuration.setDecompression(decompress)
     try configuration.setMemory(memory)
     try configuration.setProcessors(cpus)
+    try configuration.setDisks(disk)
+    configuration.network = try NetworkConfiguration.parse(net)
+    configuration.hasEntropy = rng
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
     try setTranslator(&configuration)

@@ -14,7 +14,7 @@ import Testing
   }
 
   @Test func accessesFindTheirDeviceByOffset() throws {
-    var bus = Bus()
+    let bus = Bus()
     let (first, second) = (Recorder(), Recorder())
     #expect(bus.attach(second, at: 0x200, size: 16) == true)
     #expect(bus.attach(first, at: 0x100, size: 8) == true)
@@ -28,7 +28,7 @@ import Testing
 
   @Test(arguments: [(1, 0xFF), (2, 0xFFFF), (4, 0xFFFF_FFFF), (8, UInt64.max)])
   func nobodyAnswersAllOnes(width: Int, value: UInt64) {
-    var bus = Bus()
+    let bus = Bus()
     bus.attach(Recorder(), at: 0x100, size: 8)
     for address in [0, 0xFF, 0x108, UInt64.max] {
       #expect(bus.read(address, width: width) == value)
@@ -37,7 +37,7 @@ import Testing
   }
 
   @Test func overlapsAreRefused() {
-    var bus = Bus()
+    let bus = Bus()
     #expect(bus.attach(Recorder(), at: 0x100, size: 8) == true)
     #expect(bus.attach(Recorder(), at: 0x107, size: 1) == false)
     #expect(bus.attach(Recorder(), at: 0xFF, size: 2) == false)

@@ -36,7 +36,7 @@ import Testing
     _ step: () -> Void = {}
   ) {
     var random = SplitMix(seed: Self.seed)
-    var bus = Bus()
+    let bus = Bus()
     bus.attach(device, at: 0x100, size: size)
     for _ in 0..<steps {
       if random.oneIn(8) { time.step(&random) }

@@ -15,7 +15,7 @@ enum DevicePart {
     let clock: RealTimeClockDevice
     let power: PowerManagement
     let serial: SerialPort
-    var ports = Bus()
+    let ports = Bus()
     /// All ports, and one that no device has.
     var addresses: [UInt64] = [0x80]
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Glibc
+import HostTestSupport
 import LinuxBoot
 import Testing
 
@@ -56,6 +58,32 @@ import Testing
     #expect(load(table, UInt64.self, 120) == 0xCF9 && table[128] == 6)
     #expect(load(table, UInt64.self, 212) == 0x608)
   }
+
+  @Test func theMCFGSaysWhereConfigurationSpaceIs() throws {
+    let table = try #require(try Self.tables(1)["MCFG"])
+    #expect(table.count == 60 && load(table, UInt64.self, 44) == 0xE000_0000)
+    #expect(table[54] == 0 && table[55] == 0)
+  }
+
+  /// ACPI's reference compiler takes the tables apart, and takes what comes of it without a
+  /// complaint.
+  @Test(
+    .enabled(if: iasl != nil, "iasl is not installed"), arguments: ["DSDT", "APIC", "MCFG", "FACP"])
+  func theReferenceCompilerReadsTheTables(name: String) throws {
+    let path = try Command.temporaryFile(try #require(try Self.tables(4)[name]))
+    defer { for suffix in ["", ".dsl", ".aml"] { unlink(path + suffix) } }
+    let compiler = try #require(Self.iasl)
+    let parts = try Command.run(["-d", path], path: compiler)
+    #expect(parts.status == 0, "\(parts.output)\(parts.errors)")
+    let back = try Command.run(["-p", path, path + ".dsl"], path: compiler)
+    #expect(back.status == 0, "\(back.output)\(back.errors)")
+    if name == "DSDT" {
+      let summary = back.output + back.errors
+      #expect(summary.contains(" 0 Errors, 0 Warnings"), "\(summary)")
+    }
+  }
+
+  static let iasl: String? = ["/usr/bin/iasl", "/usr/sbin/iasl"].first { access($0, X_OK) == 0 }
 
   @Test func theDSDTSaysHowToPowerOff() throws {
     let table = try #require(try Self.tables(1)["DSDT"])

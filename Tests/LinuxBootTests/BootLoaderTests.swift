@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CHost
+import GuestMemory
 import Host
 import KernelFiles
 import LinuxBoot
@@ -66,7 +67,7 @@ func load<Value: FixedWidthInteger>(_ bytes: [UInt8], _ type: Value.Type, _ offs
     #expect(LinuxBootTests.load(page, UInt32.self, 0x21C) == 5000)
     #expect(address % 4096 == 0 && address + 5000 <= 64 << 20)
     #expect(memory.read(address, count: 5000) == initrd)
-    #expect(page[0x1E8] == 5 && LinuxBootTests.load(page, UInt64.self, 0x2D0 + 60) == 0x10_0000)
+    #expect(page[0x1E8] == 6 && LinuxBootTests.load(page, UInt64.self, 0x2D0 + 60) == 0x10_0000)
     #expect(LinuxBootTests.load(page, UInt64.self, 0x2D0 + 68) == 63 << 20)
   }
 

@@ -35,7 +35,7 @@ final class HostileGuest: @unchecked Sendable {
   private let runSize: Int
   private let memory: UnsafeMutableRawPointer
   private var hostile: HostileMemory
-  private var ports = Bus()
+  private let ports = Bus()
   private var random: SplitMix
   private let isFull: Bool
   /// When each vCPU is to be stopped, in nanoseconds; 0 while it does not run.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Devices
 import KVMClient
 import SystemPackage
 import Testing
@@ -24,6 +25,45 @@ import VMM
     var configuration = Configuration()
     let error = #expect(throws: RunError.self) { try configuration.setMemory(text) }
     #expect(error?.description.hasPrefix("--memory \(text): ") == true && error?.status == 2)
+  }
+
+  @Test func disksHaveOptions() throws {
+    var configuration = Configuration()
+    try configuration.setDisks(["a.img", "b,,c.img,readonly=on", "d,readonly=off"])
+    #expect(configuration.disks.map(\.path) == ["a.img", "b,c.img", "d"])
+    #expect(configuration.disks.map(\.isReadOnly) == [false, true, false])
+  }
+
+  @Test(arguments: ["", ",readonly=on", "a,readonly", "a,", "a,b"])
+  func badDisksAreNamed(text: String) {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) { try configuration.setDisks([text]) }
+    #expect(error?.description.hasPrefix("--disk \(text): ") == true && error?.status == 2)
+    #expect(throws: RunError.self) {
+      try configuration.setDisks([String](repeating: "a", count: 32))
+    }
+  }
+
+  @Test func networksHaveOptions() throws {
+    #expect(try NetworkConfiguration.parse("none") == nil)
+    let plain = try #require(try NetworkConfiguration.parse("user"))
+    #expect(plain.address.bytes == [0x52, 0x54, 0, 0x12, 0x34, 0x56] && !plain.reachesHost)
+    let full = try #require(
+      try NetworkConfiguration.parse(
+        "user,host=on,publish=8080:80,publish=22,mac=02:00:00:0a:0B:ff"))
+    #expect(full.reachesHost && full.address.bytes == [2, 0, 0, 10, 11, 255])
+    #expect(full.published.map(\.host) == [8080, 22] && full.published.map(\.guest) == [80, 22])
+  }
+
+  @Test(arguments: [
+    "", "tap", "none,host=on", "user,", "user,host", "user,mac=1:2:3:4:5:6",
+    "user,mac=03:00:00:00:00:00",
+    "user,publish=0", "user,publish=65536", "user,publish=1:2:3", "user,publish=",
+    "user,publish=a:b",
+  ])
+  func badNetworksAreNamed(text: String) {
+    let error = #expect(throws: RunError.self) { try NetworkConfiguration.parse(text) }
+    #expect(error?.description.hasPrefix("--net \(text): ") == true && error?.status == 2)
   }
 
   @Test(arguments: ["", "K", "0", "63K", "513M", "9223372036854775807M", "-64K", "256ß", "ŉ"])

@@ -223,6 +223,15 @@ static const unsigned long CUFFDIO_WAKE = UFFDIO_WAKE;
 static const unsigned long CUFFDIO_WRITEPROTECT = UFFDIO_WRITEPROTECT;
 static const unsigned long CUSERFAULTFD_IOC_NEW = USERFAULTFD_IOC_NEW;
 
+// Disks: requests of block devices, and locks that belong to an open file, a GNU name of fcntl(2).
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/uio.h>
+static const unsigned int chost_blkgetsize64 = (unsigned int)BLKGETSIZE64;
+static const unsigned int chost_blkdiscard = (unsigned int)BLKDISCARD;
+static const unsigned int chost_blkzeroout = (unsigned int)BLKZEROOUT;
+static const int chost_ofd_setlk = 37;
+
 /* Instructions that Swift has no builtin for: one each. */
 
 /// CPUID: EAX, EBX, ECX, EDX of a leaf, in that order.

@@ -16,11 +16,16 @@ package enum ThreadRole: Int, Sendable, CaseIterable {
   case main
   /// Runs guest code, and the devices that it reaches.
   case processor
+  /// Reads and writes disk images.
+  case disk
   /// Timers and similar threads: waits and wakes.
   case device
 
   /// By the thread's name.
-  package init(threadName: String) { self = threadName.hasPrefix("vcpu") ? .processor : .device }
+  package init(threadName: String) {
+    self =
+      threadName.hasPrefix("vcpu") ? .processor : threadName.hasPrefix("disk") ? .disk : .device
+  }
 }
 
 /// A condition on one argument: `argument & mask == value`, or that it differs.
@@ -94,7 +99,9 @@ enum SystemCallTable {
     // A translator's reports; /proc/thread-self/schedstat.
     SystemCallRule(
       roles: [.main, .processor], calls: "writev pread64 pwrite64 mincore lseek fstat"),
-    SystemCallRule(roles: [.device], calls: "mincore"),
+    SystemCallRule(roles: [.device, .disk], calls: "mincore"),
+    // Disks, whose files are open by now.
+    SystemCallRule(roles: [.disk], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
     SystemCallRule(
       roles: [.main],
       calls: """
@@ -143,7 +150,7 @@ enum SystemCallTable {
       [ArgumentCheck(argument: 2, mask: writableAndExecutable, value: $0)]
     }
     return [
-      SystemCallRule(roles: [.main, .device], calls: "mmap mprotect", alternatives: none),
+      SystemCallRule(roles: [.main, .device, .disk], calls: "mmap mprotect", alternatives: none),
       SystemCallRule(
         roles: [.processor], calls: "mmap mprotect",
         alternatives: settings.usesDevice ? none : either),
@@ -162,7 +169,16 @@ enum SystemCallTable {
         SystemCallRule(
           roles: [.main, .processor], calls: "ioctl",
           alternatives: [[ArgumentCheck(argument: 1, mask: 0xFF00, value: UInt64(KVMIO) << 8)]]))
+      // Interrupts of disks.
+      rules.append(
+        SystemCallRule(
+          roles: [.disk], calls: "ioctl",
+          alternatives: equal(1, [CKVM_SIGNAL_MSI, CKVM_IRQ_LINE].map { UInt64($0) })))
     }
+    rules.append(
+      SystemCallRule(
+        roles: [.disk], calls: "ioctl",
+        alternatives: equal(1, [chost_blkdiscard, chost_blkzeroout].map { UInt64($0) })))
     return rules
   }
 

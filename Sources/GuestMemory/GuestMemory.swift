@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest's physical memory as the VMM sees it: one host mapping, of which the part below the
-// hole under 4 GiB and the part above 4 GiB are two ranges of guest-physical addresses. Every
-// access is checked against the ranges.
+// The guest's physical memory as the VMM and its devices see it: one host mapping, of which the
+// part below the hole under 4 GiB and the part above it are two ranges of guest-physical addresses.
+// Every access is checked against the ranges. A software processor keeps code that it has decoded,
+// so every write that the guest does not make itself is told (`noteWrite`), after the bytes are
+// there.
+//
+//     let memory = try GuestMemory(size: 512 << 20, lowEnd: 0xC000_0000, highStart: 0x1_0000_0000)
+//     guard memory.write([1, 2], at: 0x1000) else { ... }
 
 import Host
 import SystemPackage
@@ -18,7 +23,11 @@ package final class GuestMemory: Sendable {
     package var end: UInt64 { guestAddress + size }
   }
 
+  /// Told of host memory that was written.
+  package typealias WriteObserver = @Sendable (_ start: UnsafeRawPointer, _ count: Int) -> Void
+
   private let mapping: Mapping
+  private let observer: WriteObserver?
   /// In ascending order.
   package let regions: [Region]
   /// Bytes in all regions.
@@ -26,18 +35,25 @@ package final class GuestMemory: Sendable {
 
   /// Maps zeroed memory, on huge pages where the host gives them.
   ///
-  /// - Parameter size: bytes, a multiple of 4096, within the limits of `GuestMap`.
-  package init(size: Int) throws(Errno) {
+  /// - Parameters:
+  ///   - size: bytes, a multiple of 4096.
+  ///   - lowEnd: where the memory's first range ends at the latest.
+  ///   - highStart: where the rest goes on.
+  ///   - observer: told of all writes.
+  package init(
+    size: Int, lowEnd: UInt64, highStart: UInt64, observer: WriteObserver? = nil
+  ) throws(Errno) {
     let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
-    let low = min(UInt64(size), GuestMap.memoryHole)
+    let low = min(UInt64(size), lowEnd)
     var regions = [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {
       regions.append(
         Region(
-          guestAddress: GuestMap.fourGiB, size: UInt64(size) - low,
+          guestAddress: highStart, size: UInt64(size) - low,
           hostAddress: mapping.address + Int(low)))
     }
     self.mapping = mapping
+    self.observer = observer
     self.regions = regions
     self.size = size
   }
@@ -55,6 +71,9 @@ package final class GuestMemory: Sendable {
     return nil
   }
 
+  /// Somebody else than the guest has written these bytes of its memory.
+  package func noteWrite(_ start: UnsafeRawPointer, count: Int) { observer?(start, count) }
+
   /// Copies bytes in.
   ///
   /// - Returns: false when they do not fit; nothing is written then.
@@ -63,6 +82,7 @@ package final class GuestMemory: Sendable {
     bytes.withUnsafeBytes { source in
       UnsafeMutableRawBufferPointer(start: target, count: source.count).copyMemory(from: source)
     }
+    noteWrite(target, count: bytes.count)
     return true
   }
 

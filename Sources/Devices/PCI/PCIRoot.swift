@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Bus 0: which device is in which slot, and where their ranges are on the machine's buses. A write to a
+// configuration space may move, show or hide ranges; the root then brings the buses up to date. A range
+// that would lie outside of the windows or over another device is not shown until it can be.
+//
+// The slots' interrupt pins share a few lines. A line is up while any pin on it is.
+
+import Synchronization
+
+/// A function that can be put into a slot. Any vCPU may call it at any time.
+package protocol PCIDevice: AnyObject, Sendable {
+  /// Reads 1, 2 or 4 bytes of configuration space.
+  func readConfiguration(_ offset: Int, width: Int) -> UInt32
+  /// Writes 1, 2 or 4 bytes of configuration space.
+  func writeConfiguration(_ offset: Int, width: Int, value: UInt32)
+  /// What it answers now.
+  var ranges: [PCIRange] { get }
+  /// Reads from one of its ranges.
+  func read(range: Int, offset: UInt64, width: Int) -> UInt64
+  /// Writes to one of its ranges.
+  func write(range: Int, offset: UInt64, width: Int, value: UInt64)
+}
+
+/// Where functions may have their ranges.
+package struct PCIWindows: Sendable {
+  package let memory: Range<UInt64>
+  package let ports: Range<UInt64>
+  package init(memory: Range<UInt64>, ports: Range<UInt64>) {
+    self.memory = memory
+    self.ports = ports
+  }
+}
+
+package final class PCIRoot: Sendable {
+  package static let slotCount = 32
+
+  private struct State {
+    var devices = [(any PCIDevice)?](repeating: nil, count: PCIRoot.slotCount)
+    /// What is on the buses, by slot.
+    var shown = [[PCIRange]](repeating: [], count: PCIRoot.slotCount)
+    /// Whether some range waits for its place.
+    var isCrowded = false
+  }
+
+  private let memory: Bus
+  private let ports: Bus
+  private let windows: PCIWindows
+  private let lines: [SharedInterruptLine]
+  private let state = Mutex(State())
+
+  /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number, counted around.
+  package init(memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine]) {
+    self.memory = memory
+    self.ports = ports
+    self.windows = windows
+    self.lines = lines.map(SharedInterruptLine.init)
+    state.withLock { $0.devices[0] = HostBridge() }
+  }
+
+  /// The wire of a slot's INTA#.
+  package func interruptLine(slot: Int) -> InterruptLine {
+    lines[slot % lines.count].makeInput()
+  }
+
+  /// Puts a device into a slot that is free.
+  package func insert(_ device: any PCIDevice, slot: Int) {
+    state.withLock { state in
+      state.devices[slot] = device
+      show(slot, &state)
+    }
+  }
+
+  /// Takes a device out: its ranges go from the buses.
+  package func remove(slot: Int) {
+    state.withLock { state in
+      state.devices[slot] = nil
+      show(slot, &state)
+    }
+  }
+
+  /// Reads configuration space; all ones where there is no function.
+  package func read(_ function: PCIAddress, _ offset: Int, width: Int) -> UInt32 {
+    device(function)?.readConfiguration(offset, width: width) ?? .max
+  }
+
+  /// Writes configuration space.
+  package func write(_ function: PCIAddress, _ offset: Int, width: Int, value: UInt32) {
+    guard let device = device(function) else { return }
+    device.writeConfiguration(offset, width: width, value: value)
+    state.withLock { show(function.slot, &$0) }
+  }
+
+  private func device(_ function: PCIAddress) -> (any PCIDevice)? {
+    guard function.bus == 0, function.function == 0 else { return nil }
+    return state.withLock { $0.devices[function.slot] }
+  }
+
+  // MARK: Ranges on the buses
+
+  /// Brings the buses up to date with a slot's device.
+  private func show(_ slot: Int, _ state: inout State) {
+    let wanted = state.devices[slot]?.ranges ?? []
+    guard wanted != state.shown[slot] else { return }
+    let gone = state.shown[slot].filter { !wanted.contains($0) }
+    for range in gone { bus(range).detach(at: range.start) }
+    state.shown[slot].removeAll { gone.contains($0) }
+    // What has gone may have made room for others.
+    if state.isCrowded && !gone.isEmpty {
+      state.isCrowded = false
+      for other in state.devices.indices { add(other, &state) }
+    } else {
+      add(slot, &state)
+    }
+  }
+
+  private func add(_ slot: Int, _ state: inout State) {
+    guard let device = state.devices[slot] else { return }
+    for range in device.ranges where !state.shown[slot].contains(range) {
+      let answer = RangeOnBus(device: device, range: range.register)
+      if fits(range), bus(range).attach(answer, at: range.start, size: range.size) {
+        state.shown[slot].append(range)
+      } else {
+        state.isCrowded = true
+      }
+    }
+  }
+
+  private func bus(_ range: PCIRange) -> Bus { range.isPorts ? ports : memory }
+
+  private func fits(_ range: PCIRange) -> Bool {
+    let window = range.isPorts ? windows.ports : windows.memory
+    let (end, overflow) = range.start.addingReportingOverflow(range.size)
+    return !overflow && range.start >= window.lowerBound && end <= window.upperBound
+  }
+}
+
+/// A device's range, as the bus sees it.
+private final class RangeOnBus: BusDevice {
+  private let device: any PCIDevice
+  private let range: Int
+
+  init(device: any PCIDevice, range: Int) {
+    self.device = device
+    self.range = range
+  }
+
+  func read(offset: UInt64, width: Int) -> UInt64 {
+    device.read(range: range, offset: offset, width: width)
+  }
+
+  func write(offset: UInt64, width: Int, value: UInt64) {
+    device.write(range: range, offset: offset, width: width, value: value)
+  }
+}
+
+/// The function 00:00.0, through which the processor reaches the bus. It has no registers of its own.
+private final class HostBridge: PCIDevice {
+  private static let identity = PCIIdentity(vendor: 0x1B36, device: 0x0008, classCode: 0x060000)
+  private let space = Mutex(PCIConfiguration(identity))
+
+  func readConfiguration(_ offset: Int, width: Int) -> UInt32 {
+    space.withLock { $0.read(offset, width: width) }
+  }
+
+  func writeConfiguration(_ offset: Int, width: Int, value: UInt32) {
+    space.withLock { $0.write(offset, width: width, value: value) }
+  }
+
+  var ranges: [PCIRange] { [] }
+  func read(range: Int, offset: UInt64, width: Int) -> UInt64 { .max }
+  func write(range: Int, offset: UInt64, width: Int, value: UInt64) {}
+}
+
+/// A line that several pins raise.
+private final class SharedInterruptLine: Sendable {
+  private let line: InterruptLine
+  private let raised = Mutex(Set<Int>())
+  private let inputs = Atomic<Int>(0)
+
+  init(_ line: @escaping InterruptLine) { self.line = line }
+
+  func makeInput() -> InterruptLine {
+    let number = inputs.add(1, ordering: .relaxed).newValue
+    return { [self] level in
+      raised.withLock { raised in
+        let before = raised.isEmpty
+        if level { raised.insert(number) } else { raised.remove(number) }
+        if raised.isEmpty != before { line(!raised.isEmpty) }
+      }
+    }
+  }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A disk (virtio 1.2, "Block Device"). Requests are carried out by worker threads, several at a time and in any
+// order, which the driver reckons with; a vCPU only rings for them.
+
+import GuestMemory
+import Host
+import Synchronization
+import SystemPackage
+
+package final class BlockDevice: VirtioDevice {
+  package static let queueSizes: [UInt16] = [256]
+  /// Requests that are carried out at a time.
+  private static let workerCount = 4
+
+  private enum Feature {
+    static let segmentLimit: UInt64 = 1 << 2
+    static let readOnly: UInt64 = 1 << 5
+    static let blockSize: UInt64 = 1 << 6
+    static let flush: UInt64 = 1 << 9
+    static let topology: UInt64 = 1 << 10
+    static let discard: UInt64 = 1 << 13
+    static let writeZeroes: UInt64 = 1 << 14
+  }
+
+  package let type = VirtioDeviceType.block
+  package let connection: VirtioConnection
+  private let image: any BlockImage
+  private let serial: [UInt8]
+  /// Without a flush that the driver can ask for, every write has to be durable before it is done.
+  private let writesThrough = Atomic<Bool>(false)
+  private let workers = Mutex<WorkerPool?>(nil)
+
+  /// - Parameter serial: what the guest is told, of which 20 bytes count.
+  package init(_ connection: VirtioConnection, _ image: any BlockImage, serial: String) {
+    self.connection = connection
+    self.image = image
+    self.serial = Array(serial.utf8.prefix(BlockRequest.serialSize))
+  }
+
+  /// Starts the threads.
+  ///
+  /// - Parameter name: theirs.
+  package func start(name: String) throws(Errno) {
+    let pool = WorkerPool(name: name, count: Self.workerCount) { [self] in serveNext() }
+    try pool.start()
+    workers.withLock { $0 = pool }
+  }
+
+  /// Ends the threads, each after the request that it is at.
+  package func stop() {
+    let pool = workers.withLock { workers in
+      defer { workers = nil }
+      return workers
+    }
+    pool?.stop()
+  }
+
+  package var features: UInt64 {
+    let always = Feature.segmentLimit | Feature.blockSize | Feature.flush | Feature.topology
+    return always | (image.isReadOnly ? Feature.readOnly : Feature.discard | Feature.writeZeroes)
+  }
+
+  package func activate(features: UInt64) {
+    writesThrough.store(features & Feature.flush == 0, ordering: .releasing)
+    notify(queue: 0)
+  }
+
+  package func notify(queue: Int) { workers.withLock { $0 }?.wake() }
+
+  // MARK: Requests
+
+  private func serveNext() -> Bool {
+    let queue = connection.queues[0]
+    guard let request = queue.pop() else { return false }
+    if queue.hasMore() { notify(queue: 0) }
+    guard let command = BlockRequest(request) else {
+      queue.fail(request, .badRequest("a disk's request is too short"))
+      return true
+    }
+    let (status, written) = answer(command)
+    let place = request.writable.count &- 1
+    withUnsafeBytes(of: status) { _ = request.writable.write($0, at: place) }
+    queue.complete(request, written: UInt32(clamping: written &+ 1))
+    return true
+  }
+
+  /// Carries a request out; the status, and how much of the writable buffers is written from the start on.
+  private func answer(_ request: BlockRequest) -> (status: UInt8, written: Int) {
+    do throws(Errno) {
+      switch request.kind {
+      case BlockRequest.Kind.read:
+        try image.read(at: try range(request.sector, request.input.count), into: request.input)
+        return (BlockRequest.Status.ok, request.input.count)
+      case BlockRequest.Kind.write:
+        try write(request)
+      case BlockRequest.Kind.flush:
+        try image.flush()
+      case BlockRequest.Kind.identify:
+        request.input.slice(from: 0, count: BlockRequest.serialSize).clear()
+        serial.withUnsafeBytes { _ = request.input.write($0) }
+        return (BlockRequest.Status.ok, min(request.input.count, BlockRequest.serialSize))
+      case BlockRequest.Kind.discard, BlockRequest.Kind.writeZeroes:
+        return (try clear(request), 0)
+      default:
+        return (BlockRequest.Status.unsupported, 0)
+      }
+      return (BlockRequest.Status.ok, 0)
+    } catch {
+      return (BlockRequest.Status.error, 0)
+    }
+  }
+
+  private func write(_ request: BlockRequest) throws(Errno) {
+    if image.isReadOnly { throw .readOnlyFileSystem }
+    try image.write(
+      at: try range(request.sector, request.output.count), from: request.output)
+    if writesThrough.load(ordering: .acquiring) { try image.flush() }
+  }
+
+  /// Discards or zeroes ranges, of which there may be as many as the configuration says.
+  private func clear(_ request: BlockRequest) throws(Errno) -> UInt8 {
+    if image.isReadOnly { throw .readOnlyFileSystem }
+    guard let ranges = BlockRequest.ClearedRange.all(of: request.output) else {
+      return BlockRequest.Status.error
+    }
+    for cleared in ranges {
+      let count = UInt64(cleared.sectors) &* BlockSector.size
+      let offset = try range(cleared.sector, Int(truncatingIfNeeded: count))
+      if request.kind == BlockRequest.Kind.writeZeroes {
+        guard cleared.flags & ~BlockRequest.ClearedRange.unmap == 0 else {
+          return BlockRequest.Status.unsupported
+        }
+        let mayDiscard = cleared.flags & BlockRequest.ClearedRange.unmap != 0
+        try image.writeZeroes(at: offset, count: count, mayDiscard: mayDiscard)
+      } else {
+        guard cleared.flags == 0 else { return BlockRequest.Status.unsupported }
+        try image.discard(at: offset, count: count)
+      }
+    }
+    if writesThrough.load(ordering: .acquiring) { try image.flush() }
+    return BlockRequest.Status.ok
+  }
+
+  /// The offset of a range of whole sectors that lies on the disk.
+  private func range(_ sector: UInt64, _ count: Int) throws(Errno) -> UInt64 {
+    let offset = sector.multipliedReportingOverflow(by: BlockSector.size)
+    let count = UInt64(count)
+    guard !offset.overflow, count % BlockSector.size == 0, offset.partialValue <= image.size,
+      count <= image.size &- offset.partialValue
+    else { throw .invalidArgument }
+    return offset.partialValue
+  }
+
+  // MARK: Configuration
+
+  /// "Device configuration layout", up to the limits of zeroing.
+  package var configuration: [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: 60)
+    func put<Value: FixedWidthInteger>(_ value: Value, at offset: Int) {
+      for index in 0..<MemoryLayout<Value>.size {
+        bytes[offset &+ index] = UInt8(truncatingIfNeeded: value >> (index &* 8))
+      }
+    }
+    let capacity = image.size / BlockSector.size
+    put(capacity, at: 0)
+    // The status and the header have descriptors, too.
+    put(UInt32(Self.queueSizes[0] &- 2), at: 12)
+    put(UInt32(BlockSector.size), at: 20)
+    let sectorsInBlock = image.blockSize / UInt32(BlockSector.size)
+    put(UInt8(truncatingIfNeeded: sectorsInBlock.trailingZeroBitCount), at: 24)
+    put(UInt16(truncatingIfNeeded: sectorsInBlock), at: 26)
+    put(UInt16(1), at: 34)
+    put(BlockRequest.ClearedRange.sectorLimit, at: 36)
+    put(UInt32(BlockRequest.ClearedRange.limit), at: 40)
+    put(sectorsInBlock, at: 44)
+    put(BlockRequest.ClearedRange.sectorLimit, at: 48)
+    put(UInt32(BlockRequest.ClearedRange.limit), at: 52)
+    put(UInt8(1), at: 56)
+    return bytes
+  }
+}

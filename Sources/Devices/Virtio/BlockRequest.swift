@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import GuestMemory
+
+/// What a driver asks a disk for (virtio 1.2, "Block Device", "Device Operation"): a header, then bytes
+/// for the device or from it, then one byte for the status, however they are spread over buffers.
+struct BlockRequest {
+  enum Kind {
+    static let read: UInt32 = 0
+    static let write: UInt32 = 1
+    static let flush: UInt32 = 4
+    static let identify: UInt32 = 8
+    static let discard: UInt32 = 11
+    static let writeZeroes: UInt32 = 13
+  }
+
+  enum Status {
+    static let ok: UInt8 = 0
+    static let error: UInt8 = 1
+    static let unsupported: UInt8 = 2
+  }
+
+  static let serialSize = 20
+  private static let headerSize = 16
+
+  let kind: UInt32
+  let sector: UInt64
+  /// What the driver sends, and where it wants what it asks for.
+  let output: GuestBuffers
+  let input: GuestBuffers
+
+  /// nil where there is no header or no place for the status.
+  init?(_ request: VirtioRequest) {
+    guard let header = request.readable.bytes(count: Self.headerSize), request.writable.count > 0
+    else { return nil }
+    kind = header.little(UInt32.self, at: 0)
+    sector = header.little(UInt64.self, at: 8)
+    output = request.readable.slice(from: Self.headerSize)
+    input = request.writable.slice(from: 0, count: request.writable.count &- 1)
+  }
+
+  /// A range that is discarded or zeroed.
+  struct ClearedRange {
+    static let unmap: UInt32 = 1
+    /// Ranges in a request, and sectors in a range, at most.
+    static let limit = 32
+    static let sectorLimit: UInt32 = 1 << 22
+    private static let size = 16
+
+    let sector: UInt64
+    let sectors: UInt32
+    let flags: UInt32
+
+    /// nil where there is no whole number of them, none, or too many.
+    static func all(of buffers: GuestBuffers) -> [ClearedRange]? {
+      guard buffers.count > 0, buffers.count % size == 0, buffers.count <= limit * size,
+        let bytes = buffers.bytes(count: buffers.count)
+      else { return nil }
+      let ranges = stride(from: 0, to: bytes.count, by: size).map {
+        ClearedRange(
+          sector: bytes.little(UInt64.self, at: $0),
+          sectors: bytes.little(UInt32.self, at: $0 &+ 8),
+          flags: bytes.little(UInt32.self, at: $0 &+ 12))
+      }
+      return ranges.allSatisfy { $0.sectors <= sectorLimit } ? ranges : nil
+    }
+  }
+}
+
+extension [UInt8] {
+  /// A little-endian value at an offset that is inside.
+  func little<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int) -> Value {
+    (0..<MemoryLayout<Value>.size).reversed().reduce(0) {
+      $0 << 8 | Value(truncatingIfNeeded: self[offset &+ $1])
+    }
+  }
+}

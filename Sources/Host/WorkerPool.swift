@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Threads that do what a vCPU must not wait for, such as a disk's reads. Work is not handed over:
+// workers are told that there may be some, and look where it is. One that takes a piece and sees
+// another behind it wakes the next worker, so that as many run as have something to do.
+//
+//     let pool = WorkerPool(name: "disk0", count: 4) { takeOneRequest() }
+//     try pool.start()
+//     pool.wake()
+
+import CHost
+import Synchronization
+import SystemPackage
+
+#if canImport(Glibc)
+  import Glibc
+#endif
+
+/// A number of threads that sleep until there may be work.
+package final class WorkerPool: Sendable {
+  /// Takes one piece of work, tells whether there was one.
+  package typealias Work = @Sendable () -> Bool
+
+  /// Enough for system calls and the devices' small functions.
+  private static let stackSize = 256 << 10
+
+  private let name: String
+  private let count: Int
+  private let work: Work
+  private let bell: Bell
+  private let threads = Atomic<Int>(0)
+
+  /// - Parameters:
+  ///   - name: the threads' name, by which the sandbox knows what they are for.
+  ///   - count: of threads.
+  ///   - work: called by any of them, several at a time.
+  package init(name: String, count: Int, work: @escaping Work) {
+    self.name = name
+    self.count = count
+    self.work = work
+    bell = Bell()
+  }
+
+  /// Starts the threads.
+  package func start() throws(Errno) {
+    for _ in 0..<count {
+      threads.add(1, ordering: .sequentiallyConsistent)
+      do throws(Errno) {
+        _ = try HostThread(name: name, stackSize: Self.stackSize) { [self] in
+          run()
+          threads.subtract(1, ordering: .sequentiallyConsistent)
+        }
+      } catch {
+        threads.subtract(1, ordering: .sequentiallyConsistent)
+        throw error
+      }
+    }
+  }
+
+  /// There may be work. From any thread; does not wait.
+  package func wake() { bell.ring() }
+
+  /// Ends the threads, each after the work that it has begun, and waits for that.
+  package func stop() {
+    bell.close()
+    while threads.load(ordering: .sequentiallyConsistent) > 0 { usleep(200) }
+  }
+
+  private func run() {
+    while bell.wait() {
+      while !bell.isClosed, work() {}
+    }
+  }
+}
+
+/// A flag that one of several threads waits for and takes.
+private final class Bell: @unchecked Sendable {
+  private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+  private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+  // Under the mutex.
+  private var isRung = false
+  private var waiting = 0
+  private let closed = Atomic<Bool>(false)
+
+  init() {
+    pthread_mutex_init(mutex, nil)
+    pthread_cond_init(condition, nil)
+  }
+
+  deinit {
+    pthread_cond_destroy(condition)
+    pthread_mutex_destroy(mutex)
+    condition.deallocate()
+    mutex.deallocate()
+  }
+
+  var isClosed: Bool { closed.load(ordering: .acquiring) }
+
+  func ring() {
+    pthread_mutex_lock(mutex)
+    isRung = true
+    if waiting > 0 { pthread_cond_signal(condition) }
+    pthread_mutex_unlock(mutex)
+  }
+
+  func close() {
+    pthread_mutex_lock(mutex)
+    closed.store(true, ordering: .releasing)
+    pthread_cond_broadcast(condition)
+    pthread_mutex_unlock(mutex)
+  }
+
+  /// Takes the flag when it is set; false when the bell is closed.
+  func wait() -> Bool {
+    pthread_mutex_lock(mutex)
+    waiting &+= 1
+    while !isRung, !isClosed { pthread_cond_wait(condition, mutex) }
+    waiting &-= 1
+    isRung = false
+    pthread_mutex_unlock(mutex)
+    return !isClosed
+  }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import GuestMemory
+import SystemPackage
+
+extension GuestMemory {
+  /// Maps the memory of a machine as `GuestMap` has it.
+  ///
+  /// - Parameter size: bytes, a multiple of 4096, within the map's limits.
+  package convenience init(
+    size: Int, observer: GuestMemory.WriteObserver? = nil
+  ) throws(Errno) {
+    try self.init(
+      size: size, lowEnd: GuestMap.memoryHole, highStart: GuestMap.fourGiB, observer: observer)
+  }
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Host
+
+/// Finds out when nothing can ever happen in the guest again. When no CPU came out of the guest for
+/// a while, each is asked to look at itself; as long as one can go on, the next look is later.
+struct HaltWatch {
+  private static let shortest: Int32 = 500
+  private static let longest: Int32 = 16_000
+
+  private let processors: [VirtualProcessor]
+  /// Milliseconds between looks.
+  private(set) var interval = Self.shortest
+  private var exits: UInt64 = .max
+  private var next = HostClock.monotonic()
+  private var inspected = false
+
+  init(_ processors: [VirtualProcessor]) { self.processors = processors }
+
+  /// Looks when it is time; true when all CPUs have halted for ever.
+  mutating func check() -> Bool {
+    let now = HostClock.monotonic()
+    guard now >= next else { return false }
+    next = now + UInt64(interval) * 1_000_000
+    let exits = processors.reduce(UInt64(0)) { $0 &+ $1.exitsSoFar }
+    defer { self.exits = exits }
+    guard exits == self.exits else {
+      (inspected, interval) = (false, Self.shortest)
+      return false
+    }
+    if inspected {
+      if processors.allSatisfy(\.isHaltedForEver) { return true }
+      interval = min(interval * 2, Self.longest)
+    }
+    inspected = true
+    for processor in processors { processor.inspect() }
+    return false
+  }
+}

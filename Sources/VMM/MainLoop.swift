@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The loop of a machine's main thread: what the user types, what the guest prints, signals, the clock's
+// interrupts, whatever devices have registered, and the watch for a guest that has halted for ever.
+
+import Devices
+import Glibc
+import Host
+import Synchronization
+import SystemPackage
+
+/// Serves a machine until the run is to end.
+struct MainLoop: ~Copyable {
+  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
+
+  private let machine: VirtualMachine
+  private let input: ConsoleInput
+  private var watch: HaltWatch
+
+  /// - Parameter isTerminal: the input has escape keys.
+  init(_ machine: VirtualMachine, input: Int32, isTerminal: Bool) throws(Errno) {
+    signal(SIGPIPE, SIG_IGN)
+    let board = machine.board
+    try Self.register(board)
+    self.machine = machine
+    self.input = ConsoleInput(input, isTerminal: isTerminal, board)
+    watch = HaltWatch(machine.processors)
+  }
+
+  private static func register(_ board: Board) throws(Errno) {
+    // Whoever ends the run wakes the loop, which looks for itself.
+    _ = try board.loop.add(board.control.descriptor) { _ in }
+    _ = try board.loop.add(board.console.wakeDescriptor) { _ in board.console.flush() }
+    let signals = try SharedSignals(Self.signals)
+    _ = try board.loop.add(signals.file.descriptor.rawValue) { _ in
+      if let number = signals.file.next() { board.control.end(.signal(number)) }
+    }
+    let alarm = try ClockAlarm(board)
+    _ = try board.loop.add(alarm.timer.descriptor.rawValue) { _ in alarm.run() }
+    _ = try board.loop.add(board.clockChanged.file.descriptor.rawValue) { _ in alarm.run() }
+  }
+
+  /// Runs until an outcome is there.
+  consuming func run() throws(Errno) -> Outcome {
+    while true {
+      if let outcome = machine.board.control.result { return outcome }
+      let patience = try input.update()
+      try machine.board.loop.runOnce(timeout: patience ?? watch.interval)
+      if patience != nil { input.look() }
+      if watch.check() { return .halted(CrashReport.pending) }
+    }
+  }
+}
+
+/// Signals as events, shared by the loop and its handler.
+private final class SharedSignals: Sendable {
+  let file: SignalFile
+  init(_ numbers: [Int32]) throws(Errno) { file = try SignalFile(numbers) }
+}
+
+/// The timer of the clock's interrupts.
+private final class ClockAlarm: Sendable {
+  let timer: TimerFile
+  private let board: Board
+
+  init(_ board: Board) throws(Errno) {
+    timer = try TimerFile()
+    self.board = board
+  }
+
+  /// Raises the interrupts that are due, and sets the timer for the next.
+  func run() {
+    timer.consume()
+    board.clockChanged.file.consume()
+    var deadline: UInt64?
+    if let next = board.clock.runEvents() {
+      let now = HostClock.realtime()
+      deadline = HostClock.monotonic() &+ (next > now ? next &- now : 0)
+    }
+    do throws(Errno) {
+      try timer.arm(at: deadline)
+    } catch {
+      board.control.end(.failed("the clock's timer: \(error)", nil))
+    }
+  }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What --net says: how the guest reaches a network, and options behind commas.
+//
+//     user,publish=8080:80,mac=52:54:00:12:34:56
+
+import Devices
+import SystemPackage
+
+/// The network of a machine.
+package struct NetworkConfiguration: Sendable, Hashable {
+  /// An address that no maker of cards has.
+  package static let defaultAddress = "52:54:00:12:34:56"
+
+  package var address: MACAddress
+  /// The gateway's address leads to the host itself.
+  package var reachesHost = false
+  /// Ports of the host that lead to the guest.
+  package var published: [PublishedPort] = []
+
+  /// A TCP port of the host and the guest's that it leads to.
+  package struct PublishedPort: Sendable, Hashable {
+    package let host: UInt16
+    package let guest: UInt16
+
+    /// Reads text such as "8080:80"; one number stands for both.
+    init?(_ text: some StringProtocol) {
+      let parts = text.split(separator: ":", omittingEmptySubsequences: false)
+      let numbers = parts.compactMap { UInt16($0) }.filter { $0 > 0 }
+      guard numbers.count == parts.count, (1...2).contains(numbers.count) else { return nil }
+      host = numbers[0]
+      guest = numbers[numbers.count - 1]
+    }
+  }
+
+  /// Reads the text of an option; nil for no network.
+  package static func parse(_ text: String) throws(RunError) -> NetworkConfiguration? {
+    let parts = text.split(separator: ",", omittingEmptySubsequences: false)
+    switch parts.first {
+    case "none" where parts.count == 1: return nil
+    case "user":
+      guard let address = MACAddress(defaultAddress) else { return nil }
+      var configuration = NetworkConfiguration(address: address)
+      for option in parts.dropFirst() { try configuration.set(option, text) }
+      return configuration
+    default: throw RunError("--net \(text): unknown network; give user or none")
+    }
+  }
+
+  private init(address: MACAddress) { self.address = address }
+
+  private mutating func set(_ option: Substring, _ text: String) throws(RunError) {
+    let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+    let value = parts.count == 2 ? parts[1] : ""
+    switch parts.first {
+    case "mac":
+      guard let address = MACAddress(String(value)) else {
+        throw RunError(
+          "--net \(text): mac=\(value) is no card's address; write it like \(Self.defaultAddress)")
+      }
+      self.address = address
+    case "host" where value == "on": reachesHost = true
+    case "host" where value == "off": reachesHost = false
+    case "publish":
+      guard let port = PublishedPort(value) else {
+        throw RunError(
+          "--net \(text): publish=\(value) names no ports; write it like publish=8080:80")
+      }
+      published.append(port)
+    default:
+      throw RunError(
+        "--net \(text): unknown option \(option); give mac=ADDRESS, host=on or publish=PORT:PORT")
+    }
+  }
+}

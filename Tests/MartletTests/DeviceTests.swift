@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Debian's cloud kernel with its own drivers: on a disk that the host's tools have made and look at
+// afterwards, on a network through passt, and on the host's random bytes.
+
+import Glibc
+import HostTestSupport
+import KernelFiles
+import Testing
+
+@Suite(.serialized) struct DeviceTests {
+  private static let initrd = BootGuest.path("initramfs-devices.cpio")
+
+  /// A folder with an ext4 image, and with what is in it.
+  private final class Image {
+    let folder: String
+    let path: String
+    /// The hash of the file "data".
+    let hash: String
+
+    init() throws {
+      var template = Array("/tmp/martlet-disk-XXXXXX".utf8CString)
+      folder = try #require(mkdtemp(&template).map { String(cString: $0) })
+      path = folder + "/disk.img"
+      let busybox = BootGuest.path("busybox")
+      try Self.shell(
+        """
+        mkdir \(folder)/tree && cd \(folder)/tree && cp \(busybox) . &&
+        dd if=/dev/urandom of=data bs=64k count=100 2>/dev/null &&
+        truncate -s 64M \(path) && mkfs.ext4 -q -d . \(path)
+        """)
+      hash = String(try Self.shell("sha256sum <\(folder)/tree/data").prefix(64))
+    }
+
+    deinit { _ = try? Self.shell("rm -r \(folder)") }
+
+    @discardableResult static func shell(_ line: String) throws -> String {
+      let result = try Command.run(
+        ["-c", "PATH=$PATH:/usr/sbin:/sbin; \(line)"], path: "/bin/sh")
+      try #require(result.status == 0, "\(line): \(result.output)\(result.errors)")
+      return result.output
+    }
+
+    /// The file system is whole.
+    func check() throws { try Self.shell("e2fsck -fn \(path)") }
+
+    /// The hash of a file in the image.
+    func hash(of name: String) throws -> String {
+      String(try Self.shell("debugfs -R 'cat \(name)' \(path) 2>/dev/null | sha256sum").prefix(64))
+    }
+  }
+
+  private func arguments(_ task: String, _ disks: [String], _ more: [String]) -> [String] {
+    ["run", "--kernel", BootGuest.path("vmlinuz-cloud-amd64"), "--initrd", Self.initrd]
+      + disks.flatMap { ["--disk", $0] }
+      + ["--append", "quiet panic=-1 devices.task=" + task] + more
+  }
+
+  private func boot(
+    _ task: String, _ disks: [String], _ more: [String]
+  ) throws -> Command.Result {
+    try #require(
+      BootGuest.isThere && access(Self.initrd, R_OK) == 0,
+      "no guests in \(BootGuest.directory): run Scripts/fetch-guest.sh")
+    return try Command.run(arguments(task, disks, more), limit: BootGuest.limit)
+  }
+
+  /// What a line "DEVICE name ..." says.
+  private func says(_ result: Command.Result, _ name: String) -> [String] {
+    says(result.output, name)
+  }
+
+  private func says(_ output: String, _ name: String) -> [String] {
+    output.split(whereSeparator: \.isNewline).compactMap { line in
+      line.hasPrefix("DEVICE \(name) ") ? String(line.dropFirst("DEVICE \(name) ".count)) : nil
+    }
+  }
+
+  @Test(arguments: [
+    ["--engine", "soft"], ["--engine", "soft", "--cpus", "4", "--pcpus", "2"],
+    ["--engine", "soft", "--translator", "off"],
+  ])
+  func linuxMountsReadsAndWrites(engine: [String]) throws {
+    try mountReadAndWrite(engine)
+  }
+
+  @Test(.enabled(if: [.vtx, .svm].contains(KernelKVM.kind), "no usable /dev/kvm"))
+  func linuxMountsReadsAndWritesOnTheKernelsKVM() throws {
+    try mountReadAndWrite(["--engine", "kvm"])
+  }
+
+  private func mountReadAndWrite(_ engine: [String]) throws {
+    let image = try Image()
+    let second = image.folder + "/second.img"
+    try Image.shell("truncate -s 5M \(second)")
+    let result = try boot("disk", [image.path, second], engine)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    #expect(says(result, "vda") == ["131072 0 disk0"], about)
+    #expect(says(result, "vdb") == ["10240 0 disk1"], about)
+    #expect(says(result, "read") == [image.hash], about)
+    #expect(says(result, "program") == ["1", "2", "3"], about)
+    let written = try #require(says(result, "wrote").first, about)
+    try image.check()
+    #expect(try image.hash(of: "written") == written)
+    let copy = try Image.shell("head -c 4194304 \(second) | sha256sum")
+    #expect(copy.prefix(64) == written)
+    // What was trimmed is not kept: the image has less than it was made with.
+    #expect(result.output.contains("DEVICE trimmed"), about)
+    let blocks = try Image.shell("stat -c %b \(image.path)")
+    #expect(try #require(Int(blocks.dropLast())) < 131_072 / 2)
+  }
+
+  @Test func aReadOnlyDiskStaysAsItIs() throws {
+    let image = try Image()
+    try Image.shell("chmod 444 \(image.path) && sha256sum \(image.path) >\(image.folder)/sum")
+    let result = try boot("disk", [image.path + ",readonly=on"], ["--engine", "soft"])
+    #expect(result.status == 0 && says(result, "vda") == ["131072 1 disk0"], "\(result.errors)")
+    #expect(says(result, "read") == [image.hash] && says(result, "wrote").isEmpty)
+    try Image.shell("sha256sum -c \(image.folder)/sum")
+  }
+
+  /// The monitor is killed while the guest writes: whatever a sync has confirmed is there.
+  @Test func aKilledMonitorLosesNothingThatWasSynced() throws {
+    let image = try Image()
+    let output = image.folder + "/output"
+    let file = open(output, O_RDWR | O_CREAT, 0o644)
+    let null = open("/dev/null", O_RDWR)
+    defer { for file in [file, null] { close(file) } }
+    let process = try Command.start(
+      arguments("sync", [image.path], ["--engine", "soft"]), input: null,
+      output: file, errors: null)
+    var synced = 0
+    for _ in 0..<6000 where synced < 20 {
+      usleep(20_000)
+      let text = (try? Image.shell("grep -a -c 'DEVICE synced' \(output) || true")) ?? ""
+      synced = Int(text.dropLast()) ?? 0
+    }
+    kill(process, SIGKILL)
+    _ = try Command.wait(process)
+    #expect(synced >= 20)
+    // The journal is replayed, as after a power failure; then nothing is left to mend.
+    try Image.shell("e2fsck -fy \(image.path) >/dev/null; test $? -le 1")
+    try image.check()
+    let number = try Image.shell("debugfs -R 'cat number' \(image.path) 2>/dev/null")
+    #expect(try #require(Int(number.dropLast())) >= synced)
+  }
+
+  @Test func whatCannotBeADiskIsOneLine() throws {
+    let image = try Image()
+    let kernel = try Command.temporaryFile(TinyKernel.printing("done").bytes)
+    defer { unlink(kernel) }
+    try Image.shell("cd \(image.folder) && : >empty && truncate -s 1000 odd")
+    func problem(_ disk: String) throws -> String {
+      let result = try Command.run(
+        ["run", "--engine", "soft", "--memory", "32M", "--kernel", kernel, "--disk", disk])
+      #expect(result.status == 2 && result.output.isEmpty && result.errorLines.count == 1)
+      return result.errors
+    }
+    #expect(try problem("/nowhere/image").contains("--disk /nowhere/image: no such file"))
+    #expect(try problem(image.folder).contains("not a file or block device"))
+    #expect(try problem(image.folder + "/empty").contains("empty"))
+    #expect(try problem(image.folder + "/odd").contains("1000 bytes"))
+    #expect(try problem(image.path + "," + image.path).contains("unknown option"))
+    // One disk twice.
+    let twice = try Command.run(
+      [
+        "run", "--engine", "soft", "--memory", "32M", "--kernel", kernel, "--disk", image.path,
+        "--disk", image.path,
+      ])
+    #expect(twice.status == 2 && twice.errors.contains("in use by another program"))
+  }
+
+  // MARK: Network and random bytes
+
+  /// A web server of the host, which serves a folder.
+  private final class Server {
+    let port: Int
+    private let process: pid_t
+
+    init(folder: String) throws {
+      let null = open("/dev/null", O_RDWR)
+      defer { close(null) }
+      port = 20_000 + Int(getpid()) % 20_000
+      process = try Command.start(
+        ["httpd", "-f", "-p", "127.0.0.1:\(port)", "-h", folder], path: BootGuest.path("busybox"),
+        input: null, output: null, errors: null)
+    }
+
+    deinit {
+      kill(process, SIGKILL)
+      _ = try? Command.wait(process)
+    }
+  }
+
+  private static let hasPasst = access("/usr/bin/passt", X_OK) == 0
+
+  /// Down from the host, and up again through a port that is published.
+  @Test(.enabled(if: hasPasst, "passt is not installed"), arguments: [["--engine", "soft"]])
+  func linuxReachesTheNetwork(engine: [String]) throws {
+    let image = try Image()
+    let server = try Server(folder: image.folder + "/tree")
+    let published = server.port + 20_000
+    let output = image.folder + "/output"
+    let fetch = "\(BootGuest.path("busybox")) wget -q -O - http://127.0.0.1:\(published)"
+    try Image.shell(
+      """
+      (while ! grep -aq 'DEVICE serves' \(output) 2>/dev/null; do sleep 0.1; done
+      \(fetch)/data | sha256sum >\(image.folder)/sum; \(fetch)/cgi-bin/stop) >/dev/null 2>&1 &
+      """)
+    let file = open(output, O_RDWR | O_CREAT, 0o644)
+    let null = open("/dev/null", O_RDWR)
+    defer { for file in [file, null] { close(file) } }
+    let net = ["--net", "user,host=on,publish=\(published):80"]
+    let task = "net devices.port=\(server.port)"
+    let process = try Command.start(
+      arguments(task, [], engine + net), input: null, output: file, errors: file)
+    let status = try Command.wait(process, limit: BootGuest.limit)
+    let text = try Image.shell("cat \(output)")
+    let about: Comment = "\(text.suffix(2000))"
+    #expect(status == 0, about)
+    #expect(says(text, "mtu") == ["65520 52:54:00:12:34:56"], about)
+    #expect(says(text, "address") == ["10.0.2.15/24 10.0.2.2"], about)
+    #expect(says(text, "received") == [image.hash], about)
+    #expect(try Image.shell("cat \(image.folder)/sum").prefix(64) == image.hash, about)
+    withExtendedLifetime(server) {}
+  }
+
+  @Test func aNetworkWithoutPasstIsOneLine() throws {
+    let kernel = try Command.temporaryFile(TinyKernel.printing("done").bytes)
+    defer { unlink(kernel) }
+    let program = Command.products + "/martlet"
+    let result = try Command.run(
+      ["-c", "PATH=/nowhere exec \(program) run --engine soft --kernel \(kernel) --net user"],
+      path: "/bin/sh")
+    #expect(result.status == 2 && result.errorLines.count == 1)
+    #expect(result.errors.contains("--net user: passt is missing; apt-get install passt"))
+  }
+
+  @Test func linuxReadsTheHostsRandomBytes() throws {
+    let result = try boot("random", [], ["--engine", "soft", "--rng"])
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0 && says(result, "rng") == ["virtio_rng.0"], about)
+    #expect(says(result, "bytes") == ["65536"], about)
+  }
+}
