@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// How much of the guest's memory the host has given it so far, for the figures of a run.
 
 import Glibc
 
