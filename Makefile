@@ -10,6 +10,8 @@ SHELL_SCRIPTS = .ci/run $(filter-out $(SCRIPT_PARTS), $(wildcard Scripts/*.sh Sc
   Guests/*.sh Benchmarks/programs/*.sh))
 # Arguments for the program: make run ARGS="--cpus 2", make bench ARGS="--quick", make soak ARGS=60
 ARGS ?=
+# Checks shell scripts; empty where it cannot be installed.
+SHELLCHECK ?= shellcheck
 
 .PHONY: all build install man run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
 
@@ -134,8 +136,8 @@ bench-qemu: build
 # Scripts, comment width, formatting, arithmetic on what a guest chooses, and a build in which warnings
 # are errors.
 check:
-	Scripts/needs.sh --check
-	shellcheck -x -S warning $(SHELL_SCRIPTS)
+	Scripts/needs.sh $(if $(SHELLCHECK),--check)
+	$(if $(SHELLCHECK),$(SHELLCHECK) -x -S warning $(SHELL_SCRIPTS))
 	Scripts/lint-width.sh
 	Scripts/lint-traps.sh
 	$(SWIFT) format lint --strict --recursive $(SWIFT_FILES)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Checks for the programs that the tests run and lists the Debian packages that are missing. --install
-# installs them (as root). --qemu adds QEMU, without which `make test` skips a part; --check adds what
-# `make check` runs.
+# installs them (as root). --qemu adds QEMU, passt and iasl, without which `make test` skips parts;
+# --check adds what `make check` runs.
 #
 # usage: Scripts/needs.sh [--qemu] [--check] [--install]
 
@@ -40,9 +40,9 @@ for library in /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libsec
 done
 [ -n "$library" ] || missing="$missing libseccomp2"
 need mkfs.ext4 e2fsprogs
-need iasl acpica-tools
-need passt passt
 if [ -n "$qemu" ]; then
+  need iasl acpica-tools
+  need passt passt
   need qemu-system-x86_64 qemu-system-x86
   need qemu-img qemu-utils
 fi
