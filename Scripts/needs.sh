@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Checks for the programs that the tests run and lists the Debian packages that are missing. --install
-# installs them (as root). --qemu adds QEMU, passt and iasl, without which `make test` skips parts;
+# installs them (as root). --optional adds QEMU, passt and iasl, without which `make test` skips parts;
 # --check adds what `make check` runs.
 #
-# usage: Scripts/needs.sh [--qemu] [--check] [--install]
+# usage: Scripts/needs.sh [--optional] [--check] [--install]
 
 set -eu
 
-install='' qemu='' check=''
+install='' optional='' check=''
 for option in "$@"; do
   case $option in
     --install) install=yes ;;
-    --qemu) qemu=yes ;;
+    --optional) optional=yes ;;
     --check) check=yes ;;
     *)
       echo "needs: unknown option $option" >&2
@@ -40,7 +40,7 @@ for library in /usr/lib/*/libseccomp.so.2 /usr/lib*/libseccomp.so.2 /lib*/libsec
 done
 [ -n "$library" ] || missing="$missing libseccomp2"
 need mkfs.ext4 e2fsprogs
-if [ -n "$qemu" ]; then
+if [ -n "$optional" ]; then
   need iasl acpica-tools
   need passt passt
   need qemu-system-x86_64 qemu-system-x86

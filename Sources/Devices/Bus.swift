@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How a guest's accesses find their device. A bus is a list of address ranges that do not overlap,
-// each with a device; a machine has one for I/O ports and one for physical memory. Devices may come and go
-// while vCPUs run: an access that has found its device is carried out, later ones find what is there then.
-// What no device answers reads as all ones, and writes to it are lost, as on the real bus.
+// each with a device; a machine has one for I/O ports and one for physical memory. Devices may come
+// and go while vCPUs run: an access that has found its device is carried out, later ones find what
+// is there then. What no device answers reads as all ones, and writes to it are lost, as on the
+// real bus.
 //
 //     let ports = Bus()
 //     ports.attach(SerialPort(...), at: 0x3F8, size: 8)

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The i8042 without keyboard and mouse, and the reset that PCs do through it.
 
 import Synchronization
 

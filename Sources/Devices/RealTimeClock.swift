@@ -9,8 +9,8 @@
 //     clock.index = RealTimeClock.Register.hours
 //     let hours = clock.readData(now: HostClock.realtime())   // BCD
 
-/// The chip as a plain value; times are nanoseconds since 1970 UTC. Those of the guest need more than 64 bits:
-/// it may set any year up to 2599, and an `Int64` ends in April 2262.
+/// The chip as a plain value; times are nanoseconds since 1970 UTC. Those of the guest need more
+/// than 64 bits: it may set any year up to 2599, and an `Int64` ends in April 2262.
 package struct RealTimeClock: Sendable, Hashable {
   package enum Register {
     package static let seconds: UInt8 = 0

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The real-time clock as a device on the bus; the chip itself is `RealTimeClock`.
 
 import Synchronization
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The 16550A as a device on the bus; the chip itself is `UART16550`.
 
 import Synchronization
 

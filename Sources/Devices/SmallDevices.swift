@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Devices of one register: the reset control register and its like.
 
 import Synchronization
 

@@ -41,7 +41,7 @@ package final class WorkerPool: Sendable {
     bell = Bell()
   }
 
-  /// Starts the threads.
+  /// Starts the threads; all or none.
   package func start() throws(Errno) {
     for _ in 0..<count {
       threads.add(1, ordering: .sequentiallyConsistent)
@@ -52,6 +52,7 @@ package final class WorkerPool: Sendable {
         }
       } catch {
         threads.subtract(1, ordering: .sequentiallyConsistent)
+        stop()
         throw error
       }
     }

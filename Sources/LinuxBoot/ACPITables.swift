@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ACPI tables of the machine (ACPI specification, "ACPI Software Programming Model"): RSDP,
-// XSDT, FADT with FACS and DSDT, MADT, MCFG. They lie one after the other from `GuestMap.acpiTables` on.
+// XSDT, FADT with FACS and DSDT, MADT, MCFG. They lie one after the other from
+// `GuestMap.acpiTables` on.
+
+import Host
 
 /// The tables' bytes, for `GuestMap.acpiTables`.
 package struct ACPITables: Sendable {
@@ -144,7 +147,8 @@ package struct ACPITables: Sendable {
     return entry
   }
 
-  /// Where PCI configuration space is as memory (PCI Firmware Specification, "MCFG Table Description").
+  /// Where PCI configuration space is as memory (PCI Firmware Specification, "MCFG Table
+  /// Description").
   private static func configurationSpace() -> [UInt8] {
     var table = [UInt8](repeating: 0, count: 8)
     table.append(little: GuestMap.pciConfiguration.lowerBound)
@@ -207,8 +211,8 @@ package struct ACPITables: Sendable {
       ])
   }
 
-  /// INTA# of each slot; devices here have one function and no other pin (ACPI specification, "_PRT (PCI
-  /// Routing Table)").
+  /// INTA# of each slot; devices here have one function and no other pin (ACPI specification, "_PRT
+  /// (PCI Routing Table)").
   private static func interruptRoutes() -> [[UInt8]] {
     (1..<32 as Range<UInt32>).map { slot in
       AML.package([

@@ -3,6 +3,8 @@
 // The few terms of ACPI's machine language that the DSDT needs, as functions that give their bytes
 // (ACPI specification, "ACPI Machine Language (AML) Specification").
 
+import Host
+
 enum AML {
   private static let nameOp: UInt8 = 0x08
   private static let bytePrefix: UInt8 = 0x0A

@@ -5,6 +5,7 @@
 
 import CHost
 import GuestMemory
+import Host
 import X86
 
 /// Where and in which mode a loaded image starts.

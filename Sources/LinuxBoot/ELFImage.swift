@@ -4,6 +4,7 @@
 // at their physical addresses, and it is entered in 32-bit protected mode with a start info.
 
 import GuestMemory
+import Host
 
 /// A checked ELF kernel.
 package struct ELFImage: Sendable {

@@ -10,7 +10,7 @@
 //     0x0009_FC00   end of the first memory range; reserved up to the tables
 //     0x000E_0000   ACPI tables, RSDP first      (reserved)
 //     0x0010_0000   memory again; the kernel at the address it prefers, the initrd at the end
-//     0xC000_0000   highest end of low memory; the rest goes on at 4 GiB. From here on PCI devices' ranges
+//     0xC000_0000   highest end of low memory, the rest is above 4 GiB; ranges of PCI devices
 //     0xE000_0000   PCI configuration space of bus 0
 //     0xFEC0_0000   IOAPIC
 //     0xFEE0_0000   local APICs

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The memory of a machine, laid out as `GuestMap` has it.
 
 import GuestMemory
 import SystemPackage

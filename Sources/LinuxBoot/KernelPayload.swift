@@ -6,8 +6,8 @@
 //
 // The table, from the end of the payload backwards: addresses of 32-bit values that grow with the
 // virtual offset, down to a 0; in kernels before 6.15 addresses of 32-bit values that shrink, down
-// to a 0; addresses of 64-bit values that grow, down to a 0 at the end of the ELF file. Addresses are
-// the low 32 bits of virtual ones.
+// to a 0; addresses of 64-bit values that grow, down to a 0 at the end of the ELF file. Addresses
+// are the low 32 bits of virtual ones.
 //
 //     if let kernel = KernelPayload(file: bytes, setup: header) {
 //       kernel.load(into: memory, at: address, virtualOffset: offset)
@@ -153,7 +153,8 @@ struct KernelPayload: ~Copyable {
 
   // MARK: Relocations
 
-  /// The table between the end of the ELF file and that of the payload; nil where it has another form.
+  /// The table between the end of the ELF file and that of the payload; nil where it has another
+  /// form.
   private static func findRelocations(
     _ bytes: UnsafeRawBufferPointer, from end: Int
   ) -> Relocations? {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. The kernel's
-// own decompressor would choose addresses at random; so does this, for physical and virtual ones.
+// A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. The
+// kernel's own decompressor would choose addresses at random; so does this, for physical and
+// virtual ones.
 
 import GuestMemory
+import Host
 
 /// A kernel in memory.
 struct LoadedKernel {
@@ -14,8 +16,8 @@ struct LoadedKernel {
   var isRandomized = false
 }
 
-/// Chooses where a kernel goes. Physical addresses are below 4 GiB, which is what the boot page tables
-/// map.
+/// Chooses where a kernel goes. Physical addresses are below 4 GiB, which is what the boot page
+/// tables map.
 struct KernelPlacement: Equatable {
   var address: UInt64
   var virtualOffset: UInt64 = 0
@@ -52,7 +54,7 @@ extension LinuxImage {
   ///
   /// - Parameters:
   ///   - ceiling: the first address after the memory that may be used.
-  ///   - random: a number below its argument, for the kernel's addresses; nil: it is loaded where it
+  ///   - random: a number below its argument, for the kernel's addresses; nil loads it where it
   ///     prefers to be.
   /// - Returns: nil where anything about the image is not understood or it does not fit. Then the
   ///   guest may still be able to decompress it.

@@ -5,6 +5,7 @@
 // decompresses itself.
 
 import GuestMemory
+import Host
 
 /// A checked bzImage.
 package struct LinuxImage: Sendable {

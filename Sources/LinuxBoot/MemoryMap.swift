@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The map of memory that firmware hands to Linux (E820).
 
 import GuestMemory
 

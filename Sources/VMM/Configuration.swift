@@ -27,7 +27,8 @@ package struct Configuration: Sendable {
   package var physicalProcessors: Int?
   /// The software engine translates hot code.
   package var translates = false
-  /// When it translates, and how much code it keeps; nil: its own choice. See `Configuration+Translator.swift`.
+  /// When it translates, and how much code it keeps; nil: its own choice. See
+  /// `Configuration+Translator.swift`.
   package var translatorThreshold: UInt32?
   package var translatorHotEntries: Int32?
   package var translatorCodeBytes: Int?
@@ -54,8 +55,9 @@ package struct Configuration: Sendable {
 
   package init() {}
 
-  /// Address space that a run may come to need besides what is mapped when the guest starts, with much
-  /// to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the size of guest memory.
+  /// Address space that a run may come to need besides what is mapped when the guest starts, with
+  /// much to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the
+  /// size of guest memory.
   package var addressReserve: UInt64 {
     let physical =
       physicalProcessors

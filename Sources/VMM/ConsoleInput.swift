@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the serial port receives: a terminal with its escape keys, a pipe, or a plain file, which cannot
-// be waited for and is looked at every few milliseconds. The guest reads at its own speed, so input waits
-// in the descriptor while the port has enough.
+// What the serial port receives: a terminal with its escape keys, a pipe, or a plain file, which
+// cannot be waited for and is looked at every few milliseconds. The guest reads at its own speed,
+// so input waits in the descriptor while the port has enough.
 
 import Devices
 import Glibc

@@ -12,7 +12,8 @@ package struct DiskConfiguration: Sendable, Hashable {
   package var path: String
   package var isReadOnly = false
 
-  /// As many as there are slots on the bus, beside those of the bridge and of devices of other kinds.
+  /// As many as there are slots on the bus, beside those of the bridge and of devices of other
+  /// kinds.
   package static let maximumCount = PCIRoot.slotCount - 4
 
   /// Reads the text of an option. Two commas are one in the file's name.

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Notices a guest in which nothing can happen any more.
 
 import Host
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The loop of a machine's main thread: what the user types, what the guest prints, signals, the clock's
-// interrupts, whatever devices have registered, and the watch for a guest that has halted for ever.
+// The loop of a machine's main thread: what the user types, what the guest prints, signals, the
+// clock's interrupts, whatever devices have registered, and the watch for a guest that has halted
+// for ever.
 
 import Devices
 import Glibc

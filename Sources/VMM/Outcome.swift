@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// How a run of a machine ends, and the exit status for each end.
 
 import CHost
 import KVMClient

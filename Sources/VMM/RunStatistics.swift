@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What `--stats` counts in the VMM: exits to user space, times and memory.
 
 import KVMClient
 

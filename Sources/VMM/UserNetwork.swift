@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A network without privileges: passt, a program of its own, makes connections of the host out of the guest's
-// packets. It is at the other end of a socket, and ends when that is closed. It confines itself; the
-// monitor, which is confined later, could not start it any more.
+// A network without privileges: passt, a program of its own, makes connections of the host out of
+// the guest's packets. It is at the other end of a socket, and ends when that is closed. It
+// confines itself; the monitor, which is confined later, could not start it any more.
 
 import CHost
 import Devices

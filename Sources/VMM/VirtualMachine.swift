@@ -77,7 +77,8 @@ package final class VirtualMachine: Sendable {
     return outcome
   }
 
-  /// Leaves to the event loop what it takes as events; for threads that start before it has blocked them.
+  /// Leaves to the event loop what it takes as events; for threads that start before it has blocked
+  /// them.
   package static func blockSignals() {
     var mask = sigset_t()
     sigemptyset(&mask)

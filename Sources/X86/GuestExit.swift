@@ -123,8 +123,8 @@ extension GuestExit {
     case cpuid, hlt, rdmsr, wrmsr, xsetbv, pause, rdpmc, rdtsc, rdtscp, hypercall, monitorWait
     case cacheFlush, invlpg, undefined, emulated
 
-    /// One more than the highest: the size of a table by cause.
-    public static let count = 31
+    /// The size of a table by cause.
+    public static let count = allCases.count
 
     @inlinable public init(_ instruction: InterceptedInstruction) {
       self =

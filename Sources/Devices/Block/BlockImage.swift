@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What a disk reads and writes: the protocol of all image formats.
 
 import GuestMemory
 import SystemPackage
 
-/// What a disk's contents are kept in. Several threads may call it at the same time, and each call may take as
-/// long as the host's disk does. Offsets and counts are bytes, inside of the image.
+/// What a disk's contents are kept in. Several threads may call it at the same time, and each call
+/// may take as long as the host's disk does. Offsets and counts are bytes, inside of the image.
 package protocol BlockImage: Sendable {
   /// Bytes, a multiple of `BlockSector.size`.
   var size: UInt64 { get }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A disk whose bytes are those of a file or a block device. While it is open, others are kept out of it by a
-// lock (fcntl(2), "Open file description locks"): a writer keeps everybody out, readers each other's writers.
+// A disk whose bytes are those of a file or a block device. While it is open, others are kept out
+// of it by a lock (fcntl(2), "Open file description locks"): a writer keeps everybody out, readers
+// each other's writers.
 
 import CHost
 import Glibc

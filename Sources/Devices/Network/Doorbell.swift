@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// How a vCPU hands work to the event loop: an eventfd and a function.
 
 import Host
 import SystemPackage

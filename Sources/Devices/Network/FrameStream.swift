@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ethernet frames over a stream socket, each behind its length in 32 bits, high byte first: what passt and
-// QEMU's stream sockets speak. Nothing here waits: what the socket does not take is kept, up to one
-// frame, and what has come of a frame that is not whole is kept, too.
+// Ethernet frames over a stream socket, each behind its length in 32 bits, high byte first: what
+// passt and QEMU's stream sockets speak. Nothing here waits: what the socket does not take is kept,
+// up to one frame, and what has come of a frame that is not whole is kept, too.
 
 import CHost
 import Glibc
@@ -103,7 +103,8 @@ struct FrameStream: ~Copyable {
 
   // MARK: Out
 
-  /// Sends a frame, or as much of it as the socket takes; the rest follows by `flush`. Only while nothing is left.
+  /// Sends a frame, or as much of it as the socket takes; the rest follows by `flush`. Only while
+  /// nothing is left.
   mutating func send(_ frame: GuestBuffers) {
     guard !hasEnded, frame.count >= Self.frameMinimum, frame.count <= Self.frameLimit else {
       return

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The two ways to configuration space: the ports 0xCF8 and 0xCFC (PCI Local Bus Specification,
-// "Configuration Mechanism #1"), and memory with 4 KiB for each function (PCI Express Base Specification,
-// "PCI Express Enhanced Configuration Access Mechanism").
+// "Configuration Mechanism #1"), and memory with 4 KiB for each function (PCI Express Base
+// Specification, "PCI Express Enhanced Configuration Access Mechanism").
 
 import Synchronization
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MSI-X as a plain value (PCI Local Bus Specification, "MSI-X Capability and Table Structures"): the table of
-// messages, and the bits of those that wait while they are masked.
+// MSI-X as a plain value (PCI Local Bus Specification, "MSI-X Capability and Table Structures"):
+// the table of messages, and the bits of those that wait while they are masked.
 //
 //     var table = MSIXTable(count: 3)
 //     table.control = MSIXTable.enable

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The configuration space of a function as a plain value (PCI Local Bus Specification, "Configuration Space
-// Organization"): 256 bytes, for each of which a mask says which bits software can change. Base address
-// registers need nothing else: the bits below a range's size cannot be changed, and that is how software
-// learns the size.
+// The configuration space of a function as a plain value (PCI Local Bus Specification,
+// "Configuration Space Organization"): 256 bytes, for each of which a mask says which bits software
+// can change. Base address registers need nothing else: the bits below a range's size cannot be
+// changed, and that is how software learns the size.
 //
-//     var space = PCIConfiguration(PCIIdentity(vendor: 0x1AF4, device: 0x1042, classCode: 0x018000))
+//     let identity = PCIIdentity(vendor: 0x1AF4, device: 0x1042, classCode: 0x018000)
+//     var space = PCIConfiguration(identity)
 //     space.addRange(0, .memory32, size: 0x4000)
 //     space.write(PCIRegister.baseAddresses, width: 4, value: 0xFFFF_FFFF)
 //     space.read(PCIRegister.baseAddresses, width: 4)     // 0xFFFF_C000
@@ -131,7 +132,7 @@ package struct PCIConfiguration: Sendable, Hashable {
   ///
   /// - Parameters:
   ///   - body: what follows the identifier and the link.
-  ///   - writable: the bits of it that software can change; shorter than the body: none of the rest.
+  ///   - writable: the bits of it that software can change; none of what lies behind its end.
   /// - Returns: its offset.
   package mutating func addCapability(
     _ identifier: UInt8, _ body: [UInt8], writable allowed: [UInt8] = []

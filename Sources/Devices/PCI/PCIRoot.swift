@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bus 0: which device is in which slot, and where their ranges are on the machine's buses. A write to a
-// configuration space may move, show or hide ranges; the root then brings the buses up to date. A range
-// that would lie outside of the windows or over another device is not shown until it can be.
+// Bus 0: which device is in which slot, and where their ranges are on the machine's buses. A write
+// to a configuration space may move, show or hide ranges; the root then brings the buses up to
+// date. A range that would lie outside of the windows or over another device is not shown until it
+// can be.
 //
 // The slots' interrupt pins share a few lines. A line is up while any pin on it is.
 
@@ -49,7 +50,8 @@ package final class PCIRoot: Sendable {
   private let lines: [SharedInterruptLine]
   private let state = Mutex(State())
 
-  /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number, counted around.
+  /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number,
+  ///   counted around.
   package init(memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine]) {
     self.memory = memory
     self.ports = ports
@@ -154,7 +156,8 @@ private final class RangeOnBus: BusDevice {
   }
 }
 
-/// The function 00:00.0, through which the processor reaches the bus. It has no registers of its own.
+/// The function 00:00.0, through which the processor reaches the bus. It has no registers of its
+/// own.
 private final class HostBridge: PCIDevice {
   private static let identity = PCIIdentity(vendor: 0x1B36, device: 0x0008, classCode: 0x060000)
   private let space = Mutex(PCIConfiguration(identity))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A disk (virtio 1.2, "Block Device"). Requests are carried out by worker threads, several at a time and in any
-// order, which the driver reckons with; a vCPU only rings for them.
+// A disk (virtio 1.2, "Block Device"). Requests are carried out by worker threads, several at a
+// time and in any order, which the driver reckons with; a vCPU only rings for them.
 
 import GuestMemory
 import Host
@@ -85,7 +85,8 @@ package final class BlockDevice: VirtioDevice {
     return true
   }
 
-  /// Carries a request out; the status, and how much of the writable buffers is written from the start on.
+  /// Carries a request out; the status, and how much of the writable buffers is written from the
+  /// start on.
   private func answer(_ request: BlockRequest) -> (status: UInt8, written: Int) {
     do throws(Errno) {
       switch request.kind {
@@ -157,26 +158,21 @@ package final class BlockDevice: VirtioDevice {
   /// "Device configuration layout", up to the limits of zeroing.
   package var configuration: [UInt8] {
     var bytes = [UInt8](repeating: 0, count: 60)
-    func put<Value: FixedWidthInteger>(_ value: Value, at offset: Int) {
-      for index in 0..<MemoryLayout<Value>.size {
-        bytes[offset &+ index] = UInt8(truncatingIfNeeded: value >> (index &* 8))
-      }
-    }
     let capacity = image.size / BlockSector.size
-    put(capacity, at: 0)
+    bytes.store(capacity, at: 0)
     // The status and the header have descriptors, too.
-    put(UInt32(Self.queueSizes[0] &- 2), at: 12)
-    put(UInt32(BlockSector.size), at: 20)
+    bytes.store(UInt32(Self.queueSizes[0] &- 2), at: 12)
+    bytes.store(UInt32(BlockSector.size), at: 20)
     let sectorsInBlock = image.blockSize / UInt32(BlockSector.size)
-    put(UInt8(truncatingIfNeeded: sectorsInBlock.trailingZeroBitCount), at: 24)
-    put(UInt16(truncatingIfNeeded: sectorsInBlock), at: 26)
-    put(UInt16(1), at: 34)
-    put(BlockRequest.ClearedRange.sectorLimit, at: 36)
-    put(UInt32(BlockRequest.ClearedRange.limit), at: 40)
-    put(sectorsInBlock, at: 44)
-    put(BlockRequest.ClearedRange.sectorLimit, at: 48)
-    put(UInt32(BlockRequest.ClearedRange.limit), at: 52)
-    put(UInt8(1), at: 56)
+    bytes.store(UInt8(truncatingIfNeeded: sectorsInBlock.trailingZeroBitCount), at: 24)
+    bytes.store(UInt16(truncatingIfNeeded: sectorsInBlock), at: 26)
+    bytes.store(UInt16(1), at: 34)
+    bytes.store(BlockRequest.ClearedRange.sectorLimit, at: 36)
+    bytes.store(UInt32(BlockRequest.ClearedRange.limit), at: 40)
+    bytes.store(sectorsInBlock, at: 44)
+    bytes.store(BlockRequest.ClearedRange.sectorLimit, at: 48)
+    bytes.store(UInt32(BlockRequest.ClearedRange.limit), at: 52)
+    bytes.store(UInt8(1), at: 56)
     return bytes
   }
 }

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A disk's request (virtio 1.2, "Block Device", "Device Operation"): a header, then bytes for the
+// device or from it, then one byte for the status, however they are spread over buffers.
 
 import GuestMemory
+import Host
 
-/// What a driver asks a disk for (virtio 1.2, "Block Device", "Device Operation"): a header, then bytes
-/// for the device or from it, then one byte for the status, however they are spread over buffers.
+/// What a driver asks a disk for.
 struct BlockRequest {
   enum Kind {
     static let read: UInt32 = 0
@@ -31,10 +34,10 @@ struct BlockRequest {
 
   /// nil where there is no header or no place for the status.
   init?(_ request: VirtioRequest) {
-    guard let header = request.readable.bytes(count: Self.headerSize), request.writable.count > 0
+    guard let header = request.readable.bytes(count: Self.headerSize), request.writable.count > 0,
+      let kind = header.load(UInt32.self, at: 0), let sector = header.load(UInt64.self, at: 8)
     else { return nil }
-    kind = header.little(UInt32.self, at: 0)
-    sector = header.little(UInt64.self, at: 8)
+    (self.kind, self.sector) = (kind, sector)
     output = request.readable.slice(from: Self.headerSize)
     input = request.writable.slice(from: 0, count: request.writable.count &- 1)
   }
@@ -51,27 +54,23 @@ struct BlockRequest {
     let sectors: UInt32
     let flags: UInt32
 
+    private init?(_ bytes: [UInt8], at offset: Int) {
+      guard let sector = bytes.load(UInt64.self, at: offset),
+        let sectors = bytes.load(UInt32.self, at: offset &+ 8),
+        let flags = bytes.load(UInt32.self, at: offset &+ 12)
+      else { return nil }
+      (self.sector, self.sectors, self.flags) = (sector, sectors, flags)
+    }
+
     /// nil where there is no whole number of them, none, or too many.
     static func all(of buffers: GuestBuffers) -> [ClearedRange]? {
       guard buffers.count > 0, buffers.count % size == 0, buffers.count <= limit * size,
         let bytes = buffers.bytes(count: buffers.count)
       else { return nil }
-      let ranges = stride(from: 0, to: bytes.count, by: size).map {
-        ClearedRange(
-          sector: bytes.little(UInt64.self, at: $0),
-          sectors: bytes.little(UInt32.self, at: $0 &+ 8),
-          flags: bytes.little(UInt32.self, at: $0 &+ 12))
+      let ranges = stride(from: 0, to: bytes.count, by: size).compactMap {
+        ClearedRange(bytes, at: $0)
       }
       return ranges.allSatisfy { $0.sectors <= sectorLimit } ? ranges : nil
-    }
-  }
-}
-
-extension [UInt8] {
-  /// A little-endian value at an offset that is inside.
-  func little<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int) -> Value {
-    (0..<MemoryLayout<Value>.size).reversed().reduce(0) {
-      $0 << 8 | Value(truncatingIfNeeded: self[offset &+ $1])
     }
   }
 }

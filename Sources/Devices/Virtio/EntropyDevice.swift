@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A source of random bytes for guests: the host's, by getrandom(2).
 
 import CHost
 import Glibc
@@ -6,7 +8,8 @@ import GuestMemory
 import Host
 import SystemPackage
 
-/// A source of random bytes (virtio 1.2, "Entropy Device"): the host's. It works in the event loop's thread.
+/// A source of random bytes (virtio 1.2, "Entropy Device"): the host's. It works in the event
+/// loop's thread.
 package final class EntropyDevice: VirtioDevice {
   package static let queueSizes: [UInt16] = [16]
   /// Bytes for a request, at most: the device may give fewer than it is asked for.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A network card (virtio 1.2, "Network Device") with one pair of queues and no offloads. All its work is done in
-// the event loop's thread; a vCPU only rings. Frames that the guest has no buffers for stay in the socket, and
-// what the socket does not take stays in the guest's queue. So neither side loses frames or grows.
+// A network card (virtio 1.2, "Network Device") with one pair of queues and no offloads. All its
+// work is done in the event loop's thread; a vCPU only rings. Frames that the guest has no buffers
+// for stay in the socket, and what the socket does not take stays in the guest's queue. So neither
+// side loses frames or grows.
 
 import GuestMemory
 import Host
@@ -63,7 +64,7 @@ package final class NetworkDevice: VirtioDevice {
 
   /// - Parameters:
   ///   - socket: a stream socket with frames.
-  ///   - ended: called when nobody is at its other end any more. The guest sees a cable that is pulled.
+  ///   - ended: called when its other end is closed. The guest sees that the link is down.
   package init(
     _ connection: VirtioConnection, address: MACAddress, socket: consuming OwnedFileDescriptor,
     loop: EventLoop, ended: @escaping @Sendable () -> Void
@@ -84,9 +85,9 @@ package final class NetworkDevice: VirtioDevice {
   /// The address, the status, the number of pairs of queues, the MTU.
   package var configuration: [UInt8] {
     let status: UInt8 = isUp.load(ordering: .acquiring) ? 1 : 0
-    let mtu = Self.mtu
-    return address.bytes + [status, 0, 1, 0]
-      + [UInt8(truncatingIfNeeded: mtu), UInt8(truncatingIfNeeded: mtu >> 8)]
+    var bytes = address.bytes + [status, 0, 1, 0]
+    bytes.append(little: Self.mtu)
+    return bytes
   }
 
   package func activate(features: UInt64) {
@@ -99,7 +100,8 @@ package final class NetworkDevice: VirtioDevice {
 
   // MARK: In the event loop's thread
 
-  /// - Parameter isCut: nobody is at the other end. What has come before is read first, if it can be.
+  /// - Parameter isCut: nobody is at the other end. What has come before is read first, if it can
+  ///   be.
   private func serve(isCut: Bool = false) {
     guard isActive.load(ordering: .acquiring), isUp.load(ordering: .acquiring) else { return }
     let hasEnded = state.withLock { state in
@@ -112,7 +114,8 @@ package final class NetworkDevice: VirtioDevice {
     if hasEnded { disconnect() }
   }
 
-  /// Waits for the socket: to be written to while something is left, to be read while the guest has buffers.
+  /// Waits for the socket: to be written to while something is left, to be read while the guest has
+  /// buffers.
   private func wait(_ state: inout State) {
     var interest: Poller.Readiness = state.isFull ? [] : .readable
     if state.stream.wantsToWrite { interest.insert(.writable) }
@@ -164,7 +167,8 @@ package final class NetworkDevice: VirtioDevice {
     return false
   }
 
-  /// Puts a frame into the guest's buffers, or drops one that can never fit; false where it has to wait.
+  /// Puts a frame into the guest's buffers, or drops one that can never fit; false where it has to
+  /// wait.
   private func deliver(_ frame: UnsafeRawBufferPointer, _ merges: Bool) -> Bool {
     let size = Self.headerSize &+ frame.count
     let requests: [VirtioRequest]

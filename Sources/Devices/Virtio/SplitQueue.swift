@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A split virtqueue, seen from the device, as a plain value (virtio 1.2, "Split Virtqueues"). The three parts
-// lie in guest memory and the driver may write anything there at any time. So every descriptor is copied
-// before it is checked, every address is checked against memory, a chain has at most `chainLimit`
-// descriptors, and an index that runs ahead by more than the queue holds is an error. After an error the queue is
-// not to be used any more: the device needs a reset.
+// A split virtqueue, seen from the device, as a plain value (virtio 1.2, "Split Virtqueues"). The
+// three parts lie in guest memory and the driver may write anything there at any time. So every
+// descriptor is copied before it is checked, every address is checked against memory, a chain has
+// at most `chainLimit` descriptors, and an index that runs ahead by more than the queue holds is an
+// error. After an error the queue is not to be used any more: the device needs a reset.
 //
 //     while let chain = try queue.pop(memory) {
 //       let written = serve(chain)
@@ -59,7 +59,8 @@ package struct DescriptorChain: Sendable {
 }
 
 package struct SplitQueue: Sendable, Hashable {
-  /// Descriptors in a chain; more than any queue is long, as tables of indirect descriptors may be longer.
+  /// Descriptors in a chain; more than any queue is long, as tables of indirect descriptors may be
+  /// longer.
   package static let chainLimit = 1024
 
   private typealias Layout = SplitQueueLayout
@@ -81,7 +82,8 @@ package struct SplitQueue: Sendable, Hashable {
   /// `nextUsed` when the driver was last asked whether it wants an interrupt.
   private var lastAsked: UInt16 = 0
 
-  /// - Returns: nil where the size is no power of two, or a part is misaligned or outside of memory.
+  /// - Returns: nil where the size is no power of two, or a part is misaligned or outside of
+  ///   memory.
   package init?(_ place: QueuePlace, features: UInt64, _ memory: GuestMemory) {
     let size = UInt64(place.size)
     let parts = [
@@ -124,13 +126,15 @@ package struct SplitQueue: Sendable, Hashable {
     return try chain(head, memory)
   }
 
-  /// Has the driver notify of what comes next. True where something has come before it could see that.
+  /// Has the driver notify of what comes next. True where something has come before it could see
+  /// that.
   package func askForNotification(_ memory: GuestMemory) throws(QueueError) -> Bool {
     if usesEventIndex {
       let event = Layout.entries &+ UInt64(place.size) &* Layout.usedEntrySize
       try store(nextAvailable, place.device &+ event, memory)
     }
-    // The driver adds a chain and then looks at the event; so the device writes the event and then looks.
+    // The driver adds a chain and then looks at the event; so the device writes the event and then
+    // looks.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     return try availableCount(memory) != 0
   }
@@ -194,7 +198,8 @@ package struct SplitQueue: Sendable, Hashable {
 
   /// Gives a chain back.
   ///
-  /// - Parameter written: bytes that the device has written, at least, from the first writable one on.
+  /// - Parameter written: bytes that the device has written, at least, from the first writable one
+  ///   on.
   /// - Returns: whether the driver wants an interrupt.
   package mutating func push(
     _ head: UInt16, written: UInt32, _ memory: GuestMemory

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What a virtio device is to its transport, and the transport to the device.
 
 import GuestMemory
 
@@ -17,8 +19,8 @@ package struct VirtioConnection: Sendable {
   }
 }
 
-/// A device behind a virtio transport. Functions are called by vCPUs, so none may wait. The transport
-/// may hold its lock meanwhile: the device does not call it back.
+/// A device behind a virtio transport. Functions are called by vCPUs, so none may wait. The
+/// transport may hold its lock meanwhile: the device does not call it back.
 package protocol VirtioDevice: AnyObject, Sendable {
   var type: VirtioDeviceType { get }
   var connection: VirtioConnection { get }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a virtio device on PCI speaks up: messages by MSI-X, else the interrupt pin and the ISR status
-// (virtio 1.2, "Virtio Over PCI Bus"). Also where a device says that it needs a reset, since that is
-// told by an interrupt.
+// How a virtio device on PCI speaks up: messages by MSI-X, else the interrupt pin and the ISR
+// status (virtio 1.2, "Virtio Over PCI Bus"). Also where a device says that it needs a reset, since
+// that is told by an interrupt.
 
 import Synchronization
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The common configuration: status, features and queues (virtio 1.2, "Common configuration structure
-// layout"). Fields are in a table, so that accesses of any width find theirs.
+// The common configuration: status, features and queues (virtio 1.2, "Common configuration
+// structure layout"). Fields are in a table, so that accesses of any width find theirs.
 
 import Synchronization
 

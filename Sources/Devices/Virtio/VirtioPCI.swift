@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A virtio device as a PCI function (virtio 1.2, "Virtio Over PCI Bus"); no legacy interface. Range 0 has
-// the registers, one part after the other; range 1 has MSI-X's table and pending bits. Capabilities tell the
-// driver where the parts are.
+// A virtio device as a PCI function (virtio 1.2, "Virtio Over PCI Bus"); no legacy interface. Range
+// 0 has the registers, one part after the other; range 1 has MSI-X's table and pending bits.
+// Capabilities tell the driver where the parts are.
 //
-//     0x0000 common configuration   0x1000 ISR status   0x2000 device configuration   0x3000 notifications
+//     0x0000 common configuration     0x1000 ISR status
+//     0x2000 device configuration     0x3000 notifications
 //
-// A reset must not end before the device has let go of the driver's buffers, and the vCPU that asks for it must not
-// wait. So the queues are taken away at once, and the status reads as 0, which drivers wait for, when the last
-// request is done.
+// A reset must not end before the device has let go of the driver's buffers, and the vCPU that asks
+// for it must not wait. So the queues are taken away at once, and the status reads as 0, which
+// drivers wait for, when the last request is done.
 
+import Host
 import Synchronization
 
 package final class VirtioPCI: PCIDevice {
@@ -78,38 +80,38 @@ package final class VirtioPCI: PCIDevice {
   private static let vendorCapability: UInt8 = 0x09
 
   private static func addCapabilities(_ state: inout State, vectors: Int) {
-    func add(_ type: UInt8, _ offset: UInt64, _ size: UInt64, more: [UInt8] = []) {
+    func add(_ type: UInt8, _ offset: UInt64, _ size: UInt64, more: [UInt32] = []) {
       _ = state.space.addCapability(
         vendorCapability, body(type, UInt32(offset), UInt32(size), more))
     }
     add(CapabilityType.common, Part.common, UInt64(CommonConfiguration.size))
     add(
       CapabilityType.notifications, Part.notifications, Part.size,
-      more: little(Self.notifyMultiplier))
+      more: [Self.notifyMultiplier])
     add(CapabilityType.interruptStatus, Part.interruptStatus, 4)
     add(CapabilityType.device, Part.device, Part.size)
     // Bar, offset, length and data are the driver's to write.
     state.accessCapability = state.space.addCapability(
-      vendorCapability, body(CapabilityType.access, 0, 0, [0, 0, 0, 0]),
+      vendorCapability, body(CapabilityType.access, 0, 0, [0]),
       writable: [0, 0, 0xFF, 0, 0, 0] + [UInt8](repeating: 0xFF, count: 12))
     let size = UInt16(truncatingIfNeeded: vectors &- 1)
-    let control = [UInt8(truncatingIfNeeded: size), UInt8(truncatingIfNeeded: size >> 8)]
     let table = UInt32(RangeNumber.messages)
+    var messages: [UInt8] = []
+    messages.append(little: size)
+    messages.append(little: table)
+    messages.append(little: UInt32(Self.pendingBits) | table)
     state.messageCapability = state.space.addCapability(
-      MSIXTable.capability,
-      control + little(table) + little(UInt32(Self.pendingBits) | table), writable: [0, 0xC0])
+      MSIXTable.capability, messages, writable: [0, 0xC0])
   }
 
-  /// A capability behind its identifier and link: length, type, range, two bytes of nothing, offset, length.
+  /// A capability behind its identifier and link: length, type, range, two bytes of nothing,
+  /// offset, length.
   private static func body(
-    _ type: UInt8, _ offset: UInt32, _ size: UInt32, _ more: [UInt8]
+    _ type: UInt8, _ offset: UInt32, _ size: UInt32, _ more: [UInt32]
   ) -> [UInt8] {
-    [UInt8(16 + more.count), type, UInt8(RangeNumber.registers), 0, 0, 0]
-      + little(offset) + little(size) + more
-  }
-
-  private static func little(_ value: UInt32) -> [UInt8] {
-    withUnsafeBytes(of: value.littleEndian) { Array($0) }
+    var bytes = [UInt8(16 + more.count * 4), type, UInt8(RangeNumber.registers), 0, 0, 0]
+    for value in [offset, size] + more { bytes.append(little: value) }
+    return bytes
   }
 
   // MARK: Configuration space

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A queue as devices use it, from any thread. A driver may reset the device while requests are being carried
-// out: those are then counted until they are done, and what they report reaches nobody.
+// A queue as devices use it, from any thread. A driver may reset the device while requests are
+// being carried out: those are then counted until they are done, and what they report reaches
+// nobody.
 
 import GuestMemory
 import Synchronization
@@ -118,7 +119,8 @@ package final class VirtioQueue: Sendable {
   private func attempt<Result>(
     _ body: (inout State) throws(QueueError) -> Result
   ) -> Result? {
-    // Interrupts and failures are told under the lock: none comes after the reset that takes the queue away.
+    // Interrupts and failures are told under the lock: none comes after the reset that takes the
+    // queue away.
     state.withLock { state in
       do throws(QueueError) {
         return try body(&state)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The answers of KVM_CHECK_EXTENSION, as one table. A capability that has no row is 0, so what is
-// not implemented is not offered.
+// The answers of KVM_CHECK_EXTENSION, as one table. A capability without a row is 0: what Martlet
+// lacks is never offered.
 
 import CHost
 import X86CPU

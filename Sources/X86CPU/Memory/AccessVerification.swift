@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A check of the translator, for tests: accesses that skip their look at the TLB, because another has
-// looked for them or their page is remembered, are compared with a look and, where the TLB has no
-// entry, with a walk.
+// A check of the translator, for tests: accesses that skip their look at the TLB, because another
+// has looked for them or their page is remembered, are compared with a look and, where the TLB has
+// no entry, with a walk.
 
 import X86
 
 /// What such an access has found, and how comparisons went.
 package struct AccessVerification: Sendable {
-  /// Of the access that is being compared: its address, the host's, and its size with `write` above.
+  /// Of the access that is being compared: its address, the host's, and its size with `write`
+  /// above.
   package var linear: UInt64 = 0
   package var host: UInt64 = 0
   package var information: UInt64 = 0
@@ -19,8 +20,8 @@ package struct AccessVerification: Sendable {
   /// Accesses compared, and those that differed.
   package var count: UInt64 = 0
   package var differences: UInt64 = 0
-  /// The first that differed: linear address, host address, that of the walk or 0, information, RIP of
-  /// the code page.
+  /// The first that differed: linear address, host address, that of the walk or 0, information, RIP
+  /// of the code page.
   package var first = InlineArray<5, UInt64>(repeating: 0)
 
   package static let write: UInt64 = 1 << 32

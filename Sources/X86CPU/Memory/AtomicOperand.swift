@@ -17,7 +17,8 @@ protocol AtomicOperand: FixedWidthInteger & UnsignedInteger {
 }
 
 /// A LOCKed access that crosses a page has no single host address: it excludes other such accesses,
-/// which is all that can be had (a split lock that other CPUs race with by plain locks is not atomic).
+/// which is all that can be had (a split lock that other CPUs race with by plain locks is not
+/// atomic).
 func splitLock(_ body: () throws(GuestException) -> Void) throws(GuestException) {
   splitLockMutex.pointer.pointee.lock()
   defer { splitLockMutex.pointer.pointee.unlock() }

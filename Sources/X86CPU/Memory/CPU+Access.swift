@@ -18,10 +18,10 @@ extension CPU {
 
   /// The host address that a TLB entry gives for `linear`, if its tag does not differ from the one
   /// wanted; else one that leads nowhere. The host guesses that an access's check succeeds and
-  /// executes what comes after it, so that the address must follow from the check by arithmetic: of a
-  /// conditional expression the compiler makes a branch again. `matches` is the check's branch. It asks
-  /// in a way from which the compiler does not learn that there is no difference, as it would then
-  /// leave the arithmetic out. Whoever changes this looks at the machine code.
+  /// executes what comes after it, so that the address must follow from the check by arithmetic: of
+  /// a conditional expression the compiler makes a branch again. `matches` is the check's branch.
+  /// It asks in a way from which the compiler does not learn that there is no difference, as it
+  /// would then leave the arithmetic out. Whoever changes this looks at the machine code.
   @inline(__always) func guarded(
     _ linear: UInt64, _ entry: UnsafeMutablePointer<TLBEntry>, _ difference: UInt64
   ) -> UInt {
@@ -66,8 +66,8 @@ extension CPU {
     try storeSlow(linear, UInt64(truncatingIfNeeded: value), MemoryLayout<T>.size)
   }
 
-  /// A host pointer to `size` bytes of guest RAM that may be read and written, or nil where there is
-  /// none (MMIO, a page crossing, a code page, a breakpoint): then use `load` and `store`.
+  /// A host pointer to `size` bytes of guest RAM that may be read and written, or nil where there
+  /// is none (MMIO, a page crossing, a code page, a breakpoint): then use `load` and `store`.
   /// Faults as a write does.
   @inline(__always) package func pointerForModify(
     _ linear: UInt64, size: Int

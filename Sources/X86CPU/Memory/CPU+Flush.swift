@@ -111,8 +111,8 @@ extension CPU {
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
   }
 
-  /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor code
-  /// is the same in every address space.
+  /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor
+  /// code is the same in every address space.
   func noteExecuted(_ linear: UInt64, _ translation: PageTranslation) {
     let owner = owner
     if s.pointee.cpl == 3 {

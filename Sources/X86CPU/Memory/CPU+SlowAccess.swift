@@ -114,8 +114,8 @@ extension CPU {
       + (LargeTLB.start &+ bank &* LargeTLB.entriesPerBank &+ LargeTLB.index(linear))
   }
 
-  /// Asks the second table and that of large pages; the host address if one knows and the access needs
-  /// nothing else.
+  /// Asks the second table and that of large pages; the host address if one knows and the access
+  /// needs nothing else.
   private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
     if s.pointee.slow & SlowReason.breakpoints != 0 || checksAlignment { return nil }
     let page = linear & Page.mask
@@ -169,7 +169,8 @@ extension CPU {
     return value
   }
 
-  /// An access across pages whose end is not canonical is #GP, whatever is to be said of its first page.
+  /// An access across pages whose end is not canonical is #GP, whatever is to be said of its first
+  /// page.
   private func checkEnd(_ linear: UInt64, _ size: Int) throws(GuestException) {
     if isLongMode && !isCanonical(linear &+ UInt64(truncatingIfNeeded: size &- 1)) {
       throw .nonCanonical
@@ -253,7 +254,8 @@ extension CPU {
     let first = Int(Page.size - linear & Page.offsetMask)
     if first < size {
       try checkEnd(linear, size)
-      // The caller's load comes first, but must fault as its store would, in the order of the pages.
+      // The caller's load comes first, but must fault as its store would, in the order of the
+      // pages.
       _ = try resolve(linear, first, .write)
       _ = try resolve(nextPage(linear), size - first, .write)
       return nil
@@ -331,8 +333,8 @@ extension CPU {
 }
 
 extension GuestException {
-  /// An address that is not canonical: #GP(0), or #SS(0) where the stack segment was used, which the
-  /// run loop decides by the instruction.
+  /// An address that is not canonical: #GP(0), or #SS(0) where the stack segment was used, which
+  /// the run loop decides by the instruction.
   package static let nonCanonical = GuestException(
     rawValue: GuestException.generalProtection.rawValue | nonCanonicalBit)
   package static let nonCanonicalBit: UInt64 = 1 << 10

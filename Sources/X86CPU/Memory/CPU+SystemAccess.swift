@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Accesses that the processor makes by itself: descriptor tables, TSS, interrupt stacks. They have
-// supervisor privilege whatever the CPL (SDM volume 3, "Access Rights": implicit supervisor accesses).
+// supervisor privilege whatever the CPL (SDM volume 3, "Access Rights": implicit supervisor
+// accesses).
 
 import X86
 
@@ -68,8 +69,8 @@ extension CPU {
     return try body()
   }
 
-  /// #AC where alignment is checked. Operands of up to 8 bytes are aligned to their size, those of 10 to
-  /// 8; larger ones have rules of their own.
+  /// #AC where alignment is checked. Operands of up to 8 bytes are aligned to their size, those of
+  /// 10 to 8; larger ones have rules of their own.
   @inline(__always) func checkAlignment(_ linear: UInt64, _ size: Int) throws(GuestException) {
     if checksAlignment { try checkAlignment(linear, to: Self.alignment(size)) }
   }

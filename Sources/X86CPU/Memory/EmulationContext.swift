@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The processor's side of MMIO: who answers accesses that no memory does.
 
 import X86
 
@@ -7,8 +9,8 @@ import X86
 /// The hypervisor's MMIO and string I/O handlers let the processor execute the instruction that
 /// exited, with this in place of the devices. A method that returns nil or false stops the
 /// instruction before it changes anything (the access is on its way to user space); when the answer
-/// has come, the hypervisor emulates the same instruction again and answers from what it got, in the
-/// same order.
+/// has come, the hypervisor emulates the same instruction again and answers from what it got, in
+/// the same order.
 package protocol EmulationContext: AnyObject {
   /// Reads `size` (1, 2, 4 or 8) bytes at a guest-physical address.
   func readMMIO(_ address: UInt64, size: Int) -> UInt64?

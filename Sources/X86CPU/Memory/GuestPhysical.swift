@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest-physical to host addresses, through the extended page tables of the running VMCS. The tables
-// are the guest's only way to memory.
+// Guest-physical to host addresses, through the extended page tables of the running VMCS. The
+// tables are the guest's only way to memory.
 //
-// A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of a
-// guest page walk, which looks up one guest-physical address for each level, near that of its loads.
+// A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of
+// a guest page walk, which looks up one guest-physical address for each level, near that of its
+// loads.
 
 import X86
 
@@ -60,8 +61,8 @@ extension CPU {
     return found.rights & wanted != 0 ? found : nil
   }
 
-  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them, in the entries
-  /// that were read: else it is walked anew.
+  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them, in the
+  /// entries that were read: else it is walked anew.
   private func walkEPT(_ page: UInt64, _ kind: AccessKind) -> PhysicalPage? {
     for _ in 0..<Self.mostWalks {
       if case .done(let found) = walkEPTOnce(page, kind, insists: false) { return found }

@@ -71,8 +71,8 @@ extension CPU {
       isPAE: false)
   }
 
-  /// Walks the tables; sets accessed and dirty flags. Begins anew where an entry is exchanged between
-  /// its reading and the setting of a flag: the flag belongs to the entry that was used.
+  /// Walks the tables; sets accessed and dirty flags. Begins anew where an entry is exchanged
+  /// between its reading and the setting of a flag: the flag belongs to the entry that was used.
   private func walk(
     _ linear: UInt64, _ kind: AccessKind, _ bank: Int
   ) throws(GuestException) -> PageTranslation {
@@ -85,8 +85,8 @@ extension CPU {
     return result
   }
 
-  /// So many walks in a row find an entry exchanged under them only by the effort of another CPU, for
-  /// which nobody is kept in a walk for ever.
+  /// So many walks in a row find an entry exchanged under them only by the effort of another CPU,
+  /// for which nobody is kept in a walk for ever.
   static let mostWalks = 1000
 
   /// - Parameter insists: flags are set in whatever entry is there.
@@ -183,8 +183,8 @@ extension CPU {
     return UnsafeMutableRawPointer(bitPattern: host).unsafelyUnwrapped
   }
 
-  /// Sets flags of an entry as the processor does: only where not yet set, as a locked write, and only if
-  /// the entry is still the one that was read. False where it is not.
+  /// Sets flags of an entry as the processor does: only where not yet set, as a locked write, and
+  /// only if the entry is still the one that was read. False where it is not.
   private func mark(
     _ bits: UInt64, _ entry: UInt64, _ address: UInt64, _ size: UInt64, _ linear: UInt64,
     insists: Bool

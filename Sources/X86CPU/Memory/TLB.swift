@@ -3,21 +3,21 @@
 // The translation look-aside buffer: linear page to host address, direct mapped.
 //
 // There are three banks, because the same page may be accessible in one and not in another:
-// supervisor, user, and supervisor with SMAP off (RFLAGS.AC set, or CR4.SMAP clear). An entry has one
-// tag for reads and one for writes, each a page's linear address with the address-space context in
-// its low 12 bits, so that one compare proves page, permission and address space:
+// supervisor, user, and supervisor with SMAP off (RFLAGS.AC set, or CR4.SMAP clear). An entry has
+// one tag for reads and one for writes, each a page's linear address with the address-space context
+// in its low 12 bits, so that one compare proves page, permission and address space:
 //
 //     tag  = page | context            (context: 0 to 4093; invalid entries have all ones)
 //     host = linear + addend
 //
-// In the supervisor's bank every page is a supervisor's, and kernels make theirs global: while that is
-// so, the bank has a context of its own that switches of address spaces leave alone.
+// In the supervisor's bank every page is a supervisor's, and kernels make theirs global: while that
+// is so, the bank has a context of its own that switches of address spaces leave alone.
 //
-// Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There an
-// entry of a global page counts in every address space.
+// Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There
+// an entry of a global page counts in every address space.
 //
-// Beside it is a small table of 2 MiB pages (`LargeTLB`), for those that are large in the guest's tables
-// and in EPT: one walk does for all their 4 KiB pages.
+// Beside it is a small table of 2 MiB pages (`LargeTLB`), for those that are large in the guest's
+// tables and in EPT: one walk does for all their 4 KiB pages.
 //
 // What may not go the fast way has no tag: pages with translated code have no write tag (the slow
 // path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
@@ -49,8 +49,8 @@ package enum TLB {
   package static let user = 1
   package static let supervisorWithoutSMAP = 2
   package static let lastContext: UInt64 = 4093
-  /// The context at CPL 3 while alignment is checked: no entry has it, so every access goes the slow
-  /// way, of the interpreter and of translated code, and is looked at there.
+  /// The context at CPL 3 while alignment is checked: no entry has it, so every access goes the
+  /// slow way, of the interpreter and of translated code, and is looked at there.
   package static let checkedContext: UInt64 = 4094
   /// In the place of a context: whatever the address space.
   static let anyContext: UInt64 = 4095

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory of a CPU's tables, zeros at first. They are looked at in no order, so that from 4 KiB pages each
-// look costs the host a walk of its own tables, twice as many steps where the host is a guest itself.
-// So they lie together, in huge pages where the host gives them.
+// Memory of a CPU's tables, zeros at first. They are looked at in no order, so that from 4 KiB
+// pages each look costs the host a walk of its own tables, twice as many steps where the host is a
+// guest itself. So they lie together, in huge pages where the host gives them.
 
 import Host
 import SystemPackage

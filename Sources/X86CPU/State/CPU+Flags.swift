@@ -11,7 +11,8 @@
 //                  bits 15:8  exclusive-or into the low byte before parity is taken
 //                  bit 16     exclusive-or into SF
 //
-// The last two let any combination of flags be set (POPF, SAHF), though no arithmetic result has it.
+// The last two let any combination of flags be set (POPF, SAHF), though no arithmetic result has
+// it.
 
 import X86
 

@@ -25,10 +25,10 @@ extension SegmentRegister {
 }
 
 extension CPU {
-  /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. To be called after any
-  /// change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC; `updateFlatness` is enough for the
-  /// other segment registers. (Address-space changes, that
-  /// is CR3, CR0.PG/WP, CR4 paging bits, EFER.NXE, call `flushTLB` as well.)
+  /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. To be called
+  /// after any change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC; `updateFlatness` is
+  /// enough for the other segment registers. (Address-space changes, that is CR3, CR0.PG/WP, CR4
+  /// paging bits, EFER.NXE, call `flushTLB` as well.)
   package func updateMode() {
     let cs = segment(.cs).pointee.rights
     let ss = segment(.ss).pointee.rights
@@ -50,8 +50,8 @@ extension CPU {
     selectTLBBank()
   }
 
-  /// Recomputes what `modeKey` and translated code know of the data segments. To be called after a load
-  /// of DS, ES, FS or GS.
+  /// Recomputes what `modeKey` and translated code know of the data segments. To be called after a
+  /// load of DS, ES, FS or GS.
   package func updateFlatness() {
     let key = s.pointee.modeKey & ~ModeKey.flat | findFlatness()
     if key == s.pointee.modeKey { return }

@@ -11,8 +11,9 @@
 // - the arithmetic flags are in `flagResult` and `flagAux` (see CPU+Flags), every other flag in
 //   `rflags`, whose arithmetic bits are 0 and whose bit 1 is 1.
 // - `zero` is 0.
-// - `modeKey`, `codeMode`, `cpl`, `tlb` and `tlbContext` agree with CR0, CR3, CR4, EFER, RFLAGS and the segment
-//   registers: whoever changes those calls `CPU.updateMode()`.
+// - `modeKey`, `codeMode`, `cpl`, `tlb` and `tlbContext` agree with CR0, CR3, CR4, EFER, RFLAGS and
+//   the segment registers: whoever changes those calls `CPU.updateMode()`.
+//
 // While a block runs, `blockRIP` is the RIP of its first instruction and `rip` is stale.
 
 import X86
@@ -94,8 +95,8 @@ package struct CPUState {
   package var codePage: UInt64 = 0
   /// The arithmetic flags as LAHF and SETO give them: OF in bit 0; SF, ZF, AF, PF, CF in bits 15:8.
   package var hostFlags: UInt64 = 0
-  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something is
-  /// requested, so that one look serves both questions. Atomic.
+  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something
+  /// is requested, so that one look serves both questions. Atomic.
   package var jumps: UInt64 = 0
   /// What a jump-cache entry must match besides the address (see BlockCache).
   package var blockContext: UInt64 = 0
@@ -185,14 +186,14 @@ package struct CPUState {
   package var secondTLB: UnsafeMutablePointer<SecondTLBEntry>
   /// The owner's block cache.
   var blocks: Unmanaged<BlockCache>
-  /// The context of the address space, and that of the supervisor's bank: the same, or `globalContext`
-  /// while everything in that bank is global (`supervisorDataIsGlobal`).
+  /// The context of the address space, and that of the supervisor's bank: the same, or
+  /// `globalContext` while everything in that bank is global (`supervisorDataIsGlobal`).
   package var addressSpace: UInt64 = 0
   package var supervisorTLBContext: UInt64 = 0
   var globalContext: UInt64 = 1
   var supervisorDataIsGlobal = false
-  /// No supervisor code was executed from a page that is not global, so that ways to it are the same
-  /// in every address space.
+  /// No supervisor code was executed from a page that is not global, so that ways to it are the
+  /// same in every address space.
   var supervisorCodeIsGlobal = true
   /// Part of `blockContext` at CPL 3: changes when linear pages may mean other code.
   var userJumpEpoch: UInt64 = 0
@@ -211,7 +212,8 @@ package struct CPUState {
   /// What translated code uses (see NativeCode). Its place matters: see StateLayoutTests.
   package var native = NativeState()
 
-  /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else nil.
+  /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else
+  /// nil.
   package var running: MicroOpPointer?
   /// An event that VM entry injects is being delivered.
   var isInjecting = false
@@ -247,7 +249,8 @@ package struct CPUState {
 
 extension UnsafeMutablePointer<CPUState> {
   /// Bits of `request` as the CPU's own thread looks at them, without an atomic operation: what it
-  /// misses now it sees at the next block. Tests/ThreadSanitizer/suppressions.txt names this function.
+  /// misses now it sees at the next block. Tests/ThreadSanitizer/suppressions.txt names this
+  /// function.
   @inline(__always) package var requests: UInt64 { pointee.request }
 }
 

@@ -3,10 +3,11 @@
 // What a physical CPU has done in its guest: instructions and branches retired, and time, by ring.
 // A hypervisor makes performance counters of them. The processor itself has none.
 //
-// Time costs nothing while it is counted, as only its ends are looked at. Instructions and branches,
-// and time by ring, are counted by the interpreter alone (`SlowReason.counting`): blocks are then run
-// one by one, with their sum taken after each. Before a limit is reached, instructions are run one by
-// one, so that the guest leaves (as if kicked) right behind the instruction that reaches it.
+// Time costs nothing while it is counted, as only its ends are looked at. Instructions and
+// branches, and time by ring, are counted by the interpreter alone (`SlowReason.counting`): blocks
+// are then run one by one, with their sum taken after each. Before a limit is reached, instructions
+// are run one by one, so that the guest leaves (as if kicked) right behind the instruction that
+// reaches it.
 //
 //     cpu.startCounting(instructions: true, limits)
 //     ...                                        // VM entries and exits

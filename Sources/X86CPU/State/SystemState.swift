@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// State that only system instructions use, kept away from what every block touches.
 
 import X86
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which memory accesses of a block share a look at the TLB. Accesses whose addresses differ by a
-// constant lie in one page most of the time: one look proves the page of all of them, and the others
-// add their distance to the host address that the first has found.
+// constant lie in one page most of the time: one look proves the page of all of them, and the
+// others add their distance to the host address that the first has found.
 //
 //     mov rax, [rsi + rcx*8 + 16]      looks for 16 bytes at rsi + rcx*8 + 8
 //     mov rdx, [rsi + rcx*8 + 8]       [host address + 0]
@@ -160,7 +160,8 @@ struct AccessPlan {
   let relative: UnsafeMutablePointer<Int64>
   /// What the addresses of each instruction's access have in common with others.
   let keys: UnsafeMutablePointer<Key?>
-  /// By how much each register is more at the block's end than at its start; nil if that is not known.
+  /// By how much each register is more at the block's end than at its start; nil if that is not
+  /// known.
   private(set) var steps = InlineArray<16, Int64?>(repeating: nil)
   /// The register by whose value, which the block does not change, each register is more.
   private(set) var registerSteps = InlineArray<16, UInt8?>(repeating: nil)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What translation knows of a decoded block's instructions, and which blocks are translated together:
-// a block and the hot ones of its page that jumps and falling through lead to (a region).
+// What translation knows of a decoded block's instructions, and which blocks are translated
+// together: a block and the hot ones of its page that jumps and falling through lead to (a region).
 
 import Host
 import X86
@@ -143,8 +143,8 @@ struct BlockCode {
 
   func nextOffset(_ n: Int) -> Int { offset(n) + Int(instructions[n].length) }
 
-  /// Where a relative jump or call leads to, as an offset of the page. What stands in `immediate` may be
-  /// any number: it wraps, as RIP does.
+  /// Where a relative jump or call leads to, as an offset of the page. What stands in `immediate`
+  /// may be any number: it wraps, as RIP does.
   func target(_ n: Int) -> Int {
     nextOffset(n) &+ Int(truncatingIfNeeded: instructions[n].immediate)
   }

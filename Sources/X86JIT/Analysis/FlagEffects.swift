@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which arithmetic flags an instruction reads and writes. `writes` are those that it certainly
-// gives a value that does not depend on the old one; `touches` says that it changes the host's flags
-// at all. Flags that the manuals leave undefined count as written, except where processors keep
-// them.
+// gives a value that does not depend on the old one; `touches` says that it changes the host's
+// flags at all. Flags that the manuals leave undefined count as written, except where processors
+// keep them.
 
 import X86CPU
 import X86Decoder

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which accesses of loops remember the page that they were last in. An access that walks through
-// memory stays in a page for many rounds: to compare its address with the remembered page costs less
-// than a look at the TLB. One whose address comes out of memory goes anywhere and looks at the TLB.
+// memory stays in a page for many rounds: to compare its address with the remembered page costs
+// less than a look at the TLB. One whose address comes out of memory goes anywhere and looks at the
+// TLB.
 //
-// A remembered page is true until the translation is left: only handlers and system instructions change
-// the TLB's entries for the worse, and a loop that has any remembers nothing.
+// A remembered page is true until the translation is left: only handlers and system instructions
+// change the TLB's entries for the worse, and a loop that has any remembers nothing.
 
 import X86
 import X86CPU

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Loops of one block whose addresses advance by what does not change. How many rounds stay in the pages of their
-// accesses is known before them, so these rounds need no look at any page:
+// Loops of one block whose addresses advance by what does not change. How many rounds stay in the
+// pages of their accesses is known before them, so these rounds need no look at any page:
 //
 //     L: movaps xmm1, [r10 + rbx*4]      host: movaps xmm1, [r15 + rbx*4]
 //        addps  xmm1, [rdi + rbx*4]            addps  xmm1, [rsi + rbx*4]
@@ -10,8 +10,8 @@
 //        jne    L                              je     out; add r13, 5; jne L
 //
 // R15 is R10 plus what makes host addresses of a page's linear ones, and so is RSI (which the loop
-// does not name) for RDI; R13 counts instructions up to 0. Nothing in such a round can fault or leave
-// the translation, and at most 4096 of them run between two looks at `request`.
+// does not name) for RDI; R13 counts instructions up to 0. Nothing in such a round can fault or
+// leave the translation, and at most 4096 of them run between two looks at `request`.
 
 import X86
 import X86CPU
@@ -33,8 +33,8 @@ struct LoopRounds {
     var alignedAt: Int64
   }
 
-  /// What a host register holds: what is to be added to linear addresses in a page, and the parts of an
-  /// address that stay the same.
+  /// What a host register holds: what is to be added to linear addresses in a page, and the parts
+  /// of an address that stay the same.
   struct Base: Equatable {
     enum Part: Equatable {
       case none, codePage

@@ -94,7 +94,8 @@ enum LoweringKind {
     }
   }
 
-  /// With 64-bit addresses and without a segment's base: host addresses then take the guest's places.
+  /// With 64-bit addresses and without a segment's base: host addresses then take the guest's
+  /// places.
   private static func isRepeatedString(_ i: Instruction) -> Bool {
     i.mode == .bits64 && i.addressSize == 8 && i.segment != .fs && i.segment != .gs
       && !i.prefixes.isDisjoint(with: [.rep, .repne])
@@ -128,8 +129,8 @@ enum LoweringKind {
     }
   }
 
-  /// The displacement fits an instruction, with room for a page's offset where it is relative. In 32-bit
-  /// code an address has 32 bits, and code is not written.
+  /// The displacement fits an instruction, with room for a page's offset where it is relative. In
+  /// 32-bit code an address has 32 bits, and code is not written.
   private static func addressFits(_ i: Instruction) -> Bool {
     guard let m = i.memoryOperand else { return true }
     if i.mode == .bits32 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory for what a translation knows of its blocks' instructions, side by side by instruction. Each
-// translation uses it anew from the start, so that translating allocates nothing and counts no
+// Memory for what a translation knows of its blocks' instructions, side by side by instruction.
+// Each translation uses it anew from the start, so that translating allocates nothing and counts no
 // references. What points into it (`BlockCode`, `AccessPlan`) is true until the next translation.
 
 import X86

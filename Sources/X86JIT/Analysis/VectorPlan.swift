@@ -128,15 +128,16 @@ struct VectorPlan {
     }
   }
 
-  /// Bytes of a register to load: the upper part is not wanted where nothing reads it, as the load zeroes it
-  /// like every VEX instruction that writes to the register.
+  /// Bytes of a register to load: the upper part is not wanted where nothing reads it, as the load
+  /// zeroes it like every VEX instruction that writes to the register.
   func loadWidth(_ number: UInt8) -> UInt8 {
     let keepsUpper = (wide | legacy) >> UInt32(number & 31) & 1 != 0
     return keepsUpper ? width[Int(number & 31)] : 16
   }
 
   /// The first vector instructions after those that are left to handlers: what they need is tested
-  /// there, and where it is missing the code is left. As bits: a block has less than 64 instructions.
+  /// there, and where it is missing the code is left. As bits: a block has less than 64
+  /// instructions.
   static func tests(_ kinds: UnsafeBufferPointer<LoweringKind>) -> UInt64 {
     var result: UInt64 = 0
     var isKnown = true

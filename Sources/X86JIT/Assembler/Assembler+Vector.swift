@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Moves of whole vector and mask registers between the host's registers and the state, and a test of
-// a byte in memory.
+// Moves of whole vector and mask registers between the host's registers and the state, and a test
+// of a byte in memory.
 
 import X86CPU
 

@@ -32,9 +32,10 @@ package struct Place: Sendable {
     Place(base: base, index: index, scale: scale, displacement: displacement)
   }
 
-  /// RSP is so far into the CPUState: what translations use most lies within the reach of a displacement of
-  /// one byte, R12 to R15 of the guest below, other fields above. What is before that, the places of
-  /// registers that have one of the host's, is the first of the stack of what is called.
+  /// RSP is so far into the CPUState: what translations use most lies within the reach of a
+  /// displacement of one byte, R12 to R15 of the guest below, other fields above. What is before
+  /// that, the places of registers that have one of the host's, is the first of the stack of what
+  /// is called.
   package static let stateBias = 96
 
   /// A field of the CPUState.
@@ -65,7 +66,8 @@ package struct Form: Sendable {
 
 package struct Label: Sendable { fileprivate let number: Int }
 
-/// Memory that an assembler writes to; it is never copied, so that no byte looks at a reference count.
+/// Memory that an assembler writes to; it is never copied, so that no byte looks at a reference
+/// count.
 private final class ByteStore {
   private(set) var base: UnsafeMutablePointer<UInt8>
   private(set) var capacity = 4096

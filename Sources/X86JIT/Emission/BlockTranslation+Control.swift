@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ends of blocks. A successor in the same page is jumped to directly: it stays in the same host page
-// under the same linear page, whatever else changes, and its translations are dropped together with
-// this one. Every other successor is looked up in the jump cache, which knows the address space.
+// Ends of blocks. A successor in the same page is jumped to directly: it stays in the same host
+// page under the same linear page, whatever else changes, and its translations are dropped together
+// with this one. Every other successor is looked up in the jump cache, which knows the address
+// space.
 //
 // Every loop passes a look at `request`: at jumps backwards and at look-ups.
 
@@ -74,8 +75,8 @@ extension BlockTranslation {
     thunks.enterLookedUp(&a)
   }
 
-  /// The end of an indirect call, whose target is in `temporary0` and the host address of whose push
-  /// in `temporary1`: R13 = target.
+  /// The end of an indirect call, whose target is in `temporary0` and the host address of whose
+  /// push in `temporary1`: R13 = target.
   private func pushReturn(to offset: Int) {
     a.load(.r13, .state(StateOffset.temporary1))
     pageRelative(.r14, offset)
@@ -84,8 +85,8 @@ extension BlockTranslation {
     a.load(.r13, .state(StateOffset.temporary0))
   }
 
-  /// Where a look-up for the target in R13 goes that finds nothing. What may still fault is left to the
-  /// handler at `miss`.
+  /// Where a look-up for the target in R13 goes that finds nothing. What may still fault is left to
+  /// the handler at `miss`.
   private func unresolvedWay(_ miss: Label, _ end: UnresolvedWay.End) -> Label {
     let way = UnresolvedWay(start: a.label(), miss: miss, end: end)
     unresolved.append(way)

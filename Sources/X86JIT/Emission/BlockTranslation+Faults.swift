@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses whose host memory has gone. The signal's handler finds the access by its position and goes on
-// at its target, which makes of the host's registers the guest's state before the instruction: the way
-// out of line of an access that looked for itself. One that did not, because its group's first access
-// or the round's beginning did, has a way of its own, which leaves to the interpreter.
+// Accesses whose host memory has gone. The signal's handler finds the access by its position and
+// goes on at its target, which makes of the host's registers the guest's state before the
+// instruction: the way out of line of an access that looked for itself. One that did not, because
+// its group's first access or the round's beginning did, has a way of its own, which leaves to the
+// interpreter.
 //
 // So nothing of the guest's state may change between the look and the access.
 

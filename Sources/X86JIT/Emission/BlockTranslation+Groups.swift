@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses that share a look at the TLB (see AccessGroups). Where the look fails, because the bytes lie
-// in two pages or because one access has to be left to its handler, the instructions up to the group's
-// last are executed by a second copy of their code, out of line, in which each access looks for
-// itself; behind it the two ways are one again, with the same things known.
+// Accesses that share a look at the TLB (see AccessGroups). Where the look fails, because the bytes
+// lie in two pages or because one access has to be left to its handler, the instructions up to the
+// group's last are executed by a second copy of their code, out of line, in which each access looks
+// for itself; behind it the two ways are one again, with the same things known.
 
 import X86
 import X86CPU
@@ -21,8 +21,8 @@ struct SlowSegment {
 }
 
 extension BlockTranslation {
-  /// The place of a memory operand in a host register plus a constant; and where a miss goes, unless
-  /// the group's copy deals with it. Clobbers flags, R13 to R15.
+  /// The place of a memory operand in a host register plus a constant; and where a miss goes,
+  /// unless the group's copy deals with it. Clobbers flags, R13 to R15.
   func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
     if let rounds {
       let place = place(n, rounds)
@@ -76,8 +76,8 @@ extension BlockTranslation {
     Int(groups[g].low &- relative[n])
   }
 
-  /// The place of the access of `n`. Of the first member the linear address of the group's first byte
-  /// is in R13.
+  /// The place of the access of `n`. Of the first member the linear address of the group's first
+  /// byte is in R13.
   private func member(_ n: Int, _ g: Int) -> Place {
     let home = Place.state(StateOffset.groupAddress(g))
     if isLeader(n, g) {
@@ -111,7 +111,8 @@ extension BlockTranslation {
     }
   }
 
-  /// A copy for when the look of `n` fails. It goes on until no group that begins in it is left open.
+  /// A copy for when the look of `n` fails. It goes on until no group that begins in it is left
+  /// open.
   private func segment(from n: Int, _ group: AccessGroup) -> Label {
     var last = group.last
     var next = n + 1

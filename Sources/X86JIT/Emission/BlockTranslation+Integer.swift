@@ -57,10 +57,10 @@ extension BlockTranslation {
 
   // MARK: Registers in the state
 
-  /// The place of a register that the state has, as ModRM.rm of the guest's own instruction in place of
-  /// a scratch register: no load before it and no store behind it. The operands change places where
-  /// the register is in ModRM.reg and the opcode has a form for that. Nil where the instruction does
-  /// not take memory, or would do something else with it.
+  /// The place of a register that the state has, as ModRM.rm of the guest's own instruction in
+  /// place of a scratch register: no load before it and no store behind it. The operands change
+  /// places where the register is in ModRM.reg and the opcode has a form for that. Nil where the
+  /// instruction does not take memory, or would do something else with it.
   private func statePlace(_ n: Int, _ fields: inout EncodingFields) -> Place? {
     let i = instructions[n]
     guard kinds[n] == .modRM, !fields.hasHighByte, let rm = fields.rm,

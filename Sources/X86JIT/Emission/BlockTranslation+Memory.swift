@@ -34,8 +34,8 @@ extension BlockTranslation {
     return scratch
   }
 
-  /// R13 = linear address of the memory operand of `n`, and some bytes more. In 32-bit code, to `miss`
-  /// where FS or GS, if that is the segment, has anything to be checked.
+  /// R13 = linear address of the memory operand of `n`, and some bytes more. In 32-bit code, to
+  /// `miss` where FS or GS, if that is the segment, has anything to be checked.
   func linearAddress(_ n: Int, _ miss: Label? = nil, plus distance: Int = 0) {
     let i = instructions[n]
     var place = guestAddress(n)
@@ -59,8 +59,8 @@ extension BlockTranslation {
     a.jump(if: Self.notEqual, miss)
   }
 
-  /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction whose
-  /// access it is, if a page may be remembered for it.
+  /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction
+  /// whose access it is, if a page may be remembered for it.
   func translateAddress(size: Int, write: Bool, _ miss: Label, for n: Int? = nil) {
     if let n, slowFrom == nil, loopPages[n] >= 0 {
       translate(in: RememberedPage(access: Int(loopPages[n])), size: size, write: write, miss)
@@ -109,8 +109,9 @@ extension BlockTranslation {
     }
   }
 
-  /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have guessed that
-  /// it did not, and executes the access behind it with any address that the guest likes.
+  /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have
+  /// guessed that it did not, and executes the access behind it with any address that the guest
+  /// likes.
   private func poison(if condition: UInt8) {
     if guardsSpeculation { a.move(if: condition, .r13, .state(StateOffset.zero)) }
   }
@@ -141,8 +142,8 @@ extension BlockTranslation {
 
   // MARK: Remembered pages
 
-  /// The same for an address near the stack pointer: the state remembers the stack's page, known to be
-  /// writable, so that most accesses need no look-up. Whoever changes translations forgets it.
+  /// The same for an address near the stack pointer: the state remembers the stack's page, known to
+  /// be writable, so that most accesses need no look-up. Whoever changes translations forgets it.
   func translateStackAddress(size: Int, _ miss: Label) {
     if isCompact || slowFrom != nil {
       if size > 8 { return lookUpAddress(size: size, write: true, miss) }
@@ -168,8 +169,9 @@ extension BlockTranslation {
     finish(way)
   }
 
-  /// R13 = host address of the linear address in R13, if it is in the page that the access was last in;
-  /// else that of the look-up, and its page is remembered. All accesses to the page are of one size.
+  /// R13 = host address of the linear address in R13, if it is in the page that the access was last
+  /// in; else that of the look-up, and its page is remembered. All accesses to the page are of one
+  /// size.
   private func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
     let way = PageWay(
       look: a.label(), back: a.label(), page: page, size: size, write: write, miss: miss)
@@ -182,8 +184,8 @@ extension BlockTranslation {
 
   /// R13 = the host address, if the page is the remembered one; R15 = the offset in that.
   ///
-  /// The host's address is compared, not the linear one: whatever mixture of old and new words the host
-  /// works with while it guesses, what passes lies in a page that was remembered.
+  /// The host's address is compared, not the linear one: whatever mixture of old and new words the
+  /// host works with while it guesses, what passes lies in a page that was remembered.
   private func begin(_ way: PageWay) {
     a.arithmetic(.add, .r13, .state(way.page.addend))
     a.move(.r15, .r13)
@@ -224,9 +226,9 @@ extension BlockTranslation {
   }
 }
 
-/// Offsets in the state of a page that accesses were last found in: its host address, what to add to
-/// linear addresses for the host's, and the offset in it that accesses must stay below, 0 for a page
-/// that is forgotten.
+/// Offsets in the state of a page that accesses were last found in: its host address, what to add
+/// to linear addresses for the host's, and the offset in it that accesses must stay below, 0 for a
+/// page that is forgotten.
 struct RememberedPage: Equatable {
   var start: Int
   var addend: Int

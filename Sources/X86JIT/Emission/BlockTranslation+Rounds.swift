@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The code of rounds without looks (see LoopRounds). A version of the loop's block, which looks in each
-// round, jumps there from its end; it is come back to where a page is not known or left:
+// The code of rounds without looks (see LoopRounds). A version of the loop's block, which looks in
+// each round, jumps there from its end; it is come back to where a page is not known or left:
 //
 //     rounds:  how many stay in the pages; fewer than three: to the version
 //              retired += rounds * instructions; R13 = -that
@@ -12,7 +12,8 @@
 //              registers back; to the version
 //     out:     retired += R13 + instructions; registers back; on to the next block
 //
-// Where a round ends the guest's state is what the version knows of it, so the two are one to all else.
+// Where a round ends the guest's state is what the version knows of it, so the two are one to all
+// else.
 
 import X86
 import X86CPU

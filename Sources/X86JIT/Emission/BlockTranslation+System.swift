@@ -4,10 +4,10 @@
 // happens (privilege, controls of the VMCS) leaves to the handler where the answer is not the usual
 // one, so that exits and exceptions stay its business.
 //
-// STI. Interrupts are taken only where `request` is looked at, so its shadow needs no blocking; but the
-// state says that it is there while the next instruction executes, which may exit. That instruction is
-// one of the same block that looks at no events (`LoweringKind.isPlain`); without one, and where an
-// interrupt window is waited for, STI is left to its handler.
+// STI. Interrupts are taken only where `request` is looked at, so its shadow needs no blocking; but
+// the state says that it is there while the next instruction executes, which may exit. That
+// instruction is one of the same block that looks at no events (`LoweringKind.isPlain`); without
+// one, and where an interrupt window is waited for, STI is left to its handler.
 
 import X86
 import X86CPU
@@ -223,8 +223,8 @@ extension BlockTranslation {
     endAccess(n, miss)
   }
 
-  /// To `miss` where SYSRET would load another SS than the vendor's processors have behind it: one that
-  /// SYSCALL has loaded is the same to both.
+  /// To `miss` where SYSRET would load another SS than the vendor's processors have behind it: one
+  /// that SYSCALL has loaded is the same to both.
   private func keepStackSegment(_ miss: Label) {
     let same = a.label()
     a.move(.r14, immediate: UInt64(FlatRights.data) << 32 | 0xFFFF_FFFF)
@@ -297,7 +297,8 @@ extension BlockTranslation {
 
   // MARK: Bit strings
 
-  /// BT and its kin of memory with the bit's number in a register: the number's upper part addresses.
+  /// BT and its kin of memory with the bit's number in a register: the number's upper part
+  /// addresses.
   func lowerBitString(_ n: Int) {
     let i = instructions[n]
     let wide = i.operandSize == 8

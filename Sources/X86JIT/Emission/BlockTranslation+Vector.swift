@@ -4,15 +4,17 @@
 //
 // A guest's vector register is in the host's register of the same number from its first use in a
 // block; what has changed goes back to the state before anything leaves the translation or calls a
-// handler. Registers stay in place from block to block inside of it. The way out of line of a missing access stores what is changed before it and loads everything after it.
+// handler. Registers stay in place from block to block inside of it. The way out of line of a
+// missing access stores what is changed before it and loads everything after it.
 //
-// Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a register
-// that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
+// Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a
+// register that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
 // instructions zero it: a register that they write is held, and stored, as a whole.
 //
-// Many processors stall at each legacy SSE instruction behind VEX instructions, and the other way round, while
-// the upper parts of registers 0 to 15 are in use (Intel SDM Volume 1, "Mixing AVX Code with SSE Code"). So these
-// parts are made unused, by VZEROUPPER, wherever a translation is left that has used them, and before handlers.
+// Many processors stall at each legacy SSE instruction behind VEX instructions, and the other way
+// round, while the upper parts of registers 0 to 15 are in use (Intel SDM Volume 1, "Mixing AVX
+// Code with SSE Code"). So these parts are made unused, by VZEROUPPER, wherever a translation is
+// left that has used them, and before handlers.
 
 import X86
 import X86CPU
@@ -61,8 +63,9 @@ extension BlockTranslation {
     }
   }
 
-  /// The x87 unit's instruction pointer and opcode are those of the last instruction that sets them.
-  /// They are right where handlers look at them and at a block's end, not at every fault between.
+  /// The x87 unit's instruction pointer and opcode are those of the last instruction that sets
+  /// them. They are right where handlers look at them and at a block's end, not at every fault
+  /// between.
   func recordX87() {
     guard let n = vectors.x87Instruction else { return }
     let encoding = instructions[n].encoding
@@ -314,9 +317,9 @@ extension BlockTranslation {
     }
   }
 
-  /// FLDCW of a word that masks every exception; the rest of the block relies on that. The word is read
-  /// once: another CPU may change it after the test, and an exception that is unmasked here would be
-  /// the program's.
+  /// FLDCW of a word that masks every exception; the rest of the block relies on that. The word is
+  /// read once: another CPU may change it after the test, and an exception that is unmasked here
+  /// would be the program's.
   private func lowerLoadControlWord(_ n: Int) {
     let i = instructions[n]
     leaveFlags()

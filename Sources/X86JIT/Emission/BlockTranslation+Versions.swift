@@ -54,7 +54,8 @@ extension BlockTranslation {
 
   // MARK: Versions
 
-  /// The version at an offset of the page that does for the current state; a new one if there is room.
+  /// The version at an offset of the page that does for the current state; a new one if there is
+  /// room.
   private func version(at offset: Int) -> Int? {
     guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
     let state = state
@@ -96,8 +97,8 @@ extension BlockTranslation {
 
   // MARK: Edges
 
-  /// Goes on at an offset of the page, which may lie outside of it. The last code of its block, or of
-  /// a way out of line.
+  /// Goes on at an offset of the page, which may lie outside of it. The last code of its block, or
+  /// of a way out of line.
   func edge(to offset: Int, from n: Int) {
     guard offset >= 0 && offset < Int(Page.size) else {
       makeGeneric()
@@ -144,8 +145,8 @@ extension BlockTranslation {
     link(offset)
   }
 
-  /// Everything being in the state, to the translation at an offset of the page, or to the run loop while
-  /// there is none; on a condition, if there is one.
+  /// Everything being in the state, to the translation at an offset of the page, or to the run loop
+  /// while there is none; on a condition, if there is one.
   private func link(_ offset: Int, if condition: UInt8? = nil) {
     let target = block.pointee.host & Page.mask | UInt64(offset)
     if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
@@ -301,7 +302,8 @@ extension BlockTranslation {
     finishLast()
   }
 
-  /// Adds the block's instructions to those retired; flags that are in the host's register stay there.
+  /// Adds the block's instructions to those retired; flags that are in the host's register stay
+  /// there.
   private func countInstructions() {
     if thunks.counts { a.count(at: .state(StateOffset.translations)) }
     if !countsInstructions { return }

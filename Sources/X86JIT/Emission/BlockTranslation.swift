@@ -3,8 +3,8 @@
 // The translation of one block, or of several that lead to each other (BlockCode.region).
 //
 // Flags. The guest's arithmetic flags stay in the host's from the instruction that makes them to
-// those that read them; FlagState says how they outlive what clobbers the host's. A handler, a memory
-// access (which may fault) and whoever comes after the block look at all of them. Where the
+// those that read them; FlagState says how they outlive what clobbers the host's. A handler, a
+// memory access (which may fault) and whoever comes after the block look at all of them. Where the
 // translation is entered and left they are in the state.
 //
 // Faults. Nothing of an instruction has happened when its memory operand misses the TLB: the whole
@@ -23,7 +23,8 @@ struct BlockLink {
   var target: UInt64
 }
 
-/// One object makes all translations of a CPU, one after the other: what it has allocated serves again.
+/// One object makes all translations of a CPU, one after the other: what it has allocated serves
+/// again.
 final class BlockTranslation {
   /// An access whose page is not the remembered one.
   struct PageWay {
@@ -77,8 +78,8 @@ final class BlockTranslation {
   var slowFrom: Int?
   /// The group whose host address is in R13.
   var heldGroup: Int?
-  /// Rounds without looks: those that are possible by block, those still to be emitted, and those that
-  /// are being emitted.
+  /// Rounds without looks: those that are possible by block, those still to be emitted, and those
+  /// that are being emitted.
   private(set) var loopRounds: [(code: Int, rounds: LoopRounds)] = []
   var roundsWays: [RoundsWay] = []
   var rounds: (plan: LoopRounds, registers: RoundsRegisters)?
@@ -105,11 +106,11 @@ final class BlockTranslation {
   var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
   var pageWays: [PageWay] = []
-  /// Whether memory that an access has looked for may be gone: where the program says so, as that of
-  /// a client may (`GuardedCall`).
+  /// Whether memory that an access has looked for may be gone: where the program says so, as that
+  /// of a client may (`GuardedCall`).
   var guardsAccesses = false
-  /// Whether an access that the host executes although its check has failed, because it has guessed,
-  /// has a harmless address (`TranslatorTuning`).
+  /// Whether an access that the host executes although its check has failed, because it has
+  /// guessed, has a harmless address (`TranslatorTuning`).
   var guardsSpeculation = true
   /// `CPUState.retired` is right after every instruction that the interpreter or a handler gets.
   var countsInstructions = true
@@ -139,7 +140,8 @@ final class BlockTranslation {
     a = Assembler(origin: 0)
   }
 
-  /// Begins the translation of the blocks in `memory`, for the linear page and the place of its code.
+  /// Begins the translation of the blocks in `memory`, for the linear page and the place of its
+  /// code.
   func begin(linearPage: UInt64, origin: UInt) {
     a.begin(origin: origin)
     self.linearPage = linearPage

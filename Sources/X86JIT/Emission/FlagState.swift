@@ -34,8 +34,8 @@ struct FlagRecipe: Equatable {
     case aside
   }
 
-  /// The instruction is one of a `BlockCode` that is being translated; a plain value, so that copies of
-  /// what is known of flags cost nothing.
+  /// The instruction is one of a `BlockCode` that is being translated; a plain value, so that
+  /// copies of what is known of flags cost nothing.
   struct Entry {
     var step = Step.again
     var instruction: UnsafePointer<Instruction>?
@@ -216,8 +216,8 @@ extension BlockTranslation {
     if !flags.inState && !flags.isInHost && losesRecipe(n) { saveFlags() }
   }
 
-  /// Whether flags that someone looks at after `n` are those before it, and the recipe is not one any
-  /// more.
+  /// Whether flags that someone looks at after `n` are those before it, and the recipe is not one
+  /// any more.
   private func losesRecipe(_ n: Int) -> Bool {
     guard let recipe = flags.recipe, recipe.inputs & instructions[n].changedRegisters != 0 else {
       return false
@@ -335,8 +335,8 @@ extension BlockTranslation {
     a.store(.state(StateOffset.flagSource), destination)
   }
 
-  /// The instruction on registers alone, or the one that undoes it. Registers that the state has are
-  /// loaded to R14 and R15 and not stored: nothing has changed at the end.
+  /// The instruction on registers alone, or the one that undoes it. Registers that the state has
+  /// are loaded to R14 and R15 and not stored: nothing has changed at the end.
   private func emitAgain(_ i: Instruction, opposite: Bool = false) {
     guard i.encoding.hasModRM || i.isShortForm else {
       if i.operandSize == 2 { a.byte(0x66) }

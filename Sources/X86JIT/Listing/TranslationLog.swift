@@ -25,8 +25,9 @@ package struct CodeMark: Sendable, Equatable {
     case instruction(Int)
     /// The way on after the last instruction.
     case end
-    /// Out of line: stack accesses to another page, targets that the table does not have, an access that the TLB has no answer for, vector
-    /// state that is not loaded, an access without a look whose memory has gone, ways back to the run loop.
+    /// Out of line: stack accesses to another page, targets that the table does not have, an access
+    /// that the TLB has no answer for, vector state that is not loaded, an access without a look
+    /// whose memory has gone, ways back to the run loop.
     case stackWays
     case unresolved
     case miss(Int)
@@ -143,8 +144,8 @@ package final class TranslationLog: Sendable {
     writeText(perfMap, "\(String(address, radix: 16)) \(String(size, radix: 16)) \(name)\n")
   }
 
-  /// Ends the listing with how often translations ran, those first that executed most of the guest's
-  /// instructions. For when no guest runs.
+  /// Ends the listing with how often translations ran, those first that executed most of the
+  /// guest's instructions. For when no guest runs.
   package func finish() {
     guard let listing else { return }
     let runs = state.withLock { $0.runs }

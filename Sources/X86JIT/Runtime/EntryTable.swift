@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which ways into translations there are: code that sets the linear page of a translation and goes on
-// there. A program that is started again has its code at other linear pages, so they are looked for and
-// made by the thousand. So the table is a cache: what it has forgotten is made anew.
+// Which ways into translations there are: code that sets the linear page of a translation and goes
+// on there. A program that is started again has its code at other linear pages, so they are looked
+// for and made by the thousand. So the table is a cache: what it has forgotten is made anew.
 
 import Glibc
 import Host

@@ -8,8 +8,8 @@ import X86Decoder
 
 /// What the call needs to know about the instruction besides its micro-op.
 struct HandlerInformation {
-  /// Bits 11:0 offset of the block in its page, 17:12 instructions of the block after this one,
-  /// 18 the handler needs the flags, 19 it may write them, 30:20 mnemonic, 31 the instruction is not
+  /// Bits 11:0 offset of the block in its page, 17:12 instructions of the block after this one, 18
+  /// the handler needs the flags, 19 it may write them, 30:20 mnemonic, 31 the instruction is not
   /// lowered: it may change what translated code knows of the vector state.
   var rawValue: UInt32
 
@@ -36,9 +36,9 @@ struct HandlerInformation {
 typealias HandlerCall =
   @convention(c) (UnsafeMutableRawPointer, UInt32) -> Int32
 
-/// Runs the handler of a site's micro-op; the registers are in the state. Returns 0 to go on behind the call,
-/// `NativeState.goOn` to go on at `temporary0`, or what to leave with, the flags then being in
-/// `flagResult` and `flagAux`.
+/// Runs the handler of a site's micro-op; the registers are in the state. Returns 0 to go on behind
+/// the call, `NativeState.goOn` to go on at `temporary0`, or what to leave with, the flags then
+/// being in `flagResult` and `flagAux`.
 let runHandler: HandlerCall = { state, number in
   let c = CPU(state)
   let native = c.s

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What translations leave to handlers: a number in the code stands for micro-op, what the call needs to
-// know and where to go on.
+// What translations leave to handlers: a number in the code stands for micro-op, what the call
+// needs to know and where to go on.
 
 import X86CPU
 
 struct HandlerSiteTable {
   private(set) var sites = SiteArray<NativeHandlerSite>()
 
-  /// The sites of a translation that is placed at `address`; their first number is the array's count.
+  /// The sites of a translation that is placed at `address`; their first number is the array's
+  /// count.
   mutating func append(_ translation: BlockTranslation, at address: UInt) {
     for site in translation.handlerSites {
       let back = site.back.map { address + UInt(translation.a.position(of: $0)) } ?? 0

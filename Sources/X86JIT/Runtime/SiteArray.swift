@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An array of plain values that others reach by its address: signal handlers, translated code. It grows
-// at its end only, as code does.
+// An array of plain values that others reach by its address: signal handlers, translated code. It
+// grows at its end only, as code does.
 
 import Glibc
 import Host

@@ -3,15 +3,15 @@
 // Looks at the TLB that translations share: out of line, and in translations that are not hot yet,
 // where five bytes do instead of fifty.
 //
-//     lookRead, lookWrite   called with a linear address in R13 and that of the access's last byte in
-//                           R15: ZF and R13 = host address, R14 = the TLB's entry; or no ZF
-//     lookStack             the same for writing, and the page is remembered as the stack's
-//     accessStack           called with the linear address of up to eight bytes in R13: as `lookStack`
-//     returnTo              called with the target of RET in R13: goes on there with the stack pointer
-//                           behind the return address; comes back where the target is not canonical
+//     lookRead, lookWrite   linear address in R13, that of the access's last byte in R15: ZF,
+//                           R13 = host address and R14 = the TLB's entry; or no ZF
+//     lookStack             the same for writing; the page is remembered as the stack's
+//     accessStack           linear address of up to eight bytes in R13: as `lookStack`
+//     returnTo              target of RET in R13: goes on there with the stack pointer behind the
+//                           return address; comes back where the target is not canonical
 //
-// All clobber R14, R15 and flags. RSP is 8 below the state in them. Where the host guesses wrongly at
-// the end of a look, R13 is 0: the access behind it reaches nothing (docs/security.md).
+// All clobber R14, R15 and flags. RSP is 8 below the state in them. Where the host guesses wrongly
+// at the end of a look, R13 is 0: the access behind it reaches nothing (docs/security.md).
 
 import X86CPU
 
@@ -109,8 +109,8 @@ struct MemoryThunks {
 }
 
 extension Assembler {
-  /// R14 = the TLB's entry of the linear address in R13, where its tag is that of the last byte, whose
-  /// address is in R15, or a jump to `miss`. RSP is `offset` below the state.
+  /// R14 = the TLB's entry of the linear address in R13, where its tag is that of the last byte,
+  /// whose address is in R15, or a jump to `miss`. RSP is `offset` below the state.
   mutating func lookUpTLB(tag: Int, offset: Int = 0, _ miss: Label) {
     rorx(.r14, .r13, 7)  // index * 32 with other bits around
     arithmetic(.and, .register(.r14), immediate: Int32(TLB.indexMask << 5), wide: false)

@@ -226,9 +226,8 @@ struct Thunks {
     a.jump(.r15)
   }
 
-  /// R15 = what leads to the translation of the block at linear address R13, or a jump to `miss`, also
-  /// where something
-  /// is requested (the table is then the empty one). Clobbers R14 and flags.
+  /// R15 = what leads to the translation of the block at linear address R13, or a jump to `miss`,
+  /// also where something is requested (the table is then the empty one). Clobbers R14 and flags.
   ///
   /// - Parameter offset: of the state from RSP.
   func lookUp(_ a: inout Assembler, _ miss: Label, offset: Int = 0) {

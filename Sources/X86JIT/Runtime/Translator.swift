@@ -4,18 +4,18 @@
 // segments, as host code.
 //
 // Guest and host speak the same instruction set, so that a translation is mostly the guest's own
-// instructions with memory operands led through the TLB (see BlockTranslation). Each physical CPU has
-// its own translator and its own code; only the thread that runs the CPU touches either.
+// instructions with memory operands led through the TLB (see BlockTranslation). Each physical CPU
+// has its own translator and its own code; only the thread that runs the CPU touches either.
 //
-//     let translator = try Translator.install(on: cpu)      // from now on hot blocks are translated
+//     let translator = try Translator.install(on: cpu)   // from now on hot blocks are translated
 //     translator.statistics.blocks
 //
 // Invariants:
 // - A block's `native` is 0 or the start of code that does what its micro-ops do.
-// - Code is never freed piece by piece. Jumps lead into a page only from the same page, and a page's
-//   blocks are dropped together; a dropped block's code leads whoever finds it in the table of jumps
-//   to what the page holds then (`retire`). When the memory is full, or the block cache starts anew,
-//   everything goes at once.
+// - Code is never freed piece by piece. Jumps lead into a page only from the same page, and a
+//   page's blocks are dropped together; a dropped block's code leads whoever finds it in the table
+//   of jumps to what the page holds then (`retire`). When the memory is full, or the block cache
+//   starts anew, everything goes at once.
 
 import Host
 import SystemPackage
@@ -103,7 +103,7 @@ package final class Translator: BlockTranslator {
   ///
   /// - Parameters:
   ///   - threshold: see `TranslatorTuning`, as for the next three.
-  ///   - countsInstructions: `CPUState.retired` counts what translated code does; else it says nothing.
+  ///   - countsInstructions: `CPUState.retired` counts what translated code does.
   ///   - log: is told of every translation.
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
@@ -285,8 +285,8 @@ package final class Translator: BlockTranslator {
   private static let retiredBytes = 11
 
   /// Whether the first bytes are there, and no jump among them waits for its target. A block's own
-  /// translation counts entries in them; a region that is a lone jump has neither, and its block keeps
-  /// the code that it has.
+  /// translation counts entries in them; a region that is a lone jump has neither, and its block
+  /// keeps the code that it has.
   private var canRetire: Bool {
     let end = work.start + Self.retiredBytes
     return work.a.position >= end && work.links.allSatisfy { $0.position >= end }
@@ -338,8 +338,8 @@ package final class Translator: BlockTranslator {
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
   }
 
-  /// Has code up to a position in huge pages: each is made as the first code gets there, so that a small
-  /// guest has few.
+  /// Has code up to a position in huge pages: each is made as the first code gets there, so that a
+  /// small guest has few.
   private func collapsePages(upTo end: Int) {
     while end > collapsed {
       let next = collapsed + Mapping.hugePageSize

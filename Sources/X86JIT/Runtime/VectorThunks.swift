@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest's MXCSR and x87 state on their way into and out of the host's registers. They are loaded
-// by the first block that needs them and stay there across blocks; before any Swift code runs, and
-// when translated code is left, `store` brings them home. `vectorReady` says what is loaded.
+// The guest's MXCSR and x87 state on their way into and out of the host's registers. They are
+// loaded by the first block that needs them and stay there across blocks; before any Swift code
+// runs, and when translated code is left, `store` brings them home. `vectorReady` says what is
+// loaded.
 
 import X86CPU
 

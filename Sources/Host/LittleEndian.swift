@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Little-endian values in byte arrays, with bounds that are checked: files come from users.
+// Little-endian values in byte arrays, with bounds that are checked where a file or a
+// guest chooses the offset.
 
 extension Array where Element == UInt8 {
   /// The value at an offset; nil where the array is too short.
-  func load<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int) -> Value? {
+  package func load<Value: FixedWidthInteger>(_ type: Value.Type, at offset: Int) -> Value? {
     guard offset >= 0, offset <= count - MemoryLayout<Value>.size else { return nil }
     var value: Value = 0
     for index in (0..<MemoryLayout<Value>.size).reversed() {
@@ -14,22 +15,16 @@ extension Array where Element == UInt8 {
   }
 
   /// Overwrites the bytes at an offset, which must lie inside.
-  mutating func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int) {
+  package mutating func store<Value: FixedWidthInteger>(_ value: Value, at offset: Int) {
     for index in 0..<MemoryLayout<Value>.size {
       self[offset + index] = UInt8(truncatingIfNeeded: value >> (8 * index))
     }
   }
 
   /// Adds a value at the end.
-  mutating func append<Value: FixedWidthInteger>(little value: Value) {
+  package mutating func append<Value: FixedWidthInteger>(little value: Value) {
     for index in 0..<MemoryLayout<Value>.size {
       append(UInt8(truncatingIfNeeded: value >> (8 * index)))
     }
   }
-}
-
-/// Why something cannot be loaded, in one line that names the thing and the mend.
-package struct LoadError: Error, Hashable, CustomStringConvertible {
-  package let description: String
-  package init(_ description: String) { self.description = description }
 }
