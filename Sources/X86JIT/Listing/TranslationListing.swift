@@ -2,13 +2,13 @@
 //
 // One translation as text: each instruction of the guest, and under it the host code made for it.
 //
-//     guest:0xffffffff81000000: 2 instructions, 5 bytes -> 83 bytes at 0x7f5a00001000, CPU 0
+//     guest:0xffffffff81000000: 2 instructions, 5 bytes -> 80 bytes at 0x7f5a00001000, CPU 0
 //     entry
-//           0  48 83 84 24 d0 00 00 00 02   add QWORD PTR [rsp+0xd0],0x2  ; retired
+//           0  48 83 44 24 58 02             add QWORD PTR [rsp+0x58],0x2  ; retired
 //     ffffffff81000000  01 c8               add eax,ecx
-//           9  01 c8                        add eax,ecx
+//           6  01 c8                         add eax,ecx
 //
-// Host code is addressed from the translation's start. RSP is the CPU's state, whose fields are
+// Host code is addressed from the translation's start. RSP is in the CPU's state, whose fields are
 // named; jumps that leave the translation have the name of what they lead to.
 
 import X86
