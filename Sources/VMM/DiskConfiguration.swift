@@ -57,10 +57,10 @@ package struct DiskConfiguration: Sendable, Hashable {
         : "not writable; change its permissions or give readonly=on"
     case .cannotOpen(.isDirectory), .notAFile: "not a file or block device; give a disk image"
     case .cannotOpen(let reason): "cannot be opened (\(reason)); check the file"
-    case .isInUse: "in use by another program; end that, or give readonly=on to both"
-    case .isEmpty: "empty; make it as large as the disk is to be (truncate -s 4G)"
+    case .isInUse: "in use by another program; stop it, or give readonly=on to both"
+    case .isEmpty: "empty; give it the size of the disk (truncate -s 4G)"
     case .badSize(let size):
-      "\(size) bytes are no whole number of sectors of \(BlockSector.size); lengthen it (truncate -s)"
+      "\(size) bytes, not a multiple of \(BlockSector.size); lengthen it (truncate -s)"
     }
   }
 }

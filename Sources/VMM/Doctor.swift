@@ -70,7 +70,7 @@ package struct Doctor {
       return "\(name): seen by userfaultfd"
     } catch {
       return "\(name): seen late, by comparing, as userfaultfd says: \(error); "
-        + "vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would mend that"
+        + "vm.unprivileged_userfaultfd=1, access to /dev/userfaultfd or root would fix that"
     }
   }
 
@@ -100,7 +100,7 @@ package struct Doctor {
           + (speed.isUsable
             ? ""
             : "; it interprets supervisor code, nested virtualization in "
-              + "hardware on the host below would mend that")
+              + "hardware on the host below would fix that")
       ]
     } catch {
       return ["kvm: opens, but fails a probe guest: \(error)"]

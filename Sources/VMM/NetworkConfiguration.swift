@@ -56,7 +56,7 @@ package struct NetworkConfiguration: Sendable, Hashable {
     case "mac":
       guard let address = MACAddress(String(value)) else {
         throw RunError(
-          "--net \(text): mac=\(value) is no card's address; write it like \(Self.defaultAddress)")
+          "--net \(text): mac=\(value) is not a card's address; write it like \(Self.defaultAddress)")
       }
       self.address = address
     case "host" where value == "on": reachesHost = true
@@ -64,7 +64,7 @@ package struct NetworkConfiguration: Sendable, Hashable {
     case "publish":
       guard let port = PublishedPort(value) else {
         throw RunError(
-          "--net \(text): publish=\(value) names no ports; write it like publish=8080:80")
+          "--net \(text): publish=\(value) is not a pair of ports; write it like publish=8080:80")
       }
       published.append(port)
     default:

@@ -23,9 +23,9 @@ final class UserNetwork: Sendable {
   private static let socketNumber: Int32 = 3
 
   let configuration: NetworkConfiguration
-  /// The monitor's end, of whoever takes it.
+  /// The monitor's end, until somebody takes it.
   private let socket: Int32
-  /// What passt has to say.
+  /// What passt writes.
   private let messages: OwnedFileDescriptor
 
   /// Starts passt.
@@ -54,12 +54,12 @@ final class UserNetwork: Sendable {
   /// The monitor's end. To be called once.
   func takeSocket() -> OwnedFileDescriptor { OwnedFileDescriptor(owning: socket) }
 
-  /// The last line that passt has written, but those that the system's log is not there.
+  /// The last line that passt wrote, except those that say that there is no system log.
   var lastWords: String {
     var bytes = [UInt8](repeating: 0, count: 4096)
     let count = pread(messages.rawValue, &bytes, bytes.count, 0)
     let lines = String(decoding: bytes[..<max(count, 0)], as: UTF8.self).split(separator: "\n")
-    return lines.last { !$0.hasPrefix("Failed to send") }.map(String.init) ?? "it does not say why"
+    return lines.last { !$0.hasPrefix("Failed to send") }.map(String.init) ?? "no reason given"
   }
 
   /// Where passt is.

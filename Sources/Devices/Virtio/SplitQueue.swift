@@ -31,7 +31,7 @@ package enum QueueError: Error, Hashable, CustomStringConvertible {
     case .indexRanAway: "the available index is further ahead than the queue is long"
     case .noSuchDescriptor(let index): "there is no descriptor \(index)"
     case .endlessChain: "a chain of descriptors does not end"
-    case .unreadableOrder: "a chain goes on with a readable buffer behind a writable one"
+    case .unreadableOrder: "a chain has a readable buffer behind a writable one"
     case .badIndirectTable: "a table of indirect descriptors is malformed"
     case .badRequest(let what): what
     }

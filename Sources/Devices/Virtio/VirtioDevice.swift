@@ -4,7 +4,7 @@
 
 import GuestMemory
 
-/// What a device has of its transport: the queues, and a way to speak up.
+/// What a device gets from its transport: the queues and the interrupts.
 package struct VirtioConnection: Sendable {
   package let queues: [VirtioQueue]
   package let interrupts: VirtioInterrupts
