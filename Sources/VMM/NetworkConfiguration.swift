@@ -56,7 +56,8 @@ package struct NetworkConfiguration: Sendable, Hashable {
     case "mac":
       guard let address = MACAddress(String(value)) else {
         throw RunError(
-          "--net \(text): mac=\(value) is not a card's address; write it like \(Self.defaultAddress)")
+          "--net \(text): mac=\(value) is not a card's address; write it like \(Self.defaultAddress)"
+        )
       }
       self.address = address
     case "host" where value == "on": reachesHost = true

@@ -81,7 +81,7 @@ package final class VirtioInterrupts: Sendable {
       defer { state.hasReported = true }
       return !state.hasReported
     }
-    if isFirst { wires.report("the guest's driver made an error, and the device needs a reset: \(reason)") }
+    if isFirst { wires.report("needs a reset after an error of the guest's driver: \(reason)") }
   }
 
   private func raise(_ vector: UInt16, _ cause: UInt8, _ state: inout State) {
