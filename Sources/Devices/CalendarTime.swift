@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Dates for the real-time clock: calendar time, and seconds since 1970.
 
 /// A date and time of day in UTC, in the Gregorian calendar.
 package struct CalendarTime: Sendable, Hashable {

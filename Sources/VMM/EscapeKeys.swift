@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The terminal's escape keys: Ctrl-A and another key.
 
 /// Splits what the user types into bytes for the guest and commands for the VMM: Ctrl-A and a key.
 package struct EscapeKeys: Sendable {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The exit statuses of `martlet run`, one definition of each.
 
 /// The exit statuses of `martlet run`. The guest's own statuses from the debug-exit port are always
 /// odd, so ours are even; a signal gives 128 plus its number, as shells do.

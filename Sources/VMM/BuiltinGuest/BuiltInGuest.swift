@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The guest that runs where no kernel is given; its source is Guests/builtin.S.
 
 /// A guest that is part of this program, for machines without a Linux at hand: started in real
 /// mode.

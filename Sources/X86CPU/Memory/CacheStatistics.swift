@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What `--stats` counts of the TLB and of decoded blocks.
 
 /// How often a TLB was flushed.
 struct TLBCounts: Sendable {

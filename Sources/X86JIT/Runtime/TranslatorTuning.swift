@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The numbers by which the translator is tuned, and their defaults.
 
 /// When a translator translates, and how much it keeps.
 package struct TranslatorTuning: Sendable, Equatable {
