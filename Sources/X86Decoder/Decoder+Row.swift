@@ -54,6 +54,8 @@ extension DecodeState {
     out.mnemonic = unsafe row.pointee.mnemonic
     out.feature = unsafe row.pointee.feature
     unsafe out.attributes.formUnion(row.pointee.attributes)
+    out.flagsRead = unsafe row.pointee.flagsRead
+    out.flagsWritten = unsafe row.pointee.flagsWritten
     out.encoding.mandatoryPrefix = UInt8(truncatingIfNeeded: mandatory)
     out.encoding.lengthBits = UInt8(truncatingIfNeeded: vectorBits)
     setOperandSize()

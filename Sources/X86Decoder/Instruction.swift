@@ -110,6 +110,11 @@ public struct Instruction: Sendable {
   public var prefixes: Prefixes = []
   public var attributes: Attributes = []
   public var feature: Feature = .base
+  /// Arithmetic flags that the result depends on.
+  public var flagsRead: FlagSet = []
+  /// Arithmetic flags that certainly get a value which does not depend on the old one. Flags that
+  /// the manuals leave undefined count, except where processors keep them. See `countDecides`.
+  public var flagsWritten: FlagSet = []
   public var encoding: Encoding = Encoding()
 
   public static let noRegister: UInt8 = 0xFF
@@ -181,6 +186,18 @@ public struct Instruction: Sendable {
     /// suppressed exceptions.
     public static let embeddedRounding = Self(rawValue: 1 << 18)
     public static let suppressExceptions = Self(rawValue: 1 << 19)
+    /// A shift or rotation: by a count of 0 it changes nothing.
+    public static let countDecides = Self(rawValue: 1 << 21)
+    /// ModRM.reg names an operand; elsewhere it belongs to the opcode.
+    public static let namesReg = Self(rawValue: 1 << 22)
+    /// Does the same with other registers and another address in ModRM (and VEX.vvvv), as long as
+    /// implicit registers are where they were.
+    public static let relocatable = Self(rawValue: 1 << 23)
+    /// Works on rAX and rDX alone, and has no ModRM.
+    public static let accumulator = Self(rawValue: 1 << 24)
+    /// The prefix is part of the opcode: 66, F3.
+    public static let requires66 = Self(rawValue: 1 << 25)
+    public static let requiresF3 = Self(rawValue: 1 << 26)
     /// VEX or EVEX: needs XCR0 to enable the state (and protected mode).
     public static let avx = Self(rawValue: 1 << 20)
   }

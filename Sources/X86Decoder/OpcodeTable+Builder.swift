@@ -17,7 +17,9 @@
 // prefix `np 66 f3 f2` (none named: any; `n6`: np or 66), `w0 w1`, vector length `l0 l1 l2`,
 // `x32 x64` mode, `o16 o32 o64` operand size, `b0` no REX.B. Operands: `=` written, `+` read and
 // written, else read; then a letter for the method and one for the width as in `OperandMethod` and
-// `OperandWidth`; `-` for none. Where a row leaves its operands out the section's stand.
+// `OperandWidth`; `-` for none. Where a row leaves its operands out the section's stand. Attributes
+// are the words of `OpcodeTable+Words.swift`, and `fw` and `fr` with the letters of the flags that
+// are written and read (FlagSet); a row's letters stand in place of its section's.
 //
 //     @ base lock fw
 //     80/7 cmp Eb,Ic | 80/0 add +Eb,Ic | 90+ xchg +Zv,+%av | 70c j Jb
@@ -36,6 +38,8 @@ private struct RowTraits {
   /// Which mandatory prefixes, bit for each number.
   var prefixes: UInt8 = 0xF
   var operands: [OperandSpec] = []
+  var flagsRead: FlagSet = []
+  var flagsWritten: FlagSet = []
   var unaligned = false
 
   mutating func require(_ mask: UInt32, _ value: UInt32) {
@@ -150,6 +154,10 @@ extension OpcodeTableBuilder {
       guard let mnemonic = words.mnemonic(hash) else { return fail(text, name) }
       var row = finished(traits)
       row.mnemonic = mnemonic
+      if repeats == 16 {
+        row.flagsRead = FlagSet(condition: index)
+        row.attributes.insert(.readsFlags)
+      }
       rows.append(row)
       places.append((space << 8 | Int(opcode + index), traits.prefixes))
     }
@@ -161,6 +169,8 @@ extension OpcodeTableBuilder {
     row.feature = traits.feature
     row.attributes = traits.attributes
     row.flags = traits.flags
+    row.flagsRead = traits.flagsRead
+    row.flagsWritten = traits.flagsWritten
     row.conditionMask = traits.conditionMask
     row.condition = traits.condition
     row.operandCount = UInt8(traits.operands.count)
@@ -176,7 +186,10 @@ extension OpcodeTableBuilder {
         hasAligned = [.octo, .vector, .double16].contains(spec.width)
       default: if spec.method.isModRM { row.flags.insert(.hasModRM) }
       }
+      if spec.method == .regGeneral { row.attributes.insert(.namesReg) }
     }
+    if traits.prefixes == 1 << 1 { row.attributes.insert(.requires66) }
+    if traits.prefixes == 1 << 2 { row.attributes.insert(.requiresF3) }
     let first = traits.operands.first ?? OperandSpec()
     let writesMemory =
       first.access.contains(.write) && [.rmGeneral, .memory].contains(first.method)
@@ -205,6 +218,9 @@ extension OpcodeTableBuilder {
     } else if let trait = words.trait(hash) {
       traits.attributes.formUnion(trait.attributes)
       traits.flags.formUnion(trait.flags)
+    } else if let (direction, flags) = flags(text, word) {
+      traits.attributes.insert(direction)
+      if direction == .writesFlags { traits.flagsWritten = flags } else { traits.flagsRead = flags }
     } else if text[word.lowerBound] == UInt8(ascii: "n"), word.count == 2,
       let bytes = hex(text[word.lowerBound + 1])
     {
@@ -214,6 +230,23 @@ extension OpcodeTableBuilder {
     } else {
       fail(text, word)
     }
+  }
+
+  /// `fw`, `fr`: all flags; with letters: those.
+  private func flags(_ text: Text, _ word: Slice) -> (Instruction.Attributes, FlagSet)? {
+    guard word.count >= 2, text[word.lowerBound] == UInt8(ascii: "f") else { return nil }
+    let direction: Instruction.Attributes
+    switch text[word.lowerBound + 1] {
+    case UInt8(ascii: "w"): direction = .writesFlags
+    case UInt8(ascii: "r"): direction = .readsFlags
+    default: return nil
+    }
+    var flags: FlagSet = word.count == 2 ? .all : []
+    for letter in text[word].dropFirst(2) {
+      guard let flag = FlagSet(letter: letter) else { return nil }
+      flags.insert(flag)
+    }
+    return (direction, flags)
   }
 
   private mutating func readCondition(_ text: Text, _ word: Slice, _ traits: inout RowTraits) {

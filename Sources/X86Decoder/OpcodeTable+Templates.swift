@@ -10,6 +10,8 @@ package struct RowTemplate: Sendable {
   package let mnemonic: Mnemonic
   package let feature: Feature
   package let attributes: Instruction.Attributes
+  package let flagsRead: FlagSet
+  package let flagsWritten: FlagSet
   package enum Space: Sendable { case legacy, vex, evex }
   package let space: Space
   /// 0: one byte, 1: 0F, 2: 0F 38, 3: 0F 3A.
@@ -93,6 +95,8 @@ extension RowTemplate {
     mnemonic = row.mnemonic
     feature = row.feature
     attributes = row.attributes
+    flagsRead = row.flagsRead
+    flagsWritten = row.flagsWritten
     let number = place >> 8
     space = number >= OpcodeSpace.evex ? .evex : number >= OpcodeSpace.vex ? .vex : .legacy
     map = number & 3

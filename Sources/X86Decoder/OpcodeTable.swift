@@ -130,6 +130,8 @@ struct OpcodeRow {
   var condition: UInt32 = 0
   var flags: RowFlags = []
   var attributes: Instruction.Attributes = []
+  var flagsRead: FlagSet = []
+  var flagsWritten: FlagSet = []
 }
 
 /// A stretch of candidate rows.

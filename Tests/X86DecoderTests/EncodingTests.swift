@@ -13,7 +13,7 @@ func decode(_ bytes: [UInt8], _ mode: CodeMode) -> Result<Instruction, DecodeErr
 }
 
 /// `48 01 d8` to bytes.
-private func bytes(_ text: String) -> [UInt8] {
+func bytes(_ text: String) -> [UInt8] {
   text.split(separator: " ").compactMap { UInt8($0, radix: 16) }
 }
 

@@ -182,7 +182,7 @@ struct InstructionGenerator {
     program.undefinedBefore[program.bytes.count] = program.undefinedFlags
     program.bytes += bytes
     program.text.append("\(Disassembler.text(i, at: 0))")
-    if i.attributes.contains(.writesFlags) || i.writesHostFlags {
+    if i.attributes.contains(.writesFlags) {
       program.undefinedFlags = undefined(i) | program.undefinedFlags & keeps(i)
     }
   }

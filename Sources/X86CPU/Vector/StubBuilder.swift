@@ -20,7 +20,7 @@ struct StubBuilder {
   private var isX87: Bool { i.attributes.contains(.x87) }
   private var isFloatingPoint: Bool { i.attributes.contains(.floatingPoint) && !isX87 }
   private var usesFlags: Bool {
-    i.writesHostFlags || i.attributes.contains(.readsFlags)
+    !i.attributes.isDisjoint(with: [.readsFlags, .writesFlags])
   }
 
   // MARK: Code
@@ -100,7 +100,7 @@ struct StubBuilder {
 
   func describe(_ code: StubCode) -> VectorStub {
     var stub = VectorStub(code: code)
-    stub.writesFlags = i.writesHostFlags
+    stub.writesFlags = i.attributes.contains(.writesFlags)
     if let n = i.memoryOperand {
       stub.memorySize = Int(i.operands[n].size)
       stub.writesMemory = i.operands[n].access.contains(.write)
@@ -156,17 +156,6 @@ extension Instruction {
   package var usesMMX: Bool {
     for n in 0..<Int(operandCount) where operands[n].kind == .mmx { return true }
     return false
-  }
-
-  package var writesHostFlags: Bool {
-    if attributes.contains(.writesFlags) || comparesStrings { return true }
-    switch mnemonic {
-    case .comiss, .comisd, .ucomiss, .ucomisd, .vcomiss, .vcomisd, .vucomiss, .vucomisd, .ptest,
-      .vptest, .vtestps, .vtestpd, .kortestb, .kortestw, .kortestd, .kortestq, .ktestb, .ktestw,
-      .ktestd, .ktestq, .fcomi, .fcomip, .fucomi, .fucomip:
-      return true
-    default: return false
-    }
   }
 
   /// x87 instructions that leave FIP, FDP and FOP alone (SDM volume 1, "x87 FPU Instruction and

@@ -44,7 +44,7 @@ enum VectorInstructions {
       return usesVector ? MMXHandlers.sseAndMMX : MMXHandlers.mmx
     }
     let memory = i.memoryOperand.map { i.operands[$0] }
-    let reports = i.attributes.contains(.floatingPoint) || i.writesHostFlags
+    let reports = !i.attributes.isDisjoint(with: [.floatingPoint, .writesFlags])
     return handlers(i).handler(memory: memory, reports: reports)
   }
 

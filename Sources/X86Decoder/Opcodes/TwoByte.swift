@@ -9,7 +9,7 @@ extension OpcodeText {
     # Descriptor tables and machine state
     @ base ser noora
     00/0r sldt =Ev | 00/0m sldt =Mw | 00/1r str =Ev | 00/1m str =Mw
-    00/4 verr Ew fw | 00/5 verw Ew fw | 02 lar +Gv,Ew fw | 03 lsl +Gv,Ew fw
+    00/4 verr Ew fwz | 00/5 verw Ew fwz | 02 lar +Gv,Ew fwz | 03 lsl +Gv,Ew fwz
     01/0m sgdt =Ms native | 01/1m sidt =Ms native | 01/4r smsw =Ev | 01/4m smsw =Mw
     @ base ser noora priv
     00/2 lldt Ew | 00/3 ltr Ew | 01/2m lgdt Ms native | 01/3m lidt Ms native | 01/6 lmsw Ew
@@ -70,7 +70,7 @@ extension OpcodeText {
     AE/6r.66 tpause Rd fw | AE/6r.f3 umonitor Rg | AE/6r.f2 umwait Rd fw
     # Caches, fences and hints
     @ sse2
-    AE/5r.np lfence | AE/6r.np mfence | C3.np movnti =My,Gy
+    AE/5r.np lfence | AE/6r.np mfence | C3.np movnti =My,Gy mr
     @ sse
     AE/7r.np sfence | 18/0m prefetchnta Mb | 18/1m prefetcht0 Mb | 18/2m prefetcht1 Mb
     18/3m prefetcht2 Mb
@@ -83,31 +83,36 @@ extension OpcodeText {
     18 nop Ev | 19 nop Ev | 1A nop Ev | 1B nop Ev | 1C nop Ev | 1D nop Ev
     1E/7r2.f3 endbr64 | 1E/7r3.f3 endbr32 | 1E nop Ev | 1F nop Ev
     # Moves
-    @ cmov fr
+    @ cmov mr
     40c cmov +Gv,Ev
-    @ base fr
+    @ base mr
     90c set =Eb
     @ base
     B2/m lss =Gv,Mp ser | B4/m lfs =Gv,Mp ser | B5/m lgs =Gv,Mp ser
-    B6 movzx =Gv,Eb | B7 movzx =Gv,Ew | BE movsx =Gv,Eb | BF movsx =Gv,Ew | C8+ bswap +Zv
+    B6 movzx =Gv,Eb mr | B7 movzx =Gv,Ew mr | BE movsx =Gv,Eb mr | BF movsx =Gv,Ew mr
+    C8+ bswap +Zv
     @ base d64
     A0 pushSegment %fs | A1 popSegment =%fs ser | A8 pushSegment %gs | A9 popSegment =%gs ser
     # Arithmetic
-    @ base fw lock
+    @ base fwc lock mr
     AB bts +Ev,Gv | B3 btr +Ev,Gv | BB btc +Ev,Gv
     BA/5 bts +Ev,Ib | BA/6 btr +Ev,Ib | BA/7 btc +Ev,Ib
+    @ base fw lock mr
     B0 cmpxchg +Eb,Gb | B1 cmpxchg +Ev,Gv | C0 xadd +Eb,+Gb | C1 xadd +Ev,+Gv
+    @ base fwz lock
     C7/1m.w1 cmpxchg16b +Mo ?cx16 al | C7/1m cmpxchg8b +Mq ?cx8
+    @ base fw mr
+    A3 bt Ev,Gv fwc | BA/4 bt Ev,Ib fwc | AF imul +Gv,Ev
+    A4 shld +Ev,Gv,Ib count | A5 shld +Ev,Gv,%cb count
+    AC shrd +Ev,Gv,Ib count | AD shrd +Ev,Gv,%cb count
+    B8.f3 popcnt =Gv,Ev ?popcnt | BC.f3 tzcnt =Gv,Ev ?bmi1 fwcz | BD.f3 lzcnt =Gv,Ev ?lzcnt fwcz
+    BC bsf +Gv,Ev fwz | BD bsr +Gv,Ev fwz
     @ base fw
-    A3 bt Ev,Gv | BA/4 bt Ev,Ib | A4 shld +Ev,Gv,Ib | A5 shld +Ev,Gv,%cb
-    AC shrd +Ev,Gv,Ib | AD shrd +Ev,Gv,%cb | AF imul +Gv,Ev
-    B8.f3 popcnt =Gv,Ev ?popcnt | BC.f3 tzcnt =Gv,Ev ?bmi1 | BD.f3 lzcnt =Gv,Ev ?lzcnt
-    BC bsf +Gv,Ev | BD bsr +Gv,Ev
     C7/6r.n6 rdrand =Rv ?rdrand noora | C7/7r.n6 rdseed =Rv ?rdseed noora
     @ rdpid noora
     C7/7r.f3 rdpid =Rn
     @ base br f64
-    80c j Jz fr
+    80c j Jz
     """
 
   /// 0F 38 and 0F 3A: general-purpose and system instructions.
@@ -117,11 +122,11 @@ extension OpcodeText {
     @ invpcid ser noora priv
     82.66 invpcid Gn,Mo native
     @ movbe
-    F0/m.n6 movbe =Gv,Mv | F1/m.n6 movbe =Mv,Gv
+    F0/m.n6 movbe =Gv,Mv mr | F1/m.n6 movbe =Mv,Gv mr
     @ sse42
     F0.f2 crc32 +Gy,Eb | F1.f2 crc32 +Gy,Ev
-    @ adx fw fr
-    F6.66 adcx +Gy,Ey | F6.f3 adox +Gy,Ey
+    @ adx mr
+    F6.66 adcx +Gy,Ey fwc frc | F6.f3 adox +Gy,Ey fwo fro
     @ movdiri
     F9/m.np movdiri =My,Gy
     @ movdir64b
@@ -130,15 +135,15 @@ extension OpcodeText {
 
   /// VEX 0F 38 and 0F 3A: general-purpose instructions.
   static let vexGeneral: StaticString = """
-    @ bmi1 fw : l0
+    @ bmi1 fw mr : l0
     F2.np andn =Gy,By,Ey | F3/1.np blsr =By,Ey | F3/2.np blsmsk =By,Ey | F3/3.np blsi =By,Ey
     F7.np bextr =Gy,Ey,By
-    @ bmi2 : l0
+    @ bmi2 mr : l0
     F5.np bzhi =Gy,Ey,By fw | F5.f3 pext =Gy,By,Ey | F5.f2 pdep =Gy,By,Ey
     F6.f2 mulx =Gy,=By,Ey | F7.66 shlx =Gy,Ey,By | F7.f3 sarx =Gy,Ey,By | F7.f2 shrx =Gy,Ey,By
     """
   static let vexGeneral3A: StaticString = """
-    @ bmi2 : l0
+    @ bmi2 mr : l0
     F0.f2 rorx =Gy,Ey,Ib
     """
 }

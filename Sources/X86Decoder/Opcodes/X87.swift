@@ -25,9 +25,9 @@ extension OpcodeText {
     D8/0 fadd | D8/1 fmul | D8/2 fcom %st,Tt | D8/3 fcomp %st,Tt | D8/4 fsub | D8/5 fsubr
     D8/6 fdiv | D8/7 fdivr | D9/1 fxch +%st,+Tt
     DB/5 fucomi %st,Tt fw | DB/6 fcomi %st,Tt fw | DF/5 fucomip %st,Tt fw | DF/6 fcomip %st,Tt fw
-    @ cmov x87 fr : r : +%st,Tt
-    DA/0 fcmovb | DA/1 fcmove | DA/2 fcmovbe | DA/3 fcmovu
-    DB/0 fcmovnb | DB/1 fcmovne | DB/2 fcmovnbe | DB/3 fcmovnu
+    @ cmov x87 : r : +%st,Tt
+    DA/0 fcmovb frc | DA/1 fcmove frz | DA/2 fcmovbe frcz | DA/3 fcmovu frp
+    DB/0 fcmovnb frc | DB/1 fcmovne frz | DB/2 fcmovnbe frcz | DB/3 fcmovnu frp
     @ fpu x87 : r : +Tt,%st
     DC/0 fadd | DC/1 fmul | DC/4 fsubr | DC/5 fsub | DC/6 fdivr | DC/7 fdiv
     DE/0 faddp | DE/1 fmulp | DE/4 fsubrp | DE/5 fsubp | DE/6 fdivrp | DE/7 fdivp

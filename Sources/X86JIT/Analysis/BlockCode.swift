@@ -43,7 +43,7 @@ struct BlockCode {
     accesses = AccessPlan(memory, start)
     Self.findKinds(self.instructions, kinds, block.pointee.ops, host)
     for n in 0..<count {
-      effects[n] = kinds[n] == .handler ? .none : FlagEffect(instructions[n])
+      effects[n] = kinds[n].hasOwnFlags ? .none : FlagEffect(instructions[n])
       loopPages[n] = -1
     }
     findLiveness(liveAfter)

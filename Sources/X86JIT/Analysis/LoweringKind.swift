@@ -30,7 +30,7 @@ enum LoweringKind {
   case handler
 
   init(_ i: Instruction, host: HostFeatures) {
-    self = Self.byMnemonic(i)
+    self = Self.byRow(i)
     guard i.mode != .bits16, host.has(i.feature), Self.addressFits(i) else {
       self = .handler
       return
@@ -39,31 +39,38 @@ enum LoweringKind {
     if self == .modRM || self == .vex, !EncodingFields(i).isEncodable { self = .handler }
   }
 
+  /// What the row says of the encoding decides, except for instructions with a lowering of their
+  /// own.
+  private static func byRow(_ i: Instruction) -> LoweringKind {
+    if i.attributes.contains(.relocatable) {
+      if i.prefixes.contains(.vex) { return .vex }
+      return namesBit(i) ? bitString(i) : .modRM
+    }
+    return i.attributes.contains(.accumulator) ? .accumulator : byMnemonic(i)
+  }
+
+  /// BT and so on with a bit number in a register, which reaches beyond the memory operand.
+  private static func namesBit(_ i: Instruction) -> Bool {
+    switch i.mnemonic {
+    case .bt, .bts, .btr, .btc: i.memoryOperand != nil && i.operands[1].kind == .general
+    default: false
+    }
+  }
+
+  private static func bitString(_ i: Instruction) -> LoweringKind {
+    if i.mode == .bits32 && (i.segment == .fs || i.segment == .gs) { return .handler }
+    return i.operandSize >= 4 && i.addressSize == i.mode.wordSize ? .bitString : .handler
+  }
+
   private static func byMnemonic(_ i: Instruction) -> LoweringKind {
     switch i.mnemonic {
-    case .add, .or, .adc, .sbb, .and, .sub, .xor, .cmp, .test:
-      return i.encoding.hasModRM ? .modRM : .accumulator
-    case .inc, .dec, .neg, .not, .mul, .imul, .movzx, .movsx, .movsxd, .xadd, .cmpxchg, .bsf,
-      .bsr, .tzcnt, .lzcnt, .popcnt, .shl, .shr, .sar, .rol, .ror, .rcl, .rcr, .shld, .shrd,
-      .movbe, .movnti, .adcx, .adox:
-      return .modRM
     case .mov: return move(i)
-    case .xchg: return i.encoding.hasModRM ? .modRM : .handler
-    case .bt, .bts, .btr, .btc:
-      guard i.memoryOperand != nil && i.operands[1].kind == .general else { return .modRM }
-      if i.mode == .bits32 && (i.segment == .fs || i.segment == .gs) { return .handler }
-      return i.operandSize >= 4 && i.addressSize == i.mode.wordSize ? .bitString : .handler
     case .div, .idiv: return i.operandSize >= 4 ? .divide : .handler
     // Stores without a temporal hint are the host's own, so nothing but a fence orders them; and
     // the guest's code is speculated in, which LFENCE is there to stop.
     case .lfence, .sfence, .mfence: return .fence
     case .prefetchw, .prefetchwt1, .prefetch, .cldemote: return .nop
     case .cmpxchg16b, .cmpxchg8b: return .compareExchange
-    case .andn, .blsi, .blsr, .blsmsk, .bzhi, .bextr, .pdep, .pext, .mulx, .rorx, .sarx, .shlx,
-      .shrx:
-      return .vex
-    case .cbw, .cwde, .cdqe, .cwd, .cdq, .cqo, .clc, .stc, .cmc, .lahf, .sahf:
-      return .accumulator
     case .lea: return .lea
     case .stos, .movs: return isRepeatedString(i) ? .repeatedString : .handler
     case .bswap: return i.operandSize == 2 ? .handler : .bswap
@@ -86,6 +93,14 @@ enum LoweringKind {
     }
   }
 
+  /// The guest's flags pass it by, or it reads and writes them itself.
+  var hasOwnFlags: Bool {
+    switch self {
+    case .handler, .system, .systemJump, .divide, .repeatedString: true
+    default: false
+    }
+  }
+
   /// What may stand in the shadow of STI: nothing that looks at events, nor at the shadow.
   var isPlain: Bool {
     switch self {
@@ -102,7 +117,6 @@ enum LoweringKind {
   }
 
   private static func move(_ i: Instruction) -> LoweringKind {
-    if i.encoding.hasModRM { return .modRM }
     if i.encoding.opcode & 0xF0 == 0xB0 { return .moveImmediate }
     return i.mode == .bits32 && i.memoryOperand != nil ? .modRM : .handler
   }
@@ -111,7 +125,6 @@ enum LoweringKind {
     if i.isConditionalJump {
       return i.mode == .bits64 || i.operandSize == 4 ? .conditionalJump : .handler
     }
-    if i.condition != nil { return .modRM }
     if i.isCountedJump {
       // In 16 bits, a count or a target is a part of its register.
       let isWhole = i.mode == .bits64 || i.operandSize == 4
@@ -174,7 +187,7 @@ struct EncodingFields {
     form = Form(e.opcode, map: Form.Map(rawValue: e.map.rawValue) ?? .one)
     opcodeExtension = e.modRM >> 3 & 7
     let number = opcodeExtension | (e.rex & 4) << 1
-    reg = Self.isExtension(e) ? nil : number
+    reg = i.attributes.contains(.namesReg) ? number : nil
     rm = i.memoryOperand == nil ? e.modRM & 7 | (e.rex & 1) << 3 : nil
     if i.isShortForm { setShortForm(e.opcode) }
     // 64-bit code does not have this other number of 80.
@@ -208,25 +221,10 @@ struct EncodingFields {
   private mutating func setPrefixes(_ i: Instruction) {
     let isByte = i.condition != nil && i.encoding.opcode & 0xF0 == 0x90
     form.wide = i.operandSize == 8 && !isByte
-    form.operandSize16 = i.operandSize == 2 && !isByte || i.mnemonic == .adcx
+    form.operandSize16 =
+      i.operandSize == 2 && !isByte || i.attributes.contains(.requires66)
     form.lock = i.prefixes.contains(.lock)
-    switch i.mnemonic {
-    case .popcnt, .tzcnt, .lzcnt, .adox: form.repeatPrefix = 0xF3
-    default: break
-    }
-  }
-
-  private static func isExtension(_ e: Instruction.Encoding) -> Bool {
-    switch e.map {
-    case .oneByte:
-      switch e.opcode {
-      case 0x80...0x83, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, 0xD0...0xD3, 0xF6, 0xF7, 0xFE, 0xFF: true
-      default: false
-      }
-    case .map0F: e.opcode & 0xF0 == 0x90 || e.opcode == 0xBA || e.opcode == 0xC7
-    case .map0F38: e.opcode == 0xF3
-    default: false
-    }
+    if i.attributes.contains(.requiresF3) { form.repeatPrefix = 0xF3 }
   }
 
   /// AH to BH cannot stand beside anything that needs a REX prefix.

@@ -404,7 +404,7 @@ final class BlockTranslation {
     var writes = effect.touches
     if kinds[n] == .handler || kinds[n] == .system || kinds[n] == .systemJump {
       let system = !i.attributes.isDisjoint(with: [.branch, .serializes, .privileged])
-      writes = system || i.attributes.contains(.writesFlags) || i.writesHostFlags
+      writes = system || i.attributes.contains(.writesFlags)
       reads = writes || i.attributes.contains(.readsFlags)
     }
     return HandlerInformation(
