@@ -88,18 +88,18 @@ let package = Package(
       dependencies: [
         "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: common),
+      swiftSettings: strict),
     .target(
       name: "Defence",
       dependencies: [
         "CHost", "Host", "X86", .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common),
+      ], swiftSettings: strict),
     .target(
       name: "KVMLoopback",
       dependencies: [
         "CHost", "Host", "KVM", "KVMClient", "X86", "X86CPU", "X86JIT",
         .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common),
+      ], swiftSettings: strict),
     .target(
       name: "KVMPreload",
       dependencies: [
@@ -110,7 +110,7 @@ let package = Package(
       name: "GuestMemory",
       dependencies: [
         "CHost", "Host", .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common),
+      ], swiftSettings: strict),
     .target(
       name: "Devices",
       dependencies: [
@@ -122,7 +122,7 @@ let package = Package(
         "CHost", "Host", "X86", "GuestMemory",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: common),
+      swiftSettings: strict),
     .target(
       name: "VMM",
       dependencies: [
@@ -136,7 +136,7 @@ let package = Package(
         "VMM", "KVMLoopback", "Host", "Defence", "CHost",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ], swiftSettings: common,
+      ], swiftSettings: strict,
       linkerSettings: standalone),
     .testTarget(
       name: "X86DecoderTests", dependencies: ["X86", "X86Decoder", "TestRandom"],

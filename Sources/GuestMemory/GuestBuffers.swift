@@ -8,9 +8,10 @@ import CHost
 import Glibc
 
 /// Ranges of guest memory, one after the other. The memory must outlive the list.
-package struct GuestBuffers: @unchecked Sendable {
+/// Sendable: addresses of guest memory, which is shared in any case.
+@safe package struct GuestBuffers: @unchecked Sendable {
   private let memory: GuestMemory
-  private var pieces: [iovec] = []
+  private var pieces: [iovec] = unsafe []
   /// Bytes in all.
   package private(set) var count = 0
 
@@ -23,8 +24,8 @@ package struct GuestBuffers: @unchecked Sendable {
   package mutating func append(_ address: UInt64, count size: UInt32) -> Bool {
     if size == 0 { return true }
     let (sum, overflow) = count.addingReportingOverflow(Int(size))
-    guard !overflow, let start = memory.host(address, count: Int(size)) else { return false }
-    pieces.append(iovec(iov_base: start, iov_len: Int(size)))
+    guard !overflow, let start = unsafe memory.host(address, count: Int(size)) else { return false }
+    unsafe pieces.append(iovec(iov_base: start, iov_len: Int(size)))
     count = sum
     return true
   }
@@ -34,8 +35,8 @@ package struct GuestBuffers: @unchecked Sendable {
   /// A part of the bytes, as much of it as there is.
   package func slice(from start: Int, count wanted: Int = .max) -> GuestBuffers {
     var part = GuestBuffers(memory)
-    forPieces(from: start, count: wanted) { base, size in
-      part.pieces.append(iovec(iov_base: base, iov_len: size))
+    unsafe forPieces(from: start, count: wanted) { base, size in
+      unsafe part.pieces.append(iovec(iov_base: base, iov_len: size))
       part.count &+= size
     }
     return part
@@ -46,8 +47,8 @@ package struct GuestBuffers: @unchecked Sendable {
     guard wanted >= 0, start >= 0, start <= count, wanted <= count &- start else { return nil }
     var result: [UInt8] = []
     result.reserveCapacity(wanted)
-    forPieces(from: start, count: wanted) { base, size in
-      result.append(contentsOf: UnsafeRawBufferPointer(start: base, count: size))
+    unsafe forPieces(from: start, count: wanted) { base, size in
+      unsafe result.append(contentsOf: UnsafeRawBufferPointer(start: base, count: size))
     }
     return result
   }
@@ -58,9 +59,9 @@ package struct GuestBuffers: @unchecked Sendable {
   @discardableResult
   package func write(_ bytes: UnsafeRawBufferPointer, at start: Int = 0) -> Int {
     var done = 0
-    forPieces(from: start, count: bytes.count) { base, size in
-      base.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped + done, byteCount: size)
-      memory.noteWrite(base, count: size)
+    unsafe forPieces(from: start, count: bytes.count) { base, size in
+      unsafe base.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped + done, byteCount: size)
+      unsafe memory.noteWrite(base, count: size)
       done &+= size
     }
     return done
@@ -68,20 +69,22 @@ package struct GuestBuffers: @unchecked Sendable {
 
   /// Sets all bytes to 0.
   package func clear() {
-    forPieces(from: 0, count: count) { base, size in
-      memset(base, 0, size)
-      memory.noteWrite(base, count: size)
+    unsafe forPieces(from: 0, count: count) { base, size in
+      unsafe memset(base, 0, size)
+      unsafe memory.noteWrite(base, count: size)
     }
   }
 
   /// The pieces as system calls take them. What such a call wrote is to be told by `noteWritten`.
   package func withVectors<Result>(
     _ body: (UnsafeBufferPointer<iovec>) -> Result
-  ) -> Result { pieces.withUnsafeBufferPointer(body) }
+  ) -> Result { unsafe pieces.withUnsafeBufferPointer(body) }
 
   /// The first bytes were written by somebody whom the processor has not seen.
   package func noteWritten(_ size: Int) {
-    forPieces(from: 0, count: size) { base, size in memory.noteWrite(base, count: size) }
+    unsafe forPieces(from: 0, count: size) { base, size in
+      unsafe memory.noteWrite(base, count: size)
+    }
   }
 
   /// Calls a function with the pieces of a part; none has 0 bytes.
@@ -89,13 +92,14 @@ package struct GuestBuffers: @unchecked Sendable {
     from start: Int, count wanted: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void
   ) {
     var (skip, left) = (start, wanted)
-    for piece in pieces where left > 0 {
-      guard skip < piece.iov_len, let base = piece.iov_base else {
-        skip &-= piece.iov_len
+    for n in unsafe pieces.indices where left > 0 {
+      let piece = unsafe pieces[n]
+      guard unsafe skip < piece.iov_len, let base = unsafe piece.iov_base else {
+        unsafe skip &-= piece.iov_len
         continue
       }
-      let size = min(piece.iov_len &- skip, left)
-      body(base + skip, size)
+      let size = unsafe min(piece.iov_len &- skip, left)
+      unsafe body(base + skip, size)
       left &-= size
       skip = 0
     }

@@ -10,9 +10,9 @@ extension GuestMemory {
   package var residentBytes: Int {
     let pageSize = 4096
     var pages = [UInt8](repeating: 0, count: size / pageSize)
-    guard let start = regions.first?.hostAddress else { return 0 }
+    guard let start = unsafe regions.first?.hostAddress else { return 0 }
     // The regions lie one after the other in one mapping.
-    guard mincore(start, size, &pages) == 0 else { return 0 }
+    guard unsafe mincore(start, size, &pages) == 0 else { return 0 }
     return pages.reduce(0) { $0 + Int($1 & 1) } * pageSize
   }
 }

@@ -13,9 +13,10 @@ import Host
 import SystemPackage
 
 /// The memory of a machine. Guest and VMM share it; the owner of the machine keeps it alive.
-package final class GuestMemory: Sendable {
+@safe package final class GuestMemory: Sendable {
   /// A range of guest-physical addresses and the host memory behind it.
-  package struct Region: @unchecked Sendable {
+  /// Sendable: plain numbers; what the address points to is shared with the guest in any case.
+  @safe package struct Region: @unchecked Sendable {
     package let guestAddress: UInt64
     package let size: UInt64
     package let hostAddress: UnsafeMutableRawPointer
@@ -45,15 +46,15 @@ package final class GuestMemory: Sendable {
   ) throws(Errno) {
     let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
     let low = min(UInt64(size), lowEnd)
-    var regions = [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
+    var regions = unsafe [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {
-      regions.append(
+      unsafe regions.append(
         Region(
           guestAddress: highStart, size: UInt64(size) - low,
           hostAddress: mapping.address + Int(low)))
     }
     self.mapping = mapping
-    self.observer = observer
+    unsafe self.observer = unsafe observer
     self.regions = regions
     self.size = size
   }
@@ -66,23 +67,24 @@ package final class GuestMemory: Sendable {
     guard count >= 0 else { return nil }
     for region in regions where address >= region.guestAddress && address <= region.end {
       guard UInt64(count) <= region.end - address else { return nil }
-      return region.hostAddress + Int(address - region.guestAddress)
+      return unsafe region.hostAddress + Int(address - region.guestAddress)
     }
     return nil
   }
 
   /// Somebody else than the guest has written these bytes of its memory.
-  package func noteWrite(_ start: UnsafeRawPointer, count: Int) { observer?(start, count) }
+  package func noteWrite(_ start: UnsafeRawPointer, count: Int) { unsafe observer?(start, count) }
 
   /// Copies bytes in.
   ///
   /// - Returns: false when they do not fit; nothing is written then.
   package func write(_ bytes: ArraySlice<UInt8>, at address: UInt64) -> Bool {
-    guard let target = host(address, count: bytes.count) else { return false }
-    bytes.withUnsafeBytes { source in
-      UnsafeMutableRawBufferPointer(start: target, count: source.count).copyMemory(from: source)
+    guard let target = unsafe host(address, count: bytes.count) else { return false }
+    unsafe bytes.withUnsafeBytes { source in
+      unsafe UnsafeMutableRawBufferPointer(start: target, count: source.count).copyMemory(
+        from: source)
     }
-    noteWrite(target, count: bytes.count)
+    unsafe noteWrite(target, count: bytes.count)
     return true
   }
 
@@ -95,7 +97,7 @@ package final class GuestMemory: Sendable {
 
   /// Copies bytes out; nil when they do not lie in memory.
   package func read(_ address: UInt64, count: Int) -> [UInt8]? {
-    guard let source = host(address, count: count) else { return nil }
-    return [UInt8](UnsafeRawBufferPointer(start: source, count: count))
+    guard let source = unsafe host(address, count: count) else { return nil }
+    return unsafe [UInt8](UnsafeRawBufferPointer(start: source, count: count))
   }
 }

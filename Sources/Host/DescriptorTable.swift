@@ -37,6 +37,7 @@ package struct FileIdentity: Hashable, Sendable {
   }
 }
 
+/// Sendable: flags are atomic, entries in a mutex.
 package final class DescriptorTable: @unchecked Sendable {
   private struct Entries: Sendable {
     var files: [Int32: DescribedFile] = [:]

@@ -91,6 +91,7 @@ package enum GuardedCopy {
 }
 
 /// The generated code of guarded copies and calls.
+/// Sendable: written before `shared` has its value, never after.
 final class GuardedCode: @unchecked Sendable {
   let memory: CodeMemory
   let start: UInt

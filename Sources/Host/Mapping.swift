@@ -25,6 +25,7 @@ package struct MemoryProtection: OptionSet, Sendable {
 }
 
 /// The owner of a range of mapped memory.
+/// Sendable: it owns an address range and does not access it.
 package struct Mapping: ~Copyable, @unchecked Sendable {
   /// The first byte.
   package let address: UnsafeMutableRawPointer
@@ -197,6 +198,7 @@ package struct MemoryFile: ~Copyable, Sendable {
 /// The writable mapping stays: a translation is written some thousand times a second, and a change
 /// of protection stops every thread of the process. No guest can name either mapping: its accesses
 /// go by the TLB, whose entries are made from EPT, and EPT's from slots alone (docs/security.md).
+/// Sendable: it owns two mappings and does not access them.
 package struct CodeMemory: ~Copyable, @unchecked Sendable {
   private let writableMapping: Mapping
   private let executableMapping: Mapping

@@ -75,6 +75,7 @@ package final class WorkerPool: Sendable {
 }
 
 /// A flag that one of several threads waits for and takes.
+/// Sendable: guarded by its mutex.
 private final class Bell: @unchecked Sendable {
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)

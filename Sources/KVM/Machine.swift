@@ -27,6 +27,7 @@ final class CPUBus: Sendable {
   var all: [VirtualCPU] { list.withLock { $0.all } }
 }
 
+/// Sendable: what changes is in mutexes, or changes under the lock of ioctls.
 final class Machine: @unchecked Sendable {
   let hypervisor: Hypervisor
   let memory: MachineMemory

@@ -55,6 +55,8 @@ final class LockedAPIC: Sendable {
   init(_ apic: consuming LocalAPIC) { state = Mutex(apic) }
 }
 
+/// Sendable: whoever holds the lock of ioctls has it, in KVM_RUN as elsewhere; what others reach is
+/// atomic or in mutexes.
 final class VirtualCPU: @unchecked Sendable {
   unowned(unsafe) let machine: Machine
   let hypervisor: Hypervisor

@@ -30,20 +30,20 @@ package final class DeviceTransport: KVMTransport {
   package func ioctl(
     _ handle: Int32, _ request: UInt32, _ argument: UInt
   ) throws(Errno) -> Int32 {
-    let pointer = UnsafeMutableRawPointer(bitPattern: argument)
+    let pointer = unsafe UnsafeMutableRawPointer(bitPattern: argument)
     return try systemCall(interruption: request == CKVM_RUN ? .report : .repeatCall) {
       () -> Int32 in
-      guard let pointer else { return Glibc.ioctl(handle, UInt(request), CInt(0)) }
-      return Glibc.ioctl(handle, UInt(request), pointer)
+      guard let pointer = unsafe pointer else { return Glibc.ioctl(handle, UInt(request), CInt(0)) }
+      return unsafe Glibc.ioctl(handle, UInt(request), pointer)
     }
   }
 
   package func mapRun(_ vcpu: Int32, size: Int) throws(Errno) -> UnsafeMutableRawPointer {
-    try mappingCall { mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0) }
+    try unsafe mappingCall { unsafe mmap(nil, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0) }
   }
 
   package func unmapRun(_ vcpu: Int32, _ pages: UnsafeMutableRawPointer, size: Int) {
-    munmap(pages, size)
+    unsafe munmap(pages, size)
   }
 
   package func close(_ handle: Int32) { Glibc.close(handle) }

@@ -61,26 +61,26 @@ extension Exit {
   /// into them is reported as `unknown`.
   package init(reading run: UnsafeMutablePointer<kvm_run>, size: Int) {
     let pages = UnsafeMutableRawPointer(run)
-    let reason = run.pointee.exit_reason
+    let reason = unsafe run.pointee.exit_reason
     switch Int32(bitPattern: reason) {
-    case KVM_EXIT_IO: self = Self.port(run, pages, size)
-    case KVM_EXIT_MMIO: self = Self.memory(run, pages)
+    case KVM_EXIT_IO: self = unsafe Self.port(run, pages, size)
+    case KVM_EXIT_MMIO: self = unsafe Self.memory(run, pages)
     case KVM_EXIT_HLT: self = .halt
     case KVM_EXIT_SHUTDOWN: self = .shutdown
     case KVM_EXIT_INTR: self = .interrupted
     case KVM_EXIT_IRQ_WINDOW_OPEN: self = .interruptWindowOpen
     case KVM_EXIT_DEBUG: self = .debug
-    case KVM_EXIT_UNKNOWN: self = .hardware(reason: run.pointee.hw.hardware_exit_reason)
+    case KVM_EXIT_UNKNOWN: self = unsafe .hardware(reason: run.pointee.hw.hardware_exit_reason)
     case KVM_EXIT_FAIL_ENTRY:
-      let failure = run.pointee.fail_entry
+      let failure = unsafe run.pointee.fail_entry
       self = .failEntry(reason: failure.hardware_entry_failure_reason, cpu: failure.cpu)
     case KVM_EXIT_INTERNAL_ERROR:
-      let error = run.pointee.internal
-      let data = withUnsafeBytes(of: error.data) { bytes in
-        Array(bytes.bindMemory(to: UInt64.self).prefix(Int(min(error.ndata, 16))))
+      let error = unsafe run.pointee.internal
+      let data = unsafe withUnsafeBytes(of: error.data) { bytes in
+        unsafe Array(bytes.bindMemory(to: UInt64.self).prefix(Int(min(error.ndata, 16))))
       }
       self = .internalError(suberror: error.suberror, data: data)
-    case KVM_EXIT_SYSTEM_EVENT: self = .systemEvent(type: run.pointee.system_event.type)
+    case KVM_EXIT_SYSTEM_EVENT: self = unsafe .systemEvent(type: run.pointee.system_event.type)
     default: self = .unknown(reason)
     }
   }
@@ -88,12 +88,12 @@ extension Exit {
   private static func port(
     _ run: UnsafeMutablePointer<kvm_run>, _ pages: UnsafeMutableRawPointer, _ size: Int
   ) -> Exit {
-    let io = run.pointee.io
+    let io = unsafe run.pointee.io
     let width = Int(io.size)
     guard io.data_offset <= UInt64(size), [1, 2, 4].contains(width),
       Int(io.count) * width <= size - Int(io.data_offset)
     else { return .unknown(UInt32(KVM_EXIT_IO)) }
-    return .io(
+    return unsafe .io(
       PortAccess(
         isWrite: Int32(io.direction) == KVM_EXIT_IO_OUT, port: io.port, width: width,
         count: Int(io.count), data: pages + Int(io.data_offset)))
@@ -105,9 +105,9 @@ extension Exit {
   private static func memory(
     _ run: UnsafeMutablePointer<kvm_run>, _ pages: UnsafeMutableRawPointer
   ) -> Exit {
-    let mmio = run.pointee.mmio
+    let mmio = unsafe run.pointee.mmio
     guard mmio.len <= 8 else { return .unknown(UInt32(KVM_EXIT_MMIO)) }
-    return .mmio(
+    return unsafe .mmio(
       MemoryAccess(
         isWrite: mmio.is_write != 0, address: mmio.phys_addr, width: Int(mmio.len),
         data: pages + memoryDataOffset))

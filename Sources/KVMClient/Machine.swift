@@ -23,7 +23,7 @@ package final class Machine: Sendable {
   private func call<Argument>(
     _ request: UInt32, _ argument: inout Argument
   ) throws(Errno) {
-    try withUnsafeMutablePointer(to: &argument) { (pointer) throws(Errno) in
+    try unsafe withUnsafeMutablePointer(to: &argument) { (pointer) throws(Errno) in
       _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
     }
   }
@@ -95,17 +95,17 @@ package final class Machine: Sendable {
     let stride = MemoryLayout<kvm_irq_routing_entry>.stride
     let buffer = UnsafeMutableRawBufferPointer.allocate(
       byteCount: 8 + routes.count * stride, alignment: 8)
-    defer { buffer.deallocate() }
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    buffer.storeBytes(of: UInt32(routes.count), as: UInt32.self)
+    defer { unsafe buffer.deallocate() }
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.storeBytes(of: UInt32(routes.count), as: UInt32.self)
     for (index, route) in routes.enumerated() {
       var entry = kvm_irq_routing_entry()
       entry.gsi = route.gsi
       entry.type = UInt32(KVM_IRQ_ROUTING_MSI)
-      entry.u.msi.address_lo = UInt32(truncatingIfNeeded: route.address)
-      entry.u.msi.address_hi = UInt32(truncatingIfNeeded: route.address >> 32)
-      entry.u.msi.data = route.data
-      buffer.storeBytes(
+      unsafe entry.u.msi.address_lo = UInt32(truncatingIfNeeded: route.address)
+      unsafe entry.u.msi.address_hi = UInt32(truncatingIfNeeded: route.address >> 32)
+      unsafe entry.u.msi.data = route.data
+      unsafe buffer.storeBytes(
         of: entry, toByteOffset: 8 + index * stride, as: kvm_irq_routing_entry.self)
     }
     _ = try transport.ioctl(handle, CKVM_SET_GSI_ROUTING, UInt(bitPattern: buffer.baseAddress))

@@ -71,13 +71,13 @@ enum CPUIDList {
   ) throws(Errno) -> [kvm_cpuid_entry2] {
     let buffer = UnsafeMutableRawBufferPointer.allocate(
       byteCount: header + capacity * stride, alignment: 8)
-    defer { buffer.deallocate() }
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
+    defer { unsafe buffer.deallocate() }
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
     try call(UInt(bitPattern: buffer.baseAddress))
-    let count = min(Int(buffer.load(as: UInt32.self)), capacity)
+    let count = unsafe min(Int(buffer.load(as: UInt32.self)), capacity)
     return (0..<count).map {
-      buffer.load(fromByteOffset: header + $0 * stride, as: kvm_cpuid_entry2.self)
+      unsafe buffer.load(fromByteOffset: header + $0 * stride, as: kvm_cpuid_entry2.self)
     }
   }
 
@@ -86,11 +86,11 @@ enum CPUIDList {
   ) throws(Errno) {
     let buffer = UnsafeMutableRawBufferPointer.allocate(
       byteCount: header + entries.count * stride, alignment: 8)
-    defer { buffer.deallocate() }
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    buffer.storeBytes(of: UInt32(entries.count), as: UInt32.self)
+    defer { unsafe buffer.deallocate() }
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.storeBytes(of: UInt32(entries.count), as: UInt32.self)
     for (index, entry) in entries.enumerated() {
-      buffer.storeBytes(
+      unsafe buffer.storeBytes(
         of: entry, toByteOffset: header + index * stride, as: kvm_cpuid_entry2.self)
     }
     try call(UInt(bitPattern: buffer.baseAddress))

@@ -8,6 +8,8 @@ import Host
 import SystemPackage
 
 /// A virtual CPU of a machine.
+/// Sendable: `immediate_exit` is one byte that any thread may write; the rest of the pages belongs
+/// to the thread that calls `run`.
 package final class VirtualCPU: @unchecked Sendable {
   /// Keeps the machine open.
   private let machine: Machine
@@ -24,7 +26,7 @@ package final class VirtualCPU: @unchecked Sendable {
     self.handle = handle
     self.runSize = runSize
     do throws(Errno) {
-      pages = try transport.mapRun(handle, size: runSize)
+      unsafe pages = try unsafe transport.mapRun(handle, size: runSize)
     } catch {
       machine.transport.close(handle)
       throw error
@@ -32,13 +34,13 @@ package final class VirtualCPU: @unchecked Sendable {
   }
 
   deinit {
-    transport.unmapRun(handle, pages, size: runSize)
+    unsafe transport.unmapRun(handle, pages, size: runSize)
     transport.close(handle)
   }
 
   /// The shared struct. Its data page and ring follow it in the same mapping.
   package var shared: UnsafeMutablePointer<kvm_run> {
-    pages.assumingMemoryBound(to: kvm_run.self)
+    unsafe pages.assumingMemoryBound(to: kvm_run.self)
   }
 
   /// Runs guest code until it needs something of user space.
@@ -54,7 +56,7 @@ package final class VirtualCPU: @unchecked Sendable {
       setImmediateExit(0)
       return .interrupted
     }
-    return Exit(reading: shared, size: runSize)
+    return unsafe Exit(reading: shared, size: runSize)
   }
 
   /// Makes `run` return, now or the next time it is called, from any thread.
@@ -67,14 +69,14 @@ package final class VirtualCPU: @unchecked Sendable {
 
   private func setImmediateExit(_ value: UInt8) {
     let offset = MemoryLayout<kvm_run>.offset(of: \kvm_run.immediate_exit) ?? 1
-    pages.storeBytes(of: value, toByteOffset: offset, as: UInt8.self)
+    unsafe pages.storeBytes(of: value, toByteOffset: offset, as: UInt8.self)
   }
 }
 
 extension VirtualCPU {
   private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
     var value = initial
-    try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
+    try unsafe withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
       _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
     }
     return value
@@ -135,11 +137,11 @@ extension VirtualCPU {
     let stride = MemoryLayout<kvm_msr_entry>.stride
     let buffer = UnsafeMutableRawBufferPointer.allocate(
       byteCount: 8 + values.count * stride, alignment: 8)
-    defer { buffer.deallocate() }
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    buffer.storeBytes(of: UInt32(values.count), as: UInt32.self)
+    defer { unsafe buffer.deallocate() }
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.storeBytes(of: UInt32(values.count), as: UInt32.self)
     for (position, value) in values.enumerated() {
-      buffer.storeBytes(
+      unsafe buffer.storeBytes(
         of: kvm_msr_entry(index: value.index, reserved: 0, data: value.value),
         toByteOffset: 8 + position * stride, as: kvm_msr_entry.self)
     }

@@ -59,7 +59,7 @@ package final class LoopbackTransport: KVMTransport {
 
   package func mapRun(_ vcpu: Int32, size: Int) throws(Errno) -> UnsafeMutableRawPointer {
     guard size <= Hypervisor.sharedSize else { throw .invalidArgument }
-    return try hypervisor.sharedPages(vcpu)
+    return try unsafe hypervisor.sharedPages(vcpu)
   }
 
   /// The pages are the vCPU's own and end with it.
@@ -70,7 +70,7 @@ package final class LoopbackTransport: KVMTransport {
   package func kick(_ vcpu: Int32, thread: ThreadIdentifier) { hypervisor.kick(vcpu) }
 
   package func noteWrite(_ start: UnsafeRawPointer, count: Int) {
-    PhysicalCPU.noteHostWrite(start, count: count)
+    unsafe PhysicalCPU.noteHostWrite(start, count: count)
   }
 
   package func finishReports() { hypervisor.finishReports() }

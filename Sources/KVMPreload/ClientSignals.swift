@@ -16,6 +16,7 @@ final class ClientAction: Sendable {
   let flags: Int32
   let action: UncheckedAction
 
+  /// Sendable: a plain value.
   struct UncheckedAction: @unchecked Sendable { var value: sigaction }
 
   init(_ action: sigaction) {

@@ -12,7 +12,7 @@ extension GuestMemory {
   package convenience init(
     size: Int, observer: GuestMemory.WriteObserver? = nil
   ) throws(Errno) {
-    try self.init(
+    unsafe try self.init(
       size: size, lowEnd: GuestMap.memoryHole, highStart: GuestMap.fourGiB, observer: observer)
   }
 }

@@ -64,19 +64,20 @@ struct KernelPayload: ~Copyable {
   ///
   /// - Parameter linkedAddress: the address that the header says the kernel prefers.
   init?(_ payload: UnsafeRawBufferPointer, linkedAddress: UInt64, limit: Int) {
-    guard let format = PayloadFormat(payload) else { return nil }
+    guard let format = unsafe PayloadFormat(payload) else { return nil }
     let body = payload.count - Self.sizeBytes
-    let size = Int(payload.loadUnaligned(fromByteOffset: body, as: UInt32.self))
+    let size = unsafe Int(payload.loadUnaligned(fromByteOffset: body, as: UInt32.self))
     guard size > Header.size, size <= limit,
       let data = try? Mapping(anonymous: size, hugePages: true)
     else { return nil }
     // The size is part of a gzip file, and behind a file of the other formats.
-    let input = UnsafeRawBufferPointer(rebasing: payload[..<(format == .gzip ? body + 4 : body)])
-    let output = UnsafeMutableRawBufferPointer(start: data.address, count: size)
-    guard format.decompress(input, into: output) == size else { return nil }
+    let input = unsafe UnsafeRawBufferPointer(
+      rebasing: payload[..<(format == .gzip ? body + 4 : body)])
+    let output = unsafe UnsafeMutableRawBufferPointer(start: data.address, count: size)
+    guard unsafe format.decompress(input, into: output) == size else { return nil }
     let bytes = UnsafeRawBufferPointer(output)
-    guard let file = ELFFile(bytes, linkedAddress: linkedAddress) else { return nil }
-    let relocations = Self.findRelocations(bytes, from: file.end)
+    guard let file = unsafe ELFFile(bytes, linkedAddress: linkedAddress) else { return nil }
+    let relocations = unsafe Self.findRelocations(bytes, from: file.end)
     // Without the table the kernel was built to stay where it was linked for.
     if relocations == nil && file.end < size { return nil }
     self.init(data, size, file, relocations, linkedAddress)
@@ -96,7 +97,7 @@ struct KernelPayload: ~Copyable {
   }
 
   private var bytes: UnsafeRawBufferPointer {
-    UnsafeRawBufferPointer(start: data.address, count: count)
+    unsafe UnsafeRawBufferPointer(start: data.address, count: count)
   }
 
   // MARK: The ELF file
@@ -110,9 +111,9 @@ struct KernelPayload: ~Copyable {
 
     init?(_ bytes: UnsafeRawBufferPointer, linkedAddress: UInt64) {
       func load<Value: FixedWidthInteger>(_ type: Value.Type, _ offset: Int) -> Value {
-        bytes.loadUnaligned(fromByteOffset: offset, as: type)
+        unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
       }
-      guard load(UInt32.self, 0) == Header.identification, bytes[4] == 2,
+      guard load(UInt32.self, 0) == Header.identification, unsafe bytes[4] == 2,
         load(UInt16.self, 18) == Header.machineX86
       else { return nil }
       let entry = load(UInt64.self, 24)
@@ -160,9 +161,11 @@ struct KernelPayload: ~Copyable {
   ) -> Relocations? {
     // Its first word is the 0 that ends the last list.
     let words = (bytes.count - end) / 4
-    guard words > 0, (bytes.count - end) % 4 == 0, word(bytes, words) == 0 else { return nil }
+    guard words > 0, (bytes.count - end) % 4 == 0, unsafe word(bytes, words) == 0 else {
+      return nil
+    }
     var zeros: [Int] = []
-    for n in 1...words where word(bytes, n) == 0 { zeros.append(n) }
+    for n in 1...words where unsafe word(bytes, n) == 0 { zeros.append(n) }
     // Counted from the end: the lists of 32-bit values come first.
     switch zeros.count {
     case 2:
@@ -177,7 +180,7 @@ struct KernelPayload: ~Copyable {
 
   /// Word `n` of the table, counted from the end from 1.
   private static func word(_ bytes: UnsafeRawBufferPointer, _ n: Int) -> UInt32 {
-    bytes.loadUnaligned(fromByteOffset: bytes.count - n * 4, as: UInt32.self)
+    unsafe bytes.loadUnaligned(fromByteOffset: bytes.count - n * 4, as: UInt32.self)
   }
 
   // MARK: Loading
@@ -189,11 +192,13 @@ struct KernelPayload: ~Copyable {
   ///   - virtualOffset: added to all virtual addresses; 0 for a kernel that is not relocatable.
   /// - Returns: false where something does not fit. The memory is zero again then.
   func load(into memory: GuestMemory, at address: UInt64, virtualOffset: UInt64) -> Bool {
-    guard let start = memory.host(address, count: Int(clamping: memorySize)) else { return false }
-    let target = UnsafeMutableRawBufferPointer(start: start, count: Int(memorySize))
-    for segment in segments { copy(segment, target) }
-    if virtualOffset == 0 || relocate(target, by: virtualOffset) { return true }
-    target.initializeMemory(as: UInt8.self, repeating: 0)
+    guard let start = unsafe memory.host(address, count: Int(clamping: memorySize)) else {
+      return false
+    }
+    let target = unsafe UnsafeMutableRawBufferPointer(start: start, count: Int(memorySize))
+    for segment in segments { unsafe copy(segment, target) }
+    if unsafe virtualOffset == 0 || relocate(target, by: virtualOffset) { return true }
+    unsafe target.initializeMemory(as: UInt8.self, repeating: 0)
     return false
   }
 
@@ -205,10 +210,10 @@ struct KernelPayload: ~Copyable {
     while position < segment.fileSize {
       let size = min(Self.page, segment.fileSize - position)
       let from = segment.fileOffset + position
-      let source = UnsafeRawBufferPointer(rebasing: bytes[from..<from + size])
-      if !Self.isZero(source) {
+      let source = unsafe UnsafeRawBufferPointer(rebasing: bytes[from..<from + size])
+      if unsafe !Self.isZero(source) {
         let place = Int(segment.offset) + position
-        UnsafeMutableRawBufferPointer(rebasing: target[place..<place + size])
+        unsafe UnsafeMutableRawBufferPointer(rebasing: target[place..<place + size])
           .copyMemory(from: source)
       }
       position += size
@@ -218,26 +223,26 @@ struct KernelPayload: ~Copyable {
   private static func isZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
     var offset = 0
     while offset + 8 <= bytes.count {
-      if bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self) != 0 { return false }
+      if unsafe bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self) != 0 { return false }
       offset += 8
     }
-    return bytes[offset...].allSatisfy { $0 == 0 }
+    return unsafe bytes[offset...].allSatisfy { $0 == 0 }
   }
 
   private func relocate(_ target: UnsafeMutableRawBufferPointer, by offset: UInt64) -> Bool {
     guard let relocations else { return false }
-    let bytes = bytes
+    let bytes = unsafe bytes
     /// Offset of a value in the kernel; nil where it does not lie inside.
     func place(_ n: Int, _ size: Int) -> Int? {
-      let virtual = UInt64(bitPattern: Int64(Int32(bitPattern: Self.word(bytes, n))))
+      let virtual = unsafe UInt64(bitPattern: Int64(Int32(bitPattern: Self.word(bytes, n))))
       let place = virtual &- Self.virtualBase &- linkedAddress
       return target.count >= size && place <= UInt64(target.count - size) ? Int(place) : nil
     }
     func add<Value: FixedWidthInteger>(_ range: Range<Int>, _ value: Value) -> Bool {
       for n in range {
         guard let place = place(n, MemoryLayout<Value>.size) else { return false }
-        let old = target.loadUnaligned(fromByteOffset: place, as: Value.self)
-        target.storeBytes(of: old &+ value, toByteOffset: place, as: Value.self)
+        let old = unsafe target.loadUnaligned(fromByteOffset: place, as: Value.self)
+        unsafe target.storeBytes(of: old &+ value, toByteOffset: place, as: Value.self)
       }
       return true
     }

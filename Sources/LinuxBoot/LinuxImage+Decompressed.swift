@@ -65,9 +65,10 @@ extension LinuxImage {
       alignment >= Self.leastAlignment, alignment.nonzeroBitCount == 1,
       loadAddress >= GuestMap.highLoadAddress, loadAddress % UInt64(alignment) == 0
     else { return nil }
-    return file.withUnsafeBytes { file -> LoadedKernel? in
-      let bytes = UnsafeRawBufferPointer(rebasing: file[payload])
-      guard let kernel = KernelPayload(bytes, linkedAddress: loadAddress, limit: memory.size),
+    return unsafe file.withUnsafeBytes { file -> LoadedKernel? in
+      let bytes = unsafe UnsafeRawBufferPointer(rebasing: file[payload])
+      guard
+        let kernel = unsafe KernelPayload(bytes, linkedAddress: loadAddress, limit: memory.size),
         let placement = KernelPlacement(
           size: kernel.memorySize, preferred: loadAddress, alignment: UInt64(alignment),
           ceiling: min(ceiling, memory.lowEnd), random: kernel.isRelocatable ? random : nil),

@@ -31,7 +31,7 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
   /// The format that begins so; nil where it is none of these.
   package init?(_ payload: UnsafeRawBufferPointer) {
     let found = Self.allCases.first { format in
-      payload.count > 16 && payload.prefix(format.magic.count).elementsEqual(format.magic)
+      unsafe payload.count > 16 && payload.prefix(format.magic.count).elementsEqual(format.magic)
     }
     guard let found else { return nil }
     self = found
@@ -56,13 +56,13 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     guard let library = SharedLibrary(library), let source = input.baseAddress,
       let target = output.baseAddress
     else { return nil }
-    let from = UnsafeRawBufferPointer(start: source, count: input.count)
-    let to = UnsafeMutableRawBufferPointer(start: target, count: output.count)
+    let from = unsafe UnsafeRawBufferPointer(start: source, count: input.count)
+    let to = unsafe UnsafeMutableRawBufferPointer(start: target, count: output.count)
     switch self {
-    case .gzip: return Zlib.decompress(library, from, to)
-    case .xz: return LZMA.decompress(library, from, to)
-    case .lz4: return LZ4.decompress(library, from, to)
-    case .zstd: return Zstandard.decompress(library, from, to)
+    case .gzip: return unsafe Zlib.decompress(library, from, to)
+    case .xz: return unsafe LZMA.decompress(library, from, to)
+    case .lz4: return unsafe LZ4.decompress(library, from, to)
+    case .zstd: return unsafe Zstandard.decompress(library, from, to)
     }
   }
 }
@@ -77,16 +77,16 @@ private enum LZ4 {
     _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
     _ output: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    guard let block = library.function("LZ4_decompress_safe", as: Decompress.self) else {
+    guard let block = unsafe library.function("LZ4_decompress_safe", as: Decompress.self) else {
       return nil
     }
     var position = 4
     var written = 0
     while position + 4 <= input.count {
-      let size = Int(input.loadUnaligned(fromByteOffset: position, as: UInt32.self))
+      let size = unsafe Int(input.loadUnaligned(fromByteOffset: position, as: UInt32.self))
       position += 4
       guard size > 0, size <= input.count - position, size <= Int32.max else { return nil }
-      let count = block(
+      let count = unsafe block(
         input.baseAddress.unsafelyUnwrapped + position,
         output.baseAddress.unsafelyUnwrapped + written, Int32(size),
         Int32(clamping: output.count - written))
@@ -108,10 +108,10 @@ private enum Zstandard {
     _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
     _ output: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    guard let decompress = library.function("ZSTD_decompress", as: Decompress.self),
+    guard let decompress = unsafe library.function("ZSTD_decompress", as: Decompress.self),
       let isError = library.function("ZSTD_isError", as: IsError.self)
     else { return nil }
-    let result = decompress(
+    let result = unsafe decompress(
       output.baseAddress.unsafelyUnwrapped, output.count, input.baseAddress.unsafelyUnwrapped,
       input.count)
     return isError(result) == 0 ? result : nil
@@ -130,13 +130,13 @@ private enum LZMA {
     _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
     _ output: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    guard let decode = library.function("lzma_stream_buffer_decode", as: Decode.self) else {
+    guard let decode = unsafe library.function("lzma_stream_buffer_decode", as: Decode.self) else {
       return nil
     }
     var limit = UInt64.max
     var read = 0
     var written = 0
-    let result = decode(
+    let result = unsafe decode(
       &limit, 0, nil, input.baseAddress.unsafelyUnwrapped, &read, input.count,
       output.baseAddress.unsafelyUnwrapped, &written, output.count)
     return result == 0 ? written : nil
@@ -167,25 +167,25 @@ private enum Zlib {
     _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
     _ output: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    guard let initialize = library.function("inflateInit2_", as: Initialize.self),
-      let inflate = library.function("inflate", as: Inflate.self),
-      let end = library.function("inflateEnd", as: End.self),
+    guard let initialize = unsafe library.function("inflateInit2_", as: Initialize.self),
+      let inflate = unsafe library.function("inflate", as: Inflate.self),
+      let end = unsafe library.function("inflateEnd", as: End.self),
       let inputSize = UInt32(exactly: input.count), let outputSize = UInt32(exactly: output.count)
     else { return nil }
-    return withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
-      stream.initializeMemory(as: UInt8.self, repeating: 0)
-      stream.storeBytes(
+    return unsafe withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
+      unsafe stream.initializeMemory(as: UInt8.self, repeating: 0)
+      unsafe stream.storeBytes(
         of: input.baseAddress, toByteOffset: Stream.nextIn, as: UnsafeRawPointer?.self)
-      stream.storeBytes(of: inputSize, toByteOffset: Stream.availableIn, as: UInt32.self)
-      stream.storeBytes(
+      unsafe stream.storeBytes(of: inputSize, toByteOffset: Stream.availableIn, as: UInt32.self)
+      unsafe stream.storeBytes(
         of: output.baseAddress, toByteOffset: Stream.nextOut, as: UnsafeMutableRawPointer?.self)
-      stream.storeBytes(of: outputSize, toByteOffset: Stream.availableOut, as: UInt32.self)
+      unsafe stream.storeBytes(of: outputSize, toByteOffset: Stream.availableOut, as: UInt32.self)
       guard let state = stream.baseAddress,
-        initialize(state, gzipWindow, "1.2.0", Int32(Stream.size)) == 0
+        unsafe initialize(state, gzipWindow, "1.2.0", Int32(Stream.size)) == 0
       else { return nil }
-      let result = inflate(state, finish)
-      let written = stream.load(fromByteOffset: Stream.totalOut, as: Int.self)
-      _ = end(state)
+      let result = unsafe inflate(state, finish)
+      let written = unsafe stream.load(fromByteOffset: Stream.totalOut, as: Int.self)
+      _ = unsafe end(state)
       return result == streamEnd ? written : nil
     }
   }

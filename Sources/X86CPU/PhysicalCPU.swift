@@ -20,6 +20,7 @@ import SystemPackage
 import X86
 import X86Decoder
 
+/// Sendable: one thread at a time has the CPU (the head of this file); others reach atomics alone.
 package final class PhysicalCPU: @unchecked Sendable {
   /// 0 to 63, unique among the CPUs of this process.
   package let number: Int

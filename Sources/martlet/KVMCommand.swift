@@ -65,12 +65,12 @@ struct KVMCommand: ParsableCommand {
       throw ExitCode(Self.cannotStart)
     }
     try setSettings()
-    let preloaded = getenv("LD_PRELOAD").map { ":" + String(cString: $0) } ?? ""
-    setenv("LD_PRELOAD", library + preloaded, 1)
-    var arguments: [UnsafeMutablePointer<CChar>?] = command.map { strdup($0) }
-    arguments.append(nil)
-    execvp(program, arguments)
-    Martlet.say("\(program): \(String(cString: strerror(errno)))")
+    let preloaded = unsafe getenv("LD_PRELOAD").map { unsafe ":" + String(cString: $0) } ?? ""
+    unsafe setenv("LD_PRELOAD", library + preloaded, 1)
+    var arguments: [UnsafeMutablePointer<CChar>?] = unsafe command.map { unsafe strdup($0) }
+    unsafe arguments.append(nil)
+    unsafe execvp(program, arguments)
+    Martlet.say(unsafe "\(program): \(String(cString: strerror(errno)))")
     throw ExitCode(Self.cannotStart)
   }
 
@@ -81,32 +81,32 @@ struct KVMCommand: ParsableCommand {
       guard let count = Int(pcpus), (1...64).contains(count) else {
         throw ValidationError("--pcpus: give 1 to 64")
       }
-      setenv("MARTLET_PCPUS", pcpus, 1)
+      unsafe setenv("MARTLET_PCPUS", pcpus, 1)
     }
     guard ["on", "off"].contains(translator) else {
       throw ValidationError("--translator: give on or off")
     }
-    if translator == "off" { setenv("MARTLET_TRANSLATOR", translator, 1) }
+    if translator == "off" { unsafe setenv("MARTLET_TRANSLATOR", translator, 1) }
     guard ["on", "off"].contains(speculationGuard) else {
       throw ValidationError("--speculation-guard: give on or off")
     }
-    if speculationGuard == "off" { setenv("MARTLET_SPECULATION_GUARD", speculationGuard, 1) }
+    if speculationGuard == "off" { unsafe setenv("MARTLET_SPECULATION_GUARD", speculationGuard, 1) }
     guard ["protected", "compared", "ignored"].contains(clientWrites) else {
       throw ValidationError("--client-writes: give protected, compared or ignored")
     }
-    if clientWrites != "protected" { setenv("MARTLET_CLIENT_WRITES", clientWrites, 1) }
-    if stats { setenv("MARTLET_STATS", "1", 1) }
+    if clientWrites != "protected" { unsafe setenv("MARTLET_CLIENT_WRITES", clientWrites, 1) }
+    if stats { unsafe setenv("MARTLET_STATS", "1", 1) }
   }
 
   /// Where the library is.
   private static func library() -> String? {
     let name = "libmartlet-kvm.so"
-    if let path = getenv("MARTLET_KVM_LIBRARY") { return String(cString: path) }
-    guard let program = realpath("/proc/self/exe", nil) else { return nil }
-    defer { free(program) }
-    let directory = String(cString: program).split(separator: "/").dropLast()
+    if let path = unsafe getenv("MARTLET_KVM_LIBRARY") { return unsafe String(cString: path) }
+    guard let program = unsafe realpath("/proc/self/exe", nil) else { return nil }
+    defer { unsafe free(program) }
+    let directory = unsafe String(cString: program).split(separator: "/").dropLast()
     let places = ["", "../lib/", "../lib/martlet/"]
     return places.map { "/" + directory.joined(separator: "/") + "/" + $0 + name }
-      .first { access($0, R_OK) == 0 }
+      .first { unsafe access($0, R_OK) == 0 }
   }
 }

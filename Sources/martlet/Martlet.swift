@@ -260,7 +260,7 @@ struct Run: ParsableCommand {
       throw RunError("--sandbox \(sandbox): give on, required or off")
     }
     if sandbox == "off" { return nil }
-    let settings = SandboxSettings(
+    let settings = unsafe SandboxSettings(
       usesDevice: engine.isDevice,
       reportDirectory: CrashReporter.reportDirectory,
       addressReserve: configuration.addressReserve)

@@ -16,9 +16,9 @@ enum Misbehaviour: String, CaseIterable {
     let parts = text.split(separator: ":")
     guard let name = parts.last, let behaviour = Self(rawValue: String(name)) else { return false }
     if parts.count > 1 {
-      hooks.firstExit = { behaviour.run($0) }
+      unsafe hooks.firstExit = { unsafe behaviour.run($0) }
     } else {
-      hooks.confined = { behaviour.run(nil) }
+      hooks.confined = { unsafe behaviour.run(nil) }
     }
     return true
   }
@@ -26,12 +26,14 @@ enum Misbehaviour: String, CaseIterable {
   private func run(_ memory: UnsafeMutableRawBufferPointer?) {
     switch self {
     case .fault:
-      UnsafeMutablePointer<UInt8>(bitPattern: 0x1234)?.pointee = 1
+      unsafe UnsafeMutablePointer<UInt8>(bitPattern: 0x1234)?.pointee = 1
     case .trap: preconditionFailure("on purpose")
     case .abort: Glibc.abort()
     case .translated:
       // Guest memory from 8 MiB on: what translated code is about to read.
-      if let start = memory?.baseAddress { mprotect(start + (8 << 20), 1 << 20, PROT_NONE) }
+      if let start = unsafe memory?.baseAddress {
+        unsafe mprotect(start + (8 << 20), 1 << 20, PROT_NONE)
+      }
     default: tell(call())
     }
   }
@@ -39,7 +41,7 @@ enum Misbehaviour: String, CaseIterable {
   /// The system call; 0 or more where it succeeds.
   private func call() -> Int {
     let name = "/etc/passwd"
-    return name.withCString { path in
+    return unsafe name.withCString { path in
       let path = Int(bitPattern: path)
       return switch self {
       case .open: system(SYS_openat, Int(AT_FDCWD), path, Int(O_RDONLY))

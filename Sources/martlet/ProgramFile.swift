@@ -16,10 +16,10 @@ struct ProgramFile {
       path = name
       return
     }
-    let places = getenv("PATH").map { String(cString: $0) } ?? "/bin:/usr/bin"
+    let places = unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? "/bin:/usr/bin"
     let found = places.split(separator: ":", omittingEmptySubsequences: false)
       .map { ($0.isEmpty ? "." : String($0)) + "/" + name }
-      .first { access($0, X_OK) == 0 }
+      .first { unsafe access($0, X_OK) == 0 }
     guard let found else { return nil }
     path = found
   }
@@ -44,14 +44,14 @@ struct ProgramFile {
   }
 
   private func open(_ path: String) -> Int32? {
-    let file = Glibc.open(path, O_RDONLY | O_CLOEXEC)
+    let file = unsafe Glibc.open(path, O_RDONLY | O_CLOEXEC)
     return file >= 0 ? file : nil
   }
 
   /// The loader takes no library from users for programs that run with more rights than theirs.
   private static func privilege(_ file: Int32) -> String? {
     var status = stat()
-    guard fstat(file, &status) == 0 else { return nil }
+    guard unsafe fstat(file, &status) == 0 else { return nil }
     let changesUser = status.st_mode & S_ISUID != 0 && status.st_uid != getuid()
     let changesGroup = status.st_mode & S_ISGID != 0 && status.st_gid != getgid()
     let hasCapabilities = getuid() != 0 && Self.has("security.capability", file)
@@ -60,7 +60,7 @@ struct ProgramFile {
   }
 
   private static func has(_ attribute: String, _ file: Int32) -> Bool {
-    attribute.withCString {
+    unsafe attribute.withCString {
       chost_syscall(Int(SYS_fgetxattr), Int(file), Int(bitPattern: $0), 0, 0, 0, 0) > 0
     }
   }
@@ -94,12 +94,12 @@ struct ProgramFile {
   private static func integer<T: FixedWidthInteger>(
     _ bytes: [UInt8], _ offset: Int, as: T.Type
   ) -> T {
-    bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: T.self) }
+    unsafe bytes.withUnsafeBytes { unsafe $0.loadUnaligned(fromByteOffset: offset, as: T.self) }
   }
 
   private static func read(_ file: Int32, at offset: Int, count: Int) -> [UInt8]? {
     var bytes = [UInt8](repeating: 0, count: count)
-    let done = pread(file, &bytes, count, off_t(offset))
+    let done = unsafe pread(file, &bytes, count, off_t(offset))
     return done >= 0 ? Array(bytes.prefix(done)) : nil
   }
 

@@ -23,8 +23,8 @@ package enum CrashReporter {
   /// The folder for reports, open; nil: none. Set before there are threads.
   nonisolated(unsafe) package static var reportDirectory: Int32?
   nonisolated(unsafe) private static var symbols: SymbolTable?
-  nonisolated(unsafe) private static var model = UnsafePointer<CChar>(strdup("unknown")!)
-  nonisolated(unsafe) private static var program = UnsafePointer<CChar>(strdup("martlet")!)
+  nonisolated(unsafe) private static var model = unsafe UnsafePointer<CChar>(strdup("unknown")!)
+  nonisolated(unsafe) private static var program = unsafe UnsafePointer<CChar>(strdup("martlet")!)
 
   /// The thread that reports, or did.
   private static let reporting = Atomic<UInt>(0)
@@ -33,10 +33,10 @@ package enum CrashReporter {
   nonisolated(unsafe) private static let exitNames: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
     let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: exitNameCount)
     for number in 0..<exitNameCount {
-      let copy = strdup(ExitReason(rawValue: UInt16(number)).name)
-      (names + number).initialize(to: copy.map { UnsafePointer($0) })
+      let copy = unsafe strdup(ExitReason(rawValue: UInt16(number)).name)
+      unsafe (names + number).initialize(to: copy.map { unsafe UnsafePointer($0) })
     }
-    return names
+    return unsafe names
   }()
 
   private static let signals: [(number: Int32, name: StaticString)] = [
@@ -49,27 +49,27 @@ package enum CrashReporter {
   /// - Parameter program: its name and version.
   private static func prepare(program text: String) {
     ReportWriter.prepare()
-    _ = exitNames
-    _ = CrashRecords.table
+    _ = unsafe exitNames
+    _ = unsafe CrashRecords.table
     _ = signals.count
     _ = reporting.load(ordering: .relaxed)
-    if let copy = strdup(text) { program = UnsafePointer(copy) }
-    if let copy = strdup(processorModel()) { model = UnsafePointer(copy) }
-    symbols = SymbolTable(anchor: UnsafeRawPointer(reportSymbol))
+    if let copy = unsafe strdup(text) { unsafe program = unsafe UnsafePointer(copy) }
+    if let copy = unsafe strdup(processorModel()) { unsafe model = unsafe UnsafePointer(copy) }
+    unsafe symbols = unsafe SymbolTable(anchor: UnsafeRawPointer(reportSymbol))
   }
 
   /// In a program of somebody else's: neither a descriptor nor a stack is taken. Whoever handles
   /// signals calls `report`.
   package static func prepareForClient(program: String) {
     prepare(program: program)
-    reportDirectory = AT_FDCWD
+    unsafe reportDirectory = AT_FDCWD
   }
 
   /// The folder that the user is in, or where temporary files go.
   private static func openDirectory() -> Int32? {
-    let temporary = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-    for path in [".", temporary] where access(path, W_OK) == 0 {
-      let directory = open(path, O_DIRECTORY | O_RDONLY | O_CLOEXEC)
+    let temporary = unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/tmp"
+    for path in [".", temporary] where unsafe access(path, W_OK) == 0 {
+      let directory = unsafe open(path, O_DIRECTORY | O_RDONLY | O_CLOEXEC)
       if directory >= 0 { return directory }
     }
     return nil
@@ -78,17 +78,17 @@ package enum CrashReporter {
   /// Has fatal signals reported that `RawTerminal` handles.
   package static func install(program: String) {
     prepare(program: program)
-    reportDirectory = openDirectory()
+    unsafe reportDirectory = openDirectory()
     prepareThread()
-    RawTerminal.reporter = { number, information, context in
-      CrashReporter.report(number, information, context)
+    unsafe RawTerminal.reporter = { number, information, context in
+      unsafe CrashReporter.report(number, information, context)
     }
   }
 
   /// The address of something in this program or library.
   private static var reportSymbol: UnsafeRawPointer {
-    unsafeBitCast(
-      { number in _ = number } as @convention(c) (Int32) -> Void, to: UnsafeRawPointer.self)
+    unsafe unsafeBitCast(
+      { number in _ = number } as @convention(c) (Int32) -> Void, to: unsafe UnsafeRawPointer.self)
   }
 
   private static func processorModel() -> String {
@@ -104,10 +104,10 @@ package enum CrashReporter {
   /// too.
   package static func prepareThread() {
     guard let memory = try? Mapping(anonymous: alternateSize, guards: true) else { return }
-    var stack = stack_t()
-    stack.ss_sp = memory.address
-    stack.ss_size = alternateSize
-    sigaltstack(&stack, nil)
+    var stack = unsafe stack_t()
+    unsafe stack.ss_sp = unsafe memory.address
+    unsafe stack.ss_size = alternateSize
+    unsafe sigaltstack(&stack, nil)
     memory.keep()
   }
 
@@ -126,7 +126,7 @@ package enum CrashReporter {
       return
     }
     let file = openReport()
-    var report = Report(
+    var report = unsafe Report(
       writer: ReportWriter(error: STDERR_FILENO, file: file), number: number,
       information: information, context: context)
     report.write(hasFile: file >= 0)
@@ -135,9 +135,9 @@ package enum CrashReporter {
 
   /// -1 where there can be none.
   private static func openReport() -> Int32 {
-    guard let reportDirectory else { return -1 }
-    return withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 64) { name in
-      writeName(name)
+    guard let reportDirectory = unsafe reportDirectory else { return -1 }
+    return unsafe withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 64) { name in
+      unsafe writeName(name)
       return Int32(
         truncatingIfNeeded: chost_syscall(
           Int(SYS_openat), Int(reportDirectory), Int(bitPattern: name.baseAddress),
@@ -150,18 +150,19 @@ package enum CrashReporter {
     let prefix: StaticString = "martlet-crash-"
     let suffix: StaticString = ".txt"
     var used = prefix.utf8CodeUnitCount
-    for index in 0..<used { name[index] = prefix.utf8Start[index] }
+    for index in 0..<used { unsafe name[index] = unsafe prefix.utf8Start[index] }
     var divisor: Int32 = 1_000_000_000
     let process = getpid()
     while divisor > 0 {
       if process >= divisor {
-        name[used] = 48 + UInt8(truncatingIfNeeded: process / divisor % 10)
+        unsafe name[used] = 48 + UInt8(truncatingIfNeeded: process / divisor % 10)
         used += 1
       }
       divisor /= 10
     }
     for index in 0...suffix.utf8CodeUnitCount {
-      name[used + index] = index < suffix.utf8CodeUnitCount ? suffix.utf8Start[index] : 0
+      unsafe name[used + index] =
+        unsafe index < suffix.utf8CodeUnitCount ? suffix.utf8Start[index] : 0
     }
   }
 
@@ -174,13 +175,13 @@ package enum CrashReporter {
 
   static func exitName(_ reason: UInt32) -> UnsafePointer<CChar>? {
     let number = Int(reason & 0xFFFF)
-    return number < exitNameCount ? exitNames[number] : nil
+    return unsafe number < exitNameCount ? exitNames[number] : nil
   }
 
   static func symbol(_ address: UInt) -> (name: UnsafePointer<CChar>, offset: UInt)? {
-    symbols?.find(address)
+    unsafe symbols?.find(address)
   }
 
-  static var programText: UnsafePointer<CChar> { program }
-  static var modelText: UnsafePointer<CChar> { model }
+  static var programText: UnsafePointer<CChar> { unsafe program }
+  static var modelText: UnsafePointer<CChar> { unsafe model }
 }

@@ -20,16 +20,17 @@ struct Report {
   private static let framePointer = 10
 
   private func register(_ index: Int) -> UInt {
-    context.map { ($0 + GuardedCopy.Registers.offset(index)).load(as: UInt.self) } ?? 0
+    unsafe context.map { unsafe ($0 + GuardedCopy.Registers.offset(index)).load(as: UInt.self) }
+      ?? 0
   }
 
   private var counter: UInt { register(GuardedCopy.Registers.rip) }
 
   mutating func write(hasFile: Bool) {
     writer.put("\nmartlet crash report\nversion: ")
-    writer.put(cString: CrashReporter.programText)
+    unsafe writer.put(cString: CrashReporter.programText)
     writer.put("\nprocessor: ")
-    writer.put(cString: CrashReporter.modelText)
+    unsafe writer.put(cString: CrashReporter.modelText)
     writer.put("\n")
     writeSignal()
     writeRegisters()
@@ -51,31 +52,31 @@ struct Report {
   private mutating func writeSignal() {
     writer.put("signal: ")
     writer.put(CrashReporter.signalName(number))
-    if let information {
+    if let information = unsafe information {
       writer.put(", code ")
-      writer.put(decimal: Int(information.pointee.si_code))
+      unsafe writer.put(decimal: Int(information.pointee.si_code))
       // SIGSYS has the call's number behind the address of the instruction.
       let raw = UnsafeRawPointer(information)
       if number == SIGSYS {
-        let call = raw.load(fromByteOffset: 24, as: Int32.self)
+        let call = unsafe raw.load(fromByteOffset: 24, as: Int32.self)
         writer.put(", the sandbox does not allow the system call ")
-        if let name = SystemCallFilter.name(call) { writer.put(cString: name) }
+        if let name = unsafe SystemCallFilter.name(call) { unsafe writer.put(cString: name) }
         writer.put(" (")
         writer.put(decimal: Int(call))
         writer.put("); --sandbox off switches it off")
-      } else if information.pointee.si_code > 0 {
+      } else if unsafe information.pointee.si_code > 0 {
         writer.put(", address 0x")
-        writer.put(hex: raw.load(fromByteOffset: 16, as: UInt64.self))
+        unsafe writer.put(hex: raw.load(fromByteOffset: 16, as: UInt64.self))
       }
     }
     writer.put("\nthread: ")
     var name = InlineArray<4, UInt64>(repeating: 0)
-    let named = withUnsafeMutablePointer(to: &name) {
+    let named = unsafe withUnsafeMutablePointer(to: &name) {
       chost_syscall(Int(SYS_prctl), Int(PR_GET_NAME), Int(bitPattern: $0), 0, 0, 0, 0)
     }
-    withUnsafePointer(to: &name) {
+    unsafe withUnsafePointer(to: &name) {
       if named == 0 {
-        writer.put(cString: UnsafeRawPointer($0).assumingMemoryBound(to: CChar.self))
+        unsafe writer.put(cString: UnsafeRawPointer($0).assumingMemoryBound(to: CChar.self))
       }
     }
     writer.put("\n")
@@ -96,22 +97,23 @@ struct Report {
 
   /// The CPUs that this thread had last; whether there are any.
   private mutating func writeGuests() -> Bool {
-    guard let describer = CrashRecords.describer else { return false }
+    guard let describer = unsafe CrashRecords.describer else { return false }
     let own = UInt(pthread_self())
     var found = false
     for index in 0..<CrashRecords.capacity {
-      let record = CrashRecords.table + index
-      if record.pointee.state == 0 || record.pointee.thread != own { continue }
+      let record = unsafe CrashRecords.table + index
+      if unsafe record.pointee.state == 0 || record.pointee.thread != own { continue }
       found = true
       var place = GuestPlace()
-      withUnsafeMutablePointer(to: &place) {
-        describer(record.pointee.state, counter, UnsafeMutableRawPointer($0))
+      unsafe withUnsafeMutablePointer(to: &place) {
+        unsafe describer(record.pointee.state, counter, UnsafeMutableRawPointer($0))
       }
       writer.put("guest: physical CPU ")
       writer.put(decimal: index)
-      writer.put(record.pointee.isInGuest ? ", in guest code\n" : ", outside of guest code\n")
+      unsafe writer.put(
+        record.pointee.isInGuest ? ", in guest code\n" : ", outside of guest code\n")
       write(place)
-      writeExits(record)
+      unsafe writeExits(record)
     }
     return found
   }
@@ -149,7 +151,8 @@ struct Report {
     writer.put(name)
     var bytes = InlineArray<16, UInt8>(repeating: 0)
     let isThere =
-      address != 0 && withUnsafeMutablePointer(to: &bytes) { CarefulRead.copy(address, $0, 16) }
+      unsafe address != 0
+      && withUnsafeMutablePointer(to: &bytes) { unsafe CarefulRead.copy(address, $0, 16) }
     if !isThere { writer.put(" unknown") }
     for index in 0..<(isThere ? 16 : 0) {
       writer.put(" ")
@@ -160,16 +163,16 @@ struct Report {
 
   private mutating func writeExits(_ record: UnsafeMutablePointer<CrashRecord>) {
     writer.put("  last exits, the latest first:\n")
-    let count = record.pointee.exits
+    let count = unsafe record.pointee.exits
     var back: UInt64 = 1
     while back <= count, back <= UInt64(CrashRecord.exitCount) {
       let place = Int((count - back) % UInt64(CrashRecord.exitCount))
       writer.put("    ")
-      if let name = CrashReporter.exitName(record.pointee.reasons[place]) {
-        writer.put(cString: name)
+      if let name = unsafe CrashReporter.exitName(record.pointee.reasons[place]) {
+        unsafe writer.put(cString: name)
       }
       writer.put(" at 0x")
-      writer.put(hex: record.pointee.addresses[place])
+      unsafe writer.put(hex: record.pointee.addresses[place])
       writer.put("\n")
       back += 1
     }
@@ -199,11 +202,11 @@ struct Report {
   private mutating func writeFrame(_ address: UInt) {
     writer.put("  0x")
     writer.put(hex: UInt64(address), digits: 12)
-    if let symbol = CrashReporter.symbol(address) {
+    if let symbol = unsafe CrashReporter.symbol(address) {
       writer.put(" ")
-      writer.put(cString: symbol.name)
+      unsafe writer.put(cString: symbol.name)
       writer.put(" + ")
-      writer.put(decimal: Int(truncatingIfNeeded: symbol.offset))
+      unsafe writer.put(decimal: Int(truncatingIfNeeded: symbol.offset))
     }
     writer.put("\n")
   }

@@ -18,7 +18,7 @@ struct ReportWriter {
   private let file: Int32
 
   /// Makes what handlers use.
-  static func prepare() { buffer.initialize(repeating: 0, count: capacity) }
+  static func prepare() { unsafe buffer.initialize(repeating: 0, count: capacity) }
 
   init(error: Int32, file: Int32) {
     self.error = error
@@ -27,20 +27,20 @@ struct ReportWriter {
 
   mutating func put(_ byte: UInt8) {
     if used == Self.capacity { flush() }
-    Self.buffer[used] = byte
+    unsafe Self.buffer[used] = byte
     used += 1
   }
 
   mutating func put(_ text: StaticString) {
-    for index in 0..<text.utf8CodeUnitCount { put(text.utf8Start[index]) }
+    for index in 0..<text.utf8CodeUnitCount { unsafe put(text.utf8Start[index]) }
   }
 
   /// Up to its end or 400 bytes, without control characters. Its label keeps literals, which would
   /// be taken for pointers, away.
   mutating func put(cString text: UnsafePointer<CChar>) {
     var index = 0
-    while index < 400, text[index] != 0 {
-      let byte = UInt8(bitPattern: text[index])
+    while index < 400, unsafe text[index] != 0 {
+      let byte = unsafe UInt8(bitPattern: text[index])
       put(byte < 32 ? UInt8(ascii: "?") : byte)
       index += 1
     }
@@ -83,7 +83,7 @@ struct ReportWriter {
   private static func write(_ descriptor: Int32, _ count: Int) {
     var done = 0
     while done < count {
-      let written = Glibc.write(descriptor, buffer + done, count - done)
+      let written = unsafe Glibc.write(descriptor, buffer + done, count - done)
       if written <= 0 { return }
       done += written
     }
@@ -94,10 +94,11 @@ struct ReportWriter {
 enum CarefulRead {
   /// - Returns: whether all bytes could be read.
   static func copy(_ address: UInt, _ place: UnsafeMutableRawPointer, _ count: Int) -> Bool {
-    var local = iovec(iov_base: place, iov_len: count)
-    var remote = iovec(iov_base: UnsafeMutableRawPointer(bitPattern: address), iov_len: count)
-    return withUnsafeMutablePointer(to: &local) { local in
-      withUnsafeMutablePointer(to: &remote) { remote in
+    var local = unsafe iovec(iov_base: place, iov_len: count)
+    var remote = unsafe iovec(
+      iov_base: UnsafeMutableRawPointer(bitPattern: address), iov_len: count)
+    return unsafe withUnsafeMutablePointer(to: &local) { local in
+      unsafe withUnsafeMutablePointer(to: &remote) { remote in
         chost_syscall(
           Int(SYS_process_vm_readv), Int(getpid()), Int(bitPattern: local), 1,
           Int(bitPattern: remote), 1, 0) == count
@@ -107,6 +108,6 @@ enum CarefulRead {
 
   static func word(_ address: UInt) -> UInt? {
     var value: UInt = 0
-    return copy(address, &value, 8) ? value : nil
+    return unsafe copy(address, &value, 8) ? value : nil
   }
 }

@@ -51,7 +51,7 @@ package struct FileAccess: ~Copyable, Sendable {
     }
     let size = version < 4 ? 8 : version < 6 ? 16 : 24
     let raw = try systemCall { () -> Int in
-      withUnsafePointer(to: &attributes) {
+      unsafe withUnsafePointer(to: &attributes) {
         chost_syscall(Call.createRuleset, Int(bitPattern: $0), size, 0, 0, 0, 0)
       }
     }
@@ -60,7 +60,7 @@ package struct FileAccess: ~Copyable, Sendable {
       var rule = chost_landlock_path(
         allowed_access: Right.writeFile | Right.makeRegular, parent_fd: directory)
       _ = try systemCall { () -> Int in
-        withUnsafePointer(to: &rule) {
+        unsafe withUnsafePointer(to: &rule) {
           chost_syscall(Call.addRule, raw, 1, Int(bitPattern: $0), 0, 0, 0)
         }
       }

@@ -34,9 +34,9 @@ enum ResourceLimits {
   private static func lower(_ resource: __rlimit_resource, to value: UInt64) {
     let number = __rlimit_resource_t(resource.rawValue)
     var limits = rlimit()
-    guard getrlimit(number, &limits) == 0 else { return }
+    guard unsafe getrlimit(number, &limits) == 0 else { return }
     limits.rlim_max = min(limits.rlim_max, rlim_t(value))
     limits.rlim_cur = min(limits.rlim_cur, limits.rlim_max)
-    setrlimit(number, &limits)
+    unsafe setrlimit(number, &limits)
   }
 }

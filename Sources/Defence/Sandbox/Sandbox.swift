@@ -34,7 +34,7 @@ package final class Sandbox: Sendable {
       missing.append("Landlock is missing: boot a kernel with lsm=landlock,...")
       // Files could be made anywhere.
       settings.reportDirectory = nil
-      CrashReporter.reportDirectory = nil
+      unsafe CrashReporter.reportDirectory = nil
     }
     _ = try systemCall { () -> Int in
       chost_syscall(Int(SYS_prctl), Int(PR_SET_NO_NEW_PRIVS), 1, 0, 0, 0, 0)

@@ -14,6 +14,7 @@ import Host
 import SystemPackage
 
 /// Programs of all roles.
+/// Sendable: the programs are never freed nor written after they are made.
 package struct SystemCallFilter: @unchecked Sendable {
   /// By role; never freed.
   private let programs: [sock_fprog]
@@ -39,18 +40,19 @@ package struct SystemCallFilter: @unchecked Sendable {
 
     init?(_ library: borrowing SharedLibrary) {
       guard
-        let initialize = library.function("seccomp_init", as: type(of: initialize)),
-        let release = library.function("seccomp_release", as: type(of: release)),
-        let resolve = library.function("seccomp_syscall_resolve_name", as: type(of: resolve)),
-        let name = library.function("seccomp_syscall_resolve_num_arch", as: type(of: name)),
-        let attribute = library.function("seccomp_attr_set", as: type(of: attribute)),
-        let add = library.function("seccomp_rule_add_array", as: type(of: add)),
-        let export = library.function("seccomp_export_bpf", as: type(of: export))
+        let initialize = unsafe library.function("seccomp_init", as: type(of: initialize)),
+        let release = unsafe library.function("seccomp_release", as: type(of: release)),
+        let resolve = unsafe library.function(
+          "seccomp_syscall_resolve_name", as: type(of: resolve)),
+        let name = unsafe library.function("seccomp_syscall_resolve_num_arch", as: type(of: name)),
+        let attribute = unsafe library.function("seccomp_attr_set", as: type(of: attribute)),
+        let add = unsafe library.function("seccomp_rule_add_array", as: type(of: add)),
+        let export = unsafe library.function("seccomp_export_bpf", as: type(of: export))
       else { return nil }
-      (self.initialize, self.release, self.resolve, self.name) = (
+      unsafe (self.initialize, self.release, self.resolve, self.name) = unsafe (
         initialize, release, resolve, name
       )
-      (self.attribute, self.add, self.export) = (attribute, add, export)
+      unsafe (self.attribute, self.add, self.export) = unsafe (attribute, add, export)
     }
   }
 
@@ -62,8 +64,8 @@ package struct SystemCallFilter: @unchecked Sendable {
       return nil
     }
     let rules = SystemCallTable.rules(settings)
-    programs = try ThreadRole.allCases.map { (role) throws(Errno) in
-      try Self.program(rules.filter { $0.roles.contains(role) }, functions)
+    unsafe programs = try unsafe ThreadRole.allCases.map { (role) throws(Errno) in
+      try unsafe Self.program(rules.filter { $0.roles.contains(role) }, functions)
     }
     Self.nameCalls(functions)
   }
@@ -74,32 +76,33 @@ package struct SystemCallFilter: @unchecked Sendable {
   private static func program(
     _ rules: [SystemCallRule], _ functions: Functions
   ) throws(Errno) -> sock_fprog {
-    guard let context = functions.initialize(trap) else { throw .noMemory }
-    defer { functions.release(context) }
+    guard let context = unsafe functions.initialize(trap) else { throw .noMemory }
+    defer { unsafe functions.release(context) }
     // A search tree instead of a list (SCMP_FLTATR_CTL_OPTIMIZE), where the library has it.
-    _ = functions.attribute(context, 8, 2)
+    _ = unsafe functions.attribute(context, 8, 2)
     for rule in rules {
       let action = rule.refusal.map(error) ?? allow
       for name in rule.calls.split(separator: " ") {
-        let number = functions.resolve(String(name))
+        let number = unsafe functions.resolve(String(name))
         guard number >= 0 else { continue }
         for checks in rule.alternatives {
           let compiled = checks.map(\.compiled)
-          let result = functions.add(context, action, number, UInt32(compiled.count), compiled)
+          let result = unsafe functions.add(
+            context, action, number, UInt32(compiled.count), compiled)
           guard result == 0 else { throw Errno(rawValue: -result) }
         }
       }
     }
-    let file = try systemCall { () -> Int32 in memfd_create("filter", UInt32(MFD_CLOEXEC)) }
+    let file = try systemCall { () -> Int32 in unsafe memfd_create("filter", UInt32(MFD_CLOEXEC)) }
     let owner = OwnedFileDescriptor(owning: file)
-    let result = functions.export(context, file)
+    let result = unsafe functions.export(context, file)
     guard result == 0 else { throw Errno(rawValue: -result) }
     let size = try owner.size()
     lseek(file, 0, SEEK_SET)
     let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: max(size, 8), alignment: 8)
-    guard try owner.read(into: bytes) == size else { throw .ioError }
+    guard try unsafe owner.read(into: bytes) == size else { throw .ioError }
     let count = size / MemoryLayout<sock_filter>.size
-    return sock_fprog(
+    return unsafe sock_fprog(
       len: UInt16(clamping: count),
       filter: bytes.baseAddress?.bindMemory(to: sock_filter.self, capacity: count))
   }
@@ -107,9 +110,9 @@ package struct SystemCallFilter: @unchecked Sendable {
   /// Puts the calling thread, and those that it starts, under a role's filter, for ever. After
   /// `no_new_privs` is set.
   package func confine(_ role: ThreadRole) throws(Errno) {
-    var program = programs[role.rawValue]
+    var program = unsafe programs[role.rawValue]
     _ = try systemCall { () -> Int in
-      chost_syscall(
+      unsafe chost_syscall(
         Int(SYS_seccomp), Int(SECCOMP_SET_MODE_FILTER), 0,
         withUnsafeMutablePointer(to: &program) { Int(bitPattern: $0) }, 0, 0, 0)
     }
@@ -121,19 +124,21 @@ package struct SystemCallFilter: @unchecked Sendable {
   /// By number; for signal handlers.
   nonisolated(unsafe) private static let names: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
     let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: nameCount)
-    names.initialize(repeating: nil, count: nameCount)
-    return names
+    unsafe names.initialize(repeating: nil, count: nameCount)
+    return unsafe names
   }()
 
   private static func nameCalls(_ functions: Functions) {
     let native: UInt32 = 0xC000_003E  // AUDIT_ARCH_X86_64
     for number in 0..<nameCount {
-      names[number] = functions.name(native, Int32(number)).map { UnsafePointer($0) }
+      unsafe names[number] = unsafe functions.name(native, Int32(number)).map {
+        unsafe UnsafePointer($0)
+      }
     }
   }
 
   /// A system call's name; nil where it is not known. Safe in signal handlers.
   static func name(_ number: Int32) -> UnsafePointer<CChar>? {
-    number >= 0 && Int(number) < nameCount ? names[Int(number)] : nil
+    unsafe number >= 0 && Int(number) < nameCount ? names[Int(number)] : nil
   }
 }

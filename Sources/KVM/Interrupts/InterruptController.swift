@@ -14,6 +14,7 @@ import InterruptChips
 import Synchronization
 import X86
 
+/// Sendable: chips and routes are in mutexes.
 final class InterruptController: @unchecked Sendable {
   struct Chips: Sendable {
     var pic = PIC8259Pair()

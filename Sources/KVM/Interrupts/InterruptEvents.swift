@@ -12,6 +12,7 @@ import Synchronization
 import SystemPackage
 import X86CPU
 
+/// Sendable: what changes is in mutexes and atomics.
 final class InterruptEvents: @unchecked Sendable {
   private struct Source: Sendable {
     var gsi: UInt32

@@ -11,6 +11,7 @@ import SystemPackage
 
 /// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives
 /// them. Guarded by the lock of the slots that it belongs to.
+/// Sendable: guarded by the lock of the slots.
 final class DirtyBitmap: @unchecked Sendable {
   typealias Words = UnsafeMutableBufferPointer<UInt64>
 

@@ -11,6 +11,8 @@ import Host
 import Synchronization
 import SystemPackage
 
+/// Sendable: the vCPU's thread appends, resets happen under the machine's lock of ioctls, and both
+/// counts are atomic. The client may write to the entries at any time.
 final class DirtyRing: @unchecked Sendable {
   /// As KVM_DIRTY_RING_MAX_ENTRIES and KVM_DIRTY_RING_RSVD_ENTRIES.
   static let maxEntries: UInt32 = 65536

@@ -103,6 +103,7 @@ private final class SlotHostMemory: Sendable {
   }
 }
 
+/// Sendable: slots and tables are in mutexes, the rest is atomic or never changes.
 final class MachineMemory: @unchecked Sendable {
   private let slots = Mutex(MemorySlots())
   private let tables: Mutex<NestedPageTables>

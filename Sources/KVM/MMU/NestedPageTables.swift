@@ -10,6 +10,7 @@
 import Host
 import X86
 
+/// Sendable: changed under the lock of the slots; entries are stored and read as single words.
 struct NestedPageTables: @unchecked Sendable {
   private typealias Table = UnsafeMutablePointer<UInt64>
 

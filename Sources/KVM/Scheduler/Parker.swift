@@ -14,6 +14,7 @@ import Synchronization
 ///
 /// One word that the kernel watches (futex), so that a signal handler may wake the very thread that
 /// it interrupted.
+/// Sendable: the word is atomic.
 final class Parker: @unchecked Sendable {
   private static let wait = 0 | 128  // FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET: private to
   private static let wake = 1 | 128  // this process

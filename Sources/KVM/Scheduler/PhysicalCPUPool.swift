@@ -21,6 +21,8 @@ import SystemPackage
 import X86CPU
 
 /// One physical CPU and who is on it.
+/// Sendable: `resident`, `isBusy` and `busySince` change under the pool's lock, the rest belongs to
+/// whoever has the slot busy.
 final class PhysicalCPUSlot: @unchecked Sendable {
   let index: Int
   let cpu: PhysicalCPU
@@ -39,10 +41,12 @@ final class PhysicalCPUSlot: @unchecked Sendable {
   }
 }
 
+/// Sendable: what changes is in `state`, under its lock.
 final class PhysicalCPUPool: @unchecked Sendable {
   /// How long a vCPU may run while others wait.
   static let timeSlice: UInt64 = 10_000_000
 
+  /// Sendable: `slot` is written under the pool's lock before the waiter is woken, and read after.
   private final class Waiter: @unchecked Sendable {
     let parker = Parker()
     var slot: PhysicalCPUSlot?

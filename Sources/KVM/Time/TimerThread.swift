@@ -15,6 +15,7 @@ import Host
 import Synchronization
 import SystemPackage
 
+/// Sendable: `interrupts` is set before the thread starts; the rest is atomic.
 final class TimerThread: @unchecked Sendable {
   private let bus: CPUBus
   /// Set before the thread starts.

@@ -237,6 +237,7 @@ final class VMX: VirtualizationBackend {
 }
 
 /// A page that a verb takes: VMXON region or VMCS, with the revision identifier.
+/// Sendable: its memory is the processor's, used by the thread that has the physical CPU.
 final class VMXRegion: @unchecked Sendable {
   private let page: UnsafeMutableRawPointer
 
@@ -252,6 +253,7 @@ final class VMXRegion: @unchecked Sendable {
 }
 
 /// Which MSRs the guest reaches without an exit (SDM volume 3, "MSR-Bitmap Address").
+/// Sendable: written by `init` alone.
 final class VMXMSRBitmap: @unchecked Sendable {
   static let shared = VMXMSRBitmap()
   private let page: UnsafeMutableRawPointer

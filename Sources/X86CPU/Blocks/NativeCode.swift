@@ -298,6 +298,7 @@ package struct NativeJump {
 /// The table in which translated code finds its successors, direct mapped by linear address. The
 /// run loop enters what it is about to run. A way may outlive its translation, which then leads on
 /// (`BlockTranslator.retire`); dropping all of them empties the table.
+/// Sendable: its tables belong to whoever has the CPU; others exchange one word (RequestLine).
 package struct NativeJumps: @unchecked Sendable {
   /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right
   /// and masked: its upper bits depend on all of the address.
@@ -341,6 +342,7 @@ package struct NativeJumps: @unchecked Sendable {
 
 /// How other threads ask a CPU to leave guest code: the bits of `CPUState.request`, and translated
 /// code's table, which is exchanged for the empty one so that its next look-up fails.
+/// Sendable: every access to what it points to is atomic, and that lives as long as the CPU.
 struct RequestLine: @unchecked Sendable {
   let bits: UnsafeMutablePointer<Atomic<UInt64>>
   let jumps: UnsafeMutablePointer<Atomic<UInt64>>

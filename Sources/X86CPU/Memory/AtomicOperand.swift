@@ -41,6 +41,7 @@ private struct SpinLock: ~Copyable {
   borrowing func unlockIfOwn() { if holder.load(ordering: .relaxed) == own { unlock() } }
 }
 
+/// Sendable: the pointer is never changed, and the lock behind it is atomic.
 private final class SplitLockMutex: @unchecked Sendable {
   let pointer: UnsafeMutablePointer<SpinLock>
   init() {

@@ -92,8 +92,10 @@ enum VectorStubs {
     var used = 0
   }
 
+  /// Sendable: stubs are never freed nor written after they are made.
   private struct StubAddress: @unchecked Sendable { let pointer: StubPointer }
 
+  /// Sendable: written under the lock of `cache` alone.
   private final class Chunk: @unchecked Sendable {
     let memory: CodeMemory
     init(size: Int) throws(Errno) { memory = try CodeMemory(size: size) }
