@@ -13,7 +13,7 @@ ARGS ?=
 # Checks shell scripts; empty where it cannot be installed.
 SHELLCHECK ?= shellcheck
 
-.PHONY: all build install man run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
+.PHONY: all build install man docs run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
 
 all: build
 
@@ -121,6 +121,10 @@ golden:
 	MARTLET_GOLDEN=write $(SWIFT) test $(RELEASE) --skip-build --disable-xctest \
 	  --filter GoldenCountTests
 
+# The libraries' public interface as a DocC archive, in .build/documentation.
+docs: build
+	Scripts/documentation.sh
+
 # What a boot spends its time on; needs perf.
 profile-boot: build .guest/vmlinuz-cloud-amd64
 	Scripts/profile-boot.sh $(ARGS)
@@ -134,7 +138,7 @@ bench-qemu: build
 	Scripts/bench.sh --sections qemu $(ARGS)
 
 # Scripts, comment width, formatting, arithmetic on what a guest chooses, and a build in which warnings
-# are errors.
+# are errors; the interface's documentation.
 check:
 	Scripts/needs.sh $(if $(SHELLCHECK),--check)
 	$(if $(SHELLCHECK),$(SHELLCHECK) -x -S warning $(SHELL_SCRIPTS))
@@ -142,6 +146,7 @@ check:
 	Scripts/lint-traps.sh
 	$(SWIFT) format lint --strict --recursive $(SWIFT_FILES)
 	$(SWIFT) build --build-tests --scratch-path .build-check -Xswiftc -warnings-as-errors
+	Scripts/documentation.sh .build-check/documentation .build-check/debug
 
 # Tests with AddressSanitizer, in a debug build of its own: one process for each suite, all of them even
 # where one fails. Faults are left to the program, which handles those of guest accesses itself.

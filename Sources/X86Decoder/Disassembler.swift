@@ -9,9 +9,11 @@
 import X86
 
 public enum Disassembler {
-  /// The text of `instruction`.
+  /// The text of an instruction.
   ///
-  /// - Parameter address: Of its first byte, for the targets of branches.
+  /// - Parameters:
+  ///   - instruction: as decoded.
+  ///   - address: of its first byte, for the targets of branches.
   public static func text(_ instruction: Instruction, at address: UInt64 = 0) -> String {
     var operands: [String] = []
     for index in 0..<Int(instruction.operandCount) {
