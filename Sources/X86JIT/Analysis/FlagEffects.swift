@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which arithmetic flags a lowered instruction reads and writes: what its row of the opcode table
-// says, less what a count of 0 leaves alone. `touches` says that it changes the host's flags at all.
+// says, less what a count of 0 leaves alone. `touches` says that it changes the host's flags at
+// all.
 
 import X86CPU
 import X86Decoder
