@@ -64,7 +64,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   let counts: UnsafeMutablePointer<EventCounts>
   /// What crash reports tell of this CPU.
   let crashRecord: UnsafeMutablePointer<CrashRecord>
-  /// VMX operation and the current VMCS.
+  /// VT-x: VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
   /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
