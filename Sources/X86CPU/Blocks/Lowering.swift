@@ -120,7 +120,7 @@ package enum Lowering {
     if instruction.memoryOperand != nil || instruction.attributes.contains(.string) {
       lowerAddress(instruction, op, c)
     }
-    guard CPUIDModel.offers(instruction.feature) else { return }
+    guard CPUIDModel.offers(instruction.feature, c.owner.silicon) else { return }
     if let handler = handler(instruction, op, c) { op.pointee.handler = handler }
   }
 
