@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Why the processor left guest code, in no vendor's numbers. VT-x's exit reason and SVM's EXITCODE
+// are each a table from these; what goes with a cause is in the processor's `ExitRecord`.
+//
+// (`GuestExit` is the hypervisor's view of the same: what a backend makes of the vendor's
+// information.)
+
+public enum ExitCause: UInt8, CaseIterable, Sendable {
+  /// Nothing is recorded.
+  case none
+
+  // MARK: Events
+
+  case exception
+  /// Somebody wants the processor: a kick.
+  case externalInterrupt
+  case nmi, initSignal, startupIPI, smi
+  case tripleFault
+  /// VT-x's interrupt window, SVM's VINTR.
+  case interruptWindow
+  case nmiWindow
+  case preemptionTimer
+  case monitorTrap
+  case busLock
+  case notify
+  case ferrFreeze
+  case taskSwitch
+
+  // MARK: Memory
+
+  /// An access that the nested page tables do not allow.
+  case nestedFault
+  /// A malformed entry of EPT. (SVM: a nested fault with the reserved bit.)
+  case nestedMisconfiguration
+
+  // MARK: Registers, ports
+
+  /// MOV to or from a control register, CLTS, LMSW; of SVM SMSW, too.
+  case controlRegisterAccess
+  /// MOV to CR0 or LMSW by SVM's selective intercept.
+  case selectiveCR0Write
+  case debugRegisterAccess
+  /// IN, OUT, INS, OUTS.
+  case ioInstruction
+  case rdmsr, wrmsr
+
+  // MARK: Instructions
+
+  case cpuid, hlt, invd, wbinvd, invlpg, invpcid, rdpmc, rdtsc, rdtscp, rsm
+  case pause, monitor, mwait
+  case xsetbv, xsaves, xrstors, rdrand, rdseed
+  case sgdt, sidt, sldt, str, lgdt, lidt, lldt, ltr
+  /// VMCALL, VMMCALL.
+  case hypercall
+  case iret, pushf, popf
+  /// INT n.
+  case softwareInterrupt
+  /// INT1.
+  case icebp
+  case rdpru
+
+  // MARK: Instructions of virtualization
+
+  case vmclear, vmlaunch, vmptrld, vmptrst, vmread, vmresume, vmwrite, vmxoff, vmxon
+  case invept, invvpid
+  case vmrun, vmload, vmsave, stgi, clgi, skinit, invlpga
+
+  /// One more than the highest raw value: the size of a table by cause.
+  public static let count = allCases.count
+
+  /// For statistics and crash reports.
+  public var name: String { String(describing: self) }
+}

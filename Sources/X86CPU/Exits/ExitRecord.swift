@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the processor records of an exit, in no vendor's format. VT-x's VMREAD of the
+// exit-information fields derives them from it (`VMX/ExitFields.swift`), as SVM's unit does with
+// EXITCODE, EXITINFO1, EXITINFO2, EXITINTINFO and nRIP.
+
+import X86
+
+/// What was done to a control or debug register, or to a port.
+package enum RegisterAccess: UInt8, Sendable {
+  /// MOV from a register; IN, INS.
+  case read
+  /// MOV to a register; OUT, OUTS.
+  case write
+  case clts
+  case lmsw
+  /// Of SVM alone.
+  case smsw
+}
+
+/// More of an exit, as bits.
+package struct ExitDetails: OptionSet, Sendable, Hashable {
+  package var rawValue: UInt16
+  package init(rawValue: UInt16) { self.rawValue = rawValue }
+
+  /// INS, OUTS.
+  package static let isString = Self(rawValue: 1 << 0)
+  /// With REP.
+  package static let isRepeated = Self(rawValue: 1 << 1)
+  /// The port is an immediate.
+  package static let isImmediate = Self(rawValue: 1 << 2)
+  /// LMSW's operand is in memory, at `linear`.
+  package static let isFromMemory = Self(rawValue: 1 << 3)
+  /// MWAIT: an address is armed.
+  package static let isArmed = Self(rawValue: 1 << 4)
+  /// A nested fault: there is a linear address.
+  package static let linearIsValid = Self(rawValue: 1 << 5)
+  /// A nested fault: it is of the translated address, not of a paging structure.
+  package static let isTranslated = Self(rawValue: 1 << 6)
+  /// The IRET that it fell into had unblocked NMIs.
+  package static let unblockedNMI = Self(rawValue: 1 << 7)
+  /// A task switch with an error code, which is in `value`.
+  package static let hasErrorCode = Self(rawValue: 1 << 8)
+}
+
+/// Which fields count depends on the cause; all others are 0.
+package struct ExitRecord: Sendable {
+  package var cause = ExitCause.none
+  /// Of the instruction that exited, or that raised the software event; 0 where there is none.
+  package var instructionLength: UInt8 = 0
+  /// Control or debug register; INT n: the vector.
+  package var register: UInt8 = 0
+  /// General register of MOV to or from a control or debug register.
+  package var general: UInt8 = 0
+  package var access = RegisterAccess.read
+  /// Of a nested fault.
+  package var kind = AccessKind.read
+  package var details: ExitDetails = []
+  /// A port's number; a task switch: the TSS.
+  package var selector: UInt16 = 0
+  /// Bytes of one port access.
+  package var size: UInt8 = 0
+  package var taskSource = TaskSwitchSource.call
+  /// The memory and register operands of instructions that say more than their name.
+  package var operands = OperandSummary()
+  /// - #PF: the address. #DB: causes, as DR6 has them.
+  /// - LMSW: the source. INVLPG: the address.
+  /// - a task switch: its error code.
+  /// - a nested fault: the rights that the tables give (`EPTEntry.read`, `write`, `execute`).
+  /// - instructions with `operands`: the displacement, added to the next RIP where it is relative to
+  ///   that.
+  package var value: UInt64 = 0
+  /// Of the memory operand of LMSW, INS and OUTS; of a nested fault.
+  package var linear: UInt64 = 0
+  /// Guest-physical, of a nested fault.
+  package var physical: UInt64 = 0
+  /// The exception that exits.
+  package var event: GuestEvent?
+  /// The event whose delivery the exit cut off.
+  package var interrupted: GuestEvent?
+
+  package init() {}
+
+  @inline(__always) package init(_ cause: ExitCause, length: UInt8 = 0, value: UInt64 = 0) {
+    self.cause = cause
+    instructionLength = length
+    self.value = value
+  }
+}

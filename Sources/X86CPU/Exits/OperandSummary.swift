@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An instruction's operands in one word, for exits that report them. It depends on the
+// instruction's bytes alone, so lowering leaves it in the micro-op's `immediate`, which none of
+// these instructions uses.
+//
+//     t[.lgdt] = OperandSummary.rule { ... }
+//     throw c.exitWithOperands(.lgdt, i)
+//
+//     1:0 scale   6:3 r/m register   9:7 address size   10 r/m is a register   12:11 operand size
+//     17:15 segment   21:18 index   22 no index   26:23 base   27 no base   31:28 reg register
+
+import X86
+import X86Decoder
+
+package struct OperandSummary: RawRepresentable, Hashable, Sendable {
+  package var rawValue: UInt32
+  @inline(__always) package init(rawValue: UInt32) { self.rawValue = rawValue }
+  @inline(__always) package init() { rawValue = 0 }
+
+  private static let isRegister: UInt32 = 1 << 10
+  private static let noIndex: UInt32 = 1 << 22
+  private static let noBase: UInt32 = 1 << 27
+
+  package init(_ i: Instruction) {
+    let place = i.memoryOperand ?? (i.mnemonic == .vmwrite ? 1 : 0)
+    let other = 1 - min(place, 1)
+    var value = Self.sizeCode(i.addressSize) << 7
+    // The operands of LGDT and its kin have a size of their own; it is the attribute that counts.
+    let isTable = [.sgdt, .sidt, .lgdt, .lidt].contains(i.mnemonic)
+    value |= (isTable ? (i.hasWordOperandSize ? 0 : 1) : Self.sizeCode(i.operandSize)) << 11
+    value |= UInt32(i.segment.rawValue & 7) << 15
+    if i.memoryOperand == nil {
+      if i.operandCount > place { value |= UInt32(i.operands[place].number & 15) << 3 }
+      value |= Self.isRegister
+    } else {
+      let isThere = i.index != Instruction.noRegister
+      value |= isThere ? UInt32(i.scale & 3) | UInt32(i.index & 15) << 18 : Self.noIndex
+      let hasBase = i.base != Instruction.noRegister && i.base != Instruction.ripRegister
+      value |= hasBase ? UInt32(i.base & 15) << 23 : Self.noBase
+    }
+    if i.operandCount > other, i.operands[other].kind == .general {
+      value |= UInt32(i.operands[other].number & 15) << 28
+    }
+    rawValue = value
+  }
+
+  /// 0, 1, 2 of 16, 32, 64 bits.
+  private static func sizeCode(_ bytes: UInt8) -> UInt32 { bytes == 8 ? 2 : bytes == 4 ? 1 : 0 }
+
+  // MARK: Parts
+
+  package static let addressSizeMask: UInt32 = 7 << 7
+  package static let operandSizeMask: UInt32 = 3 << 11
+  package static let segmentMask: UInt32 = 7 << 15
+  /// Scale, address size, segment, index, base.
+  package static let memoryMask: UInt32 = 0x0FFF_8383
+  package static let placeMask: UInt32 = 0xF << 3 | 1 << 10
+
+  @inline(__always) package var isRegister: Bool { rawValue & Self.isRegister != 0 }
+  /// Of the r/m operand, where that is a register.
+  package var register: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 3 & 15) }
+  /// Of the reg operand.
+  package var otherRegister: UInt32 { rawValue >> 28 }
+  /// 2, 4 or 8 bytes.
+  package var addressSize: UInt8 { 2 << UInt8(truncatingIfNeeded: rawValue >> 7 & 3) }
+  package var segment: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 15 & 7) }
+
+  // MARK: Lowering
+
+  /// A rule with one handler, whose micro-op carries the summary.
+  package static func rule(_ handler: @escaping Handler) -> LoweringRule {
+    .custom { instruction, op, _ in
+      op.pointee.immediate = UInt64(OperandSummary(instruction).rawValue)
+      return handler
+    }
+  }
+
+  /// The summary that lowering has left in a micro-op.
+  @inline(__always) package init(of i: MicroOpPointer) {
+    rawValue = UInt32(truncatingIfNeeded: i.pointee.immediate)
+  }
+}
