@@ -106,6 +106,7 @@ package enum Lowering {
     { CacheAndTLBInstructions.register(&$0) },
     { HaltAndMonitor.register(&$0) },
     { VMXInstructions.register(&$0) },
+    { SVMInstructions.register(&$0) },
     { VectorInstructions.register(&$0) },
     { ExtendedStateInstructions.register(&$0) },
   ]

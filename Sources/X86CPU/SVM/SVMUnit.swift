@@ -35,6 +35,10 @@ package struct SVMUnit {
   var held: UnsafeMutableRawPointer?
   /// The state in CPUState is newer than that in memory.
   var isWriteBackDue = false
+  /// Translations depend on something that software changed.
+  var mustFlush = false
+  /// RFLAGS changed, from which modes follow.
+  var mustUpdateMode = false
   /// Whose translations the TLB holds.
   var tlbASID: UInt32 = 0
   var tlbRoot: UInt64 = .max
