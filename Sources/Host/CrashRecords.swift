@@ -5,7 +5,7 @@
 // memory that is never freed, and nothing here takes a lock.
 //
 //     record.pointee.enter()                            // this thread is in guest code
-//     record.pointee.leave(reason: 12, rip: 0x1000)     // an exit
+//     record.pointee.leave(reason: 12, rip: 0x1000)     // an exit, by its ExitCause
 
 import Synchronization
 

@@ -19,7 +19,8 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   // MARK: What translated code tests: the lowest byte
 
   /// Somebody waits until the guest takes interrupts. VT-x: interrupt-window exiting. SVM: V_IRQ,
-  /// whose virtual interrupt is delivered then, or exits by the VINTR intercept (`virtualInterrupt`).
+  /// whose virtual interrupt is delivered then, or exits by the VINTR intercept
+  /// (`virtualInterrupt`).
   @inlinable public static var interruptWindow: Self { Self(rawValue: 1 << 0) }
   /// VT-x: RDTSC exiting (which goes for RDTSCP too). SVM: RDTSC.
   @inlinable public static var rdtsc: Self { Self(rawValue: 1 << 1) }
@@ -28,8 +29,8 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   /// Not an exit: the guest's time-stamp counter has an offset. VT-x: use TSC offsetting. SVM:
   /// always.
   @inlinable public static var offsetTSC: Self { Self(rawValue: 1 << 3) }
-  /// Not an exit: with an offset, the counter is scaled as well. VT-x: use TSC scaling. SVM: a ratio
-  /// (TSC_RATIO) other than 1.
+  /// Not an exit: with an offset, the counter is scaled as well. VT-x: use TSC scaling. SVM: a
+  /// ratio (TSC_RATIO) other than 1.
   @inlinable public static var scaledTSC: Self { Self(rawValue: 1 << 4) }
 
   // MARK: Between instructions
@@ -37,7 +38,7 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   /// Somebody waits until the guest takes NMIs. VT-x: NMI-window exiting. SVM: - (IRET's intercept
   /// serves).
   @inlinable public static var nmiWindow: Self { Self(rawValue: 1 << 8) }
-  /// The guest is left at `Intercepts.deadline`. VT-x: activate VMX-preemption timer. SVM: -
+  /// The guest is left at `CPUState.deadline`. VT-x: activate VMX-preemption timer. SVM: -
   @inlinable public static var deadline: Self { Self(rawValue: 1 << 9) }
   /// One instruction is executed. VT-x: monitor trap flag. SVM: -
   @inlinable public static var monitorTrap: Self { Self(rawValue: 1 << 10) }
@@ -146,7 +147,7 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   /// Instructions that translated code executes itself and does not ask about: with one of these,
   /// code is not translated (`ModeKey.interpreted`).
   @inlinable public static var untranslated: Self { [.pushf, .popf] }
-  /// What `openEvents` and instructions that reload look at.
+  /// What is looked at between instructions.
   @inlinable public static var windows: Self { [.interruptWindow, .nmiWindow] }
   @inlinable public static var descriptorTables: Self {
     [.sgdt, .sidt, .sldt, .str, .lgdt, .lidt, .lldt, .ltr]
@@ -167,8 +168,6 @@ public struct EnabledInstructions: OptionSet, Hashable, Sendable {
   @inlinable public static var xsaves: Self { Self(rawValue: 1 << 2) }
   /// TPAUSE, UMONITOR, UMWAIT. VT-x: enable user wait and pause (not offered).
   @inlinable public static var userWait: Self { Self(rawValue: 1 << 3) }
-  /// Not an instruction: CR0.PE and PG may be 0. VT-x: unrestricted guest. SVM: always.
-  @inlinable public static var realMode: Self { Self(rawValue: 1 << 4) }
 
-  @inlinable public static var all: Self { Self(rawValue: 0x1F) }
+  @inlinable public static var all: Self { Self(rawValue: 0xF) }
 }

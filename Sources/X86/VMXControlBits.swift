@@ -82,22 +82,6 @@ public enum EntryControls {
   @inlinable public static var loadEFER: UInt32 { 1 << 15 }
 }
 
-/// Guest interruptibility state (SDM volume 3, "Guest Non-Register State").
-public enum Interruptibility {
-  @inlinable public static var blockingBySTI: UInt32 { 1 << 0 }
-  @inlinable public static var blockingByMovSS: UInt32 { 1 << 1 }
-  @inlinable public static var blockingBySMI: UInt32 { 1 << 2 }
-  @inlinable public static var blockingByNMI: UInt32 { 1 << 3 }
-}
-
-/// Guest activity state (SDM volume 3, "Guest Non-Register State").
-public enum ActivityState {
-  @inlinable public static var active: UInt32 { 0 }
-  @inlinable public static var hlt: UInt32 { 1 }
-  @inlinable public static var shutdown: UInt32 { 2 }
-  @inlinable public static var waitForSIPI: UInt32 { 3 }
-}
-
 /// VM-entry, VM-exit and IDT-vectoring interruption information (SDM volume 3, "VM-Entry Controls
 /// for Event Injection"): bits 7:0 vector, 10:8 type, 11 error code valid, 12 NMI unblocking, 31
 /// valid.

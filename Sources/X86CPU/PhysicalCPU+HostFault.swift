@@ -117,7 +117,7 @@ extension PhysicalCPU {
     crashRecord.pointee.enter()
     var frame = GuardedCall.Frame(redirection)
     if !GuardedCall.call(&frame, guestCode, cpu.raw) { leaveCutOff(frame.fault) }
-    crashRecord.pointee.leave(reason: cpu.s.pointee.exit.reason, rip: cpu.s.pointee.rip)
+    crashRecord.pointee.leave(reason: UInt32(cpu.s.pointee.exit.cause.rawValue), rip: cpu.s.pointee.rip)
   }
 
   /// Executes the instruction at RIP; see `emulate`.
@@ -173,12 +173,9 @@ extension PhysicalCPU {
     s.pointee.keepsX87 = false
     releaseSplitLock()
     _ = cpu.exit(.externalInterrupt)
-    if s.pointee.isInjecting {
-      s.pointee.isInjecting = false
-      cpu.noteInjection(
-        InterruptionInfo(rawValue: vmx.pointee.page32(.entryInterruptionInfo)),
-        vmx.pointee.page32(.entryExceptionErrorCode),
-        length: vmx.pointee.page32(.entryInstructionLength))
+    if let event = s.pointee.injection {
+      s.pointee.injection = nil
+      cpu.noteInterrupted(event, length: UInt8(truncatingIfNeeded: event.instructionLength))
     }
     // Banks and modes that were changed for a moment.
     cpu.updateMode()

@@ -65,7 +65,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   let counts: UnsafeMutablePointer<EventCounts>
   /// What crash reports tell of this CPU.
   let crashRecord: UnsafeMutablePointer<CrashRecord>
-  /// VMX operation and the current VMCS.
+  /// VT-x: VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
   /// SVM and the VMCB whose state is here.
   let svm: UnsafeMutablePointer<SVMUnit>

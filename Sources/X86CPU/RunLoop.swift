@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest execution between VM entry and VM exit.
+// Guest execution between the entry into a guest and its exit.
 //
 //     look at requests and slow reasons -> find the block at RIP -> run its micro-ops -> again
 //
@@ -69,7 +69,7 @@ extension CPU {
   }
 
   @inline(never) private func translate(_ block: BlockPointer) {
-    if block.pointee.watchesBusLock { return }
+    if block.pointee.watchesBusLock || block.pointee.modeKey & ModeKey.interpreted != 0 { return }
     let start = s.pointee.native.isMeasured ? HostTSC.read() : 0
     owner.translator?.translate(block)
     if start != 0 { s.pointee.native.counts.translatorTicks &+= HostTSC.read() &- start }
@@ -189,7 +189,7 @@ extension PhysicalCPU {
   /// Executes the instruction at RIP with the context answering the accesses that EPT does not map.
   /// A repeated string instruction makes one iteration.
   package func emulate(_ context: any EmulationContext) -> EmulationResult {
-    cpu.s.pointee.exit.reason = 0xFFFF
+    cpu.s.pointee.exit.cause = .none
     do throws(GuestException) {
       return try withContext(context) { () throws(GuestException) in emulateGuarded() }
     } catch {
@@ -213,9 +213,9 @@ extension PhysicalCPU {
     return try body()
   }
 
-  /// A recorded exit reason tells a VM exit of its own from the context's stop.
+  /// A recorded cause tells an exit of its own from the context's stop.
   var stoppedOrExit: EmulationResult {
-    cpu.s.pointee.exit.reason == 0xFFFF ? .stopped : .faulted(.vmExit)
+    cpu.s.pointee.exit.cause == .none ? .stopped : .faulted(.vmExit)
   }
 }
 

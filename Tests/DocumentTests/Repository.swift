@@ -116,7 +116,7 @@ enum Repository {
 
   /// Where "//" begins at the start of a line or behind a space; the line's end where there is
   /// none.
-  private static func commentStart(_ line: Substring) -> Substring.Index {
+  static func commentStart(_ line: Substring) -> Substring.Index {
     var from = line.startIndex
     while let found = line[from...].firstRange(of: "//") {
       let before = line[..<found.lowerBound].last

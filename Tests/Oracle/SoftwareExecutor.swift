@@ -49,7 +49,7 @@ package final class SoftwareExecutor: Executor {
     let s = cpu.s
     s.pointee.cr4 |= CR4.osxsave.rawValue | CR4.fsgsbase.rawValue
     s.pointee.xcr0 = HostFeatures.current.xcr0 & 0xE7 | 1
-    s.pointee.vmx.exceptionBitmap = .max
+    cpu.vmxControls.exceptionBitmap = .max
     // Linux's selectors of a 64-bit process, and a TSS without an I/O bitmap.
     for register in [SegmentRegister.ds, .es, .fs, .gs] {
       cpu.segment(register).pointee.selector = 0
@@ -184,10 +184,10 @@ package final class SoftwareExecutor: Executor {
   private func enter() {
     isStopped.value.store(false, ordering: .relaxed)
     while true {
-      cpu.s.pointee.exit.reason = 0xFFFF
+      cpu.s.pointee.exit.cause = .none
       cpu.runGuest()
       _ = machine.processor.takeRequest(CPURequest.kick)
-      if cpu.s.pointee.exit.reason != ExitReason.externalInterrupt.rawValue
+      if cpu.s.pointee.exit.cause != .externalInterrupt
         || isStopped.value.load(ordering: .sequentiallyConsistent)
       {
         return
@@ -197,7 +197,7 @@ package final class SoftwareExecutor: Executor {
   }
 
   private func fault(since start: UInt64) -> Fault {
-    let exit = cpu.s.pointee.exit
+    let exit = cpu.exitFields
     var fault = Fault()
     guard exit.reason == ExitReason.exceptionOrNMI.rawValue else {
       // Another VM exit: no number of a vector.

@@ -57,10 +57,10 @@ package final class TestMachine {
     tables = .allocate(byteCount: 3 * 4096, alignment: 4096)
     tables.initializeMemory(as: UInt8.self, repeating: 0, count: 3 * 4096)
     buildEPT()
-    cpu.s.pointee.vmx.primary =
+    cpu.vmxControls.primary =
       PrimaryControls.hltExiting | PrimaryControls.secondaryControls
       | PrimaryControls.unconditionalIOExiting
-    cpu.s.pointee.vmx.secondary = SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest
+    cpu.vmxControls.secondary = SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest
     let threshold = threshold ?? Self.defaultThreshold
     if threshold > 0 {
       translator = try? Translator.install(
@@ -88,7 +88,7 @@ package final class TestMachine {
       let host = UInt64(UInt(bitPattern: memory)) + UInt64(n) << 21
       entries[1024 + n] = host | 7 | EPTEntry.memoryTypeWriteBack | EPTEntry.pageSize
     }
-    cpu.s.pointee.vmx.eptPointer = base | 6 | 3 << 3
+    cpu.vmxControls.eptPointer = base | 6 | 3 << 3
     cpu.flushTLB()
   }
 
@@ -199,6 +199,6 @@ package final class TestMachine {
   package func run(from rip: UInt64? = nil) -> ExitReason {
     if let rip { cpu.s.pointee.rip = rip }
     cpu.runGuest()
-    return ExitReason(rawValue: UInt16(truncatingIfNeeded: cpu.s.pointee.exit.reason))
+    return ExitReason(rawValue: UInt16(truncatingIfNeeded: cpu.exitFields.reason))
   }
 }

@@ -22,7 +22,7 @@ package final class VMXMachine {
   package init() throws {
     test = TestMachine()
     test.setLongMode()
-    let ept = cpu.s.pointee.vmx.eptPointer
+    let ept = cpu.vmxControls.eptPointer
     try processor.vmxon(region.address)
     try processor.vmclear(vmcs.address)
     try processor.vmptrld(vmcs.address)

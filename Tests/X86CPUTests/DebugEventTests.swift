@@ -48,12 +48,12 @@ import X86CPU
 
   @Test func singleStepExitHasItsBitInTheQualification() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 1
+    m.cpu.vmxControls.exceptionBitmap = 1 << 1
     m.cpu.s.pointee.rflags |= RFLAGS.tf.rawValue
     m.cpu.updateMode()
     m.load([0xF8], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x4000)
+    #expect(m.cpu.exitFields.qualification == 0x4000)
     #expect(m.cpu.s.pointee.dr6 == 0xFFFF_0FF0)
     #expect(m.cpu.s.pointee.rip == 0x1001)
     #expect(m.cpu.s.pointee.pendingDebug == 0)
@@ -96,7 +96,7 @@ import X86CPU
 
   @Test func stiHoldsInterruptsForOneInstruction() {
     let m = machine()
-    m.cpu.s.pointee.vmx.primary |= PrimaryControls.interruptWindowExiting
+    m.cpu.vmxControls.primary |= PrimaryControls.interruptWindowExiting
     m.load([0xFB, 0xF8, 0xF8], at: 0x1000)
     #expect(m.run(from: 0x1000) == .interruptWindow)
     #expect(m.cpu.s.pointee.rip == 0x1002)
@@ -159,13 +159,13 @@ import X86CPU
 
   @Test func exitOfINT1SaysWhatWaited() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 1
+    m.cpu.vmxControls.exceptionBitmap = 1 << 1
     m.cpu.s.pointee.rflags |= RFLAGS.tf.rawValue
     m.cpu.updateMode()
     m.cpu.gpr[0] = UInt64(Tables.data0)
     m.load([0x8E, 0xD0, 0xF1], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x4000)
+    #expect(m.cpu.exitFields.qualification == 0x4000)
     #expect(m.cpu.s.pointee.pendingDebug == 0)
     #expect(m.cpu.s.pointee.dr6 == 0xFFFF_0FF0)
   }

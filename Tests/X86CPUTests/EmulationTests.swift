@@ -35,8 +35,8 @@ private final class Recorder: EmulationContext {
   @Test func loadFromNowhereIsAnEPTViolation() {
     let m = machine([0x8B, 0x43, 0x08])  // mov eax, [ebx + 8]
     #expect(m.run(from: 0x1000) == .eptViolation)
-    #expect(m.cpu.s.pointee.exit.guestPhysical == 0xFE00_0008)
-    #expect(m.cpu.s.pointee.exit.qualification & 0x1BF == 0x181)
+    #expect(m.cpu.exitFields.guestPhysical == 0xFE00_0008)
+    #expect(m.cpu.exitFields.qualification & 0x1BF == 0x181)
     #expect(m.cpu.s.pointee.rip == 0x1000)
   }
 

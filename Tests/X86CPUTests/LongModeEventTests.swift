@@ -173,7 +173,7 @@ import X86CPU
     #expect(m.run(from: 0x1000) == .tripleFault)
     #expect(m.cpu.s.pointee.rip == 0x1000)
     #expect(m.cpu.gpr[4] == Tables.stack)
-    #expect(m.cpu.s.pointee.exit.idtVectoringInfo == 0)
+    #expect(m.cpu.exitFields.idtVectoringInfo == 0)
   }
 }
 
@@ -188,10 +188,10 @@ import X86CPU
 
   @Test func breakpointExitsWithItsLength() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 3
+    m.cpu.vmxControls.exceptionBitmap = 1 << 3
     m.load([0xF8, 0xCC], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    let exit = m.cpu.s.pointee.exit
+    let exit = m.cpu.exitFields
     #expect(exit.interruptionInfo == 0x8000_0603)
     #expect(exit.instructionLength == 1)
     #expect(m.cpu.s.pointee.rip == 0x1001)
@@ -200,25 +200,25 @@ import X86CPU
   @Test(arguments: [(0, 0, true), (1, 0, true), (1, 1, false), (2, 2, false)])
   func pageFaultMaskAndMatch(_ mask: Int, _ match: Int, _ exits: Bool) {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 14
-    m.cpu.s.pointee.vmx.pageFaultMask = UInt32(mask)
-    m.cpu.s.pointee.vmx.pageFaultMatch = UInt32(match)
+    m.cpu.vmxControls.exceptionBitmap = 1 << 14
+    m.cpu.vmxControls.pageFaultMask = UInt32(mask)
+    m.cpu.vmxControls.pageFaultMatch = UInt32(match)
     m.load([0x48, 0x8B, 0x04, 0x25, 0, 0, 0, 0x3F], at: 0x1000)
     #expect(m.run(from: 0x1000) == (exits ? .exceptionOrNMI : .hlt))
     if exits {
-      #expect(m.cpu.s.pointee.exit.qualification == 0x3F00_0000)
-      #expect(m.cpu.s.pointee.exit.interruptionInfo == 0x8000_0B0E)
+      #expect(m.cpu.exitFields.qualification == 0x3F00_0000)
+      #expect(m.cpu.exitFields.interruptionInfo == 0x8000_0B0E)
       #expect(m.cpu.s.pointee.cr2 == 0)
     }
   }
 
   @Test func faultOfDeliveryReportsVectoring() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 14
+    m.cpu.vmxControls.exceptionBitmap = 1 << 14
     m.cpu.gpr[4] = 0x3F00_0000
     m.load([0xF8, 0xCD, 0x20], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    let exit = m.cpu.s.pointee.exit
+    let exit = m.cpu.exitFields
     #expect(exit.interruptionInfo == 0x8000_0B0E)
     #expect(exit.interruptionErrorCode == 2)
     #expect(exit.idtVectoringInfo == 0x8000_0420)
@@ -234,7 +234,7 @@ import X86CPU
     m.cpu.gpr[4] = 0x0100_0800
     m.load([0x0F, 0x0B], at: 0x1000)
     #expect(m.run(from: 0x1000) == .eptViolation)
-    #expect(m.cpu.s.pointee.exit.idtVectoringInfo == 0x8000_0306)
+    #expect(m.cpu.exitFields.idtVectoringInfo == 0x8000_0306)
     #expect(m.cpu.s.pointee.rip == 0x1000)
   }
 
@@ -242,8 +242,8 @@ import X86CPU
     let m = machine()
     m.cpu.s.pointee.rip = 0x1000
     m.cpu.s.pointee.activity = ActivityState.hlt
-    let nmi = InterruptionInfo(.nmi, vector: 2)
-    #expect(m.cpu.deliver(nmi, errorCode: 0, returnRIP: 0x1000))
+    let nmi = GuestEvent.nmi
+    #expect(m.cpu.deliver(nmi, returnRIP: 0x1000))
     #expect(m.cpu.s.pointee.rip == m.handler(2))
     #expect(m.cpu.s.pointee.interruptibility == Interruptibility.blockingByNMI)
     #expect(m.cpu.s.pointee.activity == ActivityState.active)
@@ -258,11 +258,11 @@ import X86CPU
   @Test func faultingReturnTellsOfUnblocking() {
     let m = machine()
     m.cpu.s.pointee.interruptibility = Interruptibility.blockingByNMI
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 14
+    m.cpu.vmxControls.exceptionBitmap = 1 << 14
     m.cpu.gpr[4] = 0x3F00_0000
     m.load([0x48, 0xCF], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo == 0x8000_1B0E)
+    #expect(m.cpu.exitFields.interruptionInfo == 0x8000_1B0E)
     #expect(m.cpu.s.pointee.interruptibility == 0)
   }
 }

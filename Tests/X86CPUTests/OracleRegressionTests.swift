@@ -11,13 +11,13 @@ import X86CPU
   private func machine(_ code: [UInt8], cpl: UInt8 = 0) -> TestMachine {
     let m = TestMachine()
     m.setLongMode(cpl: cpl)
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.load(code + [0xF4], at: 0x1000)
     return m
   }
 
   private func vector(_ m: TestMachine) -> UInt8 {
-    InterruptionInfo(rawValue: m.cpu.s.pointee.exit.interruptionInfo).vector
+    InterruptionInfo(rawValue: m.cpu.exitFields.interruptionInfo).vector
   }
 
   @Test(arguments: [UInt8(0xBC), 0xBD])
@@ -66,8 +66,8 @@ import X86CPU
     m.store(last & ~2, at: 0x12000 + (m.memorySize >> 21 - 1) * 8)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
     #expect(vector(m) == ExceptionVector.pageFault.rawValue)
-    #expect(m.cpu.s.pointee.exit.qualification == end &- 2)
-    let code = PageFaultCode(rawValue: m.cpu.s.pointee.exit.interruptionErrorCode)
+    #expect(m.cpu.exitFields.qualification == end &- 2)
+    let code = PageFaultCode(rawValue: m.cpu.exitFields.interruptionErrorCode)
     #expect(code == [.present, .write])
   }
 

@@ -86,7 +86,7 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     // Code pages for user and supervisor: the first 2 MiB. SMEP needs supervisor code.
     m.store(UInt64(cpl == 3 ? 0x87 : 0x83), at: 0x12000)
     m.store(UInt8(0xF4), at: 0x5000)
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.cpu.gpr[3] = Self.page
     m.load([0x8A, 0x03, 0x90, 0xF4], at: 0x1000)  // mov al, [rbx]
     m.load([0x88, 0x03, 0x90, 0xF4], at: 0x1100)  // mov [rbx], al
@@ -110,7 +110,7 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     if test.alignmentFlag { m.cpu.s.pointee.rflags |= RFLAGS.ac.rawValue }
     m.cpu.updateMode()
     m.run(from: start(test.access))
-    let exit = m.cpu.s.pointee.exit
+    let exit = m.cpu.exitFields
     let isPageFault = exit.reason == 0 && exit.interruptionInfo & 0xFF == 14
     guard let code = test.code else {
       #expect(!isPageFault, "code \(exit.interruptionErrorCode)")
@@ -180,7 +180,7 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     // mov al, [rbx], or pop rax
     m.load(register == 4 ? [0x58, 0xF4] : [0x8A, 0x03, 0xF4], at: 0x1000)
     m.run(from: 0x1000)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo & 0xFF == vector)
+    #expect(m.cpu.exitFields.interruptionInfo & 0xFF == vector)
   }
 
   @Test func storeAcrossPagesWritesAllOrNothing() {
@@ -191,8 +191,8 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     m.cpu.gpr[0] = .max
     m.load([0x48, 0x89, 0x03, 0xF4], at: 0x1000)  // mov [rbx], rax
     m.run(from: 0x1000)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo & 0xFF == 14)
-    #expect(m.cpu.s.pointee.exit.qualification == Self.page + 0x1000)
+    #expect(m.cpu.exitFields.interruptionInfo & 0xFF == 14)
+    #expect(m.cpu.exitFields.qualification == Self.page + 0x1000)
     #expect(m.read(0x5FFC, as: UInt32.self) == 0)
     m.store(UInt64(0x7003), at: Self.entryAddress + 8)
     m.run(from: 0x1000)
@@ -204,7 +204,7 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
   @Test func largePagesAreKnownAsAWhole() {
     let m = TestMachine(megabytes: 8)
     m.setLongMode()
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     // 0x400000 and 0x600000 by large pages; both hold bytes that say which is which.
     for n in [2, 3] {
       m.store(UInt64(n << 21 | 0xE3), at: 0x12000 + n * 8)
@@ -235,7 +235,7 @@ struct PageFaultCase: Sendable, CustomTestStringConvertible {
     m.cpu.s.pointee.cr0 |= CR0.wp.rawValue
     m.cpu.gpr[3] = 0x40_7000
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo & 0xFF == 14)
+    #expect(m.cpu.exitFields.interruptionInfo & 0xFF == 14)
   }
 
   /// The same page seen through each kind of paging structure.

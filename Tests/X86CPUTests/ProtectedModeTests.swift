@@ -107,12 +107,12 @@ import X86CPU
     m.setGate(0x20, to: 0x2000, dpl: 3)
     // #TS itself goes to the same bad stack: double fault, shutdown.
     m.load([0xCD, 0x20], at: 0x1000)
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 10
+    m.cpu.vmxControls.exceptionBitmap = 1 << 10
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo == 0x8000_0B0A)
-    #expect(m.cpu.s.pointee.exit.interruptionErrorCode == 0x20)
-    #expect(m.cpu.s.pointee.exit.idtVectoringInfo == 0x8000_0420)
-    m.cpu.s.pointee.vmx.exceptionBitmap = 0
+    #expect(m.cpu.exitFields.interruptionInfo == 0x8000_0B0A)
+    #expect(m.cpu.exitFields.interruptionErrorCode == 0x20)
+    #expect(m.cpu.exitFields.idtVectoringInfo == 0x8000_0420)
+    m.cpu.vmxControls.exceptionBitmap = 0
     #expect(m.run(from: 0x1000) == .tripleFault)
   }
 

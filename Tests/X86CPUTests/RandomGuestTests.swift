@@ -36,8 +36,8 @@ private final class Noise: EmulationContext {
       for _ in 0..<20 {
         m.run(from: UInt64.random(in: 0x1000..<0x3000, using: &generator))
         exits += 1
-        if m.cpu.s.pointee.exit.reason == UInt32(ExitReason.eptViolation.rawValue)
-          || m.cpu.s.pointee.exit.reason == UInt32(ExitReason.ioInstruction.rawValue)
+        if m.cpu.exitFields.reason == UInt32(ExitReason.eptViolation.rawValue)
+          || m.cpu.exitFields.reason == UInt32(ExitReason.ioInstruction.rawValue)
         {
           _ = m.processor.emulate(Noise(seed: generator.next()))
         }
@@ -54,8 +54,8 @@ private final class Noise: EmulationContext {
     case 1: m.setProtectedMode(cpl: cpl)
     default: m.setLongMode(cpl: cpl)
     }
-    if generator.next() & 7 == 0 { m.cpu.s.pointee.vmx.exceptionBitmap = .max }
-    if generator.next() & 7 == 0 { m.cpu.s.pointee.vmx.exceptionBitmap = 0 }
+    if generator.next() & 7 == 0 { m.cpu.vmxControls.exceptionBitmap = .max }
+    if generator.next() & 7 == 0 { m.cpu.vmxControls.exceptionBitmap = 0 }
     for n in 0..<16 {
       m.cpu.gpr[n] =
         generator.next() & 3 == 0

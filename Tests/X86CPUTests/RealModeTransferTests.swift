@@ -49,11 +49,11 @@ import X86CPU
 
   @Test func interceptedFaultHasNoErrorCode() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 13
+    m.cpu.vmxControls.exceptionBitmap = 1 << 13
     m.cpu.gpr[3] = 0xFFFF
     m.load([0x8B, 0x07], at: 0x1000)
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.interruptionInfo == 0x8000_030D)
+    #expect(m.cpu.exitFields.interruptionInfo == 0x8000_030D)
   }
 
   @Test func farCallAndReturn() {

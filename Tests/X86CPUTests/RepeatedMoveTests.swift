@@ -14,7 +14,7 @@ import X86CPU
   private func machine(moved: [Int: Int] = [:], absent: Int? = nil) -> TestMachine {
     let m = TestMachine(megabytes: 2)
     m.setLongMode()
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.store(UInt64(0x13007), at: 0x12000)
     for page in 0..<512 where page != absent {
       m.store(UInt64(moved[page] ?? page) << 12 | 0x67, at: 0x13000 + page * 8)
@@ -66,7 +66,7 @@ import X86CPU
     m.cpu.gpr[7] = 0x60000
     m.cpu.gpr[1] = 0x1000
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
-    #expect(m.cpu.s.pointee.exit.qualification == UInt64(absent << 12))
+    #expect(m.cpu.exitFields.qualification == UInt64(absent << 12))
     #expect(m.cpu.s.pointee.rip == 0x1000)
     #expect(m.cpu.gpr[6] == UInt64(0x40000 + done) && m.cpu.gpr[7] == UInt64(0x60000 + done))
     #expect(m.cpu.gpr[1] == UInt64(0x1000 - done / 8))

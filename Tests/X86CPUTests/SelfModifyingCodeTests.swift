@@ -76,11 +76,11 @@ import X86CPU
     m.store(UInt64(0x13007), at: 0x12000 + 2 * 8)
     m.store(UInt64(0x5007), at: 0x13000)
     m.cpu.flushTLB()
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.load([0xB8], at: 0x5FFF)
     m.run(from: 0x40_0FFF)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x40_1000)
-    #expect(m.cpu.s.pointee.exit.interruptionErrorCode & 0x11 == 0x10)
+    #expect(m.cpu.exitFields.qualification == 0x40_1000)
+    #expect(m.cpu.exitFields.interruptionErrorCode & 0x11 == 0x10)
     #expect(m.cpu.s.pointee.rip == 0x40_0FFF)
   }
 

@@ -69,7 +69,7 @@ import X86CPU
     /// What others do to the CPUs.
     func disturb() {
       let page = machines[0].memory + Int(ShootdownTests.shared)
-      let roots = machines.map { $0.cpu.s.pointee.vmx.eptPointer & EPTEntry.addressMask }
+      let roots = machines.map { $0.cpu.vmxControls.eptPointer & EPTEntry.addressMask }
       var n = 0
       while !isDone.load(ordering: .relaxed) {
         n = (n + 1) % machines.count

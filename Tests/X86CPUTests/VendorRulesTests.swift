@@ -100,7 +100,7 @@ import X86CPU
     m.cpu.gpr[11] = 2
     m.cpu.segment(.ss).pointee = m.cpu.nullStack(cpl: 0)
     m.cpu.updateMode()
-    m.cpu.s.pointee.vmx.exceptionBitmap = 1 << 13
+    m.cpu.vmxControls.exceptionBitmap = 1 << 13
     #expect(m.run(from: 0x1000) == .exceptionOrNMI)
     #expect(m.cpu.s.pointee.rip == 0x2100 && m.cpu.cpl == 3)
     #expect(m.cpu.segment(.ss).pointee.rights.isUnusable == (rules == .amd))

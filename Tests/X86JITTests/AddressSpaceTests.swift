@@ -149,7 +149,7 @@ import X86JIT
     let m = machine(threshold, global: false)
     let s = m.cpu.s
     s.pointee.cr4 |= CR4.pke.rawValue
-    s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     // 0x400000 has key 1.
     m.store(UInt64(0x40_0087) | 1 << 59, at: 0x12010)
     m.cpu.flushTLB()

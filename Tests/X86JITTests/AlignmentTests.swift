@@ -54,7 +54,7 @@ import X86CPU
   private func prepare(_ m: TestMachine, _ cpl: UInt8) {
     m.setLongMode(cpl: cpl)
     m.cpu.s.pointee.cr0 |= CR0.am.rawValue
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.cpu.updateMode()
   }
 
@@ -68,7 +68,7 @@ import X86CPU
     m.cpu.flags = flags.rawValue | 2
     m.cpu.updateMode()
     #expect(m.run(from: Self.code) == .exceptionOrNMI)
-    return InterruptionInfo(rawValue: m.cpu.s.pointee.exit.interruptionInfo).vector
+    return InterruptionInfo(rawValue: m.cpu.exitFields.interruptionInfo).vector
   }
 
   @Test(arguments: accesses, [0, 1] as [UInt32])
@@ -86,7 +86,7 @@ import X86CPU
       if access.isChecked {
         #expect(vector == ExceptionVector.alignmentCheck.rawValue, "round \(round)")
         #expect(m.cpu.s.pointee.rip == Self.code)
-        #expect(m.cpu.s.pointee.exit.interruptionErrorCode == 0)
+        #expect(m.cpu.exitFields.interruptionErrorCode == 0)
       } else {
         #expect(vector == ExceptionVector.generalProtection.rawValue)
         #expect(m.cpu.s.pointee.rip == end)

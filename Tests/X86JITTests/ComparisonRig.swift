@@ -73,7 +73,7 @@ struct ComparisonRig {
         m.setProtectedModeWithSmallPages(absent: 0x45)
         setSegments(m)
       }
-      m.cpu.s.pointee.vmx.exceptionBitmap = .max
+      m.cpu.vmxControls.exceptionBitmap = .max
       if c.vector {
         m.cpu.s.pointee.cr4 |= CR4.osxsave.rawValue
         m.cpu.s.pointee.xcr0 = c.xcr0
@@ -215,7 +215,7 @@ struct ComparisonRig {
       return "at \(String(offset, radix: 16)) flags \(mine) \(its) of"
         + " \(String(~undefined & 0x8D5, radix: 16))"
     }
-    if a.s.pointee.exit.reason != b.s.pointee.exit.reason { return "exit reason" }
+    if a.exitFields.reason != b.exitFields.reason { return "exit reason" }
     if a.s.pointee.retired != b.s.pointee.retired {
       return "retired \(a.s.pointee.retired) \(b.s.pointee.retired)"
     }

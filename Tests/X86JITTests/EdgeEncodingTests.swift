@@ -39,7 +39,7 @@ import X86JIT
 
   private func reset(_ m: TestMachine, _ mode: CodeMode) {
     if mode == .bits64 { m.setLongMode() } else { m.setProtectedMode() }
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.cpu.s.pointee.xcr0 = XCR0([.x87, .sse, .avx]).union(.avx512).rawValue
     m.cpu.s.pointee.cr4 |= CR4.osxsave.rawValue | CR4.osfxsr.rawValue
     m.cpu.updateMode()

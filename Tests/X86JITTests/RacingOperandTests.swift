@@ -198,7 +198,7 @@ struct RaceCase: Sendable, CustomTestStringConvertible {
     let s = m.cpu.s
     s.pointee.cr4 |= CR4.osxsave.rawValue
     s.pointee.xcr0 = XCR0([.x87, .sse, .avx]).rawValue
-    s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     s.pointee.gdtr.base = 0x5000
     s.pointee.gdtr.limit = 0xFF
     m.store(UInt64(0x00CF_9300_0000_FFFF), at: 0x5010)
@@ -263,7 +263,7 @@ struct RaceCase: Sendable, CustomTestStringConvertible {
   /// A CPU whose guest has none of a page is not waited for when the page becomes code.
   @Test(.timeLimit(.minutes(1))) func otherGuestsAreNotWaitedFor() {
     let other = TestMachine()
-    let root = other.cpu.s.pointee.vmx.eptPointer & EPTEntry.addressMask
+    let root = other.cpu.vmxControls.eptPointer & EPTEntry.addressMask
     let range =
       UInt64(
         UInt(bitPattern: other.memory))..<UInt64(

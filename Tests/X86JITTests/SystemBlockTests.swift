@@ -13,7 +13,7 @@ import X86JIT
   private func machine(_ threshold: UInt32, cpl: UInt8 = 0) -> TestMachine {
     let m = TestMachine(threshold: threshold)
     m.setLongMode(cpl: cpl)
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.cpu.gpr[4] = 0x8000
     return m
   }
@@ -23,10 +23,10 @@ import X86JIT
     let s = m.cpu.s
     var values = (0..<16).map { m.cpu.gpr[$0] }
     values += [
-      s.pointee.rip, m.cpu.flags, UInt64(s.pointee.cpl), UInt64(s.pointee.exit.reason),
+      s.pointee.rip, m.cpu.flags, UInt64(s.pointee.cpl), UInt64(m.cpu.exitFields.reason),
       UInt64(s.pointee.interruptibility), s.pointee.kernelGSBase, UInt64(s.pointee.slow),
-      UInt64(s.pointee.tlb - s.pointee.tlbBanks), UInt64(s.pointee.exit.interruptionInfo),
-      s.pointee.retired, UInt64(s.pointee.modeKey), s.pointee.exit.qualification,
+      UInt64(s.pointee.tlb - s.pointee.tlbBanks), UInt64(m.cpu.exitFields.interruptionInfo),
+      s.pointee.retired, UInt64(s.pointee.modeKey), m.cpu.exitFields.qualification,
     ]
     for register in [SegmentRegister.cs, .ss, .gs] {
       let segment = m.cpu.segment(register).pointee
@@ -93,7 +93,7 @@ import X86JIT
   /// A window that is waited for opens behind POPF and behind the shadow of STI.
   @Test(arguments: [UInt32(0), 1]) func interruptWindows(_ threshold: UInt32) {
     let m = machine(threshold)
-    m.cpu.s.pointee.vmx.primary |= PrimaryControls.interruptWindowExiting
+    m.cpu.vmxControls.primary |= PrimaryControls.interruptWindowExiting
     // sti ; nop ; nop ; hlt
     m.load([0xFB, 0x90, 0x90, 0xF4], at: 0x1000)
     m.cpu.flags = 2

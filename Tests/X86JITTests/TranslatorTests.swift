@@ -113,7 +113,7 @@ import X86JIT
   @Test(arguments: [1 << 62 + 0x58, 0x58, 0xFFFF_FFFF_FFFF_FFF8, 1 << 63 + 0x100] as [UInt64])
   func stackPointersAtOddPlaces(_ rsp: UInt64) {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     // The first page is not there: a 4 KiB table for the first 2 MiB.
     m.store(UInt64(0x13007), at: 0x12000)
     for page in 1..<512 { m.store(UInt64(page) << 12 | 0x67, at: 0x13000 + page * 8) }
@@ -175,7 +175,7 @@ import X86JIT
   /// A page fault in the middle of a block: registers, flags and RIP are those of the instruction.
   @Test func faultInTheMiddleOfABlock() {
     let m = machine()
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     // add al, 0xFF (0x1000) ; mov r12d, 5 ; mov rbx, [0x40000000] ; mov r12d, 6 ; hlt
     m.load(
       [

@@ -50,7 +50,7 @@ struct VectorRig {
   private static func machine(_ threshold: UInt32) -> TestMachine {
     let m = TestMachine(megabytes: 2, threshold: threshold, codeBytes: 1 << 18)
     m.setLongModeWithSmallPages(absent: 0x45)
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     return m
   }
 
@@ -165,7 +165,7 @@ struct VectorRig {
       return "register \(n): \(hex(a.gpr[n])) \(hex(b.gpr[n]))"
     }
     if a.flags != b.flags { return "flags \(hex(a.flags)) \(hex(b.flags))" }
-    if s.exit.reason != t.exit.reason { return "exit reason" }
+    if s.exit.cause != t.exit.cause { return "exit reason" }
     if s.pendingException != t.pendingException {
       return "exception \(hex(s.pendingException)) \(hex(t.pendingException))"
     }

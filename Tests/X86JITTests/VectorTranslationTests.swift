@@ -17,7 +17,7 @@ import X86JIT
     m.setLongMode()
     m.cpu.s.pointee.cr4 |= CR4.osxsave.rawValue
     m.cpu.s.pointee.xcr0 = XCR0([.x87, .sse, .avx, .avx512]).rawValue
-    m.cpu.s.pointee.vmx.exceptionBitmap = .max
+    m.cpu.vmxControls.exceptionBitmap = .max
     m.cpu.updateMode()
     m.cpu.resetVectorState()
     m.cpu.gpr[4] = 0x8000

@@ -29,11 +29,10 @@ package enum CrashReporter {
   /// The thread that reports, or did.
   private static let reporting = Atomic<UInt>(0)
 
-  private static let exitNameCount = 80
   nonisolated(unsafe) private static let exitNames: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
-    let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: exitNameCount)
-    for number in 0..<exitNameCount {
-      let copy = strdup(ExitReason(rawValue: UInt16(number)).name)
+    let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: ExitCause.count)
+    for (number, cause) in ExitCause.allCases.enumerated() {
+      let copy = strdup(cause.name)
       (names + number).initialize(to: copy.map { UnsafePointer($0) })
     }
     return names
@@ -174,7 +173,7 @@ package enum CrashReporter {
 
   static func exitName(_ reason: UInt32) -> UnsafePointer<CChar>? {
     let number = Int(reason & 0xFFFF)
-    return number < exitNameCount ? exitNames[number] : nil
+    return number < ExitCause.count ? exitNames[number] : nil
   }
 
   static func symbol(_ address: UInt) -> (name: UnsafePointer<CChar>, offset: UInt)? {

@@ -93,7 +93,7 @@ struct GuestCPUID {
     for (bit, word, position) in conditions where word & 1 << position != 0 {
       allowed.insert(bit)
     }
-    return allowed.rawValue & VMXCapabilities.cr4Fixed1
+    return allowed.intersection(.supported).rawValue
   }
 
   private func entry(_ function: UInt32, _ index: UInt32) -> kvm_cpuid_entry2? {

@@ -85,6 +85,5 @@ extension CPU {
   /// Records the exit; RIP is behind the instruction.
   func noteBusLockExit() {
     _ = exit(.busLock)
-    s.pointee.exit.reason |= ExitReason.busLockBit
   }
 }

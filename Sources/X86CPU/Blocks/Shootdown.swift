@@ -218,11 +218,10 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// What is in `ShootdownQueue.space` while this CPU's guest runs; 0 without EPT.
+  /// What is in `ShootdownQueue.space` while this CPU's guest runs; 0 without nested tables.
   fileprivate var guestSpace: UInt64 {
-    let controls = s.pointee.vmx
-    return controls.secondary & SecondaryControls.enableEPT == 0
-      ? 0 : controls.eptPointer & EPTEntry.addressMask
+    s.pointee.intercepts.nested == .none
+      ? 0 : s.pointee.intercepts.nestedRoot & EPTEntry.addressMask
   }
 
   /// Every write that goes the slow way passes here before it is made, with any host address in its

@@ -2,7 +2,7 @@
 //
 // Delivery of events: exceptions, interrupts, NMIs, software interrupts.
 //
-// An event is first offered to the hypervisor (`intercepts`: the exception bitmap), then takes
+// An event is first offered to the hypervisor (`intercepts`), then takes
 // effect on CR2, DR6 and DR7, then goes through the interrupt table of the mode. A fault in that is
 // the next event: offered in turn, merged into a double fault where the classes say so, and so on
 // to shutdown. Nothing but memory has changed when a delivery faults, so each try starts from the
@@ -10,7 +10,7 @@
 //
 // - `rip` is the address of the instruction that the event belongs to, and what faults of a
 //   delivery push; `returnRIP` is what the first event pushes.
-// - A VM exit in the middle of a delivery reports the event in the IDT-vectoring fields.
+// - An exit in the middle of a delivery reports the event as interrupted.
 
 import CHost
 import X86
@@ -36,7 +36,7 @@ extension CPU {
       error = .debug(DR6(rawValue: UInt64(error.errorCode) | takeWaitingDebugCauses()))
     }
     guard let event = offered(error) else { return false }
-    return deliver(event, errorCode: error.errorCode, returnRIP: s.pointee.rip)
+    return deliver(event, returnRIP: s.pointee.rip)
   }
 
   /// Delivers an event through the guest's IDT: an injected or virtual interrupt, an exception, a
@@ -44,23 +44,20 @@ extension CPU {
   ///
   /// - Parameter returnRIP: RIP to push.
   /// - Returns: false where it ended in a VM exit, which is then in `exit`.
-  package func deliver(
-    _ event: InterruptionInfo, errorCode: UInt32, returnRIP: UInt64
-  ) -> Bool {
-    var (event, errorCode, returnRIP) = (event, errorCode, returnRIP)
+  package func deliver(_ event: GuestEvent, returnRIP: UInt64) -> Bool {
+    var (event, returnRIP) = (event, returnRIP)
     var chain = DeliveryChain()
     while true {
       do {
-        try deliverThroughTable(event, errorCode, returnRIP)
+        try deliverThroughTable(event, returnRIP)
         return true
       } catch {
-        guard let next = nested(error, in: event, errorCode, returnRIP) else { return false }
-        event = next.event
-        errorCode = next.errorCode
+        guard let next = nested(error, in: event, returnRIP) else { return false }
+        event = next
         returnRIP = s.pointee.rip
         chain.length &+= 1
         if chain.length >= DeliveryChain.patience, !goesOn(&chain) {
-          noteVectoring(event, errorCode, length: 0)
+          noteInterrupted(event, length: 0)
           return false
         }
       }
@@ -73,77 +70,66 @@ extension CPU {
   private func goesOn(_ chain: inout DeliveryChain) -> Bool {
     if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
-    guard s.pointee.vmx.secondary & SecondaryControls.notifyExiting != 0 else { return true }
+    guard intercepts(.notify) else { return true }
     let now = HostTSC.read()
     if chain.start == 0 { chain.start = now }
-    if now &- chain.start < UInt64(s.pointee.vmx.notifyWindow) { return true }
+    if now &- chain.start < UInt64(s.pointee.intercepts.notifyWindow) { return true }
     _ = exit(.notify)
     return false
   }
 
   /// The event of an exception, after intercepts and with its effect on control and debug
   /// registers; nil where it exits.
-  private func offered(_ error: GuestException) -> InterruptionInfo? {
-    let event = InterruptionInfo(
-      .hardwareException, vector: error.vector, hasErrorCode: error.hasErrorCode)
-    let qualification = qualification(of: error)
-    if intercepts(event, errorCode: error.errorCode, qualification: qualification) { return nil }
+  private func offered(_ error: GuestException) -> GuestEvent? {
+    let event = GuestEvent(error)
+    let value = value(of: error)
+    if intercepts(event, value: value) { return nil }
     switch error.vector {
     case ExceptionVector.pageFault.rawValue: s.pointee.cr2 = s.pointee.faultAddress
-    case ExceptionVector.debug.rawValue: enterDebugException(qualification)
+    case ExceptionVector.debug.rawValue: enterDebugException(value)
     default: break
     }
     return event
   }
 
-  /// What follows from `error` in the delivery of `event`; nil for a VM exit.
+  /// What follows from `error` in the delivery of `event`; nil for an exit.
   private func nested(
-    _ error: GuestException, in event: InterruptionInfo, _ errorCode: UInt32, _ returnRIP: UInt64
-  ) -> (event: InterruptionInfo, errorCode: UInt32)? {
-    let length = UInt32(truncatingIfNeeded: returnRIP &- s.pointee.rip)
+    _ error: GuestException, in event: GuestEvent, _ returnRIP: UInt64
+  ) -> GuestEvent? {
+    let length = UInt8(truncatingIfNeeded: returnRIP &- s.pointee.rip)
     if error.isVMExit {
-      noteVectoring(event, errorCode, length: length)
+      noteInterrupted(event, length: length)
       return nil
     }
-    let second = InterruptionInfo(
-      .hardwareException, vector: error.vector, hasErrorCode: error.hasErrorCode)
-    if intercepts(
-      second, errorCode: error.errorCode, qualification: qualification(of: error))
-    {
-      noteVectoring(event, errorCode, length: length)
+    let second = GuestEvent(error)
+    if intercepts(second, value: value(of: error)) {
+      noteInterrupted(event, length: length)
       return nil
     }
     switch FaultClass.combine(FaultClass(event), FaultClass(second)) {
-    case .serial:
-      guard let next = offered(error) else { return nil }
-      return (next, error.errorCode)
+    case .serial: return offered(error)
     case .doubleFault:
       // A page fault that becomes a double fault has been taken as far as CR2 goes.
       if error.vector == ExceptionVector.pageFault.rawValue {
         s.pointee.cr2 = s.pointee.faultAddress
       }
-      guard let next = offered(GuestException(.doubleFault, code: 0)) else { return nil }
-      return (next, 0)
+      return offered(GuestException(.doubleFault, code: 0))
     case .shutdown:
       _ = exit(.tripleFault)
       return nil
     }
   }
 
-  /// The same for the event of a VM entry.
-  func noteInjection(_ event: InterruptionInfo, _ errorCode: UInt32, length: UInt32) {
-    noteVectoring(event, errorCode, length: length)
+  /// The event that the delivery was of which the exit ended.
+  ///
+  /// - Parameter length: of the instruction that raised it, where one did.
+  func noteInterrupted(_ event: GuestEvent, length: UInt8) {
+    s.pointee.exit.interrupted = reportable(event)
+    if event.isOfInstruction { s.pointee.exit.instructionLength = length }
   }
 
-  /// IDT-vectoring information of an exit that a delivery ended in.
-  private func noteVectoring(_ event: InterruptionInfo, _ errorCode: UInt32, length: UInt32) {
-    let reported = reportable(event)
-    s.pointee.exit.idtVectoringInfo = reported.rawValue
-    s.pointee.exit.idtVectoringErrorCode = reported.hasErrorCode ? errorCode : 0
-    if event.isSoftware { s.pointee.exit.instructionLength = length }
-  }
-
-  private func qualification(of error: GuestException) -> UInt64 {
+  /// What an exit says of an exception besides its error code.
+  private func value(of error: GuestException) -> UInt64 {
     switch error.vector {
     case ExceptionVector.pageFault.rawValue: s.pointee.faultAddress
     case ExceptionVector.debug.rawValue: UInt64(error.errorCode)
@@ -152,14 +138,15 @@ extension CPU {
   }
 }
 
-extension InterruptionInfo {
-  /// INT n, INT1, INT3, INTO: events whose instruction is over when they are delivered.
-  package var isSoftware: Bool {
-    type == .softwareInterrupt || type == .softwareException
-      || type == .privilegedSoftwareException
+extension GuestEvent {
+  init(_ error: GuestException) {
+    self.init(
+      .hardwareException, vector: error.vector,
+      errorCode: error.hasErrorCode ? error.errorCode : nil)
   }
+
   /// The EXT bit of error codes: the event is not a software interrupt.
-  var isExternal: Bool { type != .softwareInterrupt && type != .softwareException }
+  var isExternal: Bool { kind != .softwareInterrupt && kind != .softwareException }
 }
 
 /// Events that each came of the delivery of the one before.
@@ -175,8 +162,8 @@ private struct DeliveryChain {
 private enum FaultClass {
   case benign, contributory, pageFault, doubleFault
 
-  init(_ event: InterruptionInfo) {
-    guard event.type == .hardwareException else {
+  init(_ event: GuestEvent) {
+    guard event.kind == .hardwareException else {
       self = .benign
       return
     }

@@ -19,7 +19,7 @@ private struct InterruptGate {
 
 extension CPU {
   func deliverThroughTable(
-    _ event: InterruptionInfo, _ errorCode: UInt32, _ returnRIP: UInt64
+    _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
     let slow = s.pointee.slow
     if !isProtected {
@@ -29,12 +29,12 @@ extension CPU {
       let mode = s.pointee.codeMode
       s.pointee.codeMode = 2
       defer { if s.pointee.codeMode == 2 { restoreCodeMode(mode) } }
-      try deliverInLongMode(event, errorCode, returnRIP)
+      try deliverInLongMode(event, returnRIP)
     } else {
-      try deliverInProtectedMode(event, errorCode, returnRIP)
+      try deliverInProtectedMode(event, returnRIP)
     }
     noteDelivered(slow: slow)
-    if event.type == .nmi { s.pointee.interruptibility |= Interruptibility.blockingByNMI }
+    if event.kind == .nmi { s.pointee.interruptibility |= Interruptibility.blockingByNMI }
   }
 
   /// After a delivery: the CPU is no longer in the shadow of an instruction, nor halted. `slow` as
@@ -49,16 +49,16 @@ extension CPU {
   }
 
   /// RFLAGS as an event pushes them.
-  private func flagsImage(_ event: InterruptionInfo) -> UInt64 {
+  private func flagsImage(_ event: GuestEvent) -> UInt64 {
     let flags = self.flags
     if event.isFault { return flags | RFLAGS.rf.rawValue }
-    return event.isSoftware ? flags & ~RFLAGS.rf.rawValue : flags
+    return event.isOfInstruction ? flags & ~RFLAGS.rf.rawValue : flags
   }
 
   // MARK: Real mode
 
   private func deliverInRealMode(
-    _ event: InterruptionInfo, _ returnRIP: UInt64
+    _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
     let offset = UInt32(event.vector) * 4
     if offset + 3 > s.pointee.idtr.limit { throw .generalProtection(0) }
@@ -79,7 +79,7 @@ extension CPU {
 
   /// Reads and checks the gate of an event, of `size` 8 or 16 bytes. Task gates throw the exit.
   private func interruptGate(
-    _ event: InterruptionInfo, size: UInt32
+    _ event: GuestEvent, size: UInt32
   ) throws(GuestException) -> InterruptGate {
     let vector = UInt32(event.vector)
     let external: UInt32 = event.isExternal ? 1 : 0
@@ -94,7 +94,7 @@ extension CPU {
     guard !rights.isCodeOrData, isInterruptGate(rights.type) else {
       throw .generalProtection(code | external)
     }
-    if event.isSoftware && event.type != .privilegedSoftwareException && rights.dpl < cpl {
+    if event.isOfInstruction && event.kind != .privilegedSoftwareException && rights.dpl < cpl {
       throw .generalProtection(code)
     }
     guard rights.isPresent else {
@@ -103,9 +103,10 @@ extension CPU {
     let selector = UInt16(truncatingIfNeeded: low >> 16)
     if rights.type == SystemDescriptorType.taskGate {
       try checkTask(selector, .generalProtection, external: event.isExternal)
-      throw exit(
-        .taskSwitch,
-        qualification: TaskSwitchQualification(selector: selector, source: .interrupt).rawValue)
+      let exception = exit(.taskSwitch)
+      s.pointee.exit.selector = selector
+      s.pointee.exit.taskSource = .interrupt
+      throw exception
     }
     let wide = rights.type & 8 != 0
     let offset = low & 0xFFFF | (wide ? low >> 32 & 0xFFFF_0000 : 0) | (high & 0xFFFF_FFFF) << 32
@@ -155,7 +156,7 @@ extension CPU {
   // MARK: Protected mode
 
   private func deliverInProtectedMode(
-    _ event: InterruptionInfo, _ errorCode: UInt32, _ returnRIP: UInt64
+    _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
     let external = event.isExternal
     let gate = try interruptGate(event, size: 8)
@@ -177,7 +178,7 @@ extension CPU {
     try stack.push(flagsImage(event), size: gate.size)
     try stack.push(UInt64(segment(.cs).pointee.selector), size: gate.size)
     try stack.push(returnRIP, size: gate.size)
-    if event.hasErrorCode { try stack.push(UInt64(errorCode), size: gate.size) }
+    if let code = event.errorCode { try stack.push(UInt64(code), size: gate.size) }
     if virtual {
       for register in [SegmentRegister.gs, .fs, .ds, .es] {
         segment(register).pointee = nullKept(register)
@@ -189,7 +190,7 @@ extension CPU {
   // MARK: IA-32e mode
 
   private func deliverInLongMode(
-    _ event: InterruptionInfo, _ errorCode: UInt32, _ returnRIP: UInt64
+    _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
     let external = event.isExternal
     let gate = try interruptGate(event, size: 16)
@@ -206,7 +207,7 @@ extension CPU {
     try stack.push(flagsImage(event), size: 8)
     try stack.push(UInt64(segment(.cs).pointee.selector), size: 8)
     try stack.push(returnRIP, size: 8)
-    if event.hasErrorCode { try stack.push(UInt64(errorCode), size: 8) }
+    if let code = event.errorCode { try stack.push(UInt64(code), size: 8) }
     enterHandler(gate, target, stack)
   }
 

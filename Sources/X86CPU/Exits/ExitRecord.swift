@@ -2,7 +2,7 @@
 //
 // What the processor records of an exit, in no vendor's format. VT-x's VMREAD of the
 // exit-information fields derives them from it (`VMX/ExitFields.swift`), as SVM's unit does with
-// EXITCODE, EXITINFO1, EXITINFO2, EXITINTINFO and nRIP.
+// EXITCODE, EXITINFO1, EXITINFO2, EXITINTINFO and nRIP (`CPU.exitNextRIP`).
 
 import X86
 
@@ -39,8 +39,6 @@ package struct ExitDetails: OptionSet, Sendable, Hashable {
   package static let isTranslated = Self(rawValue: 1 << 6)
   /// The IRET that it fell into had unblocked NMIs.
   package static let unblockedNMI = Self(rawValue: 1 << 7)
-  /// A task switch with an error code, which is in `value`.
-  package static let hasErrorCode = Self(rawValue: 1 << 8)
 }
 
 /// Which fields count depends on the cause; all others are 0.
@@ -65,10 +63,9 @@ package struct ExitRecord: Sendable {
   package var operands = OperandSummary()
   /// - #PF: the address. #DB: causes, as DR6 has them.
   /// - LMSW: the source. INVLPG: the address.
-  /// - a task switch: its error code.
   /// - a nested fault: the rights that the tables give (`EPTEntry.read`, `write`, `execute`).
-  /// - instructions with `operands`: the displacement, added to the next RIP where it is relative to
-  ///   that.
+  /// - instructions with `operands`: the displacement, added to the next RIP where it is relative
+  ///   to that.
   package var value: UInt64 = 0
   /// Of the memory operand of LMSW, INS and OUTS; of a nested fault.
   package var linear: UInt64 = 0
@@ -76,7 +73,7 @@ package struct ExitRecord: Sendable {
   package var physical: UInt64 = 0
   /// The exception that exits.
   package var event: GuestEvent?
-  /// The event whose delivery the exit cut off.
+  /// The event whose delivery the exit cut off (that of a task gate, too).
   package var interrupted: GuestEvent?
 
   package init() {}

@@ -26,22 +26,6 @@ package enum BitmapLayout: UInt8, Sendable {
   case svm
 }
 
-package struct AccessBitmap: Sendable {
-  package var layout = BitmapLayout.none
-  /// Host-physical.
-  package var base: UInt64 = 0
-  /// Of VT-x's second page of ports.
-  package var high: UInt64 = 0
-
-  package init() {}
-
-  package init(_ layout: BitmapLayout, base: UInt64 = 0, high: UInt64 = 0) {
-    self.layout = layout
-    self.base = base
-    self.high = high
-  }
-}
-
 /// How guest-physical addresses become host-physical ones.
 package enum NestedFormat: UInt8, Sendable {
   /// They are the same.
@@ -69,19 +53,27 @@ package struct Intercepts: Sendable {
   /// The same for debug registers. VT-x: all or none (MOV-DR exiting).
   package var drReads: UInt16 = 0
   package var drWrites: UInt16 = 0
-  /// Bits that are the hypervisor's: the guest reads them from the shadow, and exits where it writes
-  /// others. VT-x: guest/host masks and read shadows. SVM: masks 0.
+  /// Bits that are the hypervisor's: the guest reads them from the shadow, and exits where it
+  /// writes others. VT-x: guest/host masks and read shadows. SVM: masks 0.
   package var cr0Mask: UInt64 = 0
   package var cr0Shadow: UInt64 = 0
   package var cr4Mask: UInt64 = 0
   package var cr4Shadow: UInt64 = 0
+  /// Bits that the guest's MOV to CR0 and CR4 must leave 1, else #GP. VT-x: those that VMX
+  /// operation fixes, of CR0 less PE and PG for an unrestricted guest. SVM: 0.
+  package var cr0Required: UInt32 = 0
+  package var cr4Required: UInt32 = 0
   /// Values of CR3 whose write does not exit (VT-x: CR3 targets).
   package var cr3Targets = InlineArray<4, UInt64>(repeating: 0)
   package var cr3TargetCount: UInt8 = 0
   package var mode = VirtualizationMode.none
   package var nested = NestedFormat.none
-  package var ports = AccessBitmap()
-  package var msrs = AccessBitmap()
+  package var portLayout = BitmapLayout.none
+  package var msrLayout = BitmapLayout.none
+  /// Host-physical; `portBitmapHigh` is VT-x's second page.
+  package var portBitmap: UInt64 = 0
+  package var portBitmapHigh: UInt64 = 0
+  package var msrBitmap: UInt64 = 0
   /// VT-x: EPT pointer, with its flags. SVM: nested CR3.
   package var nestedRoot: UInt64 = 0
   package var tscOffset: UInt64 = 0

@@ -24,7 +24,7 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
 
   package init(_ i: Instruction) {
     let place = i.memoryOperand ?? (i.mnemonic == .vmwrite ? 1 : 0)
-    let other = 1 - min(place, 1)
+    let other = place == 0 ? 1 : 0
     var value = Self.sizeCode(i.addressSize) << 7
     // The operands of LGDT and its kin have a size of their own; it is the attribute that counts.
     let isTable = [.sgdt, .sidt, .lgdt, .lidt].contains(i.mnemonic)
@@ -55,7 +55,9 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
   package static let segmentMask: UInt32 = 7 << 15
   /// Scale, address size, segment, index, base.
   package static let memoryMask: UInt32 = 0x0FFF_8383
-  package static let placeMask: UInt32 = 0xF << 3 | 1 << 10
+  package static let registerMask: UInt32 = 0xF << 3
+  /// An r/m operand that is a register, and that it is.
+  package static let placeMask = registerMask | isRegister
 
   @inline(__always) package var isRegister: Bool { rawValue & Self.isRegister != 0 }
   /// Of the r/m operand, where that is a register.
@@ -79,5 +81,12 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
   /// The summary that lowering has left in a micro-op.
   @inline(__always) package init(of i: MicroOpPointer) {
     rawValue = UInt32(truncatingIfNeeded: i.pointee.immediate)
+  }
+}
+
+extension Instruction {
+  /// The operand-size attribute is 16 bits, whatever the operands' own sizes (LGDT, LIDT).
+  package var hasWordOperandSize: Bool {
+    mode != .bits64 && (mode == .bits16) != prefixes.contains(.operandSize)
   }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest-physical to host addresses, through the extended page tables of the running VMCS. The
-// tables are the guest's only way to memory.
+// Guest-physical to host addresses, through the nested page tables of the guest that runs (EPT).
+// They are the guest's only way to memory.
 //
 // A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of
 // a guest page walk, which looks up one guest-physical address for each level, near that of its
@@ -23,7 +23,7 @@ package struct PhysicalPage {
   package static let invalid = PhysicalPage(tag: .max, host: 0, rights: 0)
 }
 
-/// What an access to guest-physical memory is for: it becomes the exit qualification's bits 8:7.
+/// What an access to guest-physical memory is for: the exit's record says so.
 package enum PhysicalAccessPurpose {
   /// The translated address of a linear access.
   case linear(UInt64)
@@ -31,17 +31,6 @@ package enum PhysicalAccessPurpose {
   case pageWalk(UInt64)
   /// Neither: PDPTE loads.
   case other
-}
-
-extension AccessKind {
-  /// The access in an EPT violation's qualification.
-  var violation: EPTViolationQualification {
-    switch self {
-    case .read: .read
-    case .write: .write
-    case .execute: .fetch
-    }
-  }
 }
 
 extension CPU {
@@ -78,11 +67,11 @@ extension CPU {
   }
 
   private func walkEPTOnce(_ page: UInt64, _ kind: AccessKind, insists: Bool) -> EPTWalk {
-    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 {
+    if s.pointee.intercepts.nested == .none {
       return .done(PhysicalPage(tag: page, host: page, rights: 7))
     }
     if page >> CPU.physicalAddressBits != 0 { return .done(nil) }
-    let pointer = s.pointee.vmx.eptPointer
+    let pointer = s.pointee.intercepts.nestedRoot
     let setFlags = pointer & EPTPointer.accessedDirty != 0
     var table = pointer & EPTEntry.addressMask
     var rights: UInt64 = 7
@@ -140,31 +129,33 @@ extension CPU {
     var rights: UInt64 = 0
     if let page = walkEPT(address & Page.mask, .read) { rights = page.rights }
     if let misconfigured = eptMisconfiguration(address) { return misconfigured }
-    var qualification: EPTViolationQualification = [kind.violation, .rights(rights)]
+    var details: ExitDetails = []
     var linear: UInt64 = 0
     switch purpose {
     case .linear(let l):
       linear = l
-      qualification.formUnion([.linearIsValid, .isTranslated])
+      details = [.linearIsValid, .isTranslated]
     case .pageWalk(let l):
       linear = l
-      qualification.insert(.linearIsValid)
+      details = .linearIsValid
     case .other: break
     }
     if s.pointee.interruptibility & Interruptibility.blockingByNMI == 0, s.pointee.unblockedNMI {
-      qualification.insert(.nmiUnblocking)
+      details.insert(.unblockedNMI)
     }
-    let exception = exit(.eptViolation, qualification: qualification.rawValue)
-    s.pointee.exit.guestPhysical = address
-    s.pointee.exit.guestLinear = linear
+    let exception = exit(.nestedFault, value: rights & EPTEntry.rightsMask)
+    s.pointee.exit.kind = kind
+    s.pointee.exit.details = details
+    s.pointee.exit.physical = address
+    s.pointee.exit.linear = linear
     return exception
   }
 
   /// An entry that is present but malformed on the way to `address` (SDM volume 3, "EPT
   /// Misconfigurations"): writable and not readable, or reserved bits.
   private func eptMisconfiguration(_ address: UInt64) -> GuestException? {
-    if s.pointee.vmx.secondary & SecondaryControls.enableEPT == 0 { return nil }
-    var table = s.pointee.vmx.eptPointer & EPTEntry.addressMask
+    if s.pointee.intercepts.nested != .ept { return nil }
+    var table = s.pointee.intercepts.nestedRoot & EPTEntry.addressMask
     for level in stride(from: 3, through: 0, by: -1) {
       let index = (address &>> UInt64(truncatingIfNeeded: 12 &+ 9 &* level)) & 511
       guard let entry = UnsafePointer<UInt64>(bitPattern: UInt(table + index * 8))?.pointee,
@@ -175,8 +166,8 @@ extension CPU {
       let badType = isLeaf && (type == 2 || type == 3 || type == 7)
       let reserved = !isLeaf && entry & 0xF8 != 0
       if entry & 3 == EPTEntry.write || badType || reserved {
-        let exception = exit(.eptMisconfiguration)
-        s.pointee.exit.guestPhysical = address
+        let exception = exit(.nestedMisconfiguration)
+        s.pointee.exit.physical = address
         return exception
       }
       if isLeaf { return nil }

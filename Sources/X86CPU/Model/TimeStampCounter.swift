@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The time-stamp counter: the host's, with IA32_TSC_ADJUST, and for a guest scaled and offset as
-// the VMCS says (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
+// its hypervisor says (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation";
+// APM volume 2, "TSC Ratio MSR").
 
 import CHost
 import Glibc
@@ -59,11 +60,11 @@ extension CPU {
   /// The counter as code that runs now reads it.
   package var guestTSC: UInt64 {
     var value = physicalTSC
-    if !primary(PrimaryControls.useTSCOffsetting) { return value }
-    if secondary(SecondaryControls.useTSCScaling) {
-      let product = value.multipliedFullWidth(by: s.pointee.vmx.tscMultiplier)
+    if !intercepts(.offsetTSC) { return value }
+    if intercepts(.scaledTSC) {
+      let product = value.multipliedFullWidth(by: s.pointee.intercepts.tscMultiplier)
       value = product.high << 16 | product.low >> 48
     }
-    return value &+ s.pointee.vmx.tscOffset
+    return value &+ s.pointee.intercepts.tscOffset
   }
 }

@@ -18,6 +18,9 @@ package enum ModeKey {
   /// 32-bit code whose CS, SS, DS and ES begin at 0 and end at 4 GiB, so that an offset is a linear
   /// address and no access to them fails a segment's checks, but for writes by CS.
   package static let flat: UInt16 = 1 << 7
+  /// Instructions exit that translated code executes without a look: it is not translated
+  /// (`InterceptSet.untranslated`).
+  package static let interpreted: UInt16 = 1 << 8
 }
 
 extension SegmentRegister {
@@ -42,8 +45,9 @@ extension CPU {
     var key = UInt16(mode.rawValue) | UInt16(state.pointee.stackMode) << ModeKey.stackModeShift
     if isProtected { key |= ModeKey.protected }
     if isVirtual8086 { key |= ModeKey.virtual8086 }
-    if state.pointee.vmx.secondary & SecondaryControls.busLockDetection != 0 {
-      key |= ModeKey.busLock
+    if intercepts(.busLock) { key |= ModeKey.busLock }
+    if intercepts(.untranslated) || state.pointee.intercepts.crReads & 1 << 2 != 0 {
+      key |= ModeKey.interpreted
     }
     state.pointee.modeKey = key | findFlatness()
     updateSlow()

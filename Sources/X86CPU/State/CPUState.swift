@@ -154,19 +154,19 @@ package struct CPUState {
   package var stackMode: UInt8 = 0
   /// Not 0: instructions are executed one by one with checks between them (`SlowReason`).
   package var slow: UInt32 = 0
-  /// Blocking by STI, MOV SS, SMI, NMI, in the VMCS's format (`Interruptibility`).
+  /// Blocking by STI, MOV SS, SMI, NMI (`Interruptibility`).
   package var interruptibility: UInt32 = 0
-  /// Active, HLT, shutdown, wait-for-SIPI, in the VMCS's format.
+  /// Active, HLT, shutdown, wait-for-SIPI (`ActivityState`).
   package var activity: UInt32 = 0
   /// IRET has just unblocked NMIs: an exit during its completion says so.
   package var unblockedNMI = false
-  /// Pending debug exceptions, in the VMCS's format.
+  /// Pending debug exceptions (`PendingDebug`).
   package var pendingDebug: UInt64 = 0
 
-  /// Controls of the running VMCS, as VM entry found them.
-  package var vmx = VMXControls()
-  /// Exit information, as the VMCS will show it.
-  package var exit = ExitInformation()
+  /// What exits, as the last entry into the guest found it. Only such an entry writes it.
+  package var intercepts = Intercepts()
+  /// Of the last exit.
+  package var exit = ExitRecord()
 
   /// MSRs and timers that only the system instructions look at.
   package var system = SystemState()
@@ -215,8 +215,6 @@ package struct CPUState {
   /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else
   /// nil.
   package var running: MicroOpPointer?
-  /// An event that VM entry injects is being delivered.
-  var isInjecting = false
   /// RSP and RBP as they were, while a handler that changes them early runs.
   var keptStack: (rsp: UInt64, rbp: UInt64)?
   /// Part of `blockContext` below CPL 3: changes when linear pages may mean other code.
@@ -228,6 +226,12 @@ package struct CPUState {
   /// All ones, and 1, which a compiler does not know: see `CPU.guarded`.
   var ones: UInt64 = .max
   var one: UInt64 = 1
+  /// What the entry into the guest injects, until it is delivered.
+  package var injection: GuestEvent?
+  /// Host TSC at which the guest is left (`InterceptSet.deadline`); .max where it is not.
+  package var deadline: UInt64 = .max
+  /// `retired` when the guest was entered.
+  package var retiredAtEntry: UInt64 = 0
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
@@ -256,11 +260,11 @@ extension UnsafeMutablePointer<CPUState> {
 
 /// Bits of `CPUState.request`.
 package enum CPURequest {
-  /// Someone outside wants the CPU to leave non-root operation: an external-interrupt exit.
+  /// Someone outside wants the CPU to leave the guest: an external-interrupt exit.
   package static let kick: UInt64 = 1 << 0
   /// Other CPUs' code pages changed: process the shootdown queue.
   package static let shootdown: UInt64 = 1 << 1
-  /// VMX-preemption timer or time slice is over.
+  /// The deadline or the time slice is over.
   package static let timer: UInt64 = 1 << 2
   /// Something that event delivery has to look at (virtual interrupt, window, trap) changed.
   package static let events: UInt64 = 1 << 3

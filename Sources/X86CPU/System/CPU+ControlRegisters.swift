@@ -20,7 +20,7 @@ extension CR4 {
   /// Changes of these invalidate translations.
   static let paging: CR4 = [.pse, .pae, .pge, .pcide, .smep, .smap, .pke, .la57]
   /// Bits that this processor has.
-  static let supported: CR4 = [
+  package static let supported: CR4 = [
     .vme, .pvi, .tsd, .de, .pse, .pae, .mce, .pge, .pce, .osfxsr, .osxmmexcpt, .umip, .la57,
     .vmxe, .fsgsbase, .pcide, .osxsave, .smep, .smap, .pke,
   ]
@@ -33,10 +33,9 @@ extension CPU {
   ///
   /// - Throws: #GP(0) for a combination that is not allowed.
   package func writeCR0(_ value: UInt64) throws(GuestException) {
+    try checkCR0(value)
     let old = s.pointee.cr0
-    if value >> 32 != 0 { throw .generalProtection }
     let new = value & CR0.writable.rawValue | CR0.et.rawValue
-    try checkCR0(old: CR0(rawValue: old), new: CR0(rawValue: new))
     let changed = CR0(rawValue: old ^ new)
     let usesPDPTEs =
       new & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0
@@ -50,14 +49,14 @@ extension CPU {
     if !changed.isDisjoint(with: .paging) { flushTLB() }
   }
 
-  private func checkCR0(old: CR0, new: CR0) throws(GuestException) {
+  /// What can be said of a value for CR0 without looking at memory.
+  func checkCR0(_ value: UInt64) throws(GuestException) {
+    if value >> 32 != 0 { throw .generalProtection }
+    let old = CR0(rawValue: s.pointee.cr0)
+    let new = CR0(rawValue: value & CR0.writable.rawValue | CR0.et.rawValue)
     if new.contains(.pg) && !new.contains(.pe) { throw .generalProtection }
     if new.contains(.nw) && !new.contains(.cd) { throw .generalProtection }
-    if isNonRoot {
-      var fixed = CR0.fixedInVMX
-      if secondary(SecondaryControls.unrestrictedGuest) { fixed.subtract([.pe, .pg]) }
-      if !new.isSuperset(of: fixed) { throw .generalProtection }
-    }
+    if ~new.rawValue & UInt64(s.pointee.intercepts.cr0Required) != 0 { throw .generalProtection }
     let cs = segment(.cs).pointee.rights
     if new.contains(.pg) && !old.contains(.pg) && s.pointee.efer & EFER.lme.rawValue != 0 {
       if s.pointee.cr4 & CR4.pae.rawValue == 0 || cs.isLong { throw .generalProtection }
@@ -89,12 +88,10 @@ extension CPU {
   ///
   /// - Throws: #GP(0) for reserved bits in it or in the PDPTEs it leads to.
   package func writeCR3(_ value: UInt64) throws(GuestException) {
+    try checkCR3(value)
     let hasPCID = s.pointee.cr4 & CR4.pcide.rawValue != 0
     let keep = hasPCID && value >> 63 != 0
     let root = hasPCID ? value & ~(1 << 63) : value
-    if isLongMode || is64Bit {
-      if root >> UInt64(CPUIDModel.physicalAddressBits) != 0 { throw .generalProtection }
-    }
     let cr0 = s.pointee.cr0
     let cr4 = s.pointee.cr4
     if cr0 & CR0.pg.rawValue != 0 && cr4 & CR4.pae.rawValue != 0 && !isLongMode {
@@ -105,6 +102,15 @@ extension CPU {
       switchAddressSpace(toPCID: root & 0xFFF)
     } else {
       flushAddressSpace(keepGlobal: true)
+    }
+  }
+
+  /// What can be said of a value for CR3 without looking at memory.
+  func checkCR3(_ value: UInt64) throws(GuestException) {
+    let hasPCID = s.pointee.cr4 & CR4.pcide.rawValue != 0
+    let root = hasPCID ? value & ~(1 << 63) : value
+    if isLongMode || is64Bit, root >> UInt64(CPUIDModel.physicalAddressBits) != 0 {
+      throw .generalProtection
     }
   }
 
@@ -135,19 +141,10 @@ extension CPU {
   ///
   /// - Throws: #GP(0) for a bit that the processor lacks or a change that is not allowed.
   package func writeCR4(_ value: UInt64) throws(GuestException) {
+    try checkCR4(value)
     let old = CR4(rawValue: s.pointee.cr4)
     let new = CR4(rawValue: value)
-    if !new.isSubset(of: .supported) { throw .generalProtection }
-    if isNonRoot && !new.contains(.vmxe) { throw .generalProtection }
     let changed = old.symmetricDifference(new)
-    if isLongMode {
-      if changed.contains(.la57) || !new.contains(.pae) { throw .generalProtection }
-    } else if new.contains(.pcide) {
-      throw .generalProtection
-    }
-    if changed.contains(.pcide) && new.contains(.pcide) && s.pointee.cr3 & 0xFFF != 0 {
-      throw .generalProtection
-    }
     let usesPDPTEs = new.contains(.pae) && s.pointee.cr0 & CR0.pg.rawValue != 0 && !isLongMode
     if usesPDPTEs && !changed.isDisjoint(with: [.pse, .pae, .pge, .smep]) {
       try loadPDPTEs(root: s.pointee.cr3)
@@ -157,12 +154,26 @@ extension CPU {
     if !changed.isDisjoint(with: .paging) { flushTLB() }
   }
 
+  /// What can be said of a value for CR4 without looking at memory.
+  func checkCR4(_ value: UInt64) throws(GuestException) {
+    let new = CR4(rawValue: value)
+    if !new.isSubset(of: .supported) { throw .generalProtection }
+    if ~value & UInt64(s.pointee.intercepts.cr4Required) != 0 { throw .generalProtection }
+    let changed = CR4(rawValue: s.pointee.cr4).symmetricDifference(new)
+    if isLongMode {
+      if changed.contains(.la57) || !new.contains(.pae) { throw .generalProtection }
+    } else if new.contains(.pcide) {
+      throw .generalProtection
+    }
+    if changed.contains(.pcide) && new.contains(.pcide) && s.pointee.cr3 & 0xFFF != 0 {
+      throw .generalProtection
+    }
+  }
+
   // MARK: CR8
 
-  /// MOV to CR8.
-  package func writeCR8(_ value: UInt64) throws(GuestException) {
+  func checkCR8(_ value: UInt64) throws(GuestException) {
     if value >> 4 != 0 { throw .generalProtection }
-    s.pointee.cr8 = value
   }
 
   // MARK: XCR0
@@ -171,12 +182,16 @@ extension CPU {
   ///
   /// - Throws: #GP(0) for components that the processor lacks or that need others.
   package func writeXCR0(_ value: UInt64) throws(GuestException) {
+    try checkXCR0(value)
+    s.pointee.xcr0 = value
+  }
+
+  func checkXCR0(_ value: UInt64) throws(GuestException) {
     let new = XCR0(rawValue: value)
     let offered = XCR0(rawValue: ExtendedStateLayout.supported)
     if !new.contains(.x87) || !new.isSubset(of: offered) { throw .generalProtection }
     if new.contains(.avx) && !new.contains(.sse) { throw .generalProtection }
     let wide = new.intersection(.avx512)
     if !wide.isEmpty && (wide != .avx512 || !new.contains(.avx)) { throw .generalProtection }
-    s.pointee.xcr0 = value
   }
 }

@@ -124,22 +124,21 @@ extension CPU {
   /// IRET unblocks NMIs even if it then faults (SDM volume 3, "Handling Multiple NMIs"); where NMIs
   /// exit and are not virtualized, it leaves the blocking alone. True where they were blocked.
   func takeNMIUnblocking() -> Bool {
-    let pin = s.pointee.vmx.pin
-    if pin & PinControls.nmiExiting != 0 && pin & PinControls.virtualNMIs == 0 { return false }
+    if intercepts(.nmi) && !intercepts(.virtualNMIs) { return false }
     guard s.pointee.interruptibility & Interruptibility.blockingByNMI != 0 else { return false }
     s.pointee.interruptibility &= ~Interruptibility.blockingByNMI
     s.pointee.unblockedNMI = true
     return true
   }
 
-  /// The "NMI unblocking due to IRET" bit of EPT violations (bit 12 of the qualification); that of
-  /// exceptions is set where they are intercepted.
+  /// That IRET unblocked NMIs, in the record of a nested fault; in that of an exception it is noted
+  /// where that is intercepted.
   func noteNMIUnblockingInExit() {
     guard GuestException(rawValue: s.pointee.pendingException).isVMExit else { return }
     s.pointee.unblockedNMI = false
-    if s.pointee.exit.reason == UInt32(ExitReason.eptViolation.rawValue) {
-      s.pointee.exit.qualification |= UInt64(InterruptionInfo.nmiUnblockingBit)
-    } else if s.pointee.exit.reason == UInt32(ExitReason.taskSwitch.rawValue) {
+    if s.pointee.exit.cause == .nestedFault {
+      s.pointee.exit.details.insert(.unblockedNMI)
+    } else if s.pointee.exit.cause == .taskSwitch {
       s.pointee.interruptibility |= Interruptibility.blockingByNMI
     }
   }

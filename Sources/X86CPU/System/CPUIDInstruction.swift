@@ -11,9 +11,9 @@ enum CPUIDInstruction {
     t[.cpuid] = .single({ system($0, $1, CPUIDInstruction.cpuid) })
   }
 
-  /// CPUID: always an exit in VMX non-root operation.
+  /// CPUID: of VT-x always an exit.
   static func cpuid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if c.isNonRoot { throw c.exit(.cpuid, i) }
+    if c.intercepts(.cpuid) { throw c.exit(.cpuid, i) }
     let leaf = c.cpuid(
       UInt32(truncatingIfNeeded: c.gpr[0]), UInt32(truncatingIfNeeded: c.gpr[1]))
     c.gpr[0] = UInt64(leaf.eax)

@@ -14,8 +14,7 @@ enum CacheAndTLBInstructions {
     t[.wbinvd] = .single({ system($0, $1, CacheAndTLBInstructions.wbinvd) })
     t[.wbnoinvd] = .single({ system($0, $1, CacheAndTLBInstructions.wbinvd) })
     t[.invlpg] = .single({ system($0, $1, CacheAndTLBInstructions.invlpg) })
-    t[.invpcid] = InstructionInformation.rule(
-      .invalidate, { system($0, $1, CacheAndTLBInstructions.invpcid) })
+    t[.invpcid] = OperandSummary.rule({ system($0, $1, CacheAndTLBInstructions.invpcid) })
     for flush in [Mnemonic.clflush, .clflushopt, .clwb] {
       t[flush] = .single({ system($0, $1, CacheAndTLBInstructions.cacheLine) })
     }
@@ -37,13 +36,13 @@ enum CacheAndTLBInstructions {
 
   static func invd(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
-    if c.isNonRoot { throw c.exit(.invd, i) }
+    if c.intercepts(.invd) { throw c.exit(.invd, i) }
     return Step.next
   }
 
   static func wbinvd(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
-    if c.secondary(SecondaryControls.wbinvdExiting) { throw c.exit(.wbinvd, i) }
+    if c.intercepts(.wbinvd) { throw c.exit(.wbinvd, i) }
     return Step.next
   }
 
@@ -64,9 +63,7 @@ enum CacheAndTLBInstructions {
   static func invlpg(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
     let address = c.uncheckedLinearAddress(i)
-    if c.primary(PrimaryControls.invlpgExiting) {
-      throw c.exit(.invlpg, i, qualification: address)
-    }
+    if c.intercepts(.invlpg) { throw c.exit(.invlpg, i, value: address) }
     c.flushPage(address)
     return c.reload(i)
   }
@@ -82,9 +79,9 @@ enum CacheAndTLBInstructions {
   }
 
   static func invpcid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if c.isNonRoot && !c.secondary(SecondaryControls.enableINVPCID) { throw .invalidOpcode }
+    try c.requireEnabled(.invpcid)
     try c.requirePrivilege()
-    if c.primary(PrimaryControls.invlpgExiting) { throw c.exitWithInformation(.invpcid, i) }
+    if c.intercepts(.invpcid) { throw c.exitWithOperands(.invpcid, i) }
     let operand = c.read(i.pointee.dst, as: UInt64.self)
     let type = c.is64Bit ? operand : operand & 0xFFFF_FFFF
     let place = try c.linearAddress(i, size: 16)

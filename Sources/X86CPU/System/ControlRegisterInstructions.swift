@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with the
-// guest/host masks, read shadows and exits of VMX non-root operation (SDM volume 3, "Changes to
-// Instruction Behavior in VMX Non-Root Operation").
+// MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with their
+// exits.
 //
-// Of CR0 and CR4 a guest sees the host-owned bits (mask 1) in the read shadow, and an attempt to
+// VT-x gives bits of CR0 and CR4 to the hypervisor (SDM volume 3, "Changes to Instruction Behavior
+// in VMX Non-Root Operation"). A guest sees them (mask 1) in the read shadow, and an attempt to
 // write one otherwise than the shadow has it exits; all other bits are its own:
 //
 //     mov cr0, rax    exits if (rax ^ shadow) & mask; else CR0 = CR0 & mask | rax & ~mask
+//
+// SVM intercepts reads and writes of each register as a whole, and writes of CR0 that change
+// another bit than TS and MP (APM volume 2, "Instruction Intercepts"); its masks are 0.
 
 import X86
 import X86Decoder
@@ -59,9 +62,27 @@ enum ControlRegisterInstructions {
   }
 
   private static func exit(
-    _ c: CPU, _ i: MicroOpPointer, _ qualification: ControlRegisterQualification
+    _ c: CPU, _ i: MicroOpPointer, _ access: RegisterAccess, register: UInt8 = 0,
+    general: UInt8 = 0, cause: ExitCause = .controlRegisterAccess
   ) -> GuestException {
-    c.exit(.controlRegisterAccess, i, qualification: qualification.rawValue)
+    let exception = c.exit(cause, i)
+    c.s.pointee.exit.access = access
+    c.s.pointee.exit.register = register
+    c.s.pointee.exit.general = general
+    return exception
+  }
+
+  /// Whether all reads, or writes, of a control register exit.
+  @inline(__always) private static func exits(_ registers: UInt16, _ number: UInt8) -> Bool {
+    registers >> UInt16(number & 15) & 1 != 0
+  }
+
+  private static func writesExit(_ c: CPU, _ number: UInt8) -> Bool {
+    exits(c.s.pointee.intercepts.crWrites, number)
+  }
+
+  private static func readsExit(_ c: CPU, _ number: UInt8) -> Bool {
+    exits(c.s.pointee.intercepts.crReads, number)
   }
 
   // MARK: MOV
@@ -72,54 +93,78 @@ enum ControlRegisterInstructions {
     try c.requirePrivilege()
     let source = c.read(i.pointee.src, as: UInt64.self)
     let value = c.is64Bit ? source : source & 0xFFFF_FFFF
-    let qualification = ControlRegisterQualification(
-      .movTo, register: number, general: i.pointee.register1)
     switch number {
-    case 0: try movToCR0(c, i, value, qualification)
-    case 2: c.s.pointee.cr2 = value
-    case 3: try movToCR3(c, i, value, qualification)
-    case 4: try movToCR4(c, i, value, qualification)
+    case 0: try movToCR0(c, i, value)
+    case 2:
+      if writesExit(c, 2) { throw writeExit(c, i) }
+      c.s.pointee.cr2 = value
+    case 3: try movToCR3(c, i, value)
+    case 4: try movToCR4(c, i, value)
     default:
-      if c.primary(PrimaryControls.cr8LoadExiting) {
-        throw exit(c, i, qualification)
+      try c.exitOrCheck(writesExit(c, 8), writeExit(c, i)) { () throws(GuestException) in
+        try c.checkCR8(value)
       }
-      try c.writeCR8(value)
+      c.s.pointee.cr8 = value
     }
     return c.reload(i)
   }
 
+  private static func writeExit(
+    _ c: CPU, _ i: MicroOpPointer, cause: ExitCause = .controlRegisterAccess
+  ) -> GuestException {
+    exit(
+      c, i, .write, register: i.pointee.register0, general: i.pointee.register1, cause: cause)
+  }
+
+  /// Whether a value for CR0 exits by SVM's selective intercept: it changes more than TS and MP.
+  private static func isSelected(_ c: CPU, _ new: UInt64) -> Bool {
+    let free = CR0([.ts, .mp]).rawValue
+    return c.intercepts(.selectiveCR0Write) && (new ^ c.s.pointee.cr0) & ~free != 0
+  }
+
   private static func movToCR0(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
-    _ qualification: ControlRegisterQualification
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64
   ) throws(GuestException) {
-    let mask = c.s.pointee.vmx.cr0Mask
-    if (value ^ c.s.pointee.vmx.cr0Shadow) & mask != 0 {
-      throw exit(c, i, qualification)
+    let mask = c.s.pointee.intercepts.cr0Mask
+    let new = value & ~mask | c.s.pointee.cr0 & mask
+    let exits = (value ^ c.s.pointee.intercepts.cr0Shadow) & mask != 0 || writesExit(c, 0)
+    let isSelected = !exits && isSelected(c, new)
+    let cause: ExitCause = isSelected ? .selectiveCR0Write : .controlRegisterAccess
+    if exits || isSelected {
+      try c.exitOrCheck(true, writeExit(c, i, cause: cause)) { () throws(GuestException) in
+        try c.checkCR0(new)
+      }
     }
-    try c.writeCR0(value & ~mask | c.s.pointee.cr0 & mask)
+    try c.writeCR0(new)
   }
 
   private static func movToCR4(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
-    _ qualification: ControlRegisterQualification
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64
   ) throws(GuestException) {
-    let mask = c.s.pointee.vmx.cr4Mask
-    if (value ^ c.s.pointee.vmx.cr4Shadow) & mask != 0 {
-      throw exit(c, i, qualification)
+    let mask = c.s.pointee.intercepts.cr4Mask
+    let new = value & ~mask | c.s.pointee.cr4 & mask
+    let exits = (value ^ c.s.pointee.intercepts.cr4Shadow) & mask != 0 || writesExit(c, 4)
+    if exits {
+      try c.exitOrCheck(true, writeExit(c, i)) { () throws(GuestException) in
+        try c.checkCR4(new)
+      }
     }
-    try c.writeCR4(value & ~mask | c.s.pointee.cr4 & mask)
+    try c.writeCR4(new)
   }
 
   private static func movToCR3(
-    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64,
-    _ qualification: ControlRegisterQualification
+    _ c: CPU, _ i: MicroOpPointer, _ value: UInt64
   ) throws(GuestException) {
-    if c.primary(PrimaryControls.cr3LoadExiting) {
+    if writesExit(c, 3) {
       var isTarget = false
-      for n in 0..<min(4, Int(c.s.pointee.vmx.cr3TargetCount)) {
-        isTarget = isTarget || c.s.pointee.vmx.cr3Targets[n] == value
+      for n in 0..<min(4, Int(c.s.pointee.intercepts.cr3TargetCount)) {
+        isTarget = isTarget || c.s.pointee.intercepts.cr3Targets[n] == value
       }
-      if !isTarget { throw exit(c, i, qualification) }
+      if !isTarget {
+        try c.exitOrCheck(true, writeExit(c, i)) { () throws(GuestException) in
+          try c.checkCR3(value)
+        }
+      }
     }
     try c.writeCR3(value)
   }
@@ -128,23 +173,16 @@ enum ControlRegisterInstructions {
     let number = i.pointee.register1
     guard [0, 2, 3, 4, 8].contains(number) else { throw .invalidOpcode }
     try c.requirePrivilege()
-    let qualification = ControlRegisterQualification(
-      .movFrom, register: number, general: i.pointee.register0)
+    if readsExit(c, number) {
+      throw exit(c, i, .read, register: number, general: i.pointee.register0)
+    }
     let value: UInt64
     switch number {
     case 0: value = c.visibleCR0
     case 2: value = c.s.pointee.cr2
-    case 3:
-      if c.primary(PrimaryControls.cr3StoreExiting) {
-        throw exit(c, i, qualification)
-      }
-      value = c.s.pointee.cr3
+    case 3: value = c.s.pointee.cr3
     case 4: value = c.visibleCR4
-    default:
-      if c.primary(PrimaryControls.cr8StoreExiting) {
-        throw exit(c, i, qualification)
-      }
-      value = c.s.pointee.cr8
+    default: value = c.s.pointee.cr8
     }
     if c.is64Bit {
       c.write(value, to: i.pointee.dst)
@@ -174,10 +212,9 @@ enum ControlRegisterInstructions {
   static func clts(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
     let ts = CR0.ts.rawValue
-    if c.s.pointee.vmx.cr0Mask & ts != 0 {
-      if c.s.pointee.vmx.cr0Shadow & ts != 0 {
-        throw exit(c, i, ControlRegisterQualification(.clts))
-      }
+    if writesExit(c, 0) { throw exit(c, i, .clts) }
+    if c.s.pointee.intercepts.cr0Mask & ts != 0 {
+      if c.s.pointee.intercepts.cr0Shadow & ts != 0 { throw exit(c, i, .clts) }
       return Step.next
     }
     c.s.pointee.cr0 &= ~ts
@@ -186,12 +223,14 @@ enum ControlRegisterInstructions {
 
   static func lmswRegister(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
+    if writesExit(c, 0) { throw exit(c, i, .lmsw) }
     let value = UInt64(c.read(i.pointee.dst, as: UInt16.self))
     return try lmsw(c, i, value, memory: nil)
   }
 
   static func lmswMemory(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
+    if writesExit(c, 0) { throw exit(c, i, .lmsw) }
     let address = try c.linearAddress(i, size: 2)
     return try lmsw(c, i, UInt64(try c.load(address, as: UInt16.self)), memory: address)
   }
@@ -199,27 +238,31 @@ enum ControlRegisterInstructions {
   private static func lmsw(
     _ c: CPU, _ i: MicroOpPointer, _ source: UInt64, memory: UInt64?
   ) throws(GuestException) -> Int32 {
-    let vmx = c.s.pointee.vmx.cr0Mask
-    let shadow = c.s.pointee.vmx.cr0Shadow
-    let pe = CR0.pe.rawValue
-    let setsPE = vmx & source & ~shadow & pe != 0
-    if setsPE || (source ^ shadow) & vmx & 0xE != 0 {
-      let qualification = ControlRegisterQualification(
-        lmsw: UInt16(truncatingIfNeeded: source), fromMemory: memory != nil)
-      let exit = exit(c, i, qualification)
-      c.s.pointee.exit.guestLinear = memory ?? 0
-      throw exit
-    }
+    let mask = c.s.pointee.intercepts.cr0Mask
+    let shadow = c.s.pointee.intercepts.cr0Shadow
     let old = c.s.pointee.cr0
     // LMSW sets PE but cannot clear it.
-    let new = old & ~0xE | source & 0xF
-    try c.writeCR0(new & ~vmx | old & vmx)
+    let new = (old & ~0xE | source & 0xF) & ~mask | old & mask
+    let setsPE = mask & source & ~shadow & CR0.pe.rawValue != 0
+    let isSelected = isSelected(c, new)
+    if isSelected || setsPE || (source ^ shadow) & mask & 0xE != 0 {
+      let cause: ExitCause = isSelected ? .selectiveCR0Write : .controlRegisterAccess
+      let exception = exit(c, i, .lmsw, cause: cause)
+      c.s.pointee.exit.value = source
+      c.s.pointee.exit.linear = memory ?? 0
+      if memory != nil { c.s.pointee.exit.details = .isFromMemory }
+      throw exception
+    }
+    try c.writeCR0(new)
     return c.reload(i)
   }
 
   /// SMSW gives CR0 as MOV does; UMIP keeps it from user code.
-  private static func machineStatus(_ c: CPU) throws(GuestException) -> UInt64 {
+  private static func machineStatus(
+    _ c: CPU, _ i: MicroOpPointer
+  ) throws(GuestException) -> UInt64 {
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
+    if readsExit(c, 0) { throw exit(c, i, .smsw) }
     return c.visibleCR0
   }
 
@@ -227,13 +270,13 @@ enum ControlRegisterInstructions {
     _: T.Type, _ c: RawPointer, _ i: RawPointer
   ) -> Int32 {
     system(c, i) { (c, i) throws(GuestException) in
-      c.write(T(truncatingIfNeeded: try machineStatus(c)), to: i.pointee.dst)
+      c.write(T(truncatingIfNeeded: try machineStatus(c, i)), to: i.pointee.dst)
       return Step.next
     }
   }
 
   static func smswMemory(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    let value = try machineStatus(c)
+    let value = try machineStatus(c, i)
     let address = try c.linearAddress(i, size: 2, .write)
     try c.store(UInt16(truncatingIfNeeded: value), at: address)
     return Step.next
@@ -255,9 +298,12 @@ enum ControlRegisterInstructions {
   static func xsetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
     try c.requirePrivilege()
-    if c.isNonRoot { throw c.exit(.xsetbv, i) }
-    if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
-    try c.writeXCR0(c.gpr[2] << 32 | c.gpr[0] & 0xFFFF_FFFF)
+    let value = c.gpr[2] << 32 | c.gpr[0] & 0xFFFF_FFFF
+    try c.exitOrCheck(c.intercepts(.xsetbv), c.exit(.xsetbv, i)) { () throws(GuestException) in
+      if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+      try c.checkXCR0(value)
+    }
+    c.s.pointee.xcr0 = value
     return c.reload(i)
   }
 
@@ -281,13 +327,13 @@ enum ControlRegisterInstructions {
 extension CPU {
   /// CR0 as the guest reads it.
   package var visibleCR0: UInt64 {
-    let mask = s.pointee.vmx.cr0Mask
-    return s.pointee.cr0 & ~mask | s.pointee.vmx.cr0Shadow & mask
+    let mask = s.pointee.intercepts.cr0Mask
+    return s.pointee.cr0 & ~mask | s.pointee.intercepts.cr0Shadow & mask
   }
 
   /// CR4 as the guest reads it.
   package var visibleCR4: UInt64 {
-    let mask = s.pointee.vmx.cr4Mask
-    return s.pointee.cr4 & ~mask | s.pointee.vmx.cr4Shadow & mask
+    let mask = s.pointee.intercepts.cr4Mask
+    return s.pointee.cr4 & ~mask | s.pointee.intercepts.cr4Shadow & mask
   }
 }

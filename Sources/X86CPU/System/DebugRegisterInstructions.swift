@@ -24,25 +24,32 @@ extension GuestException {
 }
 
 enum DebugRegisterInstructions {
-  /// Exits and faults in their order: the exit comes before #UD for DR4 and DR5 and before #GP for
-  /// the privilege level; #DB for general detect comes last.
+  /// Exits and faults. VT-x's exit comes before #UD for DR4 and DR5 and before #GP for the
+  /// privilege level; #DB for general detect comes last of the faults.
   private static func check(
     _ c: CPU, _ i: MicroOpPointer, number: UInt8, general: UInt8, isRead: Bool
   ) throws(GuestException) -> UInt8 {
     if number > 7 { throw .invalidOpcode }
-    if c.primary(PrimaryControls.movDRExiting) {
-      let qualification = DebugRegisterQualification(
-        register: number, isRead: isRead, general: general)
-      throw c.exit(.debugRegisterAccess, i, qualification: qualification.rawValue)
+    let intercepted =
+      isRead ? c.s.pointee.intercepts.drReads : c.s.pointee.intercepts.drWrites
+    let exits = intercepted >> UInt16(number & 7) & 1 != 0
+    let isAlias = number == 4 || number == 5
+    try c.exitOrCheck(exits, exit(c, i, number, general, isRead)) { () throws(GuestException) in
+      if isAlias && c.s.pointee.cr4 & CR4.de.rawValue != 0 { throw .invalidOpcode }
+      try c.requirePrivilege()
+      if c.s.pointee.dr7 & DR7.gd.rawValue != 0 { throw .debug(.bd) }
     }
-    var number = number
-    if number == 4 || number == 5 {
-      if c.s.pointee.cr4 & CR4.de.rawValue != 0 { throw .invalidOpcode }
-      number += 2
-    }
-    try c.requirePrivilege()
-    if c.s.pointee.dr7 & DR7.gd.rawValue != 0 { throw .debug(.bd) }
-    return number
+    return isAlias ? number &+ 2 : number
+  }
+
+  private static func exit(
+    _ c: CPU, _ i: MicroOpPointer, _ number: UInt8, _ general: UInt8, _ isRead: Bool
+  ) -> GuestException {
+    let exception = c.exit(.debugRegisterAccess, i)
+    c.s.pointee.exit.register = number
+    c.s.pointee.exit.general = general
+    c.s.pointee.exit.access = isRead ? .read : .write
+    return exception
   }
 
   static func movFrom(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {

@@ -8,16 +8,16 @@ import X86Decoder
 
 enum DescriptorInstructions {
   static func register(_ t: inout LoweringTable) {
-    t[.sldt] = byMemory(
+    t[.sldt] = systemRule(
       register: { storeSystem($0, $1, .ldtr, memory: false) },
       memory: { storeSystem($0, $1, .ldtr, memory: true) })
-    t[.str] = byMemory(
+    t[.str] = systemRule(
       register: { storeSystem($0, $1, .tr, memory: false) },
       memory: { storeSystem($0, $1, .tr, memory: true) })
-    t[.lldt] = byMemory(
+    t[.lldt] = systemRule(
       register: { loadSystem($0, $1, .ldtr, memory: false) },
       memory: { loadSystem($0, $1, .ldtr, memory: true) })
-    t[.ltr] = byMemory(
+    t[.ltr] = systemRule(
       register: { loadSystem($0, $1, .tr, memory: false) },
       memory: { loadSystem($0, $1, .tr, memory: true) })
     t[.lar] = byMemory(
@@ -36,6 +36,16 @@ enum DescriptorInstructions {
       register: { adjustRPL($0, $1, memory: false) },
       memory: { adjustRPL($0, $1, memory: true) })
   }
+
+  /// A handler for each kind of operand, and the operand's summary.
+  private static func systemRule(
+    register: @escaping Handler, memory: @escaping Handler
+  ) -> LoweringRule {
+    .custom { i, op, _ in
+      op.pointee.immediate = UInt64(OperandSummary(i).rawValue)
+      return i.memoryOperand == nil ? register : memory
+    }
+  }
 }
 
 // MARK: LDTR and TR
@@ -49,7 +59,9 @@ enum DescriptorInstructions {
   return attempt(c) { () throws(GuestException) in
     if c.hasRealModeSegments { throw .invalidOpcode }
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
-    try c.exitOnSystemSegment(i, identity: register == .ldtr ? 0 : 1, memory: memory)
+    if c.intercepts(register == .ldtr ? .sldt : .str) {
+      throw c.exitWithOperands(register == .ldtr ? .sldt : .str, i)
+    }
     let selector = c.segment(register).pointee.selector
     if memory {
       try c.store(selector, at: c.linearAddress(i, size: 2, .write))
@@ -68,7 +80,9 @@ enum DescriptorInstructions {
   return attemptStep(c) { () throws(GuestException) in
     if c.hasRealModeSegments { throw .invalidOpcode }
     try c.requirePrivilege()
-    try c.exitOnSystemSegment(i, identity: register == .ldtr ? 2 : 3, memory: memory)
+    if c.intercepts(register == .ldtr ? .lldt : .ltr) {
+      throw c.exitWithOperands(register == .ldtr ? .lldt : .ltr, i)
+    }
     let selector = try c.wordOperand(i, i.pointee.dst, memory: memory)
     if register == .ldtr {
       c.segment(.ldtr).pointee = try c.localTable(selector)
@@ -121,36 +135,6 @@ extension CPU {
       if !isCanonicalBase(state.base) { throw .selector(vector, found.selector) }
     }
     return state
-  }
-
-  /// "LDTR or TR access" exits.
-  fileprivate func exitOnSystemSegment(
-    _ i: MicroOpPointer, identity: UInt32, memory: Bool
-  ) throws(GuestException) {
-    let controls = s.pointee.vmx
-    guard controls.primary & PrimaryControls.secondaryControls != 0,
-      controls.secondary & SecondaryControls.descriptorTableExiting != 0
-    else { return }
-    let displacement = memory ? UInt64(bitPattern: Int64(i.pointee.displacement)) : 0
-    let error = exit(.ldtrOrTRAccess, i, qualification: displacement)
-    s.pointee.exit.instructionInfo = systemInstructionInfo(i, memory: memory) | identity << 28
-    throw error
-  }
-
-  /// VM-exit instruction information in the form of "LLDT, LTR, SLDT, and STR".
-  private func systemInstructionInfo(_ i: MicroOpPointer, memory: Bool) -> UInt32 {
-    if !memory {
-      let number = (i.pointee.dst - raw) / 8
-      return UInt32(number & 15) << 3 | 1 << 10
-    }
-    var info = UInt32(i.pointee.scale) & 3
-    info |= UInt32(i.pointee.addressSize >> 2) << 7
-    info |= UInt32(i.pointee.segment & 7) << 15
-    let index = i.pointee.index - gpr
-    info |= index >= 0 && index < 16 ? UInt32(index) << 18 : 1 << 22
-    let base = i.pointee.base - gpr
-    info |= base >= 0 && base < 16 ? UInt32(base) << 23 : 1 << 27
-    return info
   }
 }
 

@@ -7,47 +7,44 @@ import X86Decoder
 
 enum DescriptorTableInstructions {
   static func register(_ t: inout LoweringTable) {
-    t[.sgdt] = rule(0, { system($0, $1, DescriptorTableInstructions.sgdt) })
-    t[.sidt] = rule(1, { system($0, $1, DescriptorTableInstructions.sidt) })
-    t[.lgdt] = rule(2, { system($0, $1, DescriptorTableInstructions.lgdt) })
-    t[.lidt] = rule(3, { system($0, $1, DescriptorTableInstructions.lidt) })
+    t[.sgdt] = rule({ system($0, $1, DescriptorTableInstructions.sgdt) })
+    t[.sidt] = rule({ system($0, $1, DescriptorTableInstructions.sidt) })
+    t[.lgdt] = rule({ system($0, $1, DescriptorTableInstructions.lgdt) })
+    t[.lidt] = rule({ system($0, $1, DescriptorTableInstructions.lidt) })
   }
 
-  /// The instruction information; `register0` 1 is a 16-bit operand size, that is a 24-bit base.
-  private static func rule(_ identity: UInt32, _ handler: @escaping Handler) -> LoweringRule {
+  /// The operand's summary; `register0` 1 is a 16-bit operand size, that is a 24-bit base.
+  private static func rule(_ handler: @escaping Handler) -> LoweringRule {
     .custom { instruction, op, _ in
-      op.pointee.immediate = UInt64(
-        InstructionInformation.of(instruction, .descriptorTable(identity: identity)))
+      op.pointee.immediate = UInt64(OperandSummary(instruction).rawValue)
       op.pointee.register0 = instruction.hasWordOperandSize ? 1 : 0
       return handler
     }
   }
 
   static func lgdt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    c.s.pointee.gdtr = try loadTable(c, i)
+    c.s.pointee.gdtr = try loadTable(c, i, .lgdt, .lgdt)
     return Step.next
   }
 
   static func lidt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    c.s.pointee.idtr = try loadTable(c, i)
+    c.s.pointee.idtr = try loadTable(c, i, .lidt, .lidt)
     return Step.next
   }
 
   static func sgdt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try storeTable(c, i, c.s.pointee.gdtr)
+    try storeTable(c, i, c.s.pointee.gdtr, .sgdt, .sgdt)
   }
 
   static func sidt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try storeTable(c, i, c.s.pointee.idtr)
+    try storeTable(c, i, c.s.pointee.idtr, .sidt, .sidt)
   }
 
   private static func loadTable(
-    _ c: CPU, _ i: MicroOpPointer
+    _ c: CPU, _ i: MicroOpPointer, _ intercept: InterceptSet, _ cause: ExitCause
   ) throws(GuestException) -> DescriptorTableState {
     try c.requirePrivilege()
-    if c.secondary(SecondaryControls.descriptorTableExiting) {
-      throw c.exitWithInformation(.gdtrOrIDTRAccess, i)
-    }
+    if c.intercepts(intercept) { throw c.exitWithOperands(cause, i) }
     let wide = c.is64Bit
     let address = try c.linearAddress(i, size: wide ? 10 : 6)
     let limit = UInt32(try c.load(address, as: UInt16.self))
@@ -63,12 +60,11 @@ enum DescriptorTableInstructions {
   }
 
   private static func storeTable(
-    _ c: CPU, _ i: MicroOpPointer, _ table: DescriptorTableState
+    _ c: CPU, _ i: MicroOpPointer, _ table: DescriptorTableState, _ intercept: InterceptSet,
+    _ cause: ExitCause
   ) throws(GuestException) -> Int32 {
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.umip.rawValue != 0 { throw .generalProtection }
-    if c.secondary(SecondaryControls.descriptorTableExiting) {
-      throw c.exitWithInformation(.gdtrOrIDTRAccess, i)
-    }
+    if c.intercepts(intercept) { throw c.exitWithOperands(cause, i) }
     let size: UInt64 = c.is64Bit ? 10 : 6
     let address = try c.linearAddress(i, size: Int(size), .write)
     // The last byte's page must be writable before the first byte is written.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Far JMP, CALL and RET (SDM volume 2, "JMP", "CALL", "RET"; volume 3, "Accessing a Code Segment
-// Through a Call Gate"). A task switch ends in a VM exit, as always in VMX non-root operation.
+// Through a Call Gate"). A task switch ends in an exit: the hypervisor makes it.
 
 import X86
 import X86Decoder
@@ -46,9 +46,10 @@ extension CPU {
   func taskSwitchExit(
     _ i: MicroOpPointer, _ selector: UInt16, _ source: TaskSwitchSource
   ) -> GuestException {
-    exit(
-      .taskSwitch, i,
-      qualification: TaskSwitchQualification(selector: selector, source: source).rawValue)
+    let exception = exit(.taskSwitch, i)
+    s.pointee.exit.selector = selector
+    s.pointee.exit.taskSource = source
+    return exception
   }
 }
 

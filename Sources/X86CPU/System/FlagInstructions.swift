@@ -45,6 +45,7 @@ enum FlagInstructions {
 
 private func pushFlags(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
+  if c.intercepts(.pushf) { return c.raise(c.exit(.pushf, Handlers.op(i))) }
   let size = Handlers.op(i).pointee.operandSize
   return attempt(c) { () throws(GuestException) in
     var image = c.flags & ~RFLAGS([.vm, .rf]).rawValue
@@ -62,6 +63,7 @@ private func pushFlags(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 private func popFlags(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
   let i = Handlers.op(i)
+  if c.intercepts(.popf) { return c.raise(c.exit(.popf, i)) }
   let size = i.pointee.operandSize
   return attemptStep(c) { () throws(GuestException) in
     let virtual = c.isProtected && c.isVirtual8086

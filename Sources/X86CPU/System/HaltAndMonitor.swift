@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// HLT, MONITOR, MWAIT, PAUSE; RDTSC, RDTSCP, RDPID, RDPMC; RDRAND and RDSEED. UD0, UD1, UD2 and RSM
-// (there is no system-management mode) have no rule: #UD.
+// HLT, MONITOR, MWAIT, PAUSE; RDTSC, RDTSCP, RDPID, RDPMC; RDRAND and RDSEED; RSM, which is
+// #UD as there is no system-management mode. UD0, UD1 and UD2 have no rule: #UD.
 
 import X86
 import X86Decoder
@@ -16,6 +16,7 @@ enum HaltAndMonitor {
     t[.rdtscp] = .single({ system($0, $1, HaltAndMonitor.rdtscp) })
     t[.rdpid] = .single({ system($0, $1, HaltAndMonitor.rdpid) })
     t[.rdpmc] = .single({ system($0, $1, HaltAndMonitor.rdpmc) })
+    t[.rsm] = .single({ system($0, $1, HaltAndMonitor.rsm) })
     t[.rdrand] = randomRule(
       { HaltAndMonitor.random(UInt16.self, isSeed: false, $0, $1) },
       { HaltAndMonitor.random(UInt32.self, isSeed: false, $0, $1) },
@@ -30,16 +31,17 @@ enum HaltAndMonitor {
 
   static func hlt(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
-    if c.primary(PrimaryControls.hltExiting) { throw c.exit(.hlt, i) }
+    if c.intercepts(.hlt) { throw c.exit(.hlt, i) }
     c.s.pointee.activity = ActivityState.hlt
     return c.reload(i)
   }
 
   static func monitor(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 { throw .invalidOpcode }
-    if c.primary(PrimaryControls.monitorExiting) { throw c.exit(.monitor, i) }
-    // ECX has extensions, of which there are none.
-    if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+    try c.exitOrCheck(c.intercepts(.monitor), c.exit(.monitor, i)) { () throws(GuestException) in
+      // ECX has extensions, of which there are none.
+      if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+    }
     let mask: UInt64 =
       i.pointee.addressSize == 8 ? .max : i.pointee.addressSize == 4 ? 0xFFFF_FFFF : 0xFFFF
     let register = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
@@ -53,25 +55,41 @@ enum HaltAndMonitor {
   static func mwait(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 { throw .invalidOpcode }
     let armed = c.s.pointee.system.monitorArmed
-    if c.primary(PrimaryControls.mwaitExiting) {
-      throw c.exit(.mwait, i, qualification: armed ? 1 : 0)
+    let exits = c.intercepts(armed ? [.mwait, .armedMWAIT] : .mwait)
+    try c.exitOrCheck(exits, mwaitExit(c, i, armed)) { () throws(GuestException) in
+      // Bit 0: masked interrupts break the wait.
+      if UInt32(truncatingIfNeeded: c.gpr[1]) & ~1 != 0 { throw .generalProtection }
     }
-    // Bit 0: masked interrupts break the wait.
-    if UInt32(truncatingIfNeeded: c.gpr[1]) & ~1 != 0 { throw .generalProtection }
     c.s.pointee.system.monitorArmed = false
     return c.reload(i)
+  }
+
+  private static func mwaitExit(
+    _ c: CPU, _ i: MicroOpPointer, _ isArmed: Bool
+  ) -> GuestException {
+    let exit = c.exit(.mwait, i)
+    if isArmed { c.s.pointee.exit.details = .isArmed }
+    return exit
+  }
+
+  /// RSM outside of system-management mode.
+  static func rsm(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
+    if c.intercepts(.rsm) { throw c.exit(.rsm, i) }
+    throw .invalidOpcode
   }
 
   /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs no further apart than the gap belong to
   /// one loop, and a loop longer than the window exits (both in units of the TSC).
   static func pause(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if c.primary(PrimaryControls.pauseExiting) { throw c.exit(.pause, i) }
-    guard c.cpl == 0, c.secondary(SecondaryControls.pauseLoopExiting) else { return Step.next }
+    if c.intercepts(.pause) { throw c.exit(.pause, i) }
+    guard c.cpl == 0, c.intercepts(.pauseLoop) else { return Step.next }
     let now = HostTSC.read()
     let state = c.s
-    if now &- state.pointee.system.pauseLast > UInt64(state.pointee.vmx.pleGap) {
+    if now &- state.pointee.system.pauseLast > UInt64(state.pointee.intercepts.pauseGap) {
       state.pointee.system.pauseFirst = now
-    } else if now &- state.pointee.system.pauseFirst > UInt64(state.pointee.vmx.pleWindow) {
+    } else if now &- state.pointee.system.pauseFirst
+      > UInt64(state.pointee.intercepts.pauseWindow)
+    {
       state.pointee.system.pauseLast = 0
       throw c.exit(.pause, i)
     }
@@ -88,7 +106,7 @@ enum HaltAndMonitor {
 
   static func rdtsc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try requireTSC(c)
-    if c.primary(PrimaryControls.rdtscExiting) { throw c.exit(.rdtsc, i) }
+    if c.intercepts(.rdtsc) { throw c.exit(.rdtsc, i) }
     let value = c.guestTSC
     c.gpr[0] = value & 0xFFFF_FFFF
     c.gpr[2] = value >> 32
@@ -96,9 +114,9 @@ enum HaltAndMonitor {
   }
 
   static func rdtscp(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if c.isNonRoot && !c.secondary(SecondaryControls.enableRDTSCP) { throw .invalidOpcode }
+    try c.requireEnabled(.rdtscp)
     try requireTSC(c)
-    if c.primary(PrimaryControls.rdtscExiting) { throw c.exit(.rdtscp, i) }
+    if c.intercepts(.rdtscp) { throw c.exit(.rdtscp, i) }
     let value = c.guestTSC
     c.gpr[0] = value & 0xFFFF_FFFF
     c.gpr[2] = value >> 32
@@ -107,7 +125,7 @@ enum HaltAndMonitor {
   }
 
   static func rdpid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if c.isNonRoot && !c.secondary(SecondaryControls.enableRDTSCP) { throw .invalidOpcode }
+    try c.requireEnabled(.rdtscp)
     c.write(c.s.pointee.tscAux & 0xFFFF_FFFF, to: i.pointee.dst)
     return Step.next
   }
@@ -115,7 +133,7 @@ enum HaltAndMonitor {
   /// RDPMC: there are no performance counters, so none that may be read.
   static func rdpmc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.pce.rawValue == 0 { throw .generalProtection }
-    if c.primary(PrimaryControls.rdpmcExiting) { throw c.exit(.rdpmc, i) }
+    if c.intercepts(.rdpmc) { throw c.exit(.rdpmc, i) }
     throw .generalProtection
   }
 
@@ -125,7 +143,7 @@ enum HaltAndMonitor {
     _ word: @escaping Handler, _ dword: @escaping Handler, _ qword: @escaping Handler
   ) -> LoweringRule {
     .custom { instruction, op, _ in
-      op.pointee.immediate = UInt64(InstructionInformation.of(instruction, .random))
+      op.pointee.immediate = UInt64(OperandSummary(instruction).rawValue)
       switch instruction.operandSize {
       case 2: return word
       case 4: return dword
@@ -139,11 +157,8 @@ enum HaltAndMonitor {
     _: T.Type, isSeed: Bool, _ c: RawPointer, _ i: RawPointer
   ) -> Int32 {
     system(c, i) { (c, i) throws(GuestException) in
-      let control = isSeed ? SecondaryControls.rdseedExiting : SecondaryControls.rdrandExiting
-      if c.secondary(control) {
-        let exit = c.exit(isSeed ? .rdseed : .rdrand, i)
-        c.s.pointee.exit.instructionInfo = InstructionInformation.value(i)
-        throw exit
+      if c.intercepts(isSeed ? .rdseed : .rdrand) {
+        throw c.exitWithOperands(isSeed ? .rdseed : .rdrand, i)
       }
       var generator = SystemRandomNumberGenerator()
       c.write(T(truncatingIfNeeded: generator.next()), to: i.pointee.dst)

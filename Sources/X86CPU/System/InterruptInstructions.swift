@@ -21,6 +21,11 @@ private func interrupt(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
   let i = Handlers.op(i)
   let vector = UInt8(truncatingIfNeeded: i.pointee.immediate)
+  if c.intercepts(.softwareInterrupt) {
+    let exception = c.exit(.softwareInterrupt, i)
+    c.s.pointee.exit.register = vector
+    return c.raise(exception)
+  }
   if c.isProtected && c.isVirtual8086 {
     return attemptStep(c) { () throws(GuestException) in
       if try c.redirectedInterrupt(vector, returnRIP: c.nextRIP(i)) { return Step.reload }
@@ -45,17 +50,17 @@ private func overflow(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 /// SS.
 private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
+  if c.intercepts(.icebp) { return c.raise(c.exit(.icebp, Handlers.op(i))) }
   let waiting = c.takeWaitingDebugCauses()
   let dr6 = c.s.pointee.dr6
   if waiting != 0 { c.s.pointee.dr6 = dr6 & ~PendingDebug.breakpoints | waiting }
   let step = c.deliverSoftware(
     .init(.privilegedSoftwareException, vector: ExceptionVector.debug.rawValue), Handlers.op(i),
-    qualification: waiting)
-  // Where the hypervisor took it, the exit's qualification says what waited, and DR6 is its
-  // business; a delivery that an exit ended is made again.
-  let exit = c.s.pointee.exit
-  if step == Step.fault, exit.reason == UInt32(ExitReason.exceptionOrNMI.rawValue),
-    exit.idtVectoringInfo == 0
+    causes: waiting)
+  // Where the hypervisor took it, the exit says what waited, and DR6 is its business; a delivery
+  // that an exit ended is made again.
+  if step == Step.fault, c.s.pointee.exit.cause == .exception,
+    c.s.pointee.exit.interrupted == nil
   {
     c.s.pointee.dr6 = dr6
   }
@@ -65,6 +70,7 @@ private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 private func interruptReturn(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
   let i = Handlers.op(i)
+  if c.intercepts(.iret) { return c.raise(c.exit(.iret, i)) }
   let unblocks = c.takeNMIUnblocking()
   let step = attemptStep(c) { () throws(GuestException) in
     try c.returnFromInterrupt(i)
@@ -81,18 +87,24 @@ private func interruptReturn(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 extension CPU {
   /// Delivers the event of a software interrupt instruction.
   fileprivate func deliverSoftware(
-    _ event: InterruptionInfo, _ i: MicroOpPointer, qualification: UInt64 = 0
+    _ event: GuestEvent, _ i: MicroOpPointer, causes: UInt64 = 0
   ) -> Int32 {
     s.pointee.rip = currentRIP(i)
-    let length = UInt32(i.pointee.length)
-    if event.type != .softwareInterrupt,
-      intercepts(
-        event, errorCode: 0, qualification: qualification, instructionLength: length)
-    {
-      return raise(.vmExit)
-    }
-    if deliver(event, errorCode: 0, returnRIP: nextRIP(i)) { return Step.reload }
+    var event = event
+    event.instructionLength = UInt32(i.pointee.length)
+    if offersSoftware(event), intercepts(event, value: causes) { return raise(.vmExit) }
+    if deliver(event, returnRIP: nextRIP(i)) { return Step.reload }
     return raise(.vmExit)
+  }
+
+  /// Whether the intercepts of exceptions take a software event. INT n has none of them, and with
+  /// SVM INT1 has its own (APM volume 2, "Instruction Intercepts").
+  private func offersSoftware(_ event: GuestEvent) -> Bool {
+    switch event.kind {
+    case .softwareInterrupt: false
+    case .privilegedSoftwareException: s.pointee.intercepts.mode != .svm
+    default: true
+    }
   }
 
   // MARK: Virtual-8086 mode extensions

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits by VMX's I/O bitmaps, I/O
+// IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits, I/O
 // breakpoints. INS and OUTS are in StringPortInstructions.
 //
 // A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While
@@ -57,9 +57,7 @@ enum PortInstructions {
     let port = UInt16(truncatingIfNeeded: isImmediate ? i.pointee.immediate : c.gpr[2])
     try c.requirePort(port, size: size)
     if c.portExits(port, size: size) {
-      let qualification = IOQualification(
-        size: size, isInput: isInput, isImmediate: isImmediate, port: port)
-      throw c.exit(.ioInstruction, i, qualification: qualification.rawValue)
+      throw c.exit(i, port: port, isInput: isInput, isImmediate ? .isImmediate : [])
     }
     return port
   }
@@ -85,21 +83,16 @@ extension CPU {
     if bits & mask != 0 { throw .generalProtection }
   }
 
-  /// Whether an access to these ports exits.
-  func portExits(_ port: UInt16, size: Int) -> Bool {
-    if s.pointee.emulation != nil { return false }
-    if !primary(PrimaryControls.useIOBitmaps) {
-      return primary(PrimaryControls.unconditionalIOExiting)
-    }
-    // An access that wraps around the port space exits.
-    if Int(port) + size > 0x1_0000 { return true }
-    for number in Int(port)..<(Int(port) + size) {
-      let base = number < 0x8000 ? s.pointee.vmx.ioBitmapA : s.pointee.vmx.ioBitmapB
-      guard let bitmap = UnsafePointer<UInt8>(bitPattern: UInt(base)) else { return true }
-      let index = number & 0x7FFF
-      if bitmap[index >> 3] & (1 << UInt8(index & 7)) != 0 { return true }
-    }
-    return false
+  /// Records the exit of an access to a port.
+  func exit(
+    _ i: MicroOpPointer, port: UInt16, isInput: Bool, _ details: ExitDetails
+  ) -> GuestException {
+    let exception = exit(.ioInstruction, i)
+    s.pointee.exit.selector = port
+    s.pointee.exit.size = i.pointee.operandSize
+    s.pointee.exit.access = isInput ? .read : .write
+    s.pointee.exit.details = details
+    return exception
   }
 
   /// Reads a port that did not exit.

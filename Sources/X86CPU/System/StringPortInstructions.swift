@@ -5,7 +5,7 @@
 // answers for the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or
 // the context stops: the registers then say where.
 //
-//     micro-op: immediate = instruction information; register0 bit 0 = REP
+//     micro-op: immediate = OperandSummary; register0 bit 0 = REP
 
 import X86
 import X86Decoder
@@ -18,7 +18,7 @@ enum StringPortInstructions {
 
   private static func rule(_ handler: @escaping Handler) -> LoweringRule {
     .custom { instruction, op, _ in
-      op.pointee.immediate = UInt64(InstructionInformation.of(instruction, .string))
+      op.pointee.immediate = UInt64(OperandSummary(instruction).rawValue)
       let isRepeated = !instruction.prefixes.isDisjoint(with: [.rep, .repne])
       op.pointee.register0 = isRepeated ? 1 : 0
       op.pointee.operandSize = min(instruction.operandSize, 4)
@@ -78,14 +78,12 @@ enum StringPortInstructions {
     _ c: CPU, _ i: MicroOpPointer, _ isInput: Bool, _ port: UInt16, _ segment: SegmentRegister,
     _ offset: UInt64
   ) -> GuestException {
-    let qualification = IOQualification(
-      size: Int(i.pointee.operandSize), isInput: isInput, isString: true,
-      isRepeated: i.pointee.register0 != 0, port: port)
-    let exit = c.exit(.ioInstruction, i, qualification: qualification.rawValue)
+    let details: ExitDetails = i.pointee.register0 != 0 ? [.isString, .isRepeated] : .isString
+    let exit = c.exit(i, port: port, isInput: isInput, details)
     let base = c.is64Bit && segment != .fs && segment != .gs ? 0 : c.segment(segment).pointee.base
     let linear = offset &+ base
-    c.s.pointee.exit.guestLinear = c.is64Bit ? linear : linear & 0xFFFF_FFFF
-    c.s.pointee.exit.instructionInfo = InstructionInformation.value(i)
+    c.s.pointee.exit.linear = c.is64Bit ? linear : linear & 0xFFFF_FFFF
+    c.s.pointee.exit.operands = OperandSummary(of: i)
     return exit
   }
 

@@ -25,18 +25,6 @@ typealias SystemInstruction = (CPU, MicroOpPointer) throws(GuestException) -> In
 }
 
 extension CPU {
-  /// In VMX non-root operation the pin-based controls have their default-1 bits set. They are 0
-  /// only where the processor runs without a VMCS, as unit tests do.
-  package var isNonRoot: Bool { s.pointee.vmx.pin != 0 }
-
-  /// A primary processor-based control is 1.
-  @inline(__always) func primary(_ bit: UInt32) -> Bool { s.pointee.vmx.primary & bit != 0 }
-
-  /// A secondary processor-based control is 1 and secondary controls are in use.
-  @inline(__always) func secondary(_ bit: UInt32) -> Bool {
-    s.pointee.vmx.secondary & bit != 0 && primary(PrimaryControls.secondaryControls)
-  }
-
   /// Whether a base address fits the widest linear address that the processor offers. Loads of
   /// MSRs, descriptor-table and segment bases check this width whatever CR4.LA57 says (SDM volume
   /// 1, "Canonical Addressing").
@@ -62,16 +50,5 @@ extension CPU {
     }
     let register = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
     return (offset &+ segment(register).pointee.base) & 0xFFFF_FFFF
-  }
-
-  /// Records an exit with the instruction information that lowering has put into the micro-op, and
-  /// the displacement of the memory operand as qualification (see InstructionInformation).
-  package func exitWithInformation(_ reason: ExitReason, _ i: MicroOpPointer) -> GuestException {
-    let relative = i.pointee.base == (raw + CPU.blockRIPOffset).assumingMemoryBound(to: UInt64.self)
-    let displacement = UInt64(bitPattern: Int64(i.pointee.displacement))
-    let exception = exit(
-      reason, i, qualification: relative ? displacement &+ s.pointee.blockRIP : displacement)
-    s.pointee.exit.instructionInfo = InstructionInformation.value(i)
-    return exception
   }
 }

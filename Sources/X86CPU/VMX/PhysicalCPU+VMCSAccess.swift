@@ -13,7 +13,10 @@ extension PhysicalCPU {
     guard UInt32(location.encoding) == field.rawValue, let current = unit.pointee.current else {
       return (try? vmreadChecked(field)) ?? 0
     }
-    if location.kind == .page {
+    if location.kind == .exit, unit.pointee.hasExitRecord {
+      return ExitFields(of: cpu).value(location.state)
+    }
+    if location.kind == .page || location.kind == .exit {
       return current.load(fromByteOffset: Int(location.page), as: UInt64.self)
     }
     return cpu.readLazy(location)
@@ -78,7 +81,7 @@ extension PhysicalCPU {
     _ value: UInt64, _ field: VMCSField, _ location: FieldLocation,
     _ current: UnsafeMutableRawPointer
   ) {
-    if location.kind == .page {
+    if location.kind == .page || location.kind == .exit {
       let old = current.load(fromByteOffset: Int(location.page), as: UInt64.self)
       if old == value { return }
       current.storeBytes(of: value, toByteOffset: Int(location.page), as: UInt64.self)

@@ -48,7 +48,7 @@ extension PhysicalCPU {
     unit.pointee.launched = true
     unit.pointee.entries &+= 1
     startTimer()
-    runGuarded()
+    if loadInjection() { runGuarded() }
     return try completeExit()
   }
 
@@ -92,8 +92,11 @@ extension PhysicalCPU {
   }
 
   func recordEntryFailure(_ reason: ExitReason, qualification: UInt64) {
-    cpu.s.pointee.exit.reason = UInt32(reason.rawValue) | ExitReason.entryFailureBit
-    cpu.s.pointee.exit.qualification = qualification
+    // The other fields keep what they have.
+    keepExitFields()
+    vmx.pointee.setPage(
+      .exitReason, UInt64(UInt32(reason.rawValue) | ExitReason.entryFailureBit))
+    vmx.pointee.setPage(.exitQualification, qualification)
   }
 
   // MARK: Loading
@@ -101,36 +104,36 @@ extension PhysicalCPU {
   /// The controls in the form in which instructions consult them.
   private func loadControls() {
     let unit = vmx.pointee
-    let s = cpu.s
-    s.pointee.vmx.pin = unit.page32(.pinBasedControls)
-    s.pointee.vmx.primary = unit.page32(.primaryControls)
-    let usesSecondary = s.pointee.vmx.primary & PrimaryControls.secondaryControls != 0
-    s.pointee.vmx.secondary = usesSecondary ? unit.page32(.secondaryControls) : 0
-    s.pointee.vmx.exit = unit.page32(.exitControls)
-    s.pointee.vmx.entry = unit.page32(.entryControls)
-    s.pointee.vmx.exceptionBitmap = unit.page32(.exceptionBitmap)
-    s.pointee.vmx.pageFaultMask = unit.page32(.pageFaultErrorCodeMask)
-    s.pointee.vmx.pageFaultMatch = unit.page32(.pageFaultErrorCodeMatch)
-    s.pointee.vmx.cr0Mask = unit.page(.cr0Mask)
-    s.pointee.vmx.cr0Shadow = unit.page(.cr0ReadShadow)
-    s.pointee.vmx.cr4Mask = unit.page(.cr4Mask)
-    s.pointee.vmx.cr4Shadow = unit.page(.cr4ReadShadow)
-    s.pointee.vmx.cr3TargetCount = unit.page32(.cr3TargetCount)
-    s.pointee.vmx.cr3Targets[0] = unit.page(.cr3Target0)
-    s.pointee.vmx.cr3Targets[1] = unit.page(.cr3Target1)
-    s.pointee.vmx.cr3Targets[2] = unit.page(.cr3Target2)
-    s.pointee.vmx.cr3Targets[3] = unit.page(.cr3Target3)
-    s.pointee.vmx.tscOffset = unit.page(.tscOffset)
-    s.pointee.vmx.tscMultiplier = unit.page(.tscMultiplier)
-    s.pointee.vmx.msrBitmap = unit.page(.msrBitmap)
-    s.pointee.vmx.ioBitmapA = unit.page(.ioBitmapA)
-    s.pointee.vmx.ioBitmapB = unit.page(.ioBitmapB)
-    s.pointee.vmx.eptPointer = unit.page(.eptPointer)
-    s.pointee.vmx.vpid = UInt16(truncatingIfNeeded: unit.page(.vpid))
-    s.pointee.vmx.pleGap = unit.page32(.pleGap)
-    s.pointee.vmx.pleWindow = unit.page32(.pleWindow)
-    s.pointee.vmx.notifyWindow = unit.page32(.notifyWindow)
-    s.pointee.vmx.xssExitingBitmap = unit.page(.xssExitingBitmap)
+    var controls = VMXControls()
+    controls.pin = unit.page32(.pinBasedControls)
+    controls.primary = unit.page32(.primaryControls)
+    controls.secondary = unit.page32(.secondaryControls)
+    controls.exit = unit.page32(.exitControls)
+    controls.entry = unit.page32(.entryControls)
+    controls.exceptionBitmap = unit.page32(.exceptionBitmap)
+    controls.pageFaultMask = unit.page32(.pageFaultErrorCodeMask)
+    controls.pageFaultMatch = unit.page32(.pageFaultErrorCodeMatch)
+    controls.cr0Mask = unit.page(.cr0Mask)
+    controls.cr0Shadow = unit.page(.cr0ReadShadow)
+    controls.cr4Mask = unit.page(.cr4Mask)
+    controls.cr4Shadow = unit.page(.cr4ReadShadow)
+    controls.cr3TargetCount = unit.page32(.cr3TargetCount)
+    controls.cr3Targets[0] = unit.page(.cr3Target0)
+    controls.cr3Targets[1] = unit.page(.cr3Target1)
+    controls.cr3Targets[2] = unit.page(.cr3Target2)
+    controls.cr3Targets[3] = unit.page(.cr3Target3)
+    controls.tscOffset = unit.page(.tscOffset)
+    controls.tscMultiplier = unit.page(.tscMultiplier)
+    controls.msrBitmap = unit.page(.msrBitmap)
+    controls.ioBitmapA = unit.page(.ioBitmapA)
+    controls.ioBitmapB = unit.page(.ioBitmapB)
+    controls.eptPointer = unit.page(.eptPointer)
+    controls.vpid = UInt16(truncatingIfNeeded: unit.page(.vpid))
+    controls.pleGap = unit.page32(.pleGap)
+    controls.pleWindow = unit.page32(.pleWindow)
+    controls.notifyWindow = unit.page32(.notifyWindow)
+    controls.xssExitingBitmap = unit.page(.xssExitingBitmap)
+    adopt(controls)
     vmx.pointee.entryMSRCount = unit.page32(.entryMSRLoadCount)
     vmx.pointee.exitMSRCounts =
       unit.page(.exitMSRStoreCount) | unit.page(.exitMSRLoadCount)
@@ -149,10 +152,10 @@ extension PhysicalCPU {
   /// Translations of another VPID or EPT pointer are not this guest's.
   private func adoptTranslations() {
     let s = cpu.s
-    let ept = s.pointee.vmx.secondary & SecondaryControls.enableEPT != 0
-    let vpid = s.pointee.vmx.secondary & SecondaryControls.enableVPID != 0
-    let eptPointer = ept ? s.pointee.vmx.eptPointer : 0
-    let tag = vpid ? s.pointee.vmx.vpid : 0
+    let controls = vmx.pointee.controls
+    let vpid = controls.activeSecondary & SecondaryControls.enableVPID != 0
+    let eptPointer = s.pointee.intercepts.nested == .ept ? controls.eptPointer : 0
+    let tag = vpid ? controls.vpid : 0
     vmx.pointee.flushesOnEntry = !vpid
     if vmx.pointee.tlbEPT == eptPointer && vmx.pointee.tlbVPID == tag { return }
     vmx.pointee.tlbEPT = eptPointer
@@ -166,7 +169,7 @@ extension PhysicalCPU {
   @inline(__always) private func loadSwitchedState() {
     let s = cpu.s
     let unit = vmx
-    let controls = s.pointee.vmx.entry
+    let controls = unit.pointee.controls.entry
     let loadsDebug = controls & EntryControls.loadDebugControls != 0
     var dr7 = loadsDebug ? unit.pointee.page(.guestDR7) : DR7.initial.rawValue
     dr7 = dr7 & 0xFFFF_2FFF | DR7.initial.rawValue
@@ -200,13 +203,34 @@ extension PhysicalCPU {
   }
 
   private func startTimer() {
-    let unit = vmx
-    unit.pointee.retiredAtEntry = cpu.s.pointee.retired
-    if cpu.s.pointee.vmx.pin & PinControls.preemptionTimer == 0 {
-      unit.pointee.timerDeadline = .max
+    let s = cpu.s
+    s.pointee.retiredAtEntry = s.pointee.retired
+    if !cpu.intercepts(.deadline) {
+      s.pointee.deadline = .max
       return
     }
-    let ticks = unit.pointee.page(.preemptionTimerValue) << VMXCapabilities.preemptionTimerShift
-    unit.pointee.timerDeadline = HostTSC.read() &+ ticks
+    let ticks = vmx.pointee.page(.preemptionTimerValue) << VMXCapabilities.preemptionTimerShift
+    s.pointee.deadline = HostTSC.read() &+ ticks
+  }
+
+  /// The event to inject, if any.
+  ///
+  /// - Returns: false where it is an exit (a pending monitor trap flag), which is then recorded.
+  @inline(__always) private func loadInjection() -> Bool {
+    let info = InterruptionInfo(rawValue: vmx.pointee.page32(.entryInterruptionInfo))
+    return info.isValid ? loadInjection(info) : true
+  }
+
+  private func loadInjection(_ info: InterruptionInfo) -> Bool {
+    let s = cpu.s
+    let unit = vmx
+    s.pointee.injection = GuestEvent(
+      info, errorCode: unit.pointee.page32(.entryExceptionErrorCode),
+      instructionLength: unit.pointee.page32(.entryInstructionLength))
+    if s.pointee.injection != nil { return true }
+    // Entry checks let nothing else through.
+    s.pointee.activity = ActivityState.active
+    _ = cpu.exit(.monitorTrap)
+    return false
   }
 }

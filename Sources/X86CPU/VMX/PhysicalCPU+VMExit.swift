@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The end of a VM exit (SDM volume 3, "VM Exits"). Its cause has recorded reason, qualification and
-// the rest in `CPUState.exit`; the guest's state stays where it is. What remains is what the exit
-// controls ask for: registers that the VMCS keeps in memory, the timer, MSR areas, root's MSRs.
+// The end of a VM exit (SDM volume 3, "VM Exits"). Its cause is recorded in
+// `CPUState.exit`, of which `ExitFields` makes the VMCS's fields; the guest's state stays where it
+// is. What remains is what the exit controls ask for: registers that the VMCS keeps in memory, the
+// timer, MSR areas, root's MSRs.
 
 import CHost
 import X86
@@ -12,7 +13,8 @@ extension PhysicalCPU {
   @inline(__always) func completeExit() throws(VMXError) -> ExitReason {
     let s = cpu.s
     let unit = vmx
-    let controls = s.pointee.vmx.exit
+    let controls = unit.pointee.controls.exit
+    unit.pointee.hasExitRecord = true
     let injected = unit.pointee.page(.entryInterruptionInfo)
     if injected & UInt64(InterruptionInfo.validBit) != 0 {
       unit.pointee.setPage(
@@ -24,13 +26,13 @@ extension PhysicalCPU {
     }
     if controls & ExitControls.saveEFER != 0 { unit.pointee.setPage(.guestEFER, s.pointee.efer) }
     if controls & ExitControls.savePAT != 0 { unit.pointee.setPage(.guestPAT, s.pointee.pat) }
-    if unit.pointee.timerDeadline != .max { stopTimer(controls) }
+    if s.pointee.deadline != .max { stopTimer(controls) }
     keepLongMode()
     s.pointee.slow &= ~SlowReason.monitorTrap
     if unit.pointee.exitMSRCounts != 0 { try storeExitMSRs() }
     loadRootMSRs(controls)
     if unit.pointee.exitMSRCounts != 0 { try loadExitMSRs() }
-    return ExitReason(rawValue: UInt16(truncatingIfNeeded: s.pointee.exit.reason))
+    return ExitFields(of: cpu).basicReason
   }
 
   /// After an entry-failure exit: the guest's state was not loaded and is not saved; the fields
@@ -39,22 +41,24 @@ extension PhysicalCPU {
   func completeFailedEntry() throws(VMXError) -> ExitReason {
     loadRootMSRs(vmx.pointee.page32(.exitControls))
     if vmx.pointee.exitMSRCounts != 0 { try loadExitMSRs() }
-    return ExitReason(rawValue: UInt16(truncatingIfNeeded: cpu.s.pointee.exit.reason))
+    return ExitReason(rawValue: UInt16(truncatingIfNeeded: vmx.pointee.page(.exitReason)))
   }
 
   /// The entry control "IA-32e mode guest" follows EFER.LMA (processors with unrestricted guests).
   @inline(__always) private func keepLongMode() {
     let s = cpu.s
+    let unit = vmx
     let bit = EntryControls.ia32eModeGuest
     let wanted = s.pointee.efer & EFER.lma.rawValue != 0 ? bit : 0
-    if s.pointee.vmx.entry & bit == wanted { return }
-    s.pointee.vmx.entry = s.pointee.vmx.entry & ~bit | wanted
-    vmx.pointee.setPage(.entryControls, UInt64(s.pointee.vmx.entry))
+    let controls = unit.pointee.controls.entry
+    if controls & bit == wanted { return }
+    unit.pointee.controls.entry = controls & ~bit | wanted
+    unit.pointee.setPage(.entryControls, UInt64(controls & ~bit | wanted))
   }
 
   private func stopTimer(_ controls: UInt32) {
-    let deadline = vmx.pointee.timerDeadline
-    vmx.pointee.timerDeadline = .max
+    let deadline = cpu.s.pointee.deadline
+    cpu.s.pointee.deadline = .max
     if controls & ExitControls.savePreemptionTimer == 0 { return }
     let now = HostTSC.read()
     let left = deadline > now ? (deadline &- now) >> VMXCapabilities.preemptionTimerShift : 0

@@ -116,8 +116,20 @@ extension PhysicalCPU {
       current.storeBytes(
         of: cpu.readLazy(location), toByteOffset: Int(location.page), as: UInt64.self)
     }
+    keepExitFields()
     VMCSHeader(base: current).launched = vmx.pointee.launched
     vmx.pointee.current = nil
+  }
+
+  /// Writes the exit-information fields to the VMCS's memory: from then on they are there.
+  func keepExitFields() {
+    guard vmx.pointee.hasExitRecord, let current = vmx.pointee.current else { return }
+    vmx.pointee.hasExitRecord = false
+    let fields = ExitFields(of: cpu)
+    for location in VMCSLayout.exitLocations {
+      current.storeBytes(
+        of: fields.value(location.state), toByteOffset: Int(location.page), as: UInt64.self)
+    }
   }
 
   private func loadLazyFields(_ base: UnsafeMutableRawPointer) {
@@ -133,7 +145,7 @@ extension CPU {
   @inline(__always) func readLazy(_ location: FieldLocation) -> UInt64 {
     let offset = Int(location.state)
     switch location.kind {
-    case .page: return 0
+    case .page, .exit: return 0
     case .state2: return UInt64(raw.load(fromByteOffset: offset, as: UInt16.self))
     case .state4: return UInt64(raw.load(fromByteOffset: offset, as: UInt32.self))
     case .state8: return raw.load(fromByteOffset: offset, as: UInt64.self)
@@ -145,7 +157,7 @@ extension CPU {
   @inline(__always) func writeLazy(_ location: FieldLocation, _ value: UInt64) {
     let offset = Int(location.state)
     switch location.kind {
-    case .page: break
+    case .page, .exit: break
     case .state2:
       raw.storeBytes(of: UInt16(truncatingIfNeeded: value), toByteOffset: offset, as: UInt16.self)
     case .state4:

@@ -9,10 +9,11 @@
 //     0x400  host-state area           0x780  VM-entry control fields
 //     0x500  VM-execution controls     0x800  VM-exit information fields
 //
-// Every field has 8 bytes there, zero-extended. While a VMCS is current, most guest-state and all
-// exit-information fields live in CPUState instead ("lazy state"): the row of such a field names
-// the place, VMREAD and VMWRITE go there directly, and VMCLEAR or the VMPTRLD of another VMCS
-// writes them back. The fields whose loading and saving the entry and exit controls switch (EFER,
+// Every field has 8 bytes there, zero-extended. While a VMCS is current, most guest-state fields
+// live in CPUState instead ("lazy state"): the row of such a field names the place, VMREAD and
+// VMWRITE go there directly, and VMCLEAR or the VMPTRLD of another VMCS writes them back. The
+// exit-information fields follow from the processor's record of the exit (`ExitFields`) as long as
+// there is one. The fields whose loading and saving the entry and exit controls switch (EFER,
 // PAT, DEBUGCTL, DR7) stay in memory and are moved by entry and exit.
 //
 //     VMCSLayout.locations[VMCSLayout.slot(.guestRIP)]   // page offset, CPUState.rip, 8 bytes
@@ -48,6 +49,8 @@ package enum FieldKind: UInt8 {
   case state2, state4, state8
   /// RFLAGS: in CPUState, arithmetic flags lazy.
   case rflags
+  /// An exit-information field; `state` is its `ExitField`.
+  case exit
 }
 
 package struct FieldLocation {
@@ -95,11 +98,15 @@ package enum VMCSLayout {
     return UnsafePointer(table)
   }()
 
-  /// The locations that VMPTRLD loads and VMCLEAR writes back.
-  package static let lazyLocations: [FieldLocation] =
+  private static func locations(_ isWanted: (FieldKind) -> Bool) -> [FieldLocation] {
     (0..<slotCount).map { locations[$0] }.filter {
-      $0.encoding != FieldLocation.none && $0.kind != .page
+      $0.encoding != FieldLocation.none && isWanted($0.kind)
     }
+  }
+
+  /// The locations that VMPTRLD loads and VMCLEAR writes back.
+  package static let lazyLocations = locations { $0 != .page && $0 != .exit }
+  static let exitLocations = locations { $0 == .exit }
 
   /// Every field that exists.
   package static var fields: [VMCSField] { areas.flatMap { $0.rows.map(\.field) } }
@@ -111,6 +118,10 @@ package enum VMCSLayout {
     init(_ field: VMCSField, _ groups: VMCSGroups) {
       self.field = field
       location = FieldLocation(groups: groups)
+    }
+
+    init(_ field: VMCSField, _ exitField: ExitField) {
+      self.init(field, [], .exit, offset: Int(exitField.rawValue))
     }
 
     init(

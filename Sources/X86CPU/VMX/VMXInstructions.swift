@@ -17,48 +17,43 @@ enum VMXInstructions {
     t[.vmlaunch] = .single({ system($0, $1, VMXInstructions.vmlaunch) })
     t[.vmresume] = .single({ system($0, $1, VMXInstructions.vmresume) })
     t[.vmxoff] = .single({ system($0, $1, VMXInstructions.vmxoff) })
-    t[.vmxon] = rule(.memory, { system($0, $1, VMXInstructions.vmxon) })
-    t[.vmclear] = rule(.memory, { system($0, $1, VMXInstructions.vmclear) })
-    t[.vmptrld] = rule(.memory, { system($0, $1, VMXInstructions.vmptrld) })
-    t[.vmptrst] = rule(.memory, { system($0, $1, VMXInstructions.vmptrst) })
-    t[.vmread] = rule(.field, { system($0, $1, VMXInstructions.vmread) })
-    t[.vmwrite] = rule(.field, { system($0, $1, VMXInstructions.vmwrite) })
-    t[.invept] = rule(.invalidate, { system($0, $1, VMXInstructions.invept) })
-    t[.invvpid] = rule(.invalidate, { system($0, $1, VMXInstructions.invvpid) })
-  }
-
-  private static func rule(
-    _ format: InstructionInformation.Format, _ handler: @escaping Handler
-  ) -> LoweringRule {
-    InstructionInformation.rule(format, handler)
+    t[.vmxon] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmxon) })
+    t[.vmclear] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmclear) })
+    t[.vmptrld] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmptrld) })
+    t[.vmptrst] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmptrst) })
+    t[.vmread] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmread) })
+    t[.vmwrite] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmwrite) })
+    t[.invept] = OperandSummary.rule({ system($0, $1, VMXInstructions.invept) })
+    t[.invvpid] = OperandSummary.rule({ system($0, $1, VMXInstructions.invvpid) })
   }
 
   /// #UD outside VMX operation, in real and virtual-8086 mode, and in compatibility mode. CPL is
   /// not looked at: the exit comes first.
   private static func requireVMXMode(_ c: CPU) throws(GuestException) {
     let isCompatibility = c.isLongMode && !c.is64Bit
-    if !c.isNonRoot || !c.isProtected || c.isVirtual8086 || isCompatibility {
+    let isVMX = c.s.pointee.intercepts.mode == .vmx
+    if !isVMX || !c.isProtected || c.isVirtual8086 || isCompatibility {
       throw .invalidOpcode
     }
   }
 
   private static func plain(
-    _ reason: ExitReason, _ c: CPU, _ i: MicroOpPointer
+    _ cause: ExitCause, _ c: CPU, _ i: MicroOpPointer
   ) throws(GuestException) -> Int32 {
     try requireVMXMode(c)
-    throw c.exit(reason, i)
+    throw c.exit(cause, i)
   }
 
   private static func informed(
-    _ reason: ExitReason, _ c: CPU, _ i: MicroOpPointer
+    _ cause: ExitCause, _ c: CPU, _ i: MicroOpPointer
   ) throws(GuestException) -> Int32 {
     try requireVMXMode(c)
-    throw c.exitWithInformation(reason, i)
+    throw c.exitWithOperands(cause, i)
   }
 
   static func vmcall(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    if !c.isNonRoot { throw .invalidOpcode }
-    throw c.exit(.vmcall, i)
+    if c.s.pointee.intercepts.mode != .vmx { throw .invalidOpcode }
+    throw c.exit(.hypercall, i)
   }
 
   static func vmlaunch(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {

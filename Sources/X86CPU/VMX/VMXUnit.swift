@@ -45,10 +45,11 @@ package struct VMXUnit {
   /// Entries of the VM-entry MSR-load area; of the VM-exit areas, not 0 where any has entries.
   var entryMSRCount: UInt32 = 0
   var exitMSRCounts: UInt64 = 0
-  /// Host TSC at which the VMX-preemption timer runs out; .max where it is off.
-  var timerDeadline: UInt64 = .max
-  /// `CPUState.retired` when the guest was entered.
-  var retiredAtEntry: UInt64 = 0
+  /// Those of the current VMCS, as of the last VM entry.
+  var controls = VMXControls()
+  /// The exit-information fields of the current VMCS follow from `CPUState.exit`; those in its
+  /// memory are old.
+  var hasExitRecord = false
   /// Why the last VM entry failed.
   package internal(set) var entryFailure: EntryFailure?
   /// VM entries since start.

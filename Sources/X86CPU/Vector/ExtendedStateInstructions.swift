@@ -100,14 +100,14 @@ extension CPU {
       if s.pointee.cr0 & CR0.ts.rawValue != 0 { throw .deviceNotAvailable }
       return requested & s.pointee.xcr0
     }
-    if s.pointee.vmx.secondary & SecondaryControls.enableXSAVES == 0 { throw .invalidOpcode }
+    try requireEnabled(.xsaves)
     try requirePrivilege()
     return requested & (s.pointee.xcr0 | s.pointee.xss)
   }
 
-  private func checkXSSExit(_ reason: ExitReason, _ i: MicroOpPointer) throws(GuestException) {
+  private func checkXSSExit(_ cause: ExitCause, _ i: MicroOpPointer) throws(GuestException) {
     let requested = gpr[0] & 0xFFFF_FFFF | gpr[2] << 32
-    if requested & s.pointee.xss & s.pointee.vmx.xssExitingBitmap != 0 { throw exit(reason, i) }
+    if requested & s.pointee.xss & s.pointee.intercepts.xssExits != 0 { throw exit(cause, i) }
     if s.pointee.cr0 & CR0.ts.rawValue != 0 { throw .deviceNotAvailable }
   }
 

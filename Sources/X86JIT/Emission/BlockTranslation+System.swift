@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // System instructions that kernels execute all the time, in line. What is checked before anything
-// happens (privilege, controls of the VMCS) leaves to the handler where the answer is not the usual
+// happens (privilege, intercepts) leaves to the handler where the answer is not the usual
 // one, so that exits and exceptions stay its business.
 //
 // STI. Interrupts are taken only where `request` is looked at, so its shadow needs no blocking; but
@@ -30,10 +30,10 @@ extension BlockTranslation {
     case .rdpkru: lowerReadKeys(miss)
     case .movControl: lowerReadFaultAddress(n, miss)
     case .rdtscp:
-      require(SecondaryControls.enableRDTSCP, StateOffset.secondaryControls, miss)
-      lowerReadTSC(n, miss)
+      requireEnabled(.rdtscp, miss)
+      lowerReadTSC(n, .rdtscp, miss)
       a.load32(.rcx, .state(StateOffset.tscAux))
-    default: lowerReadTSC(n, miss)
+    default: lowerReadTSC(n, .rdtsc, miss)
     }
     endAccess(n, miss)
   }
@@ -67,6 +67,25 @@ extension BlockTranslation {
     a.jump(if: Self.equal, miss)
   }
 
+  /// To `miss` if an intercept is set, of those in the lowest byte.
+  private func refuse(_ intercept: InterceptSet, _ miss: Label) {
+    a.testByte(
+      .state(StateOffset.interceptSet), UInt8(truncatingIfNeeded: intercept.rawValue))
+    a.jump(if: Self.notEqual, miss)
+  }
+
+  /// To `miss` if it is not, of those that are no exits.
+  private func require(_ bit: InterceptSet, _ miss: Label) {
+    a.testByte(.state(StateOffset.interceptSet), UInt8(truncatingIfNeeded: bit.rawValue))
+    a.jump(if: Self.equal, miss)
+  }
+
+  private func requireEnabled(_ instruction: EnabledInstructions, _ miss: Label) {
+    a.testByte(
+      .state(StateOffset.enabledInstructions), UInt8(truncatingIfNeeded: instruction.rawValue))
+    a.jump(if: Self.equal, miss)
+  }
+
   // MARK: Flags
 
   private func lowerCLI(_ miss: Label) {
@@ -76,7 +95,7 @@ extension BlockTranslation {
 
   private func lowerSTI(_ miss: Label) {
     requireSupervisor(miss)
-    refuse(PrimaryControls.interruptWindowExiting, StateOffset.primaryControls, miss)
+    refuse(.interruptWindow, miss)
     let done = a.label()
     a.test32(Self.rflags, immediate: UInt32(RFLAGS.if.rawValue))
     a.jump(if: Self.notEqual, done)
@@ -120,7 +139,7 @@ extension BlockTranslation {
     let same = a.label()
     a.test32(.register(.r14), immediate: UInt32(RFLAGS.if.rawValue))
     a.jump(if: Self.equal, same)
-    refuse(PrimaryControls.interruptWindowExiting, StateOffset.primaryControls, miss)
+    refuse(.interruptWindow, miss)
     a.bind(same)
     a.arithmetic(
       .and, .register(.r14), immediate: Int32(RFLAGS([.if, .df]).rawValue), wide: false)
@@ -179,11 +198,11 @@ extension BlockTranslation {
   }
 
   /// RDTSC with an offset and without scaling; RDTSCP waits for what is before it.
-  private func lowerReadTSC(_ n: Int, _ miss: Label) {
+  private func lowerReadTSC(_ n: Int, _ intercept: InterceptSet, _ miss: Label) {
     refuse(UInt32(CR4.tsd.rawValue), StateOffset.cr4, miss)
-    refuse(PrimaryControls.rdtscExiting, StateOffset.primaryControls, miss)
-    require(PrimaryControls.useTSCOffsetting, StateOffset.primaryControls, miss)
-    refuse(SecondaryControls.useTSCScaling, StateOffset.secondaryControls, miss)
+    refuse(intercept, miss)
+    require(.offsetTSC, miss)
+    refuse(.scaledTSC, miss)
     if instructions[n].mnemonic == .rdtscp { a.loadFence() }
     a.emit(0x0F, 0x31)
     a.shiftLeft(.rdx, 32)
@@ -207,7 +226,7 @@ extension BlockTranslation {
       a.jump(to: thunks.syscall)
     } else {
       requireSupervisor(miss)
-      refuse(PrimaryControls.interruptWindowExiting, StateOffset.primaryControls, miss)
+      refuse(.interruptWindow, miss)
       refuse(UInt32(CR4.la57.rawValue), StateOffset.cr4, miss)
       // With AC, alignment may have to be checked from now on (TLB.checkedContext).
       a.test32(.register(.r11), immediate: UInt32(RFLAGS([.tf, .ac]).rawValue))

@@ -53,11 +53,12 @@ enum StateOffset {
   static let tscAdjust =
     MemoryLayout<CPUState>.offset(of: \.system)!
     + MemoryLayout<SystemState>.offset(of: \.tscAdjust)!
-  private static let vmx = MemoryLayout<CPUState>.offset(of: \.vmx)!
-  static let primaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.primary)!
+  private static let intercepts = MemoryLayout<CPUState>.offset(of: \.intercepts)!
+  /// The lowest byte of the set.
+  static let interceptSet = intercepts + MemoryLayout<Intercepts>.offset(of: \.set)!
+  static let enabledInstructions = intercepts + MemoryLayout<Intercepts>.offset(of: \.enabled)!
   static let vendorRules = MemoryLayout<CPUState>.offset(of: \.rules)!
-  static let secondaryControls = vmx + MemoryLayout<VMXControls>.offset(of: \.secondary)!
-  static let tscOffset = vmx + MemoryLayout<VMXControls>.offset(of: \.tscOffset)!
+  static let tscOffset = intercepts + MemoryLayout<Intercepts>.offset(of: \.tscOffset)!
   static let segments = MemoryLayout<CPUState>.offset(of: \.segments)!
   private static let native = MemoryLayout<CPUState>.offset(of: \.native)!
   static let userContext = native + MemoryLayout<NativeState>.offset(of: \.userContext)!

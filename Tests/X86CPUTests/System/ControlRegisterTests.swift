@@ -95,9 +95,9 @@ private let movRAXDR5: [UInt8] = [0x0F, 0x21, 0xE8]
     m.setLongMode()
     m.enterNonRoot()
     m.cpu.s.pointee.cr4 |= CR4.vmxe.rawValue
-    m.cpu.s.pointee.vmx.cr4Mask = CR4.vmxe.rawValue
-    m.cpu.s.pointee.vmx.cr0Mask = CR0.ne.rawValue | CR0.ts.rawValue
-    m.cpu.s.pointee.vmx.cr0Shadow = CR0.ts.rawValue
+    m.cpu.vmxControls.cr4Mask = CR4.vmxe.rawValue
+    m.cpu.vmxControls.cr0Mask = CR0.ne.rawValue | CR0.ts.rawValue
+    m.cpu.vmxControls.cr0Shadow = CR0.ts.rawValue
     #expect(try m.execute(movRAXCR4) == .next)
     #expect(m.cpu.gpr[0] & CR4.vmxe.rawValue == 0)
     m.cpu.gpr[0] |= CR4.pge.rawValue
@@ -107,11 +107,11 @@ private let movRAXDR5: [UInt8] = [0x0F, 0x21, 0xE8]
     m.cpu.gpr[0] |= CR4.vmxe.rawValue
     #expect(try m.execute(movCR4RAX) == .exit)
     #expect(m.exitReason == .controlRegisterAccess)
-    #expect(m.cpu.s.pointee.exit.qualification == 4)
+    #expect(m.cpu.exitFields.qualification == 4)
     // CLTS: the shadow has TS, so it exits; without it, nothing happens.
     #expect(try m.execute([0x0F, 0x06]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 2 << 4)
-    m.cpu.s.pointee.vmx.cr0Shadow = 0
+    #expect(m.cpu.exitFields.qualification == 2 << 4)
+    m.cpu.vmxControls.cr0Shadow = 0
     m.cpu.s.pointee.cr0 |= CR0.ts.rawValue
     #expect(try m.execute([0x0F, 0x06]) == .next)
     #expect(m.cpu.s.pointee.cr0 & CR0.ts.rawValue != 0)
@@ -121,27 +121,27 @@ private let movRAXDR5: [UInt8] = [0x0F, 0x21, 0xE8]
     let m = TestMachine()
     m.setProtectedMode()
     m.enterNonRoot()
-    m.cpu.s.pointee.vmx.cr0Mask = 1
-    m.cpu.s.pointee.vmx.cr0Shadow = 0
+    m.cpu.vmxControls.cr0Mask = 1
+    m.cpu.vmxControls.cr0Shadow = 0
     m.store(UInt16(0x1235), at: 0x2000)
     // lmsw [0x2000]
     #expect(try m.execute([0x0F, 0x01, 0x35, 0, 0x20, 0, 0]) == .exit)
     let qualification: UInt64 = 0x1235 << 16 | 1 << 6 | 3 << 4
-    #expect(m.cpu.s.pointee.exit.qualification == qualification)
-    #expect(m.cpu.s.pointee.exit.guestLinear == 0x2000)
+    #expect(m.cpu.exitFields.qualification == qualification)
+    #expect(m.cpu.exitFields.guestLinear == 0x2000)
   }
 
   @Test func cr3Targets() throws {
     let m = TestMachine()
     m.setLongMode()
     m.enterNonRoot(primary: PrimaryControls.cr3LoadExiting)
-    m.cpu.s.pointee.vmx.cr3Targets[0] = 0x10000
-    m.cpu.s.pointee.vmx.cr3TargetCount = 1
+    m.cpu.vmxControls.cr3Targets[0] = 0x10000
+    m.cpu.vmxControls.cr3TargetCount = 1
     m.cpu.gpr[3] = 0x10000
     #expect(try m.execute([0x0F, 0x22, 0xDB]) == .reload)
     m.cpu.gpr[3] = 0x20000
     #expect(try m.execute([0x0F, 0x22, 0xDB]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 3 | 3 << 8)
+    #expect(m.cpu.exitFields.qualification == 3 | 3 << 8)
   }
 
   @Test func cr8() throws {
@@ -177,7 +177,7 @@ private let movRAXDR5: [UInt8] = [0x0F, 0x21, 0xE8]
     m.setLongMode(cpl: 3)
     m.enterNonRoot(primary: PrimaryControls.movDRExiting)
     #expect(try m.execute(movRAXDR5) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 5 | 1 << 4)
+    #expect(m.cpu.exitFields.qualification == 5 | 1 << 4)
   }
 
   @Test func xcr0() throws {

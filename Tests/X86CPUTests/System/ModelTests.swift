@@ -57,7 +57,7 @@ import X86Decoder
     m.enterNonRoot()
     #expect(try m.execute([0x0F, 0xA2]) == .exit)
     #expect(m.exitReason == .cpuid)
-    #expect(m.cpu.s.pointee.exit.instructionLength == 2)
+    #expect(m.cpu.exitFields.instructionLength == 2)
   }
 
   @Test func everyRuleHoldsItsResetValue() throws {
@@ -107,7 +107,7 @@ import X86Decoder
     bitmap.initialize(repeating: 0, count: 4096)
     defer { bitmap.deallocate() }
     m.enterNonRoot(primary: PrimaryControls.useMSRBitmaps)
-    m.cpu.s.pointee.vmx.msrBitmap = UInt64(UInt(bitPattern: bitmap))
+    m.cpu.vmxControls.msrBitmap = UInt64(UInt(bitPattern: bitmap))
     let (rdmsr, wrmsr): ([UInt8], [UInt8]) = ([0x0F, 0x32], [0x0F, 0x30])
     m.cpu.gpr[1] = 0xC000_0100
     (m.cpu.gpr[0], m.cpu.gpr[2]) = (0x1234, 0xFFFF_8000)
@@ -131,14 +131,14 @@ import X86Decoder
   @Test func timeStampCounterIsOffsetAndScaled() throws {
     let m = TestMachine()
     m.setLongMode()
-    m.cpu.s.pointee.vmx.tscOffset = 1 << 60
+    m.cpu.vmxControls.tscOffset = 1 << 60
     m.enterNonRoot(primary: PrimaryControls.useTSCOffsetting)
     let before = HostTSC.read()
     #expect(try m.execute([0x0F, 0x31]) == .next)
     let value = m.cpu.gpr[2] << 32 | m.cpu.gpr[0]
     #expect(value &- (1 << 60) >= before && value &- (1 << 60) <= HostTSC.read())
-    m.cpu.s.pointee.vmx.tscOffset = 0
-    m.cpu.s.pointee.vmx.tscMultiplier = 2 << 48
+    m.cpu.vmxControls.tscOffset = 0
+    m.cpu.vmxControls.tscMultiplier = 2 << 48
     m.enterNonRoot(secondary: SecondaryControls.useTSCScaling)
     let low = HostTSC.read()
     let scaled = m.cpu.guestTSC

@@ -37,13 +37,13 @@ extension TestMachine {
   }
 
   var exitReason: ExitReason {
-    ExitReason(rawValue: UInt16(truncatingIfNeeded: cpu.s.pointee.exit.reason))
+    ExitReason(rawValue: UInt16(truncatingIfNeeded: cpu.exitFields.reason))
   }
 
   /// Turns VMX non-root operation on, with the controls that must be there.
   func enterNonRoot(primary: UInt32 = 0, secondary: UInt32 = 0) {
-    cpu.s.pointee.vmx.pin = 0x16
-    cpu.s.pointee.vmx.primary |= primary | PrimaryControls.secondaryControls
-    cpu.s.pointee.vmx.secondary |= secondary
+    cpu.vmxControls.pin = 0x16
+    cpu.vmxControls.primary |= primary | PrimaryControls.secondaryControls
+    cpu.vmxControls.secondary |= secondary
   }
 }

@@ -122,8 +122,8 @@ import X86CPU
     // lgdt [rbx + r9*4 + 0x10], with a 32-bit address size
     #expect(try m.execute([0x67, 0x42, 0x0F, 0x01, 0x54, 0x8B, 0x10]) == .exit)
     #expect(m.exitReason == .gdtrOrIDTRAccess)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x10)
-    let information = m.cpu.s.pointee.exit.instructionInfo
+    #expect(m.cpu.exitFields.qualification == 0x10)
+    let information = m.cpu.exitFields.instructionInfo
     #expect(information & 3 == 2)
     #expect(information >> 7 & 7 == 1)
     #expect(information >> 15 & 7 == 3)
@@ -165,12 +165,12 @@ import X86CPU
     m.setLongMode()
     // in al, 0x60; out dx, eax
     #expect(try m.execute([0xE4, 0x60]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x60 << 16 | 1 << 6 | 1 << 3)
+    #expect(m.cpu.exitFields.qualification == 0x60 << 16 | 1 << 6 | 1 << 3)
     m.cpu.gpr[2] = 0xCF8
     #expect(try m.execute([0xEF]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 0xCF8 << 16 | 3)
+    #expect(m.cpu.exitFields.qualification == 0xCF8 << 16 | 3)
     #expect(try m.execute([0xE4, 0xF0]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 0xF0 << 16 | 1 << 6 | 1 << 3)
+    #expect(m.cpu.exitFields.qualification == 0xF0 << 16 | 1 << 6 | 1 << 3)
   }
 
   @Test func bitmaps() throws {
@@ -179,9 +179,9 @@ import X86CPU
     let maps = UnsafeMutablePointer<UInt8>.allocate(capacity: 8192)
     maps.initialize(repeating: 0, count: 8192)
     defer { maps.deallocate() }
-    m.cpu.s.pointee.vmx.ioBitmapA = UInt64(UInt(bitPattern: maps))
-    m.cpu.s.pointee.vmx.ioBitmapB = UInt64(UInt(bitPattern: maps)) + 4096
-    m.cpu.s.pointee.vmx.primary |= PrimaryControls.useIOBitmaps
+    m.cpu.vmxControls.ioBitmapA = UInt64(UInt(bitPattern: maps))
+    m.cpu.vmxControls.ioBitmapB = UInt64(UInt(bitPattern: maps)) + 4096
+    m.cpu.vmxControls.primary |= PrimaryControls.useIOBitmaps
     maps[4096] = 1
     m.cpu.gpr[2] = 0x7FFE
     m.cpu.gpr[0] = .max
@@ -213,9 +213,9 @@ import X86CPU
     m.cpu.segment(.fs).pointee.base = 0x100
     // rep fs outsb
     #expect(try m.execute([0xF3, 0x64, 0x6E]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x3F8 << 16 | 1 << 5 | 1 << 4)
-    #expect(m.cpu.s.pointee.exit.guestLinear == 0x2100)
-    #expect(m.cpu.s.pointee.exit.instructionInfo == 2 << 7 | 4 << 15)
+    #expect(m.cpu.exitFields.qualification == 0x3F8 << 16 | 1 << 5 | 1 << 4)
+    #expect(m.cpu.exitFields.guestLinear == 0x2100)
+    #expect(m.cpu.exitFields.instructionInfo == 2 << 7 | 4 << 15)
   }
 
   @Test func repeatedOutputStopsAndResumes() {
@@ -263,7 +263,7 @@ import X86CPU
   @Test func breakpoint() throws {
     let m = TestMachine()
     m.setLongMode()
-    m.cpu.s.pointee.vmx.primary &= ~PrimaryControls.unconditionalIOExiting
+    m.cpu.vmxControls.primary &= ~PrimaryControls.unconditionalIOExiting
     m.cpu.s.pointee.cr4 |= CR4.de.rawValue
     m.cpu.s.pointee.dr[1] = 0x60
     m.cpu.s.pointee.dr7 = 0x400 | 1 << 2 | 2 << 20
@@ -279,7 +279,7 @@ import X86CPU
     let m = TestMachine()
     m.setLongMode()
     #expect(try m.execute([0xF4]) == .exit)
-    m.cpu.s.pointee.vmx.primary &= ~PrimaryControls.hltExiting
+    m.cpu.vmxControls.primary &= ~PrimaryControls.hltExiting
     #expect(try m.execute([0xF4]) == .reload)
     #expect(m.cpu.s.pointee.activity == ActivityState.hlt)
     #expect(m.cpu.s.pointee.rip == 0x1001)
@@ -291,8 +291,8 @@ import X86CPU
     let m = TestMachine()
     m.setLongMode()
     m.enterNonRoot(secondary: SecondaryControls.pauseLoopExiting)
-    m.cpu.s.pointee.vmx.pleGap = .max
-    m.cpu.s.pointee.vmx.pleWindow = 1000
+    m.cpu.vmxControls.pleGap = .max
+    m.cpu.vmxControls.pleWindow = 1000
     var outcome = TestMachine.Outcome.next
     var count = 0
     while outcome == .next && count < 1_000_000 {
@@ -325,9 +325,9 @@ import X86CPU
       #expect(try m.execute(bytes) == .exit)
       #expect(m.exitReason == reason)
     }
-    #expect(m.cpu.s.pointee.exit.instructionInfo == 2 << 3 | 1 << 11)
+    #expect(m.cpu.exitFields.instructionInfo == 2 << 3 | 1 << 11)
     #expect(try m.execute([0x0F, 0x01, 0x38]) == .exit)
-    #expect(m.cpu.s.pointee.exit.qualification == 0x1234)
+    #expect(m.cpu.exitFields.qualification == 0x1234)
   }
 
   @Test func invpcidChecks() throws {

@@ -29,7 +29,7 @@ final class VectorMachine {
   }
 
   /// Makes every exception a VM exit, as event delivery is not what is tested here.
-  func catchExceptions() { c.s.pointee.vmx.exceptionBitmap = .max }
+  func catchExceptions() { c.vmxControls.exceptionBitmap = .max }
 
   /// The exception that ended the run, and where.
   func raised(_ vector: ExceptionVector, at rip: UInt64 = 0x1000) -> Bool {

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Events at instruction boundaries of VMX non-root operation, in the order of their priority (SDM
-// volume 3, "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM
-// Exits"):
+// Events at instruction boundaries of a guest, in the order of their priority (SDM volume 3,
+// "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM Exits"):
 //
-//     monitor trap flag -> pending debug exceptions -> TPR threshold -> preemption timer -> NMI
-//     window -> interrupt window -> external interrupt (a kick)
+//     monitor trap flag -> pending debug exceptions -> deadline -> NMI window -> interrupt window
+//     -> external interrupt (a kick)
 //
 // Each function returns false where the guest has left.
 
@@ -16,15 +15,14 @@ extension CPU {
   /// Whether `processEvents` has anything to look at.
   @inline(__always) var mayHaveEvents: Bool {
     let state = s
-    let watched = PrimaryControls.nmiWindowExiting | PrimaryControls.interruptWindowExiting
+    let watched = InterceptSet([.windows, .deadline])
     return state.requests | state.pointee.pendingDebug != 0
       || state.pointee.slow | state.pointee.activity != 0
-      || state.pointee.vmx.primary & watched != 0
-      || state.pointee.vmx.pin & PinControls.preemptionTimer != 0
+      || state.pointee.intercepts.set.rawValue & watched.rawValue != 0
   }
 
   /// Looks at everything that may be taken between two instructions: kicks (external-interrupt
-  /// exits), NMI and interrupt windows, the preemption timer, pending debug exceptions, the monitor
+  /// exits), NMI and interrupt windows, the deadline, pending debug exceptions, the monitor
   /// trap flag. Called when `request` is not 0 and after `Step.reload`.
   ///
   /// - Returns: false where it ended in a VM exit.
@@ -42,32 +40,30 @@ extension CPU {
 
   /// The monitor trap flag exits after one instruction; at VM entry `openEvents` decides.
   private func takeMonitorTrap() -> Bool {
-    if s.pointee.retired == owner.vmx.pointee.retiredAtEntry { return true }
-    _ = exit(.monitorTrapFlag)
+    if s.pointee.retired == s.pointee.retiredAtEntry { return true }
+    _ = exit(.monitorTrap)
     return false
   }
 
-  /// The VMX-preemption timer has run out. (It is looked at here only; `CPURequest.timer` brings
-  /// the guest here.)
+  /// The deadline is over: VT-x's preemption timer. (It is looked at here only; `CPURequest.timer`
+  /// brings the guest here.)
   private func takeTimer() -> Bool {
     if s.requests & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
-    if s.pointee.vmx.pin & PinControls.preemptionTimer == 0 { return true }
-    if HostTSC.read() < owner.vmx.pointee.timerDeadline { return true }
+    if !intercepts(.deadline) || HostTSC.read() < s.pointee.deadline { return true }
     _ = exit(.preemptionTimer)
     return false
   }
 
   private func takeWindows() -> Bool {
-    let primary = s.pointee.vmx.primary
     let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
-    if primary & PrimaryControls.nmiWindowExiting != 0,
+    if intercepts(.nmiWindow),
       s.pointee.interruptibility & (Interruptibility.blockingByNMI | shadows) == 0,
       s.pointee.activity != ActivityState.waitForSIPI
     {
       _ = exit(.nmiWindow)
       return false
     }
-    if primary & PrimaryControls.interruptWindowExiting != 0,
+    if intercepts(.interruptWindow),
       s.pointee.rflags & RFLAGS.if.rawValue != 0, s.pointee.interruptibility & shadows == 0,
       s.pointee.activity <= ActivityState.hlt
     {
@@ -87,7 +83,7 @@ extension CPU {
   private func waitWhileInactive() -> Bool {
     while s.requests & CPURequest.kick == 0 {
       guard let wait = owner.waitForRequest else { break }
-      wait(owner.vmx.pointee.timerDeadline)
+      wait(s.pointee.deadline)
       if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
       if !takeTimer() { return false }
     }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How an instruction or event leaves the guest: it records the exit and throws `.vmExit`; the run
+// loop sees it and returns to the verb that entered.
+//
+//     try c.requirePrivilege()
+//     if c.intercepts(.hlt) { throw c.exit(.hlt, i) }
+//
+// Where the vendors differ in what comes first, the exit or what an instruction checks of its
+// operands, `exitOrCheck` knows the order.
+
+import X86
+
+extension CPU {
+  /// Whether any of these exits (or is so, for the bits that are no exits).
+  @inline(__always) package func intercepts(_ any: InterceptSet) -> Bool {
+    s.pointee.intercepts.set.rawValue & any.rawValue != 0
+  }
+
+  /// #UD unless the hypervisor lets the guest have an instruction.
+  @inline(__always) func requireEnabled(
+    _ instruction: EnabledInstructions
+  ) throws(GuestException) {
+    if s.pointee.intercepts.enabled.rawValue & instruction.rawValue == 0 { throw .invalidOpcode }
+  }
+
+  // MARK: Recording
+
+  /// Records an exit caused by the running instruction, and returns what to throw. RIP will be the
+  /// instruction's own.
+  package func exit(
+    _ cause: ExitCause, _ i: MicroOpPointer, value: UInt64 = 0
+  ) -> GuestException {
+    s.pointee.exit = ExitRecord(cause, length: i.pointee.length, value: value)
+    return .vmExit
+  }
+
+  /// Records an exit that no instruction caused.
+  package func exit(_ cause: ExitCause, value: UInt64 = 0) -> GuestException {
+    s.pointee.exit = ExitRecord(cause, value: value)
+    return .vmExit
+  }
+
+  /// Records an exit with the operands that lowering has put into the micro-op (`OperandSummary`),
+  /// and the displacement of the memory operand.
+  package func exitWithOperands(_ cause: ExitCause, _ i: MicroOpPointer) -> GuestException {
+    let operands = OperandSummary(of: i)
+    var displacement: UInt64 = 0
+    if !operands.isRegister {
+      let relative =
+        i.pointee.base == (raw + CPU.blockRIPOffset).assumingMemoryBound(to: UInt64.self)
+      displacement = UInt64(bitPattern: Int64(i.pointee.displacement))
+      if relative { displacement &+= s.pointee.blockRIP }
+    }
+    let exception = exit(cause, i, value: displacement)
+    s.pointee.exit.operands = operands
+    return exception
+  }
+
+  /// RIP behind the instruction that exited; RIP itself where none did.
+  package var exitNextRIP: UInt64 {
+    let next = s.pointee.rip &+ UInt64(s.pointee.exit.instructionLength)
+    return is64Bit ? next : next & 0xFFFF_FFFF
+  }
+
+  // MARK: Order
+
+  /// What an instruction checks of its operands, and its exit, in the vendor's order. The checks of
+  /// privilege and of the instruction's being there come before both.
+  ///
+  /// VT-x exits first: no fault for what the operands hold is among those that come before (SDM
+  /// volume 3, "Relative Priority of Faults and VM Exits"). SVM checks everything but memory first
+  /// (APM volume 2, "Instruction Intercepts").
+  @inline(__always) func exitOrCheck(
+    _ exits: Bool, _ exit: @autoclosure () -> GuestException,
+    _ check: () throws(GuestException) -> Void
+  ) throws(GuestException) {
+    if checksComeFirst { try check() }
+    if exits { throw exit() }
+    if !checksComeFirst { try check() }
+  }
+
+  @inline(__always) private var checksComeFirst: Bool { s.pointee.intercepts.mode == .svm }
+}
