@@ -47,6 +47,8 @@ extension PhysicalCPU {
     unit.pointee.entries &+= 1
     cpu.s.pointee.retiredAtEntry = cpu.s.pointee.retired
     cpu.s.pointee.activity = ActivityState.active
+    cpu.s.pointee.deadline = .max
+    cpu.s.pointee.system.pauseFirst = UInt64(cpu.s.pointee.intercepts.pauseWindow)
     cpu.s.pointee.injection = injection(vmcb)
     runGuarded()
     return completeExit(vmcb)
@@ -105,6 +107,7 @@ extension PhysicalCPU {
       cpu.updateVirtualEvents()
     }
     if changed.contains(.controlRegisters) { s.pointee.cr0 |= CR0.et.rawValue }
+    if changed.contains(.controlRegisters) { cpu.s.pointee.mustLoadPDPTEs = cpu.usesPDPTEs }
     if changed.contains(.debugRegisters) {
       s.pointee.dr6 = s.pointee.dr6 & DR6.writable.rawValue | DR6.initial.rawValue
       s.pointee.dr7 = s.pointee.dr7 & DR7.writable.rawValue | DR7.initial.rawValue
@@ -148,10 +151,12 @@ extension PhysicalCPU {
     new.drReads = UInt16(truncatingIfNeeded: debug)
     new.drWrites = UInt16(truncatingIfNeeded: debug >> 16)
     if bits.contains(.ports) {
-      new.ports = AccessBitmap(.svm, base: vmcb[.ioPermissionMap] & Page.mask)
+      new.portLayout = .svm
+      new.portBitmap = vmcb[.ioPermissionMap] & Page.mask
     }
     if bits.contains(.msrs) {
-      new.msrs = AccessBitmap(.svm, base: vmcb[.msrPermissionMap] & Page.mask)
+      new.msrLayout = .svm
+      new.msrBitmap = vmcb[.msrPermissionMap] & Page.mask
     }
     if vmcb[.nestedControl] & NestedControl.paging != 0 {
       new.nested = .longMode
@@ -205,5 +210,25 @@ extension InterceptSet {
     self = [.offsetTSC, .virtualNMIs]
     for (svm, neutral) in Self.rows where bits.contains(svm) { insert(neutral) }
     if word5 & SVMIntercept5.invpcid != 0 { insert(.invpcid) }
+  }
+}
+
+extension CPU {
+  /// PAE paging outside long mode.
+  var usesPDPTEs: Bool {
+    s.pointee.cr0 & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0 && !isLongMode
+  }
+
+  /// - Returns: false where it ended in an exit.
+  func loadPDPTEsAtEntry() -> Bool {
+    s.pointee.mustLoadPDPTEs = false
+    do throws(GuestException) {
+      try loadPDPTEs(root: s.pointee.cr3)
+      return true
+    } catch {
+      s.pointee.mustLoadPDPTEs = true
+      if !error.isVMExit { _ = exit(.tripleFault) }
+      return false
+    }
   }
 }
