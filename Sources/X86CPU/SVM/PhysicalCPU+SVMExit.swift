@@ -16,9 +16,12 @@ extension PhysicalCPU {
     vmcb[.exitInfo1] = first
     vmcb[.exitInfo2] = second
     vmcb[.exitInterruptInfo] = s.pointee.exit.interrupted.map { SVMEvent($0).rawValue } ?? 0
-    let length = UInt64(s.pointee.exit.instructionLength)
-    vmcb[.nextRIP] = length == 0 ? 0 : cpu.wrapped(s.pointee.rip &+ length)
+    vmcb[.nextRIP] = s.pointee.exit.instructionLength == 0 ? 0 : cpu.exitNextRIP
     vmcb[.eventInjection] = 0
+    if s.pointee.exit.details.contains(.unblockedNMI) {
+      // The IRET has not happened: NMIs are blocked until it has.
+      s.pointee.interruptibility |= Interruptibility.blockingByNMI
+    }
     s.pointee.injection = nil
     saveVirtualInterrupt(vmcb)
     return code
@@ -102,15 +105,12 @@ extension PhysicalCPU {
       isInput: exit.access == .read, isString: exit.details.contains(.isString),
       isRepeated: exit.details.contains(.isRepeated),
       segment: SegmentRegister(rawValue: exit.operands.segment) ?? .ds, port: exit.selector)
-    return (
-      info.rawValue, cpu.wrapped(cpu.s.pointee.rip &+ UInt64(exit.instructionLength))
-    )
+    return (info.rawValue, cpu.exitNextRIP)
   }
 
   private func taskInformation(_ exit: ExitRecord) -> (UInt64, UInt64) {
-    let hasCode = exit.details.contains(.hasErrorCode)
     let info = SVMTaskSwitchInfo(
-      exit.taskSource, errorCode: hasCode ? UInt32(truncatingIfNeeded: exit.value) : nil,
+      exit.taskSource, errorCode: exit.interrupted?.errorCode,
       resumeFlag: cpu.s.pointee.rflags & RFLAGS.rf.rawValue != 0)
     return (UInt64(exit.selector), info.rawValue)
   }
@@ -153,9 +153,4 @@ extension SVMExitCode {
     (.vmsave, .vmsave), (.stgi, .stgi), (.clgi, .clgi), (.skinit, .skinit),
     (.invlpga, .invlpga),
   ]
-}
-
-extension CPU {
-  /// An RIP in the code segment's size.
-  @inline(__always) func wrapped(_ rip: UInt64) -> UInt64 { is64Bit ? rip : rip & 0xFFFF_FFFF }
 }
