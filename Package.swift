@@ -245,7 +245,7 @@ let package = Package(
     .testTarget(
       name: "KVMTests",
       dependencies: [
-        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86CPU", "HostTestSupport",
+        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86", "X86CPU", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
   ]

@@ -31,7 +31,7 @@ extension CPU {
     s.pointee.virtualInterrupt.rawValue &= ~VirtualInterrupt.pendingBit
     updateVirtualEvents()
     s.pointee.activity = ActivityState.active
-    return deliver(GuestEvent(.externalInterrupt, vector: vector), returnRIP: s.pointee.rip)
+    return deliverWaiting(GuestEvent(.externalInterrupt, vector: vector))
   }
 
   /// The guest takes NMIs, and a virtual one waits.
@@ -41,6 +41,16 @@ extension CPU {
     s.pointee.virtualInterrupt.rawValue &= ~VirtualInterrupt.nmiPendingBit
     updateVirtualEvents()
     s.pointee.activity = ActivityState.active
-    return deliver(.nmi, returnRIP: s.pointee.rip)
+    return deliverWaiting(.nmi)
+  }
+
+  /// At VM entry guest code has not begun yet: what the delivery writes to is then the guest's for
+  /// its time.
+  private func deliverWaiting(_ event: GuestEvent) -> Bool {
+    let owner = owner
+    let isInGuest = owner.isInGuestCode
+    if !isInGuest { owner.enterGuestCode() }
+    defer { if !isInGuest { owner.leaveGuestCode() } }
+    return deliver(event, returnRIP: s.pointee.rip)
   }
 }
