@@ -21,7 +21,7 @@ package enum SVMCapabilities {
   ]
 
   /// Host-physical addresses are addresses in this process: no bit above these is 1.
-  package static let hostAddressWidth: UInt64 = VMXCapabilities.hostAddressWidth
+  package static let hostAddressWidth: UInt64 = 47
 
   /// EFER bits that VMRUN takes.
   package static let efer: EFER = [.sce, .lme, .lma, .nxe, .svme]

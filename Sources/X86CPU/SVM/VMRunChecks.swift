@@ -78,7 +78,7 @@ struct VMRunChecks {
     let root = vmcb[.nestedCR3]
     try require(
       root & Page.mask != 0 && root >> SVMCapabilities.hostAddressWidth == 0, .nestedCR3)
-    try require(EntryChecks.isPAT(cpu.s.pointee.pat), .guestPAT)
+    try require(MSRRule.Check.memoryTypesPAT.allows(cpu.s.pointee.pat, cpu), .guestPAT)
   }
 
   private func checkInjection(_ event: SVMEvent) throws(VMRunFailure) {
