@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The fields of a VMCB, SVM's control block: where each lies in its 4 KiB, how wide it is, and which
-// clean bit says that it has not changed (APM volume 2, appendix "VMCB Layout" and "VMCB Clean
-// Field"). This is the one definition of the layout.
+// The fields of a VMCB, SVM's control block: where each lies in its 4 KiB, how wide it is, and
+// which clean bit says that it has not changed (APM volume 2, appendix "VMCB Layout" and "VMCB
+// Clean Field"). This is the one definition of the layout.
 //
 //     0x000  control area          0x400  state-save area
 //
@@ -15,8 +15,8 @@ public struct VMCBField: Hashable, Sendable {
   public var offset: UInt16
   /// 1, 2, 4 or 8 bytes.
   public var size: UInt8
-  /// What of the VMCB is not clean any more when the field changes; empty: the processor looks at it
-  /// in every VMRUN.
+  /// What of the VMCB is not clean any more when the field changes; empty: the processor looks at
+  /// it in every VMRUN.
   public var clean: VMCBClean
 
   @inlinable public init(_ offset: UInt16, _ size: UInt8, _ clean: VMCBClean = []) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One physical CPU of the software processor: its state, TLB and block cache, and the verbs of VT-x
-// or of SVM, by its vendor, with which the hypervisor runs guests on it. Guest code executes between
-// VM entry and VM exit only; "root mode", the host, is the program that calls the verbs.
+// or of SVM, by its vendor, with which the hypervisor runs guests on it. Guest code executes
+// between VM entry and VM exit only; "root mode", the host, is the program that calls the verbs.
 //
 // A physical CPU is used by one thread at a time (whoever holds it from the hypervisor's pool);
 // only `kick` and the shootdown queue are for other threads.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The vendor seam: what the hypervisor asks of VT-x or SVM for one vCPU. A backend owns the vCPU's
-// control block and is written in the processor's verbs; nothing above it names a field of a VMCS or
-// a VMCB. All methods but `init` and `load` need the vCPU loaded on the physical CPU given
-// last.
+// control block and is written in the processor's verbs; nothing above it names a field of a VMCS
+// or a VMCB. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
 
 import SystemPackage
 import X86

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Nested paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
-// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism", with `EPTEntry`; APM
-// volume 2, "Nested Paging", with `PageTableEntry`). The two formats have their rights, addresses and
-// page sizes in the same bits; they differ in the flags of a leaf.
+// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism", with `EPTEntry`;
+// APM volume 2, "Nested Paging", with `PageTableEntry`). The two formats have their rights,
+// addresses and page sizes in the same bits; they differ in the flags of a leaf.
 //
 // Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
 // old or the new.

@@ -187,7 +187,8 @@ final class SVM: VirtualizationBackend {
     let causes = s.pointee.pendingDebug & PendingDebug.dr6
     s.pointee.pendingDebug = 0
     s.pointee.dr6 = s.pointee.dr6 & ~PendingDebug.breakpoints | causes
-    inject(GuestEvent(exception: ExceptionVector.debug.rawValue, errorCode: nil, instructionLength: 0))
+    let vector = ExceptionVector.debug.rawValue
+    inject(GuestEvent(exception: vector, errorCode: nil, instructionLength: 0))
   }
 
   // MARK: Controls

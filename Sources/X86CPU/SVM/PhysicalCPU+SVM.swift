@@ -94,7 +94,8 @@ extension PhysicalCPU {
 
   // MARK: The held VMCB
 
-  /// Makes a VMCB the held one: its guest's state is in the CPU afterwards. VMRUN does it by itself.
+  /// Makes a VMCB the held one: its guest's state is in the CPU afterwards. VMRUN does it by
+  /// itself.
   package func vmcbHold(_ address: UInt64) throws(SVMError) {
     try requireSVM()
     guard let vmcb = VMCB(address) else { throw .invalidAddress }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // MOV to CR4 for a hypervisor that intercepts it: the write with all that follows from it. It may
-// read guest memory (the PDPTEs of PAE paging), which may have disappeared (Host/GuardedCall.swift).
+// read guest memory (the PDPTEs of PAE paging), which may have disappeared
+// (Host/GuardedCall.swift).
 
 import Host
 import X86

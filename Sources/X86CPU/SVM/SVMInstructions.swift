@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// SVM's instructions executed by a guest (APM volume 3, "System Instruction Reference"): #UD without
-// EFER.SVME and outside protected mode, #GP above privilege 0, then the intercept. A hypervisor that
-// does not nest intercepts them all. What is not intercepted is the physical CPU's own: addresses
-// are host-physical.
+// SVM's instructions executed by a guest (APM volume 3, "System Instruction Reference"): #UD
+// without EFER.SVME and outside protected mode, #GP above privilege 0, then the intercept. A
+// hypervisor that does not nest intercepts them all. What is not intercepted is the physical CPU's
+// own: addresses are host-physical.
 //
 // SKINIT has no row, as CPUID does not offer it: #UD.
 

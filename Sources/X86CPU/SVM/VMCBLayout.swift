@@ -4,8 +4,8 @@
 //
 // Control fields and exit information stay in the VMCB's memory. The guest's state is in CPUState
 // while the VMCB is held ("lazy state"), as the fields of a current VMCS are: `vmcbRead` and
-// `vmcbWrite` go there directly. Memory gets it when an architectural VMRUN exits, when another VMCB
-// is held, or when software asks (`vmcbWriteBack`).
+// `vmcbWrite` go there directly. Memory gets it when an architectural VMRUN exits, when another
+// VMCB is held, or when software asks (`vmcbWriteBack`).
 //
 //     VMCBLayout.locations[VMCBLayout.slot(.rip)]     // CPUState.rip, 8 bytes
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The checks of VMRUN: each is one `require` with the rule that it is (APM volume 2,
-// "Canonicalization and Consistency Checks"). Those of a part of the VMCB that is clean are not made
-// again: the processor itself keeps the guest's state valid. Controls are read in the VMCB, the
-// guest's state in the CPU.
+// "Canonicalization and Consistency Checks"). Those of a part of the VMCB that is clean are not
+// made again: the processor itself keeps the guest's state valid. Controls are read in the VMCB,
+// the guest's state in the CPU.
 //
 //     try require(asid != 0, .asid)
 
