@@ -19,8 +19,8 @@ struct KVMCommand: ParsableCommand {
       The program must be dynamically linked and must not be set-user-ID. It loads \
       libmartlet-kvm.so from the directory of martlet, from ../lib or ../lib/martlet beside it, or \
       from the path in MARTLET_KVM_LIBRARY. The options set MARTLET_PCPUS, MARTLET_VENDOR, \
-      MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in its environment. The \
-      exit status is the program's, or 127 if it cannot be started.
+      MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in \
+      its environment. The exit status is the program's, or 127 if it cannot be started.
       """)
 
   @Option(
@@ -30,7 +30,8 @@ struct KVMCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Whose processor the software KVM has: intel with VT-x, amd with SVM. (default: the host's)",
+      "Whose processor the software KVM has: intel with VT-x, amd with SVM. "
+        + "(default: the host's)",
       valueName: "intel|amd"), completion: .list(["intel", "amd"]))
   var vendor: String?
 

@@ -147,7 +147,8 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Whose processor the software engine has: intel with VT-x, amd with SVM. (default: the host's)",
+      "Whose processor the software engine has: intel with VT-x, amd with SVM. "
+        + "(default: the host's)",
       valueName: "intel|amd"), completion: .list(["intel", "amd"]))
   var vendor: String?
 

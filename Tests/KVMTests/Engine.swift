@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which KVM a test runs on: ours, with VT-x and with SVM, and the kernel's where there is one. The tests of a suite with
-// the trait `.onBothEngines` run on each, one after the other; where the kernel's KVM is known to
-// differ, `KernelDifferences` says who is right.
+// Which KVM a test runs on: ours, with VT-x and with SVM, and the kernel's where there is one. The
+// tests of a suite with the trait `.onBothEngines` run on each, one after the other; where the
+// kernel's KVM is known to differ, `KernelDifferences` says who is right, and `VendorDifferences`
+// what AMD's processor does not have.
 
 import CHost
 import Foundation

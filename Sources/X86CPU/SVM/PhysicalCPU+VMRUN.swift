@@ -15,8 +15,8 @@ extension PhysicalCPU {
   ///
   /// - Parameter keepsState: the guest's state stays in the CPU, where `vmcbRead` and `vmcbWrite`
   ///   find it; else the VMCB's memory has it after the exit, and before this VMRUN.
-  /// - Returns: the exit code, which the VMCB has too. `invalid`: the VMCB broke a rule, nothing was
-  ///   executed, and `vmrunFailure` names the rule.
+  /// - Returns: the exit code, which the VMCB has too. `invalid`: the VMCB broke a rule, nothing
+  ///   was executed, and `vmrunFailure` names the rule.
   @discardableResult
   package func vmrun(
     _ address: UInt64, keepsState: Bool = false

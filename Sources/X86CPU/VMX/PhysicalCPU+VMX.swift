@@ -20,9 +20,9 @@ extension PhysicalCPU {
 
   /// Enters VMX operation.
   ///
-  /// - Throws: `notInVMXOperation` where the processor has no VT-x; `failInvalid` where the region is
-  ///   misaligned, out of range or has another revision;
-  ///   in VMX operation already, error 15 or `failInvalid` without a current VMCS.
+  /// - Throws: `notInVMXOperation` where the processor has no VT-x; `failInvalid` where the region
+  ///   is misaligned, out of range or has another revision; in VMX operation already, error 15 or
+  ///   `failInvalid` without a current VMCS.
   package func vmxon(_ region: UInt64) throws(VMXError) {
     if silicon != .intel { throw .notInVMXOperation }
     if isInVMXOperation { throw fail(.vmxonInRootOperation) }
