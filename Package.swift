@@ -103,7 +103,7 @@ let package = Package(
     .target(
       name: "KVMPreload",
       dependencies: [
-        "CHost", "Host", "KVM", "X86JIT", "Defence",
+        "CHost", "Host", "KVM", "X86", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
     .target(
@@ -245,7 +245,7 @@ let package = Package(
     .testTarget(
       name: "KVMTests",
       dependencies: [
-        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86CPU", "HostTestSupport",
+        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86", "X86CPU", "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
   ]

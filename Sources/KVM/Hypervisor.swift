@@ -17,6 +17,7 @@ import CHost
 import Host
 import Synchronization
 import SystemPackage
+import X86
 import X86CPU
 import X86JIT
 
@@ -54,6 +55,8 @@ package struct OpenObject: Sendable {
 }
 
 package final class Hypervisor: Sendable {
+  /// Whose processors the physical CPUs are.
+  package let silicon: SiliconVendor
   let pool: PhysicalCPUPool
   /// Goes up whenever nested mappings of any machine were taken away. A physical CPU whose slot has
   /// an older number drops what it has cached before it enters a guest.
@@ -76,16 +79,21 @@ package final class Hypervisor: Sendable {
 
   /// - Parameters:
   ///   - physicalCPUs: 1 to 64; nil: as many as the host has.
+  ///   - silicon: whose processors they are: VT-x is Intel's, SVM is AMD's. nil: the
+  ///     host's vendor's.
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
   ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
   ///   - clientWrites: how it is known that the client wrote to memory with code.
   package init(
-    physicalCPUs: Int? = nil, translates: Bool = false, tuning: TranslatorTuning = .standard,
-    reports: TranslatorReports = .none, clientWrites: ClientWrites = .announced
+    physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
+    tuning: TranslatorTuning = .standard, reports: TranslatorReports = .none,
+    clientWrites: ClientWrites = .announced
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
+    let silicon = silicon ?? .host
+    self.silicon = silicon
     let log = reports.makeLog()
     translationLog = log
     self.clientWrites = clientWrites
@@ -93,7 +101,7 @@ package final class Hypervisor: Sendable {
       clientWrites == .announced
       ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
     pool = try PhysicalCPUPool(
-      count: count,
+      count: count, silicon: silicon,
       enable: { (cpu) throws(Errno) in
         try Backends.type(for: cpu).enable(cpu)
         if !translates { return }

@@ -69,8 +69,9 @@ final class Machine: @unchecked Sendable {
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
     let changes = hypervisor.clientWrites != .announced
-    memory = try MachineMemory(changes: changes)
-    managementMemory = try MachineMemory(changes: changes)
+    let format: NestedTableFormat = hypervisor.silicon == .amd ? .ordinary : .extended
+    memory = try MachineMemory(changes: changes, format: format)
+    managementMemory = try MachineMemory(changes: changes, format: format)
     clock = MachineClock()
     timers = TimerThread(bus: bus)
   }

@@ -19,6 +19,7 @@ package final class LoopbackTransport: KVMTransport {
 
   /// - Parameters:
   ///   - physicalCPUs: how many processors the software has; nil: as many as the host.
+  ///   - silicon: whose processors they are; nil: the host's vendor's.
   ///   - translates: whether they translate hot code.
   ///   - threshold: executions of a block until it is translated; nil, as for the next two: the
   ///     translator's own choice.
@@ -30,10 +31,10 @@ package final class LoopbackTransport: KVMTransport {
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - measures: times are taken, and translated code counts; `statistics` tells.
   package init(
-    physicalCPUs: Int? = nil, translates: Bool = false, threshold: UInt32? = nil,
-    hotEntries: Int32? = nil, codeBytes: Int? = nil, guardsSpeculation: Bool = true,
-    verifiesAccesses: Bool = false, listing: Int32? = nil, perfMap: Int32? = nil,
-    measures: Bool = false
+    physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
+    threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
+    guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, listing: Int32? = nil,
+    perfMap: Int32? = nil, measures: Bool = false
   ) throws(Errno) {
     var tuning = TranslatorTuning.standard
     if let threshold { tuning.threshold = threshold }
@@ -42,7 +43,7 @@ package final class LoopbackTransport: KVMTransport {
     tuning.guardsSpeculation = guardsSpeculation
     tuning.verifiesAccesses = verifiesAccesses
     hypervisor = try Hypervisor(
-      physicalCPUs: physicalCPUs, translates: translates, tuning: tuning,
+      physicalCPUs: physicalCPUs, silicon: silicon, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))
   }
 

@@ -19,6 +19,7 @@ import Host
 import KVM
 import Synchronization
 import SystemPackage
+import X86
 import X86JIT
 
 /// The hypervisor of this process and what the library keeps with it.
@@ -28,7 +29,8 @@ final class Library: Sendable {
 
   private init() throws(Errno) {
     hypervisor = try Hypervisor(
-      physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
+      physicalCPUs: Settings.physicalCPUs, silicon: Settings.silicon,
+      translates: Settings.translates,
       tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
       clientWrites: Settings.clientWrites)
     process = getpid()
@@ -150,6 +152,8 @@ final class Library: Sendable {
 enum Settings {
   /// MARTLET_PCPUS: physical CPUs; the host's if absent.
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
+  /// MARTLET_VENDOR=intel or amd: whose processors; the host's if absent.
+  static let silicon = value("MARTLET_VENDOR").flatMap { SiliconVendor(rawValue: $0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
   /// MARTLET_SPECULATION_GUARD=off: see `TranslatorTuning`.

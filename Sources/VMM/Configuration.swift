@@ -5,6 +5,7 @@
 import Glibc
 import LinuxBoot
 import SystemPackage
+import X86
 
 /// The engines that a user can name.
 package enum EngineChoice: String, Sendable, CaseIterable {
@@ -25,6 +26,8 @@ package struct Configuration: Sendable {
   package var processors = 1
   /// Physical CPUs of the software engine; nil for as many as the host has.
   package var physicalProcessors: Int?
+  /// Whose processors the software engine has; nil: the host's vendor's.
+  package var vendor: SiliconVendor?
   /// The software engine translates hot code.
   package var translates = false
   /// When it translates, and how much code it keeps; nil: its own choice. See
@@ -157,6 +160,14 @@ extension Configuration {
       throw RunError("\(option): cannot write \(path): \(Errno(rawValue: errno))")
     }
     return descriptor
+  }
+
+  /// Sets the vendor by its name.
+  package mutating func setVendor(_ text: String) throws(RunError) {
+    guard let choice = SiliconVendor(rawValue: text) else {
+      throw RunError("--vendor \(text): unknown vendor; give intel or amd")
+    }
+    vendor = choice
   }
 
   /// Sets the engine by its name.

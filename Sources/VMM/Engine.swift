@@ -41,6 +41,9 @@ package struct EngineSupply: Sendable {
       guard configuration.physicalProcessors == nil else {
         throw RunError("--pcpus is for the software engine; leave it out with --engine kvm")
       }
+      guard configuration.vendor == nil else {
+        throw RunError("--vendor is for the software engine; leave it out with --engine kvm")
+      }
       if let problem = deviceProblem() {
         throw RunError("--engine kvm: \(problem), or give --engine soft")
       }
@@ -52,6 +55,9 @@ package struct EngineSupply: Sendable {
   private func automatic(_ configuration: Configuration) throws(RunError) -> Engine {
     if configuration.physicalProcessors != nil {
       return try softEngine(configuration, why: "--pcpus asks for its physical CPUs")
+    }
+    if configuration.vendor != nil {
+      return try softEngine(configuration, why: "--vendor asks for its processors")
     }
     if let problem = deviceProblem() { return try softEngine(configuration, why: problem) }
     let speed: EngineSpeed

@@ -55,6 +55,8 @@ public enum InterceptedInstruction: UInt8, Sendable, CaseIterable {
   case cacheFlush
   /// The backend has dropped the page's translations.
   case invlpg
+  /// A write of a control register that the backend has done.
+  case controlRegisterWrite
   /// One that this machine does not have.
   case undefined
   /// One whose exit nobody asked for: it is emulated.
@@ -142,6 +144,7 @@ extension GuestExit {
         case .monitorWait: .monitorWait
         case .cacheFlush: .cacheFlush
         case .invlpg: .invlpg
+        case .controlRegisterWrite: .controlRegister
         case .undefined: .undefined
         case .emulated: .emulated
         }

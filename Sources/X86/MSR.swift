@@ -83,4 +83,9 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var gsBase: Self { Self(0xC000_0101) }
   @inlinable public static var kernelGSBase: Self { Self(0xC000_0102) }
   @inlinable public static var tscAux: Self { Self(0xC000_0103) }
+
+  // SVM's (APM volume 2, "SVM Related MSRs", "TSC Ratio MSR").
+  @inlinable public static var tscRatio: Self { Self(0xC000_0104) }
+  @inlinable public static var vmcr: Self { Self(0xC001_0114) }
+  @inlinable public static var hostSaveArea: Self { Self(0xC001_0117) }
 }

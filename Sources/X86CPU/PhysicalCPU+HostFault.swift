@@ -73,6 +73,7 @@ private let redirection: GuardedCall.Redirection = { raw, address in
 
 private let guestCode: GuardedCall.Function = { raw in
   let cpu = CPU(raw)
+  if cpu.s.pointee.mustLoadPDPTEs, !cpu.loadPDPTEsAtEntry() { return }
   if cpu.owner.openEvents() { cpu.runGuest() }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One physical CPU of the software processor: its state, TLB and block cache, and the verbs of VT-x
-// with which the hypervisor runs guests on it. Guest code executes in VMX non-root operation only;
-// "root mode" is the program that calls the verbs.
+// or of SVM, by its vendor, with which the hypervisor runs guests on it. Guest code executes
+// between VM entry and VM exit only; "root mode", the host, is the program that calls the verbs.
 //
 // A physical CPU is used by one thread at a time (whoever holds it from the hypervisor's pool);
 // only `kick` and the shootdown queue are for other threads.
@@ -24,6 +24,8 @@ import X86Decoder
 package final class PhysicalCPU: @unchecked Sendable {
   /// 0 to 63, unique among the CPUs of this process.
   package let number: Int
+  /// Whose processor it is: Intel's has VT-x, AMD's SVM.
+  package let silicon: SiliconVendor
   package let cpu: CPU
   let tlbBanks: UnsafeMutablePointer<TLBEntry>
   package let blocks: BlockCache
@@ -66,6 +68,8 @@ package final class PhysicalCPU: @unchecked Sendable {
   let crashRecord: UnsafeMutablePointer<CrashRecord>
   /// VT-x: VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
+  /// SVM and the VMCB whose state is here.
+  let svm: UnsafeMutablePointer<SVMUnit>
   /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
   /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
   package var waitForRequest: ((UInt64) -> Void)?
@@ -74,11 +78,15 @@ package final class PhysicalCPU: @unchecked Sendable {
 
   /// - Parameters:
   ///   - number: 0 to 63, not used by another CPU of this process that is alive.
+  ///   - silicon: whose processor it is.
   ///   - blockOps: capacity of the block cache in instructions.
   /// - Throws: where there is no memory for the state.
-  package init(number: Int, blockOps: Int = 1 << 22) throws(Errno) {
+  package init(
+    number: Int, silicon: SiliconVendor = .intel, blockOps: Int = 1 << 22
+  ) throws(Errno) {
     guard CodePages.shared.isThere else { throw .noMemory }
     self.number = number
+    self.silicon = silicon
     crashRecord = CrashRecords.table + (number & (CrashRecords.capacity - 1))
     let hugePages = blockOps >= Self.manyBlockOps
     let tables = try TableMemory(hugePages: hugePages)
@@ -107,6 +115,8 @@ package final class PhysicalCPU: @unchecked Sendable {
     counts.initialize(to: EventCounts())
     vmx = .allocate(capacity: 1)
     vmx.initialize(to: VMXUnit())
+    svm = .allocate(capacity: 1)
+    svm.initialize(to: SVMUnit())
     cpu.s.initialize(
       to: CPUState(
         tlbBanks: tlbBanks, jumpCache: blocks.jumpCache, physicalCache: physicalCache,
@@ -140,6 +150,7 @@ package final class PhysicalCPU: @unchecked Sendable {
     bounce.deallocate()
     counts.deallocate()
     vmx.deallocate()
+    svm.deallocate()
     NativeStack.deallocate(state: cpu.raw, stateSize: Self.stateSize)
   }
 

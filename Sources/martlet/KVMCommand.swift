@@ -18,15 +18,22 @@ struct KVMCommand: ParsableCommand {
 
       The program must be dynamically linked and must not be set-user-ID. It loads \
       libmartlet-kvm.so from the directory of martlet, from ../lib or ../lib/martlet beside it, or \
-      from the path in MARTLET_KVM_LIBRARY. The options set MARTLET_PCPUS, MARTLET_TRANSLATOR, \
-      MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in its environment. The \
-      exit status is the program's, or 127 if it cannot be started.
+      from the path in MARTLET_KVM_LIBRARY. The options set MARTLET_PCPUS, MARTLET_VENDOR, \
+      MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in \
+      its environment. The exit status is the program's, or 127 if it cannot be started.
       """)
 
   @Option(
     help: ArgumentHelp(
       "Physical CPUs of the software KVM, 1 to 64. (default: the host's)", valueName: "n"))
   var pcpus: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Whose processor the software KVM has: intel with VT-x, amd with SVM. "
+        + "(default: the host's)",
+      valueName: "intel|amd"), completion: .list(["intel", "amd"]))
+  var vendor: String?
 
   @Option(
     help: ArgumentHelp("Translate hot guest code to host code.", valueName: "on|off"),
@@ -82,6 +89,12 @@ struct KVMCommand: ParsableCommand {
         throw ValidationError("--pcpus: give 1 to 64")
       }
       unsafe setenv("MARTLET_PCPUS", pcpus, 1)
+    }
+    if let vendor {
+      guard ["intel", "amd"].contains(vendor) else {
+        throw ValidationError("--vendor: give intel or amd")
+      }
+      setenv("MARTLET_VENDOR", vendor, 1)
     }
     guard ["on", "off"].contains(translator) else {
       throw ValidationError("--translator: give on or off")

@@ -23,7 +23,8 @@ struct Martlet: ParsableCommand {
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in
     try LoopbackTransport(
-      physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
+      physicalCPUs: configuration.physicalProcessors, silicon: configuration.vendor,
+      translates: configuration.translates,
       threshold: configuration.translatorThreshold,
       hotEntries: configuration.translatorHotEntries,
       codeBytes: configuration.translatorCodeBytes,
@@ -143,6 +144,13 @@ struct Run: ParsableCommand {
   @Option(
     help: Run.count("Physical CPUs of the software engine, 1 to 64. (default: the host's)"))
   var pcpus: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Whose processor the software engine has: intel with VT-x, amd with SVM. "
+        + "(default: the host's)",
+      valueName: "intel|amd"), completion: .list(["intel", "amd"]))
+  var vendor: String?
 
   @Option(
     help: ArgumentHelp(
@@ -289,6 +297,7 @@ struct Run: ParsableCommand {
     try configuration.setDisks(disk)
     configuration.network = try NetworkConfiguration.parse(net)
     configuration.hasEntropy = rng
+    if let vendor { try configuration.setVendor(vendor) }
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setEngine(engine)
     try setTranslator(&configuration)

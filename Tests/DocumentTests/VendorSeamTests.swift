@@ -1,34 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Instructions, events, translator and hypervisor know no vendor's controls and exits: what has
-// VT-x's names is in the folders of VT-x, and in X86, which has words alone.
+// VT-x's names is in the folders of VT-x, what has SVM's in those of SVM, and X86 has words alone.
 
 import Testing
 
 @Suite struct VendorSeamTests {
-  private static let folders = ["Sources/X86/", "Sources/X86CPU/VMX/", "Sources/KVM/VMX/"]
+  private static let folders = [
+    "Sources/X86/", "Sources/X86CPU/VMX/", "Sources/KVM/VMX/", "Sources/X86CPU/SVM/",
+    "Sources/KVM/SVM/",
+  ]
 
-  /// Names of VT-x's by how they begin, and whole ones.
-  private static let prefixes = ["VMX", "VMCS"]
+  /// Names of the vendors' by how they begin, and whole ones.
+  private static let prefixes = ["VMX", "VMCS", "SVM", "VMCB", "VMRun"]
   private static let names: Set<Substring> = [
     "PinControls", "PrimaryControls", "SecondaryControls", "ExitControls", "EntryControls",
     "ExitReason", "ExitFields", "exitFields", "EntryChecks", "EntryFailure", "InterruptionInfo",
     "InstructionInformation", "IOQualification", "ControlRegisterQualification",
     "DebugRegisterQualification", "TaskSwitchQualification", "EPTViolationQualification",
-    "NotifyQualification", "vmxControls",
+    "NotifyQualification", "vmxControls", "NestedFaultInfo", "InterruptShadow", "TLBControl",
   ]
-  private static let verbs = ["vmread(", "vmwrite("]
+  private static let verbs = ["vmread(", "vmwrite(", "vmcbRead(", "vmcbWrite("]
 
-  /// Files that may name something of VT-x's, and why.
+  /// Files that may name something of a vendor's, and why.
   private static let exceptions: [String: (names: Set<Substring>, reason: String)] = [
-    "Sources/X86CPU/PhysicalCPU.swift": (["VMXUnit"], "a physical CPU owns the unit"),
+    "Sources/X86CPU/PhysicalCPU.swift": (
+      ["VMXUnit", "SVMUnit"], "a physical CPU owns the units"
+    ),
     "Sources/X86CPU/Blocks/Lowering.swift": (
-      ["VMXInstructions"], "all instructions are registered there"
+      ["VMXInstructions", "SVMInstructions"], "all instructions are registered there"
     ),
     "Sources/X86CPU/Model/MSRModel+Access.swift": (
       ["VMXCapabilities"], "the capability MSRs are MSRs of the processor's"
     ),
-    "Sources/KVM/Backend/Backends.swift": (["VMX"], "the list of backends"),
+    "Sources/X86CPU/Model/CPUIDModel.swift": (["SVMCapabilities"], "CPUID tells what SVM has"),
+    "Sources/KVM/Backend/Backends.swift": (["VMX", "SVM"], "the list of backends"),
   ]
 
   private static func isVendors(_ name: Substring) -> Bool {
@@ -54,7 +60,7 @@ import Testing
       let allowed = Self.exceptions[file]?.names ?? []
       let names = try found(in: file)
       let strangers = names.subtracting(allowed).sorted()
-      #expect(strangers.isEmpty, "\(file) names \(strangers), which are VT-x's")
+      #expect(strangers.isEmpty, "\(file) names \(strangers), which are a vendor's")
       seen += 1
     }
     #expect(seen > 200)

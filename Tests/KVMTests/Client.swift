@@ -45,7 +45,7 @@ final class Client: @unchecked Sendable {
     clientWrites: ClientWrites = .announced, prepare: (Client) throws -> Void = { _ in }
   ) throws {
     hypervisor = try Hypervisor(
-      physicalCPUs: 1, translates: translates, clientWrites: clientWrites)
+      physicalCPUs: 1, silicon: Engine.vendor, translates: translates, clientWrites: clientWrites)
     transport =
       switch Engine.current {
       case .software: LoopbackTransport(hypervisor)

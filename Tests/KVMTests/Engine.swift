@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which KVM a test runs on: ours, and the kernel's where there is one. The tests of a suite with
-// the trait `.onBothEngines` run on each, one after the other; where the kernel's KVM is known to
-// differ, `KernelDifferences` says who is right.
+// Which KVM a test runs on: ours, with VT-x and with SVM, and the kernel's where there is one. The
+// tests of a suite with the trait `.onBothEngines` run on each, one after the other; where the
+// kernel's KVM is known to differ, `KernelDifferences` says who is right, and `VendorDifferences`
+// what AMD's processor does not have.
 
 import CHost
 import Foundation
@@ -15,6 +16,7 @@ import KVMLoopback
 import Synchronization
 import SystemPackage
 import Testing
+import X86
 
 enum Engine: String, CaseIterable, CustomTestStringConvertible {
   case software
@@ -24,6 +26,9 @@ enum Engine: String, CaseIterable, CustomTestStringConvertible {
 
   /// The one that the running test is to use.
   @TaskLocal static var current = Engine.software
+
+  /// Whose processors ours has in the running test.
+  @TaskLocal static var vendor = SiliconVendor.intel
 
   /// The kernel's only where it can be opened.
   static let available: [Engine] = {
@@ -36,14 +41,15 @@ enum Engine: String, CaseIterable, CustomTestStringConvertible {
     physicalCPUs: Int = 1, translates: Bool = false
   ) throws(Errno) -> any KVMTransport {
     if self == .software {
-      return try LoopbackTransport(physicalCPUs: physicalCPUs, translates: translates)
+      return try LoopbackTransport(
+        physicalCPUs: physicalCPUs, silicon: Engine.vendor, translates: translates)
     }
     KickSignal.unblock()
     return DeviceTransport()
   }
 }
 
-/// Runs each test on every KVM that there is.
+/// Runs each test on every KVM that there is, and on ours with either vendor's processors.
 struct BothEngines: SuiteTrait, TestTrait, TestScoping {
   var isRecursive: Bool { true }
 
@@ -53,6 +59,11 @@ struct BothEngines: SuiteTrait, TestTrait, TestScoping {
     guard testCase != nil else { return try await function() }
     try await Engine.$current.withValue(.software) { try await function() }
     let name = String(test.name.prefix { $0 != "(" })
+    if let reason = VendorDifferences.table[name] {
+      Skips.note("\(name) on AMD's processor", reason)
+    } else {
+      try await Engine.$vendor.withValue(.amd) { try await function() }
+    }
     guard let kind = KernelKVM.kind else {
       return Skips.note("\(name) on the kernel's KVM", KernelKVM.missing)
     }
@@ -158,6 +169,11 @@ enum KernelDifferences {
   ]
 }
 
+/// Tests, by name, of what AMD's processor does not have.
+enum VendorDifferences {
+  static let table: [String: String] = [:]
+}
+
 @Suite struct KernelDifferenceTests {
   /// A test that was renamed would lose its line.
   @Test func everyLineNamesATest() throws {
@@ -166,7 +182,7 @@ enum KernelDifferences {
     let text = try files.filter { $0.hasSuffix(".swift") }.map {
       try String(contentsOfFile: directory + "/" + $0, encoding: .utf8)
     }.joined()
-    for name in KernelDifferences.table.keys {
+    for name in Array(KernelDifferences.table.keys) + Array(VendorDifferences.table.keys) {
       #expect(text.contains("func \(name)("), "no test is called \(name)")
     }
   }

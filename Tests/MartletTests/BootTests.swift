@@ -50,6 +50,20 @@ enum BootGuest {
     #expect(result.status == 0, "\(result.errors)")
   }
 
+  /// On the other vendor's processor than most tests: SVM, and AMD's CPUID.
+  @Test(arguments: [
+    ["--cpus", "1"], ["--cpus", "2"], ["--cpus", "1", "--translator", "off"],
+    ["--cpus", "2", "--translator", "off"], ["--cpus", "4", "--pcpus", "1"],
+  ])
+  func linuxBootsWithSVM(arguments: [String]) throws {
+    let result = try boot("vmlinuz-cloud-amd64", ["--vendor", "amd"] + arguments)
+    #expect(
+      result.output.contains("MARTLET-GUEST-READY cpus=\(arguments[1])"),
+      "\(result.output.suffix(2000))")
+    #expect(result.output.contains("AuthenticAMD") || result.output.contains("AMD"))
+    #expect(result.status == 0, "\(result.errors)")
+  }
+
   /// Everything is translated at once, and again with what follows it.
   @Test(arguments: [1, 2])
   func linuxBootsWithAThresholdOfOne(cpus: Int) throws {

@@ -34,6 +34,7 @@ package final class TestMachine {
     getenv("MARTLET_TRANSLATOR").flatMap { UInt32(String(cString: $0)) } ?? 0
 
   /// - Parameters:
+  ///   - silicon: whose processor it is.
   ///   - megabytes: guest memory, a multiple of 2.
   ///   - threshold: executions before a block is translated; 0 for the interpreter alone.
   ///   - codeBytes: the translator's code memory.
@@ -44,13 +45,14 @@ package final class TestMachine {
   ///   - hotEntries: the translator's entries of a block before it becomes a region; else 2 with a
   ///     threshold of 1.
   package init(
-    megabytes: Int = 8, threshold: UInt32? = nil, codeBytes: Int = 1 << 20,
-    hotEntries: Int32? = nil, guardsSpeculation: Bool = true, verifies: Bool? = nil,
-    counts: Bool = true, sharing other: TestMachine? = nil
+    silicon: SiliconVendor = .intel, megabytes: Int = 8, threshold: UInt32? = nil,
+    codeBytes: Int = 1 << 20, hotEntries: Int32? = nil, guardsSpeculation: Bool = true,
+    verifies: Bool? = nil, counts: Bool = true, sharing other: TestMachine? = nil
   ) {
     self.other = other
     processor = try! PhysicalCPU(
-      number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, blockOps: 1 << 14)
+      number: Self.nextNumber.add(1, ordering: .relaxed).newValue % 64, silicon: silicon,
+      blockOps: 1 << 14)
     memorySize = other?.memorySize ?? megabytes << 20
     memory = other?.memory ?? .allocate(byteCount: memorySize, alignment: 2 << 20)
     if other == nil { memory.initializeMemory(as: UInt8.self, repeating: 0, count: memorySize) }
@@ -91,6 +93,10 @@ package final class TestMachine {
     cpu.vmxControls.eptPointer = base | 6 | 3 << 3
     cpu.flushTLB()
   }
+
+  /// The root of the tables. They serve nested paging of either vendor: what differs between the
+  /// formats is in bits that neither minds.
+  package var nestedRoot: UInt64 { UInt64(UInt(bitPattern: tables)) }
 
   /// Rights by EPT of 2 MiB of guest-physical memory (`EPTEntry.read`, `write`, `execute`).
   package func setRights(_ rights: UInt64, ofLargePage number: Int) {

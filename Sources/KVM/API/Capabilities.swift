@@ -4,18 +4,23 @@
 // lacks is never offered.
 
 import CHost
+import X86
 import X86CPU
 
 /// KVM_CHECK_EXTENSION: what this KVM can do, and nothing that it cannot.
 enum Capabilities {
   /// Capability numbers with their answers; others are 0.
-  static func value(_ number: UInt, physicalCPUs: Int) -> Int32 {
+  static func value(_ number: UInt, physicalCPUs: Int, silicon: SiliconVendor) -> Int32 {
     switch Int32(truncatingIfNeeded: number) {
+    case let number where silicon == .amd && ofIntel.contains(number): 0
     case KVM_CAP_NR_VCPUS: Int32(physicalCPUs)
     case KVM_CAP_XSAVE2: Int32(ExtendedState.areaSize)
     case let number: table[number] ?? 0
     }
   }
+
+  /// What rests on controls that VT-x has and this processor's SVM has not.
+  private static let ofIntel: Set<Int32> = [KVM_CAP_X86_BUS_LOCK_EXIT, KVM_CAP_X86_NOTIFY_VMEXIT]
 
   private static let table: [Int32: Int32] = [
     KVM_CAP_IRQCHIP: 1,

@@ -29,7 +29,8 @@ extension Hypervisor {
     (
       CKVM_CHECK_EXTENSION,
       { (system, argument) throws(Errno) in
-        Capabilities.value(argument.value, physicalCPUs: system.physicalCPUCount)
+        Capabilities.value(
+          argument.value, physicalCPUs: system.physicalCPUCount, silicon: system.silicon)
       }
     ),
     (
@@ -44,8 +45,8 @@ extension Hypervisor {
   private static let processor: [(UInt32, IoctlTable<Hypervisor>.Method)] = [
     (
       CKVM_GET_SUPPORTED_CPUID,
-      { (_, argument) throws(Errno) in
-        try CPUIDTable.write(SupportedCPUID.entries, to: argument)
+      { (system, argument) throws(Errno) in
+        try CPUIDTable.write(SupportedCPUID.entries(system.silicon), to: argument)
         return 0
       }
     ),

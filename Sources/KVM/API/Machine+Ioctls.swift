@@ -32,7 +32,9 @@ extension Machine {
     (
       CKVM_CHECK_EXTENSION,
       { (machine, argument) throws(Errno) in
-        Capabilities.value(argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount)
+        Capabilities.value(
+          argument.value, physicalCPUs: machine.hypervisor.physicalCPUCount,
+          silicon: machine.hypervisor.silicon)
       }
     ),
     (CKVM_GET_STATS_FD, { (machine, _) throws(Errno) in try machine.openStatistics() }),

@@ -7,7 +7,7 @@ import SystemPackage
 import X86CPU
 
 enum Backends {
-  private static var all: [any VirtualizationBackend.Type] { [VMX.self] }
+  private static var all: [any VirtualizationBackend.Type] { [VMX.self, SVM.self] }
 
   /// - Throws: EOPNOTSUPP where the processor has no virtualization that there is a backend for.
   static func type(

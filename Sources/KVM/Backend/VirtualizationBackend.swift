@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The vendor seam: what the hypervisor asks of VT-x (and will ask of SVM) for one vCPU. A backend
-// owns the vCPU's control block and is written in the processor's verbs; nothing above it names a
-// VMCS field. All methods but `init` and `load` need the vCPU loaded on the physical CPU given
-// last.
+// The vendor seam: what the hypervisor asks of VT-x or SVM for one vCPU. A backend owns the vCPU's
+// control block and is written in the processor's verbs; nothing above it names a field of a VMCS
+// or a VMCB. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
 
 import SystemPackage
 import X86
@@ -69,9 +68,17 @@ protocol VirtualizationBackend: AnyObject {
   func vendorInformation(of event: GuestEvent) -> UInt64
   /// Exit as soon as an interrupt could be delivered.
   func setInterruptWindow(_ open: Bool)
-  /// Exit as soon as an NMI could be delivered.
+  /// Exit as soon as an NMI could be delivered, or deliver it (`takeDeliveredNMI`).
   func setNMIWindow(_ open: Bool)
+  /// Whether the processor delivered, without an exit, the NMI that a window was opened for. Once
+  /// for each.
+  func takeDeliveredNMI() -> Bool
 
+  /// The hypercall instruction of the vendor's processors, and the other vendor's, which is
+  /// undefined there.
+  var hypercall: (own: [UInt8], other: [UInt8]) { get }
+  /// What the multiplier of the time-stamp counter is a multiple of.
+  var tscMultiplierStep: UInt64 { get }
   func setTSCOffset(_ offset: UInt64)
   /// Guest counts for each of the host's, in units of 2^-48.
   func setTSCMultiplier(_ multiplier: UInt64)

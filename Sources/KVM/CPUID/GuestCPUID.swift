@@ -80,7 +80,7 @@ struct GuestCPUID {
   }
 
   /// What a guest with all of KVM_GET_SUPPORTED_CPUID may set.
-  private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries).allowedCR4
+  private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4
 
   private static func allowedCR4(ecx1: UInt32, ebx7: UInt32, ecx7: UInt32) -> UInt64 {
     var allowed: CR4 = [
@@ -102,10 +102,11 @@ struct GuestCPUID {
   }
 
   /// What CPUID returns. A function beyond the last is answered by the last basic one, as Intel's
-  /// processors do.
+  /// processors do; those of AMD's answer 0.
   func lookUp(_ function: UInt32, _ index: UInt32, _ state: Dynamic) -> CPUIDLeaf {
     var function = function
     if entry(function, index) == nil, isBeyondLast(function), let last = entry(0, 0)?.eax {
+      if rules.contains(.noLeafBeyondLast) { return CPUIDLeaf() }
       function = last
     }
     guard let found = entry(function, index) else {

@@ -30,31 +30,43 @@ enum SupportedCPUID {
   private static let apicBit: UInt32 = 1 << 9
 
   /// Every leaf, by function and index.
-  static let entries: [kvm_cpuid_entry2] = {
+  static func entries(_ silicon: SiliconVendor) -> [kvm_cpuid_entry2] {
+    silicon == .intel ? intelEntries : amdEntries
+  }
+
+  private static let intelEntries = list(.intel)
+  private static let amdEntries = list(.amd)
+
+  private static func list(_ silicon: SiliconVendor) -> [kvm_cpuid_entry2] {
     var list: [kvm_cpuid_entry2] = []
-    for function in 0...CPUIDModel.lastBasicLeaf {
-      if let count = subleaves[function] {
-        for index in 0..<count { add(&list, function, index, significant: true) }
-      } else {
-        add(&list, function, 0, significant: false)
-      }
-    }
+    for function in 0...CPUIDModel.lastBasicLeaf(silicon) { add(&list, function, silicon) }
     list += paravirtual
-    for function in 0x8000_0000...CPUIDModel.lastExtendedLeaf {
-      add(&list, function, 0, significant: false)
+    for function in 0x8000_0000...CPUIDModel.lastExtendedLeaf(silicon) {
+      add(&list, function, silicon)
     }
     return list
-  }()
+  }
+
+  private static func add(
+    _ list: inout [kvm_cpuid_entry2], _ function: UInt32, _ silicon: SiliconVendor
+  ) {
+    guard let count = subleaves[function] else {
+      return add(&list, function, 0, silicon, significant: false)
+    }
+    for index in 0..<count { add(&list, function, index, silicon, significant: true) }
+  }
 
   /// How many subleaves the leaves with an index have.
   private static let subleaves: [UInt32: UInt32] = [
-    4: 5, 7: 3, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2,
+    4: 5, 7: 3, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2, 0x8000_001D: 5,
   ]
 
   private static func add(
-    _ list: inout [kvm_cpuid_entry2], _ function: UInt32, _ index: UInt32, significant: Bool
+    _ list: inout [kvm_cpuid_entry2], _ function: UInt32, _ index: UInt32,
+    _ silicon: SiliconVendor, significant: Bool
   ) {
-    var leaf = CPUIDModel.leaf(function, index)
+    var leaf = CPUIDModel.leaf(function, index, silicon)
+    if silicon == .amd { withholdSVM(&leaf, function) }
     if function == 1 {
       leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
       leaf.edx |= apicBit
@@ -71,6 +83,12 @@ enum SupportedCPUID {
     entry.flags = significant ? UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX) : 0
     (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
     list.append(entry)
+  }
+
+  /// No nesting yet.
+  private static func withholdSVM(_ leaf: inout CPUIDLeaf, _ function: UInt32) {
+    if function == 0x8000_0001 { leaf.ecx &= ~(1 << 2) }
+    if function == 0x8000_000A { leaf = CPUIDLeaf() }
   }
 
   /// Clients take places in the XSAVE area from the CPUID instruction of the host (QEMU does),

@@ -145,6 +145,7 @@ extension VirtualCPU {
       runningOn.store(-1, ordering: .sequentiallyConsistent)
       if eoi.isOffered { takeEOI() }
       if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
+      if backend.takeDeliveredNMI() { pendingNMIs.subtract(1, ordering: .sequentiallyConsistent) }
       let disposition = handle(backend.takeExit())
       checkCounters()
       if statisticsFile != nil { updateStatistics() }

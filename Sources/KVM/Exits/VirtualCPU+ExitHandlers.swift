@@ -55,7 +55,7 @@ extension VirtualCPU {
     case .hypercall: return emulateHypercall()
     case .monitorWait: return emulateMonitorWait()
     // Caches are coherent.
-    case .cacheFlush, .invlpg:
+    case .cacheFlush, .invlpg, .controlRegisterWrite:
       advance()
       return .resume
     case .undefined:

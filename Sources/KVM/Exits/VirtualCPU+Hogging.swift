@@ -46,12 +46,14 @@ extension Machine {
     KVM_CAP_X86_BUS_LOCK_EXIT: { (machine, capability) throws(Errno) in
       let (off, exit) = (UInt64(KVM_BUS_LOCK_DETECTION_OFF), UInt64(KVM_BUS_LOCK_DETECTION_EXIT))
       let mode = capability.args.0
+      guard machine.hypervisor.silicon == .intel else { throw .invalidArgument }
       guard mode & ~(off | exit) == 0, mode != off | exit else { throw .invalidArgument }
       if mode & exit != 0 { machine.options.withLock { $0.detectsBusLocks = true } }
     },
     KVM_CAP_X86_NOTIFY_VMEXIT: { (machine, capability) throws(Errno) in
       let (enabled, user): (UInt64, UInt64) = (1 << 0, 1 << 1)  // KVM_X86_NOTIFY_VMEXIT_...
       let flags = capability.args.0 & 0xFFFF_FFFF
+      guard machine.hypervisor.silicon == .intel else { throw .invalidArgument }
       guard flags & ~(enabled | user) == 0, flags & enabled != 0 else { throw .invalidArgument }
       try machine.configure { (_) throws(Errno) in
         guard machine.virtualCPUs.isEmpty else { throw .invalidArgument }

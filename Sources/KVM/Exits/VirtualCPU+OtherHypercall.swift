@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// #UD that is not one to the guest: RSM, and VMMCALL. A guest that was told to be on AMD's
-// processor makes its hypercalls so. It is done as VMCALL is, and the instruction replaced by
-// VMCALL, which is faster the next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
+// #UD that is not one to the guest: RSM, and the other vendor's hypercall. A guest that was told to
+// be on AMD's processor makes its hypercalls by VMMCALL, one that was told to be on Intel's by
+// VMCALL. It is done as the vendor's own is, and the instruction replaced by that, which is faster
+// the next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
 
 import CHost
 import Synchronization
@@ -10,18 +11,15 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  private static let vmcall: [UInt8] = [0x0F, 0x01, 0xC1]
-  private static let vmmcall: [UInt8] = [0x0F, 0x01, 0xD9]
-
   /// An instruction was undefined.
   func exitForUndefined() -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
     if smm.isActive, isResume(at: start) { return leaveSystemManagement() }
-    guard isQuirkOn(Quirks.fixHypercall), code(at: start) == Self.vmmcall else {
+    guard isQuirkOn(Quirks.fixHypercall), code(at: start) == backend.hypercall.other else {
       raise(.invalidOpcode)
       return .resume
     }
-    for (offset, byte) in Self.vmcall.enumerated() {
+    for (offset, byte) in backend.hypercall.own.enumerated() {
       guard let place = translate(start &+ UInt64(offset)) else { continue }
       _ = writeMemory(place, count: 1) { $0.storeBytes(of: byte, as: UInt8.self) }
     }

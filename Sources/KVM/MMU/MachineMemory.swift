@@ -119,10 +119,12 @@ final class MachineMemory: @unchecked Sendable {
   /// What the client has mapped; nil where its slots' memory stays as it is.
   let host: HostMemoryMap?
 
-  /// - Parameter changes: the client may change its mappings of the slots' memory.
-  init(changes: Bool = false) throws(Errno) {
+  /// - Parameters:
+  ///   - changes: the client may change its mappings of the slots' memory.
+  ///   - format: of the nested tables, which the processor's vendor chooses.
+  init(changes: Bool = false, format: NestedTableFormat = .extended) throws(Errno) {
     host = changes ? .shared : nil
-    let tables = NestedPageTables()
+    let tables = NestedPageTables(format)
     root = tables.root
     self.tables = Mutex(tables)
     GuestSpaces.shared.add(root) { [hostMemory] page in hostMemory.contains(UInt(page)) }

@@ -1,14 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// EPT paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
-// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism"; `EPTEntry` has the
-// layout of an entry).
+// Nested paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
+// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism", with `EPTEntry`;
+// APM volume 2, "Nested Paging", with `PageTableEntry`). The two formats have their rights,
+// addresses and page sizes in the same bits; they differ in the flags of a leaf.
 //
 // Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
 // old or the new.
 
 import Host
 import X86
+
+/// Whose walk reads the tables.
+enum NestedTableFormat: Sendable {
+  /// VT-x's EPT.
+  case extended
+  /// SVM's: ordinary page tables, walked as by user accesses.
+  case ordinary
+
+  /// In every leaf. Ordinary entries are marked as used, so that the processor need not.
+  var leafFlags: UInt64 {
+    switch self {
+    case .extended: EPTEntry.memoryTypeWriteBack
+    case .ordinary: PageTableEntry.accessed | PageTableEntry.dirty
+    }
+  }
+
+  /// In every entry that leads to a table.
+  var tableFlags: UInt64 { self == .extended ? 0 : PageTableEntry.accessed }
+}
 
 /// Sendable: changed under the lock of the slots; entries are stored and read as single words.
 struct NestedPageTables: @unchecked Sendable {
@@ -32,7 +52,10 @@ struct NestedPageTables: @unchecked Sendable {
   private var left: [Pages] = []
   private let rootTable: UnsafeMutablePointer<UInt64>
 
-  init() {
+  private let format: NestedTableFormat
+
+  init(_ format: NestedTableFormat) {
+    self.format = format
     top = Pages()
     rootTable = top.make()
   }
@@ -112,7 +135,7 @@ struct NestedPageTables: @unchecked Sendable {
   private func leaf(_ address: UInt64, _ slot: MemorySlot, isWritable: Bool) -> UInt64 {
     let rights =
       slot.isReadOnly || !isWritable ? EPTEntry.read | EPTEntry.execute : EPTEntry.rightsMask
-    return (address &+ slot.offset) & EPTEntry.addressMask | EPTEntry.memoryTypeWriteBack | rights
+    return (address &+ slot.offset) & EPTEntry.addressMask | format.leafFlags | rights
   }
 
   private func child(of table: Table, _ index: Int) -> Table {
@@ -123,7 +146,7 @@ struct NestedPageTables: @unchecked Sendable {
       return next
     }
     let next = lower.make()
-    table[index] = UInt64(UInt(bitPattern: next)) | EPTEntry.rightsMask
+    table[index] = UInt64(UInt(bitPattern: next)) | EPTEntry.rightsMask | format.tableFlags
     return next
   }
 }

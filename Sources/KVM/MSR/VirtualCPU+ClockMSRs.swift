@@ -32,7 +32,8 @@ extension VirtualCPU {
 
   /// KVM_SET_TSC_KHZ. A counter that nobody has written goes on as if it had always had this rate,
   /// so that all vCPUs agree; one that was written goes on from where it is.
-  func setTSCRate(_ rate: TSCRate) {
+  func setTSCRate(_ wanted: TSCRate) {
+    let rate = wanted.rounded(to: backend.tscMultiplierStep)
     if rate == tscRate { return }
     let isWritten = tscOffset != machine.clock.offset(rate: tscRate)
     let value = guestTSC

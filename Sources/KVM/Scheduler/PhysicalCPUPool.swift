@@ -18,6 +18,7 @@
 import Host
 import Synchronization
 import SystemPackage
+import X86
 import X86CPU
 
 /// One physical CPU and who is on it.
@@ -62,21 +63,24 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private let state = Mutex(State())
   private let waiterCount = Atomic<Int>(0)
 
+  private let silicon: SiliconVendor
   private let enableSpare: @Sendable (PhysicalCPU) throws(Errno) -> Void
 
   /// Makes `count` physical CPUs and makes each ready to enter guests.
   ///
   /// - Parameters:
+  ///   - silicon: whose they are.
   ///   - enable: makes a CPU ready.
   ///   - enableSpare: the same for one that runs no guest.
   init(
-    count: Int, enable: (PhysicalCPU) throws(Errno) -> Void,
+    count: Int, silicon: SiliconVendor, enable: (PhysicalCPU) throws(Errno) -> Void,
     enableSpare: @escaping @Sendable (PhysicalCPU) throws(Errno) -> Void
   ) throws(Errno) {
     self.enableSpare = enableSpare
+    self.silicon = silicon
     var slots: [PhysicalCPUSlot] = []
     for index in 0..<count {
-      let cpu = try PhysicalCPU(number: index)
+      let cpu = try PhysicalCPU(number: index, silicon: silicon)
       try enable(cpu)
       slots.append(PhysicalCPUSlot(index: index, cpu: cpu))
     }
@@ -90,7 +94,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private func takeSpare(_ state: inout State) -> PhysicalCPUSlot? {
     if let spare = state.spare { return spare.isBusy ? nil : spare }
     guard let number = spareNumber else { return nil }
-    guard let cpu = try? PhysicalCPU(number: number, blockOps: 1 << 10),
+    guard let cpu = try? PhysicalCPU(number: number, silicon: silicon, blockOps: 1 << 10),
       (try? enableSpare(cpu)) != nil
     else { return nil }
     let spare = PhysicalCPUSlot(index: number, cpu: cpu)

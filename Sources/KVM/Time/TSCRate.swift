@@ -40,6 +40,11 @@ struct TSCRate: Sendable, Equatable {
     }
   }
 
+  /// The rate that a processor can have whose multiplier is a multiple of `step`, a power of two.
+  func rounded(to step: UInt64) -> TSCRate {
+    TSCRate(kilohertz: kilohertz, multiplier: multiplier & ~(step &- 1))
+  }
+
   /// What a count of the host's is at this rate.
   func counts(ofHost counts: UInt64) -> UInt64 {
     if multiplier == Self.unscaled { return counts }

@@ -47,6 +47,12 @@ final class VMX: VirtualizationBackend {
   var vpidValue: UInt16 { vpid }
   var instructionLength: UInt64 { cpu.vmread(.exitInstructionLength) }
 
+  /// VMCALL, and the other vendor's VMMCALL.
+  var hypercall: (own: [UInt8], other: [UInt8]) { ([0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]) }
+  var tscMultiplierStep: UInt64 { 1 }
+  /// A window exits.
+  func takeDeliveredNMI() -> Bool { false }
+
   // MARK: The VMCS
 
   private var isInitialized = false

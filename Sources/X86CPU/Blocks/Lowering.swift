@@ -106,6 +106,7 @@ package enum Lowering {
     { CacheAndTLBInstructions.register(&$0) },
     { HaltAndMonitor.register(&$0) },
     { VMXInstructions.register(&$0) },
+    { SVMInstructions.register(&$0) },
     { VectorInstructions.register(&$0) },
     { ExtendedStateInstructions.register(&$0) },
   ]
@@ -120,7 +121,7 @@ package enum Lowering {
     if instruction.memoryOperand != nil || instruction.attributes.contains(.string) {
       lowerAddress(instruction, op, c)
     }
-    guard CPUIDModel.offers(instruction.feature) else { return }
+    guard CPUIDModel.offers(instruction.feature, c.owner.silicon) else { return }
     if let handler = handler(instruction, op, c) { op.pointee.handler = handler }
   }
 

@@ -123,6 +123,8 @@ extension PhysicalCPU {
     shootdowns.inGuest.store(false, ordering: .sequentiallyConsistent)
   }
 
+  var isInGuestCode: Bool { shootdowns.inGuest.load(ordering: .relaxed) }
+
   /// Does what other CPUs asked for.
   package func processShootdowns() {
     if cpu.s.requests & CPURequest.shootdown != 0 {

@@ -60,6 +60,7 @@ extension CPU {
       s.pointee.interruptibility & (Interruptibility.blockingByNMI | shadows) == 0,
       s.pointee.activity != ActivityState.waitForSIPI
     {
+      if s.pointee.intercepts.mode == .svm { return takeVirtualNMI() }
       _ = exit(.nmiWindow)
       return false
     }
@@ -67,6 +68,7 @@ extension CPU {
       s.pointee.rflags & RFLAGS.if.rawValue != 0, s.pointee.interruptibility & shadows == 0,
       s.pointee.activity <= ActivityState.hlt
     {
+      if s.pointee.intercepts.mode == .svm { return takeVirtualInterrupt() }
       _ = exit(.interruptWindow)
       return false
     }

@@ -71,6 +71,7 @@ extension CPU {
       return .done(PhysicalPage(tag: page, host: page, rights: 7))
     }
     if page >> CPU.physicalAddressBits != 0 { return .done(nil) }
+    if s.pointee.intercepts.nested == .longMode { return walkNestedOnce(page, kind, insists) }
     let pointer = s.pointee.intercepts.nestedRoot
     let setFlags = pointer & EPTPointer.accessedDirty != 0
     var table = pointer & EPTEntry.addressMask
@@ -104,6 +105,44 @@ extension CPU {
       }
       table = entry & EPTEntry.addressMask
       level -= 1
+    }
+  }
+
+  /// The same for SVM's nested tables, which are those of long mode: the access is a user's, the
+  /// flags are always set, and NX counts (APM volume 2, "Nested Paging").
+  private func walkNestedOnce(_ page: UInt64, _ kind: AccessKind, _ insists: Bool) -> EPTWalk {
+    var table = s.pointee.intercepts.nestedRoot
+    var rights: UInt64 = EPTEntry.rightsMask
+    var level: UInt64 = 3
+    while true {
+      let shift = 12 &+ 9 &* level
+      let index = (page &>> shift) & 511
+      guard let place = UnsafeMutableRawPointer(bitPattern: UInt(table &+ index &* 8)) else {
+        return .done(nil)
+      }
+      let entry = UInt64.atomicLoad(place)
+      let isThere = PageTableEntry.present | PageTableEntry.user
+      if entry & isThere != isThere { return .done(nil) }
+      if entry & PageTableEntry.writable == 0 { rights &= ~EPTEntry.write }
+      if entry & PageTableEntry.executeDisable != 0 { rights &= ~EPTEntry.execute }
+      let isLarge = entry & PageTableEntry.pageSize != 0
+      if level == 3 && isLarge { return .done(nil) }
+      let isLeaf = level == 0 || isLarge
+      let dirty = isLeaf && kind == .write && rights & EPTEntry.write != 0
+      let flags = PageTableEntry.accessed | (dirty ? PageTableEntry.dirty : 0)
+      guard Self.setBits(place, UInt64.self, flags, of: entry, insists: insists) else {
+        return .exchanged
+      }
+      if isLeaf {
+        let offsetMask = ((1 as UInt64) &<< shift) &- 1
+        let host = entry & PageTableEntry.addressMask & ~offsetMask | page & offsetMask
+        // Without the dirty flag a write must come this way again.
+        if !dirty && entry & PageTableEntry.dirty == 0 { rights &= ~EPTEntry.write }
+        if level > 0 { rights |= EPTEntry.pageSize }
+        return .done(PhysicalPage(tag: page, host: host, rights: rights))
+      }
+      table = entry & PageTableEntry.addressMask
+      level &-= 1
     }
   }
 

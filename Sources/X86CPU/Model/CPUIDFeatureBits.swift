@@ -9,7 +9,7 @@ import X86
 /// A feature word: a register of a leaf.
 package enum FeatureWord: Int, CaseIterable, Sendable {
   case leaf1ECX, leaf1EDX, leaf7EBX, leaf7ECX, leaf7EDX, leaf7_1EAX, leafD_1EAX
-  case extended1ECX, extended1EDX, extended7EDX, extended8EBX, leaf7_2EDX
+  case extended1ECX, extended1EDX, extended7EDX, extended8EBX, leaf7_2EDX, extended21EAX
 }
 
 /// One bit of a feature word.
@@ -29,12 +29,18 @@ struct FeatureBit: Sendable {
   var bit: UInt32
   var name: String
   var policy: Policy
+  /// nil: both vendors' processors have it.
+  var vendor: SiliconVendor?
 
-  init(_ word: FeatureWord, _ bit: UInt32, _ name: String, _ policy: Policy) {
+  init(
+    _ word: FeatureWord, _ bit: UInt32, _ name: String, _ policy: Policy,
+    only vendor: SiliconVendor? = nil
+  ) {
     self.word = word
     self.bit = bit
     self.name = name
     self.policy = policy
+    self.vendor = vendor
   }
 
   private static let host = Policy.hostWith([])
@@ -58,7 +64,7 @@ struct FeatureBit: Sendable {
     .init(.leaf1ECX, 2, "dtes64", tracing),
     .init(.leaf1ECX, 3, "monitor", .offered),
     .init(.leaf1ECX, 4, "ds-cpl", tracing),
-    .init(.leaf1ECX, 5, "vmx", .offered),
+    .init(.leaf1ECX, 5, "vmx", .offered, only: .intel),
     .init(.leaf1ECX, 6, "smx", noSMX),
     .init(.leaf1ECX, 7, "eist", thermal),
     .init(.leaf1ECX, 8, "tm2", thermal),
@@ -161,7 +167,7 @@ struct FeatureBit: Sendable {
     .init(.leaf7ECX, 22, "rdpid", .offered),
     .init(.leaf7ECX, 23, "key-locker", other),
     .init(.leaf7ECX, 24, "bus-lock-detect", other),
-    .init(.leaf7ECX, 25, "cldemote", .offered),
+    .init(.leaf7ECX, 25, "cldemote", .offered, only: .intel),
     .init(.leaf7ECX, 27, "movdiri", other),
     .init(.leaf7ECX, 28, "movdir64b", other),
     .init(.leaf7ECX, 29, "enqcmd", other),
@@ -170,7 +176,7 @@ struct FeatureBit: Sendable {
     .init(.leaf7EDX, 4, "fsrm", .offered),
     .init(.leaf7EDX, 8, "avx512vp2intersect", zmm),
     .init(.leaf7EDX, 10, "md-clear", .excluded("VERW overwrites no buffers")),
-    .init(.leaf7EDX, 14, "serialize", .offered),
+    .init(.leaf7EDX, 14, "serialize", .offered, only: .intel),
     .init(.leaf7EDX, 15, "hybrid", .excluded("all CPUs are alike")),
     .init(.leaf7EDX, 16, "tsxldtrk", noTSX),
     .init(.leaf7EDX, 18, "pconfig", other),
@@ -183,13 +189,13 @@ struct FeatureBit: Sendable {
     .init(.leaf7EDX, 26, "ibrs-ibpb", noControl),
     .init(.leaf7EDX, 27, "stibp", noControl),
     .init(.leaf7EDX, 28, "l1d-flush", .excluded("a process cannot flush the cache")),
-    .init(.leaf7EDX, 29, "arch-capabilities", .offered),
+    .init(.leaf7EDX, 29, "arch-capabilities", .offered, only: .intel),
     .init(.leaf7EDX, 30, "core-capabilities", other),
     .init(.leaf7EDX, 31, "ssbd", noControl),
     .init(.leaf7_1EAX, 4, "avx-vnni", ymm),
     .init(.leaf7_1EAX, 5, "avx512bf16", zmm),
-    .init(.leaf7_1EAX, 10, "fast-zero-rep-movsb", .offered),
-    .init(.leaf7_1EAX, 11, "fast-short-rep-stosb", .offered),
+    .init(.leaf7_1EAX, 10, "fast-zero-rep-movsb", .offered, only: .intel),
+    .init(.leaf7_1EAX, 11, "fast-short-rep-stosb", .offered, only: .intel),
     .init(.leaf7_1EAX, 26, "lam", other),
     .init(.leaf7_2EDX, 2, "rrsba-ctrl", noControl),
     .init(.leaf7_2EDX, 4, "bhi-ctrl", noControl),
@@ -205,14 +211,25 @@ struct FeatureBit: Sendable {
 
   private static let extended: [FeatureBit] = [
     .init(.extended1ECX, 0, "lahf64", .offered),
+    .init(.extended1ECX, 2, "svm", .offered, only: .amd),
+    .init(.extended1ECX, 4, "altmovcr8", .offered, only: .amd),
     .init(.extended1ECX, 5, "lzcnt", .offered),
+    .init(.extended1ECX, 6, "sse4a", .excluded("hosts of Intel's do not execute it"), only: .amd),
+    .init(.extended1ECX, 7, "misalignsse", .excluded("MXCSR.MM is not implemented"), only: .amd),
     .init(.extended1ECX, 8, "prefetchw", .offered),
+    .init(.extended1ECX, 12, "skinit", .excluded("no secure initialization"), only: .amd),
+    .init(.extended1ECX, 22, "topoext", .offered, only: .amd),
+    .init(.extended1ECX, 29, "monitorx", other, only: .amd),
     .init(.extended1EDX, 11, "syscall", .offered),
     .init(.extended1EDX, 20, "nx", .offered),
     .init(.extended1EDX, 26, "pdpe1gb", .offered),
     .init(.extended1EDX, 27, "rdtscp", .offered),
     .init(.extended1EDX, 29, "lm", .offered),
     .init(.extended7EDX, 8, "invariant-tsc", .offered),
+    .init(.extended8EBX, 0, "clzero", other, only: .amd),
+    .init(.extended8EBX, 4, "rdpru", other, only: .amd),
     .init(.extended8EBX, 9, "wbnoinvd", .offered),
+    .init(.extended21EAX, 2, "lfence-serializing", .offered, only: .amd),
+    .init(.extended21EAX, 6, "null-clears-base", .offered, only: .amd),
   ]
 }

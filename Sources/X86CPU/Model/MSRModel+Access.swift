@@ -41,7 +41,9 @@ extension CPU {
     _ number: UInt32, hostInitiated: Bool = false
   ) throws(GuestException) -> UInt64 {
     guard let rule = MSRModel.rule(number) else {
-      if let value = VMXCapabilities.value(ofMSR: number) { return value }
+      let owner = owner
+      if owner.silicon == .intel, let value = VMXCapabilities.value(ofMSR: number) { return value }
+      if let value = owner.readSVMMSR(number) { return value }
       throw .generalProtection
     }
     switch rule.storage {
@@ -60,7 +62,10 @@ extension CPU {
   package func writeMSR(
     _ number: UInt32, _ value: UInt64, hostInitiated: Bool = false
   ) throws(GuestException) {
-    guard let rule = MSRModel.rule(number) else { throw .generalProtection }
+    guard let rule = MSRModel.rule(number) else {
+      if owner.writeSVMMSR(number, value) == true { return }
+      throw .generalProtection
+    }
     if !rule.check.allows(value, self) {
       guard hostInitiated, case .slot = rule.storage, case .zero = rule.check else {
         throw .generalProtection
@@ -100,7 +105,8 @@ extension CPU {
 
   /// IA32_EFER: LMA is read-only and ignored; LME may not change while paging is on.
   private func writeEFER(_ value: UInt64, hostInitiated: Bool) throws(GuestException) {
-    let allowed: EFER = [.sce, .lme, .lma, .nxe]
+    var allowed: EFER = [.sce, .lme, .lma, .nxe]
+    if owner.silicon == .amd { allowed.insert(.svme) }
     if !EFER(rawValue: value).isSubset(of: allowed) { throw .generalProtection }
     let old = EFER(rawValue: s.pointee.efer)
     var new = EFER(rawValue: value).subtracting(.lma).union(old.intersection(.lma))

@@ -36,16 +36,21 @@ package struct VendorRules: OptionSet, Sendable {
   package static let breakpointsBehindStackLoads = Self(rawValue: 1 << 5)
   /// LOCK MOV CR0 is MOV CR8 (APM volume 3, "MOV CRn"). Elsewhere #UD.
   package static let lockedCR8 = Self(rawValue: 1 << 6)
+  /// CPUID of a leaf beyond the last is 0 (APM volume 3, "CPUID"). Intel: the last basic leaf.
+  package static let noLeafBeyondLast = Self(rawValue: 1 << 7)
 
   package static let intel: Self = []
   /// All that need no feature bit.
   package static let amd: Self = [
     .systemCallsOutside64Bit, .noSysenterInLongMode, .sysretGoesAnywhere, .sysretKeepsStackSegment,
-    .nullKeepsBase, .breakpointsBehindStackLoads,
+    .nullKeepsBase, .breakpointsBehindStackLoads, .noLeafBeyondLast,
   ]
 
   /// EBX of leaf 0 of processors that follow AMD: "Auth" and "Hygo".
   private static let amdVendors: [UInt32] = [0x6874_7541, 0x6F67_7948]
+  /// - Parameter vendor: EBX of CPUID leaf 0.
+  package static func isAMD(vendor: UInt32) -> Bool { amdVendors.contains(vendor) }
+
   /// Leaf 80000001H, ECX: AltMovCr8.
   private static let alternateCR8Bit: UInt32 = 1 << 4
   /// Leaf 80000021H, EAX: NullSelectorClearsBase.
@@ -57,7 +62,7 @@ package struct VendorRules: OptionSet, Sendable {
   ///   - moreFeatures: EAX of leaf 80000021H.
   package init(vendor: UInt32, features: UInt32, moreFeatures: UInt32) {
     self = .intel
-    guard Self.amdVendors.contains(vendor) else { return }
+    guard Self.isAMD(vendor: vendor) else { return }
     self = .amd
     if features & Self.alternateCR8Bit != 0 { insert(.lockedCR8) }
     if moreFeatures & Self.nullClearsBaseBit != 0 { remove(.nullKeepsBase) }

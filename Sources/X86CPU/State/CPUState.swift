@@ -223,6 +223,10 @@ package struct CPUState {
   var keepsX87 = false
   /// Of the guest's vendor; whoever loads a guest sets them.
   package var rules = VendorRules.intel
+  /// SVM's virtual interrupt and NMI, and the guest's global interrupt flag, as the VMCB has them.
+  package var virtualInterrupt = VirtualInterrupt(rawValue: 0)
+  /// The PDPTEs have to be loaded before the guest's first instruction: a VMCB has none.
+  var mustLoadPDPTEs = false
   /// All ones, and 1, which a compiler does not know: see `CPU.guarded`.
   var ones: UInt64 = .max
   var one: UInt64 = 1

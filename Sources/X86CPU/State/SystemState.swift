@@ -10,7 +10,8 @@ package struct SystemState {
   package var msrs: InlineArray<112, UInt64> = MSRModel.initialSlots
   /// Added to the host's time-stamp counter: IA32_TSC_ADJUST.
   package var tscAdjust: UInt64 = 0
-  /// TSC of the first and of the latest PAUSE in the current loop (PAUSE-loop exiting).
+  /// TSC of the first and of the latest PAUSE in the current loop (PAUSE-loop exiting). With SVM's
+  /// filter the first is the count of PAUSEs that may still pass.
   package var pauseFirst: UInt64 = 0
   package var pauseLast: UInt64 = 0
   /// MONITOR has armed an address range; MWAIT disarms it.

@@ -158,6 +158,7 @@ extension CPU {
   func checkCR4(_ value: UInt64) throws(GuestException) {
     let new = CR4(rawValue: value)
     if !new.isSubset(of: .supported) { throw .generalProtection }
+    if s.pointee.intercepts.mode == .svm && new.contains(.vmxe) { throw .generalProtection }
     if ~value & UInt64(s.pointee.intercepts.cr4Required) != 0 { throw .generalProtection }
     let changed = CR4(rawValue: s.pointee.cr4).symmetricDifference(new)
     if isLongMode {

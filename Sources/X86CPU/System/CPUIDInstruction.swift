@@ -26,12 +26,15 @@ enum CPUIDInstruction {
 
 extension CPU {
   /// A leaf with what depends on this CPU's number and running state. A leaf above the last one is
-  /// the last basic leaf.
+  /// the last basic leaf, or 0 on a processor of AMD's.
   package func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> CPUIDLeaf {
+    let vendor = owner.silicon
     let isExtended = leaf & 0x8000_0000 != 0
-    let last = isExtended ? CPUIDModel.lastExtendedLeaf : CPUIDModel.lastBasicLeaf
-    let leaf = leaf <= last ? leaf : CPUIDModel.lastBasicLeaf
-    var result = CPUIDModel.leaf(leaf, subleaf)
+    let lastBasic = CPUIDModel.lastBasicLeaf(vendor)
+    let last = isExtended ? CPUIDModel.lastExtendedLeaf(vendor) : lastBasic
+    if leaf > last, vendor == .amd { return CPUIDLeaf() }
+    let leaf = leaf <= last ? leaf : lastBasic
+    var result = CPUIDModel.leaf(leaf, subleaf, vendor)
     let number = UInt32(owner.number)
     switch leaf {
     case 1:

@@ -105,6 +105,7 @@ enum ControlRegisterInstructions {
         try c.checkCR8(value)
       }
       c.s.pointee.cr8 = value
+      if c.s.pointee.intercepts.mode == .svm { c.updateVirtualEvents() }
     }
     return c.reload(i)
   }

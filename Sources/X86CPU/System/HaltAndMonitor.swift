@@ -82,7 +82,9 @@ enum HaltAndMonitor {
   /// one loop, and a loop longer than the window exits (both in units of the TSC).
   static func pause(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.intercepts(.pause) { throw c.exit(.pause, i) }
-    guard c.cpl == 0, c.intercepts(.pauseLoop) else { return Step.next }
+    guard c.intercepts(.pauseLoop) else { return Step.next }
+    if c.s.pointee.intercepts.mode == .svm { return try filteredPause(c, i) }
+    guard c.cpl == 0 else { return Step.next }
     let now = HostTSC.read()
     let state = c.s
     if now &- state.pointee.system.pauseLast > UInt64(state.pointee.intercepts.pauseGap) {
@@ -94,6 +96,25 @@ enum HaltAndMonitor {
       throw c.exit(.pause, i)
     }
     state.pointee.system.pauseLast = now
+    return Step.next
+  }
+
+  /// SVM's PAUSE filter (APM volume 2, "Pause Intercept Filtering"): so many PAUSEs pass, and the
+  /// count begins again when two are further apart than the threshold, if there is one.
+  private static func filteredPause(
+    _ c: CPU, _ i: MicroOpPointer
+  ) throws(GuestException) -> Int32 {
+    let state = c.s
+    let threshold = UInt64(state.pointee.intercepts.pauseGap)
+    if threshold != 0 {
+      let now = HostTSC.read()
+      if now &- state.pointee.system.pauseLast > threshold {
+        state.pointee.system.pauseFirst = UInt64(state.pointee.intercepts.pauseWindow)
+      }
+      state.pointee.system.pauseLast = now
+    }
+    if state.pointee.system.pauseFirst == 0 { throw c.exit(.pause, i) }
+    state.pointee.system.pauseFirst &-= 1
     return Step.next
   }
 

@@ -20,9 +20,11 @@ extension PhysicalCPU {
 
   /// Enters VMX operation.
   ///
-  /// - Throws: `failInvalid` where the region is misaligned, out of range or has another revision;
-  ///   in VMX operation already, error 15 or `failInvalid` without a current VMCS.
+  /// - Throws: `notInVMXOperation` where the processor has no VT-x; `failInvalid` where the region
+  ///   is misaligned, out of range or has another revision; in VMX operation already, error 15 or
+  ///   `failInvalid` without a current VMCS.
   package func vmxon(_ region: UInt64) throws(VMXError) {
+    if silicon != .intel { throw .notInVMXOperation }
     if isInVMXOperation { throw fail(.vmxonInRootOperation) }
     guard let base = Self.region(region), VMCSHeader(base: base).revision == VMCSLayout.revision
     else { throw .failInvalid }

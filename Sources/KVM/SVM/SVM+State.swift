@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The guest's registers in the VMCB, and what of them is in no VMCB.
+
+import X86
+import X86CPU
+
+extension SVM {
+  /// The field of a register whose value is the field's; nil for those with a rule of their own.
+  private static let fields: [VMCBField?] = ControlBlockRegister.allCases.map {
+    switch $0 {
+    case .rip: .rip
+    case .rsp: .rsp
+    case .rflags: .rflags
+    case .cr0: .cr0
+    case .cr3: .cr3
+    case .cr4: .cr4
+    case .pat: .guestPAT
+    case .dr7: .dr7
+    case .debugctl: .debugctl
+    case .sysenterCS: .sysenterCS
+    case .sysenterESP: .sysenterESP
+    case .sysenterEIP: .sysenterEIP
+    case .gdtrBase: .gdtrBase
+    case .gdtrLimit: .gdtrLimit
+    case .idtrBase: .idtrBase
+    case .idtrLimit: .idtrLimit
+    case .efer, .pdptr0, .pdptr1, .pdptr2, .pdptr3, .interruptibility, .pendingDebug: nil
+    }
+  }
+
+  subscript(_ register: ControlBlockRegister) -> UInt64 {
+    get {
+      if let field = Self.fields[register.rawValue] { return cpu.vmcbRead(field) }
+      let s = cpu.cpu.s
+      switch register {
+      case .efer: return s.pointee.efer & ~EFER.svme.rawValue
+      case .interruptibility: return UInt64(s.pointee.interruptibility)
+      case .pendingDebug: return s.pointee.pendingDebug
+      default: return s.pointee.pdptrs[Self.pdptr(register)]
+      }
+    }
+    set {
+      if let field = Self.fields[register.rawValue] {
+        cpu.vmcbWrite(field, register == .cr0 ? newValue | CR0.et.rawValue : newValue)
+        return
+      }
+      let s = cpu.cpu.s
+      switch register {
+      case .efer: cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
+      case .interruptibility: setInterruptibility(UInt32(truncatingIfNeeded: newValue))
+      case .pendingDebug: s.pointee.pendingDebug = newValue
+      default: s.pointee.pdptrs[Self.pdptr(register)] = newValue
+      }
+    }
+  }
+
+  private static func pdptr(_ register: ControlBlockRegister) -> Int {
+    switch register {
+    case .pdptr1: 1
+    case .pdptr2: 2
+    case .pdptr3: 3
+    default: 0
+    }
+  }
+
+  private func setInterruptibility(_ value: UInt32) {
+    let old = cpu.cpu.s.pointee.interruptibility
+    if value == old { return }
+    cpu.cpu.s.pointee.interruptibility = value
+    let blocked = value & Interruptibility.blockingByNMI != 0
+    if (old ^ value) & Interruptibility.blockingByNMI != 0 { setNMIBlocking(blocked) }
+  }
+
+  func segment(_ register: SegmentRegister) -> SegmentState {
+    cpu.cpu.segment(register).pointee
+  }
+
+  /// The privilege level is that of SS, as in the other vendor's control block.
+  func setSegment(_ register: SegmentRegister, _ value: SegmentState) {
+    cpu.vmcbWrite(.base(of: register), value.base)
+    cpu.vmcbWrite(.limit(of: register), UInt64(value.limit))
+    cpu.vmcbWrite(.attributes(of: register), UInt64(value.rights.vmcbAttributes))
+    cpu.vmcbWrite(.selector(of: register), UInt64(value.selector))
+    if register == .ss { cpu.vmcbWrite(.cpl, UInt64(value.rights.dpl)) }
+  }
+}

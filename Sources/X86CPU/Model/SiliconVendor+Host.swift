@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The vendor of the software processor's silicon. What follows from it is in tables: CPUID
+// (CPUIDModel, CPUIDFeatureBits), MSRs (MSRModel), and which virtualization a physical CPU has.
+// What a guest's own code does in its vendor's way follows from the guest's CPUID instead
+// (VendorRules).
+//
+//     let cpu = try PhysicalCPU(number: 0, silicon: .amd)
+//     try cpu.enableSVM()
+
+import X86
+
+extension SiliconVendor {
+  /// The host's; Intel for vendors other than AMD and Hygon.
+  package static let host: SiliconVendor =
+    VendorRules.isAMD(vendor: HostCPUID.leaf(0).ebx) ? .amd : .intel
+}

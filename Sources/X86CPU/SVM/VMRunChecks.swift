@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The checks of VMRUN: each is one `require` with the rule that it is (APM volume 2,
+// "Canonicalization and Consistency Checks"). Those of a part of the VMCB that is clean are not
+// made again: the processor itself keeps the guest's state valid. Controls are read in the VMCB,
+// the guest's state in the CPU.
+//
+//     try require(asid != 0, .asid)
+
+import X86
+
+struct VMRunChecks {
+  let cpu: CPU
+  let vmcb: VMCB
+
+  @inline(__always) private func require(
+    _ holds: Bool, _ rule: VMRunFailure
+  ) throws(VMRunFailure) {
+    if !holds { throw rule }
+  }
+
+  /// - Parameter changed: parts without a clean bit.
+  func check(_ changed: VMCBClean) throws(VMRunFailure) {
+    if !changed.isDisjoint(with: [.controlRegisters, .segments]) { try checkRegisters() }
+    if changed.contains(.debugRegisters) { try checkDebugRegisters() }
+    if !changed.isDisjoint(with: [.intercepts, .permissionMaps, .asid]) { try checkControls() }
+    if changed.contains(.nestedPaging) { try checkNestedPaging() }
+    let event = SVMEvent(rawValue: vmcb[.eventInjection])
+    if event.isValid { try checkInjection(event) }
+  }
+
+  private func checkRegisters() throws(VMRunFailure) {
+    let s = cpu.s
+    let efer = EFER(rawValue: s.pointee.efer)
+    let cr0 = CR0(rawValue: s.pointee.cr0)
+    let cr4 = CR4(rawValue: s.pointee.cr4)
+    try require(efer.contains(.svme), .eferSVME)
+    try require(cr0.contains(.cd) || !cr0.contains(.nw), .cr0NotWriteThrough)
+    try require(cr0.rawValue >> 32 == 0, .cr0Upper)
+    // Outside long mode the upper half does not count.
+    let cr3 = s.pointee.cr3
+    try require(!efer.contains(.lma) || cr3 >> CPU.physicalAddressBits == 0, .cr3)
+    try require(cr4.isSubset(of: .supported.subtracting(.vmxe)), .cr4)
+    try require(efer.isSubset(of: SVMCapabilities.efer), .eferReserved)
+    guard efer.contains(.lme), cr0.contains(.pg) else { return }
+    try require(cr4.contains(.pae), .longModeWithoutPAE)
+    try require(cr0.contains(.pe), .longModeWithoutProtection)
+    let code = cpu.segment(.cs).pointee.rights
+    try require(!code.isLong || !code.isBig, .longAndBigCode)
+  }
+
+  private func checkDebugRegisters() throws(VMRunFailure) {
+    try require(cpu.s.pointee.dr6 >> 32 == 0, .dr6)
+    try require(cpu.s.pointee.dr7 >> 32 == 0, .dr7)
+  }
+
+  private func checkControls() throws(VMRunFailure) {
+    let intercepts = SVMIntercepts(vmcb)
+    try require(intercepts.contains(.vmrun), .vmrunNotIntercepted)
+    if intercepts.contains(.ports) {
+      try checkMap(vmcb[.ioPermissionMap], PermissionMap.portBytes)
+    }
+    if intercepts.contains(.msrs) { try checkMap(vmcb[.msrPermissionMap], PermissionMap.msrBytes) }
+    let asid = vmcb[.asid]
+    try require(asid != 0 && asid < UInt64(SVMCapabilities.asidCount), .asid)
+  }
+
+  /// Bits 11:0 of a map's address are ignored.
+  private func checkMap(_ address: UInt64, _ bytes: UInt64) throws(VMRunFailure) {
+    let start = address & Page.mask
+    let (end, overflow) = start.addingReportingOverflow(bytes)
+    try require(
+      !overflow && start != 0 && end >> SVMCapabilities.hostAddressWidth == 0, .permissionMaps)
+  }
+
+  private func checkNestedPaging() throws(VMRunFailure) {
+    guard vmcb[.nestedControl] & NestedControl.paging != 0 else { return }
+    let root = vmcb[.nestedCR3]
+    try require(
+      root & Page.mask != 0 && root >> SVMCapabilities.hostAddressWidth == 0, .nestedCR3)
+    try require(MSRRule.Check.memoryTypesPAT.allows(cpu.s.pointee.pat, cpu), .guestPAT)
+  }
+
+  private func checkInjection(_ event: SVMEvent) throws(VMRunFailure) {
+    guard let type = event.type else { throw .injectionType }
+    if type == .exception {
+      try require(
+        event.vector < 32 && event.vector != ExceptionVector.nmi.rawValue, .injectionVector)
+    }
+  }
+}
+
+/// Sizes of the permission maps (APM volume 2, "IOIO Intercepts", "MSR Intercepts").
+package enum PermissionMap {
+  /// One bit for each port, and three for accesses that run past the last.
+  package static let portBytes: UInt64 = 3 * 4096
+  /// Two bits for each MSR of the three ranges: read, write.
+  package static let msrBytes: UInt64 = 2 * 4096
+
+  /// Where an MSR's two bits begin, in bits; nil for MSRs that always exit.
+  package static func msrBit(_ number: UInt32) -> Int? {
+    let index = Int(number & 0x1FFF)
+    switch number & ~0x1FFF {
+    case 0: return index * 2
+    case 0xC000_0000: return 0x800 * 8 + index * 2
+    case 0xC001_0000: return 0x1000 * 8 + index * 2
+    default: return nil
+    }
+  }
+}
+
+extension SVMIntercepts {
+  /// Of a VMCB.
+  init(_ vmcb: VMCB) {
+    self.init(rawValue: vmcb[.intercepts3] | vmcb[.intercepts4] << 32)
+  }
+}
