@@ -319,6 +319,8 @@ extension DR6 {
 }
 
 /// Pages that a VMCB, or the permission maps that it names, lie in.
+/// Sendable: the processor's, used by the thread that has the physical CPU; shared maps are not
+/// written after they are made.
 final class SVMPages: @unchecked Sendable {
   private let start: UnsafeMutableRawPointer
 
@@ -338,6 +340,7 @@ final class SVMPages: @unchecked Sendable {
 }
 
 /// Which MSRs the guest reaches without an exit (APM volume 2, "MSR Intercepts").
+/// Sendable: written by `init` alone.
 final class SVMMSRMap: @unchecked Sendable {
   static let shared = SVMMSRMap()
   private let pages = SVMPages(Int(PermissionMap.msrBytes / 4096), repeating: 0xFF)
