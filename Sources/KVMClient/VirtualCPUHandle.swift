@@ -8,9 +8,9 @@ import Host
 import SystemPackage
 
 /// A virtual CPU of a machine.
-package final class VirtualCPU: @unchecked Sendable {
+package final class VirtualCPUHandle: @unchecked Sendable {
   /// Keeps the machine open.
-  private let machine: Machine
+  private let machine: MachineHandle
   private let transport: any KVMTransport
   private let handle: Int32
   private let runSize: Int
@@ -18,7 +18,7 @@ package final class VirtualCPU: @unchecked Sendable {
   /// belongs to the thread that calls `run`.
   private let pages: UnsafeMutableRawPointer
 
-  init(machine: Machine, handle: Int32, runSize: Int) throws(Errno) {
+  init(machine: MachineHandle, handle: Int32, runSize: Int) throws(Errno) {
     self.machine = machine
     transport = machine.transport
     self.handle = handle
@@ -71,7 +71,7 @@ package final class VirtualCPU: @unchecked Sendable {
   }
 }
 
-extension VirtualCPU {
+extension VirtualCPUHandle {
   private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
     var value = initial
     try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
