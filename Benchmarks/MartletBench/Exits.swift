@@ -64,8 +64,8 @@ private struct ExitGuest {
   /// Nanoseconds that a batch may take.
   private static let limit: UInt64 = 3_000_000_000
 
-  private let machine: Machine
-  private let cpu: VirtualCPU
+  private let machine: MachineHandle
+  private let cpu: VirtualCPUHandle
   private let memory: SharedMapping
 
   init(_ transport: any KVMTransport, _ body: [UInt8]) throws {

@@ -63,8 +63,8 @@ private final class LatencyGuest: @unchecked Sendable {
   /// Between two samples, in microseconds: long enough that everyone is where he waits.
   private static let pause: UInt32 = 500
 
-  private let machine: Machine
-  private let cpu: VirtualCPU
+  private let machine: MachineHandle
+  private let cpu: VirtualCPUHandle
   private let memory: SharedMapping
   private let halts: Bool
   private let stamp = Atomic<UInt64>(0)

@@ -9,9 +9,9 @@
 //     let cpu = try hypervisor.ioctl(machine, CKVM_CREATE_VCPU, 0)
 //     ... _ = try hypervisor.ioctl(cpu, CKVM_RUN, 0)
 //
-// Locks, in the order in which they may be taken: a vCPU's ioctl lock, the machine's ioctl lock,
+// Locks, in the order in which they may be taken: a vCPU's `inUse`, the machine's `configuration`,
 // memory slots, nested tables; the interrupt chips, the machine's CPU list, a local APIC. The
-// pool's lock is taken below an ioctl lock and takes none.
+// pool's lock is taken below those two and takes none.
 
 import CHost
 import Host
@@ -48,9 +48,9 @@ package struct OpenObject: Sendable {
   }
 
   /// The vCPU, for those who call KVM_RUN in the midst of signals; nil for other objects.
-  package var runner: Runner? {
+  package var runner: InterruptibleCPU? {
     guard case .virtualCPU(let vcpu, let machine) = object else { return nil }
-    return Runner(vcpu: vcpu, machine: machine)
+    return InterruptibleCPU(vcpu: vcpu, machine: machine)
   }
 }
 
@@ -114,7 +114,7 @@ package final class Hypervisor: Sendable {
   }
 
   /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.
-  package static let sharedSize = VirtualCPU.sharedSize
+  package static let sharedSize = SharedPages.size
 
   package var physicalCPUCount: Int { pool.slots.count }
 
@@ -146,7 +146,7 @@ package final class Hypervisor: Sendable {
     OpenObject(hypervisor: self, object: try object(handle))
   }
 
-  /// The pages that a vCPU shares with its client: `VirtualCPU.sharedSize` bytes, valid until the
+  /// The pages that a vCPU shares with its client: `SharedPages.size` bytes, valid until the
   /// last handle of its machine is closed.
   package func sharedPages(_ handle: Int32) throws(Errno) -> UnsafeMutableRawPointer {
     guard case .virtualCPU(let vcpu, _) = try object(handle) else { throw .invalidArgument }
@@ -167,7 +167,7 @@ package final class Hypervisor: Sendable {
   /// belong to its threads. It calls this on the thread that is about to call KVM_RUN.
   package func signalMask(_ handle: Int32) -> UInt64? {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return nil }
-    return vcpu.signalMask
+    return vcpu.runState.signalMask
   }
 
   /// Makes a vCPU leave KVM_RUN, as a signal to its thread does. From any thread.

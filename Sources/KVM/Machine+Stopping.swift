@@ -45,14 +45,14 @@ extension Machine {
       hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
       for vcpu in stragglers { vcpu.takeTranslations() }
       memory.gate.subtract(1, ordering: .sequentiallyConsistent)
-      for vcpu in all { vcpu.gateParker.unpark() }
+      for vcpu in all { vcpu.mailbox.gateOpened() }
     }
     return try change()
   }
 
   /// - Returns: false where the vCPU is still in guest code.
   private func waitUntilOutside(_ vcpu: VirtualCPU, _ deadline: UInt64) -> Bool {
-    while vcpu.isInGuest {
+    while vcpu.mailbox.isInGuest {
       if deadline != .max, HostClock.monotonic() >= deadline, mayWaitForClient { return false }
       sched_yield()
     }
@@ -71,7 +71,7 @@ extension Machine {
 extension VirtualCPU {
   /// Of a vCPU that is in guest code: its CPU knows no translation any more.
   fileprivate func takeTranslations() {
-    let running = runningOn.load(ordering: .sequentiallyConsistent)
+    let running = mailbox.runningOn
     if running >= 0 { hypervisor.pool.slots[running].cpu.takeTranslations() }
   }
 }

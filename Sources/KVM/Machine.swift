@@ -17,7 +17,7 @@ import X86CPU
 
 /// The vCPUs of a machine in order of creation, and how their local APICs are addressed. A part of
 /// the machine for those who must not keep it alive: the timer thread and the interrupt chips.
-final class CPUBus: Sendable {
+final class VirtualCPUList: Sendable {
   struct List: Sendable {
     var all: [VirtualCPU] = []
     var identities: [LocalAPICIdentity] = []
@@ -36,13 +36,13 @@ final class Machine: @unchecked Sendable {
   /// By address space.
   var memories: [MachineMemory] { [memory, managementMemory] }
   let clock: MachineClock
-  let bus = CPUBus()
+  let cpus = VirtualCPUList()
   let timers: TimerThread
-  let devices = DeviceBus()
+  let writeSinks = WriteSinks()
   /// Serialises the ioctls that change the machine.
-  let ioctlLock = Mutex(Configuration())
+  let configuration = Mutex(Configuration())
   let options = Mutex(MachineOptions())
-  /// Made with the first KVM_GET_STATS_FD, under the ioctl lock.
+  /// Made with the first KVM_GET_STATS_FD, under the lock of `configuration`.
   var statisticsFile: StatisticsFile?
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
@@ -73,16 +73,16 @@ final class Machine: @unchecked Sendable {
     memory = try MachineMemory(changes: changes, format: format)
     managementMemory = try MachineMemory(changes: changes, format: format)
     clock = MachineClock()
-    timers = TimerThread(bus: bus)
+    timers = TimerThread(cpus: cpus)
   }
 
   deinit {
     // While the vCPUs are held here: who tells one of a page may hold it for a moment, and must not
     // be the last.
-    for vcpu in bus.all { vcpu.asyncFaults.clear() }
+    for vcpu in cpus.all { vcpu.paravirtual.faults.clear() }
     interruptEvents?.stop()
     if interrupts != nil { timers.stop() }
-    for vcpu in bus.all {
+    for vcpu in cpus.all {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
@@ -94,9 +94,9 @@ final class Machine: @unchecked Sendable {
   }
 
   /// The vCPUs now.
-  var virtualCPUs: [VirtualCPU] { bus.all }
+  var virtualCPUs: [VirtualCPU] { cpus.all }
 
-  /// Under the ioctl lock.
+  /// Under the lock of `configuration`.
   func makeInterruptEvents(_ controller: InterruptController) throws(Errno) -> InterruptEvents {
     if let interruptEvents { return interruptEvents }
     let events = try InterruptEvents(controller, hypervisor.codeGuard)
@@ -106,7 +106,7 @@ final class Machine: @unchecked Sendable {
 
   /// - Parameter splitRoutes: pins of the client's I/O APIC; nil where all chips are ours.
   func installInterruptController(splitRoutes: UInt32? = nil) throws(Errno) {
-    let controller = InterruptController(bus: bus, timers: timers, splitRoutes: splitRoutes)
+    let controller = InterruptController(cpus: cpus, timers: timers, splitRoutes: splitRoutes)
     try timers.start(controller)
     interrupts = controller
   }

@@ -21,8 +21,8 @@ extension VirtualCPU {
     backend[.pat] = 0x0007_0406_0007_0406
     smm = SystemManagement()
     backend.setNestedTables(memory.root)
-    backend.setTSCOffset(tscOffset)
-    backend.setTSCMultiplier(tscRate.multiplier)
+    backend.setTSCOffset(clock.offset)
+    backend.setTSCMultiplier(clock.rate.multiplier)
     backend.setGuestCR4(allowed: cpuid.allowedCR4)
     backend.setInstructions(cpuid.features)
     updateDebugControls()
@@ -47,10 +47,8 @@ extension VirtualCPU {
 
   /// What the guest has arranged with its hypervisor is over.
   private func resetParavirtual() {
-    eoi = ParavirtualEOI()
-    steal = StealTime()
-    asyncFaults.clear()
-    asyncFaults = AsyncPageFaults()
+    paravirtual.reset()
+    clock.steal = StealTime()
     msrs.systemTime = 0
   }
 
@@ -78,32 +76,31 @@ extension VirtualCPU {
       smm.isINITLatched = true
       return
     }
-    pendingSMI.store(false, ordering: .relaxed)
+    mailbox.pendingSMI.store(false, ordering: .relaxed)
     let keep = backend[.cr0] & CR0([.cd, .nw]).rawValue
     resetRegisters()
     backend[.cr0] = keep | CR0.et.rawValue
     backend.setInterruptWindow(false)
     backend.setNMIWindow(false)
-    pendingException = nil
-    pendingPayload = nil
-    pendingNMIs.store(0, ordering: .relaxed)
+    events.dropException()
+    mailbox.pendingNMIs.store(0, ordering: .relaxed)
     apic?.state.withLock { $0.initialize() }
     apicIdentityChanged()
-    timerDeadline.store(.max, ordering: .sequentiallyConsistent)
-    deadlineTSC = .max
-    mpState = UInt32(msrs.isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED)
-    mustCheckEvents = true
+    mailbox.timerDeadline.store(.max, ordering: .sequentiallyConsistent)
+    clock.deadline = .max
+    runState.become(msrs.isBootCPU ? KVM_MP_STATE_RUNNABLE : KVM_MP_STATE_INIT_RECEIVED)
+    events.mustCheck = true
   }
 
   /// Start-up message: real mode at page `vector`.
   func handleStartup() {
-    guard mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED) else { return }
-    let vector = UInt64(startupVector.load(ordering: .sequentiallyConsistent))
+    guard runState.hasReceivedINIT else { return }
+    let vector = UInt64(mailbox.startupVector.load(ordering: .sequentiallyConsistent))
     backend.setSegment(
       .cs,
       SegmentState(
         base: vector << 12, limit: 0xFFFF, accessRights: 0x9B, selector: UInt16(vector) << 8))
     backend[.rip] = 0
-    mpState = UInt32(KVM_MP_STATE_RUNNABLE)
+    runState.become(KVM_MP_STATE_RUNNABLE)
   }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM's API with types: a `System` makes `Machine`s, a machine makes `VirtualCPU`s, and running a
-// virtual CPU gives an `Exit`. All three work on any `KVMTransport`; errors are Linux's errnos.
+// KVM's API with types: a `System` makes `MachineHandle`s, a machine makes `VirtualCPUHandle`s, and
+// running a virtual CPU gives an `Exit`. All three work on any `KVMTransport`; errors are Linux's
+// errnos.
 //
 //     let system = try System(transport: DeviceTransport())
 //     let machine = try system.createMachine()
@@ -39,10 +40,10 @@ package final class System: Sendable {
   }
 
   /// Makes a virtual machine without memory and CPUs.
-  package func createMachine() throws(Errno) -> Machine {
+  package func createMachine() throws(Errno) -> MachineHandle {
     let size = try transport.ioctl(handle, CKVM_GET_VCPU_MMAP_SIZE, 0)
     let machine = try transport.ioctl(handle, CKVM_CREATE_VM, 0)
-    return Machine(transport: transport, handle: machine, runSize: Int(size))
+    return MachineHandle(transport: transport, handle: machine, runSize: Int(size))
   }
 
   /// The CPUID entries that a guest can be given.

@@ -123,7 +123,7 @@ enum ClientSignals {
   static func watchFaults() {
     GuardedCopy.prepare()
     GuardedCall.prepare()
-    RunThread.prepare()
+    ClientThread.prepare()
     CrashReporter.prepareForClient(program: "libmartlet-kvm.so")
     _ = reported.count
     for number in reported { _ = install(number) }
@@ -152,7 +152,7 @@ enum ClientSignals {
   ) -> Int32 {
     guard let real = Real.sigmask else { return ENOSYS }
     let result = real(how, new, old)
-    if new != nil, let thread = RunThread.existing { thread.pointee.isMaskKnown = false }
+    if new != nil, let thread = ClientThread.existing { thread.pointee.isMaskKnown = false }
     return result
   }
 
@@ -195,7 +195,7 @@ enum ClientSignals {
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) {
     if faults.contains(number), recover(info, context) { return }
-    if let thread = RunThread.existing, let info, thread.pointee.isRunning,
+    if let thread = ClientThread.existing, let info, thread.pointee.isRunning,
       !isFault(number, info.pointee), thread.pointee.postpone(info.pointee)
     {
       return
@@ -224,7 +224,7 @@ enum ClientSignals {
   ) {
     guard let action = action(current[Int(number)].load(ordering: .acquiring)) else { return }
     if action.handler <= 1 {
-      if let info, isFault(number, info.pointee), let thread = RunThread.existing,
+      if let info, isFault(number, info.pointee), let thread = ClientThread.existing,
         thread.pointee.isRunning
       {
         CrashReporter.report(number, info, context)

@@ -19,12 +19,12 @@ enum CoalescedRingMapping {
   ) {
     guard flags & MAP_ANONYMOUS == 0, DescriptorTable.shared.mayHold(file),
       case .virtualCPU(let state)? = DescriptorTable.shared.known(file)?.kind,
-      let ring = state.runner.ringFile, offset >= 0, offset <= Runner.ringRange.lowerBound
+      let ring = state.runner.ringFile, offset >= 0, offset <= InterruptibleCPU.ringRange.lowerBound
     else { return }
-    let inside = Runner.ringRange.lowerBound - offset
+    let inside = InterruptibleCPU.ringRange.lowerBound - offset
     guard UInt(inside) < length else { return }
     _ = chost_syscall(
-      Int(SYS_mmap), place + inside, Runner.ringRange.count, Int(protection),
-      Int(flags & ~fixedNoReplace | MAP_FIXED), Int(ring), Runner.ringRange.lowerBound)
+      Int(SYS_mmap), place + inside, InterruptibleCPU.ringRange.count, Int(protection),
+      Int(flags & ~fixedNoReplace | MAP_FIXED), Int(ring), InterruptibleCPU.ringRange.lowerBound)
   }
 }

@@ -9,7 +9,7 @@ import KVM
 
 @_cdecl("pthread_cancel") public func exportedCancel(_ thread: pthread_t) -> Int32 {
   let result = Real.cancel?(thread) ?? ENOSYS
-  if result == 0 { RunThread.cancelled(UInt(thread)) }
+  if result == 0 { ClientThread.cancelled(UInt(thread)) }
   return result
 }
 

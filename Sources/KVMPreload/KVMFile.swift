@@ -19,7 +19,7 @@ final class KVMFile: Sendable {
     /// `/dev/kvm`.
     case system
     case machine
-    case virtualCPU(RunState)
+    case virtualCPU(ClientRun)
   }
 
   let kind: Kind

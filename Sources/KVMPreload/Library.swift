@@ -124,7 +124,7 @@ final class Library: Sendable {
   private func installVirtualCPU(_ handle: Int32) throws(Errno) -> Int32 {
     guard let runner = try hypervisor.opened(handle).runner else { throw .badFileDescriptor }
     let descriptor = Real.fcntl?(runner.sharedFile, F_DUPFD_CLOEXEC, 0) ?? -1
-    return try add(descriptor, handle, .virtualCPU(RunState(runner)))
+    return try add(descriptor, handle, .virtualCPU(ClientRun(runner)))
   }
 
   private func add(

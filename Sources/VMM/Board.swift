@@ -45,7 +45,7 @@ struct Board: Sendable {
   private let slots: PCISlots
 
   init(
-    machine: Machine, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment
+    machine: MachineHandle, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment
   ) throws(Errno) {
     let control = try MachineControl()
     let clockChanged = try SharedEvent()

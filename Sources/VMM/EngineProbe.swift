@@ -33,8 +33,8 @@ struct EngineProbe {
   private static let exactRounds: UInt64 = 400_000
 
   private let memory: GuestMemory
-  private let machine: Machine
-  private let cpu: VirtualCPU
+  private let machine: MachineHandle
+  private let cpu: VirtualCPUHandle
 
   /// Measures a KVM in a few milliseconds.
   static func measure(_ transport: any KVMTransport) throws(Errno) -> EngineSpeed {

@@ -48,7 +48,7 @@ enum MachineBuilder {
   }
 
   /// Memory slots and interrupt chips.
-  private static func prepare(_ machine: Machine, _ memory: GuestMemory) throws(Errno) {
+  private static func prepare(_ machine: MachineHandle, _ memory: GuestMemory) throws(Errno) {
     try machine.setTSSAddress(GuestMap.taskStatePages)
     try machine.setIdentityMapAddress(GuestMap.identityMapPage)
     try machine.createInterruptChips()
@@ -70,12 +70,12 @@ enum MachineBuilder {
   }
 
   private static func makeProcessors(
-    _ count: Int, _ system: System, _ machine: Machine, _ entry: EntryPoint
-  ) throws(Errno) -> [VirtualCPU] {
+    _ count: Int, _ system: System, _ machine: MachineHandle, _ entry: EntryPoint
+  ) throws(Errno) -> [VirtualCPUHandle] {
     let policy = CPUIDPolicy(
       supported: try system.supportedCPUID(), processors: count,
       hasDeadlineTimer: system.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0)
-    var cpus: [VirtualCPU] = []
+    var cpus: [VirtualCPUHandle] = []
     for number in 0..<UInt32(count) {
       let cpu = try machine.createVirtualCPU(number)
       try cpu.setCPUID(policy.entries(for: number))
@@ -106,7 +106,7 @@ private enum ProcessorReset {
   private static let externalInterrupt: UInt32 = 7 << 8
   private static let nonMaskableInterrupt: UInt32 = 4 << 8
 
-  static func apply(to cpu: VirtualCPU) throws(Errno) {
+  static func apply(to cpu: VirtualCPUHandle) throws(Errno) {
     _ = try cpu.setMSRs([
       (MSR.miscEnable.rawValue, fastStrings), (MSR.mtrrDefType.rawValue, allWriteBack),
     ])
@@ -125,7 +125,7 @@ private enum ProcessorReset {
     try cpu.setLocalAPIC(apic)
   }
 
-  static func enter(_ entry: EntryPoint, _ cpu: VirtualCPU) throws(Errno) {
+  static func enter(_ entry: EntryPoint, _ cpu: VirtualCPUHandle) throws(Errno) {
     var special = try cpu.specialRegisters()
     entry.apply(to: &special)
     try cpu.setSpecialRegisters(special)

@@ -57,7 +57,7 @@ package struct CrashReport: Sendable, Hashable, CustomStringConvertible {
   private init(description: String) { self.description = description }
 
   /// - Parameter lastExit: why the CPU left the guest the last time before this.
-  init(_ cpu: VirtualCPU, number: Int, lastExit: String) {
+  init(_ cpu: VirtualCPUHandle, number: Int, lastExit: String) {
     guard let general = try? cpu.registers(), let special = try? cpu.specialRegisters() else {
       description = "CPU \(number): registers cannot be read; last exit: \(lastExit)"
       return

@@ -30,12 +30,13 @@ struct Equipment {
 /// The devices in the slots.
 struct PCISlots: Sendable {
   private let pci: PCIRoot
-  private let machine: Machine
+  private let machine: MachineHandle
   private var nextSlot = 1
   private var disks: [(name: String, device: BlockDevice)] = []
 
   init(
-    _ equipment: Equipment, _ pci: PCIRoot, machine: Machine, memory: GuestMemory, loop: EventLoop
+    _ equipment: Equipment, _ pci: PCIRoot, machine: MachineHandle, memory: GuestMemory,
+    loop: EventLoop
   ) throws(Errno) {
     self.pci = pci
     self.machine = machine

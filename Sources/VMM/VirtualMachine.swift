@@ -19,7 +19,7 @@ import SystemPackage
 package final class VirtualMachine: Sendable {
   /// Mapped as long as the machine lives.
   private let memory: GuestMemory
-  private let machine: Machine
+  private let machine: MachineHandle
   let board: Board
   let processors: [VirtualProcessor]
   private let engine: Engine
@@ -29,7 +29,8 @@ package final class VirtualMachine: Sendable {
   private let firstExit = Mutex<(@Sendable (UnsafeMutableRawBufferPointer) -> Void)?>(nil)
 
   init(
-    memory: GuestMemory, machine: Machine, board: Board, processors: [VirtualCPU], engine: Engine
+    memory: GuestMemory, machine: MachineHandle, board: Board, processors: [VirtualCPUHandle],
+    engine: Engine
   ) {
     self.memory = memory
     self.machine = machine

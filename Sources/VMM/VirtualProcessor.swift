@@ -40,7 +40,7 @@ final class VirtualProcessor: Sendable {
   }
 
   let number: Int
-  private let cpu: VirtualCPU
+  private let cpu: VirtualCPUHandle
   private let state = Atomic<State>(.created)
   private let requests = Atomic<UInt32>(0)
   private let thread = Mutex<ThreadIdentifier?>(nil)
@@ -51,7 +51,7 @@ final class VirtualProcessor: Sendable {
   private let lastExitText = Mutex("none")
   private let time = Atomic<UInt64>(0)
 
-  init(number: Int, cpu: VirtualCPU) {
+  init(number: Int, cpu: VirtualCPUHandle) {
     self.number = number
     self.cpu = cpu
   }

@@ -14,8 +14,8 @@ struct DeviceTransportTests {
   /// A machine with one page of code at guest address 0x1000 and one CPU about to run it.
   final class Guest {
     let memory: Mapping
-    let machine: Machine
-    let cpu: VirtualCPU
+    let machine: MachineHandle
+    let cpu: VirtualCPUHandle
 
     init(_ code: [UInt8]) throws {
       memory = try Mapping(anonymous: 0x10000)

@@ -19,12 +19,12 @@ import Testing
 final class Guest {
   let transport: any KVMTransport
   let system: System
-  let machine: Machine
-  let cpus: [VirtualCPU]
+  let machine: MachineHandle
+  let cpus: [VirtualCPUHandle]
   let memory: UnsafeMutableRawPointer
   let memorySize: Int
 
-  var cpu: VirtualCPU { cpus[0] }
+  var cpu: VirtualCPUHandle { cpus[0] }
 
   /// - Parameter chips: with in-kernel interrupt chips and timer.
   init(
@@ -44,7 +44,7 @@ final class Guest {
     }
     try machine.setMemory(
       slot: 0, guestAddress: 0, size: UInt64(memorySize), hostAddress: memory)
-    var list: [VirtualCPU] = []
+    var list: [VirtualCPUHandle] = []
     let cpuid = try system.supportedCPUID()
     for number in 0..<count {
       let cpu = try machine.createVirtualCPU(UInt32(number))
@@ -57,7 +57,7 @@ final class Guest {
 
   deinit { memory.deallocate() }
 
-  func setRealMode(_ cpu: VirtualCPU, rip: UInt64 = 0x1000) throws {
+  func setRealMode(_ cpu: VirtualCPUHandle, rip: UInt64 = 0x1000) throws {
     var sregs = try cpu.specialRegisters()
     sregs.cs.base = 0
     sregs.cs.selector = 0

@@ -199,7 +199,7 @@ final class Counter: Sendable {
 }
 
 /// Runs a CPU until it is kicked.
-func runUntilInterrupted(_ cpu: VirtualCPU) {
+func runUntilInterrupted(_ cpu: VirtualCPUHandle) {
   while true {
     do throws(Errno) {
       if case .interrupted = try cpu.run() { return }

@@ -37,7 +37,7 @@ extension Hypervisor {
       CKVM_GET_VCPU_MMAP_SIZE,
       { (_, argument) throws(Errno) in
         guard argument.value == 0 else { throw .invalidArgument }
-        return Int32(VirtualCPU.sharedSize)
+        return Int32(SharedPages.size)
       }
     ),
   ]

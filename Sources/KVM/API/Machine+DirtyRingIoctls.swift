@@ -17,7 +17,7 @@ extension Machine {
   ///
   /// - Returns: how many entries.
   private func resetDirtyRings() throws(Errno) -> Int32 {
-    try ioctlLock.withLock { (configuration) throws(Errno) -> Int32 in
+    try configuration.withLock { (configuration) throws(Errno) -> Int32 in
       guard configuration.dirtyRingEntries != 0 else { throw .invalidArgument }
       return try withGuestsStopped { () throws(Errno) -> Int32 in
         var taken: Int32 = 0

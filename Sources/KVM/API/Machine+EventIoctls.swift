@@ -28,28 +28,28 @@ extension Machine {
     (
       CKVM_REGISTER_COALESCED_MMIO,
       { (machine, argument) throws(Errno) in
-        try machine.devices.add(zone(argument))
+        try machine.writeSinks.add(zone(argument))
         return 0
       }
     ),
     (
       CKVM_UNREGISTER_COALESCED_MMIO,
       { (machine, argument) throws(Errno) in
-        machine.devices.remove(try zone(argument))
+        machine.writeSinks.remove(try zone(argument))
         return 0
       }
     ),
   ]
 
-  private static func zone(_ argument: Argument) throws(Errno) -> DeviceBus.Zone {
+  private static func zone(_ argument: Argument) throws(Errno) -> WriteSinks.Zone {
     let zone: kvm_coalesced_mmio_zone = try argument.read()
     guard zone.pio <= 1 else { throw .invalidArgument }
-    return DeviceBus.Zone(isPort: zone.pio == 1, address: zone.addr, size: UInt64(zone.size))
+    return WriteSinks.Zone(isPort: zone.pio == 1, address: zone.addr, size: UInt64(zone.size))
   }
 
   /// The ring that all vCPUs fill and show: in the first one's file.
   var coalescedRing: CoalescedRing? {
-    bus.all.first.map { CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
+    cpus.all.first.map { CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
   }
 
   private func setInterruptEvent(_ request: kvm_irqfd) throws(Errno) {
@@ -69,7 +69,7 @@ extension Machine {
       resample = try ClientEvent(Int32(truncatingIfNeeded: request.resamplefd))
     }
     let event = try ClientEvent(client)
-    let events = try ioctlLock.withLock { (_) throws(Errno) in
+    let events = try configuration.withLock { (_) throws(Errno) in
       try makeInterruptEvents(chips)
     }
     try events.assign(gsi: request.gsi, event: event, resample: resample)
@@ -83,13 +83,13 @@ extension Machine {
       !has(Self.virtioCCW), request.len != 0 || !hasMatch
     else { throw .invalidArgument }
     let event = try ClientEvent(request.fd)
-    let place = DeviceBus.Place(isPort: has(Self.pio), address: request.addr)
-    let bell = DeviceBus.Doorbell(
+    let place = WriteSinks.Place(isPort: has(Self.pio), address: request.addr)
+    let bell = WriteSinks.Doorbell(
       length: request.len, match: hasMatch ? request.datamatch : nil, event: event)
     if has(Self.deassign) {
-      try devices.remove(bell, at: place)
+      try writeSinks.remove(bell, at: place)
     } else {
-      try devices.add(bell, at: place)
+      try writeSinks.add(bell, at: place)
     }
   }
 
@@ -102,9 +102,9 @@ extension Machine {
 
 extension VirtualCPU {
   /// Offers a write to what answers in place of the client.
-  func writeBus(_ address: UInt64, size: Int, value: UInt64, isPort: Bool) -> Bool {
-    machine.devices.write(
-      DeviceBus.Place(isPort: isPort, address: address), size: size, value: value
+  func writeSink(_ address: UInt64, size: Int, value: UInt64, isPort: Bool) -> Bool {
+    machine.writeSinks.write(
+      WriteSinks.Place(isPort: isPort, address: address), size: size, value: value
     ) { machine.coalescedRing }
   }
 }

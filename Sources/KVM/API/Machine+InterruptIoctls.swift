@@ -78,7 +78,7 @@ extension Machine {
   }
 
   private func createChips() throws(Errno) -> Int32 {
-    try ioctlLock.withLock { (_) throws(Errno) in
+    try configuration.withLock { (_) throws(Errno) in
       guard interrupts == nil else { throw .fileExists }
       guard virtualCPUs.isEmpty else { throw .invalidArgument }
       try installInterruptController()

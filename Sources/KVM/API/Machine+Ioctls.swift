@@ -89,15 +89,15 @@ extension Machine {
   ]
 
   func configure(_ change: (inout Configuration) throws(Errno) -> Void) throws(Errno) {
-    try ioctlLock.withLock { (configuration) throws(Errno) in try change(&configuration) }
+    try configuration.withLock { (configuration) throws(Errno) in try change(&configuration) }
   }
 
   func configure(_ change: (inout Configuration) -> Void) {
-    ioctlLock.withLock { change(&$0) }
+    configuration.withLock { change(&$0) }
   }
 
   private func createVirtualCPU(_ number: UInt) throws(Errno) -> Int32 {
-    let vcpu = try ioctlLock.withLock { (configuration) throws(Errno) -> VirtualCPU in
+    let vcpu = try configuration.withLock { (configuration) throws(Errno) -> VirtualCPU in
       guard number < UInt(configuration.maxCPUID ?? Self.maxCPUIDs) else {
         throw .invalidArgument
       }
@@ -109,7 +109,7 @@ extension Machine {
         machine: self, id: id, index: existing.count, isBootCPU: id == configuration.bootCPU,
         dirtyRingEntries: configuration.dirtyRingEntries)
       let identity = vcpu.apic?.state.withLock { $0.identity }
-      bus.list.withLock {
+      cpus.list.withLock {
         $0.all.append(vcpu)
         $0.identities.append(
           identity ?? LocalAPICIdentity(mode: .disabled, id: id, logicalID: 0))

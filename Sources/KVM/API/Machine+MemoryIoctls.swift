@@ -30,7 +30,7 @@ extension Machine {
       CKVM_SET_USER_MEMORY_REGION,
       { (machine, argument) throws(Errno) in
         let region: kvm_userspace_memory_region = try argument.read()
-        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+        try machine.configuration.withLock { (configuration) throws(Errno) in
           try machine.setMemory(region, configuration)
         }
         return 0
@@ -45,7 +45,7 @@ extension Machine {
         let region = kvm_userspace_memory_region(
           slot: given.slot, flags: given.flags, guest_phys_addr: given.guest_phys_addr,
           memory_size: given.memory_size, userspace_addr: given.userspace_addr)
-        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+        try machine.configuration.withLock { (configuration) throws(Errno) in
           try machine.setMemory(region, configuration)
         }
         return 0
@@ -55,7 +55,7 @@ extension Machine {
       CKVM_GET_DIRTY_LOG,
       { (machine, argument) throws(Errno) in
         let log: kvm_dirty_log = try argument.read()
-        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+        try machine.configuration.withLock { (configuration) throws(Errno) in
           try machine.getDirtyLog(log, configuration)
         }
         return 0
@@ -65,7 +65,7 @@ extension Machine {
       CKVM_CLEAR_DIRTY_LOG,
       { (machine, argument) throws(Errno) in
         let log: kvm_clear_dirty_log = try argument.read()
-        try machine.ioctlLock.withLock { (configuration) throws(Errno) in
+        try machine.configuration.withLock { (configuration) throws(Errno) in
           try machine.clearDirtyLog(log, configuration)
         }
         return 0

@@ -115,7 +115,7 @@ extension VirtualCPU {
 
 extension Machine {
   func openStatistics() throws(Errno) -> Int32 {
-    try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+    try configuration.withLock { (_) throws(Errno) -> Int32 in
       if statisticsFile == nil {
         statisticsFile = try StatisticsFile(
           identifier: "kvm-\(getpid())",

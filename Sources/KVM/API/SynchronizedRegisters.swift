@@ -43,6 +43,6 @@ extension VirtualCPU {
     if valid & Self.synchronizable == 0 { return }
     if valid & UInt64(KVM_SYNC_X86_REGS) != 0 { run.pointee.s.regs.regs = generalRegisters }
     if valid & UInt64(KVM_SYNC_X86_SREGS) != 0 { run.pointee.s.regs.sregs = specialRegisters }
-    if valid & UInt64(KVM_SYNC_X86_EVENTS) != 0 { run.pointee.s.regs.events = events }
+    if valid & UInt64(KVM_SYNC_X86_EVENTS) != 0 { run.pointee.s.regs.events = clientEvents }
   }
 }

@@ -34,7 +34,7 @@ extension VirtualCPU {
         guard done else { throw .invalidArgument }
         vcpu.apicIdentityChanged()
         vcpu.armTimer()
-        vcpu.mustCheckEvents = true
+        vcpu.events.mustCheck = true
         return 0
       }
     ),
@@ -43,7 +43,7 @@ extension VirtualCPU {
       { (vcpu, argument) throws(Errno) in
         let control: kvm_tpr_access_ctl = try argument.read()
         guard control.flags == 0 else { throw .invalidArgument }
-        vcpu.reportsTPR = control.enabled != 0
+        vcpu.taskPriority.isReported = control.enabled != 0
         try argument.write(control)
         return 0
       }
@@ -55,7 +55,7 @@ extension VirtualCPU {
         guard vcpu.apic != nil,
           address == 0 || vcpu.machine.memory.isReadable(address, count: 4)
         else { throw .invalidArgument }
-        vcpu.priorityCopy = address
+        vcpu.taskPriority.copy = address
         return 0
       }
     ),
@@ -67,20 +67,19 @@ extension VirtualCPU {
 
   /// What the bus has sent becomes visible in the state before it is read.
   func takePendingEvents() {
-    if !takeRequests(.timer).isEmpty { expireTimer() }
+    if !mailbox.take(.timer).isEmpty { expireTimer() }
   }
 
   // MARK: TPR
 
   /// An access to the TPR's register, to be reported when the instruction is over.
   func noteTPRAccess(isWrite: Bool) {
-    if reportsTPR { tprAccess = (emulation.rip, isWrite) }
+    taskPriority.note(rip: emulation.rip, isWrite: isWrite)
   }
 
   /// KVM_EXIT_TPR_ACCESS, where one is to be reported.
   func takeTPRReport() -> Bool {
-    guard let access = tprAccess else { return false }
-    tprAccess = nil
+    guard let access = taskPriority.takeAccess() else { return false }
     run.pointee.exit_reason = UInt32(KVM_EXIT_TPR_ACCESS)
     run.pointee.tpr_access.rip = access.rip
     run.pointee.tpr_access.is_write = access.isWrite ? 1 : 0
@@ -89,22 +88,22 @@ extension VirtualCPU {
 
   /// Before an entry: the guest may have changed the TPR in its copy.
   func readPriorityCopy() {
-    guard priorityCopy != 0, let value = machine.memory.load(priorityCopy, as: UInt32.self) else {
-      return
-    }
+    guard taskPriority.copy != 0,
+      let value = machine.memory.load(taskPriority.copy, as: UInt32.self)
+    else { return }
     let priority = UInt8(truncatingIfNeeded: value)
     apic?.state.withLock { if $0.taskPriority != priority { $0.setTaskPriority(priority) } }
-    mustCheckEvents = true
+    events.mustCheck = true
   }
 
   /// After an exit: TPR, the class in service, the highest request.
   func writePriorityCopy() {
-    guard priorityCopy != 0, let apic else { return }
+    guard taskPriority.copy != 0, let apic else { return }
     let value = apic.state.withLock { apic -> UInt32 in
       UInt32(apic.taskPriority) | UInt32((apic.highestServicedVector ?? 0) & 0xF0) << 8
         | UInt32(apic.highestRequestedVector ?? 0) << 24
     }
-    _ = writeMemory(priorityCopy, count: 4, in: machine.memory) {
+    _ = writeMemory(taskPriority.copy, count: 4, in: machine.memory) {
       $0.storeBytes(of: value, as: UInt32.self)
     }
   }

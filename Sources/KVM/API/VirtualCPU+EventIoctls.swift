@@ -18,10 +18,10 @@ extension VirtualCPU {
         let interrupt: kvm_interrupt = try argument.read()
         guard interrupt.irq < 256 else { throw .invalidArgument }
         guard vcpu.hasClientPIC else { throw .noSuchAddressOrDevice }
-        guard vcpu.queuedInterrupt == nil else { throw .fileExists }
+        guard vcpu.events.queuedInterrupt == nil else { throw .fileExists }
         vcpu.machine.noteInterrupt()
-        vcpu.queuedInterrupt = UInt8(interrupt.irq)
-        vcpu.mustCheckEvents = true
+        vcpu.events.queuedInterrupt = UInt8(interrupt.irq)
+        vcpu.events.mustCheck = true
         return 0
       }
     ),
@@ -43,7 +43,7 @@ extension VirtualCPU {
     (
       CKVM_GET_VCPU_EVENTS,
       { (vcpu, argument) throws(Errno) in
-        try argument.write(vcpu.events)
+        try argument.write(vcpu.clientEvents)
         return 0
       }
     ),
@@ -58,15 +58,16 @@ extension VirtualCPU {
 
   private var options: MachineOptions { machine.options.withLock { $0 } }
 
-  var events: kvm_vcpu_events {
+  /// KVM_GET_VCPU_EVENTS.
+  var clientEvents: kvm_vcpu_events {
     takePendingEvents()
     let options = options
     var value = kvm_vcpu_events()
-    if let event = interruptedEvent {
+    if let event = events.interrupted {
       describe(event, &value)
-    } else if let exception = pendingException {
+    } else if let exception = events.exception {
       describe(exception, &value, hasPayloads: options.hasExceptionPayload)
-    } else if let vector = queuedInterrupt, apic == nil {
+    } else if let vector = events.queuedInterrupt, apic == nil {
       value.interrupt.injected = 1
       value.interrupt.nr = vector
     }
@@ -74,18 +75,18 @@ extension VirtualCPU {
     value.interrupt.shadow = UInt8(
       (state & UInt64(Interruptibility.blockingBySTI) != 0 ? KVM_X86_SHADOW_INT_STI : 0)
         | (state & UInt64(Interruptibility.blockingByMovSS) != 0 ? KVM_X86_SHADOW_INT_MOV_SS : 0))
-    value.nmi.pending = pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 ? 1 : 0
+    value.nmi.pending = mailbox.hasNMI ? 1 : 0
     value.nmi.masked = state & UInt64(Interruptibility.blockingByNMI) != 0 ? 1 : 0
     value.flags = UInt32(
       KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM)
     value.smi.smm = smm.isActive ? 1 : 0
-    value.smi.pending = pendingSMI.load(ordering: .sequentiallyConsistent) ? 1 : 0
+    value.smi.pending = mailbox.pendingSMI.load(ordering: .sequentiallyConsistent) ? 1 : 0
     value.smi.smm_inside_nmi = smm.isActive && smm.wasNMIBlocked ? 1 : 0
     value.smi.latched_init = smm.isINITLatched ? 1 : 0
     if options.hasExceptionPayload { value.flags |= UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) }
     if options.hasTripleFaultEvent {
       value.flags |= UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
-      value.triple_fault.pending = isTripleFaultPending ? 1 : 0
+      value.triple_fault.pending = events.isTripleFault ? 1 : 0
     }
     return value
   }
@@ -109,15 +110,15 @@ extension VirtualCPU {
   private func describe(
     _ exception: GuestException, _ value: inout kvm_vcpu_events, hasPayloads: Bool
   ) {
-    if !hasPayloads { deliverPayload(exception) }
+    if !hasPayloads { events.deliverPayload(exception, cpu) }
     value.exception.nr = exception.vector
     value.exception.has_error_code = exception.hasErrorCode ? 1 : 0
     value.exception.error_code = exception.hasErrorCode ? exception.errorCode : 0
     if GuestEvent.isSoftware(exception.vector) { return }
     value.exception.injected = hasPayloads ? 0 : 1
     value.exception.pending = 1
-    value.exception_has_payload = pendingPayload == nil ? 0 : 1
-    value.exception_payload = pendingPayload ?? 0
+    value.exception_has_payload = events.payload == nil ? 0 : 1
+    value.exception_payload = events.payload ?? 0
   }
 
   private func check(_ value: kvm_vcpu_events, _ options: MachineOptions) throws(Errno) {
@@ -134,7 +135,7 @@ extension VirtualCPU {
     else { throw .invalidArgument }
     // No CPU that waits for its start is in system management mode.
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0,
-      value.smi.smm != 0 || value.smi.pending != 0, mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED)
+      value.smi.smm != 0 || value.smi.pending != 0, runState.hasReceivedINIT
     {
       throw .invalidArgument
     }
@@ -142,41 +143,40 @@ extension VirtualCPU {
 
   func setEvents(_ value: kvm_vcpu_events) throws(Errno) {
     try check(value, options)
-    interruptedEvent = nil
-    pendingException = nil
-    pendingPayload = nil
-    if apic == nil { queuedInterrupt = nil }
+    events.interrupted = nil
+    events.dropException()
+    if apic == nil { events.queuedInterrupt = nil }
     let hasPayload = value.flags & UInt32(KVM_VCPUEVENT_VALID_PAYLOAD) != 0
     let exception = value.exception
     if hasPayload, exception.pending != 0 {
       let code = exception.has_error_code != 0 ? 1 << 8 | UInt64(exception.error_code) << 32 : 0
-      pendingException = GuestException(rawValue: UInt64(exception.nr) | code)
-      if value.exception_has_payload != 0 { pendingPayload = value.exception_payload }
+      events.exception = GuestException(rawValue: UInt64(exception.nr) | code)
+      if value.exception_has_payload != 0 { events.payload = value.exception_payload }
     } else if exception.injected != 0 {
-      interruptedEvent = GuestEvent(
+      events.interrupted = GuestEvent(
         exception: exception.nr,
         errorCode: exception.has_error_code != 0 ? exception.error_code : nil,
-        instructionLength: eventInstructionLength)
+        instructionLength: events.instructionLength)
     } else if value.interrupt.injected != 0 {
       setInjectedInterrupt(value.interrupt.nr, isSoftware: value.interrupt.soft != 0)
     } else if value.nmi.injected != 0 {
-      interruptedEvent = .nmi
+      events.interrupted = .nmi
     }
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0 {
-      isTripleFaultPending = value.triple_fault.pending != 0
+      events.isTripleFault = value.triple_fault.pending != 0
     }
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0 { setManagement(value) }
     setBlocking(value)
-    mustCheckEvents = true
+    events.mustCheck = true
     stateChanged()
   }
 
   private func setInjectedInterrupt(_ vector: UInt8, isSoftware: Bool) {
     if apic == nil, !isSoftware {
-      queuedInterrupt = vector
+      events.queuedInterrupt = vector
       return
     }
-    interruptedEvent = GuestEvent(
+    events.interrupted = GuestEvent(
       isSoftware ? .softwareInterrupt : .externalInterrupt, vector: vector)
   }
 
@@ -194,10 +194,10 @@ extension VirtualCPU {
     }
     backend[.interruptibility] = state
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_NMI_PENDING) != 0 {
-      pendingNMIs.store(Int(min(value.nmi.pending, 2)), ordering: .sequentiallyConsistent)
+      mailbox.pendingNMIs.store(Int(min(value.nmi.pending, 2)), ordering: .sequentiallyConsistent)
     }
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_SIPI_VECTOR) != 0 {
-      startupVector.store(
+      mailbox.startupVector.store(
         UInt8(truncatingIfNeeded: value.sipi_vector), ordering: .sequentiallyConsistent)
     }
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of a vCPU's ioctls and the lock that lets one run at a time.
+// The table of a vCPU's ioctls and the lock (`inUse`) that lets one run at a time.
 
 import CHost
 import InterruptChips
@@ -21,7 +21,7 @@ extension VirtualCPU {
 
   /// Calls an ioctl; one at a time, so that another thread's call waits for the end of KVM_RUN.
   func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
-    try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+    try inUse.withLock { (_) throws(Errno) -> Int32 in
       if request == CKVM_RUN {
         guard argument == 0 else { throw .invalidArgument }
         return try runIoctl()
@@ -32,10 +32,10 @@ extension VirtualCPU {
     }
   }
 
-  /// KVM_RUN for a thread that is told when the vCPU is its own; see `Runner.run`.
+  /// KVM_RUN for a thread that is told when the vCPU is its own; see `InterruptibleCPU.run`.
   func run(_ argument: UInt, entered: () -> Void, left: () -> Void) throws(Errno) -> Int32 {
     guard argument == 0 else { throw .invalidArgument }
-    return try ioctlLock.withLock { (_) throws(Errno) -> Int32 in
+    return try inUse.withLock { (_) throws(Errno) -> Int32 in
       entered()
       defer { left() }
       return try runIoctl()
@@ -46,7 +46,7 @@ extension VirtualCPU {
     (
       CKVM_GET_MP_STATE,
       { (vcpu, argument) throws(Errno) in
-        try argument.write(kvm_mp_state(mp_state: vcpu.mpState))
+        try argument.write(kvm_mp_state(mp_state: vcpu.runState.mpState))
         return 0
       }
     ),
@@ -72,7 +72,7 @@ extension VirtualCPU {
         guard capability.flags == 0,
           Int32(bitPattern: capability.cap) == KVM_CAP_ENFORCE_PV_FEATURE_CPUID
         else { throw .invalidArgument }
-        vcpu.enforcesParavirtualCPUID = capability.args.0 != 0
+        vcpu.paravirtual.enforcesCPUID = capability.args.0 != 0
         return 0
       }
     ),
@@ -81,12 +81,12 @@ extension VirtualCPU {
   /// KVM_SET_SIGNAL_MASK: a `kvm_signal_mask` with the kernel's eight bytes of signals, or null.
   private func setSignalMask(_ argument: Argument) throws(Errno) {
     guard argument.value != 0 else {
-      signalMask = nil
+      runState.signalMask = nil
       return
     }
     let length: UInt32 = try argument.read()
     guard length == 8 else { throw .invalidArgument }
-    signalMask = try argument.element(0, at: 4, as: UInt64.self)
+    runState.signalMask = try argument.element(0, at: 4, as: UInt64.self)
   }
 
   private func setMPState(_ state: UInt32) throws(Errno) {
@@ -100,13 +100,15 @@ extension VirtualCPU {
     // INIT waits for the end of system management mode.
     let isAfterINIT =
       state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) || state == UInt32(KVM_MP_STATE_INIT_RECEIVED)
-    if isAfterINIT, smm.isActive || pendingSMI.load(ordering: .relaxed) { throw .invalidArgument }
+    if isAfterINIT, smm.isActive || mailbox.pendingSMI.load(ordering: .relaxed) {
+      throw .invalidArgument
+    }
     if state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) {
-      mpState = UInt32(KVM_MP_STATE_INIT_RECEIVED)
+      runState.become(KVM_MP_STATE_INIT_RECEIVED)
       request(.startup)
     } else {
-      mpState = state
+      runState.mpState = state
     }
-    mustCheckEvents = true
+    events.mustCheck = true
   }
 }

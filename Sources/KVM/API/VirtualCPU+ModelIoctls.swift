@@ -59,7 +59,7 @@ extension VirtualCPU {
     (
       CKVM_GET_DEVICE_ATTR,
       { (vcpu, argument) throws(Errno) in
-        try offsetAttribute(argument).write(vcpu.tscOffset)
+        try offsetAttribute(argument).write(vcpu.clock.offset)
         return 0
       }
     ),
@@ -70,7 +70,7 @@ extension VirtualCPU {
         return 0
       }
     ),
-    (CKVM_GET_TSC_KHZ, { (vcpu, _) throws(Errno) in Int32(clamping: vcpu.tscRate.kilohertz) }),
+    (CKVM_GET_TSC_KHZ, { (vcpu, _) throws(Errno) in Int32(clamping: vcpu.clock.rate.kilohertz) }),
     (
       CKVM_SET_TSC_KHZ,
       { (vcpu, argument) throws(Errno) in
@@ -82,7 +82,7 @@ extension VirtualCPU {
       CKVM_KVMCLOCK_CTRL,
       { (vcpu, _) throws(Errno) in
         guard vcpu.msrs.systemTime & 1 != 0 else { throw .invalidArgument }
-        vcpu.clockFlags |= ParavirtualClock.guestStopped
+        vcpu.clock.flags |= ParavirtualClock.guestStopped
         vcpu.request(.clock)
         return 0
       }
@@ -107,7 +107,7 @@ extension VirtualCPU {
           if let apic = vcpu.apic {
             vcpu.note(apic.state.withLock { $0.raiseLocal(APICRegister.lvtCMCI) })
           }
-        case .tripleFault: vcpu.isTripleFaultPending = true
+        case .tripleFault: vcpu.events.isTripleFault = true
         }
         return 0
       }
@@ -124,14 +124,14 @@ extension VirtualCPU {
   }
 
   func hasParavirtual(_ feature: UInt32) -> Bool {
-    !enforcesParavirtualCPUID || cpuid.paravirtualFeatures & feature != 0
+    paravirtual.allows(feature, offered: cpuid.paravirtualFeatures)
   }
 
   /// Once the vCPU has run, only what it has.
   private func setCPUID(_ given: [kvm_cpuid_entry2]) throws(Errno) {
     let haltsInGuest = machine.options.withLock { $0.haltsInGuest }
     let entries = GuestCPUID.adjusted(given, haltsInGuest: haltsInGuest)
-    if hasRun {
+    if runState.hasRun {
       let state = cpuidState
       let new = GuestCPUID(entries).entries(state)
       guard CPUIDTable.areEqual(new, cpuid.entries(state)) else { throw .invalidArgument }
@@ -139,7 +139,7 @@ extension VirtualCPU {
     }
     guard GuestCPUID.isValid(entries) else { throw .invalidArgument }
     cpuid = GuestCPUID(entries)
-    setVendorRules(cpuid.rules)
+    registers.setVendorRules(cpuid.rules)
     backend.setInstructions(cpuid.features)
     updateMSRInterception()
     let hasDeadline = cpuid.features.contains(.tscDeadline)

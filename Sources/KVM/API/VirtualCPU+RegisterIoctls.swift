@@ -98,7 +98,7 @@ extension VirtualCPU {
   ]
 
   /// The client changed what the last exit left.
-  func stateChanged() { loadCount &+= 1 }
+  func stateChanged() { registers.changed() }
 
   // MARK: General
 
@@ -120,9 +120,8 @@ extension VirtualCPU {
     backend[.rsp] = value.rsp
     backend[.rip] = value.rip
     backend[.rflags] = value.rflags & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue
-    pendingException = nil
-    pendingPayload = nil
-    mustCheckEvents = true
+    events.dropException()
+    events.mustCheck = true
     stateChanged()
   }
 
@@ -146,7 +145,7 @@ extension VirtualCPU {
     (value.cr0, value.cr2, value.cr3) = (common.cr0, common.cr2, common.cr3)
     (value.cr4, value.cr8, value.efer) = (common.cr4, common.cr8, common.efer)
     value.apic_base = common.apic_base
-    if let vector = (apic == nil ? queuedInterrupt : nil) ?? injectedInterrupt {
+    if let vector = (apic == nil ? events.queuedInterrupt : nil) ?? injectedInterrupt {
       withUnsafeMutableBytes(of: &value.interrupt_bitmap) {
         $0[Int(vector) / 8] |= 1 << (vector & 7)
       }
@@ -156,7 +155,7 @@ extension VirtualCPU {
 
   /// The vector of an external interrupt whose delivery was interrupted.
   private var injectedInterrupt: UInt8? {
-    guard let event = interruptedEvent, event.kind == .externalInterrupt else { return nil }
+    guard let event = events.interrupted, event.kind == .externalInterrupt else { return nil }
     return event.vector
   }
 
@@ -259,7 +258,7 @@ extension VirtualCPU {
     for (register, segment) in segments {
       backend.setSegment(register, SegmentStruct.state(segment, register))
     }
-    mustCheckEvents = true
+    events.mustCheck = true
     stateChanged()
   }
 
@@ -278,9 +277,9 @@ extension VirtualCPU {
       (0..<256).first { bits[$0 / 8] & (1 << UInt8($0 & 7)) != 0 }
     }
     guard let vector else { return }
-    if apic == nil { queuedInterrupt = UInt8(vector) }
+    if apic == nil { events.queuedInterrupt = UInt8(vector) }
     if apic != nil {
-      interruptedEvent = GuestEvent(.externalInterrupt, vector: UInt8(vector))
+      events.interrupted = GuestEvent(.externalInterrupt, vector: UInt8(vector))
     }
   }
 }

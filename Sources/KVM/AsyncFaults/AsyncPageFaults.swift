@@ -87,15 +87,15 @@ extension VirtualCPU {
       value & Enable.byInterrupt == 0 || hasParavirtual(ParavirtualFeature.asyncFaultInterrupt)
     else { return false }
     guard apic != nil else { return value == 0 }
-    var new = asyncFaults
+    var new = paravirtual.faults
     new.enable = value
     guard new.isEnabled else {
-      asyncFaults.enable = value
-      asyncFaults.clear()
+      paravirtual.faults.enable = value
+      paravirtual.faults.clear()
       return true
     }
     guard machine.memory.isReadable(new.address, count: 64) else { return false }
-    asyncFaults.enable = value
+    paravirtual.faults.enable = value
     machine.watchPresence()
     // Whatever the guest waits for from before, as after a migration, is to be tried again.
     arrivals.add(PageArrival(page: nil))
@@ -105,15 +105,15 @@ extension VirtualCPU {
   /// MSR_KVM_ASYNC_PF_INT.
   func writeAsyncFaultVector(_ value: UInt64) -> Bool {
     guard value >> 8 == 0, apic != nil || value == 0 else { return false }
-    asyncFaults.interrupt = value
+    paravirtual.faults.interrupt = value
     return true
   }
 
   private var arrivals: PageArrivals {
-    if let arrivals = asyncFaults.arrivals { return arrivals }
+    if let arrivals = paravirtual.faults.arrivals { return arrivals }
     // Closed by the machine before it lets go of this vCPU.
     let arrivals = PageArrivals { [unowned(unsafe) self] in self.request(.pageArrival) }
-    asyncFaults.arrivals = arrivals
+    paravirtual.faults.arrivals = arrivals
     return arrivals
   }
 }
@@ -123,7 +123,7 @@ extension VirtualCPU {
 extension VirtualCPU {
   /// Maps the page that the guest touched; `mapped` too where it is told to wait for it.
   func mapTouched(_ address: UInt64, writing: Bool) -> MachineMemory.Mapping {
-    let mayWait = asyncFaults.isEnabled && canFaultLater(address & Page.mask)
+    let mayWait = paravirtual.faults.isEnabled && canFaultLater(address & Page.mask)
     let mapping = memory.map(address, writing: writing, mayWait: mayWait)
     guard case .waits(let host) = mapping else { return mapping }
     return startFault(address & Page.mask, host: host)
@@ -132,33 +132,35 @@ extension VirtualCPU {
 
   /// The instruction at RIP can be left as it is, and an interrupt would be taken there.
   private func canFaultLater(_ page: UInt64) -> Bool {
-    apic != nil && interruptedEvent == nil && pendingException == nil && completion == .none
-      && !smm.isActive && isInterruptAllowed && asyncFaults.failedPage != page
+    apic != nil && events.hasNone && runState.completion == .none
+      && !smm.isActive && isInterruptAllowed && paravirtual.faults.failedPage != page
   }
 
   /// Whether the vCPU need not wait for the page in its access.
   private func startFault(_ page: UInt64, host: UInt64) -> Bool {
-    if asyncFaults.outstanding[page] != nil {
-      asyncFaults.isHalted = true
+    if paravirtual.faults.outstanding[page] != nil {
+      paravirtual.faults.isHalted = true
       return true
     }
-    guard asyncFaults.outstanding.count < AsyncPageFaults.mostOutstanding else { return false }
+    guard paravirtual.faults.outstanding.count < AsyncPageFaults.mostOutstanding else {
+      return false
+    }
     do throws(Errno) { try arrivals.bring(page, host: host) } catch { return false }
-    asyncFaults.outstanding[page] = 0
-    if canTellGuest, store(AsyncPageFaults.notPresent, at: asyncFaults.address) {
-      let token = asyncFaults.makeToken(id)
-      asyncFaults.outstanding[page] = token
+    paravirtual.faults.outstanding[page] = 0
+    if canTellGuest, store(AsyncPageFaults.notPresent, at: paravirtual.faults.address) {
+      let token = paravirtual.faults.makeToken(id)
+      paravirtual.faults.outstanding[page] = token
       raise(GuestException(.pageFault, code: 0))
-      pendingPayload = UInt64(token)
+      events.payload = UInt64(token)
     } else {
-      asyncFaults.isHalted = true
+      paravirtual.faults.isHalted = true
     }
     return true
   }
 
   private var canTellGuest: Bool {
     let isUser = cpu.cpl != 0
-    return (isUser || asyncFaults.enable & AsyncPageFaults.Enable.always != 0)
+    return (isUser || paravirtual.faults.enable & AsyncPageFaults.Enable.always != 0)
       && backend[.cr0] & CR0.pg.rawValue != 0
   }
 
@@ -174,15 +176,16 @@ extension VirtualCPU {
 extension VirtualCPU {
   /// Tells the guest of pages that have come, as far as it can be told.
   func takeArrivals() {
-    asyncFaults.isHalted = false
-    while canTakeArrival, let arrival = asyncFaults.arrivals?.take() {
+    paravirtual.faults.isHalted = false
+    while canTakeArrival, let arrival = paravirtual.faults.arrivals?.take() {
       var token = AsyncPageFaults.broadcast
       if let page = arrival.page {
-        token = asyncFaults.outstanding.removeValue(forKey: page) ?? 0
-        asyncFaults.failedPage = arrival.isFailed ? page : nil
+        token = paravirtual.faults.outstanding.removeValue(forKey: page) ?? 0
+        paravirtual.faults.failedPage = arrival.isFailed ? page : nil
       }
-      if token != 0, asyncFaults.isEnabled, store(token, at: asyncFaults.tokenAddress) {
-        let vector = UInt8(truncatingIfNeeded: asyncFaults.interrupt)
+      if token != 0, paravirtual.faults.isEnabled, store(token, at: paravirtual.faults.tokenAddress)
+      {
+        let vector = UInt8(truncatingIfNeeded: paravirtual.faults.interrupt)
         accept(InterruptMessage(destination: id, vector: vector))
       }
     }
@@ -190,19 +193,19 @@ extension VirtualCPU {
 
   /// The guest has taken the last token.
   private var canTakeArrival: Bool {
-    guard asyncFaults.isEnabled else { return true }
+    guard paravirtual.faults.isEnabled else { return true }
     return apic?.state.withLock { $0.mode != .disabled && $0.isSoftwareEnabled } == true
-      && machine.memory.load(asyncFaults.tokenAddress, as: UInt32.self) == 0
+      && machine.memory.load(paravirtual.faults.tokenAddress, as: UInt32.self) == 0
   }
 
   /// Whether a vCPU that stands still for a page has something else to do.
   func wakesFromFault() -> Bool {
     guard
       hasPendingInterrupt || isSMIDeliverable
-        || pendingNMIs.load(ordering: .sequentiallyConsistent) != 0
+        || mailbox.hasNMI
     else { return false }
-    asyncFaults.isHalted = false
-    mustCheckEvents = true
+    paravirtual.faults.isHalted = false
+    events.mustCheck = true
     return true
   }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // MMIO and string I/O: the processor executes the instruction that exited once more, and every
-// access that memory does not answer comes here. The interrupt chips answer at once. What only the
+// access that memory does not answer comes to the vCPU, which is its `EmulationContext`: one call
+// from the processor to `readMMIO` below. The interrupt chips answer at once. What only the
 // client can answer stops the instruction before it has changed anything; when the answer has come
 // the instruction is executed again, and `log` feeds it all accesses that are done, in their order:
 //
@@ -22,7 +23,9 @@ import Synchronization
 import X86
 import X86CPU
 
-final class InstructionEmulation: EmulationContext {
+/// The instruction that is executed in steps. Belongs to the thread that is in an ioctl of the vCPU;
+/// it reaches nothing else.
+struct InstructionEmulation {
   enum Kind { case readMemory, writeMemory, readPort, writePort }
 
   struct Access {
@@ -32,10 +35,13 @@ final class InstructionEmulation: EmulationContext {
     var value: UInt64
   }
 
-  unowned(unsafe) var vcpu: VirtualCPU!
   private var log: [Access] = []
   private var position = 0
   private(set) var pending: Access?
+  /// `VCPURegisters.loadCount` when the client was asked for the pending access.
+  var loadCount: UInt64 = 0
+  /// Entries made to replay the instruction that is being emulated.
+  var replayEntries = 0
   /// RIP of the instruction that the log belongs to.
   private(set) var rip: UInt64 = 0
   /// RCX when the log's accesses were made.
@@ -62,18 +68,18 @@ final class InstructionEmulation: EmulationContext {
   /// An access was to memory that the client has not there.
   private var isHostFault = false
 
-  func takeHostFault() -> Bool {
+  mutating func takeHostFault() -> Bool {
     defer { isHostFault = false }
     return isHostFault
   }
 
-  func noteHostFault() { isHostFault = true }
+  mutating func noteHostFault() { isHostFault = true }
 
   /// As many items as lie in the page of the next one, so that no fault comes between them.
-  func chooseInputBatch() {
+  mutating func chooseInputBatch(_ cpu: CPU) {
     inputBatch = 1
     guard let input = repeatedInput else { return }
-    let s = vcpu.cpu.s
+    let s = cpu.s
     let linear = input.linear &+ (s.pointee.gpr[7] & input.mask) &- (input.rdi & input.mask)
     let isDown = s.pointee.rflags & RFLAGS.df.rawValue != 0
     let inPage = isDown ? linear & 0xFFF : 4096 &- linear & 0xFFF
@@ -82,107 +88,134 @@ final class InstructionEmulation: EmulationContext {
   }
 
   /// The client sees the item of OUTS now.
-  func takeOutput() -> (port: UInt16, size: Int)? {
+  mutating func takeOutput() -> (port: UInt16, size: Int)? {
     defer { output = nil }
     return output
   }
 
   /// The client answered a request for items of INS; the first comes at once.
-  func answer(_ values: [UInt64]) {
+  mutating func answer(_ values: [UInt64]) {
     inputs = values.reversed()
     if let first = inputs.popLast() { answer(first) }
   }
 
   /// Before an instruction is executed from its start.
-  func begin(at rip: UInt64) {
+  mutating func begin(at rip: UInt64, _ cpu: CPU) {
     if rip != self.rip {
       log.removeAll(keepingCapacity: true)
       inputs.removeAll(keepingCapacity: true)
     }
-    if log.isEmpty { count = vcpu.cpu.gpr[1] }
+    if log.isEmpty { count = cpu.gpr[1] }
     self.rip = rip
     position = 0
     pending = nil
   }
 
   /// The instruction is over.
-  func finish() {
+  mutating func finish() {
     log.removeAll(keepingCapacity: true)
     position = 0
     pending = nil
   }
 
   /// The client answered the pending access.
-  func answer(_ value: UInt64) {
+  mutating func answer(_ value: UInt64) {
     guard var access = pending else { return }
     access.value = value
     log.append(access)
     pending = nil
   }
 
-  /// The value of an access: from the log, from a device of ours, or later from the client.
-  private func perform(
-    _ kind: Kind, _ address: UInt64, _ size: Int, _ value: UInt64, _ device: () -> UInt64?
-  ) -> UInt64? {
+  /// The value of the next access, where the log has it.
+  mutating func replay(_ cpu: CPU) -> UInt64? {
     // A repeated instruction has finished the iterations that RCX has counted.
-    if vcpu.cpu.gpr[1] != count {
+    if cpu.gpr[1] != count {
       log.removeAll(keepingCapacity: true)
       position = 0
-      count = vcpu.cpu.gpr[1]
+      count = cpu.gpr[1]
     }
-    if position < log.count {
-      position += 1
-      return log[position - 1].value
-    }
-    var access = Access(kind: kind, address: address, size: size, value: value)
-    guard let result = device() else {
-      pending = access
-      return nil
-    }
-    access.value = result
-    log.append(access)
-    position += 1
-    return result
+    guard position < log.count else { return nil }
+    position &+= 1
+    return log[position &- 1].value
   }
 
+  /// An access is done.
+  mutating func note(_ access: Access) {
+    log.append(access)
+    position &+= 1
+  }
+
+  /// An access waits for the client.
+  mutating func stop(at access: Access) { pending = access }
+
+  /// The next item of INS that the client gave ahead.
+  mutating func takeInput() -> UInt64? { inputs.popLast() }
+
+  /// An item of OUTS is done, and its value is in the port data page. False where one is waiting.
+  mutating func send(_ port: UInt16, size: Int) -> Bool {
+    if output != nil { return false }
+    output = (port, size)
+    return true
+  }
+}
+
+/// The processor's accesses that memory does not answer, while it executes that instruction.
+extension VirtualCPU: EmulationContext {
   func readMMIO(_ address: UInt64, size: Int) -> UInt64? {
-    perform(.readMemory, address, size, 0) { vcpu.readDevice(address, size: size) }
+    if let known = emulation.replay(cpu) { return known }
+    let value = readDevice(address, size: size)
+    return end(.init(kind: .readMemory, address: address, size: size, value: 0), value)
   }
 
   func writeMMIO(_ address: UInt64, size: Int, value: UInt64) -> Bool {
-    perform(.writeMemory, address, size, value) {
-      vcpu.writeDevice(address, size: size, value: value) ? value : nil
-    } != nil
+    if emulation.replay(cpu) != nil { return true }
+    let isDone = writeDevice(address, size: size, value: value)
+    return end(
+      .init(kind: .writeMemory, address: address, size: size, value: value), isDone ? value : nil)
+      != nil
   }
 
   func readPort(_ port: UInt16, size: Int) -> UInt64? {
-    perform(.readPort, UInt64(port), size, 0) { inputs.popLast() ?? vcpu.readChipPort(port) }
+    if let known = emulation.replay(cpu) { return known }
+    let value = emulation.takeInput() ?? readChipPort(port)
+    return end(.init(kind: .readPort, address: UInt64(port), size: size, value: 0), value)
   }
 
   func writePort(_ port: UInt16, size: Int, value: UInt64) -> Bool {
-    if vcpu.writeChipPort(port, value)
-      || vcpu.writeBus(UInt64(port), size: size, value: value, isPort: true)
+    if writeChipPort(port, value)
+      || writeSink(UInt64(port), size: size, value: value, isPort: true)
     {
       return true
     }
-    if output != nil { return false }
-    vcpu.portData.storeBytes(of: value, as: UInt64.self)
-    output = (port, size)
+    guard emulation.send(port, size: size) else { return false }
+    portData.storeBytes(of: value, as: UInt64.self)
     return true
   }
 
   func mapMemory(_ address: UInt64, writing: Bool) -> Bool {
-    switch vcpu.memory.map(address, writing: writing) {
+    switch memory.map(address, writing: writing) {
     // Here it waits in the access.
     case .mapped, .waits: return true
     case .dirtied(let slot, let page):
-      _ = vcpu.noteDirty(slot: slot, page: page)
+      _ = noteDirty(slot: slot, page: page)
       return true
     case .fault:
-      isHostFault = true
+      emulation.noteHostFault()
       return false
     case .none: return false
     }
+  }
+
+  /// An access was answered, or waits for the client.
+  private func end(_ access: InstructionEmulation.Access, _ value: UInt64?) -> UInt64? {
+    var access = access
+    guard let value else {
+      emulation.stop(at: access)
+      return nil
+    }
+    access.value = value
+    emulation.note(access)
+    return value
   }
 }
 
@@ -192,15 +225,15 @@ extension VirtualCPU {
     guard let slot else { return .resume }
     var budget = 64
     while true {
-      runningOn.store(slot.index, ordering: .sequentiallyConsistent)
+      mailbox.enter(slot.index)
       guard isMemoryCurrent(slot) else {
         // Enter the guest, which waits for the memory; the same exit comes again.
         leaveGuest()
         return .resume
       }
       let rip = backend[.rip]
-      emulation.begin(at: rip)
-      let result = slot.cpu.emulate(emulation)
+      emulation.begin(at: rip, cpu)
+      let result = slot.cpu.emulate(self)
       leaveGuest()
       switch result {
       case .stopped where emulation.output != nil:
@@ -209,22 +242,22 @@ extension VirtualCPU {
         return sendOutput()
       case .stopped: return requestAccess()
       case .vanished:
-        completion = .none
+        runState.completion = .none
         emulation.finish()
         return memoryVanished()
       case .faulted(let exception):
         let disposition = emulationFaulted(exception)
         return emulation.output != nil ? sendOutput() : disposition
       case .completed:
-        completion = .none
+        runState.completion = .none
         emulation.finish()
-        if debug.isStepping { isStepDone = true }
+        if debug.isStepping { debug.isStepDone = true }
         clearShadow()
         if emulation.output != nil { return sendOutput() }
         budget -= 1
         // A repeated string instruction goes on here, unless somebody waits.
-        if backend[.rip] != rip || budget == 0 || isStepDone
-          || requests.load(ordering: .relaxed) != 0
+        if backend[.rip] != rip || budget == 0 || debug.isStepDone
+          || mailbox.mayHaveRequests
         {
           return .resume
         }
@@ -233,7 +266,7 @@ extension VirtualCPU {
   }
 
   private func emulationFaulted(_ exception: GuestException) -> Disposition {
-    completion = .none
+    runState.completion = .none
     emulation.finish()
     if exception.isVMExit { return emulation.takeHostFault() ? hostFault() : emulationFailed() }
     if exception.vector == ExceptionVector.pageFault.rawValue {
@@ -245,7 +278,7 @@ extension VirtualCPU {
 
   /// Gives the client the item of OUTS that was done.
   private func sendOutput() -> Disposition {
-    completion = .none
+    runState.completion = .none
     if let output = emulation.takeOutput() {
       describePort(output.port, output.size, count: 1, isInput: false)
     }
@@ -255,7 +288,7 @@ extension VirtualCPU {
   /// Asks the client for the pending access.
   private func requestAccess() -> Disposition {
     if emulation.takeHostFault() {
-      completion = .none
+      runState.completion = .none
       emulation.finish()
       return hostFault()
     }
@@ -263,8 +296,8 @@ extension VirtualCPU {
       emulation.finish()
       return emulationFailed()
     }
-    completion = .emulation
-    emulationLoadCount = loadCount
+    runState.completion = .emulation
+    emulation.loadCount = registers.loadCount
     switch access.kind {
     case .readMemory, .writeMemory:
       run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
@@ -276,7 +309,7 @@ extension VirtualCPU {
       }
     case .readPort, .writePort:
       portData.storeBytes(of: 0, as: UInt64.self)
-      emulation.chooseInputBatch()
+      emulation.chooseInputBatch(cpu)
       describePort(
         UInt16(truncatingIfNeeded: access.address), access.size, count: emulation.inputBatch,
         isInput: true)
@@ -288,7 +321,7 @@ extension VirtualCPU {
   /// more.
   func completeEmulation() -> Bool {
     guard let access = emulation.pending else {
-      completion = .none
+      runState.completion = .none
       return true
     }
     if access.kind == .readPort {
@@ -298,16 +331,16 @@ extension VirtualCPU {
     }
     // Where the physical CPU no longer has everything as the exit left it, the guest is entered,
     // and the same exit brings it back to its emulation with the log in place.
-    replayEntries = 0
-    if emulationLoadCount != loadCount { return true }
+    emulation.replayEntries = 0
+    if emulation.loadCount != registers.loadCount { return true }
     return emulateInstruction() == .resume
   }
 
   /// After an exit that was not the one to be replayed: give the instruction up if it is gone.
   func checkReplay() {
-    replayEntries += 1
-    if backend[.rip] == emulation.rip, replayEntries < 64 { return }
-    completion = .none
+    emulation.replayEntries += 1
+    if backend[.rip] == emulation.rip, emulation.replayEntries < 64 { return }
+    runState.completion = .none
     emulation.finish()
   }
 
@@ -379,7 +412,7 @@ extension VirtualCPU {
       return false
     }
     if writeChip(address, size: size, value: value) { return true }
-    return writeBus(address, size: size, value: value, isPort: false)
+    return writeSink(address, size: size, value: value, isPort: false)
   }
 
   private func writeChip(_ address: UInt64, size: Int, value: UInt64) -> Bool {

@@ -20,58 +20,41 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// What KVM_RUN does first with the client's answer to the last exit.
-enum Completion: Equatable {
-  case none
-  /// OUT: nothing but RIP.
-  case portOut
-  /// IN of so many bytes: into RAX.
-  case portIn(UInt8)
-  /// MMIO or string I/O: execute the instruction again with one more access answered.
-  case emulation
-  /// RDMSR, WRMSR that the client answered.
-  case readMSR
-  case writeMSR
-  /// A hypercall whose result the client gave.
-  case hypercall
-}
-
 extension VirtualCPU {
   /// KVM_RUN.
   func runIoctl() throws(Errno) -> Int32 {
-    isInRun = true
+    runState.isInRun = true
     defer {
       releaseSlot()
-      isInRun = false
+      runState.isInRun = false
     }
-    hasRun = true
-    asyncFaults.isHalted = false
-    if isWaitingForStartup { try waitForStartup() }
+    runState.hasRun = true
+    paravirtual.faults.isHalted = false
+    if runState.isWaitingForStartup { try waitForStartup() }
     let slot = takeSlot()
     // The client may know of what others have written.
     if hypervisor.codeGuard != nil { slot.cpu.beginComparison() }
     try loadSynchronizedState()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
     guard complete() else { return try finishRun() }
-    if isStepDone {
+    if debug.isStepDone {
       _ = stepExit()
       return try finishRun()
     }
     if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
-    if run.pointee.request_interrupt_window != 0 || queuedInterrupt != nil {
-      mustCheckEvents = true
+    if run.pointee.request_interrupt_window != 0 || events.queuedInterrupt != nil {
+      events.mustCheck = true
     }
-    if steal.isEnabled { accountStealTime() }
-    if priorityCopy != 0 { readPriorityCopy() }
+    if clock.steal.isEnabled { accountStealTime() }
+    if taskPriority.copy != 0 { readPriorityCopy() }
     try loop()
-    if priorityCopy != 0 { writePriorityCopy() }
+    if taskPriority.copy != 0 { writePriorityCopy() }
     return try finishRun()
   }
 
   /// What `kvm_run` says after every return.
   private func finishRun() throws(Errno) -> Int32 {
-    if isHostFault {
-      isHostFault = false
+    if runState.takeHostFault() {
       publishState()
       throw .badAddress
     }
@@ -87,8 +70,7 @@ extension VirtualCPU {
     storeSynchronizedState()
     run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
     var flags: Int32 = smm.isActive ? KVM_RUN_X86_SMM : 0
-    if hasLockedBus { flags |= KVM_RUN_X86_BUS_LOCK }
-    hasLockedBus = false
+    if runState.takeBusLock() { flags |= KVM_RUN_X86_BUS_LOCK }
     run.pointee.flags = UInt16(flags)
     run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
     if let apic {
@@ -104,7 +86,7 @@ extension VirtualCPU {
 
   /// EINTR. The exit reason says so where a signal came; `immediate_exit` leaves the last one.
   private func leaveInterrupted(_ reason: Int32? = KVM_EXIT_INTR) throws(Errno) -> Never {
-    _ = takeRequests([.kick, .signal])
+    _ = mailbox.take([.kick, .signal])
     if let reason { run.pointee.exit_reason = UInt32(reason) }
     publishState()
     throw .interrupted
@@ -115,23 +97,23 @@ extension VirtualCPU {
   private func loop() throws(Errno) {
     while true {
       takeExpiredDeadline()
-      if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
+      if mailbox.mayHaveRequests { try handleRequests() }
       if let exit = exitBeforeEntry() {
         run.pointee.exit_reason = UInt32(exit)
         return
       }
-      if mpState != UInt32(KVM_MP_STATE_RUNNABLE), !wakes() {
+      if !runState.isRunnable, !wakes() {
         statistics.halts &+= 1
         if statisticsFile != nil { updateStatistics() }
         releaseSlot()
         park()
-        if steal.isEnabled {
+        if clock.steal.isEnabled {
           _ = takeSlot()
           accountStealTime()
         }
         continue
       }
-      if asyncFaults.isHalted, !wakesFromFault() {
+      if paravirtual.faults.isHalted, !wakesFromFault() {
         releaseSlot()
         park()
         continue
@@ -142,34 +124,30 @@ extension VirtualCPU {
       let retired = cpu.s.pointee.retired
       backend.run()
       statistics.instructions &+= cpu.s.pointee.retired &- retired
-      runningOn.store(-1, ordering: .sequentiallyConsistent)
-      if eoi.isOffered { takeEOI() }
-      if let event = backend.takeInterruptedEvent() { interruptedEvent = event }
-      if backend.takeDeliveredNMI() { pendingNMIs.subtract(1, ordering: .sequentiallyConsistent) }
+      mailbox.leave()
+      if paravirtual.eoi.isOffered { takeEOI() }
+      if let event = backend.takeInterruptedEvent() { events.interrupted = event }
+      if backend.takeDeliveredNMI() { mailbox.takeNMI() }
       let disposition = handle(backend.takeExit())
       checkCounters()
       if statisticsFile != nil { updateStatistics() }
       if disposition == .userSpace { return }
-      if isStepDone {
+      if debug.isStepDone {
         _ = stepExit()
         return
       }
-      if completion == .emulation { checkReplay() }
+      if runState.completion == .emulation { checkReplay() }
     }
   }
 
   /// A reason to leave that is not of an instruction.
   private func exitBeforeEntry() -> Int32? {
-    if tprAccess != nil, takeTPRReport() { return KVM_EXIT_TPR_ACCESS }
-    if let vector = endedVector {
-      endedVector = nil
+    if taskPriority.access != nil, takeTPRReport() { return KVM_EXIT_TPR_ACCESS }
+    if let vector = runState.takeEndedVector() {
       run.pointee.eoi.vector = vector
       return KVM_EXIT_IOAPIC_EOI
     }
-    if isTripleFaultPending {
-      isTripleFaultPending = false
-      return KVM_EXIT_SHUTDOWN
-    }
+    if events.takeTripleFault() { return KVM_EXIT_SHUTDOWN }
     if let dirtyRing, dirtyRing.isFull { return KVM_EXIT_DIRTY_RING_FULL }
     if run.pointee.request_interrupt_window != 0, hasClientPIC {
       _ = takeSlot()
@@ -181,32 +159,31 @@ extension VirtualCPU {
   /// Says that guest code (or its emulation) runs now. False, having taken it back, when a request
   /// or the memory gate is in the way.
   func enterGuest(_ slot: PhysicalCPUSlot) -> Bool {
-    runningOn.store(slot.index, ordering: .sequentiallyConsistent)
+    mailbox.enter(slot.index)
     if machine.memory.gate.load(ordering: .sequentiallyConsistent) != 0 {
-      runningOn.store(-1, ordering: .sequentiallyConsistent)
-      gateParker.park(until: HostClock.monotonic() &+ 1_000_000)
+      mailbox.leave()
+      mailbox.parkAtGate(until: HostClock.monotonic() &+ 1_000_000)
       return false
     }
     let generation = hypervisor.mappings.load(ordering: .acquiring)
     if slot.mappingGeneration != generation {
       slot.mappingGeneration = generation
-      loadCount &+= 1
+      registers.changed()
       backend.invalidateNestedMappings()
     }
-    let unwanted = requests.load(ordering: .sequentiallyConsistent) & ~VCPURequest.gate.rawValue
-    if unwanted != 0 {
-      runningOn.store(-1, ordering: .sequentiallyConsistent)
+    if mailbox.preventsEntry {
+      mailbox.leave()
       return false
     }
     injectEvents()
     return true
   }
 
-  func leaveGuest() { runningOn.store(-1, ordering: .sequentiallyConsistent) }
+  func leaveGuest() { mailbox.leave() }
 
   private func handleRequests() throws(Errno) {
-    let all = takeRequests(VCPURequest(rawValue: .max))
-    if !all.isDisjoint(with: .events) { mustCheckEvents = true }
+    let all = mailbox.take(VCPURequest(rawValue: .max))
+    if !all.isDisjoint(with: .events) { events.mustCheck = true }
     if all.contains(.timer) { expireTimer() }
     if all.contains(.counters) {
       takeCounts()
@@ -223,24 +200,20 @@ extension VirtualCPU {
       _ = takeSlot()
       takeArrivals()
     }
-    if all.contains(.wake) { wakePending = true }
+    if all.contains(.wake) { runState.wakePending = true }
     if !all.isDisjoint(with: [.kick, .signal]) { try leaveInterrupted() }
   }
 
   // MARK: Not running
 
-  private var isWaitingForStartup: Bool {
-    mpState == UInt32(KVM_MP_STATE_UNINITIALIZED) || mpState == UInt32(KVM_MP_STATE_INIT_RECEIVED)
-  }
-
   /// KVM_RUN on a CPU that was never started: waits for the start-up message, then has the client
   /// call again (EAGAIN), as Linux does.
   private func waitForStartup() throws(Errno) {
-    while isWaitingForStartup {
+    while runState.isWaitingForStartup {
       if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
-      if requests.load(ordering: .relaxed) != 0 { try handleRequests() }
+      if mailbox.mayHaveRequests { try handleRequests() }
       releaseSlot()
-      if isWaitingForStartup { park() }
+      if runState.isWaitingForStartup { park() }
     }
     throw .resourceTemporarilyUnavailable
   }
@@ -249,15 +222,15 @@ extension VirtualCPU {
   /// hypercall. One that came before the HLT counts: a guest that waits for a lock looks at it,
   /// then halts, and whoever frees the lock in between wakes it once.
   private func wakes() -> Bool {
-    guard mpState == UInt32(KVM_MP_STATE_HALTED) else { return false }
-    if !wakePending, !isSMIDeliverable, pendingNMIs.load(ordering: .sequentiallyConsistent) == 0 {
+    guard runState.isHalted else { return false }
+    if !runState.wakePending, !isSMIDeliverable, !mailbox.hasNMI {
       guard hasPendingInterrupt else { return false }
       _ = takeSlot()
       guard isInterruptAllowed else { return false }
     }
-    wakePending = false
-    mpState = UInt32(KVM_MP_STATE_RUNNABLE)
-    mustCheckEvents = true
+    runState.wakePending = false
+    runState.become(KVM_MP_STATE_RUNNABLE)
+    events.mustCheck = true
     return true
   }
 }

@@ -27,8 +27,8 @@ extension VirtualCPU {
 
   /// An interrupt waits that priority lets through.
   var hasPendingInterrupt: Bool {
-    guard let apic else { return queuedInterrupt != nil }
-    if isPICRequesting || queuedInterrupt != nil,
+    guard let apic else { return events.queuedInterrupt != nil }
+    if isPICRequesting || events.queuedInterrupt != nil,
       apic.state.withLock({ $0.acceptsExternalInterrupts })
     {
       return true
@@ -42,13 +42,9 @@ extension VirtualCPU {
 
   /// The vector to deliver; the chip takes it as accepted.
   private func takeInterrupt() -> UInt8? {
-    guard let apic else {
-      defer { queuedInterrupt = nil }
-      return queuedInterrupt
-    }
-    if queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
-      defer { queuedInterrupt = nil }
-      return queuedInterrupt
+    guard let apic else { return events.takeQueuedInterrupt() }
+    if events.queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
+      return events.takeQueuedInterrupt()
     }
     if isPICRequesting, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
       return machine.interrupts?.acknowledgePIC()
@@ -59,32 +55,21 @@ extension VirtualCPU {
   /// The last thing before an entry.
   func injectEvents() {
     // An instruction that is executed in steps comes first: its exit is on the way.
-    if completion == .emulation { return }
+    if runState.completion == .emulation { return }
     var isTaken = injectException()
-    guard mustCheckEvents else { return }
+    guard events.mustCheck else { return }
     if debug.blocksInterrupts { return }
-    mustCheckEvents = false
+    events.mustCheck = false
     if isSMIDeliverable { deliverSMI(after: isTaken) }
-    if pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 { injectNMI(&isTaken) }
+    if mailbox.hasNMI { injectNMI(&isTaken) }
     injectInterrupt(isTaken)
-    if eoi.isEnabled { offerEOI() }
+    if paravirtual.eoi.isEnabled { offerEOI() }
   }
 
   /// Whether an event was queued.
   private func injectException() -> Bool {
-    if let event = interruptedEvent {
-      interruptedEvent = nil
-      inject(event)
-      return true
-    }
-    guard let exception = pendingException else { return false }
-    deliverPayload(exception)
-    pendingException = nil
-    inject(
-      GuestEvent(
-        exception: exception.vector,
-        errorCode: exception.hasErrorCode ? exception.errorCode : nil,
-        instructionLength: eventInstructionLength))
+    guard let event = events.takeInterrupted() ?? events.takeException(cpu) else { return false }
+    inject(event)
     return true
   }
 
@@ -96,39 +81,20 @@ extension VirtualCPU {
     backend.inject(event)
   }
 
-  /// What an exception does to a register before its handler runs: #DB to DR6, #PF to CR2.
-  func deliverPayload(_ exception: GuestException) {
-    guard let payload = pendingPayload else { return }
-    pendingPayload = nil
-    switch ExceptionVector(rawValue: exception.vector) {
-    case .debug:
-      let kept = cpu.s.pointee.dr6 & ~PendingDebug.breakpoints
-      cpu.s.pointee.dr6 = kept | payload & 0xE00F | DR6.initial.rawValue
-    case .pageFault: cpu.s.pointee.cr2 = payload
-    default: break
-    }
-  }
-
   private func injectNMI(_ isTaken: inout Bool) {
     let blocking = UInt64(
       Interruptibility.blockingByNMI | Interruptibility.blockingBySTI
         | Interruptibility.blockingByMovSS)
     let state = backend[.interruptibility]
-    if state & UInt64(Interruptibility.blockingByNMI) != 0 { latchOneNMI() }
+    if state & UInt64(Interruptibility.blockingByNMI) != 0 { mailbox.latchOneNMI() }
     if !isTaken, !hasPendingTrap, state & blocking == 0 {
       isTaken = true
       backend.inject(.nmi)
-      pendingNMIs.subtract(1, ordering: .sequentiallyConsistent)
+      mailbox.takeNMI()
     }
-    let more = pendingNMIs.load(ordering: .sequentiallyConsistent) != 0
+    let more = mailbox.hasNMI
     backend.setNMIWindow(more)
-    if more { mustCheckEvents = true }
-  }
-
-  /// While an NMI is in service one more is latched, however many came.
-  private func latchOneNMI() {
-    _ = pendingNMIs.compareExchange(
-      expected: 2, desired: 1, ordering: .sequentiallyConsistent)
+    if more { events.mustCheck = true }
   }
 
   private func injectInterrupt(_ isTaken: Bool) {
@@ -147,17 +113,12 @@ extension VirtualCPU {
   }
 
   /// Raises an exception of the instruction at RIP.
-  func raise(_ exception: GuestException) {
-    pendingException = exception
-    pendingPayload = nil
-  }
+  func raise(_ exception: GuestException) { events.raise(exception) }
 
   /// The client could inject an interrupt now.
   var isReadyForInjection: Bool {
     guard hasClientPIC else { return true }
-    guard isInterruptAllowed, queuedInterrupt == nil, interruptedEvent == nil,
-      pendingException == nil
-    else { return false }
+    guard isInterruptAllowed, events.queuedInterrupt == nil, events.hasNone else { return false }
     return acceptsClientInterrupts
   }
 

@@ -16,7 +16,7 @@ extension VirtualCPU {
     case .nestedFault(let fault): return handle(fault)
     case .externalInterrupt, .handled: return .resume
     case .interruptWindow, .nmiWindow:
-      mustCheckEvents = true
+      events.mustCheck = true
       return .resume
     case .exception(let event, let causes): return exitForException(event, debugCauses: causes)
     case .hostFault: return memoryVanished()
@@ -88,7 +88,7 @@ extension VirtualCPU {
   }
 
   private func handle(_ fault: NestedFault) -> Disposition {
-    if isBeyondWidth(fault.address), interruptedEvent == nil {
+    if isBeyondWidth(fault.address), events.interrupted == nil {
       return accessBeyondWidth(
         linear: fault.linear, isWrite: fault.isWrite, isFetch: fault.isFetch)
     }
@@ -98,7 +98,7 @@ extension VirtualCPU {
     case .dirtied(let slot, let page): return noteDirty(slot: slot, page: page)
     case .none: break
     }
-    if let event = interruptedEvent {
+    if let event = events.interrupted {
       // An event cannot be delivered through a device.
       return internalError(
         KVM_INTERNAL_ERROR_DELIVERY_EV,

@@ -2,8 +2,8 @@
 //
 // KVM_SET_GUEST_DEBUG: a debugger outside the guest. Single steps use the monitor trap flag,
 // software breakpoints the interception of #BP, hardware breakpoints the processor's debug
-// registers: while the client has those, the guest's own values wait in `hiddenDebug`, and its
-// accesses to them exit.
+// registers: while the client has those, the guest's own values wait in `GuestDebug.hidden`, and
+// its accesses to them exit.
 
 import CHost
 import Synchronization
@@ -11,19 +11,30 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// What the client debugs with.
+/// What the client debugs with. Belongs to the thread that is in an ioctl of the vCPU; it reaches
+/// nothing else.
 struct GuestDebug: Sendable {
   /// KVM_GUESTDBG_...; 0 while debugging is off.
   var control: UInt32 = 0
   /// DR0 to DR3, and DR7, of KVM_GUESTDBG_USE_HW_BP.
   var addresses = InlineArray<4, UInt64>(repeating: 0)
   var dr7: UInt64 = 0
+  /// The guest's own debug registers, while the client has the processor's.
+  var hidden: DebugAddresses?
+  /// An instruction that was stepped over here is over.
+  var isStepDone = false
 
   private func has(_ bit: Int32) -> Bool { control & UInt32(bit) != 0 }
   var isStepping: Bool { has(KVM_GUESTDBG_SINGLESTEP) }
   var hasSoftwareBreakpoints: Bool { has(KVM_GUESTDBG_USE_SW_BP) }
   var hasHardwareBreakpoints: Bool { has(KVM_GUESTDBG_USE_HW_BP) }
   var blocksInterrupts: Bool { has(KVM_GUESTDBG_BLOCKIRQ) }
+
+  /// Those that have to exit, one bit for each vector.
+  var exceptions: UInt32 {
+    (isStepping || hasHardwareBreakpoints ? 1 << UInt32(ExceptionVector.debug.rawValue) : 0)
+      | (hasSoftwareBreakpoints ? 1 << UInt32(ExceptionVector.breakpoint.rawValue) : 0)
+  }
 
   static let valid = UInt32(
     KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP
@@ -51,7 +62,7 @@ extension VirtualCPU {
   private func setGuestDebug(_ request: kvm_guest_debug) throws(Errno) {
     let inject = request.control & UInt32(KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_INJECT_BP)
     if inject != 0 {
-      guard pendingException == nil, interruptedEvent == nil else { throw .resourceBusy }
+      guard events.hasNone else { throw .resourceBusy }
       raise(
         inject & UInt32(KVM_GUESTDBG_INJECT_DB) != 0
           ? GuestException(.debug) : GuestException(.breakpoint))
@@ -66,8 +77,9 @@ extension VirtualCPU {
       new.dr7 = UInt64(registers.7)
     }
     let guests = guestDebugAddresses
+    new.hidden = new.hasHardwareBreakpoints ? guests : nil
+    new.isStepDone = debug.isStepDone
     debug = new
-    hiddenDebug = new.hasHardwareBreakpoints ? guests : nil
     loadDebugRegisters(
       new.hasHardwareBreakpoints
         ? DebugAddresses(addresses: new.addresses, dr7: new.dr7) : guests)
@@ -78,10 +90,10 @@ extension VirtualCPU {
   /// The guest's own.
   var guestDebugAddresses: DebugAddresses {
     get {
-      hiddenDebug ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
+      debug.hidden ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
     }
     set {
-      if hiddenDebug != nil { hiddenDebug = newValue } else { loadDebugRegisters(newValue) }
+      if debug.hidden != nil { debug.hidden = newValue } else { loadDebugRegisters(newValue) }
     }
   }
 
@@ -98,15 +110,8 @@ extension VirtualCPU {
     | 1 << UInt32(ExceptionVector.alignmentCheck.rawValue)
 
   func updateDebugControls() {
-    var exceptions = Self.alwaysIntercepted
-    if debug.isStepping || debug.hasHardwareBreakpoints {
-      exceptions |= 1 << UInt32(ExceptionVector.debug.rawValue)
-    }
-    if debug.hasSoftwareBreakpoints {
-      exceptions |= 1 << UInt32(ExceptionVector.breakpoint.rawValue)
-    }
     backend.setDebugging(
-      exceptions: exceptions, stepping: debug.isStepping,
+      exceptions: Self.alwaysIntercepted | debug.exceptions, stepping: debug.isStepping,
       debugRegisters: debug.hasHardwareBreakpoints)
   }
 
@@ -124,13 +129,13 @@ extension VirtualCPU {
 
   /// An instruction is over that the processor did not step over itself.
   func stepExit() -> Disposition {
-    isStepDone = false
+    debug.isStepDone = false
     return debugExit(.debug, dr6: DR6.bs.rawValue | DR6.initial.rawValue)
   }
 
   /// #DB or #BP was intercepted.
   func exitForException(_ event: GuestEvent, debugCauses: UInt64) -> Disposition {
-    eventInstructionLength = UInt32(truncatingIfNeeded: backend.instructionLength)
+    events.instructionLength = UInt32(truncatingIfNeeded: backend.instructionLength)
     switch ExceptionVector(rawValue: event.vector) {
     case .debug:
       return debugExit(.debug, dr6: debugCauses | DR6.initial.rawValue)

@@ -19,7 +19,7 @@ extension VirtualCPU {
 
   /// The instruction is over.
   func exitForBusLock() -> Disposition {
-    hasLockedBus = true
+    runState.hasLockedBus = true
     run.pointee.exit_reason = UInt32(KVM_EXIT_X86_BUS_LOCK)
     return .userSpace
   }
@@ -35,7 +35,7 @@ extension VirtualCPU {
   /// event whose delivery it came of is not delivered: the second of such a pair is (SDM volume 3,
   /// "Interrupt 8: Double Fault Exception"), and a fault comes again.
   func exitForAlignmentCheck() -> Disposition {
-    interruptedEvent = nil
+    events.interrupted = nil
     raise(GuestException(.alignmentCheck, code: 0))
     return .resume
   }

@@ -39,7 +39,7 @@ extension VirtualCPU {
       run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
       return .userSpace
     }
-    mpState = UInt32(KVM_MP_STATE_HALTED)
+    runState.become(KVM_MP_STATE_HALTED)
     return .resume
   }
 
@@ -140,12 +140,12 @@ extension VirtualCPU {
     run.pointee.hypercall.args.2 = cpu.gpr[2]
     run.pointee.hypercall.longmode = cpu.is64Bit ? 1 : 0
     run.pointee.hypercall.ret = 0
-    completion = .hypercall
+    runState.completion = .hypercall
     return .userSpace
   }
 
   func completeHypercall() {
-    completion = .none
+    runState.completion = .none
     _ = endHypercall(run.pointee.hypercall.ret)
   }
 
@@ -181,7 +181,7 @@ extension VirtualCPU {
       return
     }
     apic.state.withLock { $0.cr8 = value }
-    mustCheckEvents = true
+    events.mustCheck = true
   }
 }
 

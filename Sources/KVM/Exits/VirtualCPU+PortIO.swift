@@ -29,7 +29,7 @@ extension VirtualCPU {
         return .resume
       }
     }
-    if !isInput, writeBus(UInt64(port), size: Int(size), value: cpu.gpr[0], isPort: true) {
+    if !isInput, writeSink(UInt64(port), size: Int(size), value: cpu.gpr[0], isPort: true) {
       advance()
       return .resume
     }
@@ -38,8 +38,8 @@ extension VirtualCPU {
       advance()
       return .userSpace
     }
-    completion = isInput ? .portIn(size) : .portOut
-    completionRIP = backend[.rip]
+    runState.completion = isInput ? .portIn(size) : .portOut
+    runState.completionRIP = backend[.rip]
     return .userSpace
   }
 
@@ -75,15 +75,15 @@ extension VirtualCPU {
 
   /// Finishes what the last exit asked the client for. False where it needs the client again.
   func complete() -> Bool {
-    switch completion {
+    switch runState.completion {
     case .none: break
     case .portOut:
-      completion = .none
+      runState.completion = .none
       // Unless the client has sent the guest elsewhere.
-      if backend[.rip] == completionRIP { advance() }
+      if backend[.rip] == runState.completionRIP { advance() }
     case .portIn(let size):
-      completion = .none
-      guard backend[.rip] == completionRIP else { break }
+      runState.completion = .none
+      guard backend[.rip] == runState.completionRIP else { break }
       setAccumulator(portData.load(as: UInt64.self), size)
       advance()
     case .emulation: return completeEmulation()
@@ -112,7 +112,7 @@ extension VirtualCPU {
       cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
     backend[.rip] = is64Bit ? next : next & 0xFFFF_FFFF
     noteRetired()
-    if debug.isStepping { isStepDone = true }
+    if debug.isStepping { debug.isStepDone = true }
     clearShadow()
   }
 
@@ -150,7 +150,7 @@ extension VirtualCPU {
   /// The guest accessed memory of a slot where the client has nothing that can be accessed so:
   /// KVM_RUN is EFAULT, on the instruction.
   func hostFault() -> Disposition {
-    isHostFault = true
+    runState.isHostFault = true
     return .userSpace
   }
 

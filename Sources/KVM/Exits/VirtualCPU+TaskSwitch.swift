@@ -11,20 +11,19 @@ import X86CPU
 extension VirtualCPU {
   func switchTask(selector: UInt16, source: TaskSwitchSource) -> Disposition {
     guard let slot else { return .resume }
-    let event = interruptedEvent
-    interruptedEvent = nil
+    let event = events.takeInterrupted()
     var returnRIP = backend[.rip]
     // Only an instruction is behind itself; an interrupt or a fault returns to where it came.
     if source != .interrupt || event?.isOfInstruction == true {
       returnRIP &+= backend.instructionLength
     }
-    runningOn.store(slot.index, ordering: .sequentiallyConsistent)
+    mailbox.enter(slot.index)
     defer { leaveGuest() }
     do throws(GuestException) {
       // It cannot be begun again in its midst: memory that no nested entry has is accessed here.
       emulation.finish()
-      emulation.begin(at: backend[.rip])
-      let isDone = try slot.cpu.withContext(emulation) { () throws(GuestException) in
+      emulation.begin(at: backend[.rip], cpu)
+      let isDone = try slot.cpu.withContext(self) { () throws(GuestException) in
         try slot.cpu.switchTask(
           selector: selector, source: source, returnRIP: returnRIP, errorCode: event?.errorCode)
       }

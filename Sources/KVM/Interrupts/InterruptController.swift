@@ -45,7 +45,7 @@ final class InterruptController: @unchecked Sendable {
   let isSplit: Bool
   /// GSIs below this are the pins of the client's I/O APIC.
   let reservedRoutes: UInt32
-  private let bus: CPUBus
+  private let cpus: VirtualCPUList
   let timers: TimerThread
   let chips: Mutex<Chips>
   /// The 8259's INTR.
@@ -56,10 +56,10 @@ final class InterruptController: @unchecked Sendable {
   let pitDeadline = Atomic<UInt64>(.max)
 
   /// - Parameter splitRoutes: the pins of the client's I/O APIC; nil where all chips are ours.
-  init(bus: CPUBus, timers: TimerThread, splitRoutes: UInt32? = nil) {
+  init(cpus: VirtualCPUList, timers: TimerThread, splitRoutes: UInt32? = nil) {
     isSplit = splitRoutes != nil
     reservedRoutes = splitRoutes ?? 0
-    self.bus = bus
+    self.cpus = cpus
     self.timers = timers
     var initial = Chips()
     if splitRoutes != nil { initial.routing = GSIRoutingTable() }
@@ -132,7 +132,7 @@ final class InterruptController: @unchecked Sendable {
   /// - Returns: how many took it; 0 when it joined pending ones; -1 when none is named.
   @discardableResult
   private func deliver(_ message: InterruptMessage, _ chips: inout Chips) -> Int32 {
-    bus.list.withLock { cpus in
+    cpus.list.withLock { cpus in
       if message.deliveryMode == .lowestPriority {
         return deliverLowest(message, cpus, &chips.lastLowest)
       }
@@ -146,7 +146,7 @@ final class InterruptController: @unchecked Sendable {
 
   /// One of the CPUs named, in turn.
   private func deliverLowest(
-    _ message: InterruptMessage, _ cpus: CPUBus.List, _ last: inout Int
+    _ message: InterruptMessage, _ cpus: VirtualCPUList.List, _ last: inout Int
   ) -> Int32 {
     let count = cpus.all.count
     for step in 1...max(count, 1) where count > 0 {
@@ -166,7 +166,7 @@ final class InterruptController: @unchecked Sendable {
       chips.withLock { _ = deliver(interrupt.message, &$0) }
       return
     }
-    bus.list.withLock { cpus in
+    cpus.list.withLock { cpus in
       for index in cpus.all.indices {
         let vcpu = cpus.all[index]
         if cpus.identities[index].matches(interrupt, isSender: vcpu === sender) {
@@ -183,7 +183,7 @@ final class InterruptController: @unchecked Sendable {
   func send(
     _ message: InterruptMessage, to words: [UInt64], wordWidth: Int, first: UInt32
   ) -> Int64 {
-    bus.list.withLock { cpus in
+    cpus.list.withLock { cpus in
       var count: Int64 = 0
       for index in cpus.all.indices where cpus.identities[index].mode != .disabled {
         let (place, isBelow) = cpus.identities[index].id.subtractingReportingOverflow(first)
@@ -281,7 +281,7 @@ final class InterruptController: @unchecked Sendable {
     let requested = chips.pic.isInterruptRequested
     let was = isPICRequesting.exchange(requested, ordering: .sequentiallyConsistent)
     guard requested != was else { return }
-    for vcpu in bus.all { vcpu.picChanged(requested) }
+    for vcpu in cpus.all { vcpu.picChanged(requested) }
   }
 
   /// The INTA cycle.

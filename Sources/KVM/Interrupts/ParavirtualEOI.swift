@@ -41,36 +41,36 @@ extension VirtualCPU {
     guard address & 3 == 0 else { return false }
     if value & ParavirtualEOI.enabled != 0, machine.memory.slot(at: address) == nil { return false }
     withdrawEOI()
-    eoi.msr = value
-    mustCheckEvents = true
+    paravirtual.eoi.msr = value
+    events.mustCheck = true
     return true
   }
 
   /// Before an entry, when the local APIC may have changed.
   func offerEOI() {
-    guard eoi.isEnabled, let apic else { return }
+    guard paravirtual.eoi.isEnabled, let apic else { return }
     let vector = apic.state.withLock { $0.quietVector }
     // Ends of the 8254's ticks are counted.
     let wanted = vector.map { machine.interrupts?.isTick($0) == false } ?? false
-    guard wanted != eoi.isOffered else { return }
-    eoi.isOffered = storeEOI(wanted ? 1 : 0) && wanted
+    guard wanted != paravirtual.eoi.isOffered else { return }
+    paravirtual.eoi.isOffered = storeEOI(wanted ? 1 : 0) && wanted
   }
 
   /// After an exit: the guest may have ended its interrupt.
   func takeEOI() {
-    guard eoi.isOffered else { return }
-    let word = machine.memory.load(eoi.address, as: UInt8.self) ?? 1
+    guard paravirtual.eoi.isOffered else { return }
+    let word = machine.memory.load(paravirtual.eoi.address, as: UInt8.self) ?? 1
     guard word & 1 == 0 else { return }
-    eoi.isOffered = false
+    paravirtual.eoi.isOffered = false
     endInterrupt()
   }
 
   /// The bit goes; the interrupt ends by the register, if it has not ended yet.
   func withdrawEOI() {
     takeEOI()
-    guard eoi.isOffered else { return }
-    eoi.isOffered = false
-    mustCheckEvents = true
+    guard paravirtual.eoi.isOffered else { return }
+    paravirtual.eoi.isOffered = false
+    events.mustCheck = true
     _ = storeEOI(0)
   }
 
@@ -79,7 +79,7 @@ extension VirtualCPU {
   }
 
   private func storeEOI(_ value: UInt8) -> Bool {
-    writeMemory(eoi.address, count: 1, in: machine.memory) {
+    writeMemory(paravirtual.eoi.address, count: 1, in: machine.memory) {
       $0.storeBytes(of: value, as: UInt8.self)
     }
   }

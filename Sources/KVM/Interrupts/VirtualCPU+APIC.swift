@@ -47,17 +47,15 @@ extension VirtualCPU {
     case .smi: queueSMI()
     case .initialize: request(.initSignal)
     case .startup(let page):
-      startupVector.store(page, ordering: .sequentiallyConsistent)
+      mailbox.startupVector.store(page, ordering: .sequentiallyConsistent)
       request(.startup)
     }
     return true
   }
 
-  /// At most two NMIs wait: one in service, one latched.
+  /// An NMI, from any thread.
   func queueNMI() {
-    if pendingNMIs.load(ordering: .sequentiallyConsistent) < 2 {
-      pendingNMIs.add(1, ordering: .sequentiallyConsistent)
-    }
+    mailbox.addNMI()
     request(.nmi)
   }
 
@@ -70,12 +68,12 @@ extension VirtualCPU {
 
   /// Does what a register write asks for.
   func perform(_ effect: LocalAPIC.Effect) {
-    mustCheckEvents = true
+    events.mustCheck = true
     switch effect {
     case .none: break
     case .send(let interrupt): machine.interrupts?.send(interrupt, from: self)
     case .endOfInterrupt(let vector):
-      if machine.interrupts?.endOfInterrupt(vector) == true { endedVector = vector }
+      if machine.interrupts?.endOfInterrupt(vector) == true { runState.endedVector = vector }
     case .edgeEnded(let vector): machine.interrupts?.edgeEnded(vector)
     case .timerChanged: armTimer()
     case .identityChanged: apicIdentityChanged()
@@ -89,7 +87,7 @@ extension VirtualCPU {
   /// Tells the bus how this local APIC is addressed now.
   func apicIdentityChanged() {
     guard let identity = apic?.state.withLock({ $0.identity }) else { return }
-    machine.bus.list.withLock { cpus in
+    machine.cpus.list.withLock { cpus in
       if index < cpus.identities.count { cpus.identities[index] = identity }
     }
   }
@@ -100,25 +98,25 @@ extension VirtualCPU {
   func armTimer() {
     guard let apic else { return }
     let deadline: UInt64
-    deadlineTSC = .max
+    clock.deadline = .max
     switch apic.state.withLock({ $0.nextDeadline }) {
     case nil: deadline = .max
     case .nanoseconds(let time): deadline = time
     case .tsc(let value):
-      deadlineTSC = value
+      clock.deadline = value
       let time = apicTime
-      let distance = value > time.tsc ? tscRate.nanoseconds(value &- time.tsc) : 0
+      let distance = value > time.tsc ? clock.rate.nanoseconds(value &- time.tsc) : 0
       let (sum, overflow) = time.nanoseconds.addingReportingOverflow(distance)
       // Rounded up: a timer must not come before its time.
       deadline = overflow || sum == .max ? .max &- 1 : sum &+ 1
     }
-    timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
+    mailbox.timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
     if deadline != .max { machine.timers.note(deadline) }
   }
 
   /// Before an entry: a TSC deadline that has come needs no thread to say so.
   func takeExpiredDeadline() {
-    if deadlineTSC != .max, guestTSC >= deadlineTSC { expireTimer() }
+    if clock.isDeadlineOver { expireTimer() }
   }
 
   /// The timer's deadline has come.

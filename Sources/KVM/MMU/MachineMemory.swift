@@ -194,7 +194,7 @@ final class MachineMemory: @unchecked Sendable {
     }
   }
 
-  // MARK: Changes; the caller holds the machine's ioctl lock.
+  // MARK: Changes; the caller holds the machine's `configuration`.
 
   func find(_ id: UInt32) -> MemorySlot? { slots.withLock { $0[id] } }
 

@@ -125,13 +125,13 @@ extension VirtualCPU {
     run.pointee.msr.reason = UInt32(reason)
     run.pointee.msr.index = number
     run.pointee.msr.data = written ?? 0
-    completion = written == nil ? .readMSR : .writeMSR
+    runState.completion = written == nil ? .readMSR : .writeMSR
     return .userSpace
   }
 
   /// The client answered.
   func completeMSR(isRead: Bool) {
-    completion = .none
+    runState.completion = .none
     if run.pointee.msr.error != 0 {
       raise(.generalProtection)
       return

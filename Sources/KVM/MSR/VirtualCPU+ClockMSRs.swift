@@ -10,10 +10,10 @@ import X86CPU
 extension VirtualCPU {
   func writeTSC(_ value: UInt64, byHost: Bool) -> Bool {
     if byHost {
-      setTSCOffset(machine.clock.offset(forWriting: value, rate: tscRate))
+      setTSCOffset(machine.clock.offset(forWriting: value, rate: clock.rate))
     } else {
-      let offset = value &- tscRate.counts(ofHost: HostTSC.read())
-      msrs.tscAdjust &+= offset &- tscOffset
+      let offset = clock.offset(for: value)
+      msrs.tscAdjust &+= offset &- clock.offset
       setTSCOffset(offset)
     }
     return true
@@ -22,30 +22,28 @@ extension VirtualCPU {
   func writeTSCAdjust(_ value: UInt64, byHost: Bool) -> Bool {
     // Without its CPUID bit the guest's write goes nowhere, as in Linux.
     if !byHost, !cpuid.features.contains(.tscAdjust) { return true }
-    if !byHost { setTSCOffset(tscOffset &+ value &- msrs.tscAdjust) }
+    if !byHost { setTSCOffset(clock.offset &+ value &- msrs.tscAdjust) }
     msrs.tscAdjust = value
     return true
   }
 
   /// The guest's counter now.
-  var guestTSC: UInt64 { tscRate.counts(ofHost: HostTSC.read()) &+ tscOffset }
+  var guestTSC: UInt64 { clock.counter }
 
   /// KVM_SET_TSC_KHZ. A counter that nobody has written goes on as if it had always had this rate,
   /// so that all vCPUs agree; one that was written goes on from where it is.
   func setTSCRate(_ wanted: TSCRate) {
     let rate = wanted.rounded(to: backend.tscMultiplierStep)
-    if rate == tscRate { return }
-    let isWritten = tscOffset != machine.clock.offset(rate: tscRate)
+    if rate == clock.rate { return }
+    let isWritten = clock.offset != machine.clock.offset(rate: clock.rate)
     let value = guestTSC
-    tscRate = rate
+    clock.rate = rate
     backend.setTSCMultiplier(rate.multiplier)
-    setTSCOffset(
-      isWritten
-        ? value &- rate.counts(ofHost: HostTSC.read()) : machine.clock.offset(rate: rate))
+    setTSCOffset(isWritten ? clock.offset(for: value) : machine.clock.offset(rate: rate))
   }
 
   func setTSCOffset(_ offset: UInt64) {
-    tscOffset = offset
+    clock.offset = offset
     backend.setTSCOffset(offset)
     armTimer()
     writeClock()
@@ -57,9 +55,9 @@ extension VirtualCPU {
     guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
     let done = writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
       ParavirtualClock.write(
-        &$0, machine.clock, rate: tscRate, tscOffset: tscOffset, flags: clockFlags)
+        &$0, machine.clock, rate: clock.rate, tscOffset: clock.offset, flags: clock.flags)
     }
-    if done { clockFlags &= ~ParavirtualClock.guestStopped }
+    if done { clock.flags &= ~ParavirtualClock.guestStopped }
   }
 
   /// The wall clock's MSR has no enable bit: 0 is no address. So is what a client writes at each

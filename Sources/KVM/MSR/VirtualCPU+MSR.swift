@@ -85,10 +85,10 @@ extension VirtualCPU {
       return machine.options.withLock { $0.wallClock }
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
     case ParavirtualMSR.pollControl: return msrs.pollControl
-    case ParavirtualMSR.stealTime: return steal.msr
-    case ParavirtualMSR.endOfInterrupt: return eoi.msr
-    case ParavirtualMSR.asyncFault: return asyncFaults.enable
-    case ParavirtualMSR.asyncFaultVector: return asyncFaults.interrupt
+    case ParavirtualMSR.stealTime: return clock.steal.msr
+    case ParavirtualMSR.endOfInterrupt: return paravirtual.eoi.msr
+    case ParavirtualMSR.asyncFault: return paravirtual.faults.enable
+    case ParavirtualMSR.asyncFaultVector: return paravirtual.faults.interrupt
     case ParavirtualMSR.asyncFaultAcknowledge, ParavirtualMSR.migrationControl: return 0
     case MSR.platformInfo.rawValue:
       return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
@@ -129,7 +129,9 @@ extension VirtualCPU {
     if number == ParavirtualMSR.migrationControl {
       return cpuid.paravirtualFeatures & ParavirtualFeature.migrationControl != 0
     }
-    guard enforcesParavirtualCPUID, let bit = ParavirtualFeature.ofMSR[number] else { return true }
+    guard paravirtual.enforcesCPUID, let bit = ParavirtualFeature.ofMSR[number] else {
+      return true
+    }
     return hasParavirtual(bit)
   }
 
@@ -318,7 +320,7 @@ extension VirtualCPU {
     if done {
       apicIdentityChanged()
       armTimer()
-      mustCheckEvents = true
+      events.mustCheck = true
     }
     return done
   }

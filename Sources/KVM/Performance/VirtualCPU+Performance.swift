@@ -82,7 +82,7 @@ extension VirtualCPU {
   func planCounters() {
     performance.plan(machine.options.withLock { $0.eventFilter })
     // Outside KVM_RUN nothing counts.
-    if let slot, isInRun { armCounters(slot) }
+    if let slot, runState.isInRun { armCounters(slot) }
   }
 
   // MARK: Counting
@@ -101,13 +101,13 @@ extension VirtualCPU {
 
   private func armOverflowDeadline() {
     guard apic != nil, let cycles = performance.cyclesToOverflow else {
-      overflowDeadline.store(.max, ordering: .relaxed)
+      mailbox.overflowDeadline.store(.max, ordering: .relaxed)
       return
     }
     let (sum, overflow) = HostClock.monotonic().addingReportingOverflow(
-      tscRate.nanoseconds(cycles))
+      clock.rate.nanoseconds(cycles))
     let deadline = overflow || sum == .max ? .max - 1 : sum + 1
-    overflowDeadline.store(deadline, ordering: .sequentiallyConsistent)
+    mailbox.overflowDeadline.store(deadline, ordering: .sequentiallyConsistent)
     machine.timers.note(deadline)
   }
 
@@ -116,7 +116,7 @@ extension VirtualCPU {
     takeCounts()
     slot.cpu.stopCounting()
     performance.isRunning = false
-    overflowDeadline.store(.max, ordering: .relaxed)
+    mailbox.overflowDeadline.store(.max, ordering: .relaxed)
   }
 
   /// Brings the counters up to now.
@@ -129,7 +129,7 @@ extension VirtualCPU {
   /// Adds what was counted; the limits and the deadline then no longer stand.
   func takeCounts() {
     guard performance.isRunning, let slot,
-      performance.add(slot.cpu.takeCounts(), tscRate), let apic
+      performance.add(slot.cpu.takeCounts(), clock.rate), let apic
     else { return }
     note(apic.state.withLock { $0.raiseLocal(APICRegister.lvtPerformance) })
   }

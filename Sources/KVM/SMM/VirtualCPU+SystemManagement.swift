@@ -33,25 +33,25 @@ extension VirtualCPU {
 
   /// An SMI, from any thread.
   func queueSMI() {
-    pendingSMI.store(true, ordering: .sequentiallyConsistent)
+    mailbox.pendingSMI.store(true, ordering: .sequentiallyConsistent)
     request(.smi)
   }
 
   var isSMIDeliverable: Bool {
-    pendingSMI.load(ordering: .relaxed) && !smm.isActive && !debug.blocksInterrupts
+    mailbox.pendingSMI.load(ordering: .relaxed) && !smm.isActive && !debug.blocksInterrupts
   }
 
   /// Before an entry that delivers an event, or none. An event comes first: the CPU is kicked, so
   /// that it exits before the first instruction of the event's handler.
   func deliverSMI(after isEventTaken: Bool) {
-    mustCheckEvents = true
+    events.mustCheck = true
     if isEventTaken { slot?.cpu.kick() } else { enterSystemManagement() }
   }
 
   /// KVM_SET_VCPU_EVENTS.
   func setManagement(_ value: kvm_vcpu_events) {
     setManagementMode(value.smi.smm != 0)
-    pendingSMI.store(value.smi.pending != 0, ordering: .sequentiallyConsistent)
+    mailbox.pendingSMI.store(value.smi.pending != 0, ordering: .sequentiallyConsistent)
     if smm.isActive { smm.wasNMIBlocked = value.smi.smm_inside_nmi != 0 }
     smm.isINITLatched = smm.isActive && value.smi.latched_init != 0
   }
@@ -69,7 +69,7 @@ extension VirtualCPU {
   // MARK: SMI
 
   private func enterSystemManagement() {
-    pendingSMI.store(false, ordering: .sequentiallyConsistent)
+    mailbox.pendingSMI.store(false, ordering: .sequentiallyConsistent)
     msrs.smiCount &+= 1
     let area = hasLongMode ? savedState64 : savedState32
     let blocking = backend[.interruptibility]
@@ -200,7 +200,7 @@ extension VirtualCPU {
       smm.base = area[dword: Layout.base32]
       restore(area, Layout.registers32, rip: area[dword: Layout.registers32.rip])
     }
-    if debug.isStepping { isStepDone = true }
+    if debug.isStepping { debug.isStepDone = true }
     if smm.isINITLatched {
       smm.isINITLatched = false
       request(.initSignal)
@@ -228,8 +228,8 @@ extension VirtualCPU {
     backend[.interruptibility] = state
     backend[.pendingDebug] = smm.pendingDebug
     smm.pendingDebug = 0
-    pendingException = nil
-    mustCheckEvents = true
+    events.exception = nil
+    events.mustCheck = true
   }
 
   private func special64(_ area: StateSaveArea) -> kvm_sregs2 {

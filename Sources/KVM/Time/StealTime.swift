@@ -50,7 +50,7 @@ struct StealTime: Sendable {
 extension VirtualCPU {
   func writeStealMSR(_ value: UInt64) -> Bool {
     guard value & StealTime.reserved == 0 else { return false }
-    steal.msr = value
+    clock.steal.msr = value
     accountStealTime()
     return true
   }
@@ -58,10 +58,10 @@ extension VirtualCPU {
   /// Adds what was stolen to the guest's structure, with the version protocol: odd while it
   /// changes.
   func accountStealTime() {
-    guard steal.isEnabled else { return }
-    let stolen = steal.take()
+    guard clock.steal.isEnabled else { return }
+    let stolen = clock.steal.take()
     var wantsFlush = false
-    _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) { place in
+    _ = writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) { place in
       let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
       place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
       place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)
@@ -75,8 +75,8 @@ extension VirtualCPU {
   /// Gives the physical CPU to a vCPU that waits for one, and comes back.
   func yieldSlot() {
     // In the middle of an instruction's emulation translations are not dropped.
-    guard steal.isEnabled, completion == .none else { return releaseSlot() }
-    _ = writeMemory(steal.address, count: StealTime.size, in: machine.memory) {
+    guard clock.steal.isEnabled, runState.completion == .none else { return releaseSlot() }
+    _ = writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) {
       _ = $0.exchange(StealTime.preempted, atByteOffset: StealTime.preemptedOffset)
     }
     releaseSlot()

@@ -17,7 +17,7 @@ import SystemPackage
 
 /// Sendable: `interrupts` is set before the thread starts; the rest is atomic.
 final class TimerThread: @unchecked Sendable {
-  private let bus: CPUBus
+  private let cpus: VirtualCPUList
   /// Set before the thread starts.
   private var interrupts: InterruptController?
   private let target = Atomic<UInt64>(.max)
@@ -25,7 +25,7 @@ final class TimerThread: @unchecked Sendable {
   private let parker = Parker()
   private let ended = Parker()
 
-  init(bus: CPUBus) { self.bus = bus }
+  init(cpus: VirtualCPUList) { self.cpus = cpus }
 
   func start(_ interrupts: InterruptController) throws(Errno) {
     self.interrupts = interrupts
@@ -62,9 +62,9 @@ final class TimerThread: @unchecked Sendable {
   /// Tells the owners of deadlines that have come; returns the next one.
   private func fireDue(_ now: UInt64) -> UInt64 {
     var next = UInt64.max
-    for vcpu in bus.all where !vcpu.isParked {
-      if Self.isDue(vcpu.timerDeadline, now, &next) { vcpu.request(.timer) }
-      if Self.isDue(vcpu.overflowDeadline, now, &next) { vcpu.request(.counters) }
+    for vcpu in cpus.all where !vcpu.mailbox.isParked {
+      if Self.isDue(vcpu.mailbox.timerDeadline, now, &next) { vcpu.request(.timer) }
+      if Self.isDue(vcpu.mailbox.overflowDeadline, now, &next) { vcpu.request(.counters) }
     }
     if let interrupts {
       if interrupts.pitDeadline.load(ordering: .sequentiallyConsistent) <= now {

@@ -10,9 +10,9 @@ import SystemPackage
 /// A virtual CPU of a machine.
 /// Sendable: `immediate_exit` is one byte that any thread may write; the rest of the pages belongs
 /// to the thread that calls `run`.
-package final class VirtualCPU: @unchecked Sendable {
+package final class VirtualCPUHandle: @unchecked Sendable {
   /// Keeps the machine open.
-  private let machine: Machine
+  private let machine: MachineHandle
   private let transport: any KVMTransport
   private let handle: Int32
   private let runSize: Int
@@ -20,7 +20,7 @@ package final class VirtualCPU: @unchecked Sendable {
   /// belongs to the thread that calls `run`.
   private let pages: UnsafeMutableRawPointer
 
-  init(machine: Machine, handle: Int32, runSize: Int) throws(Errno) {
+  init(machine: MachineHandle, handle: Int32, runSize: Int) throws(Errno) {
     self.machine = machine
     transport = machine.transport
     self.handle = handle
@@ -73,7 +73,7 @@ package final class VirtualCPU: @unchecked Sendable {
   }
 }
 
-extension VirtualCPU {
+extension VirtualCPUHandle {
   private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
     var value = initial
     try unsafe withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in

@@ -12,7 +12,7 @@ import SystemPackage
 ///
 ///     runner.run(0, entered: { runner.rearm() }, left: {})   // what came before is past
 ///     // a handler calls runner.interrupt(): EINTR
-package final class Runner: Sendable {
+package final class InterruptibleCPU: Sendable {
   private let vcpu: VirtualCPU
   /// Lives as long as its vCPUs' handles.
   private let machine: Machine
@@ -27,16 +27,14 @@ package final class Runner: Sendable {
 
   /// Forgets interruptions.
   package func rearm() {
-    if vcpu.requests.load(ordering: .relaxed) & VCPURequest.signal.rawValue != 0 {
-      _ = vcpu.takeRequests(.signal)
-    }
+    if vcpu.mailbox.mayHave(.signal) { _ = vcpu.mailbox.take(.signal) }
   }
 
   /// The file that holds what the vCPU shares with its client.
-  package var sharedFile: Int32 { vcpu.sharedFile.descriptor.rawValue }
+  package var sharedFile: Int32 { vcpu.shared.file.descriptor.rawValue }
 
   /// See `Hypervisor.signalMask`.
-  package var signalMask: UInt64? { vcpu.signalMask }
+  package var signalMask: UInt64? { vcpu.runState.signalMask }
 
   /// Where the dirty ring lies in the file, in bytes; nil without one.
   package var dirtyRingRange: Range<Int>? {
@@ -48,7 +46,7 @@ package final class Runner: Sendable {
 
   /// The file with the ring of coalesced writes, which lies in the same place of it as of this
   /// vCPU's pages; nil where it is this vCPU's own.
-  package var ringFile: Int32? { vcpu.ringFile >= 0 ? vcpu.ringFile : nil }
+  package var ringFile: Int32? { vcpu.shared.ringFile }
   package static let ringRange = CoalescedRing.fileRange
 
   /// KVM_RUN, which waits while another thread is in an ioctl of this vCPU.

@@ -6,7 +6,7 @@ import CHost
 import SystemPackage
 
 /// A virtual machine: memory slots, interrupt chips, virtual CPUs.
-package final class Machine: Sendable {
+package final class MachineHandle: Sendable {
   package let transport: any KVMTransport
   private let handle: Int32
   private let runSize: Int
@@ -120,8 +120,8 @@ package final class Machine: Sendable {
   }
 
   /// Makes a virtual CPU; its number is its APIC identifier.
-  package func createVirtualCPU(_ number: UInt32) throws(Errno) -> VirtualCPU {
+  package func createVirtualCPU(_ number: UInt32) throws(Errno) -> VirtualCPUHandle {
     let cpu = try transport.ioctl(handle, CKVM_CREATE_VCPU, UInt(number))
-    return try VirtualCPU(machine: self, handle: cpu, runSize: runSize)
+    return try VirtualCPUHandle(machine: self, handle: cpu, runSize: runSize)
   }
 }

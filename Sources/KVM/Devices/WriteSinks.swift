@@ -9,7 +9,7 @@ import Host
 import Synchronization
 import SystemPackage
 
-final class DeviceBus: Sendable {
+final class WriteSinks: Sendable {
   struct Place: Hashable, Sendable {
     var isPort: Bool
     var address: UInt64
@@ -135,7 +135,7 @@ struct CoalescedRing {
   let base: UnsafeMutableRawPointer
 
   /// - Returns: false where the ring is full.
-  func append(_ place: DeviceBus.Place, size: Int, value: UInt64) -> Bool {
+  func append(_ place: WriteSinks.Place, size: Int, value: UInt64) -> Bool {
     let first = index(at: 0).pointee.load(ordering: .acquiring)
     // The client may have written anything there, and may write again.
     let last = index(at: 4).pointee.load(ordering: .relaxed)

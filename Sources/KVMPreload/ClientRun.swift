@@ -16,13 +16,13 @@ import Synchronization
 import SystemPackage
 
 /// A vCPU and the state of its thread in KVM_RUN.
-final class RunState: Sendable {
-  let runner: Runner
+final class ClientRun: Sendable {
+  let runner: InterruptibleCPU
 
-  init(_ runner: Runner) { self.runner = runner }
+  init(_ runner: InterruptibleCPU) { self.runner = runner }
 
   func run(_ argument: UInt) throws(Errno) -> Int32 {
-    guard let thread = RunThread.current() else { throw .noMemory }
+    guard let thread = ClientThread.current() else { throw .noMemory }
     // KVM_RUN from a handler that interrupted KVM_RUN on the same thread cannot happen: handlers
     // are put off.
     let control = chost_fnstcw()
@@ -35,7 +35,7 @@ final class RunState: Sendable {
       thread.pointee.end()
       chost_ldmxcsr(mxcsr)
       chost_fldcw(control)
-      RunThread.sendAgain(thread)
+      ClientThread.sendAgain(thread)
     }
     return try runner.run(
       argument, entered: { thread.pointee.enter() }, left: { thread.pointee.leave() })
@@ -88,10 +88,10 @@ struct SignalMask {
 }
 
 /// What a thread's signal handler has to know. Its memory is the thread's until it ends.
-struct RunThread: ~Copyable {
+struct ClientThread: ~Copyable {
   private static let capacity = 32
   /// The vCPU of this thread's KVM_RUN; nil outside.
-  private var running: Unmanaged<Runner>?
+  private var running: Unmanaged<InterruptibleCPU>?
   /// The vCPU is this thread's. Until then another thread is in its KVM_RUN, which a signal to this
   /// one does not end.
   private let isInside = Atomic<Bool>(false)
@@ -107,7 +107,7 @@ struct RunThread: ~Copyable {
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
     pthread_key_create(&key) {
-      RunThread.forget()
+      ClientThread.forget()
       free($0)
     }
     return key
@@ -133,7 +133,7 @@ struct RunThread: ~Copyable {
   static func cancelled(_ thread: UInt) {
     all.withLock { all in
       guard let address = all.known[thread],
-        let pointer = UnsafeMutablePointer<RunThread>(bitPattern: address)
+        let pointer = UnsafeMutablePointer<ClientThread>(bitPattern: address)
       else {
         all.cancelled.append(thread)
         if all.cancelled.count > 64 { all.cancelled.removeFirst() }
@@ -144,11 +144,11 @@ struct RunThread: ~Copyable {
   }
 
   /// The calling thread's; made at its first KVM_RUN.
-  static func current() -> UnsafeMutablePointer<RunThread>? {
+  static func current() -> UnsafeMutablePointer<ClientThread>? {
     if let existing = existing { return existing }
-    guard let memory = malloc(MemoryLayout<RunThread>.size) else { return nil }
-    let thread = memory.bindMemory(to: RunThread.self, capacity: 1)
-    thread.initialize(to: RunThread())
+    guard let memory = malloc(MemoryLayout<ClientThread>.size) else { return nil }
+    let thread = memory.bindMemory(to: ClientThread.self, capacity: 1)
+    thread.initialize(to: ClientThread())
     let own = UInt(pthread_self())
     all.withLock { all in
       all.known[own] = UInt(bitPattern: memory)
@@ -162,8 +162,8 @@ struct RunThread: ~Copyable {
   }
 
   /// The calling thread's, if it was ever in KVM_RUN. Safe in signal handlers.
-  static var existing: UnsafeMutablePointer<RunThread>? {
-    pthread_getspecific(key)?.assumingMemoryBound(to: RunThread.self)
+  static var existing: UnsafeMutablePointer<ClientThread>? {
+    pthread_getspecific(key)?.assumingMemoryBound(to: ClientThread.self)
   }
 
   var blocksFaults: Bool {
@@ -176,7 +176,7 @@ struct RunThread: ~Copyable {
     }
   }
 
-  mutating func begin(_ runner: Runner) {
+  mutating func begin(_ runner: InterruptibleCPU) {
     count = 0
     lock()
     running = Unmanaged.passUnretained(runner)
@@ -243,7 +243,7 @@ struct RunThread: ~Copyable {
   }
 
   /// After KVM_RUN: what was put off comes again.
-  static func sendAgain(_ thread: UnsafeMutablePointer<RunThread>) {
+  static func sendAgain(_ thread: UnsafeMutablePointer<ClientThread>) {
     let count = thread.pointee.count
     if count == 0 { return }
     // A handler may call KVM_RUN, which starts the list anew: it is copied first.
