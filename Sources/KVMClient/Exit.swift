@@ -36,7 +36,7 @@ package enum Exit {
 
 /// A port access: `count` items of `width` bytes each, one after the other at `data`. For an input
 /// the client fills the data before it runs the CPU again.
-package struct PortAccess {
+@safe package struct PortAccess {
   package let isWrite: Bool
   package let port: UInt16
   /// 1, 2 or 4.
@@ -48,7 +48,7 @@ package struct PortAccess {
 
 /// A memory access of 1 to 8 bytes. For a read the client fills the data before it runs the CPU
 /// again.
-package struct MemoryAccess {
+@safe package struct MemoryAccess {
   package let isWrite: Bool
   package let address: UInt64
   package let width: Int

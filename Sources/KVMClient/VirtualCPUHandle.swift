@@ -10,7 +10,7 @@ import SystemPackage
 /// A virtual CPU of a machine.
 /// Sendable: `immediate_exit` is one byte that any thread may write; the rest of the pages belongs
 /// to the thread that calls `run`.
-package final class VirtualCPUHandle: @unchecked Sendable {
+@safe package final class VirtualCPUHandle: @unchecked Sendable {
   /// Keeps the machine open.
   private let machine: MachineHandle
   private let transport: any KVMTransport

@@ -94,7 +94,7 @@ struct KVMCommand: ParsableCommand {
       guard ["intel", "amd"].contains(vendor) else {
         throw ValidationError("--vendor: give intel or amd")
       }
-      setenv("MARTLET_VENDOR", vendor, 1)
+      unsafe setenv("MARTLET_VENDOR", vendor, 1)
     }
     guard ["on", "off"].contains(translator) else {
       throw ValidationError("--translator: give on or off")

@@ -6,7 +6,7 @@ import CHost
 import Glibc
 import Host
 
-struct Report {
+@safe struct Report {
   var writer: ReportWriter
   let number: Int32
   let information: UnsafeMutablePointer<siginfo_t>?

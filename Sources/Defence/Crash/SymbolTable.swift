@@ -9,7 +9,7 @@ import Glibc
 import Host
 import SystemPackage
 
-struct SymbolTable {
+@safe struct SymbolTable {
   private static let entrySize = 24
 
   private let file: UnsafeRawPointer

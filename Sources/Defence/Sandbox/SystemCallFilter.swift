@@ -15,7 +15,7 @@ import SystemPackage
 
 /// Programs of all roles.
 /// Sendable: the programs are never freed nor written after they are made.
-package struct SystemCallFilter: @unchecked Sendable {
+@safe package struct SystemCallFilter: @unchecked Sendable {
   /// By role; never freed.
   private let programs: [sock_fprog]
 
@@ -26,7 +26,7 @@ package struct SystemCallFilter: @unchecked Sendable {
   private static func error(_ number: Int32) -> UInt32 { 0x0005_0000 | UInt32(number) }
 
   /// The functions of libseccomp that are used.
-  private struct Functions {
+  @safe private struct Functions {
     let initialize: @convention(c) (UInt32) -> UnsafeMutableRawPointer?
     let release: @convention(c) (UnsafeMutableRawPointer) -> Void
     let resolve: @convention(c) (UnsafePointer<CChar>) -> Int32
