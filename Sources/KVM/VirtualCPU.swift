@@ -210,6 +210,10 @@ final class VirtualCPU: @unchecked Sendable {
       mpState = UInt32(KVM_MP_STATE_RUNNABLE)
     }
     msrs.isBootCPU = isBootCPU
+    if hypervisor.silicon == .amd {
+      msrs.hardwareConfiguration = VendorMSR.resetHardwareConfiguration
+      msrs.microcodeRevision = MSRModel.amdPatchLevel
+    }
     emulation.vcpu = self
     if machine.options.withLock({ $0.msrFilter != nil }) {
       requests.store(VCPURequest.msrFilter.rawValue, ordering: .sequentiallyConsistent)
