@@ -330,10 +330,11 @@ section_exits() {
   run_martlet_bench verbs exits || return 0
   add_martlet_bench --preload client || :
   local name where value line
-  printf '%-12s %10s %10s %12s %12s\n' '' 'VT-x alone' 'soft KVM' 'martlet kvm' 'kernel KVM'
+  printf '%-12s %10s %10s %10s %12s %12s\n' '' 'VT-x alone' 'soft KVM' 'with SVM' 'martlet kvm' \
+    'kernel KVM'
   for name in $(awk '$1 == "exit" && !seen[$3]++ { print $3 }' "$work/inside"); do
     line=$(printf '%-12s' "$name")
-    for where in verbs soft client kvm; do
+    for where in verbs soft soft-amd client kvm; do
       value=$(awk -v where="$where" -v name="$name" \
         '$1 == "exit" && $2 == where && $3 == name { print $4 }' "$work/inside" | reduce)
       [ "$value" = - ] || summarise "exit.$where.$name $value"

@@ -108,6 +108,10 @@ final class VirtualCPU: @unchecked Sendable {
       runState = RunState(mpState: KVM_MP_STATE_RUNNABLE)
     }
     msrs.isBootCPU = isBootCPU
+    if hypervisor.silicon == .amd {
+      msrs.hardwareConfiguration = VendorMSR.resetHardwareConfiguration
+      msrs.microcodeRevision = MSRModel.amdPatchLevel
+    }
     if machine.options.withLock({ $0.msrFilter != nil }) { mailbox.post(.msrFilter) }
     withLoaded { reset() }
   }

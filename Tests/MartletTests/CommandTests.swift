@@ -65,6 +65,11 @@ import Testing
     (["--translator-code-size", "513M"], "513M: give a size from 64K to 512M"),
     (["--translator-code-size", "K"], "--translator-code-size K: give a size from 64K to 512M"),
     (["--engine", "steam"], "--engine steam: unknown engine; give auto, soft or kvm"),
+    (["--vendor", "via"], "--vendor via: unknown vendor; give intel or amd"),
+    (
+      ["--engine", "kvm", "--vendor", "amd"],
+      "--vendor is for the software engine; leave it out with --engine kvm"
+    ),
   ])
   func options(arguments: [String], text: String) throws { try refused(arguments, text) }
 
@@ -105,7 +110,8 @@ import Testing
   }
 
   @Test(arguments: [
-    ["--translator", "off"], ["--translator-threshold", "1"],
+    ["--translator", "off"], ["--translator-threshold", "1"], ["--vendor", "amd"],
+    ["--vendor", "intel"], ["--vendor", "amd", "--translator", "off"],
     ["--translator-threshold", "1", "--translator-hot-entries", "1"],
     ["--translator-threshold", "1", "--translator-code-size", "64K"],
   ])

@@ -24,6 +24,24 @@ import Testing
     #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
   }
 
+  /// On AMD's processor.
+  @Test(arguments: [
+    "device", "signals", "halt", "threads", "writes", "faults", "late", "ring", "mask",
+    "contention", "coalesced", "events",
+  ])
+  func clientWithSVM(_ check: String) throws {
+    let program = Command.products + "/martlet-kvm-client"
+    let result = try Command.run(["kvm", "--vendor", "amd", "--", program, check])
+    let skipped = "\(check): skipped: "
+    if result.status == 0 && result.output.hasPrefix(skipped) {
+      let reason = result.output.dropFirst(skipped.count).prefix { $0 != "\n" }
+      return Skips.note("clientWithSVM(_:) \(check)", String(reason))
+    }
+    #expect(result.status == 0 && result.output == "\(check): ok\n", "\(result)")
+    let refused = try Command.run(["kvm", "--vendor", "via", "--", program, check])
+    #expect(refused.status == 64 && refused.errors.contains("--vendor: give intel or amd"))
+  }
+
   /// Without userfaultfd.
   @Test(arguments: ["writes", "race", "remaps", "process"])
   func comparedWrites(_ check: String) throws {

@@ -10,6 +10,8 @@ enum VendorMSR {
   /// HWCR: bit 18 lets machine-check status be written, bit 24 says how the TSC counts.
   static let hardwareConfiguration: UInt32 = 0xC001_0015
   static let storedHardwareConfiguration: UInt64 = 1 << 18 | 1 << 24
+  /// After reset of an AMD's processor: the TSC counts as fast in every state.
+  static let resetHardwareConfiguration: UInt64 = 1 << 24
   /// Bits of it that are taken and forgotten: cache and FERR# settings of firmware.
   static let ignoredHardwareConfiguration: UInt64 = 1 << 3 | 1 << 6 | 1 << 8
 

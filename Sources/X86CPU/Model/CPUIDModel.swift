@@ -212,7 +212,9 @@ package enum CPUIDModel {
     case 0x8000_001A: CPUIDLeaf(eax: 0x6)
     case 0x8000_001D: cache(subleaf)
     case 0x8000_0021:
-      CPUIDLeaf(eax: word(.extended21EAX, .amd) | HostVulnerabilities.returnStackImmunity)
+      CPUIDLeaf(
+        eax: word(.extended21EAX, .amd) | HostVulnerabilities.leaf21.eax,
+        ecx: HostVulnerabilities.leaf21.ecx)
     default: CPUIDLeaf()
     }
   }

@@ -41,9 +41,14 @@ package enum HostVulnerabilities {
   /// This host's. The files are read once, before anything shuts the process in.
   package static let capabilities = capabilities(report)
 
-  /// CPUID leaf 80000021H, EAX: SRSO_NO, which spares an AMD's guest the detour of its returns.
-  package static let returnStackImmunity: UInt32 =
-    report("spec_rstack_overflow")?.hasPrefix("Not affected") == true ? 1 << 29 : 0
+  /// CPUID leaf 80000021H of AMD's processors: SRSO_NO, which spares a guest the detour of its
+  /// returns, in EAX; TSA_SQ_NO and TSA_L1_NO, which spare it VERW, in ECX.
+  package static let leaf21: CPUIDLeaf = {
+    func isImmune(_ file: String) -> Bool { report(file)?.hasPrefix("Not affected") == true }
+    return CPUIDLeaf(
+      eax: isImmune("spec_rstack_overflow") ? 1 << 29 : 0,
+      ecx: isImmune("tsa") ? 1 << 1 | 1 << 2 : 0)
+  }()
 
   private static func report(_ name: String) -> String? {
     (try? contentsOfFile("/sys/devices/system/cpu/vulnerabilities/" + name)).map {

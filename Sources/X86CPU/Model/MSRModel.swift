@@ -84,6 +84,8 @@ package enum MSRModel {
   package static let architecturalCapabilities = HostVulnerabilities.capabilities.rawValue
   /// IA32_BIOS_SIGN_ID: the microcode revision in bits 63:32.
   package static let microcodeRevision: UInt64 = 0x2B00_0643 << 32
+  /// AMD's PATCH_LEVEL, the same MSR: the revision in bits 31:0.
+  package static let amdPatchLevel: UInt64 = 0x0A10_1148
   /// Physical-address bits above which a base or mask is reserved.
   static let physicalMask = (UInt64(1) << UInt64(CPUIDModel.physicalAddressBits)) - 1
 

@@ -167,6 +167,12 @@ package struct CPUState {
   package var intercepts = Intercepts()
   /// Of the last exit.
   package var exit = ExitRecord()
+  /// Host TSC at which the guest is left (`InterceptSet.deadline`); .max where it is not.
+  package var deadline: UInt64 = .max
+  /// `retired` when the guest was entered.
+  package var retiredAtEntry: UInt64 = 0
+  /// Keeps `native`, below, where StateLayoutTests want it.
+  private var room: UInt64 = 0
 
   /// MSRs and timers that only the system instructions look at.
   package var system = SystemState()
@@ -232,10 +238,6 @@ package struct CPUState {
   var one: UInt64 = 1
   /// What the entry into the guest injects, until it is delivered.
   package var injection: GuestEvent?
-  /// Host TSC at which the guest is left (`InterceptSet.deadline`); .max where it is not.
-  package var deadline: UInt64 = .max
-  /// `retired` when the guest was entered.
-  package var retiredAtEntry: UInt64 = 0
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
