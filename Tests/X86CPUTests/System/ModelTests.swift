@@ -24,6 +24,30 @@ import X86Decoder
     #expect(CPUIDModel.offers(.lzcnt) && CPUIDModel.offers(.bmi2))
   }
 
+  /// AMD's processor: its name, SVM in place of VT-x, and none of Intel's own leaves.
+  @Test func theOtherVendorsSilicon() throws {
+    let start = CPUIDModel.leaf(0x8000_0000, 0, .amd)
+    #expect(start.ebx == 0x6874_7541 && start.ecx == 0x444D_4163 && start.edx == 0x6974_6E65)
+    #expect(CPUIDModel.leaf(0, 0, .amd).ebx == start.ebx)
+    #expect(CPUIDModel.offers(.svm, .amd) && !CPUIDModel.offers(.vmx, .amd))
+    #expect(!CPUIDModel.offers(.skinit, .amd))
+    #expect(CPUIDModel.leaf(1, 0, .amd).ecx & 1 << 5 == 0)
+    #expect(CPUIDModel.leaf(0x8000_0001, 0, .amd).ecx & 1 << 2 != 0)
+    for leaf in [2, 4, 0x15, 0x16, 0x1F] as [UInt32] {
+      #expect(CPUIDModel.leaf(leaf, 0, .amd) == CPUIDLeaf())
+    }
+    let svm = CPUIDModel.leaf(0x8000_000A, 0, .amd)
+    #expect(svm.edx == SVMCapabilities.features.rawValue && svm.ebx == SVMCapabilities.asidCount)
+    #expect(CPUIDModel.leaf(0x8000_000A) == CPUIDLeaf())
+    for (feature, _) in SVMCapabilities.absent { #expect(svm.edx & feature.rawValue == 0) }
+    // A leaf beyond the last is nothing here, and the last basic one on Intel's.
+    let m = TestMachine(silicon: .amd)
+    #expect(m.cpu.cpuid(0x7FFF_FFFF, 0) == CPUIDLeaf())
+    #expect(throws: GuestException.generalProtection) {
+      try m.cpu.readMSR(MSR.vmxBasic.rawValue)
+    }
+  }
+
   @Test func extendedStateLayoutIsConsistent() {
     let area = CPUIDModel.leaf(0xD)
     #expect(area.eax & 3 == 3)
@@ -53,7 +77,7 @@ import X86Decoder
     m.cpu.gpr[0] = 1
     #expect(try m.execute([0x0F, 0xA2]) == .next)
     #expect(m.cpu.gpr[1] & 1 << 27 != 0)
-    #expect(m.cpu.gpr[0] == UInt64(CPUIDModel.signature(.intel)))
+    #expect(m.cpu.gpr[0] == UInt64(CPUIDModel.signature()))
     m.enterNonRoot()
     #expect(try m.execute([0x0F, 0xA2]) == .exit)
     #expect(m.exitReason == .cpuid)
