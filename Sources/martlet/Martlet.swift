@@ -18,11 +18,11 @@ struct Martlet: ParsableCommand {
     commandName: "martlet",
     abstract: "Runs virtual machines, with or without hardware virtualization.",
     version: "martlet \(version)",
-    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self])
+    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self, CacheCommand.self])
 
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in
-    try LoopbackTransport(
+    let transport = try LoopbackTransport(
       physicalCPUs: configuration.physicalProcessors, translates: configuration.translates,
       threshold: configuration.translatorThreshold,
       hotEntries: configuration.translatorHotEntries,
@@ -30,7 +30,10 @@ struct Martlet: ParsableCommand {
       guardsSpeculation: configuration.guardsSpeculation,
       verifiesAccesses: configuration.verifiesAccesses,
       listing: configuration.translationListing, perfMap: configuration.perfMap,
+      store: configuration.translationCache.map { (path: $0.path, limit: $0.limit) },
       measures: configuration.statistics)
+    if let problem = transport.storeProblem { say(problem) }
+    return transport
   }
 
   /// The newest heading of CHANGELOG.md.
@@ -174,6 +177,14 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
+      "Keep translated code from run to run, so that the next run of the same programs starts "
+        + "faster: on uses $XDG_CACHE_HOME/martlet, a folder must be this user's alone. "
+        + "docs/security.md says what this trusts. (default: on,size=256M)",
+      valueName: "on|off|folder[,size=n]"), completion: .directory)
+  var translationCache = "on"
+
+  @Option(
+    help: ArgumentHelp(
       "Protect the program's memory from speculative reads in translated code. With off, a guest "
         + "can learn what is in it; docs/security.md has the cost.",
       valueName: "on|off"), completion: .onOff)
@@ -301,6 +312,7 @@ struct Run: ParsableCommand {
     try configuration.setTranslator(translator)
     try configuration.setSpeculationGuard(speculationGuard)
     configuration.verifiesAccesses = verifyAccesses
+    try configuration.setTranslationCache(translationCache)
     if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
     if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }
     if let translatorCodeSize { try configuration.setTranslatorCodeSize(translatorCodeSize) }
