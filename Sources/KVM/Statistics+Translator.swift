@@ -30,7 +30,8 @@ package struct TranslatorReports: Sendable {
 }
 
 extension Hypervisor {
-  /// Completes the reports of the translators, and keeps what they have translated. For when no vCPU runs.
+  /// Completes the reports of the translators, and keeps what they have translated. For when no
+  /// vCPU runs.
   package func finishReports() {
     translationLog?.finish()
     translationStore?.flush()

@@ -105,7 +105,8 @@ extension Configuration {
     let units = ["M": 20, "G": 30]
     let shift = size.last.flatMap { units[$0.uppercased()] } ?? 0
     let digits = shift == 0 ? size : size.dropLast()
-    guard let number = Int(digits), (0...TranslationCache.limits.upperBound).contains(number),
+    guard let number = Int(digits), number >= 0,
+      number <= TranslationCache.limits.upperBound >> shift,
       TranslationCache.limits.contains(number << shift)
     else { throw RunError("--translation-cache \(text): give a size from 1M to 16G") }
     return number << shift

@@ -177,9 +177,9 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Keep translated code from run to run, so that the next run of the same programs starts "
-        + "faster: on uses $XDG_CACHE_HOME/martlet, a folder must be this user's alone. "
-        + "docs/security.md says what this trusts. (default: on,size=256M)",
+      "Keep translated code from run to run, so that the same programs start faster the next time: "
+        + "on keeps it in martlet in $XDG_CACHE_HOME or ~/.cache, up to size=256M. A folder must be "
+        + "this user's alone; docs/security.md says what is trusted.",
       valueName: "on|off|folder[,size=n]"), completion: .directory)
   var translationCache = "on"
 

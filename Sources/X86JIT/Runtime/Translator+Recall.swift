@@ -8,6 +8,7 @@
 // What is placed is what `translate` would make of the same bytes: the bytes that a block was
 // decoded from are compared with the record's, so that a name that two codes share does no harm.
 
+import Glibc
 import Host
 import X86
 import X86CPU
@@ -24,36 +25,34 @@ extension Translator {
   func keep(_ kind: KeptTranslation.Kind) {
     guard let store, work.guardsAccesses == store.options.guardsAccesses else { return }
     let block = work.codes[0].block
-    guard block.pointee.secondPage == 0, let bytes = readContext(block, kind) else { return }
-    let name = name(of: block, bytes, kind)
-    store.add(name) { work.keep(as: name, kind, memory: codeStart, into: $0) }
+    guard block.pointee.secondPage == 0, let text = readText(block) else { return }
+    for variant in 0..<(kind == .block ? 1 : KeptTranslation.variants) {
+      let name = name(of: block, text, kind, variant)
+      if store.contains(name) { continue }
+      return store.add(name) { work.keep(as: name, kind, memory: codeStart, into: $0) }
+    }
   }
 
-  /// A block's bytes as they are now, for a region with what follows them; nil where they have
-  /// gone.
-  private func readContext(
-    _ block: BlockPointer, _ kind: KeptTranslation.Kind
-  ) -> UnsafeRawBufferPointer? {
-    let rest = Int(Page.size - block.pointee.host & Page.offsetMask)
-    let count =
-      kind == .block
-      ? Int(block.pointee.length) : min(rest, KeptTranslation.regionContext)
-    guard count <= Self.contextBytes,
+  /// A block's bytes as they are now; nil where they have gone.
+  private func readText(_ block: BlockPointer) -> UnsafeRawBufferPointer? {
+    let count = Int(block.pointee.length)
+    guard count <= Self.textBytes,
       GuardedCopy.copy(
-        from: UnsafeRawPointer(bitPattern: UInt(block.pointee.host)), to: context, count: count)
+        from: UnsafeRawPointer(bitPattern: UInt(block.pointee.host)), to: text, count: count)
     else { return nil }
-    return UnsafeRawBufferPointer(start: context, count: count)
+    return UnsafeRawBufferPointer(start: text, count: count)
   }
 
   /// Of the longest block.
-  static let contextBytes = 1024
+  static let textBytes = 1024
 
   private func name(
-    of block: BlockPointer, _ bytes: UnsafeRawBufferPointer, _ kind: KeptTranslation.Kind
+    of block: BlockPointer, _ bytes: UnsafeRawBufferPointer, _ kind: KeptTranslation.Kind,
+    _ variant: Int = 0
   ) -> UInt64 {
     KeptTranslation.name(
       bytes, offset: block.pointee.host & Page.offsetMask, modeKey: block.pointee.modeKey,
-      kind: kind)
+      kind: kind, variant: variant)
   }
 
   // MARK: Recalling
@@ -73,25 +72,40 @@ extension Translator {
     if !isThere { return }
     statistics.recalled += 1
     block.pointee.isCounted = true
-    let context = UnsafeRawBufferPointer(
-      rebasing: bytes.prefix(KeptTranslation.regionContext))
-    if store.contains(name(of: block, context, .region)) {
+    if store.contains(name(of: block, text, .region)) {
       block.pointee.hasKeptRegion = true
       setHeat(heat(of: block), min(Self.recalledEntries, hotEntries))
     }
   }
 
+  /// The same for a block that was decoded before, and is hot by now: another CPU may have
+  /// translated it meanwhile, or this one did before it dropped all code.
+  func recallDecoded(_ block: BlockPointer) -> Bool {
+    guard store != nil, block.pointee.secondPage == 0, let text = readText(block),
+      CodeSignature.of(text) == block.pointee.signature
+    else { return false }
+    recall(block, page: processor.cpu.s.pointee.rip & Page.mask, bytes: text)
+    return block.pointee.native != 0
+  }
+
   /// Gives a block its kept region if all blocks of that are there; its own code stays where it is.
   func recallRegion(_ head: BlockPointer) -> Bool {
-    guard let store, let bytes = readContext(head, .region) else { return false }
-    let isThere = store.with(name(of: head, bytes, .region)) { kept in
-      guard kept.header.kind == KeptTranslation.Kind.region.rawValue,
-        let blocks = findBlocks(of: kept, head)
-      else { return false }
-      return install(kept, blocks, page: processor.cpu.s.pointee.rip & Page.mask)
+    guard let store, let text = readText(head) else { return false }
+    for variant in 0..<KeptTranslation.variants {
+      let name = name(of: head, text, .region, variant)
+      if !store.contains(name) { return false }
+      let isThere = store.with(name) { kept in
+        guard kept.header.kind == KeptTranslation.Kind.region.rawValue,
+          let blocks = findBlocks(of: kept, head)
+        else { return false }
+        return install(kept, blocks, page: processor.cpu.s.pointee.rip & Page.mask)
+      }
+      if isThere {
+        statistics.recalledRegions += 1
+        return true
+      }
     }
-    if isThere { statistics.recalledRegions += 1 }
-    return isThere
+    return false
   }
 
   /// The blocks of a kept region; nil where one is not there, or is another.
@@ -115,7 +129,10 @@ extension Translator {
   }
 
   private func isEqual(_ one: UnsafeRawBufferPointer, _ other: UnsafeRawBufferPointer) -> Bool {
-    one.count == other.count && one.elementsEqual(other)
+    guard one.count == other.count, let p = one.baseAddress, let q = other.baseAddress else {
+      return false
+    }
+    return memcmp(p, q, one.count) == 0
   }
 
   private func fits(_ kept: KeptTranslation.Block, _ block: BlockPointer) -> Bool {

@@ -104,9 +104,8 @@ package final class Translator: BlockTranslator {
   unowned(unsafe) let processor: PhysicalCPU
   /// Translations of earlier runs; nil where none are kept.
   let store: TranslationStore?
-  /// Bytes of a region's head and what follows it.
-  let context = UnsafeMutableRawPointer.allocate(
-    byteCount: contextBytes, alignment: 16)
+  /// Bytes of a block.
+  let text = UnsafeMutableRawPointer.allocate(byteCount: textBytes, alignment: 16)
   /// Who is told of every translation.
   let log: TranslationLog?
 
@@ -193,7 +192,7 @@ package final class Translator: BlockTranslator {
   deinit {
     vectorArea?.deallocate()
     handlerCounts.deallocate()
-    context.deallocate()
+    text.deallocate()
     faultSites.deallocate()
     handlerSites.deallocate()
   }
@@ -211,6 +210,7 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
+    if recallDecoded(block) { return }
     guard mayTranslate(block), begin(block) else {
       statistics.refused += 1
       return

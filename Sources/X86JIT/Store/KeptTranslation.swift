@@ -165,17 +165,22 @@ struct KeptTranslation {
 
   // MARK: Names
 
-  /// What a block's translation is found by: its bytes, mode and place in the page.
+  /// What a translation is found by: the bytes of its first block, mode and place in the page.
+  ///
+  /// - Parameter variant: of regions, which begin with the same block and go on with others.
   static func name(
-    _ bytes: UnsafeRawBufferPointer, offset: UInt64, modeKey: UInt16, kind: Kind
+    _ bytes: UnsafeRawBufferPointer, offset: UInt64, modeKey: UInt16, kind: Kind, variant: Int = 0
   ) -> UInt64 {
-    let seed = offset | UInt64(modeKey) << 16 | UInt64(kind.rawValue) << 32 | 1 << 40
+    let seed =
+      offset | UInt64(modeKey) << 16 | UInt64(kind.rawValue) << 32 | UInt64(variant) << 36
+      | 1 << 40
     let name = ContentHash.of(bytes, seed: seed &* 0xA24B_AED4_963E_E407)
     return name == 0 ? 1 : name
   }
 
-  /// Bytes from the head on, of its page, by which a region is found: it is of more than its head.
-  static let regionContext = 256
+  /// Regions with the same first block: pages with the same code in different surroundings, and
+  /// those of a kernel whose addresses differ from boot to boot.
+  static let variants = 4
 }
 
 // MARK: Making one

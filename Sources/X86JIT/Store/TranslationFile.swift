@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The file that keeps translations from run to run. It only grows: a run appends segments, each
-// with one call, so that several processes can write at once; each record says by a checksum whether it
-// is whole. What is read is copied first and then checked: nothing is ever mapped.
+// with one call, so that several processes can write at once; each record says by a checksum
+// whether it is whole. What is read is copied first and then checked: nothing is ever mapped.
 //
 //     heading | segment | segment | ...
 //     segment: header | index (name, offset, size of each record) | records
@@ -190,7 +190,7 @@ package struct TranslationFile: ~Copyable, Sendable {
     let now = time(nil)
     let entries = folder.entries()
     for entry in entries where entry.name.hasSuffix(temporarySuffix) {
-      if now - entry.modified > 3600 { folder.remove(entry.name) }
+      if now &- entry.modified > 3600 { folder.remove(entry.name) }
     }
     var total = entries.reduce(0 as UInt64) { $0 &+ UInt64($1.size) }
     let others = entries.filter { $0.name.hasSuffix(suffix) && $0.name != kind.fileName }

@@ -52,7 +52,7 @@ package final class TranslationStore: Sendable {
   func with(_ name: UInt64, _ body: (KeptTranslation) -> Bool) -> Bool {
     state.withLock { state in
       guard let place = state.index.find(name), place.size > 0 else { return false }
-      guard let bytes = state.reader.read(place, state.file),
+      guard let bytes = state.read(place),
         let translation = KeptTranslation(bytes, name: name)
       else {
         state.index.remove(name)
@@ -68,8 +68,10 @@ package final class TranslationStore: Sendable {
       if state.isFull { return }
       if let known = state.index.find(name), known.position != StoreIndex.gone { return }
       guard let size = fill(state.pending.next) else { return }
+      state.index.insert(
+        TranslationFile.IndexPlace(
+          name: name, position: State.pendingStart + UInt64(state.pending.used), size: UInt64(size)))
       state.pending.add(name, size)
-      state.index.insert(TranslationFile.IndexPlace(name: name, position: 0, size: 0))
       if state.pending.isFull { state.flush() }
     }
   }
@@ -82,7 +84,16 @@ package final class TranslationStore: Sendable {
     var index: StoreIndex
     let reader = RecordReader()
     let pending = PendingSegment()
+    /// Nothing can be added any more.
     var isFull = false
+
+    /// Positions from here on are of records that are not in the file yet.
+    static let pendingStart: UInt64 = 1 << 43
+
+    func read(_ place: TranslationFile.IndexPlace) -> UnsafeRawBufferPointer? {
+      if place.position < Self.pendingStart { return reader.read(place, file) }
+      return pending.read(Int(place.position - Self.pendingStart), Int(place.size))
+    }
 
     init(file: consuming TranslationFile, index: StoreIndex) {
       self.file = file
@@ -99,10 +110,11 @@ package final class TranslationStore: Sendable {
             TranslationFile.IndexPlace(
               name: entry.name, position: start + UInt64(entry.offset), size: UInt64(entry.size)))
         }
+        pending.removeAll()
       } else {
+        // They stay there for this run.
         isFull = true
       }
-      pending.removeAll()
     }
   }
 }
@@ -128,41 +140,63 @@ private final class PendingSegment {
     used += size
   }
 
+  func read(_ offset: Int, _ size: Int) -> UnsafeRawBufferPointer? {
+    guard offset >= 0, size >= 0, offset + size <= used else { return nil }
+    return UnsafeRawBufferPointer(start: base + offset, count: size)
+  }
+
   func removeAll() {
     used = 0
     entries.removeAll(keepingCapacity: true)
   }
 }
 
-/// Reads records. Those that are asked for one after the other mostly lie one behind the other, as
-/// a guest does much the same in each run: then a window is read at once.
+/// Reads records by windows of the file, of which some are remembered: what a guest does together
+/// it does together in the next run, too, if not in the same order.
 private final class RecordReader {
-  private static let window: UInt64 = 64 << 10
-  private let buffer = UnsafeMutableRawBufferPointer.allocate(
-    byteCount: KeptTranslation.mostBytes + 8, alignment: 64)
-  private var start: UInt64 = 0
-  private var count: UInt64 = 0
-  private var last: UInt64 = 0
+  private static let windowBits: UInt64 = 14
+  private static let windowSize = 1 << Int(windowBits)
+  private static let windowCount = 128
+  private let windows = UnsafeMutableRawPointer.allocate(
+    byteCount: windowCount * windowSize, alignment: 4096)
+  /// Numbers of the windows that are there.
+  private var numbers = [UInt64](repeating: .max, count: windowCount)
+  /// Of a record that lies in several windows.
+  private let record = UnsafeMutableRawBufferPointer.allocate(
+    byteCount: KeptTranslation.mostBytes, alignment: 64)
 
-  deinit { buffer.deallocate() }
+  deinit {
+    windows.deallocate()
+    record.deallocate()
+  }
 
   func read(
     _ place: TranslationFile.IndexPlace, _ file: borrowing TranslationFile
   ) -> UnsafeRawBufferPointer? {
-    let end = place.position + place.size
-    if place.position < start || end > start + count {
-      let isNear = place.position >= last && place.position - last < Self.window
-      let wanted = isNear ? max(place.size, Self.window) : place.size
-      let room = UnsafeMutableRawBufferPointer(
-        rebasing: buffer[..<Int(min(wanted, UInt64(KeptTranslation.mostBytes)))])
-      start = place.position
-      count = UInt64(file.readSome(into: room, at: start))
+    let first = place.position >> Self.windowBits
+    let last = (place.position + max(place.size, 1) - 1) >> Self.windowBits
+    let size = Int(place.size)
+    if first == last {
+      guard let window = window(first, file) else { return nil }
+      let offset = Int(place.position & UInt64(Self.windowSize - 1))
+      return UnsafeRawBufferPointer(start: window + offset, count: size)
     }
-    last = place.position
-    guard place.position >= start, end <= start + count else { return nil }
-    let offset = Int(place.position - start)
-    return UnsafeRawBufferPointer(
-      rebasing: UnsafeRawBufferPointer(buffer)[offset..<offset + Int(place.size)])
+    guard size <= record.count else { return nil }
+    let room = UnsafeMutableRawBufferPointer(rebasing: record[..<size])
+    return file.read(into: room, at: place.position) ? UnsafeRawBufferPointer(room) : nil
+  }
+
+  private func window(_ number: UInt64, _ file: borrowing TranslationFile) -> UnsafeRawPointer? {
+    let slot = Int(number % UInt64(Self.windowCount))
+    let start = windows + slot * Self.windowSize
+    if numbers[slot] == number { return UnsafeRawPointer(start) }
+    let room = UnsafeMutableRawBufferPointer(start: start, count: Self.windowSize)
+    let count = file.readSome(into: room, at: number << Self.windowBits)
+    // The file's end may move: a window that is not whole is not remembered.
+    numbers[slot] = count == Self.windowSize ? number : .max
+    UnsafeMutableRawBufferPointer(rebasing: room[max(count, 0)...])
+      .initializeMemory(as: UInt8.self, repeating: 0)
+    return UnsafeRawPointer(start)
   }
 }
 
