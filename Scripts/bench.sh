@@ -66,6 +66,11 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+# Every run is a first one, unless the user wants it otherwise.
+case " ${martlet_arguments[*]} " in
+  *" --translation-cache"*) ;;
+  *) martlet_arguments=(--translation-cache off "${martlet_arguments[@]}") ;;
+esac
 [[ $runs =~ ^[1-9][0-9]*$ ]] || fail "--runs takes a number above 0, not $runs"
 [[ $scale =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--scale takes a number, not $scale"
 for section in ${sections//,/ }; do

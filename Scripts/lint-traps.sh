@@ -19,7 +19,8 @@ known=$(mktemp) || exit 1
 trap 'rm -f "$found" "$known"' EXIT
 
 find Sources/Host Sources/X86 Sources/X86Decoder Sources/X86CPU Sources/X86JIT/Analysis \
-  Sources/X86JIT/Assembler Sources/X86JIT/Emission Sources/X86JIT/Runtime Sources/InterruptChips \
+  Sources/X86JIT/Assembler Sources/X86JIT/Emission Sources/X86JIT/Runtime Sources/X86JIT/Store \
+  Sources/InterruptChips \
   Sources/KVM Sources/KVMClient Sources/KVMLoopback Sources/KVMPreload Sources/Devices \
   Sources/GuestMemory Sources/LinuxBoot Sources/VMM Sources/martlet -name '*.swift' \
   ! -path '*/Opcodes/*' ! -name 'OpcodeTable*' ! -name 'Disassembler*' |

@@ -71,6 +71,10 @@ package final class Hypervisor: Sendable {
 
   private let handles = Mutex<[Object?]>([])
   let translationLog: TranslationLog?
+  /// Translations of earlier runs.
+  let translationStore: TranslationStore?
+  /// Why there are none although there should be, or what was wrong with them; one line.
+  package let storeProblem: String?
   /// Where clients write to guest memory unannounced, and the kernel lets us know.
   let codeGuard: CodeGuard?
   let clientWrites: ClientWrites
@@ -84,11 +88,12 @@ package final class Hypervisor: Sendable {
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
   ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
+  ///   - store: where translations are kept from run to run; nil: nowhere.
   ///   - clientWrites: how it is known that the client wrote to memory with code.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     tuning: TranslatorTuning = .standard, reports: TranslatorReports = .none,
-    clientWrites: ClientWrites = .announced
+    store: TranslationStoreSettings? = nil, clientWrites: ClientWrites = .announced
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
@@ -100,6 +105,13 @@ package final class Hypervisor: Sendable {
     codeGuard =
       clientWrites == .announced
       ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
+    let options = TranslationOptions(
+      guardsSpeculation: tuning.guardsSpeculation, countsInstructions: reports.measures,
+      measures: reports.measures, guardsAccesses: GuardedCall.isPrepared,
+      silicon: silicon)
+    let opened = Self.open(translates && log == nil ? store : nil, options)
+    let kept = opened.store
+    (translationStore, storeProblem) = opened
     pool = try PhysicalCPUPool(
       count: count, silicon: silicon,
       enable: { (cpu) throws(Errno) in
@@ -109,7 +121,7 @@ package final class Hypervisor: Sendable {
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
           codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
           countsInstructions: reports.measures, log: log, measures: reports.measures,
-          verifies: tuning.verifiesAccesses)
+          verifies: tuning.verifiesAccesses, store: kept)
       }, enableSpare: { (cpu) throws(Errno) in try Backends.type(for: cpu).enable(cpu) })
   }
 

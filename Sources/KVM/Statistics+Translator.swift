@@ -2,6 +2,7 @@
 //
 // The figures of the translators of all physical CPUs, for `--stats`.
 
+import Host
 import X86CPU
 import X86Decoder
 import X86JIT
@@ -29,8 +30,26 @@ package struct TranslatorReports: Sendable {
 }
 
 extension Hypervisor {
-  /// Completes the reports of the translators. For when no vCPU runs.
-  package func finishReports() { translationLog?.finish() }
+  /// Completes the reports of the translators, and keeps what they have translated. For when no
+  /// vCPU runs.
+  package func finishReports() {
+    translationLog?.finish()
+    translationStore?.flush()
+  }
+
+  /// The store of translations, or what is wrong with it.
+  static func open(
+    _ settings: TranslationStoreSettings?, _ options: TranslationOptions
+  ) -> (store: TranslationStore?, problem: String?) {
+    guard let settings else { return (nil, nil) }
+    do throws(PrivateFolderError) {
+      let store = try TranslationStore(settings, options)
+      let problem = "translation cache \(settings.path): was damaged; what was sound is used"
+      return (store, store.wasRepaired ? problem : nil)
+    } catch {
+      return (nil, "translation cache \(settings.path): not used: \(error)")
+    }
+  }
 
   /// What the translators of all physical CPUs did, for people to read; exact while no vCPU runs.
   /// Empty without translators.
@@ -56,6 +75,9 @@ extension Hypervisor {
       (name: "  bytes of code", value: total.codeBytes),
       (name: "  left to the interpreter", value: total.refused),
       (name: "  code dropped, full", value: total.resets),
+      (name: "  regions", value: total.regions),
+      (name: "blocks from the translation cache", value: total.recalled),
+      (name: "  regions from it", value: total.recalledRegions),
       (name: "handlers called by translated code", value: calls),
     ] + ranked.map { (name: "  \($0.key)", value: $0.value) } + Self.rows(tiers)
       + (compared == 0

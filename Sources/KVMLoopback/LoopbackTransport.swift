@@ -29,12 +29,13 @@ package final class LoopbackTransport: KVMTransport {
   ///   - verifiesAccesses: whether translated code's accesses are compared with a walk.
   ///   - listing: descriptor that each translation is listed on.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
+  ///   - store: folder of translations of earlier runs, and the bytes that it may have.
   ///   - measures: times are taken, and translated code counts; `statistics` tells.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
     guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, listing: Int32? = nil,
-    perfMap: Int32? = nil, measures: Bool = false
+    perfMap: Int32? = nil, store: (path: String, limit: Int)? = nil, measures: Bool = false
   ) throws(Errno) {
     var tuning = TranslatorTuning.standard
     if let threshold { tuning.threshold = threshold }
@@ -44,8 +45,15 @@ package final class LoopbackTransport: KVMTransport {
     tuning.verifiesAccesses = verifiesAccesses
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, silicon: silicon, translates: translates, tuning: tuning,
-      reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures))
+      reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures),
+      store: store.map { TranslationStoreSettings(path: $0.path, limit: $0.limit) })
   }
+
+  /// How the names of files with translations end.
+  package static let storeSuffixes = [TranslationFile.suffix, TranslationFile.temporarySuffix]
+
+  /// What is wrong with the translations of earlier runs; one line.
+  package var storeProblem: String? { hypervisor.storeProblem }
 
   /// A hypervisor that was made elsewhere.
   package init(_ hypervisor: Hypervisor) { self.hypervisor = hypervisor }

@@ -2,6 +2,8 @@
 //
 // Options of the software engine's translator.
 
+import Glibc
+
 extension Configuration {
   /// Bytes of the code memory that a user can ask for.
   package static let translatorCodeSizes = 64 << 10...512 << 20
@@ -51,5 +53,62 @@ extension Configuration {
     else { throw RunError("--translator-code-size \(text): give a size from 64K to 512M") }
     // Whole pages.
     translatorCodeBytes = (number << (shift ?? 0) + 4095) & ~4095
+  }
+}
+
+/// A folder of translations that outlive the run.
+package struct TranslationCache: Sendable, Equatable {
+  package var path: String
+  /// Bytes that it may have.
+  package var limit: Int
+
+  package static let defaultLimit = 256 << 20
+  package static let limits = 1 << 20...16 << 30
+
+  package init(path: String, limit: Int = defaultLimit) {
+    self.path = path
+    self.limit = limit
+  }
+
+  /// Where the XDG Base Directory Specification has it; nil where the user has no home.
+  package static var defaultPath: String? {
+    func absolute(_ name: String) -> String? {
+      let value = getenv(name).map { String(cString: $0) }
+      return value.flatMap { $0.hasPrefix("/") ? $0 : nil }
+    }
+    return (absolute("XDG_CACHE_HOME") ?? absolute("HOME").map { $0 + "/.cache" })
+      .map { $0 + "/martlet" }
+  }
+}
+
+extension Configuration {
+  /// Sets where translations are kept: "on", "off" or a folder, with ",size=64M" behind it.
+  package mutating func setTranslationCache(_ text: String) throws(RunError) {
+    var limit = TranslationCache.defaultLimit
+    var path = text
+    if let range = text.firstRange(of: ",size=") {
+      limit = try Self.cacheLimit(text[range.upperBound...], text)
+      path = String(text[..<range.lowerBound])
+    }
+    switch path {
+    case "off": translationCache = nil
+    case "on": translationCache = TranslationCache.defaultPath.map { .init(path: $0, limit: limit) }
+    case "":
+      throw RunError("--translation-cache \(text): give on, off or a folder")
+    default: translationCache = TranslationCache(path: path, limit: limit)
+    }
+  }
+
+  private static func cacheLimit(
+    _ size: Substring, _ text: String
+  ) throws(RunError) -> Int {
+    let units = ["M": 20, "G": 30]
+    let shift = size.last.flatMap { units[$0.uppercased()] } ?? 0
+    let digits = shift == 0 ? size : size.dropLast()
+    guard let number = Int(digits), number >= 0,
+      number <= TranslationCache.limits.upperBound >> shift,
+      TranslationCache.limits.contains(number << shift)
+    else { throw RunError("--translation-cache \(text): give a size from 1M to 16G") }
+    return number << shift
   }
 }

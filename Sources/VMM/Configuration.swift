@@ -39,6 +39,8 @@ package struct Configuration: Sendable {
   package var guardsSpeculation = true
   /// Whether translated code's accesses are compared with a walk, for tests.
   package var verifiesAccesses = false
+  /// Where translations are kept from run to run; nil: nowhere.
+  package var translationCache: TranslationCache?
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?

@@ -18,11 +18,11 @@ struct Martlet: ParsableCommand {
     commandName: "martlet",
     abstract: "Runs virtual machines, with or without hardware virtualization.",
     version: "martlet \(version)",
-    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self])
+    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self, CacheCommand.self])
 
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in
-    try LoopbackTransport(
+    let transport = try LoopbackTransport(
       physicalCPUs: configuration.physicalProcessors, silicon: configuration.vendor,
       translates: configuration.translates,
       threshold: configuration.translatorThreshold,
@@ -31,7 +31,10 @@ struct Martlet: ParsableCommand {
       guardsSpeculation: configuration.guardsSpeculation,
       verifiesAccesses: configuration.verifiesAccesses,
       listing: configuration.translationListing, perfMap: configuration.perfMap,
+      store: configuration.translationCache.map { (path: $0.path, limit: $0.limit) },
       measures: configuration.statistics)
+    if let problem = transport.storeProblem { say(problem) }
+    return transport
   }
 
   /// The newest heading of CHANGELOG.md.
@@ -182,6 +185,14 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
+      "Keep translated code from run to run, so that the same programs start faster the next time: "
+        + "on keeps it in martlet in $XDG_CACHE_HOME or ~/.cache, up to size=256M. A folder must be "
+        + "this user's alone; docs/security.md says what is trusted.",
+      valueName: "on|off|folder[,size=n]"), completion: .directory)
+  var translationCache = "on"
+
+  @Option(
+    help: ArgumentHelp(
       "Protect the program's memory from speculative reads in translated code. With off, a guest "
         + "can learn what is in it; docs/security.md has the cost.",
       valueName: "on|off"), completion: .onOff)
@@ -310,6 +321,7 @@ struct Run: ParsableCommand {
     try configuration.setTranslator(translator)
     try configuration.setSpeculationGuard(speculationGuard)
     configuration.verifiesAccesses = verifyAccesses
+    try configuration.setTranslationCache(translationCache)
     if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
     if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }
     if let translatorCodeSize { try configuration.setTranslatorCodeSize(translatorCodeSize) }

@@ -29,6 +29,15 @@ package enum Command {
     return parts.dropLast(3).joined(separator: "/")
   }()
 
+  /// A run finds no translations of others, unless it says where they are.
+  private static func isolated(_ arguments: [String]) -> [String] {
+    let option = "--translation-cache"
+    if arguments.first != "run" || arguments.contains(where: { $0.hasPrefix(option) }) {
+      return arguments
+    }
+    return arguments + [option, "off"]
+  }
+
   /// Starts the program with descriptors for its input, output and errors.
   package static func start(
     _ arguments: [String], program: String = "martlet", path given: String? = nil,
@@ -50,7 +59,7 @@ package enum Command {
     posix_spawnattr_setsigmask(&attributes, &none)
     posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
     let path = given ?? products + "/" + program
-    var words: [UnsafeMutablePointer<CChar>?] = ([path] + arguments).map { strdup($0) }
+    var words = ([path] + isolated(arguments)).map { strdup($0) }
     defer { for word in words { free(word) } }
     words.append(nil)
     var process = pid_t()

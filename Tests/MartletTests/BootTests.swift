@@ -95,6 +95,45 @@ enum BootGuest {
     #expect(try Self.count("that differ", in: result) == 0)
   }
 
+  /// A second boot, of one and of several CPUs, takes its translations from the first; a damaged
+  /// file does no harm; `martlet cache` shows what there is and removes it.
+  @Test func theSecondBootIsWarm() throws {
+    var name = Array("/tmp/martlet-warm-XXXXXX".utf8CString)
+    let folder = String(cString: try #require(mkdtemp(&name)))
+    defer { rmdir(folder) }
+    let cache = ["--translation-cache", folder]
+    let recalled = "blocks from the translation cache"
+    #expect(try Self.count(recalled, in: bootTranslated(1, cache)) < 20_000)
+    for cpus in [1, 2] {
+      let result = try bootTranslated(cpus, cache)
+      #expect(try Self.count(recalled, in: result) > 20_000, "\(result.errors)")
+      #expect(try Self.count("regions from it", in: result) > 300, "\(result.errors)")
+    }
+    // Anything may be wrong with the file's second half.
+    let listing = try Command.run(["cache", "--folder", folder])
+    let file = try #require(
+      listing.output.split(separator: "\n").dropFirst().first?.split(separator: " ").first)
+    try Self.damage(folder + "/" + file)
+    _ = try bootTranslated(1, cache)
+    #expect(listing.output.hasPrefix(folder + ": ") && listing.status == 0)
+    let cleared = try Command.run(["cache", "--folder", folder, "--clear"])
+    #expect(cleared.status == 0 && cleared.output.contains("removed"))
+    #expect(access(folder + "/" + file, F_OK) != 0)
+  }
+
+  private static func damage(_ path: String) throws {
+    let file = open(path, O_RDWR | O_CLOEXEC)
+    try #require(file >= 0)
+    defer { close(file) }
+    let size = lseek(file, 0, SEEK_END)
+    for position in stride(from: size / 2, to: size, by: 997) {
+      var byte: UInt8 = 0
+      pread(file, &byte, 1, position)
+      byte ^= 0x10
+      pwrite(file, &byte, 1, position)
+    }
+  }
+
   private func bootTranslated(_ cpus: Int, _ arguments: [String]) throws -> Command.Result {
     let result = try boot(
       "vmlinuz-cloud-amd64", ["--cpus", "\(cpus)", "--pcpus", "\(cpus)", "--stats"] + arguments)

@@ -41,13 +41,15 @@ package final class TestMachine {
   ///   - guardsSpeculation: see `TranslatorTuning`.
   ///   - verifies: see `AccessVerification`; else as `MARTLET_VERIFY=1` says.
   ///   - counts: translated code counts instructions.
+  ///   - store: translations of earlier machines.
   ///   - other: a machine whose memory is this one's, too.
   ///   - hotEntries: the translator's entries of a block before it becomes a region; else 2 with a
   ///     threshold of 1.
   package init(
     silicon: SiliconVendor = .intel, megabytes: Int = 8, threshold: UInt32? = nil,
     codeBytes: Int = 1 << 20, hotEntries: Int32? = nil, guardsSpeculation: Bool = true,
-    verifies: Bool? = nil, counts: Bool = true, sharing other: TestMachine? = nil
+    verifies: Bool? = nil, counts: Bool = true, store: TranslationStore? = nil,
+    sharing other: TestMachine? = nil
   ) {
     self.other = other
     processor = try! PhysicalCPU(
@@ -68,7 +70,8 @@ package final class TestMachine {
       translator = try? Translator.install(
         on: processor, threshold: threshold, hotEntries: hotEntries ?? (threshold == 1 ? 2 : 2000),
         codeBytes: codeBytes, guardsSpeculation: guardsSpeculation,
-        countsInstructions: counts, verifies: verifies ?? (getenv("MARTLET_VERIFY") != nil))
+        countsInstructions: counts, verifies: verifies ?? (getenv("MARTLET_VERIFY") != nil),
+        store: store)
     }
   }
 

@@ -74,6 +74,29 @@ import VMM
       error?.description == "--translator-code-size \(text): give a size from 64K to 512M")
   }
 
+  @Test func translationCachesHaveSizes() throws {
+    var configuration = Configuration()
+    try configuration.setTranslationCache("/a/b,size=64M")
+    #expect(configuration.translationCache == TranslationCache(path: "/a/b", limit: 64 << 20))
+    try configuration.setTranslationCache("/a/b")
+    #expect(configuration.translationCache?.limit == 256 << 20)
+    try configuration.setTranslationCache("off")
+    #expect(configuration.translationCache == nil)
+    try configuration.setTranslationCache("on,size=2G")
+    #expect(
+      configuration.translationCache
+        == TranslationCache.defaultPath.map { TranslationCache(path: $0, limit: 2 << 30) })
+  }
+
+  @Test(arguments: [
+    "", ",size=1M", "a,size=", "a,size=0", "on,size=17G", "a,size=1K", "a,size=ŉ", "a,size=8589934593G",
+  ])
+  func badTranslationCachesAreNamed(text: String) {
+    var configuration = Configuration()
+    let error = #expect(throws: RunError.self) { try configuration.setTranslationCache(text) }
+    #expect(error?.description.hasPrefix("--translation-cache \(text): give") == true)
+  }
+
   @Test(arguments: ["0", "-1", "255", "x", "", "99999999999999999999"])
   func badProcessorCountsAreNamed(text: String) {
     var configuration = Configuration()

@@ -23,6 +23,7 @@ struct ComparisonRig {
   private let configuration: Configuration
   /// Of machines that are no longer used.
   private var formerBlocks: UInt64 = 0
+  private var formerRecalls: UInt64 = 0
   private var formerVerification = Verification()
   /// Whether all memory is compared, which takes longer than a round.
   private var comparesEverything = false
@@ -37,6 +38,7 @@ struct ComparisonRig {
     var guards: Bool
     var verifies: Bool?
     var xcr0: UInt64
+    var store: TranslationStore?
   }
 
   /// Accesses without a look that were compared, and the first that differed.
@@ -47,11 +49,11 @@ struct ComparisonRig {
 
   init(
     seed: UInt64, vector: Bool, mode: CodeMode = .bits64, guards: Bool = true,
-    verifies: Bool? = nil, xcr0: UInt64 = 7
+    verifies: Bool? = nil, xcr0: UInt64 = 7, store: TranslationStore? = nil
   ) {
     configuration = Configuration(
       seed: seed, mode: mode, vector: vector, guards: guards, verifies: verifies,
-      xcr0: xcr0)
+      xcr0: xcr0, store: store)
     random = RandomRounds.random(seed, 0)
     generator.isVector = vector
     generator.mode = mode
@@ -64,7 +66,7 @@ struct ComparisonRig {
     let reference = TestMachine(megabytes: 2, threshold: 0)
     let subject = TestMachine(
       megabytes: 2, threshold: 1, codeBytes: 1 << 18, guardsSpeculation: c.guards,
-      verifies: c.verifies)
+      verifies: c.verifies, store: c.store)
     for m in [reference, subject] {
       // 0x40000 to 0x44FFF is data, the page after it is absent.
       if c.mode == .bits64 {
@@ -100,12 +102,19 @@ struct ComparisonRig {
 
   private mutating func renewMachines() {
     formerBlocks = translatedBlocks
+    formerRecalls = recalledBlocks
     formerVerification = verification
     (reference, subject) = Self.machines(configuration)
   }
 
   var translatedBlocks: UInt64 {
     formerBlocks &+ (subject.translator?.statistics.blocks ?? 0)
+  }
+
+  /// Blocks and regions from the store.
+  var recalledBlocks: UInt64 {
+    guard let found = subject.translator?.statistics else { return formerRecalls }
+    return formerRecalls &+ found.recalled &+ found.recalledRegions
   }
 
   private var verification: Verification {

@@ -163,21 +163,29 @@ extension CPU {
     }
     terminate(ops + count, offset)
     if let watched { BusLock.watch(watched, ops + (count - 1)) }
-    return cache.add(
+    let block = cache.add(
       Block(
         host: host, secondPage: 0, ops: ops, modeKey: s.pointee.modeKey, count: UInt16(count),
         length: UInt16(offset), isValid: true, endsInBranch: endsInBranch, nextInHash: -1,
         nextInPage: -1,
         signature: CodeSignature.of(UnsafeRawBufferPointer(start: bytes, count: offset))),
       opsUsed: count + 1)
+    if let translator = owner.translator, watched == nil {
+      translator.recall(
+        block, page: linear & Page.mask,
+        bytes: UnsafeRawBufferPointer(start: bytes, count: min(room, Self.longestBlock)))
+    }
+    return block
   }
+
+  /// Bytes of the largest block.
+  private static let longestBlock = BlockCache.maximumInstructions * 16
 
   /// The bytes of the largest block that begins here, of which `room` are in its page.
   private func snapshotOfCode(_ host: UInt64, _ room: Int) -> UnsafeRawPointer {
     let buffer = owner.bounce
     let source = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
-    let longest = BlockCache.maximumInstructions * 16
-    Self.copyOnce(from: source, to: buffer, byteCount: min(room, longest))
+    Self.copyOnce(from: source, to: buffer, byteCount: min(room, Self.longestBlock))
     return UnsafeRawPointer(buffer)
   }
 

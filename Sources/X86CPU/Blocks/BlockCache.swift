@@ -43,6 +43,8 @@ package struct Block {
   package var heat: UInt32 = 0
   /// Whether the translation counts its entries.
   package var isCounted = false
+  /// The translator has better code for it from an earlier run (`BlockTranslator.optimize`).
+  package var hasKeptRegion = false
   /// Where the block's translation starts; 0 without one.
   package var native: UInt = 0
   /// What leads there at a linear page (`BlockTranslator.entry`), or 0.

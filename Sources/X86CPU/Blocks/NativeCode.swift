@@ -23,6 +23,13 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
+  /// Sets `native` of a new block if it is known how, or leaves it alone. It may be called below
+  /// translated code.
+  ///
+  /// - Parameters:
+  ///   - page: the linear page that the block is in.
+  ///   - bytes: what it was decoded from, and what follows that in its page.
+  func recall(_ block: BlockPointer, page: UInt64, bytes: UnsafeRawBufferPointer)
   /// Code that sets `CPUState.codePage` to a linear page and goes on with the block's
   /// translation; 0 where there is no room for it.
   func entry(of block: BlockPointer, page: UInt64) -> UInt

@@ -9,7 +9,7 @@ import X86Decoder
 
 package struct HostFeatures: Sendable {
   /// CPUID.1 EDX and ECX, CPUID.7 EBX, ECX and EDX, CPUID.7.1 EAX, CPUID.80000001H ECX.
-  private var words: [UInt32] = Array(repeating: 0, count: 7)
+  package private(set) var words: [UInt32] = Array(repeating: 0, count: 7)
   /// XCR0 as the host's kernel has set it; 0 without XSAVE.
   package let xcr0: UInt64
 

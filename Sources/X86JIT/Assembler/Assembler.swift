@@ -94,6 +94,8 @@ package struct Assembler {
   package private(set) var position = 0
   private var positions: [Int] = []
   private var fixups: [(position: Int, label: Int)] = []
+  /// Displacements to addresses that are not of this code: where it moves, they change.
+  package private(set) var externals: [Int] = []
 
   package init(origin: UInt) {
     self.origin = origin
@@ -109,11 +111,16 @@ package struct Assembler {
     position = 0
     positions.removeAll(keepingCapacity: true)
     fixups.removeAll(keepingCapacity: true)
+    externals.removeAll(keepingCapacity: true)
   }
 
   /// The code as it is now.
   package var bytes: [UInt8] {
     withExtendedLifetime(store) { Array(UnsafeBufferPointer(start: base, count: position)) }
+  }
+
+  package func withBytes<R>(_ body: (UnsafeRawBufferPointer) -> R) -> R {
+    withExtendedLifetime(store) { body(UnsafeRawBufferPointer(start: base, count: position)) }
   }
 
   package func copy(to place: UnsafeMutableRawPointer) {
@@ -222,6 +229,7 @@ package struct Assembler {
 
   private mutating func relative(to address: UInt) {
     let next = origin &+ UInt(position) &+ 4
+    externals.append(position)
     int32(Int32(truncatingIfNeeded: Int(bitPattern: address &- next)))
   }
 

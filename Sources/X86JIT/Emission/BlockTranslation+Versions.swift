@@ -149,7 +149,7 @@ extension BlockTranslation {
   /// while there is none; on a condition, if there is one.
   private func link(_ offset: Int, if condition: UInt8? = nil) {
     let target = block.pointee.host & Page.mask | UInt64(offset)
-    if let found = cache.find(host: target, modeKey: block.pointee.modeKey),
+    if !keepsLinks, let found = cache.find(host: target, modeKey: block.pointee.modeKey),
       found.pointee.native != 0
     {
       if let condition {

@@ -41,6 +41,11 @@ final class BlockTranslation {
     var information: UInt32
     /// Where to go on; nil behind the call.
     var back: Label?
+    /// Of the number, four bytes.
+    var position: Int
+    /// Which block of the translation, and which of its instructions.
+    var code: Int
+    var index: Int
   }
 
   struct OutOfLine {
@@ -114,6 +119,8 @@ final class BlockTranslation {
   var guardsSpeculation = true
   /// `CPUState.retired` is right after every instruction that the interpreter or a handler gets.
   var countsInstructions = true
+  /// Jumps to other translations can all be undone, as the translation is kept (TranslationStore).
+  var keepsLinks = false
   /// Accesses without a look are compared with one (`AccessVerification`).
   var verifies = false
   /// In order of position.
@@ -394,7 +401,8 @@ final class BlockTranslation {
     a.move(.r14, immediate: UInt64(firstSite + handlerSites.count))
     handlerSites.append(
       HandlerSite(
-        op: block.pointee.ops + n, information: information(n).rawValue, back: back))
+        op: block.pointee.ops + n, information: information(n).rawValue, back: back,
+        position: a.position - 4, code: current, index: n))
   }
 
   private func information(_ n: Int) -> HandlerInformation {

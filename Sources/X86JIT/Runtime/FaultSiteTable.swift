@@ -19,6 +19,16 @@ struct FaultSiteTable {
     }
   }
 
+  /// The sites of a kept translation whose `start` is at `position`.
+  mutating func append(_ translation: KeptTranslation, at position: Int) {
+    for site in translation.faults {
+      sites.append(
+        NativeFaultSite(
+          position: UInt32(truncatingIfNeeded: position + Int(site.position)),
+          target: UInt32(truncatingIfNeeded: position + Int(site.target))))
+    }
+  }
+
   mutating func removeAll() { sites.removeAll() }
 
   func deallocate() { sites.deallocate() }

@@ -18,6 +18,19 @@ struct HandlerSiteTable {
     }
   }
 
+  /// The sites of a kept translation whose `start` is at `address`.
+  mutating func append(
+    _ translation: KeptTranslation, _ ops: (UInt8) -> MicroOpPointer, at address: UInt
+  ) {
+    for site in translation.sites {
+      sites.append(
+        NativeHandlerSite(
+          op: ops(site.block) + Int(site.op),
+          back: site.back == 0 ? 0 : UInt64(address) + UInt64(site.back),
+          information: site.information))
+    }
+  }
+
   mutating func removeAll() { sites.removeAll() }
 
   func deallocate() { sites.deallocate() }

@@ -36,6 +36,10 @@ package final class Translator: BlockTranslator {
     package var resets: UInt64 = 0
     /// Translations of several blocks together.
     package var regions: UInt64 = 0
+    /// Blocks and regions that were translated in an earlier run (`TranslationStore`); they are not
+    /// among those above.
+    package var recalled: UInt64 = 0
+    package var recalledRegions: UInt64 = 0
 
     package init() {}
 
@@ -46,58 +50,64 @@ package final class Translator: BlockTranslator {
       refused &+= other.refused
       resets &+= other.resets
       regions &+= other.regions
+      recalled &+= other.recalled
+      recalledRegions &+= other.recalledRegions
     }
   }
 
-  private final class Code {
+  final class Code {
     let memory: CodeMemory
     init(size: Int) throws(Errno) { memory = try CodeMemory(size: size) }
   }
 
-  private struct Site {
+  struct Site {
     var position: Int
     var modeKey: UInt16
   }
 
   /// Room that translations leave for entries.
-  private static let entryReserve = 4096
+  static let entryReserve = 4096
 
-  package private(set) var statistics = Statistics()
-  private let cache: BlockCache
-  private let code: Code
-  private let thunks: Thunks
+  package internal(set) var statistics = Statistics()
+  let cache: BlockCache
+  let code: Code
+  let thunks: Thunks
   /// Makes the translations.
-  private let work: BlockTranslation
-  private let hotEntries: Int32
-  private let guardsSpeculation: Bool
-  private let countsInstructions: Bool
+  let work: BlockTranslation
+  let hotEntries: Int32
+  let guardsSpeculation: Bool
+  let countsInstructions: Bool
   private var verifies = false
   private let host = HostFeatures.current
-  private var used: Int
+  var used: Int
   /// Where the first translation goes, behind the thunks.
   private let firstCode: Int
   /// Where in the memory code may go until it counts as full.
-  private var room: Range<Int>
+  var room: Range<Int>
   private let codeBytes: Int
   /// Up to where the memory is in huge pages; the largest number where there are none.
   private var collapsed = 0
   /// `BlockCache.flushes` that the code belongs to.
-  private var generation: UInt64
+  var generation: UInt64
   /// Jumps that wait for a translation of their target, by its host address.
-  private var waiting: [UInt64: [Site]] = [:]
+  var waiting: [UInt64: [Site]] = [:]
   /// Ways into translations for linear pages.
   private let entries: EntryTable
-  private var entryAssembler = Assembler(origin: 0)
+  var entryAssembler = Assembler(origin: 0)
   /// There was no room for an entry.
-  private var isFull = false
+  var isFull = false
   /// How many counters of entries were given out since all code was dropped.
-  private var counters = 0
+  var counters = 0
   private let handlerCounts: UnsafeMutablePointer<UInt64>
-  private var faultSites = FaultSiteTable()
-  private var handlerSites = HandlerSiteTable()
+  var faultSites = FaultSiteTable()
+  var handlerSites = HandlerSiteTable()
   unowned(unsafe) let processor: PhysicalCPU
+  /// Translations of earlier runs; nil where none are kept.
+  let store: TranslationStore?
+  /// Bytes of a block.
+  let text = UnsafeMutableRawPointer.allocate(byteCount: textBytes, alignment: 16)
   /// Who is told of every translation.
-  private let log: TranslationLog?
+  let log: TranslationLog?
 
   /// Gives a CPU a translator.
   ///
@@ -108,6 +118,8 @@ package final class Translator: BlockTranslator {
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
   ///   - verifies: accesses without a look at the TLB are compared with one (`AccessVerification`).
+  ///   - store: translations of earlier runs. They are neither logged nor verified, so that with
+  ///     either of these it is not looked at.
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
@@ -117,13 +129,13 @@ package final class Translator: BlockTranslator {
     codeBytes: Int = TranslatorTuning.standard.codeBytes,
     guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
     countsInstructions: Bool = true, log: TranslationLog? = nil, measures: Bool = false,
-    verifies: Bool = false
+    verifies: Bool = false, store: TranslationStore? = nil
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
-      measures: measures)
+      measures: measures, store: log == nil && !verifies ? store : nil)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -139,11 +151,12 @@ package final class Translator: BlockTranslator {
 
   private init(
     _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?,
-    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool
+    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool, store: TranslationStore?
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
     self.log = log
+    self.store = store
     cache = cpu.blocks
     self.codeBytes = codeBytes
     // Whoever looks code up by its address afterwards must not find other code there.
@@ -179,6 +192,7 @@ package final class Translator: BlockTranslator {
   deinit {
     vectorArea?.deallocate()
     handlerCounts.deallocate()
+    text.deallocate()
     faultSites.deallocate()
     handlerSites.deallocate()
   }
@@ -196,9 +210,8 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
-    guard block.mode == .bits64 || block.pointee.modeKey & ModeKey.flat != 0,
-      block.pointee.count > 0, begin(block)
-    else {
+    if recallDecoded(block) { return }
+    guard mayTranslate(block), begin(block) else {
       statistics.refused += 1
       return
     }
@@ -206,8 +219,13 @@ package final class Translator: BlockTranslator {
     counters &+= 1
     setHeat(heat, hotEntries)
     translate(heat: heat)
-    place()
+    if place() { keep(.block) }
     block.pointee.isCounted = block.pointee.native != 0
+  }
+
+  func mayTranslate(_ block: BlockPointer) -> Bool {
+    (block.mode == .bits64 || block.pointee.modeKey & ModeKey.flat != 0)
+      && block.pointee.count > 0
   }
 
   /// The translation of a block alone begins.
@@ -220,17 +238,29 @@ package final class Translator: BlockTranslator {
   package func optimize(_ block: BlockPointer) {
     if generation != cache.flushes { return }
     let old = block.pointee.native
+    if recallRegion(block) { return replace(old, of: block) }
+    if block.pointee.hasKeptRegion {
+      // Its other blocks may come.
+      block.pointee.hasKeptRegion = false
+      if block.pointee.isCounted { return setHeat(heat(of: block), hotEntries) }
+    }
     work.memory.findRegion(block, in: cache, host: host)
     let resets = statistics.resets
     if work.memory.codeCount > 0 {
       translate(heat: nil)
-      place()
+      if place() { keep(.region) }
     }
     let new = block.pointee.native
     if resets != statistics.resets { return }
     if new == old { return stopCounting(block) }
-    block.pointee.isCounted = false
     statistics.regions += 1
+    replace(old, of: block)
+  }
+
+  /// A block has a region in place of its own code.
+  private func replace(_ old: UInt, of block: BlockPointer) {
+    block.pointee.isCounted = false
+    let new = block.pointee.native
     // Jumps that lead to the old code go on to the new.
     let offset = Int(old - UInt(bitPattern: self.code.memory.executable))
     let distance = Int32(truncatingIfNeeded: Int(bitPattern: new &- (old + 5)))
@@ -282,7 +312,7 @@ package final class Translator: BlockTranslator {
   }
 
   /// Bytes of code that `retire` writes.
-  private static let retiredBytes = 11
+  static let retiredBytes = 11
 
   /// Whether the first bytes are there, and no jump among them waits for its target. A block's own
   /// translation counts entries in them; a region that is a lone jump has neither, and its block
@@ -292,36 +322,36 @@ package final class Translator: BlockTranslator {
     return work.a.position >= end && work.links.allSatisfy { $0.position >= end }
   }
 
-  private func setHeat(_ offset: Int, _ value: Int32) {
+  func setHeat(_ offset: Int, _ value: Int32) {
     (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
   }
 
-  /// Puts the translation into the code memory and makes it its first block's.
-  private func place() {
+  /// Puts the translation into the code memory and makes it its first block's; false where it is
+  /// left alone.
+  private func place() -> Bool {
     let translation = work
     let block = translation.codes[0].block
     let size = translation.a.position
     if size + Self.entryReserve > codeBytes - firstCode {
       // Dropping what is there would not make room for it.
       statistics.refused += 1
-      return
+      return false
     }
     if !canRetire {
       statistics.refused += 1
-      return
+      return false
     }
     if isFull || used + size + Self.entryReserve > room.upperBound {
       // The next time it is hot.
       reset()
-      return
+      return false
     }
     collapsePages(upTo: used + size)
     translation.a.copy(to: code.memory.writable + used)
     let entry = UInt(bitPattern: code.memory.executable) + UInt(used)
     let start = entry + UInt(translation.start)
     for link in translation.links {
-      waiting[link.target, default: []].append(
-        Site(position: used + link.position, modeKey: block.pointee.modeKey))
+      addLink(at: used + link.position, to: link.target, block.pointee.modeKey)
     }
     faultSites.append(translation, at: used)
     noteFaultSites()
@@ -336,11 +366,30 @@ package final class Translator: BlockTranslator {
     statistics.codeBytes += UInt64(size)
     for code in translation.codes { statistics.instructions += UInt64(code.instructions.count) }
     log?.note(translation, at: processor.cpu.s.pointee.rip, processor: processor.number)
+    return true
+  }
+
+  /// The jump whose displacement is at a position goes to the block's translation, now or when
+  /// there is one.
+  func addLink(at position: Int, to target: UInt64, _ modeKey: UInt16) {
+    if store != nil, let found = cache.find(host: target, modeKey: modeKey),
+      found.pointee.native != 0, found.pointee.secondPage == 0
+    {
+      connect(position, found.pointee.native)
+    } else {
+      waiting[target, default: []].append(Site(position: position, modeKey: modeKey))
+    }
+  }
+
+  private func connect(_ position: Int, _ target: UInt) {
+    let next = UInt(bitPattern: code.memory.executable) + UInt(position + 4)
+    let distance = Int32(truncatingIfNeeded: Int(bitPattern: target &- next))
+    code.memory.writable.storeBytes(of: distance, toByteOffset: position, as: Int32.self)
   }
 
   /// Has code up to a position in huge pages: each is made as the first code gets there, so that a
   /// small guest has few.
-  private func collapsePages(upTo end: Int) {
+  func collapsePages(upTo end: Int) {
     while end > collapsed {
       let next = collapsed + Mapping.hugePageSize
       collapsed = code.memory.collapse(collapsed..<next) ? next : .max
@@ -357,6 +406,7 @@ package final class Translator: BlockTranslator {
     work.guardsSpeculation = guardsSpeculation
     work.countsInstructions = countsInstructions
     work.verifies = verifies
+    work.keepsLinks = store != nil
     work.counter = log?.makeCounter()
     work.keepsMarks = log != nil
     work.firstSite = handlerSites.sites.count
@@ -364,12 +414,10 @@ package final class Translator: BlockTranslator {
   }
 
   /// Sends the jumps that wait for this block to its code.
-  private func connect(_ block: BlockPointer, _ start: UInt) {
+  func connect(_ block: BlockPointer, _ start: UInt) {
     guard block.pointee.secondPage == 0, let sites = waiting[block.pointee.host] else { return }
     for site in sites where site.modeKey == block.pointee.modeKey {
-      let next = UInt(bitPattern: code.memory.executable) + UInt(site.position + 4)
-      let distance = Int32(truncatingIfNeeded: Int(bitPattern: start &- next))
-      code.memory.writable.storeBytes(of: distance, toByteOffset: site.position, as: Int32.self)
+      connect(site.position, start)
     }
     waiting[block.pointee.host] = sites.filter { $0.modeKey != block.pointee.modeKey }
   }
@@ -395,7 +443,7 @@ package final class Translator: BlockTranslator {
   }
 
   /// Tells signal handlers.
-  private func noteFaultSites() {
+  func noteFaultSites() {
     processor.cpu.s.pointee.native.faultSites = NativeFaultSites(
       start: UInt(bitPattern: code.memory.executable), size: UInt(code.memory.size),
       sites: faultSites.sites.base, count: faultSites.sites.count)

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A folder whose files nobody but this user can have written: what is read from them is trusted as
+// the program itself is. Owner and mode are checked on descriptors, so that what was checked is
+// what is used, and no name that is a symbolic link is followed into or inside of it.
+//
+//     let folder = try PrivateFolder(opening: path, creates: true)
+//     let file = try folder.open("figures", flags: O_RDWR)
+
+import Glibc
+import SystemPackage
+
+/// Why a folder or a file in it is not used.
+package enum PrivateFolderError: Error, Equatable, CustomStringConvertible {
+  case system(Errno)
+  /// Somebody else owns it.
+  case foreign
+  /// Others than the owner may read or write it.
+  case open(mode: UInt32)
+  /// It is not a folder, or not a regular file with one name.
+  case wrongKind
+
+  package var description: String {
+    switch self {
+    case .system(let error): "\(error)"
+    case .foreign: "another user owns it; choose another folder"
+    case .open(let mode): "others may use it (mode \(String(mode, radix: 8))); chmod go= it"
+    case .wrongKind: "not a folder, or not an ordinary file; remove it"
+    }
+  }
+}
+
+package struct PrivateFolder: ~Copyable, Sendable {
+  package let path: String
+  private let descriptor: OwnedFileDescriptor
+
+  /// - Parameter creates: makes the folder, and its parents, where it is missing.
+  package init(opening path: String, creates: Bool) throws(PrivateFolderError) {
+    descriptor = try Self.openFolder(path, creates: creates)
+    self.path = path
+  }
+
+  private static func openFolder(
+    _ path: String, creates: Bool
+  ) throws(PrivateFolderError) -> OwnedFileDescriptor {
+    if creates {
+      makeParents(of: path)
+      if mkdir(path, 0o700) != 0, errno != EEXIST { throw .system(Errno(rawValue: errno)) }
+    }
+    let number = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+    if number < 0 {
+      let error = Errno(rawValue: errno)
+      throw error == .notDirectory || error == .tooManySymbolicLinkLevels
+        ? .wrongKind : .system(error)
+    }
+    let folder = OwnedFileDescriptor(owning: number)
+    try check(folder.rawValue, kind: S_IFDIR)
+    return folder
+  }
+
+  private static func makeParents(of path: String) {
+    var end = path.startIndex
+    while let slash = path[end...].dropFirst().firstIndex(of: "/") {
+      mkdir(String(path[..<slash]), 0o700)
+      end = slash
+    }
+  }
+
+  /// Throws unless an open file is this user's alone, and of the kind.
+  private static func check(_ descriptor: Int32, kind: mode_t) throws(PrivateFolderError) {
+    var status = stat()
+    guard fstat(descriptor, &status) == 0 else { throw .system(Errno(rawValue: errno)) }
+    guard status.st_mode & S_IFMT == kind else { throw .wrongKind }
+    guard status.st_uid == geteuid() else { throw .foreign }
+    guard status.st_mode & 0o077 == 0 else { throw .open(mode: status.st_mode & 0o777) }
+    if kind == S_IFREG, status.st_nlink > 1 { throw .wrongKind }
+  }
+
+  /// Opens a file of the folder; with O_CREAT, 0600.
+  package func open(
+    _ name: String, flags: Int32
+  ) throws(PrivateFolderError) -> OwnedFileDescriptor {
+    let number = openat(
+      descriptor.rawValue, name, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0o600)
+    if number < 0 {
+      throw errno == ELOOP ? .wrongKind : .system(Errno(rawValue: errno))
+    }
+    let file = OwnedFileDescriptor(owning: number)
+    try Self.check(file.rawValue, kind: S_IFREG)
+    return file
+  }
+
+  package struct Entry: Sendable, Equatable {
+    package var name: String
+    package var size: Int
+    /// Seconds since 1970.
+    package var modified: Int
+  }
+
+  /// The ordinary files, by name.
+  package func entries() -> [Entry] {
+    let copy = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
+    guard copy >= 0, let stream = fdopendir(copy) else { return [] }
+    defer { closedir(stream) }
+    rewinddir(stream)
+    var result: [Entry] = []
+    while let entry = readdir(stream) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) {
+        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      var status = stat()
+      guard fstatat(descriptor.rawValue, name, &status, AT_SYMLINK_NOFOLLOW) == 0,
+        status.st_mode & S_IFMT == S_IFREG
+      else { continue }
+      result.append(
+        Entry(name: name, size: Int(status.st_size), modified: status.st_mtim.tv_sec))
+    }
+    return result.sorted { $0.name < $1.name }
+  }
+
+  /// Gives a file another name, in place of what has it.
+  package func rename(_ old: String, to new: String) throws(PrivateFolderError) {
+    if renameat(descriptor.rawValue, old, descriptor.rawValue, new) != 0 {
+      throw .system(Errno(rawValue: errno))
+    }
+  }
+
+  /// The same where nothing has the name; false where something has.
+  package func renameIfFree(_ old: String, to new: String) throws(PrivateFolderError) -> Bool {
+    if linkat(descriptor.rawValue, old, descriptor.rawValue, new, 0) == 0 {
+      remove(old)
+      return true
+    }
+    guard errno == EEXIST else { throw .system(Errno(rawValue: errno)) }
+    remove(old)
+    return false
+  }
+
+  @discardableResult
+  package func remove(_ name: String) -> Bool {
+    unlinkat(descriptor.rawValue, name, 0) == 0
+  }
+}
