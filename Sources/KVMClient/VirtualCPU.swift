@@ -11,8 +11,8 @@ import SystemPackage
 package final class VirtualCPU: @unchecked Sendable {
   /// Keeps the machine open.
   private let machine: Machine
-  private let transport: any KVMTransport
-  private let handle: Int32
+  let transport: any KVMTransport
+  let handle: Int32
   private let runSize: Int
   /// The shared pages. `immediate_exit` is one byte that any thread may write; everything else
   /// belongs to the thread that calls `run`.
@@ -65,14 +65,14 @@ package final class VirtualCPU: @unchecked Sendable {
     transport.kick(handle, thread: thread)
   }
 
-  private func setImmediateExit(_ value: UInt8) {
+  func setImmediateExit(_ value: UInt8) {
     let offset = MemoryLayout<kvm_run>.offset(of: \kvm_run.immediate_exit) ?? 1
     pages.storeBytes(of: value, toByteOffset: offset, as: UInt8.self)
   }
 }
 
 extension VirtualCPU {
-  private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
+  func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
     var value = initial
     try withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
       _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
@@ -80,7 +80,7 @@ extension VirtualCPU {
     return value
   }
 
-  private func set<Value>(_ request: UInt32, _ value: Value) throws(Errno) {
+  func set<Value>(_ request: UInt32, _ value: Value) throws(Errno) {
     _ = try get(request, value)
   }
 

@@ -58,12 +58,16 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     else { return nil }
     let from = UnsafeRawBufferPointer(start: source, count: input.count)
     let to = UnsafeMutableRawBufferPointer(start: target, count: output.count)
-    switch self {
-    case .gzip: return Zlib.decompress(library, from, to)
-    case .xz: return LZMA.decompress(library, from, to)
-    case .lz4: return LZ4.decompress(library, from, to)
-    case .zstd: return Zstandard.decompress(library, from, to)
-    }
+    let result =
+      switch self {
+      case .gzip: Zlib.decompress(library, from, to)
+      case .xz: LZMA.decompress(library, from, to)
+      case .lz4: LZ4.decompress(library, from, to)
+      case .zstd: Zstandard.decompress(library, from, to)
+      }
+    // A restart needs it when nothing can be loaded any more.
+    library.keep()
+    return result
   }
 }
 
