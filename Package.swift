@@ -213,6 +213,10 @@ let package = Package(
         "Devices", "GuestMemory", "Host", "HostTestSupport", "TestRandom",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
+    // Is killed while it writes to a disk image.
+    .executableTarget(
+      name: "martlet-image-writer", dependencies: ["Devices", "GuestMemory", "Host", "TestRandom"],
+      path: "Tests/ImageWriter", swiftSettings: common),
     .testTarget(
       name: "LinuxBootTests",
       dependencies: [

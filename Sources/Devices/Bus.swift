@@ -19,6 +19,12 @@ package protocol BusDevice: Sendable {
   func read(offset: UInt64, width: Int) -> UInt64
   /// Writes `width` bytes at an offset; bits of the value above the width are 0.
   func write(offset: UInt64, width: Int, value: UInt64)
+  /// The machine is reset: the device is what it was when the machine was switched on.
+  func resetWithMachine()
+}
+
+extension BusDevice {
+  package func resetWithMachine() {}
 }
 
 /// Addresses and the devices behind them.

@@ -41,6 +41,8 @@ package final class KeyboardController: BusDevice {
   /// - Parameter reset: the guest asks for a reset of the machine.
   package init(reset: @escaping @Sendable () -> Void) { self.reset = reset }
 
+  package func resetWithMachine() { state.withLock { $0 = State() } }
+
   package func read(offset: UInt64, width: Int) -> UInt64 {
     state.withLock { state in
       if offset == 4 {

@@ -98,6 +98,15 @@ package final class PowerManagement: BusDevice {
     if sleeps { powerOff() }
   }
 
+  package func resetWithMachine() {
+    state.withLock { state in
+      let level = state.level
+      state = State()
+      state.level = level
+      updateInterrupt(&state)
+    }
+  }
+
   /// Somebody presses the power button.
   package func pressPowerButton() {
     state.withLock { state in

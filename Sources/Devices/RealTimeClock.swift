@@ -69,6 +69,14 @@ package struct RealTimeClock: Sendable, Hashable {
   private var control: UInt8 { memory[Int(Register.b)] }
   private func time(_ now: UInt64) -> Nanoseconds { halted ?? Nanoseconds(now) &+ offset }
 
+  /// The chip's RESET pin: no interrupts are enabled or pending.
+  package mutating func reset() {
+    let enables =
+      Control.updateInterrupt | Control.alarmInterrupt | Control.periodicInterrupt
+    memory[Int(Register.b)] &= ~enables
+    flags = 0
+  }
+
   /// The level of the interrupt line.
   package var interruptLevel: Bool { flags & control & 0x70 != 0 }
 

@@ -52,6 +52,15 @@ package final class RealTimeClockDevice: BusDevice {
     }
   }
 
+  /// The battery keeps time and memory.
+  package func resetWithMachine() {
+    state.withLock { state in
+      state.chip.reset()
+      updateInterrupt(&state)
+    }
+    eventChanged()
+  }
+
   /// Raises the interrupts that are due.
   ///
   /// - Returns: the host's time of the next call; nil when none is needed.

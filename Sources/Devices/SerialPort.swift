@@ -57,6 +57,15 @@ package final class SerialPort: BusDevice {
     }
   }
 
+  /// What has arrived and was not read stays for the next guest.
+  package func resetWithMachine() {
+    state.withLock { state in
+      state.chip = UART16550()
+      state.refill()
+      updateInterrupt(&state)
+    }
+  }
+
   /// Bytes arrive from the terminal.
   package func receive(_ bytes: some Collection<UInt8>) {
     state.withLock { state in

@@ -9,6 +9,7 @@
 //     let memory = try GuestMemory(size: 512 << 20, lowEnd: 0xC000_0000, highStart: 0x1_0000_0000)
 //     guard memory.write([1, 2], at: 0x1000) else { ... }
 
+import Glibc
 import Host
 import SystemPackage
 
@@ -72,6 +73,17 @@ import SystemPackage
     return nil
   }
 
+  /// Makes all bytes 0, and gives the host its memory back. While no guest runs.
+  package func clear() {
+    for region in regions {
+      let size = Int(truncatingIfNeeded: region.size)
+      if madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
+        memset(region.hostAddress, 0, size)
+      }
+      noteWrite(region.hostAddress, count: size)
+    }
+  }
+
   /// Somebody else than the guest has written these bytes of its memory.
   package func noteWrite(_ start: UnsafeRawPointer, count: Int) { unsafe observer?(start, count) }
 
@@ -93,6 +105,16 @@ import SystemPackage
   /// - Returns: false when they do not fit; nothing is written then.
   package func write(_ bytes: [UInt8], at address: UInt64) -> Bool {
     write(bytes[...], at: address)
+  }
+
+  /// Makes bytes 0.
+  ///
+  /// - Returns: false when they do not lie in memory.
+  package func clear(_ address: UInt64, count: Int) -> Bool {
+    guard let target = host(address, count: count) else { return false }
+    memset(target, 0, count)
+    noteWrite(target, count: count)
+    return true
   }
 
   /// Copies bytes out; nil when they do not lie in memory.

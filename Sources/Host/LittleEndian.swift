@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Little-endian values in byte arrays, with bounds that are checked where a file or a
-// guest chooses the offset.
+// Little-endian and big-endian values in byte arrays, with bounds that are checked where a file or
+// a guest chooses the offset.
 
 extension Array where Element == UInt8 {
   /// The value at an offset; nil where the array is too short.
@@ -26,5 +26,19 @@ extension Array where Element == UInt8 {
     for index in 0..<MemoryLayout<Value>.size {
       append(UInt8(truncatingIfNeeded: value >> (8 * index)))
     }
+  }
+
+  /// The big-endian value at an offset; nil where the array is too short.
+  package func load<Value: FixedWidthInteger>(big type: Value.Type, at offset: Int) -> Value? {
+    load(type, at: offset).map(\.byteSwapped)
+  }
+
+  /// Overwrites the bytes at an offset, which must lie inside, with a big-endian value.
+  package mutating func store<Value: FixedWidthInteger>(big value: Value, at offset: Int) {
+    store(value.byteSwapped, at: offset)
+  }
+
+  package mutating func append<Value: FixedWidthInteger>(big value: Value) {
+    append(little: value.byteSwapped)
   }
 }

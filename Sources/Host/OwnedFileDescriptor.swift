@@ -87,8 +87,13 @@ package func writeText(_ descriptor: Int32, _ text: String) {
 ///   `Errno.fileTooLarge` beyond the limit.
 package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
   let file = try OwnedFileDescriptor(opening: path, flags: O_RDONLY)
+  return try contentsOfFile(file.rawValue, limit: limit)
+}
+
+/// What a file that somebody else owns has from where it stands to its end.
+package func contentsOfFile(_ file: Int32, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
   var status = stat()
-  _ = try systemCall { () -> Int32 in fstat(file.rawValue, &status) }
+  _ = try systemCall { () -> Int32 in fstat(file, &status) }
   if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
   guard status.st_size <= limit else { throw .fileTooLarge }
   // One byte more than the file has, so that its end shows without growing.
@@ -102,7 +107,7 @@ package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) 
     }
     let got = try bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
       let rest = UnsafeMutableBufferPointer(rebasing: all[count...])
-      return try file.read(into: UnsafeMutableRawBufferPointer(rest))
+      return try read(file, into: UnsafeMutableRawBufferPointer(rest))
     }
     if got == 0 { break }
     count &+= got

@@ -21,6 +21,9 @@ package struct SharedLibrary: ~Copyable {
 
   deinit { dlclose(handle) }
 
+  /// Leaves the library loaded as long as the program runs.
+  package consuming func keep() { discard self }
+
   /// A function, valid as long as the library lives; nil where the library has none of this name.
   ///
   /// - Parameter type: its type in C; nothing checks it.

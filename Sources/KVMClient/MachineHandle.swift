@@ -20,7 +20,7 @@ package final class MachineHandle: Sendable {
   deinit { transport.close(handle) }
 
   /// Calls an ioctl that takes a struct.
-  private func call<Argument>(
+  func call<Argument>(
     _ request: UInt32, _ argument: inout Argument
   ) throws(Errno) {
     try unsafe withUnsafeMutablePointer(to: &argument) { (pointer) throws(Errno) in
@@ -32,6 +32,9 @@ package final class MachineHandle: Sendable {
   package func capability(_ number: Int32) -> Int32 {
     (try? transport.ioctl(handle, CKVM_CHECK_EXTENSION, UInt(number))) ?? 0
   }
+
+  /// A flag of `setMemory`: what the guest writes there is an access of a device.
+  package static let readOnlyMemory = UInt32(KVM_MEM_READONLY)
 
   /// Maps host memory into the guest's physical address space; size 0 removes the slot.
   ///

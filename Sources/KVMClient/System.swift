@@ -16,7 +16,7 @@ import SystemPackage
 /// The KVM as a whole: what it can do, and the maker of machines.
 package final class System: Sendable {
   package let transport: any KVMTransport
-  private let handle: Int32
+  let handle: Int32
 
   /// The one version of the API that exists.
   package static let supportedVersion: Int32 = 12

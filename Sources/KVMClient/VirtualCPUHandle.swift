@@ -13,8 +13,8 @@ import SystemPackage
 @safe package final class VirtualCPUHandle: @unchecked Sendable {
   /// Keeps the machine open.
   private let machine: MachineHandle
-  private let transport: any KVMTransport
-  private let handle: Int32
+  let transport: any KVMTransport
+  let handle: Int32
   private let runSize: Int
   /// The shared pages. `immediate_exit` is one byte that any thread may write; everything else
   /// belongs to the thread that calls `run`.
@@ -67,14 +67,14 @@ import SystemPackage
     transport.kick(handle, thread: thread)
   }
 
-  private func setImmediateExit(_ value: UInt8) {
+  func setImmediateExit(_ value: UInt8) {
     let offset = MemoryLayout<kvm_run>.offset(of: \kvm_run.immediate_exit) ?? 1
     unsafe pages.storeBytes(of: value, toByteOffset: offset, as: UInt8.self)
   }
 }
 
 extension VirtualCPUHandle {
-  private func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
+  func get<Value>(_ request: UInt32, _ initial: Value) throws(Errno) -> Value {
     var value = initial
     try unsafe withUnsafeMutablePointer(to: &value) { (pointer) throws(Errno) in
       _ = try transport.ioctl(handle, request, UInt(bitPattern: pointer))
@@ -82,7 +82,7 @@ extension VirtualCPUHandle {
     return value
   }
 
-  private func set<Value>(_ request: UInt32, _ value: Value) throws(Errno) {
+  func set<Value>(_ request: UInt32, _ value: Value) throws(Errno) {
     _ = try get(request, value)
   }
 

@@ -6,33 +6,60 @@
 
 import Host
 
-/// The tables' bytes, for `GuestMap.acpiTables`.
+/// The tables' bytes, for `GuestMap.acpiTables`, or for firmware to place (`FirmwareTables`).
 package struct ACPITables: Sendable {
+  /// A pointer in the bytes to a place in them.
+  struct Link: Sendable {
+    let offset: Int
+    let size: Int
+  }
+
+  /// The RSDP's place, with room behind it.
+  static let rootSize = 64
+
   /// The RSDP is first.
-  package private(set) var bytes = [UInt8](repeating: 0, count: 64)
+  package private(set) var bytes = [UInt8](repeating: 0, count: rootSize)
+  /// Everything that is an address, the RSDP's pointer first.
+  private(set) var links = [Link(offset: 24, size: 8)]
+  /// The tables with checksums.
+  private(set) var checked: [Range<Int>] = []
+  private let base: UInt64
 
   private static let headerSize = 36
   private static let systemIO: UInt8 = 1
 
-  /// - Parameter processors: 1 to 254, with APIC identifiers from 0 on.
-  package init(processors: Int) {
+  /// - Parameters:
+  ///   - processors: 1 to 254, with APIC identifiers from 0 on.
+  ///   - base: the address of the first byte.
+  package init(processors: Int, base: UInt64 = GuestMap.acpiTables) {
+    self.base = base
     let facs = append(Self.facs())
+    checked = []
     let dsdt = append(Self.table("DSDT", revision: 2, Self.differentiatedSystem()))
     let fadt = append(Self.table("FACP", revision: 3, Self.fixed(facs: facs, dsdt: dsdt)))
+    link(fadt, [(36, 4), (40, 4), (140, 8)])
     let madt = append(Self.table("APIC", revision: 3, Self.interrupts(processors)))
     let mcfg = append(Self.table("MCFG", revision: 1, Self.configurationSpace()))
     var pointers: [UInt8] = []
     for table in [fadt, madt, mcfg] { pointers.append(little: table) }
     let xsdt = append(Self.table("XSDT", revision: 1, pointers))
+    link(xsdt, (0..<3).map { (Self.headerSize + 8 * $0, 8) })
     writeRootPointer(xsdt: xsdt)
   }
 
   /// Adds a table on a 64-byte boundary and returns its guest-physical address.
   private mutating func append(_ table: [UInt8]) -> UInt64 {
     bytes += [UInt8](repeating: 0, count: (64 - bytes.count % 64) % 64)
-    let address = GuestMap.acpiTables + UInt64(bytes.count)
+    let start = bytes.count
     bytes += table
-    return address
+    checked.append(start..<bytes.count)
+    return base &+ UInt64(truncatingIfNeeded: start)
+  }
+
+  /// Notes pointers in the table at an address.
+  private mutating func link(_ table: UInt64, _ pointers: [(offset: Int, size: Int)]) {
+    let start = Int(truncatingIfNeeded: table &- base)
+    links += pointers.map { Link(offset: start &+ $0.offset, size: $0.size) }
   }
 
   /// The byte that makes the sum of all bytes 0.
@@ -193,6 +220,8 @@ package struct ACPITables: Sendable {
   /// The way to bus 0: what it passes on, and where its interrupt pins lead.
   private static func pciRoot() -> [UInt8] {
     let (memory, ports) = (GuestMap.pciMemory, GuestMap.Port.pci)
+    // Configuration space lies in the middle.
+    let space = GuestMap.pciConfiguration
     return AML.device(
       "PCI0",
       [
@@ -205,7 +234,8 @@ package struct ACPITables: Sendable {
             AML.window16(.buses, 0, 0),
             AML.ports(UInt16(GuestMap.Port.pciAddress), count: 8),
             AML.window16(.ports, UInt16(ports.lowerBound), UInt16(ports.upperBound - 1)),
-            AML.window32(.memory, UInt32(memory.lowerBound), UInt32(memory.upperBound - 1)),
+            AML.window32(.memory, UInt32(memory.lowerBound), UInt32(space.lowerBound - 1)),
+            AML.window32(.memory, UInt32(space.upperBound), UInt32(memory.upperBound - 1)),
           ])),
         AML.assign("_PRT", AML.package(interruptRoutes())),
       ])

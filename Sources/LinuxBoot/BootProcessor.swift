@@ -16,6 +16,8 @@ package enum EntryPoint: Sendable, Hashable {
   case pvh(address: UInt32)
   /// Real mode at a segment and an offset.
   case realMode(segment: UInt16, offset: UInt16)
+  /// As a processor starts: 16 bytes below 4 GiB, where firmware is.
+  case reset
 }
 
 /// The boot GDT: the selectors are those of Linux's boot protocol.
@@ -91,6 +93,8 @@ extension EntryPoint {
       registers.rbx = GuestMap.startInfo
     case .realMode(_, let offset):
       registers.rip = UInt64(offset)
+    case .reset:
+      registers.rip = Self.resetOffset
     }
     return registers
   }
@@ -112,8 +116,11 @@ extension EntryPoint {
     case .realMode(let segment, _):
       special.cs.selector = segment
       special.cs.base = UInt64(segment) << 4
+    case .reset: break
     }
   }
+
+  private static let resetOffset: UInt64 = 0xFFF0
 
   private func loadSegments(_ special: inout kvm_sregs, code: UInt16) {
     special.cs = BootDescriptorTable.segment(code)

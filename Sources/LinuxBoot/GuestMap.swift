@@ -15,6 +15,7 @@
 //     0xFEC0_0000   IOAPIC
 //     0xFEE0_0000   local APICs
 //     0xFEFF_C000   4 pages that KVM needs for itself on Intel processors
+//     0xFF00_0000   firmware, at the end; the last 128 KiB of it also below 1 MiB
 //     0x1_0000_0000 high memory
 //
 // I/O ports:
@@ -22,6 +23,7 @@
 //     0x20 0xA0 8259 pair   0x40 8254   0x61 speaker   (in the hypervisor)
 //     0x60 0x64 i8042       0x70 real-time clock       0xF4 debug exit
 //     0x3F8 serial          0x600 ACPI block           0xCF9 reset register
+//     0x510 configuration for firmware
 //     0xCF8 0xCFC PCI configuration                    0x1000 and above: PCI devices' ranges
 //
 // Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI, 16 to 23 PCI's pins.
@@ -39,7 +41,8 @@ package enum GuestMap {
   package static let acpiTablesEnd: UInt64 = 0x10_0000
   package static let highLoadAddress: UInt64 = 0x10_0000
   package static let memoryHole: UInt64 = 0xC000_0000
-  package static let pciMemory: Range<UInt64> = 0xC000_0000..<0xE000_0000
+  /// With configuration space in it.
+  package static let pciMemory: Range<UInt64> = 0xC000_0000..<0xFEC0_0000
   package static let pciConfiguration: Range<UInt64> = 0xE000_0000..<0xE010_0000
   package static let ioAPIC: UInt64 = 0xFEC0_0000
   package static let localAPIC: UInt64 = 0xFEE0_0000
@@ -47,12 +50,17 @@ package enum GuestMap {
   package static let taskStatePages: UInt64 = 0xFEFF_D000
   package static let hypervisorPagesEnd: UInt64 = 0xFF00_0000
   package static let fourGiB: UInt64 = 0x1_0000_0000
+  /// Where firmware for a BIOS is copied, and how much of its end.
+  package static let firmwareCopy: UInt64 = 0xE_0000
+  package static let firmwareCopySize = 0x2_0000
+  package static let firmwareLimit = Int(fourGiB - hypervisorPagesEnd)
 
   package enum Port {
     package static let keyboardController: UInt64 = 0x60
     package static let realTimeClock: UInt64 = 0x70
     package static let debugExit: UInt64 = 0xF4
     package static let serial: UInt64 = 0x3F8
+    package static let firmwareConfiguration: UInt64 = 0x510
     package static let powerManagement: UInt64 = 0x600
     package static let reset: UInt64 = 0xCF9
     package static let pciAddress: UInt64 = 0xCF8

@@ -33,6 +33,18 @@ package struct MemoryMap: Sendable, Hashable {
     }
   }
 
+  /// What firmware is told, which takes out of memory what it uses itself.
+  init(forFirmware memory: GuestMemory) {
+    add(0, to: memory.lowEnd, Self.usable)
+    for region in memory.regions.dropFirst() {
+      add(region.guestAddress, to: region.end, Self.usable)
+    }
+    add(
+      GuestMap.pciConfiguration.lowerBound, to: GuestMap.pciConfiguration.upperBound,
+      Self.reserved)
+    add(GuestMap.identityMapPage, to: GuestMap.hypervisorPagesEnd, Self.reserved)
+  }
+
   private mutating func add(_ start: UInt64, to end: UInt64, _ kind: UInt32) {
     if end > start { entries.append(Entry(start: start, size: end - start, kind: kind)) }
   }

@@ -58,12 +58,16 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     else { return nil }
     let from = unsafe UnsafeRawBufferPointer(start: source, count: input.count)
     let to = unsafe UnsafeMutableRawBufferPointer(start: target, count: output.count)
-    switch self {
-    case .gzip: return unsafe Zlib.decompress(library, from, to)
-    case .xz: return unsafe LZMA.decompress(library, from, to)
-    case .lz4: return unsafe LZ4.decompress(library, from, to)
-    case .zstd: return unsafe Zstandard.decompress(library, from, to)
-    }
+    let result =
+      switch self {
+      case .gzip: unsafe Zlib.decompress(library, from, to)
+      case .xz: unsafe LZMA.decompress(library, from, to)
+      case .lz4: unsafe LZ4.decompress(library, from, to)
+      case .zstd: unsafe Zstandard.decompress(library, from, to)
+      }
+    // A restart needs it when nothing can be loaded any more.
+    library.keep()
+    return result
   }
 }
 

@@ -15,10 +15,15 @@ import SystemPackage
 final class MachineControl: Sendable {
   private let outcome = Mutex<Outcome?>(nil)
   private let ended: EventFile
+  private let onReboot: RebootAction
+  private let isRestarting = Atomic<Bool>(false)
 
-  init() throws(Errno) { ended = try EventFile() }
+  init(onReboot: RebootAction) throws(Errno) {
+    ended = try EventFile()
+    self.onReboot = onReboot
+  }
 
-  /// Readable when the run is to end.
+  /// Readable when the run is to end, or the guest to be restarted.
   var descriptor: Int32 { ended.descriptor.rawValue }
 
   /// The first outcome counts.
@@ -28,6 +33,23 @@ final class MachineControl: Sendable {
   }
 
   var result: Outcome? { outcome.withLock { $0 } }
+
+  /// The guest asks for a reset of the machine.
+  func reboot() {
+    switch onReboot {
+    case .exit: end(.restart)
+    case .restart:
+      isRestarting.store(true, ordering: .releasing)
+      ended.signal()
+    }
+  }
+
+  /// Whether the guest has asked for a restart since the last look.
+  func takeRestart() -> Bool {
+    guard isRestarting.exchange(false, ordering: .acquiringAndReleasing) else { return false }
+    ended.consume()
+    return true
+  }
 }
 
 /// The buses and the devices that the VMM itself talks to.
@@ -43,11 +65,15 @@ struct Board: Sendable {
   /// Served by the main thread; devices register with it.
   let loop: EventLoop
   private let slots: PCISlots
+  private let pci: PCIRoot
+  /// Devices that a reset of the machine resets.
+  private let devices: [any BusDevice]
 
   init(
-    machine: MachineHandle, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment
+    machine: MachineHandle, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment,
+    _ configuration: Configuration
   ) throws(Errno) {
-    let control = try MachineControl()
+    let control = try MachineControl(onReboot: configuration.onReboot)
     let clockChanged = try SharedEvent()
     func line(_ number: UInt32) -> InterruptLine {
       { level in try? machine.setInterruptLine(number, level) }
@@ -59,28 +85,38 @@ struct Board: Sendable {
 
     let ports = Bus()
     // Port 0x61 lies between the keyboard controller's two ports; the hypervisor answers it.
-    ports.attach(
-      KeyboardController { control.end(.restart) }, at: GuestMap.Port.keyboardController, size: 5)
+    let keyboard = KeyboardController { control.reboot() }
+    ports.attach(keyboard, at: GuestMap.Port.keyboardController, size: 5)
     ports.attach(clock, at: GuestMap.Port.realTimeClock, size: 2)
     ports.attach(
       DebugExit { control.end(.debugExit($0)) }, at: GuestMap.Port.debugExit, size: 4)
     ports.attach(serial, at: GuestMap.Port.serial, size: 8)
-    ports.attach(
-      PowerManagement(
-        interrupt: line(GuestMap.Interrupt.acpi), now: { HostClock.monotonic() },
-        powerOff: { control.end(.poweredOff) }),
-      at: GuestMap.Port.powerManagement, size: PowerManagement.size)
-    ports.attach(ResetRegister { control.end(.restart) }, at: GuestMap.Port.reset, size: 1)
+    let power = PowerManagement(
+      interrupt: line(GuestMap.Interrupt.acpi), now: { HostClock.monotonic() },
+      powerOff: { control.end(.poweredOff) })
+    ports.attach(power, at: GuestMap.Port.powerManagement, size: PowerManagement.size)
+    ports.attach(ResetRegister { control.reboot() }, at: GuestMap.Port.reset, size: 1)
 
     let memoryMapped = Bus()
     let pci = PCIRoot(
       memory: memoryMapped, ports: ports,
       windows: PCIWindows(memory: GuestMap.pciMemory, ports: GuestMap.Port.pci),
-      lines: GuestMap.Interrupt.pci.map(line))
-    Self.attach(pci, ports: ports, memoryMapped: memoryMapped)
+      lines: GuestMap.Interrupt.pci.map(line),
+      chipset: configuration.firmware == nil ? .generic : .i440FX)
+    let address = PCIAddressPort()
+    Self.attach(pci, address, ports: ports, memoryMapped: memoryMapped)
     loop = try EventLoop()
     slots = try PCISlots(equipment, pci, machine: machine, memory: memory, loop: loop)
 
+    self.pci = pci
+    var devices: [any BusDevice] = [serial, clock, keyboard, power, address]
+    if configuration.firmware != nil {
+      let firmware = Firmware.configuration(memory, processors: configuration.processors)
+      ports.attach(
+        firmware, at: GuestMap.Port.firmwareConfiguration, size: FirmwareConfiguration.size)
+      devices.append(firmware)
+    }
+    self.devices = devices
     self.ports = ports
     self.memoryMapped = memoryMapped
     self.control = control
@@ -89,8 +125,9 @@ struct Board: Sendable {
   }
 
   /// The ways to PCI's configuration space.
-  private static func attach(_ pci: PCIRoot, ports: Bus, memoryMapped: Bus) {
-    let address = PCIAddressPort()
+  private static func attach(
+    _ pci: PCIRoot, _ address: PCIAddressPort, ports: Bus, memoryMapped: Bus
+  ) {
     // The reset register is at the next port.
     ports.attach(address, at: GuestMap.Port.pciAddress, size: 1)
     ports.attach(PCIDataPort(pci, address), at: GuestMap.Port.pciData, size: PCIDataPort.size)
@@ -98,6 +135,15 @@ struct Board: Sendable {
       PCIConfigurationMemory(pci), at: GuestMap.pciConfiguration.lowerBound,
       size: PCIConfigurationMemory.size)
   }
+
+  /// Resets the devices, while no CPU runs.
+  func reset() {
+    for device in devices { device.resetWithMachine() }
+    pci.resetWithMachine()
+  }
+
+  /// Whether no device works on requests from before a reset.
+  var isIdle: Bool { !pci.isBusy }
 
   /// Starts the devices' threads. No guest code has run.
   func start() throws(Errno) { try slots.start() }

@@ -14,11 +14,19 @@ package enum EngineChoice: String, Sendable, CaseIterable {
   case kvm
 }
 
+/// What a reboot of the guest does.
+package enum RebootAction: String, Sendable, CaseIterable {
+  case restart
+  case exit
+}
+
 /// A machine to run.
 package struct Configuration: Sendable {
   package var kernel: String?
   package var initrd: String?
   package var append = ""
+  /// What boots the disks; nil: a kernel is given, or the built-in guest runs.
+  package var firmware: FirmwareChoice?
   /// The monitor decompresses a compressed kernel where it can, instead of the guest.
   package var decompresses = true
   /// Bytes.
@@ -48,6 +56,7 @@ package struct Configuration: Sendable {
   package var network: NetworkConfiguration?
   /// The guest has a source of random bytes.
   package var hasEntropy = false
+  package var onReboot = RebootAction.restart
   package var engine = EngineChoice.auto
   package var statistics = false
 
@@ -170,6 +179,26 @@ extension Configuration {
       throw RunError("--vendor \(text): unknown vendor; give intel or amd")
     }
     vendor = choice
+  }
+
+  /// Sets the firmware: by name, by file, or because disks without a kernel need one.
+  package mutating func setFirmware(_ text: String?) throws(RunError) {
+    guard let text else {
+      if kernel == nil, initrd == nil, !disks.isEmpty { firmware = .bios }
+      return
+    }
+    if kernel != nil {
+      throw RunError("--firmware \(text): boots a disk's own kernel; leave out --kernel")
+    }
+    firmware = try FirmwareChoice(text)
+  }
+
+  /// Sets what a reboot does.
+  package mutating func setRebootAction(_ text: String) throws(RunError) {
+    guard let action = RebootAction(rawValue: text) else {
+      throw RunError("--on-reboot \(text): give restart or exit")
+    }
+    onReboot = action
   }
 
   /// Sets the engine by its name.

@@ -2,15 +2,18 @@
 //
 // What --disk says: a file or a block device, and options behind commas.
 //
-//     debian.img,readonly=on
+//     debian.qcow2,overlay=temporary
 
 import Devices
+import Glibc
 import SystemPackage
 
 /// A disk of a machine.
 package struct DiskConfiguration: Sendable, Hashable {
   package var path: String
-  package var isReadOnly = false
+  package var options = ImageOptions()
+
+  package var isReadOnly: Bool { options.isReadOnly }
 
   /// As many as there are slots on the bus, beside those of the bridge and of devices of other
   /// kinds.
@@ -26,41 +29,67 @@ package struct DiskConfiguration: Sendable, Hashable {
     path = String(parts[0])
     guard !path.isEmpty else { throw RunError("--disk \(text): no file; give one") }
     for option in parts.dropFirst() { try set(String(option), text) }
+    // A snapshot is never written to.
+    if options.snapshot != nil, options.overlayFolder == nil { options.isReadOnly = true }
   }
 
   private mutating func set(_ option: String, _ text: String) throws(RunError) {
-    switch option {
-    case "readonly=on": isReadOnly = true
-    case "readonly=off": isReadOnly = false
+    let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+    let value = parts.count > 1 ? String(parts[1]) : nil
+    switch (String(parts[0]), value) {
+    case ("readonly", nil), ("readonly", "on"): options.isReadOnly = true
+    case ("readonly", "off"): options.isReadOnly = false
+    case ("format", let name?):
+      guard let format = ImageFormat(rawValue: name) else {
+        throw RunError(
+          "--disk \(text): unknown format \(name); give raw or qcow2, or convert the image with "
+            + "qemu-img convert")
+      }
+      options.format = format
+    case ("overlay", "temporary"): options.overlayFolder = Self.temporaryFolder
+    case ("snapshot", let name?) where !name.isEmpty: options.snapshot = name
     default:
       throw RunError(
-        "--disk \(text): unknown option \(option); give readonly=on or readonly=off, and two commas "
-          + "for one in the file's name")
+        "--disk \(text): unknown option \(option); give format=raw|qcow2, readonly, "
+          + "overlay=temporary or snapshot=NAME, and two commas for one in the file's name")
     }
   }
 
-  /// Opens and locks the file.
-  func open() throws(RunError) -> RawImage {
+  /// Where files of any size can be, and survive no restart of the host.
+  private static var temporaryFolder: String {
+    getenv("TMPDIR").map { String(cString: $0) } ?? "/var/tmp"
+  }
+
+  /// Opens and locks the image and the files that it rests on.
+  ///
+  /// - Parameter report: called with a line when the image proves to be damaged.
+  func open(report: @escaping @Sendable (String) -> Void) throws(RunError) -> any BlockImage {
     do throws(ImageError) {
-      return try RawImage(path: path, isReadOnly: isReadOnly)
+      return try DiskImage.open(path: path, options, report: report)
     } catch {
       throw RunError("--disk \(path): \(problem(error))")
     }
   }
 
-  private func problem(_ error: ImageError) -> String {
+  private func problem(_ error: ImageError, isBacking: Bool = false) -> String {
     switch error {
     case .cannotOpen(.noSuchFileOrDirectory): "no such file; check the path"
     case .cannotOpen(.permissionDenied), .cannotOpen(.readOnlyFileSystem):
-      isReadOnly
+      isReadOnly || isBacking
         ? "not readable; change its permissions"
-        : "not writable; change its permissions or give readonly=on"
+        : "not writable; change its permissions or give readonly"
     case .cannotOpen(.isDirectory), .notAFile: "not a file or block device; give a disk image"
     case .cannotOpen(let reason): "cannot be opened (\(reason)); check the file"
-    case .isInUse: "in use by another program; stop it, or give readonly=on to both"
+    case .isInUse:
+      isBacking
+        ? "in use by a program that writes to it; stop it"
+        : "in use by another program; stop it, or give readonly to both"
     case .isEmpty: "empty; give it the size of the disk (truncate -s 4G)"
     case .badSize(let size):
       "\(size) bytes, not a multiple of \(BlockSector.size); lengthen it (truncate -s)"
+    case .unusable(let reason): reason
+    case .backing(let path, let error):
+      "backing file \(path): \(problem(error, isBacking: true))"
     }
   }
 }

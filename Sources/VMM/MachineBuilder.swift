@@ -25,7 +25,7 @@ enum MachineBuilder {
       () throws(Errno) in
       try GuestMemory(size: configuration.memory) { engine.transport.noteWrite($0, count: $1) }
     }
-    let entry = try image.load(into: memory, configuration)
+    let entry = try image.load(into: memory)
     log.debug("entry: \(entry)")
 
     let system = try step("open the engine") { () throws(Errno) in
@@ -35,16 +35,21 @@ enum MachineBuilder {
     let machine = try step("make a virtual machine") { () throws(Errno) in
       let machine = try system.createMachine()
       try prepare(machine, memory)
+      try image.map(into: machine, slot: UInt32(truncatingIfNeeded: memory.regions.count))
       return machine
     }
-    let (board, cpus) = try step("make the devices and CPUs") { () throws(Errno) in
+    let (board, cpus, state) = try step("make the devices and CPUs") { () throws(Errno) in
       let board = try Board(
         machine: machine, memory: memory, console: ConsoleWriter(descriptor: output),
-        equipment: equipment)
-      return (board, try makeProcessors(configuration.processors, system, machine, entry))
+        equipment: equipment, configuration)
+      let cpus = try makeProcessors(configuration.processors, system, machine)
+      let state = try InitialState(image, system, machine, cpus)
+      try ProcessorReset.enter(entry, cpus[0])
+      return (board, cpus, state)
     }
     return VirtualMachine(
-      memory: memory, machine: machine, board: board, processors: cpus, engine: engine)
+      memory: memory, machine: machine, board: board, processors: cpus, engine: engine,
+      initialState: state)
   }
 
   /// Memory slots and interrupt chips.
@@ -70,7 +75,7 @@ enum MachineBuilder {
   }
 
   private static func makeProcessors(
-    _ count: Int, _ system: System, _ machine: MachineHandle, _ entry: EntryPoint
+    _ count: Int, _ system: System, _ machine: MachineHandle
   ) throws(Errno) -> [VirtualCPUHandle] {
     let policy = CPUIDPolicy(
       supported: try system.supportedCPUID(), processors: count,
@@ -80,7 +85,6 @@ enum MachineBuilder {
       let cpu = try machine.createVirtualCPU(number)
       try cpu.setCPUID(policy.entries(for: number))
       try ProcessorReset.apply(to: cpu)
-      if number == 0 { try ProcessorReset.enter(entry, cpu) }
       cpus.append(cpu)
     }
     return cpus
@@ -98,8 +102,39 @@ enum MachineBuilder {
   }
 }
 
+/// What a restart of the guest sets the machine back to.
+struct InitialState: Sendable {
+  private let image: GuestImage
+  private let chips: ChipState
+  private let processors: [VirtualCPUState]
+
+  /// Of a machine that was just made.
+  init(
+    _ image: GuestImage, _ system: System, _ machine: MachineHandle, _ cpus: [VirtualCPUHandle]
+  ) throws(Errno) {
+    self.image = image
+    chips = try machine.chipState()
+    let registers = try system.modelRegisters()
+    processors = try cpus.map { (cpu) throws(Errno) in try cpu.state(registers: registers) }
+  }
+
+  /// Sets back chips and CPUs, and loads the guest into memory that is 0.
+  func restore(
+    _ machine: MachineHandle, _ cpus: [VirtualCPUHandle], _ memory: GuestMemory
+  ) throws(RunError) {
+    let entry = try image.load(into: memory)
+    do throws(Errno) {
+      for (cpu, state) in zip(cpus, processors) { try cpu.setState(state) }
+      try machine.setChipState(chips)
+      if let first = cpus.first { try ProcessorReset.enter(entry, first) }
+    } catch {
+      throw RunError("\(error)", status: ExitStatus.engineFailed)
+    }
+  }
+}
+
 /// What firmware leaves in a CPU's registers.
-private enum ProcessorReset {
+enum ProcessorReset {
   private static let fastStrings: UInt64 = 1
   /// Memory type range registers on, everything write-back.
   private static let allWriteBack: UInt64 = 1 << 11 | 6
@@ -130,74 +165,5 @@ private enum ProcessorReset {
     entry.apply(to: &special)
     try cpu.setSpecialRegisters(special)
     try cpu.setRegisters(entry.registers)
-  }
-}
-
-/// The files of a guest, or the built-in one.
-private struct GuestImage {
-  /// More than a guest can be given below 4 GiB, where kernel and initrd have to be.
-  private static let limit = Int(GuestMap.fourGiB)
-
-  private let kernel: (bytes: [UInt8], name: String)?
-  private let initrd: BootLoader.InitialRAMDisk?
-
-  init(_ configuration: Configuration) throws(RunError) {
-    if let path = configuration.kernel {
-      kernel = (try Self.read(path, "--kernel"), path)
-    } else {
-      guard configuration.initrd == nil else {
-        throw RunError("--initrd needs a kernel; give one with --kernel")
-      }
-      guard BuiltInGuest.standard != nil else {
-        throw RunError(
-          "no kernel given, and this program has no built-in guest; give one with --kernel, "
-            + "or use `make run`, which fetches a Linux")
-      }
-      kernel = nil
-    }
-    if let path = configuration.initrd {
-      initrd = BootLoader.InitialRAMDisk(bytes: try Self.read(path, "--initrd"), name: path)
-    } else {
-      initrd = nil
-    }
-  }
-
-  private static func read(_ path: String, _ option: String) throws(RunError) -> [UInt8] {
-    do throws(Errno) {
-      return try contentsOfFile(path, limit: limit)
-    } catch {
-      switch error {
-      case .noSuchFileOrDirectory: throw RunError("\(option) \(path): no such file; check the path")
-      case .isDirectory: throw RunError("\(option) \(path): is a directory; give a file")
-      case .fileTooLarge:
-        throw RunError("\(option) \(path): larger than \(limit >> 20)M; check the path")
-      case .permissionDenied:
-        throw RunError("\(option) \(path): not readable; change its permissions")
-      default: throw RunError("\(option) \(path): cannot be read (\(error)); check the file")
-      }
-    }
-  }
-
-  func load(
-    into memory: GuestMemory, _ configuration: Configuration
-  ) throws(RunError) -> EntryPoint {
-    guard let kernel else { return try loadBuiltIn(into: memory) }
-    do throws(LoadError) {
-      let loader = BootLoader(
-        memory: memory, processors: configuration.processors,
-        decompresses: configuration.decompresses)
-      return try loader.load(
-        kernel: kernel.bytes, kernelName: kernel.name, initrd: initrd,
-        commandLine: configuration.commandLine)
-    } catch {
-      throw RunError(error.description)
-    }
-  }
-
-  private func loadBuiltIn(into memory: GuestMemory) throws(RunError) -> EntryPoint {
-    guard let guest = BuiltInGuest.standard, memory.write(guest.image, at: guest.loadAddress) else {
-      throw RunError("the built-in guest does not fit into memory; give more with --memory")
-    }
-    return .realMode(segment: guest.entrySegment, offset: guest.entryOffset)
   }
 }

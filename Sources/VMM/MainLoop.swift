@@ -45,6 +45,9 @@ struct MainLoop: ~Copyable {
   consuming func run() throws(Errno) -> Outcome {
     while true {
       if let outcome = machine.board.control.result { return outcome }
+      if machine.board.control.takeRestart(), let outcome = try machine.restart() {
+        return outcome
+      }
       let patience = try input.update()
       try machine.board.loop.runOnce(timeout: patience ?? watch.interval)
       if patience != nil { input.look() }

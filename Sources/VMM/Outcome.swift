@@ -37,7 +37,7 @@ package enum Outcome: Sendable {
     switch self {
     case .poweredOff, .quit, .debugExit: nil
     case .signal(let number): "ended by signal \(number)"
-    case .restart: "the guest asked for a restart, which ends the machine"
+    case .restart: "the guest asked for a restart, which --on-reboot exit takes for the end"
     case .crashed(let report): "the guest crashed: triple fault\n\(report)"
     case .halted(let report):
       "the guest halted with interrupts off, nothing can wake it\n\(report)"

@@ -12,12 +12,14 @@ import SystemPackage
 
 /// What a machine is equipped with, opened before anything is built.
 struct Equipment {
-  let disks: [RawImage]
+  let disks: [any BlockImage]
   let network: UserNetwork?
   let hasEntropy: Bool
 
   init(_ configuration: Configuration) throws(RunError) {
-    disks = try configuration.disks.map { (disk) throws(RunError) in try disk.open() }
+    disks = try configuration.disks.enumerated().map { (number, disk) throws(RunError) in
+      try disk.open { log.warning("disk\(number): \($0)") }
+    }
     hasEntropy = configuration.hasEntropy
     if let network = configuration.network {
       self.network = try UserNetwork(network)
@@ -43,7 +45,8 @@ struct PCISlots: Sendable {
     for (number, image) in equipment.disks.enumerated() {
       let name = "disk\(number)"
       let connection = connection(name, memory, BlockDevice.queueSizes)
-      let disk = BlockDevice(connection, image, serial: name)
+      let disk = BlockDevice(
+        connection, image, serial: name, report: { log.warning("\(name): \($0)") })
       insert(disk)
       disks.append((name, disk))
     }

@@ -15,7 +15,7 @@ import LinuxBoot
 import Synchronization
 import SystemPackage
 
-/// A machine that runs once.
+/// A machine that runs once, however often its guest restarts.
 package final class VirtualMachine: Sendable {
   /// Mapped as long as the machine lives.
   private let memory: GuestMemory
@@ -23,6 +23,7 @@ package final class VirtualMachine: Sendable {
   let board: Board
   let processors: [VirtualProcessor]
   private let engine: Engine
+  private let initialState: InitialState
   private let started = HostClock.monotonic()
   /// vCPUs may run guest code.
   private let mayEnter = Atomic<Bool>(false)
@@ -30,8 +31,9 @@ package final class VirtualMachine: Sendable {
 
   init(
     memory: GuestMemory, machine: MachineHandle, board: Board, processors: [VirtualCPUHandle],
-    engine: Engine
+    engine: Engine, initialState: InitialState
   ) {
+    self.initialState = initialState
     self.memory = memory
     self.machine = machine
     self.board = board
@@ -96,15 +98,42 @@ package final class VirtualMachine: Sendable {
   private func stop() throws(Errno) {
     for processor in processors { processor.stop() }
     mayEnter.store(true, ordering: .releasing)
-    let limit = HostClock.monotonic() + Self.stopLimit
-    while processors.contains(where: { !$0.hasStopped }) {
-      guard HostClock.monotonic() < limit else { throw .timedOut }
-      usleep(200)
-    }
+    try wait { processors.allSatisfy(\.hasStopped) }
     board.stop()
   }
 
   private static let stopLimit: UInt64 = 10_000_000_000
+
+  /// Starts the guest anew: all CPUs are stopped and set back, and so are chips, devices and
+  /// memory.
+  ///
+  /// - Returns: the end of the run, where that cannot be done.
+  func restart() throws(Errno) -> Outcome? {
+    mayEnter.store(false, ordering: .releasing)
+    for processor in processors { processor.pause() }
+    try wait { processors.allSatisfy { $0.isPaused || $0.hasStopped } }
+    // One that has stopped had a reason, which ends the run.
+    if let outcome = board.control.result { return outcome }
+    board.reset()
+    try wait { board.isIdle }
+    memory.clear()
+    do throws(RunError) {
+      try initialState.restore(machine, processors.map(\.cpu), memory)
+    } catch {
+      return .failed("the guest cannot be restarted: \(error)", nil)
+    }
+    mayEnter.store(true, ordering: .releasing)
+    try wait { !processors.contains(where: \.isPaused) }
+    return nil
+  }
+
+  private func wait(_ isDone: () -> Bool) throws(Errno) {
+    let limit = HostClock.monotonic() + Self.stopLimit
+    while !isDone() {
+      guard HostClock.monotonic() < limit else { throw .timedOut }
+      usleep(100)
+    }
+  }
 
   /// What `--stats` prints.
   package var statistics: String {
@@ -168,6 +197,8 @@ extension VirtualMachine: ProcessorHost {
     guard let hook = firstExit.withLock({ $0 }), let region = memory.regions.first else { return }
     hook(UnsafeMutableRawBufferPointer(start: region.hostAddress, count: Int(region.size)))
   }
+
+  func reboot() { board.control.reboot() }
 
   func end(_ outcome: Outcome) { board.control.end(outcome) }
 

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU and its thread. The thread goes through three states:
+// A vCPU and its thread. The thread goes through these states:
 //
 //     created ──start──▶ running ──stop, or the guest ends──▶ stopped
+//                        │     ▲
+//                      pause   waitToEnter returns
+//                        ▼     │
+//                        paused
 //
 // Other threads talk to it by requests: they set a bit, then kick the CPU out of the guest; the
 // thread looks at the bits before each entry.
@@ -22,6 +26,8 @@ protocol ProcessorHost: AnyObject, Sendable {
   func waitToEnter()
   /// A vCPU has left guest code for the first time.
   func noteFirstExit()
+  /// The guest asks for a reset of the machine.
+  func reboot()
   /// The run is to end. The first caller's outcome counts.
   func end(_ outcome: Outcome)
 }
@@ -31,16 +37,18 @@ final class VirtualProcessor: Sendable {
   enum State: UInt8, AtomicRepresentable {
     case created
     case running
+    case paused
     case stopped
   }
 
   private enum Request {
     static let stop: UInt32 = 1
     static let inspect: UInt32 = 2
+    static let pause: UInt32 = 4
   }
 
   let number: Int
-  private let cpu: VirtualCPUHandle
+  let cpu: VirtualCPUHandle
   private let state = Atomic<State>(.created)
   private let requests = Atomic<UInt32>(0)
   private let thread = Mutex<ThreadIdentifier?>(nil)
@@ -79,6 +87,12 @@ final class VirtualProcessor: Sendable {
 
   /// Asks the thread to leave the guest and end.
   func stop() { request(Request.stop) }
+
+  /// Asks the thread to leave the guest and wait until it may enter again.
+  func pause() { request(Request.pause) }
+
+  /// Whether the thread waits after `pause`.
+  var isPaused: Bool { state.load(ordering: .acquiring) == .paused }
 
   /// Asks the thread to look whether its CPU can still go on; see `isHaltedForEver`.
   func inspect() {
@@ -121,6 +135,12 @@ final class VirtualProcessor: Sendable {
       let requests = self.requests.exchange(0, ordering: .sequentiallyConsistent)
       if requests & Request.stop != 0 { return }
       if requests & Request.inspect != 0 { look() }
+      if requests & Request.pause != 0 {
+        state.store(.paused, ordering: .releasing)
+        host.waitToEnter()
+        state.store(.running, ordering: .releasing)
+        continue
+      }
       do throws(Errno) {
         let exit = try cpu.run()
         counts.count(exit)
@@ -159,7 +179,9 @@ final class VirtualProcessor: Sendable {
   private func systemEvent(_ type: UInt32, _ host: any ProcessorHost, _ lastExit: Exit?) -> Bool {
     switch Int32(bitPattern: type) {
     case KVM_SYSTEM_EVENT_SHUTDOWN: host.end(.poweredOff)
-    case KVM_SYSTEM_EVENT_RESET: host.end(.restart)
+    case KVM_SYSTEM_EVENT_RESET:
+      host.reboot()
+      return false
     default: host.end(.crashed(report(lastExit)))
     }
     return true
@@ -180,7 +202,7 @@ final class VirtualProcessor: Sendable {
   }
 
   /// Whether the thread does not run (any more).
-  var hasStopped: Bool { state.load(ordering: .acquiring) != .running }
+  var hasStopped: Bool { [.created, .stopped].contains(state.load(ordering: .acquiring)) }
 
   /// The state of the CPU, when its thread has stopped.
   func report() -> CrashReport {

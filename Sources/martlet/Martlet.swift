@@ -89,7 +89,7 @@ struct Run: ParsableCommand {
     discussion: """
       Ctrl-A X quits, Ctrl-A H lists the keys. The exit status is 0 if the guest powers off or the \
       user quits, odd if the guest writes to the debug-exit port (2*value+1), 2 for unusable \
-      input, 4 if the guest crashes, 6 if it halts with interrupts off, 8 if it reboots, 10 if the \
+      input, 4 if the guest crashes, 6 if it halts with interrupts off, 8 if it reboots with --on-reboot exit, 10 if the \
       engine fails, 64 for an unknown option, and 128+n if signal n ends the run.
       """)
 
@@ -105,11 +105,21 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "Disk: a file with the bytes of a disk, or a block device. Can be given several times; the "
-        + "guest's drivers find them by virtio as /dev/vda and on. Images are locked while the "
+      "Disk: a qcow2 image, a file with the bytes of a disk, or a block device; the file's start "
+        + "says which, unless format=raw or format=qcow2 does. Can be given several times; the "
+        + "guest's drivers find them by virtio as /dev/vda and on. readonly keeps the guest from "
+        + "writing; with overlay=temporary it writes to a temporary file instead, which is deleted "
+        + "at the end; snapshot=NAME shows an internal snapshot. Images are locked while the "
         + "machine runs; a comma in a name is written twice.",
-      valueName: "file[,readonly=on]"), completion: .file())
+      valueName: "file[,option...]"), completion: .file())
   var disk: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "What boots a disk: bios is SeaBIOS; or a file with a BIOS. (default: bios with a disk and no "
+        + "kernel)",
+      valueName: "bios|file"), completion: .file())
+  var firmware: String?
 
   @Option(
     help: ArgumentHelp(
@@ -154,6 +164,12 @@ struct Run: ParsableCommand {
         + "(default: the host's)",
       valueName: "intel|amd"), completion: .list(["intel", "amd"]))
   var vendor: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "What a reboot of the guest does: restart the machine, or exit.",
+      valueName: "restart|exit"), completion: .list(["restart", "exit"]))
+  var onReboot = "restart"
 
   @Option(
     help: ArgumentHelp(
@@ -306,10 +322,12 @@ struct Run: ParsableCommand {
     try configuration.setMemory(memory)
     try configuration.setProcessors(cpus)
     try configuration.setDisks(disk)
+    try configuration.setFirmware(firmware)
     configuration.network = try NetworkConfiguration.parse(net)
     configuration.hasEntropy = rng
     if let vendor { try configuration.setVendor(vendor) }
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
+    try configuration.setRebootAction(onReboot)
     try configuration.setEngine(engine)
     try setTranslator(&configuration)
     if let printTranslations { try configuration.setTranslationListing(printTranslations) }

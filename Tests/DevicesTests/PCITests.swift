@@ -23,6 +23,8 @@ private final class TestFunction: PCIDevice {
   func writeConfiguration(_ offset: Int, width: Int, value: UInt32) {
     space.withLock { $0.write(offset, width: width, value: value) }
   }
+  func resetWithMachine() {}
+  var isBusy: Bool { false }
   var ranges: [PCIRange] { space.withLock { $0.ranges } }
   func read(range: Int, offset: UInt64, width: Int) -> UInt64 { UInt64(range) << 16 | offset }
   func write(range: Int, offset: UInt64, width: Int, value: UInt64) {

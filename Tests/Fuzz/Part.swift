@@ -15,6 +15,8 @@ enum Part: String, CaseIterable {
   case devices
   /// Accesses of interrupt chips and timers, and states that a client loads.
   case chips
+  /// Disk images.
+  case images
 
   func run(_ input: UnsafeRawBufferPointer) {
     switch self {
@@ -24,6 +26,7 @@ enum Part: String, CaseIterable {
     case .decompressors: DecompressorPart.run(input)
     case .devices: DevicePart.run(input)
     case .chips: ChipPart.run(input)
+    case .images: ImagePart.run(input)
     }
   }
 
@@ -35,6 +38,7 @@ enum Part: String, CaseIterable {
     case .payloads: KernelPart.payloads
     case .decompressors: DecompressorPart.seeds
     case .devices, .chips: [[UInt8](0...255)]
+    case .images: ImagePart.seeds
     }
   }
 }

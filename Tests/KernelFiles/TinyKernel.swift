@@ -86,6 +86,24 @@ package struct TinyKernel {
 
   /// Resets through the keyboard controller.
   package static let resetting = TinyKernel(output(0xFE, to: 0x64) + halt)
+
+  /// Prints "r", and resets through the reset register until it was started so many times, which it
+  /// counts in the clock's memory; then ends with status 33. Each start is to find a byte of memory
+  /// 0, and the counter of a start that does not is too high at the end: status 1.
+  package static func restarting(_ count: UInt8) -> TinyKernel {
+    TinyKernel(
+      text("r") + output(0x50, to: 0x70) + [
+        0x66, 0xBA, 0x71, 0x00, 0xEC,  // mov dx, 0x71; in al, dx
+        0x02, 0x04, 0x25, 0x00, 0x00, 0x80, 0x00,  // add al, [0x800000]
+        0xC6, 0x04, 0x25, 0x00, 0x00, 0x80, 0x00, 0xC8,  // mov byte [0x800000], 200
+        0xFE, 0xC0, 0xEE,  // inc al; out dx, al
+        0x3C, count,  // cmp al, count
+        0x77, 0x0D,  // ja +13
+        0x74, 0x12,  // je +18
+      ] + output(0x06, to: 0xCF9) + halt
+        + output(0, to: 0xF4) + output(16, to: 0xF4) + halt)
+  }
+
   /// Takes an exception without an interrupt table.
   package static let crashing = TinyKernel(text("x") + [0x0F, 0x0B])
   /// Halts with interrupts off.

@@ -161,7 +161,8 @@ enum BootGuest {
   }
 
   @Test func aRestartIsSeen() throws {
-    let result = try boot("vmlinuz-cloud-amd64", [], append: "martlet.reboot")
+    let result = try boot(
+      "vmlinuz-cloud-amd64", ["--on-reboot", "exit"], append: "martlet.reboot")
     #expect(result.output.contains("MARTLET-GUEST-READY") && result.status == 8)
   }
 }

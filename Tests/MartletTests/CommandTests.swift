@@ -122,7 +122,8 @@ import Testing
     let echoed = try run(.echoing, arguments, input: "echo this\n")
     #expect(echoed.status == 0 && echoed.output == "echo this\n")
     #expect(try run(.exiting(16), arguments).status == 33)
-    #expect(try run(.resetting, arguments).status == 8)
+    #expect(try run(.resetting, ["--on-reboot", "exit"] + arguments).status == 8)
+    #expect(try run(.restarting(3), arguments).status == 33)
     #expect(try run(.crashing, arguments).status == 4)
     #expect(try run(.halting, ["--cpus", "2"] + arguments).status == 6)
   }
@@ -132,9 +133,21 @@ import Testing
     #expect(result.status == 0 && result.output == "echo this\n")
   }
 
-  @Test func aRestartEndsTheRun() throws {
-    let result = try run(.resetting)
+  @Test func aRestartEndsTheRunIfAsked() throws {
+    let result = try run(.resetting, ["--on-reboot", "exit"])
     #expect(result.status == 8 && result.errors.contains("asked for a restart"))
+    let unknown = try run(.resetting, ["--on-reboot", "wait"])
+    #expect(
+      unknown.status == 2 && unknown.errors.contains("--on-reboot wait: give restart or exit"))
+  }
+
+  /// A guest that counts its starts in the clock's memory, and finds its own memory as it was
+  /// loaded.
+  @Test(arguments: [[], ["--cpus", "3"], ["--translator", "off"]])
+  func aGuestRestartsManyTimes(arguments: [String]) throws {
+    let result = try run(.restarting(100), arguments)
+    #expect(result.status == 33, "\(result.errors)")
+    #expect(result.output == String(repeating: "r", count: 100))
   }
 
   @Test func aTripleFaultIsReported() throws {

@@ -111,6 +111,46 @@ import Testing
     #expect(try #require(Int(blocks.dropLast())) < 131_072 / 2)
   }
 
+  private static let hasTools = access("/usr/bin/qemu-img", X_OK) == 0
+
+  /// A qcow2 image over a raw one, written to in place; another one behind a temporary overlay.
+  @Test(.enabled(if: hasTools, "qemu-utils is not installed")) func linuxUsesAQcow2Image() throws {
+    let image = try Image()
+    try Image.shell(
+      """
+      cd \(image.folder) && qemu-img create -q -f qcow2 -b disk.img -F raw a.qcow2 &&
+      qemu-img create -q -f qcow2 second.qcow2 5M && sha256sum disk.img second.qcow2 >sums
+      """)
+    let disks = [image.folder + "/a.qcow2", image.folder + "/second.qcow2,overlay=temporary"]
+    let result = try boot("disk", disks, ["--engine", "soft"])
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    #expect(says(result, "vda") == ["131072 0 disk0"], about)
+    #expect(says(result, "vdb") == ["10240 0 disk1"], about)
+    #expect(says(result, "read") == [image.hash], about)
+    let written = try #require(says(result, "wrote").first, about)
+    try Image.shell(
+      """
+      cd \(image.folder) && sha256sum -c sums && qemu-img check -q a.qcow2 &&
+      qemu-img convert -O raw a.qcow2 disk.img
+      """)
+    try image.check()
+    #expect(try image.hash(of: "written") == written)
+  }
+
+  /// Linux reboots twice, and finds its disk and other devices each time.
+  @Test(arguments: [
+    ["--engine", "soft", "--cpus", "2", "--rng"], ["--engine", "soft", "--decompress", "guest"],
+  ])
+  func linuxRestarts(engine: [String]) throws {
+    let image = try Image()
+    let result = try boot("restart", [image.path], engine)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    #expect(says(result, "start") == (1...3).map { "\($0) \(image.hash)" }, about)
+    try image.check()
+  }
+
   @Test func aReadOnlyDiskStaysAsItIs() throws {
     let image = try Image()
     try Image.shell("chmod 444 \(image.path) && sha256sum \(image.path) >\(image.folder)/sum")

@@ -32,9 +32,17 @@ import VMM
     try configuration.setDisks(["a.img", "b,,c.img,readonly=on", "d,readonly=off"])
     #expect(configuration.disks.map(\.path) == ["a.img", "b,c.img", "d"])
     #expect(configuration.disks.map(\.isReadOnly) == [false, true, false])
+    let texts = ["a,readonly", "a,format=qcow2,overlay=temporary", "a,snapshot=b c"]
+    try configuration.setDisks(texts)
+    let options = configuration.disks.map(\.options)
+    #expect(options.map(\.isReadOnly) == [true, false, true])
+    #expect(options.map(\.format) == [nil, .qcow2, nil] && options[2].snapshot == "b c")
+    #expect(options.map { $0.overlayFolder != nil } == [false, true, false])
   }
 
-  @Test(arguments: ["", ",readonly=on", "a,readonly", "a,", "a,b"])
+  @Test(arguments: [
+    "", ",readonly=on", "a,readonly=1", "a,", "a,b", "a,format=vmdk", "a,overlay=on",
+  ])
   func badDisksAreNamed(text: String) {
     var configuration = Configuration()
     let error = #expect(throws: RunError.self) { try configuration.setDisks([text]) }

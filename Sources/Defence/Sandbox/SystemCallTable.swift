@@ -100,8 +100,10 @@ enum SystemCallTable {
     SystemCallRule(
       roles: [.main, .processor], calls: "writev pread64 pwrite64 mincore lseek fstat"),
     SystemCallRule(roles: [.device, .disk], calls: "mincore"),
-    // Disks, whose files are open by now.
-    SystemCallRule(roles: [.disk], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
+    // Disks, whose files are open by now. The main thread puts into a file at the end what its
+    // image has in memory.
+    SystemCallRule(
+      roles: [.disk, .main], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
     SystemCallRule(
       roles: [.main],
       calls: """

@@ -13,6 +13,8 @@ package protocol BlockImage: Sendable {
   var isReadOnly: Bool { get }
   /// Bytes that a write is best a multiple of: what lies below has blocks of this size.
   var blockSize: UInt32 { get }
+  /// Bytes that a discarded range has to be a multiple of to give its place back.
+  var discardSize: UInt32 { get }
 
   /// Fills all of the buffers.
   func read(at offset: UInt64, into buffers: GuestBuffers) throws(Errno)
@@ -24,9 +26,36 @@ package protocol BlockImage: Sendable {
   func discard(at offset: UInt64, count: UInt64) throws(Errno)
   /// - Parameter mayDiscard: the range need not keep its place.
   func writeZeroes(at offset: UInt64, count: UInt64, mayDiscard: Bool) throws(Errno)
+  /// Nothing is read or written any more: puts what is in memory into the file.
+  func finish() throws(Errno)
+}
+
+extension BlockImage {
+  package var discardSize: UInt32 { blockSize }
+  package func finish() throws(Errno) {}
+}
+
+/// An image as one that has it as its backing file reads it.
+protocol ImageLayer: Sendable {
+  /// Bytes; nothing is read beyond them.
+  var size: UInt64 { get }
+  func read(at offset: UInt64, into pieces: IOPieces) throws(Errno)
 }
 
 /// The unit that disks are addressed in.
 package enum BlockSector {
   package static let size: UInt64 = 512
+}
+
+/// Why a disk image cannot be used.
+package indirect enum ImageError: Error, Hashable {
+  case cannotOpen(Errno)
+  case isInUse
+  case notAFile
+  case badSize(UInt64)
+  case isEmpty
+  /// What is wrong with its format, and what to do.
+  case unusable(String)
+  /// A file that it reads what it lacks from.
+  case backing(path: String, ImageError)
 }

@@ -32,6 +32,8 @@ package final class PCIAddressPort: BusDevice {
 
   package init() {}
 
+  package func resetWithMachine() { value.withLock { $0 = 0 } }
+
   package func read(offset: UInt64, width: Int) -> UInt64 {
     offset == 0 && width == 4 ? value.withLock { UInt64($0) } : .max
   }

@@ -49,10 +49,14 @@ package struct PCIIdentity: Sendable, Hashable {
   package var classCode: UInt32
   package var revision: UInt8 = 0
   package var subsystem: UInt16 = 0
+  /// nil: the vendor.
+  package var subsystemVendor: UInt16?
 
   package init(
-    vendor: UInt16, device: UInt16, classCode: UInt32, revision: UInt8 = 0, subsystem: UInt16 = 0
+    vendor: UInt16, device: UInt16, classCode: UInt32, revision: UInt8 = 0, subsystem: UInt16 = 0,
+    subsystemVendor: UInt16? = nil
   ) {
+    self.subsystemVendor = subsystemVendor
     self.vendor = vendor
     self.device = device
     self.classCode = classCode
@@ -108,7 +112,7 @@ package struct PCIConfiguration: Sendable, Hashable {
     set(PCIRegister.vendor, 2, UInt32(identity.vendor))
     set(PCIRegister.device, 2, UInt32(identity.device))
     set(PCIRegister.revision, 4, identity.classCode << 8 | UInt32(identity.revision))
-    set(PCIRegister.subsystemVendor, 2, UInt32(identity.vendor))
+    set(PCIRegister.subsystemVendor, 2, UInt32(identity.subsystemVendor ?? identity.vendor))
     set(PCIRegister.subsystem, 2, UInt32(identity.subsystem))
     let command =
       PCICommand.ports | PCICommand.memory | PCICommand.busMaster | PCICommand.interruptDisable
@@ -126,6 +130,11 @@ package struct PCIConfiguration: Sendable, Hashable {
     allow(offset, 4, UInt32(truncatingIfNeeded: mask))
     if kind == .memory64 { allow(offset + 4, 4, UInt32(truncatingIfNeeded: mask >> 32)) }
     bases.append(Base(register: register, kind: kind, size: size))
+  }
+
+  /// Adds registers of the function's own that keep what is written.
+  package mutating func addRegisters(at offset: Int, count: Int) {
+    for index in offset..<offset &+ count { writable[index] = 0xFF }
   }
 
   /// Adds a capability behind the others.

@@ -21,6 +21,11 @@ package protocol PCIDevice: AnyObject, Sendable {
   func read(range: Int, offset: UInt64, width: Int) -> UInt64
   /// Writes to one of its ranges.
   func write(range: Int, offset: UInt64, width: Int, value: UInt64)
+  /// The machine is reset, and no CPU runs: the function is what it was when the machine was
+  /// switched on.
+  func resetWithMachine()
+  /// Whether it still reads or writes the guest's memory for requests from before a reset.
+  var isBusy: Bool { get }
 }
 
 /// Where functions may have their ranges.
@@ -30,6 +35,29 @@ package struct PCIWindows: Sendable {
   package init(memory: Range<UInt64>, ports: Range<UInt64>) {
     self.memory = memory
     self.ports = ports
+  }
+}
+
+/// What the host bridge says that it is. An operating system does not care, but firmware has
+/// drivers.
+package enum PCIChipset: Sendable {
+  case generic
+  /// Intel's 82441FX, as far as QEMU's firmware looks. Its registers that protect the memory below
+  /// 1 MiB can be written, and protect nothing: there is memory everywhere.
+  case i440FX
+
+  fileprivate var hostBridge: PCIConfiguration {
+    switch self {
+    case .generic:
+      return PCIConfiguration(PCIIdentity(vendor: 0x1B36, device: 0x0008, classCode: 0x060000))
+    case .i440FX:
+      var space = PCIConfiguration(
+        PCIIdentity(
+          vendor: 0x8086, device: 0x1237, classCode: 0x060000, revision: 2, subsystem: 0x1100,
+          subsystemVendor: 0x1AF4))
+      space.addRegisters(at: 0x59, count: 7)
+      return space
+    }
   }
 }
 
@@ -52,12 +80,15 @@ package final class PCIRoot: Sendable {
 
   /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number,
   ///   counted around.
-  package init(memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine]) {
+  package init(
+    memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine],
+    chipset: PCIChipset = .generic
+  ) {
     self.memory = memory
     self.ports = ports
     self.windows = windows
     self.lines = lines.map(SharedInterruptLine.init)
-    state.withLock { $0.devices[0] = HostBridge() }
+    state.withLock { $0.devices[0] = HostBridge(chipset) }
   }
 
   /// The wire of a slot's INTA#.
@@ -79,6 +110,21 @@ package final class PCIRoot: Sendable {
       state.devices[slot] = nil
       show(slot, &state)
     }
+  }
+
+  /// Resets all functions: their ranges go from the buses.
+  package func resetWithMachine() {
+    state.withLock { state in
+      for slot in state.devices.indices {
+        state.devices[slot]?.resetWithMachine()
+        show(slot, &state)
+      }
+    }
+  }
+
+  /// Whether a function still works on requests from before a reset.
+  package var isBusy: Bool {
+    state.withLock { $0.devices.contains { $0?.isBusy == true } }
   }
 
   /// Reads configuration space; all ones where there is no function.
@@ -159,8 +205,13 @@ private final class RangeOnBus: BusDevice {
 /// The function 00:00.0, through which the processor reaches the bus. It has no registers of its
 /// own.
 private final class HostBridge: PCIDevice {
-  private static let identity = PCIIdentity(vendor: 0x1B36, device: 0x0008, classCode: 0x060000)
-  private let space = Mutex(PCIConfiguration(identity))
+  private let initialSpace: PCIConfiguration
+  private let space: Mutex<PCIConfiguration>
+
+  init(_ chipset: PCIChipset) {
+    initialSpace = chipset.hostBridge
+    space = Mutex(initialSpace)
+  }
 
   func readConfiguration(_ offset: Int, width: Int) -> UInt32 {
     space.withLock { $0.read(offset, width: width) }
@@ -170,6 +221,8 @@ private final class HostBridge: PCIDevice {
     space.withLock { $0.write(offset, width: width, value: value) }
   }
 
+  func resetWithMachine() { space.withLock { $0 = initialSpace } }
+  var isBusy: Bool { false }
   var ranges: [PCIRange] { [] }
   func read(range: Int, offset: UInt64, width: Int) -> UInt64 { .max }
   func write(range: Int, offset: UInt64, width: Int, value: UInt64) {}

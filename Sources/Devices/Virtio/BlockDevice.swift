@@ -27,13 +27,20 @@ package final class BlockDevice: VirtioDevice {
   package let connection: VirtioConnection
   private let image: any BlockImage
   private let serial: [UInt8]
+  private let report: @Sendable (String) -> Void
   /// Without a flush that the driver can ask for, every write has to be durable before it is done.
   private let writesThrough = Atomic<Bool>(false)
   private let workers = Mutex<WorkerPool?>(nil)
 
-  /// - Parameter serial: what the guest is told, of which 20 bytes count.
-  package init(_ connection: VirtioConnection, _ image: any BlockImage, serial: String) {
+  /// - Parameters:
+  ///   - serial: what the guest is told, of which 20 bytes count.
+  ///   - report: called with a line when something is lost.
+  package init(
+    _ connection: VirtioConnection, _ image: any BlockImage, serial: String,
+    report: @escaping @Sendable (String) -> Void = { _ in }
+  ) {
     self.connection = connection
+    self.report = report
     self.image = image
     self.serial = Array(serial.utf8.prefix(BlockRequest.serialSize))
   }
@@ -47,13 +54,19 @@ package final class BlockDevice: VirtioDevice {
     workers.withLock { $0 = pool }
   }
 
-  /// Ends the threads, each after the request that it is at.
+  /// Ends the threads, each after the request that it is at, and the use of the image.
   package func stop() {
     let pool = workers.withLock { workers in
       defer { workers = nil }
       return workers
     }
-    pool?.stop()
+    guard let pool else { return }
+    pool.stop()
+    do throws(Errno) {
+      try image.finish()
+    } catch {
+      report("what was written last is lost: \(error)")
+    }
   }
 
   package var features: UInt64 {
@@ -169,7 +182,7 @@ package final class BlockDevice: VirtioDevice {
     bytes.store(UInt16(1), at: 34)
     bytes.store(BlockRequest.ClearedRange.sectorLimit, at: 36)
     bytes.store(UInt32(BlockRequest.ClearedRange.limit), at: 40)
-    bytes.store(sectorsInBlock, at: 44)
+    bytes.store(image.discardSize / UInt32(BlockSector.size), at: 44)
     bytes.store(BlockRequest.ClearedRange.sectorLimit, at: 48)
     bytes.store(UInt32(BlockRequest.ClearedRange.limit), at: 52)
     bytes.store(UInt8(1), at: 56)

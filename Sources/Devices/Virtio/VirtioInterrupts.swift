@@ -127,6 +127,15 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
+  /// What a reset of the machine resets besides: the function's table.
+  func resetWithMachine() {
+    state.withLock { state in
+      state.table = MSIXTable(count: state.table.count)
+      state.pinIsDisabled = false
+      updateLine(&state)
+    }
+  }
+
   /// Reads the ISR status, which clears it and lowers the pin.
   func takeStatus() -> UInt8 {
     state.withLock { state in

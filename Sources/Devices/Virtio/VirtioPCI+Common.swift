@@ -187,7 +187,7 @@ extension VirtioPCI {
     }
   }
 
-  private func reset(_ common: inout CommonConfiguration) {
+  func reset(_ common: inout CommonConfiguration) {
     for queue in device.connection.queues { queue.disable() }
     interrupts.reset()
     common.isResetting = true

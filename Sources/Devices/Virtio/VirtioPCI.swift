@@ -48,6 +48,8 @@ package final class VirtioPCI: PCIDevice {
 
   let device: any VirtioDevice
   let state: Mutex<State>
+  /// Configuration space as it is when the machine is switched on.
+  private let initialSpace: PCIConfiguration
 
   package init(_ device: any VirtioDevice) {
     self.device = device
@@ -62,8 +64,19 @@ package final class VirtioPCI: PCIDevice {
     state.space.addRange(RangeNumber.messages, .memory32, size: Self.messagesSize)
     state.space.setInterruptPin(1)
     Self.addCapabilities(&state, vectors: device.connection.interrupts.vectorCount)
+    initialSpace = state.space
     self.state = Mutex(state)
   }
+
+  package func resetWithMachine() {
+    state.withLock { state in
+      reset(&state.common)
+      state.space = initialSpace
+    }
+    interrupts.resetWithMachine()
+  }
+
+  package var isBusy: Bool { device.connection.queues.contains(where: \.isBusy) }
 
   var interrupts: VirtioInterrupts { device.connection.interrupts }
 

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The file or block device below a disk image. While it is open, others are kept out of it by a
+// lock (fcntl(2), "Open file description locks"): a writer keeps everybody out, readers each
+// other's writers.
+
+import CHost
+import Glibc
+import Host
+import SystemPackage
+
+/// A file or block device of an image. Several threads may call it at the same time. Offsets are at
+/// most `limit`, as system calls take them with a sign.
+final class DiskFile: Sendable {
+  /// Two names of one file have the same identity.
+  struct Identity: Hashable, Sendable {
+    let device: UInt64
+    let file: UInt64
+
+    init(_ status: stat) {
+      let isDevice = status.st_mode & S_IFMT == S_IFBLK
+      device = isDevice ? .max : UInt64(status.st_dev)
+      file = isDevice ? UInt64(status.st_rdev) : UInt64(status.st_ino)
+    }
+
+    /// nil where there is no such file.
+    init?(path: String) {
+      var status = stat()
+      guard stat(path, &status) == 0 else { return nil }
+      self.init(status)
+    }
+  }
+
+  /// The first offset that nothing can be at.
+  static let limit: UInt64 = 1 << 62
+
+  private let file: OwnedFileDescriptor
+  let isDevice: Bool
+  let isReadOnly: Bool
+  let identity: Identity
+  /// Bytes that a write is best a multiple of.
+  let blockSize: UInt32
+  /// Opens and locks a file.
+  convenience init(path: String, isReadOnly: Bool) throws(ImageError) {
+    // A pipe would wait for its other end.
+    let flags = (isReadOnly ? O_RDONLY : O_RDWR) | O_NONBLOCK
+    let owner: OwnedFileDescriptor
+    do throws(Errno) {
+      owner = try OwnedFileDescriptor(opening: path, flags: flags)
+    } catch {
+      throw .cannotOpen(error)
+    }
+    try self.init(owner, isReadOnly: isReadOnly)
+    try lock()
+  }
+
+  /// A new file without a name, which goes when it is closed.
+  ///
+  /// - Parameter folder: where the file system has room.
+  convenience init(temporaryIn folder: String) throws(ImageError) {
+    var template = Array("\(folder)/martlet-overlay-XXXXXX".utf8CString)
+    let raw: Int32
+    do throws(Errno) {
+      raw = try systemCall { () -> Int32 in mkstemp(&template) }
+    } catch {
+      throw .cannotOpen(error)
+    }
+    let owner = OwnedFileDescriptor(owning: raw)
+    _ = fcntl(raw, F_SETFD, FD_CLOEXEC)
+    unlink(template)
+    try self.init(owner, isReadOnly: false)
+  }
+
+  init(_ owner: consuming OwnedFileDescriptor, isReadOnly: Bool) throws(ImageError) {
+    let raw = owner.rawValue
+    var status = stat()
+    guard fstat(raw, &status) == 0 else { throw .cannotOpen(Errno(rawValue: errno)) }
+    let kind = status.st_mode & S_IFMT
+    guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile }
+    isDevice = kind == S_IFBLK
+    self.isReadOnly = isReadOnly
+    identity = Identity(status)
+    blockSize = UInt32(clamping: min(max(status.st_blksize, 512), 4096))
+    file = owner
+  }
+
+  /// Bytes now; 0 where the host does not tell.
+  var size: UInt64 {
+    let raw = file.rawValue
+    if isDevice {
+      var size: UInt64 = 0
+      return ioctl(raw, UInt(chost_blkgetsize64), &size) == 0 ? size : 0
+    }
+    var status = stat()
+    return fstat(raw, &status) == 0 ? UInt64(clamping: status.st_size) : 0
+  }
+
+  /// The whole file. The lock ends with the descriptor.
+  private func lock() throws(ImageError) {
+    var lock = flock()
+    lock.l_type = Int16(isReadOnly ? F_RDLCK : F_WRLCK)
+    lock.l_whence = Int16(SEEK_SET)
+    guard fcntl(file.rawValue, chost_ofd_setlk, &lock) != 0 else { return }
+    switch errno {
+    case EAGAIN, EACCES: throw .isInUse
+    // A file system without locks keeps nobody out.
+    case EINVAL, ENOLCK, EOPNOTSUPP: return
+    default: throw .cannotOpen(Errno(rawValue: errno))
+    }
+  }
+
+  // MARK: Contents
+
+  /// Reads all of the pieces.
+  ///
+  /// - Parameter padsWithZeroes: what lies behind the end of the file is 0; otherwise it is an
+  ///   error.
+  func read(
+    at offset: UInt64, into pieces: IOPieces, padsWithZeroes: Bool = false
+  ) throws(Errno) {
+    let file = file.rawValue
+    let rest = try Self.all(of: pieces, offset) { preadv(file, $0, $1, $2) }
+    if rest.isEmpty { return }
+    // The end of a file that somebody has cut.
+    guard padsWithZeroes else { throw .ioError }
+    rest.clear()
+  }
+
+  /// Writes all of the pieces.
+  func write(at offset: UInt64, from pieces: IOPieces) throws(Errno) {
+    let file = file.rawValue
+    let rest = try Self.all(of: pieces, offset) { pwritev(file, $0, $1, $2) }
+    guard rest.isEmpty else { throw .ioError }
+  }
+
+  /// What pwritev(2) takes in one call.
+  private static let vectorLimit = 1024
+
+  /// Repeats a call until it has done all of the pieces, or does no more; what is left.
+  private static func all(
+    of pieces: IOPieces, _ offset: UInt64,
+    _ call: (UnsafePointer<iovec>?, Int32, off_t) -> Int
+  ) throws(Errno) -> IOPieces {
+    var rest = pieces
+    var place = offset
+    while !rest.isEmpty {
+      guard place < limit else { throw .fileTooLarge }
+      let count = Int32(truncatingIfNeeded: min(rest.vectors.count, vectorLimit))
+      let start = off_t(truncatingIfNeeded: place)
+      let vectors = rest.vectors
+      let done = try systemCall { () -> Int in
+        vectors.withUnsafeBufferPointer { call($0.baseAddress, count, start) }
+      }
+      if done <= 0 { return rest }
+      if done >= rest.count { return IOPieces() }
+      rest = rest.slice(from: done)
+      place &+= UInt64(truncatingIfNeeded: done)
+    }
+    return rest
+  }
+
+  /// Bytes of the file; what lies behind its end is 0.
+  func bytes(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
+    let buffer = HostBuffer(count: count)
+    try read(at: offset, into: buffer.pieces(count: count), padsWithZeroes: true)
+    return [UInt8](buffer.memory.prefix(count))
+  }
+
+  func write(_ bytes: [UInt8], at offset: UInt64) throws(Errno) {
+    let buffer = HostBuffer(count: bytes.count)
+    buffer.memory.copyBytes(from: bytes)
+    try write(at: offset, from: buffer.pieces(count: bytes.count))
+  }
+
+  func flush() throws(Errno) {
+    let file = file.rawValue
+    _ = try systemCall { () -> Int32 in fdatasync(file) }
+  }
+
+  // MARK: Ranges
+
+  /// fallocate(2)'s modes.
+  private enum Mode {
+    static let keepSize: Int32 = 1
+    static let punchHole: Int32 = 2
+    static let zeroRange: Int32 = 16
+  }
+
+  /// Gives the place of a range back where it can be.
+  func discard(at offset: UInt64, count: UInt64) throws(Errno) {
+    do throws(Errno) {
+      if isDevice { return try deviceCall(chost_blkdiscard, offset, count) }
+      try allocate(Mode.punchHole | Mode.keepSize, offset, count)
+    } catch {
+      // The contents may as well stay.
+      guard Self.isUnsupported(error) else { throw error }
+    }
+  }
+
+  private static func isUnsupported(_ error: Errno) -> Bool {
+    error == .notSupportedOnSocket || error == .notSupported
+  }
+
+  func writeZeroes(at offset: UInt64, count: UInt64, mayDiscard: Bool) throws(Errno) {
+    do throws(Errno) {
+      if isDevice { return try deviceCall(chost_blkzeroout, offset, count) }
+      let mode = mayDiscard ? Mode.punchHole : Mode.zeroRange
+      try allocate(mode | Mode.keepSize, offset, count)
+    } catch {
+      guard Self.isUnsupported(error) else { throw error }
+      try writeOutZeroes(offset, count)
+    }
+  }
+
+  private func allocate(_ mode: Int32, _ offset: UInt64, _ count: UInt64) throws(Errno) {
+    let file = file.rawValue
+    _ = try systemCall { () -> Int in
+      chost_syscall(
+        Int(SYS_fallocate), Int(file), Int(mode), Int(truncatingIfNeeded: offset),
+        Int(truncatingIfNeeded: count), 0, 0)
+    }
+  }
+
+  private func deviceCall(
+    _ request: UInt32, _ offset: UInt64, _ count: UInt64
+  ) throws(Errno) {
+    let file = file.rawValue
+    var range = (offset, count)
+    _ = try systemCall { () -> Int32 in ioctl(file, UInt(request), &range) }
+  }
+
+  /// For file systems that cannot do better.
+  private func writeOutZeroes(_ offset: UInt64, _ count: UInt64) throws(Errno) {
+    let size = 64 << 10
+    let zeroes = HostBuffer(count: size)
+    var done: UInt64 = 0
+    while done < count {
+      let part = Int(truncatingIfNeeded: min(count &- done, UInt64(truncatingIfNeeded: size)))
+      try write(at: offset &+ done, from: zeroes.pieces(count: part))
+      done &+= UInt64(truncatingIfNeeded: part)
+    }
+  }
+}

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which clusters of the file are in use: the table of reference counts, its blocks, and what is
+// free (QEMU's docs/interop/qcow2.rst, "Host cluster management"). A change stays in memory until
+// `Qcow2Image` writes it. A cluster that is given up keeps its count until no table of the file
+// names it, and is not used anew before all requests that may have seen it have ended: after a
+// crash, counts are at most too high.
+
+import Host
+import SystemPackage
+
+struct Qcow2Allocator: Sendable {
+  /// A block of reference counts, as the file has it.
+  struct Block: Sendable {
+    var bytes: [UInt8]
+    /// Bytes that the file does not have yet.
+    var changed: Range<Int>?
+  }
+
+  /// A cluster that a table in memory does not name any more.
+  struct GivenUp: Sendable {
+    let cluster: UInt64
+    let generation: UInt64
+  }
+
+  let file: DiskFile
+  /// Of a device, which does not grow: its clusters.
+  private let room: UInt64
+  let geometry: Qcow2Geometry
+  /// Of the file: offsets of blocks.
+  var table: [UInt64]
+  var tableOffset: UInt64
+  var changedTable: Set<Int> = []
+  var blocks: [Int: Block] = [:]
+  /// The first cluster behind the file's, numbered from its start.
+  var end: UInt64
+  /// Clusters before it are in use, or in `free`.
+  private var next: UInt64 = 0
+  /// Clusters with a count of 0.
+  private var free: [UInt64] = []
+  /// Tables of the file may still name them.
+  private var named: [GivenUp] = []
+  /// Have a count of 0, but maybe users.
+  private var resting: [GivenUp] = []
+  private var restingClusters: Set<UInt64> = []
+  /// The image has shown to be damaged: nothing is written any more.
+  var isBroken = false
+  /// Clusters that describe the image and were made since somebody looked.
+  var newReserved: [UInt64] = []
+  /// Do not describe it any more.
+  var oldReserved: [UInt64] = []
+
+  init(_ file: DiskFile, _ header: Qcow2Header) throws(Errno) {
+    self.file = file
+    geometry = Qcow2Geometry(header)
+    tableOffset = header.refcountOffset
+    table = try Qcow2Table.load(
+      file, at: tableOffset, count: header.refcountClusters << Int(header.clusterBits &- 3))
+    end = geometry.clusters(file.size)
+    room = file.isDevice ? file.size >> geometry.clusterBits : .max
+  }
+
+  // MARK: Counts
+
+  /// Index of a cluster's block, and of its count in there.
+  private func place(_ cluster: UInt64) -> (block: Int, index: UInt64) {
+    (
+      Int(truncatingIfNeeded: cluster >> geometry.refcountBits),
+      cluster & ((1 << geometry.refcountBits) &- 1)
+    )
+  }
+
+  /// Reads a block; false where there is none.
+  private mutating func load(_ block: Int) throws(Errno) -> Bool {
+    if blocks[block] != nil { return true }
+    guard table.indices.contains(block) else { return false }
+    let offset = table[block] & Qcow2Geometry.offsetMask
+    if offset == 0 { return false }
+    guard geometry.isAligned(offset), offset >> geometry.clusterBits < end else { throw .ioError }
+    forgetOld()
+    blocks[block] = Block(
+      bytes: try file.bytes(at: offset, count: Int(truncatingIfNeeded: geometry.clusterSize)))
+    return true
+  }
+
+  private mutating func forgetOld() {
+    guard blocks.count >= max((4 << 20) >> Int(truncatingIfNeeded: geometry.clusterBits), 8) else {
+      return
+    }
+    blocks = blocks.filter { $0.value.changed != nil }
+  }
+
+  mutating func count(_ cluster: UInt64) throws(Errno) -> UInt64 {
+    let (block, index) = place(cluster)
+    guard try load(block), let bytes = blocks[block]?.bytes else { return 0 }
+    return Self.count(bytes, index, geometry.refcountOrder)
+  }
+
+  private static func count(_ bytes: [UInt8], _ index: UInt64, _ order: UInt64) -> UInt64 {
+    if order < 3 {
+      let bit = index << order
+      let byte = UInt64(bytes[Int(truncatingIfNeeded: bit >> 3)])
+      return (byte >> (bit & 7)) & ((1 << (1 << order)) &- 1)
+    }
+    var value: UInt64 = 0
+    let width = 1 << Int(truncatingIfNeeded: order &- 3)
+    let start = Int(truncatingIfNeeded: index) &* width
+    for offset in 0..<width { value = value << 8 | UInt64(bytes[start &+ offset]) }
+    return value
+  }
+
+  /// Sets a count. Its block has to be there.
+  mutating func setCount(_ cluster: UInt64, _ value: UInt64) throws(Errno) {
+    let (number, index) = place(cluster)
+    let order = geometry.refcountOrder
+    guard order == 6 || value >> (1 << order) == 0 else { throw .tooManyLinks }
+    guard try load(number), var block = blocks.removeValue(forKey: number) else { throw .ioError }
+    let width = order < 3 ? 1 : 1 << Int(truncatingIfNeeded: order &- 3)
+    let start = Int(truncatingIfNeeded: order < 3 ? (index << order) >> 3 : index) &* width
+    if order < 3 {
+      let shift = (index << order) & 7
+      let mask = UInt8(truncatingIfNeeded: ((1 << (1 << order)) &- 1) << shift)
+      block.bytes[start] =
+        (block.bytes[start] & ~mask) | UInt8(truncatingIfNeeded: value << shift)
+    } else {
+      for offset in 0..<width {
+        let shift = UInt64(truncatingIfNeeded: (width &- 1 &- offset) << 3)
+        block.bytes[start &+ offset] = UInt8(truncatingIfNeeded: value >> shift)
+      }
+    }
+    let (first, next) = (block.changed?.lowerBound ?? start, block.changed?.upperBound ?? start)
+    block.changed = min(first, start)..<max(next, start &+ width)
+    blocks[number] = block
+  }
+
+  // MARK: Allocation
+
+  /// A cluster of the file.
+  struct Cluster: Sendable {
+    let offset: UInt64
+    /// Nothing was ever there: it reads as 0.
+    let isFresh: Bool
+  }
+
+  /// Takes a free cluster, whose count is 1 afterwards.
+  mutating func allocate() throws(Errno) -> Cluster {
+    while let cluster = free.popLast() {
+      guard try count(cluster) == 0 else { continue }
+      return try take(cluster)
+    }
+    while next < end {
+      let cluster = next
+      next &+= 1
+      let (block, _) = place(cluster)
+      guard try count(cluster) == 0, !restingClusters.contains(cluster),
+        table.indices.contains(block)
+      else { continue }
+      if table[block] != 0 { return try take(cluster) }
+      // A device's space is all there from the start, without counts.
+      if file.isDevice { try putBlock(block, at: cluster) }
+    }
+    return try append()
+  }
+
+  private mutating func take(_ cluster: UInt64) throws(Errno) -> Cluster {
+    try setCount(cluster, 1)
+    return Cluster(offset: cluster << geometry.clusterBits, isFresh: false)
+  }
+
+  /// Takes the cluster at the end of the file.
+  private mutating func append() throws(Errno) -> Cluster {
+    while try !load(place(end).block) { try addBlock() }
+    let cluster = end
+    if cluster >= room { throw .noSpace }
+    guard cluster << geometry.clusterBits < Qcow2Geometry.offsetLimit &- geometry.clusterSize else {
+      throw .noSpace
+    }
+    try setCount(cluster, 1)
+    end &+= 1
+    next = max(next, end)
+    return Cluster(offset: cluster << geometry.clusterBits, isFresh: !file.isDevice)
+  }
+
+  /// Makes the block of the cluster at the end of the file, in that cluster.
+  private mutating func addBlock() throws(Errno) {
+    let (block, _) = place(end)
+    guard table.indices.contains(block) else { return try growTable(toHave: block) }
+    if end >= room { throw .noSpace }
+    try putBlock(block, at: end)
+    end &+= 1
+    next = max(next, end)
+  }
+
+  private mutating func putBlock(_ block: Int, at cluster: UInt64) throws(Errno) {
+    let offset = cluster << geometry.clusterBits
+    blocks[block] = emptyBlock
+    table[block] = offset
+    changedTable.insert(block)
+    newReserved.append(offset)
+    if place(cluster).block == block { try setCount(cluster, 1) }
+  }
+
+  private var emptyBlock: Block {
+    let size = Int(truncatingIfNeeded: geometry.clusterSize)
+    return Block(bytes: [UInt8](repeating: 0, count: size), changed: 0..<size)
+  }
+
+  /// Makes the block of a cluster anywhere in the file, for counts that are mended.
+  mutating func makeBlock(of cluster: UInt64) throws(Errno) {
+    let (block, _) = place(cluster)
+    while try !load(block) {
+      if !table.indices.contains(block) {
+        try growTable(toHave: block)
+        continue
+      }
+      // Its own place may need one first, or have it for both.
+      if try !load(place(end).block) {
+        try addBlock()
+        continue
+      }
+      let home = try append()
+      try putBlock(block, at: home.offset >> geometry.clusterBits)
+    }
+  }
+
+  /// Returns a cluster that no table names, and none in the file ever did.
+  mutating func abandon(_ offset: UInt64) {
+    let cluster = offset >> geometry.clusterBits
+    do throws(Errno) {
+      try setCount(cluster, 0)
+      free.append(cluster)
+    } catch {
+      // It stays in use, and nobody uses it.
+    }
+  }
+
+  /// A table in memory does not name a cluster any more.
+  mutating func giveUp(_ offset: UInt64, generation: UInt64) {
+    named.append(GivenUp(cluster: offset >> geometry.clusterBits, generation: generation))
+  }
+
+  var hasGivenUp: Bool { !named.isEmpty || !resting.isEmpty }
+
+  /// The file's tables are as those in memory: counts of what was given up go down.
+  mutating func releaseNamed() throws(Errno) {
+    let clusters = named
+    named = []
+    for given in clusters {
+      let count = try count(given.cluster)
+      // A damaged image: what has no count is nobody's to give up.
+      if count == 0 { continue }
+      try setCount(given.cluster, count &- 1)
+      guard count == 1 else { continue }
+      resting.append(given)
+      restingClusters.insert(given.cluster)
+    }
+  }
+
+  /// Makes clusters free that nobody can be using any more, and gives back their place.
+  mutating func releaseResting(_ generation: UInt64) {
+    let (done, waiting) = (
+      resting.filter { $0.generation &+ 2 <= generation },
+      resting.filter { $0.generation &+ 2 > generation }
+    )
+    if done.isEmpty { return }
+    resting = waiting
+    let clusters = done.map(\.cluster).sorted()
+    restingClusters.subtract(clusters)
+    // The lowest is taken first.
+    free += clusters.reversed()
+    var start = 0
+    while start < clusters.count {
+      var next = start &+ 1
+      while next < clusters.count, clusters[next] == clusters[next &- 1] &+ 1 { next &+= 1 }
+      let count = UInt64(truncatingIfNeeded: next &- start)
+      try? file.discard(
+        at: clusters[start] << geometry.clusterBits, count: count << geometry.clusterBits)
+      start = next
+    }
+  }
+
+  // MARK: Writing
+
+  var isChanged: Bool { !changedTable.isEmpty || blocks.values.contains { $0.changed != nil } }
+
+  /// Writes changed blocks, in whole sectors.
+  mutating func writeBlocks() throws(Errno) {
+    for number in blocks.keys.sorted() {
+      guard let block = blocks[number], let changed = block.changed else { continue }
+      let first = changed.lowerBound & ~511
+      let next = min((changed.upperBound &+ 511) & ~511, block.bytes.count)
+      let offset = table[number] & Qcow2Geometry.offsetMask
+      try file.write(
+        Array(block.bytes[first..<next]), at: offset &+ UInt64(truncatingIfNeeded: first))
+      blocks[number]?.changed = nil
+    }
+  }
+
+  /// Writes changed entries of the table, after the blocks that they name.
+  mutating func writeTable() throws(Errno) {
+    for index in changedTable.sorted() {
+      let offset = tableOffset &+ UInt64(truncatingIfNeeded: index << 3)
+      try Qcow2Table.store(table[index...index], file, at: offset)
+    }
+    changedTable = []
+  }
+
+  /// Moves the table to the end of the file with room for a block. The header names the old one
+  /// until the new one is in the file.
+  private mutating func growTable(toHave block: Int) throws(Errno) {
+    let old = (offset: tableOffset, words: table.count)
+    let words = max(block &+ 1, table.count &+ table.count >> 1)
+    let bytes = UInt64(truncatingIfNeeded: words << 3)
+    let size = geometry.clusters(bytes &+ geometry.clusterSize << 1)
+    guard size << geometry.clusterBits <= UInt64(Qcow2Header.refcountTableLimit), !file.isDevice
+    else { throw .noSpace }
+    let wordCount = Int(truncatingIfNeeded: size << (geometry.clusterBits &- 3))
+    table += [UInt64](repeating: 0, count: wordCount &- table.count)
+    let first = end
+    end &+= size
+    for cluster in first..<first &+ size {
+      try makeBlock(of: cluster)
+      try setCount(cluster, 1)
+    }
+    next = max(next, end)
+    tableOffset = first << geometry.clusterBits
+    try writeBlocks()
+    try Qcow2Table.store(table[...], file, at: tableOffset)
+    changedTable = []
+    try file.flush()
+    var fields: [UInt8] = []
+    fields.append(big: tableOffset)
+    fields.append(big: UInt32(truncatingIfNeeded: size))
+    try file.write(fields, at: UInt64(Qcow2Header.Field.refcountOffset))
+    try file.flush()
+    for cluster in 0..<size { newReserved.append((first &+ cluster) << geometry.clusterBits) }
+    for cluster in 0..<geometry.clusters(UInt64(truncatingIfNeeded: old.words << 3)) {
+      let offset = old.offset &+ cluster << geometry.clusterBits
+      oldReserved.append(offset)
+      abandon(offset)
+    }
+  }
+}
