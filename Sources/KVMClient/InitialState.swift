@@ -12,7 +12,7 @@ package struct ChipState: Sendable {
   fileprivate var timer: kvm_pit_state2
 }
 
-extension Machine {
+extension MachineHandle {
   private static let chipCount: UInt32 = 3
 
   /// The 8259 pair, the IOAPIC and the 8254.
@@ -101,15 +101,15 @@ extension VirtualCPUHandle {
   private func modelRegister(_ index: UInt32) -> UInt64? {
     let buffer = UnsafeMutableRawBufferPointer.allocate(
       byteCount: 8 + MemoryLayout<kvm_msr_entry>.stride, alignment: 8)
-    defer { buffer.deallocate() }
-    buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    buffer.storeBytes(of: 1, as: UInt32.self)
-    buffer.storeBytes(
+    defer { unsafe buffer.deallocate() }
+    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe buffer.storeBytes(of: 1, as: UInt32.self)
+    unsafe buffer.storeBytes(
       of: kvm_msr_entry(index: index, reserved: 0, data: 0), toByteOffset: 8,
       as: kvm_msr_entry.self)
     let count = try? transport.ioctl(handle, CKVM_GET_MSRS, UInt(bitPattern: buffer.baseAddress))
     guard count == 1 else { return nil }
-    return buffer.load(fromByteOffset: 8, as: kvm_msr_entry.self).data
+    return unsafe buffer.load(fromByteOffset: 8, as: kvm_msr_entry.self).data
   }
 }
 
@@ -119,9 +119,9 @@ extension System {
     var capacity = 256
     while true {
       let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4 + capacity * 4, alignment: 8)
-      defer { buffer.deallocate() }
-      buffer.initializeMemory(as: UInt8.self, repeating: 0)
-      buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
+      defer { unsafe buffer.deallocate() }
+      unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
+      unsafe buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
       do throws(Errno) {
         let address = UInt(bitPattern: buffer.baseAddress)
         _ = try transport.ioctl(handle, CKVM_GET_MSR_INDEX_LIST, address)
@@ -130,8 +130,8 @@ extension System {
         capacity *= 2
         continue
       }
-      let count = min(Int(buffer.load(as: UInt32.self)), capacity)
-      return (0..<count).map { buffer.load(fromByteOffset: 4 + $0 * 4, as: UInt32.self) }
+      let count = unsafe min(Int(buffer.load(as: UInt32.self)), capacity)
+      return (0..<count).map { unsafe buffer.load(fromByteOffset: 4 + $0 * 4, as: UInt32.self) }
     }
   }
 }
