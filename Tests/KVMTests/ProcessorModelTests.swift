@@ -6,6 +6,7 @@ import KVMClient
 import KVMLoopback
 import SystemPackage
 import Testing
+import X86
 import X86CPU
 
 /// What the processor is to a guest: CPUID, quirks, the other vendor's hypercall; and what a vCPU
