@@ -69,7 +69,7 @@ public struct VMCBClean: OptionSet, Hashable, Sendable {
 // MARK: Control area
 
 extension VMCBField {
-  // The six words of intercepts (`SVMIntercept`), two in each.
+  // The six words of intercepts (`SVMIntercepts`), two in each.
   @inlinable public static var controlRegisterIntercepts: Self { Self(0x000, 4, .intercepts) }
   @inlinable public static var debugRegisterIntercepts: Self { Self(0x004, 4, .intercepts) }
   @inlinable public static var exceptionIntercepts: Self { Self(0x008, 4, .intercepts) }

@@ -34,6 +34,8 @@ import Testing
       ["VMXCapabilities"], "the capability MSRs are MSRs of the processor's"
     ),
     "Sources/X86CPU/Model/CPUIDModel.swift": (["SVMCapabilities"], "CPUID tells what SVM has"),
+    "Sources/martlet/Martlet.swift": (["SVM"], "the help of --vendor"),
+    "Sources/martlet/KVMCommand.swift": (["SVM"], "the help of --vendor"),
     "Sources/KVM/Backend/Backends.swift": (["VMX", "SVM"], "the list of backends"),
   ]
 

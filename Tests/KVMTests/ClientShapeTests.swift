@@ -228,7 +228,7 @@ import Testing
     #expect(try client.nextOut()?.port == 0x90)
     #expect(client.error { () throws(Errno) in try client.changeCPUID { _ in } } == nil)
     let changed = client.error { () throws(Errno) in
-      try client.changeCPUID { if $0.function == 0x16 { $0.eax ^= 1 } }
+      try client.changeCPUID { if $0.function == 1 { $0.eax ^= 1 } }
     }
     #expect(changed == .invalidArgument)
   }

@@ -74,6 +74,7 @@ import X86CPU
     #expect(try m.run() == .readCR(3))
     #expect(m.vmcb[.exitInfo1] == 1 << 63 | 2 && m.vmcb[.nextRIP] == 0x1003)
     m.test.load([0x0F, 0x22, 0xE6], at: 0x1000)
+    m.cpu.gpr[6] = m.vmcb[.cr4]
     #expect(try m.run() == .writeCR(4))
     #expect(m.vmcb[.exitInfo1] == 1 << 63 | 6)
     // CLTS is no MOV.
