@@ -97,7 +97,8 @@ import VMM
   }
 
   @Test(arguments: [
-    "", ",size=1M", "a,size=", "a,size=0", "on,size=17G", "a,size=1K", "a,size=ŉ", "a,size=8589934593G",
+    "", ",size=1M", "a,size=", "a,size=0", "on,size=17G", "a,size=1K", "a,size=ŉ",
+    "a,size=8589934593G",
   ])
   func badTranslationCachesAreNamed(text: String) {
     var configuration = Configuration()

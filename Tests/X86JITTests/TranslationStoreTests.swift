@@ -183,9 +183,10 @@ private final class Folder {
     }
   }
 
-  @Test(arguments: [
-    (1, false, CodeMode.bits64), (2, true, .bits64), (3, false, .bits32), (4, true, .bits32),
-  ] as [(UInt64, Bool, CodeMode)])
+  @Test(
+    arguments: [
+      (1, false, CodeMode.bits64), (2, true, .bits64), (3, false, .bits32), (4, true, .bits32),
+    ] as [(UInt64, Bool, CodeMode)])
   func randomBlocksRunWarmAsCold(_ seed: UInt64, _ vector: Bool, _ mode: CodeMode) throws {
     let folder = Folder()
     let rounds = RandomRounds(debug: 100, release: 2000)

@@ -68,9 +68,9 @@ package final class TranslationStore: Sendable {
       if state.isFull { return }
       if let known = state.index.find(name), known.position != StoreIndex.gone { return }
       guard let size = fill(state.pending.next) else { return }
+      let position = State.pendingStart + UInt64(state.pending.used)
       state.index.insert(
-        TranslationFile.IndexPlace(
-          name: name, position: State.pendingStart + UInt64(state.pending.used), size: UInt64(size)))
+        TranslationFile.IndexPlace(name: name, position: position, size: UInt64(size)))
       state.pending.add(name, size)
       if state.pending.isFull { state.flush() }
     }
