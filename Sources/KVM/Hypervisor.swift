@@ -14,6 +14,7 @@
 // pool's lock is taken below those two and takes none.
 
 import CHost
+import ClientMemory
 import Host
 import Synchronization
 import SystemPackage
@@ -23,17 +24,6 @@ import X86JIT
 #if canImport(Glibc)
   import Glibc
 #endif
-
-/// How the hypervisor learns that the client wrote to guest memory.
-package enum ClientWrites: Sendable {
-  /// The client calls `PhysicalCPU.noteHostWrite`.
-  case announced
-  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may
-  /// change what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
-  case unannounced
-  /// The same, without protection: code is compared with what it was (`CodeGuard`).
-  case compared
-}
 
 /// An object of the hypervisor without its handle: a call looks nothing up and takes no lock of the
 /// table of handles. It keeps the object alive; the handle, which its owner closes, keeps it open.
@@ -68,9 +58,10 @@ package final class Hypervisor: Sendable {
 
   private let handles = Mutex<[Object?]>([])
   let translationLog: TranslationLog?
-  /// Where clients write to guest memory unannounced, and the kernel lets us know.
-  let codeGuard: CodeGuard?
-  let clientWrites: ClientWrites
+  /// The memory that slots name.
+  package let client: ClientMemory
+  /// The client writes to code unannounced.
+  let watchesCode: Bool
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
@@ -79,19 +70,19 @@ package final class Hypervisor: Sendable {
   ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
   ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
-  ///   - clientWrites: how it is known that the client wrote to memory with code.
+  ///   - client: the memory that the client gives to guests; see there how its writes to memory
+  ///     with code are known.
   package init(
     physicalCPUs: Int? = nil, translates: Bool = false, tuning: TranslatorTuning = .standard,
-    reports: TranslatorReports = .none, clientWrites: ClientWrites = .announced
+    reports: TranslatorReports = .none, client: ClientMemory = ClientMemory()
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
     let log = reports.makeLog()
     translationLog = log
-    self.clientWrites = clientWrites
-    codeGuard =
-      clientWrites == .announced
-      ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
+    self.client = client
+    watchesCode = client.codeGuard != nil
+    try client.protectCode()
     pool = try PhysicalCPUPool(
       count: count,
       enable: { (cpu) throws(Errno) in
@@ -111,7 +102,7 @@ package final class Hypervisor: Sendable {
   package var physicalCPUCount: Int { pool.slots.count }
 
   /// In a child of fork, before it makes a hypervisor of its own.
-  package static func forgetParent() { CodeGuard.forgetParent() }
+  package static func forgetParent() { PhysicalCPU.forgetParent() }
 
   /// Opens the system, as `open("/dev/kvm")` does.
   package func open() -> Int32 { add(.system) }

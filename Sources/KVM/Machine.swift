@@ -67,9 +67,8 @@ final class Machine: @unchecked Sendable {
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
-    let changes = hypervisor.clientWrites != .announced
-    memory = try MachineMemory(changes: changes)
-    managementMemory = try MachineMemory(changes: changes)
+    memory = try MachineMemory(client: hypervisor.client)
+    managementMemory = try MachineMemory(client: hypervisor.client)
     clock = MachineClock()
     timers = TimerThread(cpus: cpus)
   }
@@ -84,7 +83,7 @@ final class Machine: @unchecked Sendable {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
-    if hypervisor.codeGuard != nil {
+    if hypervisor.watchesCode {
       for slot in memories.flatMap(\.all) { release(slot) }
     }
     // Another machine's memory may come to lie where this one's was.
@@ -97,7 +96,7 @@ final class Machine: @unchecked Sendable {
   /// Under the lock of `configuration`.
   func makeInterruptEvents(_ controller: InterruptController) throws(Errno) -> InterruptEvents {
     if let interruptEvents { return interruptEvents }
-    let events = try InterruptEvents(controller, hypervisor.codeGuard)
+    let events = try InterruptEvents(controller, comparesCode: hypervisor.watchesCode)
     interruptEvents = events
     return events
   }

@@ -14,6 +14,7 @@
 // and errno.
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -30,7 +31,7 @@ final class Library: Sendable {
     hypervisor = try Hypervisor(
       physicalCPUs: Settings.physicalCPUs, translates: Settings.translates,
       tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
-      clientWrites: Settings.clientWrites)
+      client: Client.makeMemory())
     process = getpid()
     ClientSignals.watchFaults()
   }
@@ -45,6 +46,7 @@ final class Library: Sendable {
       if let old = instance {
         _ = Unmanaged.passRetained(old)
         Hypervisor.forgetParent()
+        Client.renewMemory()
       }
       instance = try? Library()
       if let instance {

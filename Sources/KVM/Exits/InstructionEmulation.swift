@@ -23,8 +23,8 @@ import Synchronization
 import X86
 import X86CPU
 
-/// The instruction that is executed in steps. Belongs to the thread that is in an ioctl of the vCPU;
-/// it reaches nothing else.
+/// The instruction that is executed in steps. Belongs to the thread that is in an ioctl of the
+/// vCPU; it reaches nothing else.
 struct InstructionEmulation {
   enum Kind { case readMemory, writeMemory, readPort, writePort }
 
