@@ -66,6 +66,10 @@ let package = Package(
       name: "Host",
       dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: common),
+    .target(
+      name: "ClientMemory",
+      dependencies: ["CHost", "Host", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: common),
     .target(name: "X86", swiftSettings: strict),
     .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: strict),
     .target(
@@ -80,7 +84,8 @@ let package = Package(
     .target(
       name: "KVM",
       dependencies: [
-        "CHost", "Host", "X86", "X86Decoder", "X86CPU", "X86JIT", "InterruptChips",
+        "CHost", "Host", "ClientMemory", "X86", "X86Decoder", "X86CPU", "X86JIT",
+        "InterruptChips",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
     .target(
@@ -103,7 +108,7 @@ let package = Package(
     .target(
       name: "KVMPreload",
       dependencies: [
-        "CHost", "Host", "KVM", "X86", "X86JIT", "Defence",
+        "CHost", "Host", "ClientMemory", "KVM", "X86", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common, linkerSettings: preloaded),
     .target(
@@ -249,7 +254,8 @@ let package = Package(
     .testTarget(
       name: "KVMTests",
       dependencies: [
-        "KVM", "KVMClient", "KVMLoopback", "Host", "CHost", "X86", "X86CPU", "HostTestSupport",
+        "KVM", "KVMClient", "KVMLoopback", "Host", "ClientMemory", "CHost", "X86", "X86CPU",
+        "HostTestSupport",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: common),
   ]

@@ -9,10 +9,22 @@
 // A program that wants this calls `prepare` once and `recover` in its handlers of SIGSEGV and
 // SIGBUS; without, calls are plain ones.
 //
-// A call that is cut off does not unwind: whatever its functions hold then (locks, references,
-// memory) they hold for ever. So the memory in question is accessed only where nothing is held that
-// matters, and by `GuardedCopy` elsewhere. Control registers of the x87 unit and of SSE are the
-// caller's again.
+// A call that is cut off does not unwind: its Swift frames are left where they are, and whatever
+// they hold then (locks, references, memory, a `defer`) they hold for ever. The alternative, to
+// check each access's result, is a branch in a thousand places, which the fast path of each pays
+// for. It is sound by this contract of the functions that are called so:
+//
+//   - Between the call and an access that may fault lie only frames of the processor's execution:
+//     `runGuest` or `emulateOne`, an instruction's handler, and the loads and stores that it calls.
+//   - None of them holds a lock, owns memory or a descriptor, or has a reference that it must give
+//     back. Their state is in `CPUState`, plain memory; the objects that they use are held by the
+//     caller of `call`, whose frame stays.
+//   - A `defer` or `catch` of theirs that restores state has a twin in `PhysicalCPU.leaveCutOff`,
+//     which finds in `CPUState` what is to be restored.
+//   - Everything else that accesses such memory (decoding, comparison and protection of code, the
+//     hypervisor) uses `GuardedCopy`, which returns.
+//
+// Control registers of the x87 unit and of SSE are the caller's again.
 
 import CHost
 import Synchronization

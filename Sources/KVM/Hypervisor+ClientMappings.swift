@@ -5,6 +5,7 @@
 //
 //     let result = hypervisor.changeMappings(range) { munmap(...) }
 
+import ClientMemory
 import Host
 import Synchronization
 import SystemPackage
@@ -20,7 +21,7 @@ extension Hypervisor {
   package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
     let affected = openMachines.filter { $0.memories.contains { $0.uses(range) } }
     if affected.isEmpty {
-      defer { HostMemoryMap.shared.changed() }
+      defer { client.map?.changed() }
       return change()
     }
     // A client may name more than there are addresses: what slots have of it is what counts.
@@ -36,7 +37,7 @@ extension Hypervisor {
   package func changeContents<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
     // Pages that the client brings have to be brought again.
     if !watching(range).isEmpty { return changeMappings(range, change) }
-    defer { forget(ClientMappings.part(of: range)) }
+    defer { forget(client.part(of: range)) }
     return change()
   }
 
@@ -48,7 +49,7 @@ extension Hypervisor {
   /// Machines whose guests want to hear of pages that they would wait for, in memory that the
   /// client brings.
   private func watching(_ range: Range<UInt>) -> [Machine] {
-    guard UserFaultRanges.shared.overlaps(range) else { return [] }
+    guard client.userFaults.overlaps(range) else { return [] }
     return openMachines.filter { machine in
       machine.memory.watchesPresence.load(ordering: .relaxed) && machine.memory.uses(range)
     }
@@ -59,9 +60,9 @@ extension Hypervisor {
     let machines = openMachines
     let ranges = machines.flatMap(\.memories).flatMap { $0.all.map(\.hostRange) }
     guard let file = HostMemoryMap.File(descriptor),
-      HostMemoryMap.shared.maps(file, in: ranges)
+      let map = client.map, map.maps(file, in: ranges)
     else {
-      defer { HostMemoryMap.shared.changed() }
+      defer { client.map?.changed() }
       return change()
     }
     let result = Self.stop(machines, change)
@@ -77,7 +78,7 @@ extension Hypervisor {
   /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be
   /// one.
   package func yieldProtection(of range: Range<UInt>) {
-    for range in codeGuard?.yield(range) ?? [] { forget(range) }
+    for range in client.codeGuard?.yield(range) ?? [] { forget(range) }
   }
 
   /// Drops the code of slots' memory.

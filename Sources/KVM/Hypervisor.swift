@@ -14,6 +14,7 @@
 // pool's lock is taken below those two and takes none.
 
 import CHost
+import ClientMemory
 import Host
 import Synchronization
 import SystemPackage
@@ -24,17 +25,6 @@ import X86JIT
 #if canImport(Glibc)
   import Glibc
 #endif
-
-/// How the hypervisor learns that the client wrote to guest memory.
-package enum ClientWrites: Sendable {
-  /// The client calls `PhysicalCPU.noteHostWrite`.
-  case announced
-  /// It knows nothing of us: pages with code are protected against it (`CodeGuard`), and it may
-  /// change what is mapped where a slot's memory is (`Hypervisor.changeMappings`).
-  case unannounced
-  /// The same, without protection: code is compared with what it was (`CodeGuard`).
-  case compared
-}
 
 /// An object of the hypervisor without its handle: a call looks nothing up and takes no lock of the
 /// table of handles. It keeps the object alive; the handle, which its owner closes, keeps it open.
@@ -75,9 +65,10 @@ package final class Hypervisor: Sendable {
   let translationStore: TranslationStore?
   /// Why there are none although there should be, or what was wrong with them; one line.
   package let storeProblem: String?
-  /// Where clients write to guest memory unannounced, and the kernel lets us know.
-  let codeGuard: CodeGuard?
-  let clientWrites: ClientWrites
+  /// The memory that slots name.
+  package let client: ClientMemory
+  /// The client writes to code unannounced.
+  let watchesCode: Bool
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
@@ -89,11 +80,12 @@ package final class Hypervisor: Sendable {
   ///   - tuning: when the translators translate, and how much they keep.
   ///   - reports: what the translators tell.
   ///   - store: where translations are kept from run to run; nil: nowhere.
-  ///   - clientWrites: how it is known that the client wrote to memory with code.
+  ///   - client: the memory that the client gives to guests; see there how its writes to memory
+  ///     with code are known.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     tuning: TranslatorTuning = .standard, reports: TranslatorReports = .none,
-    store: TranslationStoreSettings? = nil, clientWrites: ClientWrites = .announced
+    store: TranslationStoreSettings? = nil, client: ClientMemory = ClientMemory()
   ) throws(Errno) {
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
@@ -101,10 +93,9 @@ package final class Hypervisor: Sendable {
     self.silicon = silicon
     let log = reports.makeLog()
     translationLog = log
-    self.clientWrites = clientWrites
-    codeGuard =
-      clientWrites == .announced
-      ? nil : try CodeGuard.install(protects: clientWrites == .unannounced)
+    self.client = client
+    watchesCode = client.codeGuard != nil
+    try client.protectCode()
     let options = TranslationOptions(
       guardsSpeculation: tuning.guardsSpeculation, countsInstructions: reports.measures,
       measures: reports.measures, guardsAccesses: GuardedCall.isPrepared,
@@ -131,7 +122,7 @@ package final class Hypervisor: Sendable {
   package var physicalCPUCount: Int { pool.slots.count }
 
   /// In a child of fork, before it makes a hypervisor of its own.
-  package static func forgetParent() { CodeGuard.forgetParent() }
+  package static func forgetParent() { PhysicalCPU.forgetParent() }
 
   /// Opens the system, as `open("/dev/kvm")` does.
   package func open() -> Int32 { add(.system) }

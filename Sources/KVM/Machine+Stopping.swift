@@ -14,6 +14,7 @@
 //  - the access that it waits in, and pages that the running instructions have looked up already,
 //    are addresses of a slot's memory, where the host's own page tables say what may be accessed.
 
+import ClientMemory
 import Host
 import Synchronization
 import X86CPU
@@ -61,9 +62,10 @@ extension Machine {
 
   /// Whether a vCPU may wait for a page that the client brings.
   private var mayWaitForClient: Bool {
-    !UserFaultRanges.shared.isEmpty
+    let userFaults = hypervisor.client.userFaults
+    return !userFaults.isEmpty
       && memories.contains { memory in
-        memory.withSlots { $0.ordered.contains { UserFaultRanges.shared.overlaps($0.hostRange) } }
+        memory.withSlots { $0.ordered.contains { userFaults.overlaps($0.hostRange) } }
       }
   }
 }

@@ -68,10 +68,9 @@ final class Machine: @unchecked Sendable {
 
   init(hypervisor: Hypervisor) throws(Errno) {
     self.hypervisor = hypervisor
-    let changes = hypervisor.clientWrites != .announced
     let format: NestedTableFormat = hypervisor.silicon == .amd ? .ordinary : .extended
-    memory = try MachineMemory(changes: changes, format: format)
-    managementMemory = try MachineMemory(changes: changes, format: format)
+    memory = try MachineMemory(client: hypervisor.client, format: format)
+    managementMemory = try MachineMemory(client: hypervisor.client, format: format)
     clock = MachineClock()
     timers = TimerThread(cpus: cpus)
   }
@@ -86,7 +85,7 @@ final class Machine: @unchecked Sendable {
       hypervisor.pool.evict(vcpu)
       hypervisor.finished.withLock { $0.add(vcpu.statistics) }
     }
-    if hypervisor.codeGuard != nil {
+    if hypervisor.watchesCode {
       for slot in memories.flatMap(\.all) { release(slot) }
     }
     // Another machine's memory may come to lie where this one's was.
@@ -99,7 +98,7 @@ final class Machine: @unchecked Sendable {
   /// Under the lock of `configuration`.
   func makeInterruptEvents(_ controller: InterruptController) throws(Errno) -> InterruptEvents {
     if let interruptEvents { return interruptEvents }
-    let events = try InterruptEvents(controller, hypervisor.codeGuard)
+    let events = try InterruptEvents(controller, comparesCode: hypervisor.watchesCode)
     interruptEvents = events
     return events
   }

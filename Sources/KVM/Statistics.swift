@@ -3,6 +3,7 @@
 // What vCPUs and physical CPUs did, for `--stats`. Counts are written by their own thread alone and
 // are exact while none runs.
 
+import ClientMemory
 import Synchronization
 import X86
 import X86CPU
@@ -74,7 +75,9 @@ extension Hypervisor {
         for (cause, count) in statistics.byCause { text += "  \(cause): \(count)\n" }
       }
     }
-    if let codeGuard { text += "martlet: \(codeGuard.report)\n" }
+    if let codeGuard = client.codeGuard {
+      text += "martlet: \(codeGuard.report(copies: PhysicalCPU.codeCopies))\n"
+    }
     return text
   }
 }

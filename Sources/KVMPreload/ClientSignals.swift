@@ -4,6 +4,7 @@
 // client handles; what the client asked for is kept here, and told when it asks.
 
 import CHost
+import ClientMemory
 import Defence
 import Glibc
 import Host
@@ -211,7 +212,7 @@ enum ClientSignals {
     guard let info, info.pointee.si_code > 0 else { return false }
     if GuardedCopy.recover(context) { return true }
     let address = UInt(bitPattern: info.pointee._sifields._sigfault.si_addr)
-    return ClientMappings.mayConcern(address, 1) && GuardedCall.recover(address, context)
+    return Client.memory?.recover(address, context) == true
   }
 
   /// Raised by the thread's own instruction, which cannot wait.

@@ -3,6 +3,7 @@
 // ioctl(2), and what makes and ends descriptors.
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -54,7 +55,7 @@ private func yielding(
 
 @_cdecl("close") public func exportedClose(_ descriptor: Int32) -> Int32 {
   DescriptorTable.shared.remove(descriptor)
-  UserFaultRanges.shared.close(descriptor)
+  Client.memory?.userFaults.close(descriptor)
   return IRQFDEvents.closing(descriptor...descriptor) {
     Real.close?(descriptor) ?? fail(ENOSYS)
   }
@@ -66,7 +67,7 @@ private func yielding(
   let closesNow = flags & 4 == 0  // CLOSE_RANGE_CLOEXEC
   if closesNow, first <= last, first <= UInt32(Int32.max) {
     DescriptorTable.shared.remove(Int32(first)...Int32(clamping: last))
-    UserFaultRanges.shared.close(Int32(first)...Int32(clamping: last))
+    Client.memory?.userFaults.close(Int32(first)...Int32(clamping: last))
     return IRQFDEvents.closing(Int32(first)...Int32(clamping: last)) {
       Real.closeRange?(first, last, flags) ?? fail(ENOSYS)
     }
@@ -76,7 +77,7 @@ private func yielding(
 
 @_cdecl("closefrom") public func exportedCloseFrom(_ first: Int32) {
   DescriptorTable.shared.remove(max(first, 0)...Int32.max)
-  UserFaultRanges.shared.close(max(first, 0)...Int32.max)
+  Client.memory?.userFaults.close(max(first, 0)...Int32.max)
   _ = IRQFDEvents.closing(max(first, 0)...Int32.max) {
     Real.closefrom?(first)
     return 0
@@ -108,7 +109,7 @@ private func yielding(
 private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
   if result >= 0, old != wanted {
     DescriptorTable.shared.remove(wanted)
-    UserFaultRanges.shared.close(wanted)
+    Client.memory?.userFaults.close(wanted)
     DescriptorTable.shared.duplicate(old, as: result)
   }
   return result

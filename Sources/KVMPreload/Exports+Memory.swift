@@ -8,6 +8,7 @@
 // lock is taken, nothing is allocated and no other function is looked up.
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -21,7 +22,7 @@ import KVM
   }
   // Other mappings are made where nothing is.
   let replaces = flags & MAP_FIXED != 0
-  let place = ClientMemory.map(replaces ? address : 0, replaces ? length : 0) {
+  let place = MemoryCalls.map(replaces ? address : 0, replaces ? length : 0) {
     chost_syscall(
       Int(SYS_mmap), Int(bitPattern: address), Int(bitPattern: length), Int(protection), Int(flags),
       Int(file), offset)
@@ -41,7 +42,7 @@ import KVM
 
 @_cdecl("munmap") public func exportedMunmap(_ address: UInt, _ length: UInt) -> Int32 {
   Int32(
-    truncatingIfNeeded: ClientMemory.map(address, length) {
+    truncatingIfNeeded: MemoryCalls.map(address, length) {
       chost_syscall(
         Int(SYS_munmap), Int(bitPattern: address), Int(bitPattern: length), 0, 0, 0, 0)
     })
@@ -51,7 +52,7 @@ import KVM
   _ address: UInt, _ length: UInt, _ protection: Int32
 ) -> Int32 {
   Int32(
-    truncatingIfNeeded: ClientMemory.map(address, length) {
+    truncatingIfNeeded: MemoryCalls.map(address, length) {
       chost_syscall(
         Int(SYS_mprotect), Int(bitPattern: address), Int(bitPattern: length), Int(protection), 0, 0,
         0)
@@ -62,7 +63,7 @@ import KVM
   _ address: UInt, _ length: UInt, _ protection: Int32, _ key: Int32
 ) -> Int32 {
   Int32(
-    truncatingIfNeeded: ClientMemory.map(address, length) {
+    truncatingIfNeeded: MemoryCalls.map(address, length) {
       chost_syscall(
         Int(SYS_pkey_mprotect), Int(bitPattern: address), Int(bitPattern: length),
         Int(protection), Int(key), 0, 0)
@@ -79,8 +80,8 @@ import KVM
       Int(flags), Int(bitPattern: new), 0)
   }
   let replaces = flags & 2 != 0  // MREMAP_FIXED
-  return ClientMemory.map(old, oldLength) {
-    replaces ? ClientMemory.map(new, length, call) : call()
+  return MemoryCalls.map(old, oldLength) {
+    replaces ? MemoryCalls.map(new, length, call) : call()
   }
 }
 
@@ -91,14 +92,14 @@ import KVM
     chost_syscall(Int(SYS_shmat), Int(segment), Int(bitPattern: address), Int(flags), 0, 0, 0)
   }
   // Only with SHM_REMAP does a segment replace what is there.
-  guard flags & SharedMemory.remap != 0 else { return ClientMemory.map(0, 0, call) }
+  guard flags & SharedMemory.remap != 0 else { return MemoryCalls.map(0, 0, call) }
   let start = flags & SharedMemory.round != 0 ? address & ~4095 : address
-  return ClientMemory.map(start, SharedMemory.size(of: segment), call)
+  return MemoryCalls.map(start, SharedMemory.size(of: segment), call)
 }
 
 @_cdecl("shmdt") public func exportedShmdt(_ address: UInt) -> Int32 {
   Int32(
-    truncatingIfNeeded: ClientMemory.map(address, SharedMemory.size(at: address)) {
+    truncatingIfNeeded: MemoryCalls.map(address, SharedMemory.size(at: address)) {
       chost_syscall(Int(SYS_shmdt), Int(bitPattern: address), 0, 0, 0, 0, 0)
     })
 }
@@ -116,8 +117,8 @@ enum SharedMemory {
   /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not
   /// matter.
   static func size(at address: UInt) -> UInt {
-    guard ClientMappings.mayConcern(address, 1) else { return 1 }
-    return HostMemoryMap.shared.mappingSize(at: address)
+    guard let memory = Client.memory, memory.mayConcern(address, 1) else { return 1 }
+    return memory.map?.mappingSize(at: address) ?? 1
   }
 }
 
@@ -129,17 +130,17 @@ enum SharedMemory {
       Int(SYS_madvise), Int(bitPattern: address), Int(bitPattern: length), Int(advice), 0, 0, 0)
   }
   switch advice {
-  case ClientMemory.guardInstall:
-    return Int32(truncatingIfNeeded: ClientMemory.map(address, length, call))
-  case MADV_DONTNEED, MADV_FREE, MADV_REMOVE, ClientMemory.dontneedLocked:
-    return Int32(truncatingIfNeeded: ClientMemory.empty(address, length, call))
+  case MemoryCalls.guardInstall:
+    return Int32(truncatingIfNeeded: MemoryCalls.map(address, length, call))
+  case MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MemoryCalls.dontneedLocked:
+    return Int32(truncatingIfNeeded: MemoryCalls.empty(address, length, call))
   default: return Int32(truncatingIfNeeded: call())
   }
 }
 
 @_cdecl("ftruncate") public func exportedFtruncate(_ file: Int32, _ size: Int) -> Int32 {
   Int32(
-    truncatingIfNeeded: ClientMemory.changeFile(file) {
+    truncatingIfNeeded: MemoryCalls.changeFile(file) {
       chost_syscall(Int(SYS_ftruncate), Int(file), size, 0, 0, 0, 0)
     })
 }
@@ -155,7 +156,7 @@ enum SharedMemory {
     chost_syscall(Int(SYS_fallocate), Int(file), Int(mode), offset, length, 0, 0)
   }
   // Without a mode (or with one that keeps the size) nothing that is there changes.
-  return Int32(truncatingIfNeeded: mode > 1 ? ClientMemory.changeFile(file, call) : call())
+  return Int32(truncatingIfNeeded: mode > 1 ? MemoryCalls.changeFile(file, call) : call())
 }
 
 @_cdecl("fallocate64") public func exportedFallocate64(
@@ -165,13 +166,13 @@ enum SharedMemory {
 }
 
 /// Which changes of memory the hypervisor has to know of.
-enum ClientMemory {
+enum MemoryCalls {
   static let dontneedLocked: Int32 = 24  // MADV_DONTNEED_LOCKED
   static let guardInstall: Int32 = 102  // MADV_GUARD_INSTALL
 
   /// The hypervisor if the range touches memory of a slot, or may.
   private static func concerned(_ address: UInt, _ length: UInt) -> Hypervisor? {
-    guard length != 0, ClientMappings.mayConcern(address, length) else { return nil }
+    guard length != 0, Client.memory?.mayConcern(address, length) == true else { return nil }
     return Library.existing?.hypervisor
   }
 
@@ -185,7 +186,7 @@ enum ClientMemory {
   static func map(_ address: UInt, _ length: UInt, _ call: () -> Int) -> Int {
     guard let hypervisor = concerned(address, length) else {
       let result = call()
-      ClientMappings.changed()
+      Client.memory?.changed()
       return result
     }
     var error = errno
@@ -204,7 +205,7 @@ enum ClientMemory {
   }
 
   static func changeFile(_ file: Int32, _ call: () -> Int) -> Int {
-    guard ClientMappings.areSlots, let hypervisor = Library.existing?.hypervisor else {
+    guard Client.memory?.hasSlots == true, let hypervisor = Library.existing?.hypervisor else {
       return call()
     }
     var error = errno

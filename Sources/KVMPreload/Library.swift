@@ -14,6 +14,7 @@
 // and errno.
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -32,7 +33,7 @@ final class Library: Sendable {
       physicalCPUs: Settings.physicalCPUs, silicon: Settings.silicon,
       translates: Settings.translates,
       tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
-      clientWrites: Settings.clientWrites)
+      client: Client.makeMemory())
     process = getpid()
     ClientSignals.watchFaults()
   }
@@ -47,6 +48,7 @@ final class Library: Sendable {
       if let old = instance {
         _ = Unmanaged.passRetained(old)
         Hypervisor.forgetParent()
+        Client.renewMemory()
       }
       instance = try? Library()
       if let instance {

@@ -3,6 +3,7 @@
 // The client's userfaultfds: which memory it brings page by page, as its ioctls say.
 
 import CHost
+import ClientMemory
 import Glibc
 import KVM
 
@@ -20,11 +21,11 @@ enum UserFaults {
         memory.mode & missingMode != 0
       else { break }
       let range = range(memory.range)
-      UserFaultRanges.shared.add(range, descriptor)
+      Client.makeMemory().userFaults.add(range, descriptor)
       Library.existing?.hypervisor.noteUserFaults(range)
     case UInt32(CUFFDIO_UNREGISTER):
       guard let memory = UnsafePointer<uffdio_range>(bitPattern: argument)?.pointee else { break }
-      UserFaultRanges.shared.remove(range(memory))
+      Client.memory?.userFaults.remove(range(memory))
     default: break
     }
     return result

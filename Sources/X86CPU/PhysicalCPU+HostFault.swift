@@ -8,6 +8,9 @@
 //     emulate             `EmulationResult.vanished`
 //     switchTask          false
 //
+// Why it is sound to leave frames as they are says GuardedCall. Code that is to be decoded is
+// copied with GuardedCopy, as references are held around it, and ends guest code by a VM exit.
+//
 // RIP and registers are those before the instruction, as after an instruction that threw: every
 // access that may fault comes before the first change of the state. In translated code, where the
 // state is in the host's registers, the signal's handler first has the instruction go the way of an
@@ -124,9 +127,8 @@ extension PhysicalCPU {
   /// Executes the instruction at RIP; see `emulate`.
   func emulateGuarded() -> EmulationResult {
     var frame = GuardedCall.Frame(redirection)
-    if GuardedCall.call(&frame, emulation, cpu.raw) { return emulationResult }
-    leaveCutOff(frame.fault)
-    return .vanished
+    if !GuardedCall.call(&frame, emulation, cpu.raw) { leaveCutOff(frame.fault) }
+    return hasHostFault ? .vanished : emulationResult
   }
 
   /// `CPU.emulateTaskSwitch`.
@@ -149,7 +151,15 @@ extension PhysicalCPU {
     return true
   }
 
-  /// Makes the state whole after guest code was cut off, and records the exit.
+  /// Code that was to be decoded has gone: guest code ends before it, as where an access is cut
+  /// off.
+  func codeVanished(_ address: UInt) -> GuestException {
+    hostFault = address
+    return cpu.exit(.externalInterrupt)
+  }
+
+  /// Makes the state whole after guest code was cut off, and records the exit. What frames that are
+  /// gone would have restored is restored here.
   private func leaveCutOff(_ address: UInt) {
     let s = cpu.s
     leaveGuestCode()

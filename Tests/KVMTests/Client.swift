@@ -9,6 +9,7 @@
 //     #expect(try client.run() == KVM_EXIT_IO)
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -42,10 +43,10 @@ final class Client: @unchecked Sendable {
   /// - Parameter prepare: called before the vCPU is made.
   init(
     chips: Chips = .none, memoryFlags: UInt32 = 0, megabytes: Int = 2, translates: Bool = false,
-    clientWrites: ClientWrites = .announced, prepare: (Client) throws -> Void = { _ in }
+    clientMemory: ClientMemory = ClientMemory(), prepare: (Client) throws -> Void = { _ in }
   ) throws {
     hypervisor = try Hypervisor(
-      physicalCPUs: 1, silicon: Engine.vendor, translates: translates, clientWrites: clientWrites)
+      physicalCPUs: 1, silicon: Engine.vendor, translates: translates, client: clientMemory)
     transport =
       switch Engine.current {
       case .software: LoopbackTransport(hypervisor)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CHost
+import ClientMemory
 import Glibc
 import KVM
 import SystemPackage
@@ -10,11 +11,13 @@ import Testing
 /// Where the kernel refuses userfaultfd the hypervisor compares instead: the same must come of it.
 @Suite(.serialized) struct ClientWriteTests {
   private static let code = 0x1000
+  /// The client of this process, whatever hypervisors it makes.
+  private static let memory = ClientMemory(.unannounced)
   /// mov al, 1; out 0xE9, al; jmp to the start
   private static let loop: [UInt8] = [0xB0, 1, 0xE6, 0xE9, 0xEB, 0xFA]
 
   private func runningClient(translates: Bool = false) throws -> Client {
-    let client = try Client(translates: translates, clientWrites: .unannounced)
+    let client = try Client(translates: translates, clientMemory: Self.memory)
     client.memory.advanced(by: Self.code)
       .copyMemory(from: Self.loop, byteCount: Self.loop.count)
     for _ in 0..<3 { #expect(try output(client) == 1) }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CHost
+import ClientMemory
 import Glibc
 import Host
 import KVM
@@ -238,6 +239,7 @@ struct AsyncPageFaultTests {
     let faults: Int32
     let place: UnsafeMutableRawPointer
     static let size = 1 << 16
+    var range: Range<UInt> { UInt(bitPattern: place)..<UInt(bitPattern: place + Self.size) }
 
     init?() {
       faults = UserFaults.open()
@@ -249,11 +251,9 @@ struct AsyncPageFaultTests {
       guard faults >= 0, ioctl(faults, UInt(CUFFDIO_API), &api) == 0,
         ioctl(faults, UInt(CUFFDIO_REGISTER), &memory) == 0
       else { return nil }
-      UserFaultRanges.shared.add(start..<(start + UInt(Self.size)), faults)
     }
 
     deinit {
-      UserFaultRanges.shared.close(faults)
       close(faults)
       munmap(place, Self.size)
     }
@@ -290,6 +290,7 @@ struct AsyncPageFaultTests {
       + (interrupts ? Code.enableInterrupts : [0xFA])
     let guest = try LongGuest(start + Code.load(late + 8) + Code.out(0x94) + Code.halt)
     let client = guest.client
+    client.hypervisor.client.userFaults.add(memory.range, memory.faults)
     try client.setMemory(1, at: UInt64(late), size: LateMemory.size, host: memory.place)
     guest.handle(
       14, at: 0x2000,

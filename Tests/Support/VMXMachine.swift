@@ -19,8 +19,10 @@ package final class VMXMachine {
   package var cpu: CPU { test.cpu }
 
   /// In VMX operation with a current VMCS that a VM entry accepts.
-  package init() throws {
-    test = TestMachine()
+  ///
+  /// - Parameter threshold: see `TestMachine`.
+  package init(threshold: UInt32? = nil) throws {
+    test = TestMachine(threshold: threshold)
     test.setLongMode()
     let ept = cpu.vmxControls.eptPointer
     try processor.vmxon(region.address)

@@ -59,7 +59,9 @@ extension Machine {
 
   /// User space is about to interrupt the guest: what it says is ready may have been written
   /// unseen.
-  func noteInterrupt() { hypervisor.codeGuard?.contentsMayHaveChanged() }
+  func noteInterrupt() {
+    if hypervisor.watchesCode { PhysicalCPU.contentsMayHaveChanged() }
+  }
 
   func requireChips(
     _ error: Errno = .noSuchAddressOrDevice

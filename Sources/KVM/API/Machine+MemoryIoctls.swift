@@ -4,6 +4,7 @@
 // client's: addresses and sizes are checked for overflow and against limits before they are used.
 
 import CHost
+import ClientMemory
 import Synchronization
 import SystemPackage
 import X86CPU
@@ -112,15 +113,14 @@ extension Machine {
     slot.log = try Self.makeLog(slot, configuration)
     // What was decoded of this memory when it was something else is not this machine's code.
     Self.forgetCode(slot)
-    if hypervisor.clientWrites != .announced { ClientMappings.note(slot.hostRange) }
-    hypervisor.codeGuard?.add(slot.hostRange)
+    hypervisor.client.addSlot(slot.hostRange)
     memory.add(slot)
   }
 
   /// The guest has a slot's memory no longer.
   func release(_ slot: MemorySlot) {
     Self.forgetCode(slot)
-    hypervisor.codeGuard?.remove(slot.hostRange)
+    hypervisor.client.removeSlot(slot.hostRange)
   }
 
   private static func makeLog(

@@ -4,6 +4,7 @@
 // it is there. Threads know this object and a host address, never the vCPU or its machine, which
 // may go while a page that nobody brings is out.
 
+import ClientMemory
 import Glibc
 import Host
 import Synchronization

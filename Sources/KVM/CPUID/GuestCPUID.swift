@@ -7,7 +7,8 @@ import CHost
 import X86
 import X86CPU
 
-/// A vCPU's CPUID: the table that the client set, and what follows from it.
+/// A vCPU's CPUID: the table that the client set, and what follows from it. It changes only as a
+/// whole, and not once the vCPU has run.
 struct GuestCPUID {
   /// Processor state that CPUID reflects.
   struct Dynamic {

@@ -33,7 +33,7 @@ extension VirtualCPU {
     if runState.isWaitingForStartup { try waitForStartup() }
     let slot = takeSlot()
     // The client may know of what others have written.
-    if hypervisor.codeGuard != nil { slot.cpu.beginComparison() }
+    if hypervisor.watchesCode { slot.cpu.beginComparison() }
     try loadSynchronizedState()
     if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
     guard complete() else { return try finishRun() }

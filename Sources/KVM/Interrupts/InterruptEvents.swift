@@ -30,16 +30,16 @@ final class InterruptEvents: @unchecked Sendable {
   private let state = Mutex(State())
   private let poller: Poller
   /// Who signals an eventfd may be another process that has written to the guest's memory.
-  private let codeGuard: CodeGuard?
+  private let comparesCode: Bool
   private let wake: EventFile
   private let mustLook = Atomic<Bool>(false)
   private let isStopping = Atomic<Bool>(false)
   private let ended = Parker()
   private static let wakeToken: UInt64 = 0
 
-  init(_ controller: InterruptController, _ codeGuard: CodeGuard?) throws(Errno) {
+  init(_ controller: InterruptController, comparesCode: Bool) throws(Errno) {
     self.controller = controller
-    self.codeGuard = codeGuard
+    self.comparesCode = comparesCode
     poller = try Poller()
     wake = try EventFile()
     try poller.add(wake.descriptor.rawValue, token: Self.wakeToken)
@@ -139,7 +139,7 @@ final class InterruptEvents: @unchecked Sendable {
       return source
     }
     guard let source else { return }
-    codeGuard?.contentsMayHaveChanged()
+    if comparesCode { PhysicalCPU.contentsMayHaveChanged() }
     if source.resample != nil {
       controller.setLine(source.gsi, true, source: InterruptController.Source.resample)
     } else {

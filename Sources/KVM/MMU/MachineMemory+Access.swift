@@ -2,6 +2,7 @@
 //
 // The hypervisor's own accesses to guest memory, and what of a slot's memory the client has there.
 
+import ClientMemory
 import Host
 import X86
 import X86CPU

@@ -7,6 +7,7 @@
 //
 // Nothing of this is done for other machines, nor where no slot's memory can be so.
 
+import ClientMemory
 import Host
 import Synchronization
 import X86
@@ -33,20 +34,17 @@ struct PresentPages: Sendable {
 extension MachineMemory {
   private static let regionSize: UInt64 = 2 << 20
 
-  /// Whether a part of a slot's memory may have to be waited for.
-  private static func mayWait(_ slot: MemorySlot) -> Bool {
-    PagePresence.mayBeSwapped || UserFaultRanges.shared.overlaps(slot.hostRange)
-  }
-
   /// Whether any slot's memory may have to be waited for.
-  var mayWait: Bool { withSlots { $0.ordered.contains { Self.mayWait($0) } } }
+  var mayWait: Bool { withSlots { $0.ordered.contains { client.mayWait($0.hostRange) } } }
 
   /// The pages of a slot in the 2 MiB around a guest-physical address that can be accessed without
   /// waiting; nil where all memory of the slot can, or nobody wants to know.
   func presentPages(
     _ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area
   ) -> PresentPages? {
-    guard watchesPresence.load(ordering: .relaxed), Self.mayWait(slot) else { return nil }
+    guard watchesPresence.load(ordering: .relaxed), client.mayWait(slot.hostRange) else {
+      return nil
+    }
     let region = address & ~(Self.regionSize &- 1)
     let first = max(region, slot.base)
     let end = min(region &+ Self.regionSize, slot.end)
@@ -55,19 +53,7 @@ extension MachineMemory {
     let host = UInt(mapped.lowerBound)..<UInt(mapped.upperBound)
     var pages = PresentPages.everything
     let index = PresentPages.index(mapped.lowerBound &- slot.offset)
-    if UserFaultRanges.shared.overlaps(host), let resident = PagePresence.resident(host) {
-      for (offset, isResident) in resident.enumerated() where !isResident {
-        let page = host.lowerBound &+ UInt(offset) &<< 12
-        if UserFaultRanges.shared.overlaps(page..<(page &+ 4096)) {
-          pages.set(index &+ offset, false)
-        }
-      }
-    }
-    if PagePresence.mayBeSwapped, let swapped = PagePresence.swapped(host) {
-      for (offset, isSwapped) in swapped.enumerated() where isSwapped {
-        pages.set(index &+ offset, false)
-      }
-    }
+    client.forEachAbsentPage(of: host) { pages.set(index &+ $0, false) }
     return pages
   }
 }

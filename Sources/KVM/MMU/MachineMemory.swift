@@ -15,6 +15,7 @@
 // (HostMemoryMap); all entries go when it changes its mappings (Hypervisor+ClientMappings).
 
 import CHost
+import ClientMemory
 import Host
 import Synchronization
 import SystemPackage
@@ -116,14 +117,16 @@ final class MachineMemory: @unchecked Sendable {
   let mayBeWalked = Atomic<Bool>(false)
   /// Whether a guest wants to hear of pages that it would wait for.
   let watchesPresence = Atomic<Bool>(false)
+  let client: ClientMemory
   /// What the client has mapped; nil where its slots' memory stays as it is.
   let host: HostMemoryMap?
 
   /// - Parameters:
-  ///   - changes: the client may change its mappings of the slots' memory.
+  ///   - client: whose memory slots name.
   ///   - format: of the nested tables, which the processor's vendor chooses.
-  init(changes: Bool = false, format: NestedTableFormat = .extended) throws(Errno) {
-    host = changes ? .shared : nil
+  init(client: ClientMemory, format: NestedTableFormat = .extended) throws(Errno) {
+    self.client = client
+    host = client.map
     let tables = NestedPageTables(format)
     root = tables.root
     self.tables = Mutex(tables)

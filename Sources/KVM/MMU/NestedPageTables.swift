@@ -8,6 +8,7 @@
 // Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
 // old or the new.
 
+import ClientMemory
 import Host
 import X86
 

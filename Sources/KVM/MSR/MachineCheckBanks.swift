@@ -32,6 +32,7 @@ enum MachineCheck {
   static let inProgress: UInt64 = 1 << 2
 }
 
+/// Belongs to the thread that is in an ioctl of the vCPU; it reaches nothing else.
 struct MachineCheckBanks: Sendable {
   /// What a report asks for.
   enum Outcome { case none, exception, tripleFault, correctedInterrupt }

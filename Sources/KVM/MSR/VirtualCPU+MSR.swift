@@ -13,7 +13,8 @@ import Synchronization
 import X86
 import X86CPU
 
-/// The MSRs of a vCPU that only store a value.
+/// The MSRs of a vCPU that only store a value. Belongs to the thread that is in an ioctl of the
+/// vCPU; it reaches nothing else.
 struct MSRStore {
   /// By `MSRRule.slot`.
   var slots: InlineArray<112, UInt64> = MSRModel.initialSlots

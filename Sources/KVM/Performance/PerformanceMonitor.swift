@@ -17,6 +17,7 @@
 import X86
 import X86CPU
 
+/// Belongs to the thread that is in an ioctl of the vCPU; it reaches nothing else.
 struct PerformanceMonitor: Sendable {
   /// A counter that counts.
   private struct Active: Sendable {

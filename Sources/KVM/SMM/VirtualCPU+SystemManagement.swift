@@ -14,7 +14,8 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// What a vCPU has of system management mode.
+/// What a vCPU has of system management mode. Belongs to the thread that is in an ioctl of the
+/// vCPU; it reaches nothing else. That an SMI waits is in the mailbox.
 struct SystemManagement: Sendable {
   var isActive = false
   /// SMBASE.

@@ -2,6 +2,7 @@
 //
 // From RIP to a block: translation of the code page, decoding, lowering.
 
+import Host
 import X86
 import X86Decoder
 
@@ -135,7 +136,7 @@ extension CPU {
     let mode = CodeMode(rawValue: s.pointee.codeMode) ?? .bits64
     let ops = cache.nextOps
     let room = Int(Page.size - host & Page.offsetMask)
-    let bytes = snapshotOfCode(host, room)
+    let bytes = try snapshotOfCode(host, room)
     var offset = 0
     var count = 0
     var ended = false
@@ -182,11 +183,23 @@ extension CPU {
   private static let longestBlock = BlockCache.maximumInstructions * 16
 
   /// The bytes of the largest block that begins here, of which `room` are in its page.
-  private func snapshotOfCode(_ host: UInt64, _ room: Int) -> UnsafeRawPointer {
+  private func snapshotOfCode(
+    _ host: UInt64, _ room: Int
+  ) throws(GuestException) -> UnsafeRawPointer {
     let buffer = owner.bounce
-    let source = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
-    Self.copyOnce(from: source, to: buffer, byteCount: min(room, Self.longestBlock))
+    try copyCode(from: host, to: buffer, count: min(room, Self.longestBlock))
     return UnsafeRawPointer(buffer)
+  }
+
+  /// Copies code that is to be decoded. References are held here, so it may not be cut off
+  /// (`GuardedCall`) where its memory has gone.
+  private func copyCode(
+    from host: UInt64, to buffer: UnsafeMutableRawPointer, count: Int
+  ) throws(GuestException) {
+    let source = UnsafeRawPointer(bitPattern: UInt(host))
+    if !GuardedCopy.copy(from: source, to: buffer, count: count) {
+      throw owner.codeVanished(UInt(host))
+    }
   }
 
   /// One instruction across a page boundary.
@@ -205,12 +218,10 @@ extension CPU {
     owner.keepCopy(page)
     owner.keepCopy(secondPage)
     var bytes = InlineArray<32, UInt8>(repeating: 0)
-    let low = UnsafeRawPointer(bitPattern: UInt(host)).unsafelyUnwrapped
-    let high = UnsafeRawPointer(bitPattern: UInt(second)).unsafelyUnwrapped
-    for n in 0..<first { bytes[n] = low.load(fromByteOffset: n, as: UInt8.self) }
-    for n in first..<(first + 15) {
-      bytes[n] = high.load(fromByteOffset: n - first, as: UInt8.self)
-    }
+    let buffer = owner.bounce
+    try copyCode(from: host, to: buffer, count: first)
+    try copyCode(from: second, to: buffer + first, count: 15)
+    for n in 0..<(first + 15) { bytes[n] = buffer.load(fromByteOffset: n, as: UInt8.self) }
     let instruction: Instruction
     do throws(DecodeError) {
       instruction = try unsafe withUnsafeBytes(of: &bytes) { buffer throws(DecodeError) in

@@ -10,7 +10,7 @@
 // drop its code of that page. So no CPU runs code that changed, beyond the delay that x86 allows to
 // cross-modifying code. Another CPU that finds the bit set waits while `isSettled` is false.
 //
-// Where others write to the memory unannounced there is a `CodeGuard`: the page is write-protected
+// Where others write to the memory unannounced there is a `CodeWatch`: the page is write-protected
 // in this process exactly while its bit is set. Bit and protection change together, under the
 // page's lock. Nobody waits for anybody while holding that lock.
 
@@ -33,8 +33,15 @@ package final class CodePages: Sendable {
   }
 
   private let stripes = (0..<64).map { _ in Stripe() }
-  /// An unretained CodeGuard, or 0.
-  private let guardian = Atomic<UInt>(0)
+  /// An unretained WatchBox, or 0.
+  private let watchAddress = Atomic<UInt>(0)
+  /// Copies of pages that all CPUs have (PhysicalCPU+Comparison).
+  let copies = Atomic<Int>(0)
+
+  private final class WatchBox: Sendable {
+    let watch: CodeWatch
+    init(_ watch: CodeWatch) { self.watch = watch }
+  }
 
   private init() {
     let map = mmap(
@@ -89,7 +96,7 @@ package final class CodePages: Sendable {
     return stripe.lock.withLock { _ in
       if contains(page) { return false }
       stripe.settling.add(1, ordering: .sequentiallyConsistent)
-      withGuardian { $0.protect(page) }
+      withWatch { $0.protect(page) }
       word(page).pointee.bitwiseOr(bit(page), ordering: .sequentiallyConsistent)
       return true
     }
@@ -106,35 +113,35 @@ package final class CodePages: Sendable {
       let old = word(page).pointee.bitwiseAnd(~bit(page), ordering: .sequentiallyConsistent)
       let wasMarked = old.oldValue & bit(page) != 0
       if wasMarked { CPURegistry.shared.post(.dropCode(page), except: own) }
-      if wasMarked || opensAlways { withGuardian { $0.open(page, always: opensAlways) } }
+      if wasMarked || opensAlways { withWatch { $0.open(page, opensAlways) } }
       return wasMarked
     }
   }
 
-  // MARK: The guard
+  // MARK: The watch
 
-  /// The guard, if there is one.
-  var installed: CodeGuard? {
-    UnsafeRawPointer(bitPattern: guardian.load(ordering: .acquiring)).map {
-      Unmanaged<CodeGuard>.fromOpaque($0).takeUnretainedValue()
+  /// The watch, if there is one.
+  var watch: CodeWatch? {
+    UnsafeRawPointer(bitPattern: watchAddress.load(ordering: .acquiring)).map {
+      Unmanaged<WatchBox>.fromOpaque($0).takeUnretainedValue().watch
     }
   }
 
-  private func withGuardian(_ body: (CodeGuard) -> Void) {
-    let address = guardian.load(ordering: .acquiring)
+  private func withWatch(_ body: (CodeWatch) -> Void) {
+    let address = watchAddress.load(ordering: .acquiring)
     guard let pointer = UnsafeRawPointer(bitPattern: address) else { return }
-    Unmanaged<CodeGuard>.fromOpaque(pointer)._withUnsafeGuaranteedRef { body($0) }
+    Unmanaged<WatchBox>.fromOpaque(pointer)._withUnsafeGuaranteedRef { body($0.watch) }
   }
 
-  /// From now on pages are protected. The guard is never freed.
-  func install(_ new: CodeGuard) {
-    let address = UInt(bitPattern: Unmanaged.passRetained(new).toOpaque())
-    guardian.store(address, ordering: .releasing)
+  /// From now on pages are protected. A watch is never freed.
+  func install(_ watch: CodeWatch) {
+    let address = UInt(bitPattern: Unmanaged.passRetained(WatchBox(watch)).toOpaque())
+    watchAddress.store(address, ordering: .releasing)
   }
 
   /// In a child of fork: no page holds code, and no protection is left.
   func forget() {
-    guardian.store(0, ordering: .releasing)
+    watchAddress.store(0, ordering: .releasing)
     madvise(UnsafeMutableRawPointer(bitPattern: bitmap), Self.byteCount, MADV_DONTNEED)
   }
 }

@@ -38,7 +38,9 @@ extension PhysicalCPU {
     guard let known = blocks.copies[page], known.comparison != comparison,
       let bytes = known.bytes, let now = UnsafeRawPointer(bitPattern: UInt(page))
     else { return }
-    if memcmp(now, bytes, Int(Page.size)) == 0 {
+    // A page that has gone is different: who decodes from it finds out.
+    let size = Int(Page.size)
+    if GuardedCopy.copy(from: now, to: bounce, count: size), memcmp(bounce, bytes, size) == 0 {
       blocks.copies[page]?.comparison = comparison
     } else {
       blocks.drop(page: page)
@@ -48,14 +50,14 @@ extension PhysicalCPU {
   /// After a page was marked, before anything is decoded from it.
   func keepCopy(_ page: UInt64) {
     if blocks.copies[page] != nil { return }
-    guard let codeGuard = CodePages.shared.installed else { return }
+    guard let watch = CodePages.shared.watch else { return }
     var copy = CodeCopy(bytes: nil, comparison: comparison)
-    if codeGuard.needsComparison(page), let now = UnsafeRawPointer(bitPattern: UInt(page)) {
+    if watch.needsComparison(page), let now = UnsafeRawPointer(bitPattern: UInt(page)) {
       let bytes = UnsafeMutableRawPointer.allocate(byteCount: Int(Page.size), alignment: 64)
       // Where the page has gone, whoever decodes it finds out.
       _ = GuardedCopy.copy(from: now, to: bytes, count: Int(Page.size))
       copy.bytes = bytes
-      codeGuard.copies.add(1, ordering: .relaxed)
+      CodePages.shared.copies.add(1, ordering: .relaxed)
       blocks.hasCopies = true
     }
     blocks.copies[page] = copy
@@ -78,6 +80,6 @@ extension BlockCache {
   private static func free(_ copy: CodeCopy) {
     guard let bytes = copy.bytes else { return }
     bytes.deallocate()
-    CodePages.shared.installed?.copies.subtract(1, ordering: .relaxed)
+    CodePages.shared.copies.subtract(1, ordering: .relaxed)
   }
 }

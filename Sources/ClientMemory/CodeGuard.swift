@@ -4,13 +4,16 @@
 // into guest memory, and pass it to system calls that write there. A thread of its own is told of
 // each such write before it happens, has all CPUs drop the page's code, and lets the write go on.
 //
-//     let codeGuard = try CodeGuard.install()
-//     codeGuard.add(memory)                  // when a slot names it; CodePages does the rest
+//     let codeGuard = CodeGuard(protects: true, map: map)
+//     try codeGuard.start { page in ... }     // drop the page's code, then `open` it
+//     codeGuard.add(memory)                   // when a slot names it; the processors do the rest:
+//     codeGuard.protect(page)                 // before code of it is decoded
+//     codeGuard.open(page)                    // when its code is gone
 //     codeGuard.remove(memory)
 //
 // Where that cannot be had, for lack of rights or for the kind of memory, and where others may
 // write by mappings that it does not see (shared memory), CPUs keep a copy of the page, and compare
-// at the first execution after `contentsMayHaveChanged` (PhysicalCPU+Comparison).
+// at the first execution after contents may have changed (`needsComparison`).
 //
 // Invariants. That thread waits for nobody but for a page's lock, whose holders wait for nobody; it
 // takes no memory from the allocator, as a thread that waits for it may hold the allocator's locks.
@@ -19,7 +22,6 @@
 import Host
 import Synchronization
 import SystemPackage
-import X86
 
 #if canImport(Glibc)
   import Glibc
@@ -47,15 +49,17 @@ package final class CodeGuard: Sendable {
   /// Why it does not.
   private let refusal: Errno?
   private let memory = Mutex(Memories())
-  private let process = getpid()
+  private let map: HostMemoryMap
+  private let isStarted = Mutex(false)
   private let protectionCount = Atomic<UInt64>(0)
   private let unprotectedCount = Atomic<UInt64>(0)
   private let writeCount = Atomic<UInt64>(0)
 
-  /// Copies of pages that all CPUs have.
-  let copies = Atomic<Int>(0)
+  private static let pageSize: UInt = 4096
 
-  private init(protects: Bool) {
+  /// - Parameter protects: false: pages are compared only.
+  init(protects: Bool, map: HostMemoryMap) {
+    self.map = map
     var refusal: Errno?
     var faults: UserFaultDescriptor?
     do throws(Errno) {
@@ -68,42 +72,32 @@ package final class CodeGuard: Sendable {
     self.refusal = refusal
   }
 
-  private static let installed = Mutex<CodeGuard?>(nil)
-
-  /// The guard of this process, made by the first call.
+  /// Has `onWrite` called before each write to a protected page; it opens the page. It waits for
+  /// nobody and takes no memory from the allocator.
   ///
-  /// - Parameter protects: false: pages are compared only.
-  package static func install(protects: Bool = true) throws(Errno) -> CodeGuard {
-    try installed.withLock { (installed) throws(Errno) in
-      if let installed, installed.process == getpid() { return installed }
-      let new = CodeGuard(protects: protects)
-      if new.isProtecting {
-        _ = try HostThread(name: "martlet-writes", stackSize: 256 << 10) { new.serve() }
+  /// - Returns: false where this was done before.
+  package func start(_ onWrite: @escaping @Sendable (_ page: UInt) -> Void) throws(Errno) -> Bool {
+    try isStarted.withLock { (isStarted) throws(Errno) in
+      if isStarted { return false }
+      if isProtecting {
+        _ = try HostThread(name: "martlet-writes", stackSize: 256 << 10) { self.serve(onWrite) }
       }
-      CodePages.shared.install(new)
-      installed = new
-      return new
+      isStarted = true
+      return true
     }
   }
 
   private var isProtecting: Bool { refusal == nil }
 
-  /// In a child of fork, before it makes CPUs: the parent's code, CPUs and guard are not the
-  /// child's.
-  package static func forgetParent() {
-    CPURegistry.shared.forget()
-    CodePages.shared.forget()
-  }
-
   // MARK: Memory
 
   /// Guest memory, in whole pages.
-  package func add(_ range: Range<UInt>) {
+  func add(_ range: Range<UInt>) {
     memory.withLock { $0.slots[range, default: 0] += 1 }
   }
 
-  /// Undoes one `add` of the same range. Its code has been dropped (`PhysicalCPU.noteHostWrite`).
-  package func remove(_ range: Range<UInt>) {
+  /// Undoes one `add` of the same range. Its code has been dropped.
+  func remove(_ range: Range<UInt>) {
     memory.withLock { memory in
       guard let count = memory.slots[range] else { return }
       memory.slots[range] = count > 1 ? count - 1 : nil
@@ -154,15 +148,15 @@ package final class CodeGuard: Sendable {
 
   // MARK: Pages; under the page's lock
 
-  func protect(_ page: UInt64) {
+  /// Others' writes to a page wait from now on.
+  package func protect(_ page: UInt) {
     guard isProtecting else { return }
-    let address = UInt(page)
-    let range = address..<(address + UInt(Page.size))
+    let range = page..<(page + Self.pageSize)
     for attempt in 0..<2 {
-      guard register(address, anew: attempt > 0) else { break }
+      guard register(page, anew: attempt > 0) else { break }
       // A page that is not there is read first: kernels before 6.4 protect what is there.
-      let bytes = UnsafePointer<Atomic<UInt8>>(bitPattern: address)
-      _ = bytes?.pointee.load(ordering: .acquiring)
+      var byte: UInt8 = 0
+      _ = GuardedCopy.copy(from: UnsafeRawPointer(bitPattern: page), to: &byte, count: 1)
       do throws(Errno) {
         try faults?.protect(range)
         protectionCount.add(1, ordering: .relaxed)
@@ -171,7 +165,7 @@ package final class CodeGuard: Sendable {
         // What the client mapped over registered memory has to be registered again.
         if error == .noSuchFileOrDirectory { continue }
         memory.withLock { memory in
-          if let index = memory.index(of: address) { memory.withCode[index].isRegistered = false }
+          if let index = memory.index(of: page) { memory.withCode[index].isRegistered = false }
         }
         break
       }
@@ -179,55 +173,48 @@ package final class CodeGuard: Sendable {
     unprotectedCount.add(1, ordering: .relaxed)
   }
 
+  /// Lets writes to a page go on.
+  ///
   /// - Parameter always: somebody may wait, whatever is known of the page.
-  func open(_ page: UInt64, always: Bool) {
-    let address = UInt(page)
+  package func open(_ page: UInt, always: Bool) {
     guard isProtecting else { return }
     if always
-      || memory.withLock({ $0.withCode.contains { $0.range.contains(address) && $0.isRegistered } })
+      || memory.withLock({ $0.withCode.contains { $0.range.contains(page) && $0.isRegistered } })
     {
-      faults?.open(address..<(address + UInt(Page.size)))
+      faults?.open(page..<(page + Self.pageSize))
     }
   }
 
   // MARK: Comparison
 
-  /// Whether somebody may write to a page, which is marked, without its protection telling.
-  func needsComparison(_ page: UInt64) -> Bool {
-    let address = UInt(page)
+  /// Whether somebody may write to a page, which has code, without its protection telling.
+  package func needsComparison(_ page: UInt) -> Bool {
     let isOurs = memory.withLock { memory in
-      memory.withCode.contains { $0.range.contains(address) && $0.isRegistered }
+      memory.withCode.contains { $0.range.contains(page) && $0.isRegistered }
     }
-    return !isOurs || HostMemoryMap.shared.isShared(at: page)
-  }
-
-  /// Somebody may have written to memory that is not protected against him: code is compared before
-  /// it is executed again. From any thread.
-  package func contentsMayHaveChanged() {
-    if copies.load(ordering: .relaxed) == 0 { return }
-    CPURegistry.shared.post(.compare, except: nil)
+    return !isOurs || map.isShared(at: UInt64(page))
   }
 
   // MARK: Writes
 
-  private func serve() {
+  private func serve(_ onWrite: (UInt) -> Void) {
     var all = sigset_t()
     sigfillset(&all)
     pthread_sigmask(SIG_SETMASK, &all, nil)
     faults?.wait { address in
       writeCount.add(1, ordering: .relaxed)
-      let page = UInt64(address) & Page.mask
-      _ = CodePages.shared.unmark(page, except: nil, opensAlways: true)
+      onWrite(address & ~(Self.pageSize &- 1))
     }
   }
 
   /// A line for the user.
-  package var report: String {
+  ///
+  /// - Parameter kept: copies of pages that CPUs have.
+  package func report(copies kept: Int) -> String {
     let (protected, writes, unprotected) = (
       protectionCount.load(ordering: .relaxed), writeCount.load(ordering: .relaxed),
       unprotectedCount.load(ordering: .relaxed)
     )
-    let kept = copies.load(ordering: .relaxed)
     if let refusal { return "pages with code: \(kept) compared, as userfaultfd: \(refusal)" }
     return "pages with code: \(protected) protected, \(writes) writes by others"
       + (unprotected == 0 ? "" : ", \(unprotected) not protected")

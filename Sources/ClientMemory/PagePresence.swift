@@ -4,6 +4,7 @@
 // say, and bringing one that cannot.
 
 import CHost
+import Host
 import SystemPackage
 
 #if canImport(Glibc)

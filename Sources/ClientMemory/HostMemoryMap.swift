@@ -10,6 +10,7 @@
 // calls) are detected late if memory is unmapped, and at once if it is mapped.
 
 import CHost
+import Host
 import Synchronization
 import SystemPackage
 
@@ -18,7 +19,7 @@ import SystemPackage
 #endif
 
 package final class HostMemoryMap: Sendable {
-  package static let shared = HostMemoryMap()
+  init() {}
 
   /// Readable memory without holes.
   package struct Area: Sendable {

@@ -4,13 +4,13 @@
 // access to a page that is missing waits until the client has supplied it. The code that
 // intercepts the client's ioctls reports the ranges.
 //
-//     UserFaultRanges.shared.add(range, descriptor)      // after UFFDIO_REGISTER
-//     UserFaultRanges.shared.remove(range)               // after UFFDIO_UNREGISTER
+//     memory.userFaults.add(range, descriptor)      // after UFFDIO_REGISTER
+//     memory.userFaults.remove(range)               // after UFFDIO_UNREGISTER
 
 import Synchronization
 
 package final class UserFaultRanges: Sendable {
-  package static let shared = UserFaultRanges()
+  package init() {}
 
   private struct Entry: Sendable {
     var range: Range<UInt>

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Connects the processors, which know pages with code, with the client's memory, which knows how to
+// protect them. Neither imports the other.
+
+import ClientMemory
+import SystemPackage
+import X86CPU
+
+extension ClientMemory {
+  /// Has the processors' pages with code protected, once for each object.
+  func protectCode() throws(Errno) {
+    guard let codeGuard else { return }
+    let isFirst = try codeGuard.start { PhysicalCPU.othersWrite(UInt64($0)) }
+    guard isFirst else { return }
+    PhysicalCPU.watchCode(
+      CodeWatch(
+        protect: { codeGuard.protect(UInt($0)) },
+        open: { page, always in codeGuard.open(UInt(page), always: always) },
+        needsComparison: { codeGuard.needsComparison(UInt($0)) }))
+  }
+}

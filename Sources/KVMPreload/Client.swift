@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where exported functions find the client's memory: they are C functions, which have nothing but
+// their arguments. The one holder of it in the process; all others are given it.
+
+import ClientMemory
+import Synchronization
+
+enum Client {
+  /// The address of the object, which is never freed: any function of the client's may look.
+  private static let address = Atomic<UInt>(0)
+  private static let making = Mutex(())
+
+  /// The client's memory, once something is to be known of it. Takes no lock and allocates nothing.
+  static var memory: ClientMemory? {
+    UnsafeRawPointer(bitPattern: address.load(ordering: .acquiring)).map {
+      Unmanaged<ClientMemory>.fromOpaque($0).takeUnretainedValue()
+    }
+  }
+
+  /// The same, made where there is none.
+  static func makeMemory() -> ClientMemory {
+    if let memory { return memory }
+    return making.withLock { _ in memory ?? install(ClientMemory(Settings.clientWrites)) }
+  }
+
+  /// In a child of fork, before it makes a hypervisor of its own. The client's userfaultfds were
+  /// reported to the parent's.
+  static func renewMemory() {
+    making.withLock { _ in
+      guard let old = memory else { return }
+      _ = install(ClientMemory(Settings.clientWrites, userFaults: old.userFaults))
+    }
+  }
+
+  private static func install(_ memory: ClientMemory) -> ClientMemory {
+    let pointer = Unmanaged.passRetained(memory).toOpaque()
+    address.store(UInt(bitPattern: pointer), ordering: .releasing)
+    return memory
+  }
+}
