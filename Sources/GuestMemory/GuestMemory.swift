@@ -77,10 +77,10 @@ import SystemPackage
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
-      if madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
-        memset(region.hostAddress, 0, size)
+      if unsafe madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
+        unsafe memset(region.hostAddress, 0, size)
       }
-      noteWrite(region.hostAddress, count: size)
+      unsafe noteWrite(region.hostAddress, count: size)
     }
   }
 
@@ -111,9 +111,9 @@ import SystemPackage
   ///
   /// - Returns: false when they do not lie in memory.
   package func clear(_ address: UInt64, count: Int) -> Bool {
-    guard let target = host(address, count: count) else { return false }
-    memset(target, 0, count)
-    noteWrite(target, count: count)
+    guard let target = unsafe host(address, count: count) else { return false }
+    unsafe memset(target, 0, count)
+    unsafe noteWrite(target, count: count)
     return true
   }
 
