@@ -121,7 +121,8 @@ extension PhysicalCPU {
     crashRecord.pointee.enter()
     var frame = GuardedCall.Frame(redirection)
     if !GuardedCall.call(&frame, guestCode, cpu.raw) { leaveCutOff(frame.fault) }
-    crashRecord.pointee.leave(reason: UInt32(cpu.s.pointee.exit.cause.rawValue), rip: cpu.s.pointee.rip)
+    let cause = cpu.s.pointee.exit.cause
+    crashRecord.pointee.leave(reason: UInt32(cause.rawValue), rip: cpu.s.pointee.rip)
   }
 
   /// Executes the instruction at RIP; see `emulate`.

@@ -169,10 +169,9 @@ package struct CPUState {
   package var exit = ExitRecord()
   /// Host TSC at which the guest is left (`InterceptSet.deadline`); .max where it is not.
   package var deadline: UInt64 = .max
-  /// `retired` when the guest was entered.
-  package var retiredAtEntry: UInt64 = 0
-  /// Keeps `native`, below, where StateLayoutTests want it.
-  private var room: UInt64 = 0
+  /// What the entry into the guest injects, until it is delivered. (`native`, below, is where
+  /// StateLayoutTests want it: what is added before it has to take the place of something.)
+  package var injection: GuestEvent?
 
   /// MSRs and timers that only the system instructions look at.
   package var system = SystemState()
@@ -236,8 +235,8 @@ package struct CPUState {
   /// All ones, and 1, which a compiler does not know: see `CPU.guarded`.
   var ones: UInt64 = .max
   var one: UInt64 = 1
-  /// What the entry into the guest injects, until it is delivered.
-  package var injection: GuestEvent?
+  /// `retired` when the guest was entered.
+  package var retiredAtEntry: UInt64 = 0
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
