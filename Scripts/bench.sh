@@ -13,7 +13,7 @@
 #   --kernels A,B      these kernels of the suite alone
 #   --programs A,B     these of the programs alone
 #   --sections A,B     these sections alone: programs, suite, smp, mips, exits, latency, boot,
-#                      memory, startup; and qemu, which is not among the default ones
+#                      memory, startup; and qemu and disk, which are not among the default ones
 #   --engine E         martlet's engine (default soft)
 #   --memory M         memory of guests (default 512M)
 #   --martlet-args S   more arguments for "martlet run"
@@ -28,6 +28,7 @@ set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
 . Scripts/bench-lib.sh
+. Scripts/bench-disk.sh
 
 runs=3 scale=0.2 kernels='' programs='' engine=soft memory=512M
 sections=programs,suite,smp,mips,exits,latency,boot,memory,startup
@@ -75,9 +76,9 @@ esac
 [[ $scale =~ ^[0-9]*\.?[0-9]+$ ]] || fail "--scale takes a number, not $scale"
 for section in ${sections//,/ }; do
   case $section in
-    programs | suite | qemu | smp | mips | exits | latency | boot | memory | startup) ;;
+    programs | suite | qemu | disk | smp | mips | exits | latency | boot | memory | startup) ;;
     *)
-      fail "there is no section $section: programs, suite, qemu, smp, mips, exits, latency, boot," \
+      fail "there is no section $section: programs, suite, qemu, disk, smp, mips, exits, latency, boot," \
         "memory, startup"
       ;;
   esac

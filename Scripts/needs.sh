@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Checks for the programs that the tests run and lists the Debian packages that are missing. --install
-# installs them (as root). --optional adds QEMU, passt and iasl, without which `make test` skips parts;
-# --check adds what `make check` runs.
+# installs them (as root). --optional adds QEMU, passt, iasl, GRUB and SeaBIOS, without which `make test`
+# skips parts; --check adds what `make check` runs.
 #
 # usage: Scripts/needs.sh [--optional] [--check] [--install]
 
@@ -45,6 +45,9 @@ if [ -n "$optional" ]; then
   need passt passt
   need qemu-system-x86_64 qemu-system-x86
   need qemu-img qemu-utils
+  need grub-mkimage grub-common
+  [ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
+  [ -e /usr/share/seabios/bios-256k.bin ] || missing="$missing seabios"
 fi
 [ -z "$check" ] || need shellcheck shellcheck
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The files in which firmware finds the machine's memory map and ACPI tables (QEMU's
-// docs/specs/fw_cfg.rst; the script that places tables is in hw/acpi/bios-linker-loader.c's
-// comments). Firmware chooses where the tables lie, and computes pointers and checksums.
+// The files in which firmware finds the machine's memory map and ACPI tables (QEMU's specification
+// of fw_cfg, and of the script that places tables). Firmware chooses where the tables lie, and
+// computes pointers and checksums.
 
 import GuestMemory
 import Host

@@ -132,7 +132,7 @@ import Testing
     try Image.shell(
       """
       cd \(image.folder) && sha256sum -c sums && qemu-img check -q a.qcow2 &&
-      qemu-img convert -O raw a.qcow2 disk.img
+      qemu-img convert -O raw a.qcow2 new && mv new disk.img
       """)
     try image.check()
     #expect(try image.hash(of: "written") == written)
@@ -149,6 +149,51 @@ import Testing
     #expect(result.status == 0, about)
     #expect(says(result, "start") == (1...3).map { "\($0) \(image.hash)" }, about)
     try image.check()
+  }
+
+  private static let hasLoader = {
+    let files: [String] = [
+      "/usr/share/seabios/bios-256k.bin", "/usr/lib/grub/i386-pc/boot.img",
+      "/usr/bin/grub-mkimage",
+    ]
+    return files.allSatisfy { access($0, R_OK) == 0 }
+  }()
+
+  /// SeaBIOS starts GRUB from the disk, and GRUB Linux.
+  @Test(
+    .enabled(if: hasLoader && hasTools, "seabios, grub-pc-bin or qemu-utils is not installed"),
+    arguments: [["--cpus", "1"], ["--cpus", "2"]])
+  func aDiskBootsByItsOwnLoader(cpus: [String]) throws {
+    let image = try Image()
+    let script = Command.package + "/Scripts/make-boot-disk.sh"
+    try Image.shell(
+      """
+      sh \(script) \(image.folder)/boot.img \(BootGuest.path("vmlinuz-cloud-amd64")) \
+        \(BootGuest.path("initramfs-marker.cpio")) quiet &&
+      qemu-img convert -O qcow2 -c \(image.folder)/boot.img \(image.folder)/boot.qcow2
+      """)
+    let result = try Command.run(
+      [
+        "run", "--engine", "soft", "--disk", image.folder + "/boot.qcow2,overlay=temporary",
+      ] + cpus, limit: BootGuest.limit)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0 && result.errorLines.count == 1, about)
+    #expect(result.output.contains("SeaBIOS"), about)
+    #expect(result.output.contains("GRUB starts Linux"), about)
+    #expect(result.output.contains("MARTLET-GUEST-READY cpus=\(cpus[1])"), about)
+  }
+
+  @Test func firmwareThatIsNoneIsOneLine() throws {
+    let image = try Image()
+    func problem(_ firmware: String) throws -> String {
+      let result = try Command.run(
+        ["run", "--engine", "soft", "--disk", image.path, "--firmware", firmware])
+      #expect(result.status == 2 && result.output.isEmpty && result.errorLines.count == 1)
+      return result.errors
+    }
+    #expect(try problem("/nowhere").contains("--firmware /nowhere: no such file"))
+    #expect(try problem(image.folder + "/tree/busybox").contains("multiple of 64K"))
+    #expect(try problem("uefi").contains("not there yet"))
   }
 
   @Test func aReadOnlyDiskStaysAsItIs() throws {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a machine tells its firmware (QEMU's docs/specs/fw_cfg.rst): numbered items and named files,
-// read byte by byte at a port or copied to memory by a command that lies in memory.
+// What a machine tells its firmware (QEMU's specification of fw_cfg): numbered items and named
+// files, read byte by byte at a port or copied to memory by a command that lies in memory.
 //
 //     0x510  selector, 16 bits     0x511  data, 8 bits     0x514  address of a command, big-endian
 

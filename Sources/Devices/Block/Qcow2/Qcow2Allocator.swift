@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which clusters of the file are in use: the table of reference counts, its blocks, and what is
-// free (QEMU's docs/interop/qcow2.rst, "Host cluster management"). A change stays in memory until
+// free (QEMU's specification of qcow2, "Host cluster management"). A change stays in memory until
 // `Qcow2Image` writes it. A cluster that is given up keeps its count until no table of the file
 // names it, and is not used anew before all requests that may have seen it have ended: after a
 // crash, counts are at most too high.

@@ -108,7 +108,7 @@ private struct Zstandard: Sendable {
     ) -> Int
   typealias IsError = @convention(c) @Sendable (Int) -> UInt32
 
-  /// `ZSTD_inBuffer` and `ZSTD_outBuffer`.
+  /// The library's buffers, of input and of output.
   struct Buffer {
     var start: UnsafeRawPointer?
     var size: Int

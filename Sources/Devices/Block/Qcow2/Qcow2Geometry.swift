@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How a qcow2 image divides the disk: clusters, the tables of two levels that say where each is,
-// and what an entry of a second-level table means (QEMU's docs/interop/qcow2.rst, "Cluster
+// and what an entry of a second-level table means (QEMU's specification of qcow2, "Cluster
 // mapping").
 
 /// Sizes and shifts that the header fixes.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The header of a qcow2 image, of versions 2 and 3, and its extensions (QEMU's
-// docs/interop/qcow2.rst, "Header", "Header extensions"). All numbers in an image are big-endian,
-// and none is believed: what this accepts has bounds that the rest of the code rests on.
+// The header of a qcow2 image, of versions 2 and 3, and its extensions (QEMU's specification of
+// qcow2, "Header", "Header extensions"). All numbers in an image are big-endian, and none is
+// believed: what this accepts has bounds that the rest of the code rests on.
 
 import Host
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A disk in a qcow2 image (QEMU's docs/interop/qcow2.rst).
+// A disk in a qcow2 image (QEMU's specification of qcow2).
 //
 // Reads, and writes to clusters that the disk has for itself, look up where their bytes are and
 // then run side by side. Whatever changes tables has the allocator, one at a time: writes to new

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of internal snapshots (QEMU's docs/interop/qcow2.rst, "Snapshots"): each has an L1
+// The table of internal snapshots (QEMU's specification of qcow2, "Snapshots"): each has an L1
 // table of its own, whose clusters the disk shares until it writes to them.
 
 import Host
