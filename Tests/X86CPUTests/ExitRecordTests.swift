@@ -80,7 +80,8 @@ import X86
   @Test func causesFillATable() {
     #expect(GuestExit.Cause.allCases.count == GuestExit.Cause.count)
     #expect(GuestExit.Cause.allCases.map { Int($0.rawValue) } == Array(0..<GuestExit.Cause.count))
-    for instruction in InterceptedInstruction.allCases {
+    #expect(GuestExit.instruction(.controlRegisterWrite).cause == .controlRegister)
+    for instruction in InterceptedInstruction.allCases where instruction != .controlRegisterWrite {
       #expect("\(GuestExit.instruction(instruction).cause)" == "\(instruction)")
     }
     let port = PortExit(number: 1, size: 1, isInput: true)

@@ -76,7 +76,7 @@ import X86CPU
     m.test.load([0x0F, 0x22, 0xE6], at: 0x1000)
     m.cpu.gpr[6] = m.vmcb[.cr4]
     #expect(try m.run() == .writeCR(4))
-    #expect(m.vmcb[.exitInfo1] == 1 << 63 | 6)
+    #expect(m.vmcb[.exitInfo1] == UInt64(1) << 63 | 6)
     // CLTS is no MOV.
     m.vmcb[.controlRegisterIntercepts] = 1 << 16
     m.test.load([0x0F, 0x06], at: 0x1000)

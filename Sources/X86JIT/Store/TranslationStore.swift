@@ -79,6 +79,7 @@ package final class TranslationStore: Sendable {
   /// Writes what is not in the file yet.
   package func flush() { state.withLock { $0.flush() } }
 
+  /// Sendable: in the mutex alone.
   private struct State: ~Copyable, @unchecked Sendable {
     var file: TranslationFile
     var index: StoreIndex
