@@ -7,6 +7,7 @@
 //     let folder = try PrivateFolder(opening: path, creates: true)
 //     let file = try folder.open("figures", flags: O_RDWR)
 
+import CHost
 import Glibc
 import SystemPackage
 
