@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which build of the program, or of the library, this is: a hash of the file that its code was
-// loaded from.
+// Which build of the program, or of the library, this is: which file its code was loaded from, and
+// when that was written. Nobody writes to a file without changing its times, and reading all of it
+// would take longer than what the answer is for.
 
 import CHost
 import Glibc
@@ -9,25 +10,25 @@ import SystemPackage
 
 package enum ProgramBuild {
   /// - Parameter anchor: an address in the program's or the library's code.
-  /// - Returns: where the file cannot be read, a number that no other process has.
-  package static func hash(anchor: UnsafeRawPointer) -> UInt64 {
-    guard let path = path(anchor),
-      let file = try? OwnedFileDescriptor(opening: path, flags: O_RDONLY)
-    else { return UInt64.random(in: 0...(.max)) }
-    let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 1 << 18, alignment: 64)
-    defer { buffer.deallocate() }
-    var hash: UInt64 = 0
-    while let count = try? file.read(into: buffer), count > 0 {
-      hash = ContentHash.of(UnsafeRawBufferPointer(rebasing: buffer[..<count]), seed: hash)
+  /// - Returns: numbers that another build does not have; where the file cannot be found, none
+  ///   that any other process has.
+  package static func identity(anchor: UnsafeRawPointer) -> [UInt64] {
+    var status = stat()
+    guard let path = path(anchor), stat(path, &status) == 0 else {
+      return [UInt64.random(in: 0...(.max))]
     }
-    return hash
+    return [
+      Int(truncatingIfNeeded: status.st_ino), Int(status.st_size), status.st_mtim.tv_sec,
+      status.st_mtim.tv_nsec, status.st_ctim.tv_sec, status.st_ctim.tv_nsec,
+    ].map { UInt64(truncatingIfNeeded: $0) }
   }
 
   private static func path(_ anchor: UnsafeRawPointer) -> String? {
     var info = chost_dl_info()
     guard chost_dladdr(anchor, &info) != 0, let name = info.file else { return nil }
-    // The program itself has the name that it was called by, which may be relative.
-    let isPath = name[0] == CChar(bitPattern: UInt8(ascii: "/"))
-    return isPath ? String(cString: name) : "/proc/self/exe"
+    // The program itself has the name that it was called by: another file may have it by now.
+    let text = String(cString: name)
+    let isLibrary = text.hasPrefix("/") && text != CommandLine.arguments.first
+    return isLibrary ? text : "/proc/self/exe"
   }
 }

@@ -25,12 +25,21 @@ extension Translator {
   func keep(_ kind: KeptTranslation.Kind) {
     guard let store, work.guardsAccesses == store.options.guardsAccesses else { return }
     let block = work.codes[0].block
-    guard block.pointee.secondPage == 0, let text = readText(block) else { return }
+    guard block.pointee.secondPage == 0, let text = translatedText(block, kind) else { return }
     for variant in 0..<(kind == .block ? 1 : KeptTranslation.variants) {
       let name = name(of: block, text, kind, variant)
       if store.contains(name) { continue }
       return store.add(name) { work.keep(as: name, kind, memory: codeStart, into: $0) }
     }
+  }
+
+  /// The bytes of what was translated last: of a block alone they are still there.
+  private func translatedText(
+    _ block: BlockPointer, _ kind: KeptTranslation.Kind
+  ) -> UnsafeRawBufferPointer? {
+    if kind == .region { return readText(block) }
+    return UnsafeRawBufferPointer(
+      start: work.memory.bytes, count: Int(block.pointee.length))
   }
 
   /// A block's bytes as they are now; nil where they have gone.
@@ -78,8 +87,7 @@ extension Translator {
     }
   }
 
-  /// The same for a block that was decoded before, and is hot by now: another CPU may have
-  /// translated it meanwhile, or this one did before it dropped all code.
+  /// The same for a block that was decoded before, and is hot again after all code was dropped.
   func recallDecoded(_ block: BlockPointer) -> Bool {
     guard store != nil, block.pointee.secondPage == 0, let text = readText(block),
       CodeSignature.of(text) == block.pointee.signature

@@ -210,7 +210,8 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
-    if recallDecoded(block) { return }
+    // What was dropped is there again; else it was looked for when the block was decoded.
+    if statistics.resets > 0, recallDecoded(block) { return }
     guard mayTranslate(block), begin(block) else {
       statistics.refused += 1
       return

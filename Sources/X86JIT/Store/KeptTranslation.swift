@@ -233,7 +233,7 @@ extension BlockTranslation {
           target: UInt16(a.position(of: site.target) - start)))
     }
     for position in a.externals { writer.put(UInt16(position - start)) }
-    guard let text = putText(&writer) else { return nil }
+    guard let text = kind == .block ? putOwnText(&writer) : putText(&writer) else { return nil }
     header.textLength = text
     putCode(&writer, memory)
     writer.pad()
@@ -248,6 +248,14 @@ extension BlockTranslation {
       position: UInt16(site.position - start),
       back: site.back.map { UInt16(a.position(of: $0) - start) } ?? 0,
       block: UInt8(site.code), op: UInt8(site.index), information: site.information)
+  }
+
+  /// The guest's bytes of a block alone, which were read for its translation.
+  private func putOwnText(_ writer: inout RecordWriter) -> UInt16? {
+    let length = Int(block.pointee.length)
+    (writer.base + writer.position).copyMemory(from: memory.bytes, byteCount: length)
+    writer.position += length
+    return UInt16(exactly: length)
   }
 
   /// The guest's bytes; nil where they are not those that were translated any more.

@@ -38,7 +38,8 @@ package struct TranslationOptions: Sendable, Equatable {
     }
     for word in HostFeatures.current.words { add(UInt64(word)) }
     add(HostFeatures.current.xcr0)
-    add(ProgramBuild.hash(anchor: unsafeBitCast(findSuccessor, to: UnsafeRawPointer.self)))
+    let anchor = unsafeBitCast(findSuccessor, to: UnsafeRawPointer.self)
+    for number in ProgramBuild.identity(anchor: anchor) { add(number) }
     // Where shared code is; its own bytes may have addresses of this run.
     let thunks = Thunks(origin: 0, guardsSpeculation: guardsSpeculation, counts: measures)
     for symbol in thunks.symbols { add(UInt64(symbol.address)) }
