@@ -142,19 +142,30 @@ struct Qcow2Allocator: Sendable {
     let isFresh: Bool
   }
 
+  /// Counts that are looked at for one cluster, at most: a file may have any size.
+  private static let searchLimit = 1 << 20
+
   /// Takes a free cluster, whose count is 1 afterwards.
   mutating func allocate() throws(Errno) -> Cluster {
     while let cluster = free.popLast() {
       guard try count(cluster) == 0 else { continue }
       return try take(cluster)
     }
-    while next < end {
+    for _ in 0..<Self.searchLimit {
+      guard next < end else { break }
       let cluster = next
-      next &+= 1
       let (block, _) = place(cluster)
-      guard try count(cluster) == 0, !restingClusters.contains(cluster),
-        table.indices.contains(block)
-      else { continue }
+      // No counts, which a whole image has for all that it uses.
+      guard table.indices.contains(block) else {
+        next = end
+        break
+      }
+      if table[block] == 0, !file.isDevice {
+        next = min(((cluster >> geometry.refcountBits) &+ 1) << geometry.refcountBits, end)
+        continue
+      }
+      next &+= 1
+      guard try count(cluster) == 0, !restingClusters.contains(cluster) else { continue }
       if table[block] != 0 { return try take(cluster) }
       // A device's space is all there from the start, without counts.
       if file.isDevice { try putBlock(block, at: cluster) }

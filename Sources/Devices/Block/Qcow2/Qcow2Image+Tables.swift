@@ -97,6 +97,8 @@ extension Qcow2Image {
 struct Qcow2Census {
   /// More is not counted here: memory and time have bounds.
   private static let clusterLimit = 1 << 26
+  /// Bytes of tables.
+  private static let tableLimit = 8 << 30
 
   private struct TooMuch: Error {}
 
@@ -112,7 +114,8 @@ struct Qcow2Census {
     let clusters = geometry.clusters(image.file.size)
     guard clusters <= UInt64(Self.clusterLimit) else { throw TooMuch() }
     counts = [UInt32](repeating: 0, count: Int(truncatingIfNeeded: clusters))
-    budget = counts.count &* 4 &+ 64
+    let most = Self.tableLimit >> Int(truncatingIfNeeded: geometry.clusterBits)
+    budget = min(counts.count &* 4, most) &+ 64
     let header = image.header
     try add(0)
     try add(header.refcountOffset, clusters: UInt64(truncatingIfNeeded: header.refcountClusters))
