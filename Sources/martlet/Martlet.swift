@@ -205,7 +205,7 @@ struct Run: ParsableCommand {
         + "on keeps it in martlet in $XDG_CACHE_HOME or ~/.cache, up to size=256M. A folder must be "
         + "this user's alone; docs/security.md says what is trusted.",
       valueName: "on|off|folder[,size=n]"), completion: .directory)
-  var translationCache = "on"
+  var translationCache = "off"
 
   @Option(
     help: ArgumentHelp(
