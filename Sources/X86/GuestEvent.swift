@@ -37,8 +37,10 @@ public struct GuestEvent: Hashable, Sendable {
 
   /// An exception.
   ///
-  /// - Parameter instructionLength: of the instruction that raised it, where it is a software
-  ///   exception.
+  /// - Parameters:
+  ///   - vector: 0 to 31.
+  ///   - errorCode: nil: the exception has none.
+  ///   - instructionLength: of the instruction that raised it, where it is a software exception.
   @inlinable public init(exception vector: UInt8, errorCode: UInt32?, instructionLength: UInt32) {
     let isSoftware = Self.isSoftware(vector)
     self.init(
@@ -102,6 +104,7 @@ extension GuestEvent {
   /// nil where the information is not valid, or not of an event of the guest's.
   ///
   /// - Parameters:
+  ///   - info: as VT-x has it.
   ///   - errorCode: counts where the information says that there is one.
   ///   - instructionLength: counts where an instruction raised the event.
   @inlinable public init?(

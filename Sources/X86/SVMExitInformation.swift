@@ -58,7 +58,9 @@ public struct SVMEvent: RawRepresentable, Hashable, Sendable {
 extension GuestEvent {
   /// nil where the event is not valid or of a reserved type.
   ///
-  /// - Parameter instructionLength: counts where an instruction raised the event.
+  /// - Parameters:
+  ///   - event: as a VMCB has it.
+  ///   - instructionLength: counts where an instruction raised the event.
   @inlinable public init?(_ event: SVMEvent, instructionLength: @autoclosure () -> UInt32) {
     guard event.isValid, let type = event.type else { return nil }
     let kind: Kind =
@@ -84,6 +86,11 @@ public struct SVMPortInfo: RawRepresentable, Hashable, Sendable {
   /// - Parameters:
   ///   - size: 1, 2 or 4.
   ///   - addressSize: 2, 4 or 8.
+  ///   - isInput: IN or INS.
+  ///   - isString: INS or OUTS.
+  ///   - isRepeated: with REP.
+  ///   - segment: of the memory operand of OUTS.
+  ///   - port: the first that is accessed.
   @inlinable public init(
     size: Int, addressSize: Int, isInput: Bool, isString: Bool = false, isRepeated: Bool = false,
     segment: SegmentRegister = .ds, port: UInt16

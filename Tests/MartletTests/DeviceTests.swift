@@ -290,7 +290,9 @@ import Testing
     let fetch = "\(BootGuest.path("busybox")) wget -q -O - http://127.0.0.1:\(published)"
     try Image.shell(
       """
-      (while ! grep -aq 'DEVICE serves' \(output) 2>/dev/null; do sleep 0.1; done
+      (while ! grep -aq 'DEVICE serves' \(output) 2>/dev/null; do
+        [ -d \(image.folder) ] || exit; sleep 0.1
+      done
       \(fetch)/data | sha256sum >\(image.folder)/sum; \(fetch)/cgi-bin/stop) >/dev/null 2>&1 &
       """)
     let file = open(output, O_RDWR | O_CREAT, 0o644)
