@@ -115,11 +115,12 @@ qemu-matrix: build
 guests:
 	Guests/embed.sh Sources/VMM/BuiltinGuest/BuiltInGuestImage.swift
 
-# The counts of host instructions per guest instruction that the tests compare with.
+# What tests compare with: counts of host instructions per guest instruction, and the tables of
+# handlers, made from the opcode table.
 golden:
 	$(SWIFT) build $(RELEASE) --build-tests
 	MARTLET_GOLDEN=write $(SWIFT) test $(RELEASE) --skip-build --disable-xctest \
-	  --filter GoldenCountTests
+	  --filter "GoldenCountTests|HandlerTableTests"
 
 # The libraries' public interface as a DocC archive, in .build/documentation.
 docs: build

@@ -17,7 +17,7 @@
 //   - Between the call and an access that may fault lie only frames of the processor's execution:
 //     `runGuest` or `emulateOne`, an instruction's handler, and the loads and stores that it calls.
 //   - None of them may hold a lock, own memory or a descriptor, or have a reference that it must
-//     give back. No test proves this of each handler yet (KNOWN-GAPS.md). Their state is in
+//     give back. `VanishedMemoryTests` cuts each kind of access off. Their state is in
 //     `CPUState`, plain memory; the objects that they use are held by the caller of `call`, whose
 //     frame stays.
 //   - A `defer` or `catch` of theirs that restores state has a twin in `PhysicalCPU.leaveCutOff`,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Handlers of the operations in Arithmetic.swift, by form and width. C function pointers cannot be
-// made by generic code, so each is named.
+// made by generic code, so each is named; the names are made from the opcode table's rows
+// (`make golden`, HandlerFamilies.swift).
 
 import X86
 import X86Decoder
@@ -10,7 +11,6 @@ enum Arithmetic {
   static func register(_ t: inout LoweringTable) {
     registerBinary(&t)
     registerCompare(&t)
-    registerUnary(&t)
   }
 
   /// Chooses among register, load, store and locked store forms.
@@ -28,6 +28,7 @@ enum Arithmetic {
   }
 
   private static func registerBinary(_ t: inout LoweringTable) {
+    // Rows: binary
     t[.add] = rule(
       register: .init(
         { binaryR(Add.self, UInt8.self, $0, $1) },
@@ -175,44 +176,6 @@ enum Arithmetic {
         { binaryLocked(Xor.self, UInt16.self, $0, $1) },
         { binaryLocked(Xor.self, UInt32.self, $0, $1) },
         { binaryLocked(Xor.self, UInt64.self, $0, $1) }))
-  }
-
-  private static func registerCompare(_ t: inout LoweringTable) {
-    t[.cmp] = .forms(
-      register: .init(
-        { compareR(Compare.self, UInt8.self, $0, $1) },
-        { compareR(Compare.self, UInt16.self, $0, $1) },
-        { compareR(Compare.self, UInt32.self, $0, $1) },
-        { compareR(Compare.self, UInt64.self, $0, $1) }),
-      load: .init(
-        { compareL(Compare.self, UInt8.self, $0, $1) },
-        { compareL(Compare.self, UInt16.self, $0, $1) },
-        { compareL(Compare.self, UInt32.self, $0, $1) },
-        { compareL(Compare.self, UInt64.self, $0, $1) }),
-      store: .init(
-        { compareS(Compare.self, UInt8.self, $0, $1) },
-        { compareS(Compare.self, UInt16.self, $0, $1) },
-        { compareS(Compare.self, UInt32.self, $0, $1) },
-        { compareS(Compare.self, UInt64.self, $0, $1) }))
-    t[.test] = .forms(
-      register: .init(
-        { compareR(And.self, UInt8.self, $0, $1) },
-        { compareR(And.self, UInt16.self, $0, $1) },
-        { compareR(And.self, UInt32.self, $0, $1) },
-        { compareR(And.self, UInt64.self, $0, $1) }),
-      load: .init(
-        { compareL(And.self, UInt8.self, $0, $1) },
-        { compareL(And.self, UInt16.self, $0, $1) },
-        { compareL(And.self, UInt32.self, $0, $1) },
-        { compareL(And.self, UInt64.self, $0, $1) }),
-      store: .init(
-        { compareS(And.self, UInt8.self, $0, $1) },
-        { compareS(And.self, UInt16.self, $0, $1) },
-        { compareS(And.self, UInt32.self, $0, $1) },
-        { compareS(And.self, UInt64.self, $0, $1) }))
-  }
-
-  private static func registerUnary(_ t: inout LoweringTable) {
     t[.inc] = rule(
       register: .init(
         { binaryR(Increment.self, UInt8.self, $0, $1) },
@@ -281,5 +244,39 @@ enum Arithmetic {
         { binaryLocked(Not.self, UInt16.self, $0, $1) },
         { binaryLocked(Not.self, UInt32.self, $0, $1) },
         { binaryLocked(Not.self, UInt64.self, $0, $1) }))
+    // End of rows
+  }
+
+  private static func registerCompare(_ t: inout LoweringTable) {
+    // Rows: compare
+    t[.cmp] = .forms(
+      register: .init(
+        { compareR(Compare.self, UInt8.self, $0, $1) },
+        { compareR(Compare.self, UInt16.self, $0, $1) },
+        { compareR(Compare.self, UInt32.self, $0, $1) },
+        { compareR(Compare.self, UInt64.self, $0, $1) }),
+      load: .init(
+        { compareL(Compare.self, UInt8.self, $0, $1) },
+        { compareL(Compare.self, UInt16.self, $0, $1) },
+        { compareL(Compare.self, UInt32.self, $0, $1) },
+        { compareL(Compare.self, UInt64.self, $0, $1) }),
+      store: .init(
+        { compareS(Compare.self, UInt8.self, $0, $1) },
+        { compareS(Compare.self, UInt16.self, $0, $1) },
+        { compareS(Compare.self, UInt32.self, $0, $1) },
+        { compareS(Compare.self, UInt64.self, $0, $1) }))
+    t[.test] = .forms(
+      register: .init(
+        { compareR(And.self, UInt8.self, $0, $1) },
+        { compareR(And.self, UInt16.self, $0, $1) },
+        { compareR(And.self, UInt32.self, $0, $1) },
+        { compareR(And.self, UInt64.self, $0, $1) }),
+      load: .init(),
+      store: .init(
+        { compareS(And.self, UInt8.self, $0, $1) },
+        { compareS(And.self, UInt16.self, $0, $1) },
+        { compareS(And.self, UInt32.self, $0, $1) },
+        { compareS(And.self, UInt64.self, $0, $1) }))
+    // End of rows
   }
 }

@@ -161,6 +161,7 @@ extension CPU {
 
 enum AtomicInstructions {
   static func register(_ t: inout LoweringTable) {
+    // Rows: exchange and add, compare and exchange
     t[.xadd] = .forms(
       register: .init(
         { exchangeAddR(UInt8.self, $0, $1) },
@@ -185,6 +186,7 @@ enum AtomicInstructions {
         { compareExchangeM(UInt16.self, $0, $1) },
         { compareExchangeM(UInt32.self, $0, $1) },
         { compareExchangeM(UInt64.self, $0, $1) }))
+    // End of rows
     t[.cmpxchg8b] = .single(compareExchange8)
     t[.cmpxchg16b] = .single(compareExchange16)
   }

@@ -29,6 +29,7 @@ enum BitInstructions {
   }
 
   private static func registerBitTests(_ t: inout LoweringTable) {
+    // Rows: bit tests
     t[.bt] = bitRule(
       register: .init(
         nil,
@@ -45,16 +46,8 @@ enum BitInstructions {
         { bitM(UInt16.self, .test, string: true, locked: false, $0, $1) },
         { bitM(UInt32.self, .test, string: true, locked: false, $0, $1) },
         { bitM(UInt64.self, .test, string: true, locked: false, $0, $1) }),
-      locked: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: false, locked: true, $0, $1) },
-        { bitM(UInt32.self, .test, string: false, locked: true, $0, $1) },
-        { bitM(UInt64.self, .test, string: false, locked: true, $0, $1) }),
-      lockedString: .init(
-        nil,
-        { bitM(UInt16.self, .test, string: true, locked: true, $0, $1) },
-        { bitM(UInt32.self, .test, string: true, locked: true, $0, $1) },
-        { bitM(UInt64.self, .test, string: true, locked: true, $0, $1) }))
+      locked: .init(),
+      lockedString: .init())
     t[.bts] = bitRule(
       register: .init(
         nil,
@@ -133,9 +126,11 @@ enum BitInstructions {
         { bitM(UInt16.self, .complement, string: true, locked: true, $0, $1) },
         { bitM(UInt32.self, .complement, string: true, locked: true, $0, $1) },
         { bitM(UInt64.self, .complement, string: true, locked: true, $0, $1) }))
+    // End of rows
   }
 
   private static func registerScans(_ t: inout LoweringTable) {
+    // Rows: scans
     t[.bsf] = .forms(
       register: .init(
         nil,
@@ -196,9 +191,6 @@ enum BitInstructions {
         { unaryBits(PopulationCount.self, UInt32.self, memory: true, $0, $1) },
         { unaryBits(PopulationCount.self, UInt64.self, memory: true, $0, $1) }),
       store: .init())
-  }
-
-  private static func registerBMI(_ t: inout LoweringTable) {
     t[.blsi] = .forms(
       register: .init(
         nil,
@@ -235,6 +227,11 @@ enum BitInstructions {
         { unaryBits(ResetLowestSetBit.self, UInt32.self, memory: true, $0, $1) },
         { unaryBits(ResetLowestSetBit.self, UInt64.self, memory: true, $0, $1) }),
       store: .init())
+    // End of rows
+  }
+
+  private static func registerBMI(_ t: inout LoweringTable) {
+    // Rows: masks whose memory is last
     t[.andn] = .forms(
       register: .init(
         nil,
@@ -271,6 +268,8 @@ enum BitInstructions {
         { binaryBitsLast(ExtractBits.self, UInt32.self, memory: true, $0, $1) },
         { binaryBitsLast(ExtractBits.self, UInt64.self, memory: true, $0, $1) }),
       store: .init())
+    // End of rows
+    // Rows: masks whose memory is in the middle
     t[.bextr] = .forms(
       register: .init(
         nil,
@@ -295,9 +294,11 @@ enum BitInstructions {
         { binaryBitsMiddle(ZeroHighBits.self, UInt32.self, memory: true, $0, $1) },
         { binaryBitsMiddle(ZeroHighBits.self, UInt64.self, memory: true, $0, $1) }),
       store: .init())
+    // End of rows
   }
 
   private static func registerCRC(_ t: inout LoweringTable) {
+    // Rows: CRC
     let register = WidthHandlers(
       { crc(UInt8.self, memory: false, $0, $1) },
       { crc(UInt16.self, memory: false, $0, $1) },
@@ -308,6 +309,7 @@ enum BitInstructions {
       { crc(UInt16.self, memory: true, $0, $1) },
       { crc(UInt32.self, memory: true, $0, $1) },
       { crc(UInt64.self, memory: true, $0, $1) })
+    // End of rows
     t[.crc32] = .custom { i, _, _ in
       (i.memoryOperand == nil ? register : memory)[i.operands[1].size]
     }

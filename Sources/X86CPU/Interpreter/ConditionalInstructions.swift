@@ -81,6 +81,7 @@ enum ConditionalInstructions {
   }
 
   private static func registerJumps(_ t: inout LoweringTable) {
+    // Rows: jumps
     t[.jo] = jumpRule(
       { jump64(Conditions.Overflow.self, $0, $1) },
       { jumpLegacy(Conditions.Overflow.self, $0, $1) })
@@ -129,6 +130,7 @@ enum ConditionalInstructions {
     t[.jnle] = jumpRule(
       { jump64(Conditions.NotLessOrEqual.self, $0, $1) },
       { jumpLegacy(Conditions.NotLessOrEqual.self, $0, $1) })
+    // End of rows
   }
 
   private static func setRule(_ register: Handler, _ memory: Handler) -> LoweringRule {
@@ -136,6 +138,7 @@ enum ConditionalInstructions {
   }
 
   private static func registerSets(_ t: inout LoweringTable) {
+    // Rows: sets
     t[.seto] = setRule(
       { set(Conditions.Overflow.self, $0, $1) },
       { setMemory(Conditions.Overflow.self, $0, $1) })
@@ -184,9 +187,11 @@ enum ConditionalInstructions {
     t[.setnle] = setRule(
       { set(Conditions.NotLessOrEqual.self, $0, $1) },
       { setMemory(Conditions.NotLessOrEqual.self, $0, $1) })
+    // End of rows
   }
 
   private static func registerMoves(_ t: inout LoweringTable) {
+    // Rows: moves
     t[.cmovo] = .forms(
       register: .init(
         nil,
@@ -379,5 +384,6 @@ enum ConditionalInstructions {
         { moveLoad(Conditions.NotLessOrEqual.self, UInt32.self, $0, $1) },
         { moveLoad(Conditions.NotLessOrEqual.self, UInt64.self, $0, $1) }),
       store: .init())
+    // End of rows
   }
 }

@@ -149,6 +149,7 @@ enum DataMovement {
   }
 
   private static func registerMove(_ t: inout LoweringTable) {
+    // Rows: MOV
     let register = WidthHandlers(
       { moveR(UInt8.self, $0, $1) },
       { moveR(UInt16.self, $0, $1) },
@@ -174,6 +175,7 @@ enum DataMovement {
       { moveAbsolute(UInt16.self, store: true, $0, $1) },
       { moveAbsolute(UInt32.self, store: true, $0, $1) },
       { moveAbsolute(UInt64.self, store: true, $0, $1) })
+    // End of rows
     t[.mov] = .custom { i, op, _ in
       let size = i.operandSize
       guard let memory = i.memoryOperand else { return register[size] }
@@ -184,11 +186,14 @@ enum DataMovement {
       return memory == 0 ? store[size] : load[size]
     }
     t[.movnti] = .widths(store)
+    // Rows: LEA
     t[.lea] = .widths(
       .init(
         nil,
-        { loadAddress(UInt16.self, $0, $1) }, { loadAddress(UInt32.self, $0, $1) },
+        { loadAddress(UInt16.self, $0, $1) },
+        { loadAddress(UInt32.self, $0, $1) },
         { loadAddress(UInt64.self, $0, $1) }))
+    // End of rows
     t[.xlat] = .single(translateByte)
   }
 
@@ -202,6 +207,7 @@ enum DataMovement {
   }
 
   private static func registerExtend(_ t: inout LoweringTable) {
+    // Rows: extending moves
     t[.movzx] = extendRule(
       [
         1: .init(
@@ -254,32 +260,34 @@ enum DataMovement {
       ])
     t[.movsxd] = extendRule(
       [
-        4: .init(
-          nil,
-          { extendR(Int32.self, UInt16.self, $0, $1) },
-          { extendR(Int32.self, UInt32.self, $0, $1) },
-          { extendR(Int32.self, UInt64.self, $0, $1) }),
         2: .init(
           nil,
           { extendR(Int16.self, UInt16.self, $0, $1) },
           { extendR(Int16.self, UInt32.self, $0, $1) },
           { extendR(Int16.self, UInt64.self, $0, $1) }),
-      ],
-      [
         4: .init(
           nil,
-          { extendL(Int32.self, UInt32.self, UInt16.self, $0, $1) },
-          { extendL(Int32.self, UInt32.self, UInt32.self, $0, $1) },
-          { extendL(Int32.self, UInt32.self, UInt64.self, $0, $1) }),
+          { extendR(Int32.self, UInt16.self, $0, $1) },
+          { extendR(Int32.self, UInt32.self, $0, $1) },
+          { extendR(Int32.self, UInt64.self, $0, $1) }),
+      ],
+      [
         2: .init(
           nil,
           { extendL(Int16.self, UInt16.self, UInt16.self, $0, $1) },
           { extendL(Int16.self, UInt16.self, UInt32.self, $0, $1) },
           { extendL(Int16.self, UInt16.self, UInt64.self, $0, $1) }),
+        4: .init(
+          nil,
+          { extendL(Int32.self, UInt32.self, UInt16.self, $0, $1) },
+          { extendL(Int32.self, UInt32.self, UInt32.self, $0, $1) },
+          { extendL(Int32.self, UInt32.self, UInt64.self, $0, $1) }),
       ])
+    // End of rows
   }
 
   private static func registerExchange(_ t: inout LoweringTable) {
+    // Rows: XCHG
     let register = WidthHandlers(
       { exchangeR(UInt8.self, $0, $1) },
       { exchangeR(UInt16.self, $0, $1) },
@@ -290,22 +298,27 @@ enum DataMovement {
       { exchangeM(UInt16.self, $0, $1) },
       { exchangeM(UInt32.self, $0, $1) },
       { exchangeM(UInt64.self, $0, $1) })
+    // End of rows
     t[.xchg] = .custom { i, op, c in
       guard let operand = i.memoryOperand else { return register[i.operandSize] }
       // The handler wants the register in `src`, whichever operand it is.
       op.pointee.src = Lowering.generalRegister(i.operands[1 - operand].number, c)
       return memory[i.operandSize]
     }
+    // Rows: MOVBE
     t[.movbe] = .forms(
       register: .init(),
       load: .init(
         nil,
-        { swapLoad(UInt16.self, $0, $1) }, { swapLoad(UInt32.self, $0, $1) },
+        { swapLoad(UInt16.self, $0, $1) },
+        { swapLoad(UInt32.self, $0, $1) },
         { swapLoad(UInt64.self, $0, $1) }),
       store: .init(
         nil,
-        { swapStore(UInt16.self, $0, $1) }, { swapStore(UInt32.self, $0, $1) },
+        { swapStore(UInt16.self, $0, $1) },
+        { swapStore(UInt32.self, $0, $1) },
         { swapStore(UInt64.self, $0, $1) }))
+    // End of rows
   }
 
   private static func registerConversions(_ t: inout LoweringTable) {

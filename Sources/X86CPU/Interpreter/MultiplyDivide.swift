@@ -165,6 +165,7 @@ enum MultiplyDivide {
   }
 
   private static func registerWide(_ t: inout LoweringTable) {
+    // Rows: of the accumulator
     t[.mul] = .forms(
       register: .init(
         { wide(UInt8.self, Int8.self, .multiply, memory: false, $0, $1) },
@@ -201,9 +202,11 @@ enum MultiplyDivide {
         { wide(UInt16.self, Int16.self, .signedDivide, memory: true, $0, $1) },
         { wide(UInt32.self, Int32.self, .signedDivide, memory: true, $0, $1) },
         { wide(UInt64.self, Int64.self, .signedDivide, memory: true, $0, $1) }))
+    // End of rows
   }
 
   private static func registerTruncated(_ t: inout LoweringTable) {
+    // Rows: signed, of the accumulator
     let wideRegister = WidthHandlers(
       { wide(UInt8.self, Int8.self, .signedMultiply, memory: false, $0, $1) },
       { wide(UInt16.self, Int16.self, .signedMultiply, memory: false, $0, $1) },
@@ -214,6 +217,8 @@ enum MultiplyDivide {
       { wide(UInt16.self, Int16.self, .signedMultiply, memory: true, $0, $1) },
       { wide(UInt32.self, Int32.self, .signedMultiply, memory: true, $0, $1) },
       { wide(UInt64.self, Int64.self, .signedMultiply, memory: true, $0, $1) })
+    // End of rows
+    // Rows: signed, of a register
     let register = WidthHandlers(
       nil,
       { multiplyTruncated(UInt16.self, Int16.self, memory: false, immediate: false, $0, $1) },
@@ -234,6 +239,7 @@ enum MultiplyDivide {
       { multiplyTruncated(UInt16.self, Int16.self, memory: true, immediate: true, $0, $1) },
       { multiplyTruncated(UInt32.self, Int32.self, memory: true, immediate: true, $0, $1) },
       { multiplyTruncated(UInt64.self, Int64.self, memory: true, immediate: true, $0, $1) })
+    // End of rows
     t[.imul] = .custom { i, _, _ in
       let size = i.operandSize
       let inMemory = i.memoryOperand != nil
@@ -246,6 +252,7 @@ enum MultiplyDivide {
   }
 
   private static func registerFlagOnly(_ t: inout LoweringTable) {
+    // Rows: with some of the flags
     t[.mulx] = .forms(
       register: .init(
         nil,
@@ -258,18 +265,6 @@ enum MultiplyDivide {
         { multiplyFlagless(UInt32.self, memory: true, $0, $1) },
         { multiplyFlagless(UInt64.self, memory: true, $0, $1) }),
       store: .init())
-    // 66 is a part of ADCX's opcode: the operands have the size.
-    t[.adcx] = .custom { i, _, _ in
-      let isMemory = i.memoryOperand != nil
-      if i.operands[0].size == 8 {
-        return isMemory
-          ? { addCarryFlag(UInt64.self, overflowFlag: false, memory: true, $0, $1) }
-          : { addCarryFlag(UInt64.self, overflowFlag: false, memory: false, $0, $1) }
-      }
-      return isMemory
-        ? { addCarryFlag(UInt32.self, overflowFlag: false, memory: true, $0, $1) }
-        : { addCarryFlag(UInt32.self, overflowFlag: false, memory: false, $0, $1) }
-    }
     t[.adox] = .forms(
       register: .init(
         nil,
@@ -282,5 +277,18 @@ enum MultiplyDivide {
         { addCarryFlag(UInt32.self, overflowFlag: true, memory: true, $0, $1) },
         { addCarryFlag(UInt64.self, overflowFlag: true, memory: true, $0, $1) }),
       store: .init())
+    // End of rows
+    // 66 is a part of ADCX's opcode: the operands have the size.
+    t[.adcx] = .custom { i, _, _ in
+      let isMemory = i.memoryOperand != nil
+      if i.operands[0].size == 8 {
+        return isMemory
+          ? { addCarryFlag(UInt64.self, overflowFlag: false, memory: true, $0, $1) }
+          : { addCarryFlag(UInt64.self, overflowFlag: false, memory: false, $0, $1) }
+      }
+      return isMemory
+        ? { addCarryFlag(UInt32.self, overflowFlag: false, memory: true, $0, $1) }
+        : { addCarryFlag(UInt32.self, overflowFlag: false, memory: false, $0, $1) }
+    }
   }
 }

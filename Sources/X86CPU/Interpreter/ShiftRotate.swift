@@ -223,6 +223,7 @@ enum ShiftRotate {
   }
 
   private static func registerShifts(_ t: inout LoweringTable) {
+    // Rows: shifts
     t[.rol] = .forms(
       register: .init(
         { binaryR(RotateLeft.self, UInt8.self, $0, $1) },
@@ -307,6 +308,7 @@ enum ShiftRotate {
         { binaryS(ShiftArithmeticRight.self, UInt16.self, $0, $1) },
         { binaryS(ShiftArithmeticRight.self, UInt32.self, $0, $1) },
         { binaryS(ShiftArithmeticRight.self, UInt64.self, $0, $1) }))
+    // End of rows
   }
 
   /// By count operand: operand 2 is CL or an immediate.
@@ -322,6 +324,7 @@ enum ShiftRotate {
   }
 
   private static func registerDouble(_ t: inout LoweringTable) {
+    // Rows: double shifts
     t[.shld] = doubleRule(
       register: .init(
         nil,
@@ -364,9 +367,11 @@ enum ShiftRotate {
         { doubleShiftS(UInt16.self, left: false, byCL: true, $0, $1) },
         { doubleShiftS(UInt32.self, left: false, byCL: true, $0, $1) },
         { doubleShiftS(UInt64.self, left: false, byCL: true, $0, $1) }))
+    // End of rows
   }
 
   private static func registerFlagless(_ t: inout LoweringTable) {
+    // Rows: shifts without flags
     t[.shlx] = .forms(
       register: .init(
         nil,
@@ -415,5 +420,6 @@ enum ShiftRotate {
         { flaglessShift(UInt32.self, .rotateRight, memory: true, $0, $1) },
         { flaglessShift(UInt64.self, .rotateRight, memory: true, $0, $1) }),
       store: .init())
+    // End of rows
   }
 }

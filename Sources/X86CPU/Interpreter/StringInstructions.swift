@@ -299,6 +299,7 @@ private enum ScanString: StringOperation {
 
 enum StringInstructions {
   static func register(_ t: inout LoweringTable) {
+    // Rows: strings
     t[.movs] = repeatRule(
       once: .init(
         { execute(MoveString.self, UInt8.self, .once, $0, $1) },
@@ -347,6 +348,8 @@ enum StringInstructions {
         { execute(LoadString.self, UInt16.self, .always, $0, $1) },
         { execute(LoadString.self, UInt32.self, .always, $0, $1) },
         { execute(LoadString.self, UInt64.self, .always, $0, $1) }))
+    // End of rows
+    // Rows: comparing strings
     t[.cmps] = repeatRule(
       once: .init(
         { execute(CompareString.self, UInt8.self, .once, $0, $1) },
@@ -379,6 +382,7 @@ enum StringInstructions {
         { execute(ScanString.self, UInt16.self, .whileNotEqual, $0, $1) },
         { execute(ScanString.self, UInt32.self, .whileNotEqual, $0, $1) },
         { execute(ScanString.self, UInt64.self, .whileNotEqual, $0, $1) }))
+    // End of rows
   }
 
   /// By prefix: none, F3, F2.
