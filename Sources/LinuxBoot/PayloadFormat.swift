@@ -39,10 +39,10 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
 
   package var library: String {
     switch self {
-    case .gzip: "libz.so.1"
+    case .gzip: ZlibLibrary.file
     case .xz: "liblzma.so.5"
     case .lz4: "liblz4.so.1"
-    case .zstd: "libzstd.so.1"
+    case .zstd: ZstandardLibrary.file
     }
   }
 
@@ -53,21 +53,27 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
   package func decompress(
     _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer
   ) -> Int? {
-    guard let library = SharedLibrary(library), let source = input.baseAddress,
-      let target = output.baseAddress
-    else { return nil }
+    guard let source = input.baseAddress, let target = output.baseAddress else { return nil }
     let from = unsafe UnsafeRawBufferPointer(start: source, count: input.count)
     let to = unsafe UnsafeMutableRawBufferPointer(start: target, count: output.count)
-    let result =
-      switch self {
-      case .gzip: unsafe Zlib.decompress(library, from, to)
-      case .xz: unsafe LZMA.decompress(library, from, to)
-      case .lz4: unsafe LZ4.decompress(library, from, to)
-      case .zstd: unsafe Zstandard.decompress(library, from, to)
-      }
-    // A restart needs it when nothing can be loaded any more.
-    library.keep()
-    return result
+    switch self {
+    case .gzip:
+      return unsafe ZlibLibrary()?.inflate(from, into: to, .gzip).flatMap(Self.whole)
+    case .zstd:
+      return unsafe ZstandardLibrary()?.decompress(from, into: to).flatMap(Self.whole)
+    case .xz, .lz4:
+      guard let loaded = SharedLibrary(library) else { return nil }
+      let result =
+        unsafe self == .xz
+        ? LZMA.decompress(loaded, from, to) : LZ4.decompress(loaded, from, to)
+      // A restart needs it when nothing can be loaded any more.
+      loaded.keep()
+      return result
+    }
+  }
+
+  private static func whole(_ result: DecompressionResult) -> Int? {
+    result.isComplete ? result.written : nil
   }
 }
 
@@ -102,26 +108,6 @@ private enum LZ4 {
   }
 }
 
-private enum Zstandard {
-  /// (destination, capacity, source, size) -> bytes, or an error, which `IsError` tells.
-  typealias Decompress =
-    @convention(c) (UnsafeMutableRawPointer, Int, UnsafeRawPointer, Int) -> Int
-  typealias IsError = @convention(c) (Int) -> UInt32
-
-  static func decompress(
-    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
-    _ output: UnsafeMutableRawBufferPointer
-  ) -> Int? {
-    guard let decompress = unsafe library.function("ZSTD_decompress", as: Decompress.self),
-      let isError = library.function("ZSTD_isError", as: IsError.self)
-    else { return nil }
-    let result = unsafe decompress(
-      output.baseAddress.unsafelyUnwrapped, output.count, input.baseAddress.unsafelyUnwrapped,
-      input.count)
-    return isError(result) == 0 ? result : nil
-  }
-}
-
 private enum LZMA {
   /// (memory limit, flags, allocator, source, position, size, destination, position, capacity)
   typealias Decode =
@@ -144,53 +130,5 @@ private enum LZMA {
       &limit, 0, nil, input.baseAddress.unsafelyUnwrapped, &read, input.count,
       output.baseAddress.unsafelyUnwrapped, &written, output.count)
     return result == 0 ? written : nil
-  }
-}
-
-private enum Zlib {
-  /// `z_stream` on 64-bit systems.
-  private enum Stream {
-    static let size = 112
-    static let nextIn = 0
-    static let availableIn = 8
-    static let nextOut = 24
-    static let availableOut = 32
-    static let totalOut = 40
-  }
-  typealias Initialize =
-    @convention(c) (UnsafeMutableRawPointer, Int32, UnsafePointer<CChar>, Int32) -> Int32
-  typealias Inflate = @convention(c) (UnsafeMutableRawPointer, Int32) -> Int32
-  typealias End = @convention(c) (UnsafeMutableRawPointer) -> Int32
-
-  /// The largest window, with a gzip header.
-  private static let gzipWindow: Int32 = 15 + 16
-  private static let finish: Int32 = 4
-  private static let streamEnd: Int32 = 1
-
-  static func decompress(
-    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
-    _ output: UnsafeMutableRawBufferPointer
-  ) -> Int? {
-    guard let initialize = unsafe library.function("inflateInit2_", as: Initialize.self),
-      let inflate = unsafe library.function("inflate", as: Inflate.self),
-      let end = unsafe library.function("inflateEnd", as: End.self),
-      let inputSize = UInt32(exactly: input.count), let outputSize = UInt32(exactly: output.count)
-    else { return nil }
-    return unsafe withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
-      unsafe stream.initializeMemory(as: UInt8.self, repeating: 0)
-      unsafe stream.storeBytes(
-        of: input.baseAddress, toByteOffset: Stream.nextIn, as: UnsafeRawPointer?.self)
-      unsafe stream.storeBytes(of: inputSize, toByteOffset: Stream.availableIn, as: UInt32.self)
-      unsafe stream.storeBytes(
-        of: output.baseAddress, toByteOffset: Stream.nextOut, as: UnsafeMutableRawPointer?.self)
-      unsafe stream.storeBytes(of: outputSize, toByteOffset: Stream.availableOut, as: UInt32.self)
-      guard let state = stream.baseAddress,
-        unsafe initialize(state, gzipWindow, "1.2.0", Int32(Stream.size)) == 0
-      else { return nil }
-      let result = unsafe inflate(state, finish)
-      let written = unsafe stream.load(fromByteOffset: Stream.totalOut, as: Int.self)
-      _ = unsafe end(state)
-      return result == streamEnd ? written : nil
-    }
   }
 }
