@@ -132,8 +132,9 @@ final class VMX: VirtualizationBackend {
     VMXCapabilities.entry.required | EntryControls.loadDebugControls | EntryControls.loadPAT
     | EntryControls.loadEFER
 
-  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks.
-  private static let pauseLoop: (gap: UInt64, window: UInt64) = (128, 40_000)
+  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks. In software a
+  /// PAUSE alone takes more than the 128 ticks that suit real processors.
+  private static let pauseLoop: (gap: UInt64, window: UInt64) = (4096, 20_000)
 
   private func writeConstantFields() {
     let fields: [(VMCSField, UInt64)] = [
