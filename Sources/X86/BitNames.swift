@@ -7,6 +7,9 @@
 //     BitNames.pin.name(of: 3)             // "NMI exiting"
 
 public struct BitNames: Sendable {
+  /// No bit has one.
+  public static let none = BitNames([])
+
   /// From bit 0 to 63; empty: none.
   private let names: [String]
 
@@ -196,7 +199,8 @@ extension BitNames {
   ])
   public static let interruptShadow = BitNames(["INTERRUPT_SHADOW", "GUEST_INTERRUPT_MASK"])
   public static let nestedControl = BitNames([
-    "NP_ENABLE", "SEV", "SEV-ES", "guest-mode execute trap", "SSS check", "virtual transparent "
+    "NP_ENABLE", "SEV", "SEV-ES", "guest-mode execute trap", "SSS check",
+    "virtual transparent "
       + "encryption", "read-only guest page tables", "INVLPGB/TLBSYNC",
   ])
   public static let virtualizationControl = BitNames([
@@ -227,7 +231,8 @@ extension BitNames {
       (.cleanBits, cleanBits), (.cr0, cr0), (.cr4, cr4), (.efer, efer), (.rflags, rflags),
       (.dr6, dr6), (.dr7, dr7), (.debugctl, debugControl),
     ]
-    var table = Dictionary(rows.map { ($0.0.offset, $0.1) }, uniquingKeysWith: { first, _ in first })
+    var table = Dictionary(
+      rows.map { ($0.0.offset, $0.1) }, uniquingKeysWith: { first, _ in first })
     for register in SegmentRegister.allCases {
       table[VMCBField.attributes(of: register).offset] = attributes
     }

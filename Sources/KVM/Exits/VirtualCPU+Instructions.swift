@@ -78,7 +78,7 @@ extension VirtualCPU {
     case Hypercall.sendInterrupts where hasParavirtual(ParavirtualFeature.sendInterrupts):
       return endHypercall(UInt64(bitPattern: sendInterrupts()))
     case Hypercall.yield where hasParavirtual(ParavirtualFeature.yield):
-      let target = UInt32(truncatingIfNeeded: cpu.gpr[3])
+      let target = unsafe UInt32(truncatingIfNeeded: cpu.gpr[3])
       let disposition = endHypercall(0)
       yieldSlot(to: target)
       return disposition
@@ -93,7 +93,7 @@ extension VirtualCPU {
   /// waits for.
   private func yieldSlot(to apicID: UInt32) {
     guard hypervisor.pool.hasWaiters else { return }
-    if let vcpu = machine.virtualCPUs.first(where: { $0.id == apicID }) {
+    if let vcpu = unsafe machine.virtualCPUs.first(where: { unsafe $0.id == apicID }) {
       hypervisor.pool.prefer(vcpu)
     }
     yieldSlot()

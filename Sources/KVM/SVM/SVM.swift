@@ -96,6 +96,9 @@ final class SVM: VirtualizationBackend {
     unsafe cpu.vmcbWrite(.cleanBits, 0)
   }
 
+  func explainFailedEntry() -> EntryExplanation? { unsafe cpu.vmrunExplanation }
+  var savedControlBlock: [UInt8] { unsafe cpu.heldVMCBBytes }
+
   func flushGuestTranslations() {
     do throws(SVMError) { try unsafe cpu.invlpgb(asid: asid) } catch { failure = error }
   }

@@ -92,6 +92,9 @@ final class VMX: VirtualizationBackend {
     }
   }
 
+  func explainFailedEntry() -> EntryExplanation? { unsafe cpu.vmxEntryExplanation }
+  var savedControlBlock: [UInt8] { unsafe Array(cpu.currentVMCSText.utf8) }
+
   func flushGuestTranslations() {
     // Type 1: all of one VPID's.
     do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: vpid) } catch { failure = error }
