@@ -80,6 +80,11 @@ let package = Package(
         "X86", "X86Decoder", "X86CPU", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: hot),
+    .target(
+      name: "EntryDoctor",
+      dependencies: [
+        "X86", "X86CPU", .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
     .target(name: "InterruptChips", dependencies: ["X86"], swiftSettings: strict),
     .target(
       name: "KVM",
@@ -138,7 +143,7 @@ let package = Package(
     .executableTarget(
       name: "martlet",
       dependencies: [
-        "VMM", "KVMLoopback", "Host", "Defence", "CHost",
+        "VMM", "KVMLoopback", "Host", "Defence", "CHost", "EntryDoctor", "X86CPU",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict,

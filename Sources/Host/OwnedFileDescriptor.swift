@@ -79,6 +79,23 @@ package func writeText(_ descriptor: Int32, _ text: String) {
   text.withUTF8 { bytes in try? unsafe writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
 }
 
+/// Makes a file with these bytes, where there is none of its name. If it cannot be written whole, it
+/// is removed.
+package func saveFile(_ path: String, _ bytes: [UInt8]) throws(Errno) {
+  let descriptor = try systemCall { () -> Int32 in
+    unsafe open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+  }
+  let file = OwnedFileDescriptor(owning: descriptor)
+  do throws(Errno) {
+    try unsafe bytes.withUnsafeBufferPointer { (all) throws(Errno) in
+      try unsafe writeAll(file.rawValue, UnsafeRawBufferPointer(all))
+    }
+  } catch {
+    _ = unsafe unlink(path)
+    throw error
+  }
+}
+
 /// The whole contents of a file.
 ///
 /// - Parameter limit: the most bytes that it may have. Files of users may be of any size, and some

@@ -69,6 +69,8 @@ package final class Hypervisor: Sendable {
   package let client: ClientMemory
   /// The client writes to code unannounced.
   let watchesCode: Bool
+  /// Where failed VM entries are told.
+  let entryFailures: EntryFailureReports
   /// What the vCPUs of closed machines did.
   let finished = Mutex(RunStatistics())
 
@@ -82,11 +84,14 @@ package final class Hypervisor: Sendable {
   ///   - store: where translations are kept from run to run; nil: nowhere.
   ///   - client: the memory that the client gives to guests; see there how its writes to memory
   ///     with code are known.
+  ///   - entryFailures: where failed VM entries are told.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     tuning: TranslatorTuning = .standard, reports: TranslatorReports = .none,
-    store: TranslationStoreSettings? = nil, client: ClientMemory = ClientMemory()
+    store: TranslationStoreSettings? = nil, client: ClientMemory = ClientMemory(),
+    entryFailures: EntryFailureReports = .silent
   ) throws(Errno) {
+    self.entryFailures = entryFailures
     let count = physicalCPUs ?? Self.hostCPUs
     guard (1...64).contains(count) else { throw .invalidArgument }
     let silicon = silicon ?? .host

@@ -31,11 +31,13 @@ package final class LoopbackTransport: KVMTransport {
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - store: folder of translations of earlier runs, and the bytes that it may have.
   ///   - measures: times are taken, and translated code counts; `statistics` tells.
+  ///   - warn: takes the lines of a warning.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
     guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, listing: Int32? = nil,
-    perfMap: Int32? = nil, store: (path: String, limit: Int)? = nil, measures: Bool = false
+    perfMap: Int32? = nil, store: (path: String, limit: Int)? = nil, measures: Bool = false,
+    warn: @escaping @Sendable ([String]) -> Void = { _ in }
   ) throws(Errno) {
     var tuning = TranslatorTuning.standard
     if let threshold { tuning.threshold = threshold }
@@ -46,7 +48,8 @@ package final class LoopbackTransport: KVMTransport {
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, silicon: silicon, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures),
-      store: store.map { TranslationStoreSettings(path: $0.path, limit: $0.limit) })
+      store: store.map { TranslationStoreSettings(path: $0.path, limit: $0.limit) },
+      entryFailures: EntryFailureReports(warn: warn))
   }
 
   /// How the names of files with translations end.

@@ -33,7 +33,8 @@ final class Library: Sendable {
       physicalCPUs: Settings.physicalCPUs, silicon: Settings.silicon,
       translates: Settings.translates,
       tuning: TranslatorTuning(guardsSpeculation: Settings.guardsSpeculation),
-      client: Client.makeMemory())
+      client: Client.makeMemory(),
+      entryFailures: EntryFailureReports(warn: Self.warn, save: Self.saveFailedEntry))
     process = getpid()
     ClientSignals.watchFaults()
   }
@@ -142,6 +143,23 @@ final class Library: Sendable {
     return descriptor
   }
 
+  // MARK: Failed VM entries
+
+  @Sendable private static func warn(_ lines: [String]) {
+    for line in lines { writeText(STDERR_FILENO, "martlet: warning: \(line)\n") }
+  }
+
+  /// To the file that MARTLET_FAILED_ENTRY names.
+  @Sendable private static func saveFailedEntry(_ bytes: [UInt8]) {
+    guard let path = Settings.failedEntry else { return }
+    do throws(Errno) {
+      try saveFile(path, bytes)
+      warn(["the control structure is in \(path); see martlet doctor --help"])
+    } catch {
+      warn(["\(path): \(error)"])
+    }
+  }
+
   // MARK: The end
 
   private static func printStatistics() {
@@ -170,6 +188,9 @@ enum Settings {
     }
   /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
   static let statistics = value("MARTLET_STATS") == "1"
+
+  /// MARTLET_FAILED_ENTRY: file for the first control structure that the processor refuses.
+  static let failedEntry: String? = value("MARTLET_FAILED_ENTRY")
 
   private static func value(_ name: String) -> String? {
     unsafe getenv(name).map { unsafe String(cString: $0) }

@@ -28,6 +28,11 @@ package enum Diagnostics {
     }
     LoggingSystem.bootstrap { _ in StandardErrorHandler(logLevel: level) }
   }
+
+  /// A warning of an engine.
+  @Sendable package static func warn(_ lines: [String]) {
+    for line in lines { log.warning("\(line)") }
+  }
 }
 
 /// One line for each message, without a time: most messages come before the guest starts.

@@ -19,8 +19,9 @@ struct KVMCommand: ParsableCommand {
       The program must be dynamically linked and must not be set-user-ID. It loads \
       libmartlet-kvm.so from the directory of martlet, from ../lib or ../lib/martlet beside it, or \
       from the path in MARTLET_KVM_LIBRARY. The options set MARTLET_PCPUS, MARTLET_VENDOR, \
-      MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES and MARTLET_STATS in \
-      its environment. The exit status is the program's, or 127 if it cannot be started.
+      MARTLET_TRANSLATOR, MARTLET_SPECULATION_GUARD, MARTLET_CLIENT_WRITES, MARTLET_FAILED_ENTRY and \
+      MARTLET_STATS in its environment. If the processor refuses to enter a guest, a warning on \
+      standard error says which rules its state breaks, once for each way. The exit status is the program's, or 127 if it cannot be started.
       """)
 
   @Option(
@@ -54,6 +55,13 @@ struct KVMCommand: ParsableCommand {
       valueName: "protected|compared|ignored"),
     completion: .list(["protected", "compared", "ignored"]))
   var clientWrites = "protected"
+
+  @Option(
+    help: ArgumentHelp(
+      "Where to save the first control structure with which a VM entry fails, for martlet doctor "
+        + "vmcs (intel) or vmcb (amd). (default: nowhere)",
+      valueName: "file"), completion: .file())
+  var saveFailedEntry: String?
 
   @Flag(help: "Print each vCPU's exits by reason at the end, on standard error.")
   var stats = false
@@ -108,6 +116,7 @@ struct KVMCommand: ParsableCommand {
       throw ValidationError("--client-writes: give protected, compared or ignored")
     }
     if clientWrites != "protected" { unsafe setenv("MARTLET_CLIENT_WRITES", clientWrites, 1) }
+    if let saveFailedEntry { unsafe setenv("MARTLET_FAILED_ENTRY", saveFailedEntry, 1) }
     if stats { unsafe setenv("MARTLET_STATS", "1", 1) }
   }
 

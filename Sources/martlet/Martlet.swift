@@ -32,7 +32,7 @@ struct Martlet: ParsableCommand {
       verifiesAccesses: configuration.verifiesAccesses,
       listing: configuration.translationListing, perfMap: configuration.perfMap,
       store: configuration.translationCache.map { (path: $0.path, limit: $0.limit) },
-      measures: configuration.statistics)
+      measures: configuration.statistics, warn: Diagnostics.warn)
     if let problem = transport.storeProblem { say(problem) }
     return transport
   }
@@ -346,18 +346,6 @@ struct Run: ParsableCommand {
   }
 
   private static func count(_ text: String) -> ArgumentHelp { ArgumentHelp(text, valueName: "n") }
-}
-
-struct DoctorCommand: ParsableCommand {
-  static let configuration = CommandConfiguration(
-    commandName: "doctor",
-    abstract:
-      "Reports what this machine offers, which engine a run would use, and how to fix what is "
-      + "missing.")
-
-  func run() {
-    for line in Doctor(Martlet.engines).report() + Sandbox.offers { print(line) }
-  }
 }
 
 extension CompletionKind {

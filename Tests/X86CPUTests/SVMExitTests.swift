@@ -45,11 +45,11 @@ import X86CPU
     let m = try SVMMachine()
     m.intercept(one.intercept)
     m.test.load([0x90] + one.bytes, at: 0x1000)
-    m.vmcb[.rax] = 0x1234
+    m.vmcb[.rax] = 0x3000
     #expect(try m.run() == one.code)
     #expect(m.vmcb[.exitCode] == one.code.rawValue)
     #expect(m.vmcb[.rip] == 0x1001 && m.vmcb[.nextRIP] == 0x1001 + UInt64(one.bytes.count))
-    #expect(m.vmcb[.exitInterruptInfo] == 0 && m.vmcb[.rax] == 0x1234)
+    #expect(m.vmcb[.exitInterruptInfo] == 0 && m.vmcb[.rax] == 0x3000)
   }
 
   /// VMMCALL that is not intercepted is #UD, as is SVM's instruction above privilege 0.

@@ -71,10 +71,6 @@ struct BrokenVMCB: Sendable, CustomTestStringConvertible {
     #expect(!m.processor.gif)
   }
 
-  @Test func everyRuleIsBroken() {
-    #expect(Set(Self.broken.map(\.rule)) == Set(VMRunFailure.allCases))
-  }
-
   /// What is clean is not looked at again.
   @Test func aCleanPartIsNotChecked() throws {
     let m = try SVMMachine()

@@ -49,6 +49,10 @@ protocol VirtualizationBackend: AnyObject {
   /// What the exit that `run` returned from was. Once for each exit, as it may act on it: after
   /// `takeInterruptedEvent`.
   func takeExit() -> GuestExit
+  /// After `GuestExit.entryFailed`: which rules the control block breaks.
+  func explainFailedEntry() -> EntryExplanation?
+  /// The control block as a file that `martlet doctor` reads.
+  var savedControlBlock: [UInt8] { get }
 
   /// The processor changed guest registers outside the guest: the next entry checks all of them.
   func stateChangedInPlace()

@@ -61,7 +61,7 @@ extension VirtualCPU {
   /// PAUSE in a loop: whoever holds the lock may be waiting for this CPU.
   func emulatePause() -> Disposition {
     advance()
-    if hypervisor.pool.hasWaiters { releaseSlot() }
+    if hypervisor.pool.hasWaiters { yieldSlot() }
     return .resume
   }
 
@@ -78,13 +78,25 @@ extension VirtualCPU {
     case Hypercall.sendInterrupts where hasParavirtual(ParavirtualFeature.sendInterrupts):
       return endHypercall(UInt64(bitPattern: sendInterrupts()))
     case Hypercall.yield where hasParavirtual(ParavirtualFeature.yield):
-      defer { if hypervisor.pool.hasWaiters { releaseSlot() } }
-      return endHypercall(0)
+      let target = unsafe UInt32(truncatingIfNeeded: cpu.gpr[3])
+      let disposition = endHypercall(0)
+      yieldSlot(to: target)
+      return disposition
     case Hypercall.mapGPARange
     where unsafe machine.options.withLock({ $0.userSpaceHypercalls }) & 1 << number != 0:
       return askHypercall(number)
     default: return endHypercall(UInt64(bitPattern: Hypercall.notImplemented))
     }
+  }
+
+  /// KVM_HC_SCHED_YIELD: the vCPU with this APIC identifier has an interrupt whose answer the guest
+  /// waits for.
+  private func yieldSlot(to apicID: UInt32) {
+    guard hypervisor.pool.hasWaiters else { return }
+    if let vcpu = unsafe machine.virtualCPUs.first(where: { unsafe $0.id == apicID }) {
+      hypervisor.pool.prefer(vcpu)
+    }
+    yieldSlot()
   }
 
   /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock,

@@ -144,6 +144,9 @@ extension VirtualCPU {
     unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_FAIL_ENTRY)
     unsafe run.pointee.fail_entry.hardware_entry_failure_reason = reason
     unsafe run.pointee.fail_entry.cpu = UInt32(slot?.index ?? 0)
+    if let explanation = backend.explainFailedEntry() {
+      hypervisor.entryFailures.report(explanation, cpu: id, saved: backend.savedControlBlock)
+    }
     return .userSpace
   }
 

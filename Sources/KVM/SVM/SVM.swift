@@ -96,6 +96,9 @@ final class SVM: VirtualizationBackend {
     unsafe cpu.vmcbWrite(.cleanBits, 0)
   }
 
+  func explainFailedEntry() -> EntryExplanation? { unsafe cpu.vmrunExplanation }
+  var savedControlBlock: [UInt8] { unsafe cpu.heldVMCBBytes }
+
   func flushGuestTranslations() {
     do throws(SVMError) { try unsafe cpu.invlpgb(asid: asid) } catch { failure = error }
   }
@@ -112,7 +115,7 @@ final class SVM: VirtualizationBackend {
   /// Reads of CR8; writes of CR4 and CR8.
   private static let controlRegisters: UInt64 = 1 << 8 | (1 << 4 | 1 << 8) << 16
   /// How many PAUSEs, and how close they must follow each other, in processor cycles.
-  private static let pauseFilter: (count: UInt64, threshold: UInt64) = (3000, 128)
+  private static let pauseFilter: (count: UInt64, threshold: UInt64) = (100, 4096)
 
   private func writeConstantFields() {
     let bits = Self.intercepts.rawValue

@@ -10,10 +10,10 @@
 // Invariants, under `lock`: a slot is busy for at most one vCPU; a vCPU is resident on at most one
 // slot; a slot's state is touched without the lock only by whoever has it busy.
 //
-// More vCPUs than CPUs: waiters stand in a queue; a release hands the slot to the first of them,
-// and a waiter that has waited for a time slice kicks the vCPU that has run longest. Whoever wants
-// no more than to look at a vCPU's state or to change it does not wait: for them there is one CPU
-// more, made when it is first needed, which never runs a guest.
+// More vCPUs than CPUs: waiters stand in a queue (`WaitQueue`); a release hands the slot to the
+// first of them, and a waiter kicks the vCPU that has run longest once that one's time slice is
+// over. Whoever wants no more than to look at a vCPU's state or to change it does not wait: for
+// them there is one CPU more, made when it is first needed, which never runs a guest.
 
 import Host
 import Synchronization
@@ -44,17 +44,8 @@ final class PhysicalCPUSlot: @unchecked Sendable {
 
 /// Sendable: what changes is in `state`, under its lock.
 final class PhysicalCPUPool: @unchecked Sendable {
-  /// How long a vCPU may run while others wait.
-  static let timeSlice: UInt64 = 10_000_000
-
-  /// Sendable: `slot` is written under the pool's lock before the waiter is woken, and read after.
-  private final class Waiter: @unchecked Sendable {
-    let parker = Parker()
-    var slot: PhysicalCPUSlot?
-  }
-
   private struct State: Sendable {
-    var queue: [Waiter] = []
+    var queue = WaitQueue()
     /// The CPU that runs no guest.
     var spare: PhysicalCPUSlot?
   }
@@ -114,7 +105,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
         occupy(slot, vcpu, state)
         return slot
       }
-      let new = Waiter()
+      let new = Waiter(vcpu, patience: patience(ahead: state.queue.count))
       state.queue.append(new)
       waiter = new
       waiterCount.add(1, ordering: .relaxed)
@@ -129,16 +120,20 @@ final class PhysicalCPUPool: @unchecked Sendable {
   func release(_ slot: PhysicalCPUSlot) {
     state.withLock { state in
       slot.shouldYield.store(false, ordering: .relaxed)
-      guard !state.queue.isEmpty, slot !== state.spare else {
+      guard slot !== state.spare, let waiter = state.queue.takeFirst() else {
         slot.isBusy = false
         return
       }
       // Stays busy: the waiter has it now, and loads itself when it wakes.
-      let waiter = state.queue.removeFirst()
       waiterCount.subtract(1, ordering: .relaxed)
       waiter.slot = slot
       waiter.parker.unpark()
     }
+  }
+
+  /// The next CPU that is free is for `vcpu`, if it waits for one: others wait for what it does.
+  func prefer(_ vcpu: VirtualCPU) {
+    if hasWaiters { state.withLock { $0.queue.moveToFront(vcpu) } }
   }
 
   /// Saves a vCPU's state and forgets it: it is going away, or its state is wanted elsewhere. The
@@ -154,10 +149,10 @@ final class PhysicalCPUPool: @unchecked Sendable {
 
   private func wait(_ waiter: Waiter, _ vcpu: VirtualCPU) -> PhysicalCPUSlot {
     while true {
-      let woken = waiter.parker.park(until: HostClock.monotonic() &+ Self.timeSlice)
+      let woken = waiter.parker.park(until: HostClock.monotonic() &+ waiter.patience)
       let slot = state.withLock { state -> PhysicalCPUSlot? in
         guard let slot = waiter.slot else {
-          if !woken { preempt() }
+          if !woken { waiter.patience = preempt(state) }
           return nil
         }
         occupy(slot, vcpu, state)
@@ -196,14 +191,33 @@ final class PhysicalCPUPool: @unchecked Sendable {
     vcpu.load(on: slot.cpu)
   }
 
-  /// Asks the vCPU that has run longest to make room.
-  private func preempt() {
+  // MARK: Time slices
+
+  /// How long a vCPU may run while others wait. Short slices cost more than they give: many vCPUs
+  /// wait for no more than to take a timer interrupt, and those that have work to do would run as
+  /// briefly as these.
+  private static let timeSlice: UInt64 = 10_000_000
+
+  /// How long a waiter sleeps until it looks whether somebody has run for too long: about as long
+  /// as those ahead of it take. So their number does not decide how often somebody looks.
+  private func patience(ahead: Int) -> UInt64 {
+    Self.timeSlice &* (1 &+ UInt64(clamping: ahead) / UInt64(clamping: max(slots.count, 1)))
+  }
+
+  /// Asks the vCPU that has run longest to make room, if its time slice is over.
+  ///
+  /// - Returns: after how many nanoseconds to look again.
+  private func preempt(_ state: State) -> UInt64 {
     var oldest: PhysicalCPUSlot?
     for slot in slots where slot.isBusy && !slot.shouldYield.load(ordering: .relaxed) {
       if slot.busySince < oldest?.busySince ?? .max { oldest = slot }
     }
-    guard let oldest else { return }
+    guard let oldest else { return Self.timeSlice }
+    let end = oldest.busySince &+ Self.timeSlice
+    let now = HostClock.monotonic()
+    guard end <= now else { return end &- now }
     oldest.shouldYield.store(true, ordering: .relaxed)
     oldest.cpu.kick()
+    return Self.timeSlice
   }
 }

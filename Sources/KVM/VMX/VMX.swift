@@ -92,6 +92,9 @@ final class VMX: VirtualizationBackend {
     }
   }
 
+  func explainFailedEntry() -> EntryExplanation? { unsafe cpu.vmxEntryExplanation }
+  var savedControlBlock: [UInt8] { unsafe Array(cpu.currentVMCSText.utf8) }
+
   func flushGuestTranslations() {
     // Type 1: all of one VPID's.
     do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: vpid) } catch { failure = error }
@@ -132,8 +135,9 @@ final class VMX: VirtualizationBackend {
     VMXCapabilities.entry.required | EntryControls.loadDebugControls | EntryControls.loadPAT
     | EntryControls.loadEFER
 
-  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks.
-  private static let pauseLoop: (gap: UInt64, window: UInt64) = (128, 40_000)
+  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks. In software a
+  /// PAUSE alone takes more than the 128 ticks that suit real processors.
+  private static let pauseLoop: (gap: UInt64, window: UInt64) = (4096, 20_000)
 
   private func writeConstantFields() {
     let fields: [(VMCSField, UInt64)] = [

@@ -70,7 +70,7 @@ extension CPU {
   ///
   /// VT-x exits first: no fault for what the operands hold is among those that come before (SDM
   /// volume 3, "Relative Priority of Faults and VM Exits"). SVM checks everything but memory first
-  /// (APM volume 2, "Instruction Intercepts").
+  /// (APM volume 2, "Instruction Intercepts"; XSETBV is the exception, and MONITOR checks memory).
   @inline(__always) func exitOrCheck(
     _ exits: Bool, _ exit: @autoclosure () -> GuestException,
     _ check: () throws(GuestException) -> Void

@@ -60,8 +60,9 @@ extension PhysicalCPU {
     case .controlRegisterAccess: return isRead ? .readCR(exit.register) : .writeCR(exit.register)
     case .debugRegisterAccess: return isRead ? .readDR(exit.register) : .writeDR(exit.register)
     case .mwait:
-      let waits = cpu.s.pointee.intercepts.set.contains(.mwait)
-      return waits ? .mwait : .armedMWAIT
+      // The conditional intercept is the first of the two.
+      let isConditional = cpu.s.pointee.intercepts.set.contains(.armedMWAIT)
+      return isConditional && exit.details.contains(.isArmed) ? .armedMWAIT : .mwait
     default: return SVMExitCode.byCause[Int(exit.cause.rawValue)]
     }
   }

@@ -37,14 +37,25 @@ enum SVMInstructions {
     }
   }
 
+  /// #GP where rAX is no page of physical memory. It comes before the intercept (APM volume 2,
+  /// "Instruction Intercepts").
+  private static func requireVMCB(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) {
+    let address = address(c, i)
+    if address & Page.offsetMask != 0 || address >> CPU.physicalAddressBits != 0 {
+      throw .generalProtection
+    }
+  }
+
   /// A VMRUN in a guest always exits: one that is not intercepted is refused at VMRUN.
   static func vmrun(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try requireSVM(c)
+    try requireVMCB(c, i)
     throw c.exit(.vmrun, i)
   }
 
   static func vmload(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try requireSVM(c)
+    try requireVMCB(c, i)
     if c.intercepts(.vmload) { throw c.exit(.vmload, i) }
     do throws(SVMError) { try c.owner.vmload(address(c, i)) } catch { throw .generalProtection }
     return c.reload(i)
@@ -52,6 +63,7 @@ enum SVMInstructions {
 
   static func vmsave(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try requireSVM(c)
+    try requireVMCB(c, i)
     if c.intercepts(.vmsave) { throw c.exit(.vmsave, i) }
     do throws(SVMError) { try c.owner.vmsave(address(c, i)) } catch { throw .generalProtection }
     return Step.next

@@ -6,17 +6,26 @@
 // the guest's state in the CPU.
 //
 //     try require(asid != 0, .asid)
+//
+// The first rule that is broken ends the checks; with `found` they go on, and all go there.
 
 import X86
 
 struct VMRunChecks {
   let cpu: CPU
   let vmcb: VMCB
+  /// Takes the broken rules, instead of a throw.
+  var found: BrokenRules<VMRunFailure>?
 
   @inline(__always) private func require(
     _ holds: Bool, _ rule: VMRunFailure
   ) throws(VMRunFailure) {
-    if !holds { throw rule }
+    if !holds { try broken(rule) }
+  }
+
+  @inline(never) private func broken(_ rule: VMRunFailure) throws(VMRunFailure) {
+    guard let found else { throw rule }
+    found.add(rule, .rule)
   }
 
   /// - Parameter changed: parts without a clean bit.
@@ -68,9 +77,9 @@ struct VMRunChecks {
   /// Bits 11:0 of a map's address are ignored.
   private func checkMap(_ address: UInt64, _ bytes: UInt64) throws(VMRunFailure) {
     let start = address & Page.mask
-    let (end, overflow) = start.addingReportingOverflow(bytes)
+    let (last, overflow) = start.addingReportingOverflow(bytes &- 1)
     try require(
-      !overflow && start != 0 && end >> SVMCapabilities.hostAddressWidth == 0, .permissionMaps)
+      !overflow && start != 0 && last >> SVMCapabilities.hostAddressWidth == 0, .permissionMaps)
   }
 
   private func checkNestedPaging() throws(VMRunFailure) {
@@ -82,8 +91,8 @@ struct VMRunChecks {
   }
 
   private func checkInjection(_ event: SVMEvent) throws(VMRunFailure) {
-    guard let type = event.type else { throw .injectionType }
-    if type == .exception {
+    try require(event.type != nil, .injectionType)
+    if event.type == .exception {
       try require(
         event.vector < 32 && event.vector != ExceptionVector.nmi.rawValue, .injectionVector)
     }

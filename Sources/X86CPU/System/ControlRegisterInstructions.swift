@@ -222,16 +222,23 @@ enum ControlRegisterInstructions {
     return c.reload(i)
   }
 
+  /// SVM: LMSW exits before it reads memory, by the selective intercept too, whatever it writes
+  /// (APM volume 2, "Instruction Intercepts").
+  private static func exitBeforeLMSW(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) {
+    if writesExit(c, 0) { throw exit(c, i, .lmsw) }
+    if c.intercepts(.selectiveCR0Write) { throw exit(c, i, .lmsw, cause: .selectiveCR0Write) }
+  }
+
   static func lmswRegister(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
-    if writesExit(c, 0) { throw exit(c, i, .lmsw) }
+    try exitBeforeLMSW(c, i)
     let value = UInt64(c.read(i.pointee.dst, as: UInt16.self))
     return try lmsw(c, i, value, memory: nil)
   }
 
   static func lmswMemory(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try c.requirePrivilege()
-    if writesExit(c, 0) { throw exit(c, i, .lmsw) }
+    try exitBeforeLMSW(c, i)
     let address = try c.linearAddress(i, size: 2)
     return try lmsw(c, i, UInt64(try c.load(address, as: UInt16.self)), memory: address)
   }
@@ -245,10 +252,8 @@ enum ControlRegisterInstructions {
     // LMSW sets PE but cannot clear it.
     let new = (old & ~0xE | source & 0xF) & ~mask | old & mask
     let setsPE = mask & source & ~shadow & CR0.pe.rawValue != 0
-    let isSelected = isSelected(c, new)
-    if isSelected || setsPE || (source ^ shadow) & mask & 0xE != 0 {
-      let cause: ExitCause = isSelected ? .selectiveCR0Write : .controlRegisterAccess
-      let exception = exit(c, i, .lmsw, cause: cause)
+    if setsPE || (source ^ shadow) & mask & 0xE != 0 {
+      let exception = exit(c, i, .lmsw)
       c.s.pointee.exit.value = source
       c.s.pointee.exit.linear = memory ?? 0
       if memory != nil { c.s.pointee.exit.details = .isFromMemory }
@@ -298,12 +303,14 @@ enum ControlRegisterInstructions {
 
   static func xsetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
+    // VT-x's exit comes after the check of the privilege level, SVM's before every #GP.
+    let exits = c.intercepts(.xsetbv)
+    if exits && c.s.pointee.intercepts.mode == .svm { throw c.exit(.xsetbv, i) }
     try c.requirePrivilege()
+    if exits { throw c.exit(.xsetbv, i) }
     let value = c.gpr[2] << 32 | c.gpr[0] & 0xFFFF_FFFF
-    try c.exitOrCheck(c.intercepts(.xsetbv), c.exit(.xsetbv, i)) { () throws(GuestException) in
-      if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
-      try c.checkXCR0(value)
-    }
+    if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+    try c.checkXCR0(value)
     c.s.pointee.xcr0 = value
     return c.reload(i)
   }

@@ -38,17 +38,23 @@ enum HaltAndMonitor {
 
   static func monitor(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 { throw .invalidOpcode }
+    // Of SVM all exceptions come first, those of the access too.
     try c.exitOrCheck(c.intercepts(.monitor), c.exit(.monitor, i)) { () throws(GuestException) in
       // ECX has extensions, of which there are none.
       if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
+      try touchMonitored(c, i)
     }
+    c.s.pointee.system.monitorArmed = true
+    return Step.next
+  }
+
+  /// MONITOR reads a byte of the range that it watches.
+  private static func touchMonitored(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) {
     let mask: UInt64 =
       i.pointee.addressSize == 8 ? .max : i.pointee.addressSize == 4 ? 0xFFFF_FFFF : 0xFFFF
     let register = SegmentRegister(rawValue: i.pointee.segment) ?? .ds
     let address = try c.linear(register, c.gpr[0] & mask, size: 1, .read)
     _ = try c.load(address, as: UInt8.self)
-    c.s.pointee.system.monitorArmed = true
-    return Step.next
   }
 
   /// MWAIT may end for reasons of the implementation; this one ends at once.

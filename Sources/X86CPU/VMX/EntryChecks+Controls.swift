@@ -25,8 +25,9 @@ extension EntryChecks {
     try require(VMXCapabilities.secondary.allows(secondary), .secondaryControls)
     try require(page(.cr3TargetCount) <= VMXCapabilities.cr3TargetCount, .cr3TargetCount)
     if primary & PrimaryControls.useIOBitmaps != 0 {
-      try require(
-        Self.isHostPage(page(.ioBitmapA)) && Self.isHostPage(page(.ioBitmapB)), .ioBitmapAddress)
+      for field in [VMCSField.ioBitmapA, .ioBitmapB] {
+        try require(Self.isHostPage(page(field)), .ioBitmapAddress, at: .field(field))
+      }
     }
     if primary & PrimaryControls.useMSRBitmaps != 0 {
       try require(Self.isHostPage(page(.msrBitmap)), .msrBitmapAddress)
@@ -81,7 +82,8 @@ extension EntryChecks {
   // MARK: Event injection
 
   private func checkInjection() throws(EntryFailure) {
-    guard let type = injection.type else { throw .injectionType }
+    try require(injection.type != nil, .injectionType)
+    guard let type = injection.type else { return }
     let vector = injection.vector
     switch type {
     case .nmi: try require(vector == 2, .injectionVector)

@@ -56,8 +56,9 @@ extension EntryChecks {
       try require(page(.guestDR7) >> 32 == 0, .guestDR7)
     }
     try require(
-      Self.isCanonical(cpu.s.pointee.sysenterESP) && Self.isCanonical(cpu.s.pointee.sysenterEIP),
-      .guestSysenter)
+      Self.isCanonical(cpu.s.pointee.sysenterESP), .guestSysenter, at: .field(.guestSysenterESP))
+    try require(
+      Self.isCanonical(cpu.s.pointee.sysenterEIP), .guestSysenter, at: .field(.guestSysenterEIP))
     if entry & EntryControls.loadPAT != 0 { try require(Self.isPAT(page(.guestPAT)), .guestPAT) }
     if entry & EntryControls.loadEFER != 0 {
       let efer = EFER(rawValue: page(.guestEFER))
@@ -75,11 +76,19 @@ extension EntryChecks {
     let paging = s.pointee.cr0 & CR0.pg.rawValue != 0
     let pae = s.pointee.cr4 & CR4.pae.rawValue != 0
     if !paging || !pae || isLongModeGuest { return }
-    if secondary & SecondaryControls.enableEPT == 0 { loadPDPTEsFromMemory() }
-    for n in 0..<4 {
+    if secondary & SecondaryControls.enableEPT == 0 {
+      guard readsMemory else { return }
+      loadPDPTEsFromMemory()
+    }
+    let fields: InlineArray<4, VMCSField> = [
+      .guestPDPTE0, .guestPDPTE1, .guestPDPTE2, .guestPDPTE3,
+    ]
+    for n in fields.indices {
       let entry = s.pointee.pdptrs[n]
       let reserved: UInt64 = 0x1E6 | ~((1 << CPU.physicalAddressBits) - 1)
-      try require(entry & PageTableEntry.present == 0 || entry & reserved == 0, .guestPDPTE)
+      try require(
+        entry & PageTableEntry.present == 0 || entry & reserved == 0, .guestPDPTE,
+        at: .field(fields[n]))
     }
   }
 

@@ -86,7 +86,9 @@ extension EntryChecks {
   func checkLinkPointer() throws(EntryFailure) {
     let pointer = page(.vmcsLinkPointer)
     if pointer == .max { return }
-    guard let base = PhysicalCPU.region(pointer) else { throw .vmcsLinkPointer }
+    let base = PhysicalCPU.region(pointer)
+    try require(base != nil, .vmcsLinkPointer)
+    guard let base, readsMemory else { return }
     try require(VMCSHeader(base: base).revision == VMCSLayout.revision, .vmcsLinkPointer)
   }
 }

@@ -24,9 +24,9 @@ extension EntryChecks {
       cr4 & VMXCapabilities.cr4Fixed0 == VMXCapabilities.cr4Fixed0
         && cr4 & ~VMXCapabilities.cr4Fixed1 == 0, .hostCR4)
     try require(Self.isPhysical(page(.hostCR3)), .hostCR3)
-    try require(
-      Self.isCanonical(page(.hostSysenterESP)) && Self.isCanonical(page(.hostSysenterEIP)),
-      .hostSysenter)
+    for field in [VMCSField.hostSysenterESP, .hostSysenterEIP] {
+      try require(Self.isCanonical(page(field)), .hostSysenter, at: .field(field))
+    }
     if exit & ExitControls.loadPAT != 0 { try require(Self.isPAT(page(.hostPAT)), .hostPAT) }
     if exit & ExitControls.loadEFER != 0 {
       let efer = page(.hostEFER)
@@ -42,7 +42,9 @@ extension EntryChecks {
       .hostESSelector, .hostCSSelector, .hostSSSelector, .hostDSSelector, .hostFSSelector,
       .hostGSSelector, .hostTRSelector,
     ]
-    for n in selectors.indices { try require(page(selectors[n]) & 7 == 0, .hostSelector) }
+    for n in selectors.indices {
+      try require(page(selectors[n]) & 7 == 0, .hostSelector, at: .field(selectors[n]))
+    }
     try require(
       page(.hostCSSelector) != 0 && page(.hostTRSelector) != 0
         && (page(.hostSSSelector) != 0 || exit & ExitControls.hostAddressSpaceSize != 0),
@@ -50,6 +52,8 @@ extension EntryChecks {
     let bases: InlineArray<5, VMCSField> = [
       .hostFSBase, .hostGSBase, .hostGDTRBase, .hostIDTRBase, .hostTRBase,
     ]
-    for n in bases.indices { try require(Self.isCanonical(page(bases[n])), .hostBase) }
+    for n in bases.indices {
+      try require(Self.isCanonical(page(bases[n])), .hostBase, at: .field(bases[n]))
+    }
   }
 }

@@ -5,6 +5,8 @@
 // Fields are read where they are: controls and host state in the VMCS, guest state in the CPU.
 //
 //     try require(vpid != 0, .zeroVPID)
+//
+// The first rule that is broken ends the checks; with `found` they go on, and all go there.
 
 import X86
 
@@ -20,9 +22,19 @@ struct EntryChecks {
   let entry: UInt32
   let injection: InterruptionInfo
 
-  init(cpu: CPU, unit: UnsafeMutablePointer<VMXUnit>) {
+  /// Takes the broken rules, instead of a throw.
+  let found: BrokenRules<EntryFailure>?
+  /// The VMCS's addresses may be followed.
+  let readsMemory: Bool
+
+  init(
+    cpu: CPU, unit: UnsafeMutablePointer<VMXUnit>, found: BrokenRules<EntryFailure>? = nil,
+    readsMemory: Bool = true
+  ) {
     self.cpu = cpu
     self.unit = unit
+    self.found = found
+    self.readsMemory = readsMemory
     pin = unit.pointee.page32(.pinBasedControls)
     primary = unit.pointee.page32(.primaryControls)
     let usesSecondary = primary & PrimaryControls.secondaryControls != 0
@@ -33,9 +45,16 @@ struct EntryChecks {
   }
 
   @inline(__always) func require(
-    _ holds: Bool, _ rule: EntryFailure
+    _ holds: Bool, _ rule: EntryFailure, at subject: RuleSubject = .rule
   ) throws(EntryFailure) {
-    if !holds { throw rule }
+    if !holds { try broken(rule, subject) }
+  }
+
+  @inline(never) private func broken(
+    _ rule: EntryFailure, _ subject: RuleSubject
+  ) throws(EntryFailure) {
+    guard let found else { throw rule }
+    found.add(rule, subject)
   }
 
   func page(_ field: VMCSField) -> UInt64 { unit.pointee.page(field) }
