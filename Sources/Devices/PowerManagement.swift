@@ -25,6 +25,8 @@ package final class PowerManagement: BusDevice {
   package static let timerFrequency: UInt64 = 3_579_545
   /// The value of the control register's sleep type that powers the machine off.
   package static let powerOffSleepType: UInt16 = 5
+  /// That of QEMU's chipsets, which UEFI knows without ACPI's tables.
+  package static let firmwareSleepType: UInt16 = 0
 
   private static let sciEnable: UInt16 = 1
   private static let sleepEnable: UInt16 = 1 << 13
@@ -42,15 +44,18 @@ package final class PowerManagement: BusDevice {
   private let interrupt: InterruptLine
   private let powerOff: @Sendable () -> Void
   private let now: @Sendable () -> UInt64
+  private let sleepTypes: [UInt16]
 
   /// - Parameters:
   ///   - interrupt: the SCI's line.
   ///   - now: nanoseconds on a monotonic clock.
+  ///   - sleepTypes: those that power the machine off.
   ///   - powerOff: the guest powers the machine off.
   package init(
     interrupt: @escaping InterruptLine, now: @escaping @Sendable () -> UInt64,
-    powerOff: @escaping @Sendable () -> Void
+    sleepTypes: [UInt16] = [powerOffSleepType], powerOff: @escaping @Sendable () -> Void
   ) {
+    self.sleepTypes = sleepTypes
     self.interrupt = interrupt
     self.now = now
     self.powerOff = powerOff
@@ -90,7 +95,7 @@ package final class PowerManagement: BusDevice {
       case Register.control:
         state.control = (state.control & keep | bits) & ~Self.sleepEnable | Self.sciEnable
         return bits & Self.sleepEnable != 0
-          && (state.control >> 10) & 7 == Self.powerOffSleepType
+          && sleepTypes.contains(state.control >> 10 & 7)
       default: break
       }
       return false

@@ -66,6 +66,23 @@ package struct RealTimeClock: Sendable, Hashable {
     memory[Int(Register.d)] = 0x80
   }
 
+  /// Writes down how much memory there is, where firmware looks for it: below 1 MiB and above in
+  /// units of 1 KiB, above 16 MiB and above 4 GiB in units of 64 KiB.
+  package mutating func setMemorySize(below4GiB low: UInt64, above4GiB high: UInt64) {
+    func set(_ register: Int, _ count: Int, _ value: UInt64) {
+      let limit: UInt64 = 1 << UInt64(count &* 8)
+      let value = min(value, limit &- 1)
+      for index in 0..<count {
+        memory[register &+ index] = UInt8(
+          truncatingIfNeeded: value >> UInt64(truncatingIfNeeded: index &* 8))
+      }
+    }
+    set(0x15, 2, 640)
+    for register in [0x17, 0x30] { set(register, 2, low > 1 << 20 ? (low &- 1 << 20) >> 10 : 0) }
+    set(0x34, 2, low > 16 << 20 ? (low &- 16 << 20) >> 16 : 0)
+    set(0x5B, 3, high >> 16)
+  }
+
   private var control: UInt8 { memory[Int(Register.b)] }
   private func time(_ now: UInt64) -> Nanoseconds { halted ?? Nanoseconds(now) &+ offset }
 

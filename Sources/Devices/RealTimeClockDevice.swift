@@ -19,11 +19,14 @@ package final class RealTimeClockDevice: BusDevice {
   /// - Parameters:
   ///   - now: the host's time, nanoseconds since 1970 UTC.
   ///   - eventChanged: called when `nextEvent` may have changed; must not call the clock.
+  ///   - memory: bytes below and above 4 GiB.
   package init(
-    interrupt: @escaping InterruptLine, now: @escaping @Sendable () -> UInt64,
-    eventChanged: @escaping @Sendable () -> Void = {}
+    memory: (low: UInt64, high: UInt64) = (0, 0), interrupt: @escaping InterruptLine,
+    now: @escaping @Sendable () -> UInt64, eventChanged: @escaping @Sendable () -> Void = {}
   ) {
-    state = Mutex(State(chip: RealTimeClock(now: now())))
+    var chip = RealTimeClock(now: now())
+    chip.setMemorySize(below4GiB: memory.low, above4GiB: memory.high)
+    state = Mutex(State(chip: chip))
     self.interrupt = interrupt
     self.now = now
     self.eventChanged = eventChanged

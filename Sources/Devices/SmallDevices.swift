@@ -38,3 +38,31 @@ package final class DebugExit: BusDevice {
     exit(UInt8(truncatingIfNeeded: value << 1 | 1))
   }
 }
+
+/// The port to which firmware that was built for it writes what it does (QEMU's debug console).
+package final class DebugPort: BusDevice {
+  /// What the port reads as, which says that somebody listens.
+  private static let presence: UInt64 = 0xE9
+  private static let lineLimit = 4096
+
+  private let line = Mutex<[UInt8]>([])
+  private let report: @Sendable (String) -> Void
+
+  /// - Parameter report: called with each line.
+  package init(report: @escaping @Sendable (String) -> Void) { self.report = report }
+
+  package func read(offset: UInt64, width: Int) -> UInt64 { Self.presence }
+
+  package func write(offset: UInt64, width: Int, value: UInt64) {
+    let byte = UInt8(truncatingIfNeeded: value)
+    let whole: [UInt8]? = line.withLock { line in
+      if byte != UInt8(ascii: "\n"), line.count < Self.lineLimit {
+        if byte != UInt8(ascii: "\r") { line.append(byte) }
+        return nil
+      }
+      defer { line = [] }
+      return line
+    }
+    if let whole { report(String(decoding: whole, as: UTF8.self)) }
+  }
+}

@@ -31,15 +31,18 @@ package struct ACPITables: Sendable {
   /// - Parameters:
   ///   - processors: 1 to 254, with APIC identifiers from 0 on.
   ///   - base: the address of the first byte.
-  package init(processors: Int, base: UInt64 = GuestMap.acpiTables) {
+  ///   - pci: where PCI is in memory.
+  package init(
+    processors: Int, base: UInt64 = GuestMap.acpiTables, pci: PCIMap = .standard
+  ) {
     self.base = base
     let facs = append(Self.facs())
     checked = []
-    let dsdt = append(Self.table("DSDT", revision: 2, Self.differentiatedSystem()))
+    let dsdt = append(Self.table("DSDT", revision: 2, Self.differentiatedSystem(pci)))
     let fadt = append(Self.table("FACP", revision: 3, Self.fixed(facs: facs, dsdt: dsdt)))
     link(fadt, [(36, 4), (40, 4), (140, 8)])
     let madt = append(Self.table("APIC", revision: 3, Self.interrupts(processors)))
-    let mcfg = append(Self.table("MCFG", revision: 1, Self.configurationSpace()))
+    let mcfg = append(Self.table("MCFG", revision: 1, Self.configurationSpace(pci)))
     var pointers: [UInt8] = []
     for table in [fadt, madt, mcfg] { pointers.append(little: table) }
     let xsdt = append(Self.table("XSDT", revision: 1, pointers))
@@ -176,15 +179,15 @@ package struct ACPITables: Sendable {
 
   /// Where PCI configuration space is as memory (PCI Firmware Specification, "MCFG Table
   /// Description").
-  private static func configurationSpace() -> [UInt8] {
+  private static func configurationSpace(_ pci: PCIMap) -> [UInt8] {
     var table = [UInt8](repeating: 0, count: 8)
-    table.append(little: GuestMap.pciConfiguration.lowerBound)
+    table.append(little: pci.configuration.lowerBound)
     // Segment 0, bus 0 to bus 0.
     return table + [0, 0, 0, 0, 0, 0, 0, 0]
   }
 
   /// The DSDT's body: how to power off, and the devices that no bus can tell of.
-  private static func differentiatedSystem() -> [UInt8] {
+  private static func differentiatedSystem(_ pci: PCIMap) -> [UInt8] {
     let powerOff = AML.byte(5)
     return AML.assign("\\_S5", AML.package([powerOff, powerOff, AML.byte(0), AML.byte(0)]))
       + AML.scope(
@@ -213,15 +216,15 @@ package struct ACPITables: Sendable {
                   AML.interrupt(GuestMap.Interrupt.realTimeClock),
                 ])),
             ]),
-          pciRoot(), configurationReservation(),
+          pciRoot(pci), configurationReservation(pci),
         ])
   }
 
   /// The way to bus 0: what it passes on, and where its interrupt pins lead.
-  private static func pciRoot() -> [UInt8] {
-    let (memory, ports) = (GuestMap.pciMemory, GuestMap.Port.pci)
+  private static func pciRoot(_ pci: PCIMap) -> [UInt8] {
+    let ports = GuestMap.Port.pci
     // Configuration space lies in the middle.
-    let space = GuestMap.pciConfiguration
+    let (memory, space) = (pci.memory, pci.configuration)
     return AML.device(
       "PCI0",
       [
@@ -253,8 +256,8 @@ package struct ACPITables: Sendable {
   }
 
   /// Says that configuration space is nobody else's.
-  private static func configurationReservation() -> [UInt8] {
-    let space = GuestMap.pciConfiguration
+  private static func configurationReservation(_ pci: PCIMap) -> [UInt8] {
+    let space = pci.configuration
     return AML.device(
       "MBRD",
       [

@@ -15,23 +15,23 @@ package enum FirmwareTables {
 
   /// The memory map, the tables and the script that places them.
   package static func files(
-    _ memory: GuestMemory, processors: Int
+    _ memory: GuestMemory, processors: Int, pci: PCIMap = .standard
   ) -> [(name: String, bytes: [UInt8])] {
     // The first table behind the RSDP is at offset 0 of its file.
     let root = UInt64(truncatingIfNeeded: ACPITables.rootSize)
-    let tables = ACPITables(processors: processors, base: 0 &- root)
+    let tables = ACPITables(processors: processors, base: 0 &- root, pci: pci)
     var bytes = tables.bytes
     for table in tables.checked { bytes[table.lowerBound + 9] = 0 }
     (bytes[8], bytes[32]) = (0, 0)
     return [
       (Name.root, Array(bytes[..<36])), (Name.tables, Array(bytes[ACPITables.rootSize...])),
-      ("etc/e820", memoryMap(memory)), ("etc/table-loader", script(tables)),
+      ("etc/e820", memoryMap(memory, pci)), ("etc/table-loader", script(tables)),
     ]
   }
 
-  private static func memoryMap(_ memory: GuestMemory) -> [UInt8] {
+  private static func memoryMap(_ memory: GuestMemory, _ pci: PCIMap) -> [UInt8] {
     var bytes: [UInt8] = []
-    for entry in MemoryMap(forFirmware: memory).entries {
+    for entry in MemoryMap(forFirmware: memory, pci).entries {
       bytes.append(little: entry.start)
       bytes.append(little: entry.size)
       bytes.append(little: entry.kind)

@@ -10,7 +10,7 @@
 //     0x0009_FC00   end of the first memory range; reserved up to the tables
 //     0x000E_0000   ACPI tables, RSDP first      (reserved)
 //     0x0010_0000   memory again; the kernel at the address it prefers, the initrd at the end
-//     0xC000_0000   highest end of low memory, the rest is above 4 GiB; ranges of PCI devices
+//     0xC000_0000   highest end of low memory (0x8000_0000 with UEFI), the rest is above 4 GiB; ranges of PCI devices
 //     0xE000_0000   PCI configuration space of bus 0
 //     0xFEC0_0000   IOAPIC
 //     0xFEE0_0000   local APICs
@@ -23,10 +23,37 @@
 //     0x20 0xA0 8259 pair   0x40 8254   0x61 speaker   (in the hypervisor)
 //     0x60 0x64 i8042       0x70 real-time clock       0xF4 debug exit
 //     0x3F8 serial          0x600 ACPI block           0xCF9 reset register
-//     0x510 configuration for firmware
+//     0x402 firmware's debug output (--log debug)     0x510 configuration for firmware
 //     0xCF8 0xCFC PCI configuration                    0x1000 and above: PCI devices' ranges
 //
 // Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI, 16 to 23 PCI's pins.
+
+/// Where PCI's devices may have their ranges, and configuration space of bus 0, which may lie in the
+/// middle of it.
+package struct PCIMap: Sendable, Hashable {
+  package var memory: Range<UInt64>
+  package var configuration: Range<UInt64>
+
+  /// Of machines without firmware or with a BIOS.
+  package static let standard = PCIMap(
+    memory: GuestMap.pciMemory, configuration: GuestMap.pciConfiguration)
+
+  /// Of machines with UEFI.
+  ///
+  /// - Parameter base: of configuration space.
+  package static func firmware(base: UInt64 = GuestMap.pciConfiguration.lowerBound) -> PCIMap {
+    let memory = GuestMap.firmwareMemoryHole..<GuestMap.pciMemory.upperBound
+    let size = UInt64(GuestMap.pciConfiguration.count)
+    // What lies elsewhere is not passed on to devices in any case.
+    let start = min(max(base, memory.lowerBound), memory.upperBound - size)
+    return PCIMap(memory: memory, configuration: start..<start + size)
+  }
+
+  private init(memory: Range<UInt64>, configuration: Range<UInt64>) {
+    self.memory = memory
+    self.configuration = configuration
+  }
+}
 
 /// Guest-physical addresses, ports and interrupt lines.
 package enum GuestMap {
@@ -55,11 +82,16 @@ package enum GuestMap {
   package static let firmwareCopySize = 0x2_0000
   package static let firmwareLimit = Int(fourGiB - hypervisorPagesEnd)
 
+  /// Where the memory of PCI is on a machine with UEFI, which wants nothing else there from 2 GiB on,
+  /// and places configuration space by itself.
+  package static let firmwareMemoryHole: UInt64 = 0x8000_0000
+
   package enum Port {
     package static let keyboardController: UInt64 = 0x60
     package static let realTimeClock: UInt64 = 0x70
     package static let debugExit: UInt64 = 0xF4
     package static let serial: UInt64 = 0x3F8
+    package static let firmwareDebug: UInt64 = 0x402
     package static let firmwareConfiguration: UInt64 = 0x510
     package static let powerManagement: UInt64 = 0x600
     package static let reset: UInt64 = 0xCF9

@@ -8,11 +8,13 @@ import SystemPackage
 extension GuestMemory {
   /// Maps the memory of a machine as `GuestMap` has it.
   ///
-  /// - Parameter size: bytes, a multiple of 4096, within the map's limits.
+  /// - Parameters:
+  ///   - size: bytes, a multiple of 4096, within the map's limits.
+  ///   - hole: where the memory below 4 GiB ends at the latest.
   package convenience init(
-    size: Int, observer: GuestMemory.WriteObserver? = nil
+    size: Int, hole: UInt64 = GuestMap.memoryHole, observer: GuestMemory.WriteObserver? = nil
   ) throws(Errno) {
     unsafe try self.init(
-      size: size, lowEnd: GuestMap.memoryHole, highStart: GuestMap.fourGiB, observer: observer)
+      size: size, lowEnd: hole, highStart: GuestMap.fourGiB, observer: observer)
   }
 }

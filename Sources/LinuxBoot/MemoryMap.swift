@@ -34,14 +34,12 @@ package struct MemoryMap: Sendable, Hashable {
   }
 
   /// What firmware is told, which takes out of memory what it uses itself.
-  init(forFirmware memory: GuestMemory) {
+  init(forFirmware memory: GuestMemory, _ pci: PCIMap) {
     add(0, to: memory.lowEnd, Self.usable)
     for region in memory.regions.dropFirst() {
       add(region.guestAddress, to: region.end, Self.usable)
     }
-    add(
-      GuestMap.pciConfiguration.lowerBound, to: GuestMap.pciConfiguration.upperBound,
-      Self.reserved)
+    add(pci.configuration.lowerBound, to: pci.configuration.upperBound, Self.reserved)
     add(GuestMap.identityMapPage, to: GuestMap.hypervisorPagesEnd, Self.reserved)
   }
 

@@ -8,6 +8,7 @@ import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
+import Logging
 import Synchronization
 import SystemPackage
 
@@ -71,7 +72,7 @@ struct Board: Sendable {
 
   init(
     machine: MachineHandle, memory: GuestMemory, console: ConsoleWriter, equipment: Equipment,
-    _ configuration: Configuration
+    flash: PlacedFlash?, _ configuration: Configuration
   ) throws(Errno) {
     let control = try MachineControl(onReboot: configuration.onReboot)
     let clockChanged = try SharedEvent()
@@ -79,8 +80,9 @@ struct Board: Sendable {
       { level in try? machine.setInterruptLine(number, level) }
     }
     serial = SerialPort(interrupt: line(GuestMap.Interrupt.serial)) { console.put($0) }
+    let highMemory = memory.regions.dropFirst().reduce(UInt64(0)) { $0 &+ $1.size }
     clock = RealTimeClockDevice(
-      interrupt: line(GuestMap.Interrupt.realTimeClock), now: { HostClock.realtime() },
+      memory: (memory.lowEnd, highMemory), interrupt: line(GuestMap.Interrupt.realTimeClock), now: { HostClock.realtime() },
       eventChanged: { clockChanged.file.signal() })
 
     let ports = Bus()
@@ -93,28 +95,54 @@ struct Board: Sendable {
     ports.attach(serial, at: GuestMap.Port.serial, size: 8)
     let power = PowerManagement(
       interrupt: line(GuestMap.Interrupt.acpi), now: { HostClock.monotonic() },
+      sleepTypes: flash == nil
+        ? [PowerManagement.powerOffSleepType]
+        : [PowerManagement.powerOffSleepType, PowerManagement.firmwareSleepType],
       powerOff: { control.end(.poweredOff) })
     ports.attach(power, at: GuestMap.Port.powerManagement, size: PowerManagement.size)
     ports.attach(ResetRegister { control.reboot() }, at: GuestMap.Port.reset, size: 1)
 
     let memoryMapped = Bus()
+    let firmware = configuration.firmware.map { _ in
+      Firmware.configuration(
+        memory, processors: configuration.processors, pci: flash == nil ? .standard : .firmware(),
+        diskSlots: PCISlots.firstSlot..<PCISlots.firstSlot + equipment.disks.count)
+    }
     let pci = PCIRoot(
       memory: memoryMapped, ports: ports,
-      windows: PCIWindows(memory: GuestMap.pciMemory, ports: GuestMap.Port.pci),
+      windows: PCIWindows(
+        memory: flash == nil ? GuestMap.pciMemory : PCIMap.firmware().memory,
+        ports: GuestMap.Port.pci),
       lines: GuestMap.Interrupt.pci.map(line),
-      chipset: configuration.firmware == nil ? .generic : .i440FX)
+      chipset: configuration.firmware.map { $0.isUEFI ? .q35 : .i440FX } ?? .generic,
+      configurationMoved: { root, old, new in
+        if let old { memoryMapped.detach(at: old) }
+        guard let new else { return }
+        memoryMapped.attach(
+          PCIConfigurationMemory(root), at: new, size: PCIConfigurationMemory.size)
+        firmware?.replace(
+          FirmwareTables.files(
+            memory, processors: configuration.processors, pci: .firmware(base: new)))
+      })
     let address = PCIAddressPort()
-    Self.attach(pci, address, ports: ports, memoryMapped: memoryMapped)
+    Self.attach(pci, address, ports: ports, memoryMapped: flash == nil ? memoryMapped : nil)
     loop = try EventLoop()
     slots = try PCISlots(equipment, pci, machine: machine, memory: memory, loop: loop)
 
     self.pci = pci
     var devices: [any BusDevice] = [serial, clock, keyboard, power, address]
-    if configuration.firmware != nil {
-      let firmware = Firmware.configuration(memory, processors: configuration.processors)
+    if let firmware {
       ports.attach(
         firmware, at: GuestMap.Port.firmwareConfiguration, size: FirmwareConfiguration.size)
       devices.append(firmware)
+      if log.logLevel <= .debug {
+        let debug = DebugPort { log.debug("firmware: \($0)") }
+        ports.attach(debug, at: GuestMap.Port.firmwareDebug, size: 1)
+      }
+    }
+    if let flash {
+      memoryMapped.attach(flash.device, at: flash.start, size: UInt64(flash.device.size))
+      devices.append(flash.device)
     }
     self.devices = devices
     self.ports = ports
@@ -125,13 +153,15 @@ struct Board: Sendable {
   }
 
   /// The ways to PCI's configuration space.
+  ///
+  /// - Parameter memoryMapped: nil where firmware places it in memory.
   private static func attach(
-    _ pci: PCIRoot, _ address: PCIAddressPort, ports: Bus, memoryMapped: Bus
+    _ pci: PCIRoot, _ address: PCIAddressPort, ports: Bus, memoryMapped: Bus?
   ) {
     // The reset register is at the next port.
     ports.attach(address, at: GuestMap.Port.pciAddress, size: 1)
     ports.attach(PCIDataPort(pci, address), at: GuestMap.Port.pciData, size: PCIDataPort.size)
-    memoryMapped.attach(
+    memoryMapped?.attach(
       PCIConfigurationMemory(pci), at: GuestMap.pciConfiguration.lowerBound,
       size: PCIConfigurationMemory.size)
   }

@@ -29,6 +29,11 @@ struct CPUIDPolicy {
   let processors: Int
   /// Whether the interrupt chips in the hypervisor have the TSC-deadline timer.
   let hasDeadlineTimer: Bool
+  /// MAXPHYADDR of guests with UEFI, which makes page tables of 2 MiB pages for all addresses: more
+  /// bits would take all of a small machine's memory.
+  static let firmwareAddressBits: UInt32 = 41
+  /// The most bits of physical addresses; nil: those of the processor.
+  var addressBitsLimit: UInt32?
 
   /// Bits of an APIC identifier that number the cores of the package.
   private var coreBits: UInt32 {
@@ -70,7 +75,9 @@ struct CPUIDPolicy {
     case Leaf.cacheTopology where entry.eax & 0x1F != 0:
       let level = (entry.eax >> 5) & 7
       entry.eax = entry.eax & ~0x03FF_C000 | (level >= 3 ? count - 1 : 0) << 14
-    case Leaf.addressSizes: entry.ecx = coreBits << 12 | (count - 1)
+    case Leaf.addressSizes:
+      entry.ecx = coreBits << 12 | (count - 1)
+      if let limit = addressBitsLimit { entry.eax = entry.eax & ~0xFF | min(entry.eax & 0xFF, limit) }
     case Leaf.processorTopology: (entry.eax, entry.ebx, entry.ecx) = (processor, processor, 0)
     default: break
     }

@@ -184,7 +184,7 @@ extension Configuration {
   /// Sets the firmware: by name, by file, or because disks without a kernel need one.
   package mutating func setFirmware(_ text: String?) throws(RunError) {
     guard let text else {
-      if kernel == nil, initrd == nil, !disks.isEmpty { firmware = .bios }
+      if kernel == nil, initrd == nil, !disks.isEmpty { firmware = .automatic }
       return
     }
     if kernel != nil {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Firmware: a BIOS in read-only memory below 4 GiB, which finds out from `FirmwareConfiguration`
-// what machine it runs on and boots a disk. SeaBIOS is the one that is known to work.
+// Firmware: code in read-only memory below 4 GiB, which finds out from `FirmwareConfiguration` what
+// machine it runs on and boots a disk. SeaBIOS and OVMF are those that are known to work. UEFI has
+// a flash chip with its variables below the code.
 
 import Devices
 import Glibc
@@ -9,95 +10,147 @@ import GuestMemory
 import Host
 import KVMClient
 import LinuxBoot
+import Logging
+import Synchronization
 import SystemPackage
-
-/// What boots the disks.
-package enum FirmwareChoice: Sendable, Hashable {
-  /// SeaBIOS as Debian has it.
-  case bios
-  case file(String)
-
-  private static let biosPath = "/usr/share/seabios/bios-256k.bin"
-  private static let package = "seabios"
-
-  init(_ text: String) throws(RunError) {
-    switch text {
-    case "bios": self = .bios
-    case "uefi":
-      throw RunError(
-        "--firmware uefi: not there yet; give bios, or boot the kernel with --kernel")
-    case "": throw RunError("--firmware: no file; give bios or a file")
-    default: self = .file(text)
-    }
-  }
-
-  /// Its bytes.
-  func load() throws(RunError) -> [UInt8] {
-    let (path, name) =
-      switch self {
-      case .bios: (Self.biosPath, "bios")
-      case .file(let path): (path, path)
-      }
-    let bytes: [UInt8]
-    do throws(Errno) {
-      bytes = try contentsOfFile(path, limit: GuestMap.firmwareLimit)
-    } catch {
-      switch (error, self) {
-      case (.noSuchFileOrDirectory, .bios):
-        throw RunError("--firmware bios: \(path) is missing; apt-get install \(Self.package)")
-      case (.noSuchFileOrDirectory, _):
-        throw RunError("--firmware \(name): no such file; check the path")
-      default: throw RunError("--firmware \(name): cannot be read (\(error)); check the file")
-      }
-    }
-    let unit = 64 << 10
-    guard bytes.count >= 2 * unit, bytes.count % unit == 0 else {
-      throw RunError(
-        "--firmware \(name): \(bytes.count) bytes; a BIOS has a multiple of 64K, at least 128K")
-    }
-    return bytes
-  }
-}
 
 /// Firmware in memory of its own, as the processor finds it.
 final class Firmware: Sendable {
-  private let memory: Mapping
+  private let code: Mapping
   private let size: Int
+  private let variables: Variables?
 
-  /// - Parameter bytes: a multiple of 64 KiB.
-  init(_ bytes: [UInt8]) throws(Errno) {
-    memory = try Mapping(anonymous: bytes.count, guards: true)
+  /// What UEFI's variables begin as, and where they are kept.
+  private struct Variables: Sendable {
+    let bytes: [UInt8]
+    let file: FlashFile?
+  }
+
+  init(_ choice: FirmwareChoice) throws(RunError) {
+    let bytes: [UInt8]
+    if case .uefi(let path) = choice {
+      let files = try FirmwareChoice.loadUEFI()
+      bytes = files.code
+      variables = try Self.variables(path, initial: files.variables)
+    } else {
+      bytes = try choice.loadBIOS()
+      variables = nil
+    }
+    do throws(Errno) {
+      code = try Mapping(anonymous: bytes.count, guards: true)
+    } catch {
+      throw RunError("no memory for firmware: \(error)", status: ExitStatus.engineFailed)
+    }
     size = bytes.count
-    unsafe UnsafeMutableRawBufferPointer(start: memory.address, count: size).copyBytes(from: bytes)
+    UnsafeMutableRawBufferPointer(start: code.address, count: size).copyBytes(from: bytes)
   }
 
-  /// Puts it below 4 GiB, where the guest cannot write to it.
+  private static func variables(
+    _ path: String?, initial: [UInt8]
+  ) throws(RunError) -> Variables {
+    guard let path else { return Variables(bytes: initial, file: nil) }
+    let file = try FirmwareChoice.openVariables(path, initial: initial)
+    do throws(Errno) {
+      return Variables(bytes: try file.contents(), file: file)
+    } catch {
+      throw RunError("--firmware uefi,vars=\(path): cannot be read (\(error)); check the file")
+    }
+  }
+
+  /// Puts the code below 4 GiB, where the guest cannot write to it.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
-    try unsafe machine.setMemory(
+    try machine.setMemory(
       slot: slot, guestAddress: GuestMap.fourGiB - UInt64(size), size: UInt64(size),
-      hostAddress: memory.address, flags: MachineHandle.readOnlyMemory)
+      hostAddress: code.address, flags: MachineHandle.readOnlyMemory)
   }
 
-  /// The start of its code in real mode reads it below 1 MiB.
+  /// The chip with the variables, below the code; nil for a BIOS.
+  ///
+  /// - Parameter slot: of memory, while the chip reads as such.
+  func makeFlash(_ machine: MachineHandle, slot: UInt32) throws(Errno) -> PlacedFlash? {
+    guard let variables else { return nil }
+    let place = FlashPlace(
+      machine: machine, slot: slot,
+      start: GuestMap.fourGiB - UInt64(size) - UInt64(variables.bytes.count))
+    let file = variables.file
+    let flash = try FlashMemory(
+      variables.bytes, visibility: { place.show($0) },
+      keep: { (start, bytes) throws(Errno) in try file?.write(at: start, bytes) })
+    try place.set(flash)
+    return PlacedFlash(device: flash, start: place.start)
+  }
+
+  /// The start of a BIOS's code in real mode reads it below 1 MiB.
   func copy(into guest: GuestMemory) -> Bool {
+    guard variables == nil else { return true }
     let count = GuestMap.firmwareCopySize
-    let end = unsafe UnsafeRawBufferPointer(start: memory.address + (size - count), count: count)
-    return unsafe guest.write(Array(end), at: GuestMap.firmwareCopy)
+    let end = UnsafeRawBufferPointer(start: code.address + (size - count), count: count)
+    return guest.write(Array(end), at: GuestMap.firmwareCopy)
   }
 
   /// What it is told of the machine.
-  static func configuration(_ memory: GuestMemory, processors: Int) -> FirmwareConfiguration {
+  ///
+  /// - Parameter diskSlots: those of disks, in the order of booting.
+  static func configuration(
+    _ memory: GuestMemory, processors: Int, pci: PCIMap, diskSlots: Range<Int>
+  ) -> FirmwareConfiguration {
     typealias Item = FirmwareConfiguration.Item
     let count = UInt16(truncatingIfNeeded: processors)
-    var files = FirmwareTables.files(memory, processors: processors)
+    var files = FirmwareTables.files(memory, processors: processors, pci: pci)
     // Texts of the BIOS and of boot loaders go to the serial port, and keys come from there.
     var port: [UInt8] = []
     port.append(little: UInt16(GuestMap.Port.serial))
     files.append(("etc/sercon-port", port))
     // It does not wait for somebody to ask for a menu.
     files.append(("etc/show-boot-menu", [0, 0]))
+    // Open Firmware's names of virtio disks.
+    let order = diskSlots.map { "/pci@i0cf8/scsi@\(String($0, radix: 16))/disk@0,0" }
+    if !order.isEmpty { files.append(("bootorder", order.joined(separator: "\n").utf8 + [0])) }
     return FirmwareConfiguration(
       memory, numbers: [Item.processorCount: count, Item.maximumProcessorCount: count],
       files: files.sorted { $0.name < $1.name })
+  }
+}
+
+/// The flash chip, and its address.
+struct PlacedFlash {
+  let device: FlashMemory
+  let start: UInt64
+}
+
+/// Where the flash chip is memory of the machine, while it is.
+private final class FlashPlace: Sendable {
+  private let machine: MachineHandle
+  private let slot: UInt32
+  let start: UInt64
+  /// The chip's contents. It lives as long as the board, which it is a device of.
+  private let contents = Mutex<(address: UInt, size: UInt64)>((0, 0))
+
+  init(machine: MachineHandle, slot: UInt32, start: UInt64) {
+    self.machine = machine
+    self.slot = slot
+    self.start = start
+  }
+
+  func set(_ flash: FlashMemory) throws(Errno) {
+    contents.withLock { $0 = (UInt(bitPattern: flash.address), UInt64(flash.size)) }
+    try map(true)
+  }
+
+  /// What cannot be shown as memory is read through the device.
+  func show(_ isMemory: Bool) {
+    do throws(Errno) {
+      try map(isMemory)
+    } catch {
+      log.warning("firmware's variables: \(error)")
+    }
+  }
+
+  private func map(_ isMemory: Bool) throws(Errno) {
+    let (address, size) = contents.withLock { $0 }
+    guard let host = UnsafeMutableRawPointer(bitPattern: address) else { return }
+    try machine.setMemory(
+      slot: slot, guestAddress: start, size: isMemory ? size : 0, hostAddress: host,
+      flags: MachineHandle.readOnlyMemory)
   }
 }

@@ -30,14 +30,7 @@ final class GuestImage: Sendable {
 
   init(_ configuration: Configuration) throws(RunError) {
     self.configuration = configuration
-    firmware = try configuration.firmware.map { (choice) throws(RunError) in
-      let bytes = try choice.load()
-      do throws(Errno) {
-        return try Firmware(bytes)
-      } catch {
-        throw RunError("no memory for firmware: \(error)", status: ExitStatus.engineFailed)
-      }
-    }
+    firmware = try configuration.firmware.map { (choice) throws(RunError) in try Firmware(choice) }
     if let path = configuration.kernel {
       kernel = try Self.open(path, "--kernel")
     } else if firmware != nil {
@@ -94,6 +87,11 @@ final class GuestImage: Sendable {
   /// Puts firmware into the address space, where there is any.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
     try firmware?.map(into: machine, slot: slot)
+  }
+
+  /// The flash chip of the firmware, where it has one.
+  func makeFlash(_ machine: MachineHandle, slot: UInt32) throws(Errno) -> PlacedFlash? {
+    try firmware?.makeFlash(machine, slot: slot)
   }
 
   /// Loads the guest into memory that is 0.

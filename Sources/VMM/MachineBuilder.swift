@@ -15,17 +15,21 @@ import X86
 /// Makes a machine that is ready to run.
 enum MachineBuilder {
   static func build(
-    _ configuration: Configuration, _ engine: Engine, output: Int32
+    _ given: Configuration, _ engine: Engine, output: Int32
   ) throws(RunError) -> VirtualMachine {
     // What the user named is read first: most mistakes are there.
+    let equipment = try Equipment(given)
+    var configuration = given
+    configuration.firmware = given.firmware?.resolved(for: equipment.disks.first)
     let image = try GuestImage(configuration)
-    let equipment = try Equipment(configuration)
 
     let memory = try step("map \(configuration.memory >> 20)M of memory; give less") {
       () throws(Errno) in
-      try unsafe GuestMemory(size: configuration.memory) {
-        unsafe engine.transport.noteWrite($0, count: $1)
-      }
+      try GuestMemory(
+        size: configuration.memory,
+        hole: configuration.firmware?.isUEFI == true
+          ? GuestMap.firmwareMemoryHole : GuestMap.memoryHole
+      ) { engine.transport.noteWrite($0, count: $1) }
     }
     let entry = try image.load(into: memory)
     log.debug("entry: \(entry)")
@@ -34,17 +38,19 @@ enum MachineBuilder {
       try System(transport: engine.transport)
     }
     try checkProcessors(configuration.processors, system)
+    let firmwareSlot = UInt32(truncatingIfNeeded: memory.regions.count)
     let machine = try step("make a virtual machine") { () throws(Errno) in
       let machine = try system.createMachine()
       try prepare(machine, memory)
-      try image.map(into: machine, slot: UInt32(truncatingIfNeeded: memory.regions.count))
+      try image.map(into: machine, slot: firmwareSlot)
       return machine
     }
     let (board, cpus, state) = try step("make the devices and CPUs") { () throws(Errno) in
       let board = try Board(
         machine: machine, memory: memory, console: ConsoleWriter(descriptor: output),
-        equipment: equipment, configuration)
-      let cpus = try makeProcessors(configuration.processors, system, machine)
+        equipment: equipment, flash: image.makeFlash(machine, slot: firmwareSlot + 1),
+        configuration)
+      let cpus = try makeProcessors(configuration, system, machine)
       let state = try InitialState(image, system, machine, cpus)
       try ProcessorReset.enter(entry, cpus[0])
       return (board, cpus, state)
@@ -63,7 +69,7 @@ enum MachineBuilder {
     for (slot, region) in memory.regions.enumerated() {
       let start = String(region.guestAddress, radix: 16)
       log.debug("memory slot \(slot): \(region.size >> 10)K at 0x\(start)")
-      try unsafe machine.setMemory(
+      try machine.setMemory(
         slot: UInt32(slot), guestAddress: region.guestAddress, size: region.size,
         hostAddress: region.hostAddress)
     }
@@ -77,16 +83,19 @@ enum MachineBuilder {
   }
 
   private static func makeProcessors(
-    _ count: Int, _ system: System, _ machine: MachineHandle
+    _ configuration: Configuration, _ system: System, _ machine: MachineHandle
   ) throws(Errno) -> [VirtualCPUHandle] {
+    let count = configuration.processors
+    let isUEFI = configuration.firmware?.isUEFI == true
     let policy = CPUIDPolicy(
       supported: try system.supportedCPUID(), processors: count,
-      hasDeadlineTimer: system.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0)
+      hasDeadlineTimer: system.capability(KVM_CAP_TSC_DEADLINE_TIMER) > 0,
+      addressBitsLimit: isUEFI ? CPUIDPolicy.firmwareAddressBits : nil)
     var cpus: [VirtualCPUHandle] = []
     for number in 0..<UInt32(count) {
       let cpu = try machine.createVirtualCPU(number)
       try cpu.setCPUID(policy.entries(for: number))
-      try ProcessorReset.apply(to: cpu)
+      if !isUEFI { try ProcessorReset.apply(to: cpu) }
       cpus.append(cpu)
     }
     return cpus
@@ -153,10 +162,10 @@ enum ProcessorReset {
     try cpu.setFPU(fpu)
     // The 8259's output on LINT0 and NMIs on LINT1, as the MP specification's virtual wire mode.
     var apic = try cpu.localAPIC()
-    unsafe withUnsafeMutableBytes(of: &apic) { registers in
-      unsafe registers.storeBytes(
+    withUnsafeMutableBytes(of: &apic) { registers in
+      registers.storeBytes(
         of: externalInterrupt, toByteOffset: APICRegister.lvtLINT0, as: UInt32.self)
-      unsafe registers.storeBytes(
+      registers.storeBytes(
         of: nonMaskableInterrupt, toByteOffset: APICRegister.lvtLINT1, as: UInt32.self)
     }
     try cpu.setLocalAPIC(apic)

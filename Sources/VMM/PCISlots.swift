@@ -31,9 +31,11 @@ struct Equipment {
 
 /// The devices in the slots.
 struct PCISlots: Sendable {
+  /// Behind the host bridge.
+  static let firstSlot = 1
   private let pci: PCIRoot
   private let machine: MachineHandle
-  private var nextSlot = 1
+  private var nextSlot = firstSlot
   private var disks: [(name: String, device: BlockDevice)] = []
 
   init(

@@ -104,6 +104,8 @@ enum SystemCallTable {
     // image has in memory.
     SystemCallRule(
       roles: [.disk, .main], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
+    // The file of UEFI's variables, which a CPU's write to the flash chip changes.
+    SystemCallRule(roles: [.processor], calls: "pwritev"),
     SystemCallRule(
       roles: [.main],
       calls: """

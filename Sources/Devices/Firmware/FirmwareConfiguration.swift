@@ -51,10 +51,11 @@ package final class FirmwareConfiguration: BusDevice {
     var item: UInt16 = 0
     var position = 0
     var addressHigh: UInt32 = 0
+    var items: [UInt16: [UInt8]] = [:]
   }
 
   private let memory: GuestMemory
-  private let items: [UInt16: [UInt8]]
+  private let numbersOfFiles: [String: UInt16]
   private let state = Mutex(State())
 
   /// - Parameters:
@@ -72,11 +73,13 @@ package final class FirmwareConfiguration: BusDevice {
       bytes.append(little: number)
       items[item] = bytes
     }
+    var numbersOfFiles: [String: UInt16] = [:]
     var directory: [UInt8] = []
     directory.append(big: UInt32(truncatingIfNeeded: files.count))
     for (index, file) in files.enumerated() {
       let item = Item.firstFile &+ UInt16(truncatingIfNeeded: index)
       items[item] = file.bytes
+      numbersOfFiles[file.name] = item
       directory.append(big: UInt32(truncatingIfNeeded: file.bytes.count))
       directory.append(big: item)
       directory.append(big: UInt16(0))
@@ -84,11 +87,26 @@ package final class FirmwareConfiguration: BusDevice {
       directory += name + [UInt8](repeating: 0, count: Self.nameSize &- name.count)
     }
     items[Item.directory] = directory
-    self.items = items
+    self.numbersOfFiles = numbersOfFiles
     self.memory = memory
+    let all = items
+    state.withLock { $0.items = all }
   }
 
-  package func resetWithMachine() { state.withLock { $0 = State() } }
+  /// Exchanges the bytes of files for as many others.
+  package func replace(_ files: [(name: String, bytes: [UInt8])]) {
+    state.withLock { state in
+      for file in files {
+        guard let item = numbersOfFiles[file.name], state.items[item]?.count == file.bytes.count
+        else { continue }
+        state.items[item] = file.bytes
+      }
+    }
+  }
+
+  package func resetWithMachine() {
+    state.withLock { $0 = State(items: $0.items) }
+  }
 
   package func read(offset: UInt64, width: Int) -> UInt64 {
     switch (offset, width) {
@@ -103,7 +121,7 @@ package final class FirmwareConfiguration: BusDevice {
   }
 
   private func next(_ state: inout State) -> UInt8 {
-    guard let bytes = items[state.item], state.position < bytes.count else { return 0 }
+    guard let bytes = state.items[state.item], state.position < bytes.count else { return 0 }
     defer { state.position &+= 1 }
     return bytes[state.position]
   }
@@ -156,8 +174,8 @@ package final class FirmwareConfiguration: BusDevice {
 
   /// Copies bytes of the item to memory; behind its end they are 0.
   private func copy(_ count: Int, to address: UInt64, _ state: inout State) -> Bool {
-    guard unsafe memory.host(address, count: count) != nil else { return false }
-    let bytes = items[state.item] ?? []
+    guard memory.host(address, count: count) != nil else { return false }
+    let bytes = state.items[state.item] ?? []
     let rest = bytes.dropFirst(state.position).prefix(count)
     state.position &+= rest.count
     return memory.write(Array(rest), at: address)

@@ -45,6 +45,12 @@ package enum PCIChipset: Sendable {
   /// Intel's 82441FX, as far as QEMU's firmware looks. Its registers that protect the memory below
   /// 1 MiB can be written, and protect nothing: there is memory everywhere.
   case i440FX
+  /// Intel's Q35 with the LPC bridge of its ICH9, as far as QEMU's firmware looks. Firmware places
+  /// configuration space in memory; ACPI's block is where it is.
+  case q35
+
+  /// The slot of the bridge to devices without a bus, which is the last one.
+  package static let bridgeSlot = PCIRoot.slotCount - 1
 
   fileprivate var hostBridge: PCIConfiguration {
     switch self {
@@ -57,7 +63,52 @@ package enum PCIChipset: Sendable {
           subsystemVendor: 0x1AF4))
       space.addRegisters(at: 0x59, count: 7)
       return space
+    case .q35:
+      var space = PCIConfiguration(
+        PCIIdentity(
+          vendor: 0x8086, device: 0x29C0, classCode: 0x060000, subsystem: 0x1100,
+          subsystemVendor: 0x1AF4))
+      space.addRegisters(at: Q35.hostRegisters.lowerBound, count: Q35.hostRegisters.count)
+      return space
     }
+  }
+
+  /// The bridge to devices without a bus, where firmware looks for it: it finds the serial port by
+  /// it.
+  fileprivate var lowPinCountBridge: PCIConfiguration? {
+    guard self == .q35 else { return nil }
+    var space = PCIConfiguration(
+      PCIIdentity(
+        vendor: 0x8086, device: 0x2918, classCode: 0x060100, revision: 2, subsystem: 0x1100,
+        subsystemVendor: 0x1AF4))
+    space.set(Q35.powerManagementBase, 4, Q35.powerManagementPort | 1)
+    space.set(Q35.powerManagementControl, 1, Q35.powerManagementEnable)
+    for registers in Q35.bridgeRegisters {
+      space.addRegisters(at: registers.lowerBound, count: registers.count)
+    }
+    return space
+  }
+
+  /// Where firmware has placed configuration space; nil while it has not.
+  fileprivate func configurationBase(_ bridge: any PCIDevice) -> UInt64? {
+    guard self == .q35 else { return nil }
+    let low = bridge.readConfiguration(Q35.configurationBase, width: 4)
+    let high = bridge.readConfiguration(Q35.configurationBase + 4, width: 4)
+    // Bit 0 switches it on; its size of 64, 128 or 256 MiB is that of its alignment.
+    return low & 1 == 0 ? nil : UInt64(high) << 32 | UInt64(low & 0xFC00_0000)
+  }
+
+  /// Intel 3 Series Express Chipset Family and ICH9 datasheets, "Register Address Map".
+  private enum Q35 {
+    /// Where configuration space is as memory, what protects memory below 1 MiB, SMRAM.
+    static let hostRegisters = 0x50..<0xA0
+    static let configurationBase = 0x60
+    static let powerManagementBase = 0x40
+    static let powerManagementPort: UInt32 = 0x600
+    static let powerManagementControl = 0x44
+    static let powerManagementEnable: UInt32 = 0x80
+    /// Interrupt routes and decoded ranges; the root complex's base.
+    static let bridgeRegisters = [0x60..<0x64, 0x68..<0x6C, 0x80..<0x90, 0xF0..<0xF4]
   }
 }
 
@@ -70,6 +121,7 @@ package final class PCIRoot: Sendable {
     var shown = [[PCIRange]](repeating: [], count: PCIRoot.slotCount)
     /// Whether some range waits for its place.
     var isCrowded = false
+    var configurationBase: UInt64?
   }
 
   private let memory: Bus
@@ -77,18 +129,32 @@ package final class PCIRoot: Sendable {
   private let windows: PCIWindows
   private let lines: [SharedInterruptLine]
   private let state = Mutex(State())
+  private let chipset: PCIChipset
+  private let configurationMoved: ConfigurationMoved
+
+  /// Called when firmware has placed configuration space in memory, or taken it away.
+  package typealias ConfigurationMoved =
+    @Sendable (_ root: PCIRoot, _ old: UInt64?, _ new: UInt64?) -> Void
 
   /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number,
   ///   counted around.
   package init(
     memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine],
-    chipset: PCIChipset = .generic
+    chipset: PCIChipset = .generic,
+    configurationMoved: @escaping ConfigurationMoved = { _, _, _ in }
   ) {
+    self.chipset = chipset
+    self.configurationMoved = configurationMoved
     self.memory = memory
     self.ports = ports
     self.windows = windows
     self.lines = lines.map(SharedInterruptLine.init)
-    state.withLock { $0.devices[0] = HostBridge(chipset) }
+    state.withLock { state in
+      state.devices[0] = PlainFunction(chipset.hostBridge)
+      if let bridge = chipset.lowPinCountBridge {
+        state.devices[PCIChipset.bridgeSlot] = PlainFunction(bridge)
+      }
+    }
   }
 
   /// The wire of a slot's INTA#.
@@ -120,6 +186,18 @@ package final class PCIRoot: Sendable {
         show(slot, &state)
       }
     }
+    placeConfiguration()
+  }
+
+  /// Follows the register of the chipset that places configuration space.
+  private func placeConfiguration() {
+    let change: (old: UInt64?, new: UInt64?)? = state.withLock { state in
+      guard let bridge = state.devices[0] else { return nil }
+      let (old, new) = (state.configurationBase, chipset.configurationBase(bridge))
+      state.configurationBase = new
+      return old == new ? nil : (old, new)
+    }
+    if let change { configurationMoved(self, change.old, change.new) }
   }
 
   /// Whether a function still works on requests from before a reset.
@@ -137,6 +215,7 @@ package final class PCIRoot: Sendable {
     guard let device = device(function) else { return }
     device.writeConfiguration(offset, width: width, value: value)
     state.withLock { show(function.slot, &$0) }
+    if function.slot == 0 { placeConfiguration() }
   }
 
   private func device(_ function: PCIAddress) -> (any PCIDevice)? {
@@ -202,15 +281,15 @@ private final class RangeOnBus: BusDevice {
   }
 }
 
-/// The function 00:00.0, through which the processor reaches the bus. It has no registers of its
-/// own.
-private final class HostBridge: PCIDevice {
+/// A function of the chipset, such as 00:00.0, through which the processor reaches the bus: it is
+/// its configuration space and has no ranges.
+private final class PlainFunction: PCIDevice {
   private let initialSpace: PCIConfiguration
   private let space: Mutex<PCIConfiguration>
 
-  init(_ chipset: PCIChipset) {
-    initialSpace = chipset.hostBridge
-    space = Mutex(initialSpace)
+  init(_ initial: PCIConfiguration) {
+    initialSpace = initial
+    space = Mutex(initial)
   }
 
   func readConfiguration(_ offset: Int, width: Int) -> UInt32 {
