@@ -58,11 +58,12 @@ private let longModeOff: (VMCSField, UInt64) = (
 
   static let controls: [BrokenRule] = [
     BrokenRule(.pinControls, clear: [(.pinBasedControls, 2)]),
-    BrokenRule(.pinControls, set: [(.pinBasedControls, bits(PinControls.postedInterrupts))]),
+    BrokenRule(.pinControls, set: [(.pinBasedControls, 1 << 8)]),
     BrokenRule(.primaryControls, clear: [(.primaryControls, 2)]),
-    BrokenRule(.primaryControls, set: [(.primaryControls, bits(PrimaryControls.useTPRShadow))]),
     BrokenRule(
-      .secondaryControls, set: [(.secondaryControls, bits(SecondaryControls.enablePML))]),
+      .primaryControls, set: [(.primaryControls, bits(PrimaryControls.tertiaryControls))]),
+    BrokenRule(
+      .secondaryControls, set: [(.secondaryControls, bits(SecondaryControls.subPageWrite))]),
     BrokenRule(.cr3TargetCount, [(.cr3TargetCount, 5)]),
     BrokenRule(
       .ioBitmapAddress, [(.ioBitmapA, 0x1008), (.ioBitmapB, 0x2000)],
@@ -79,6 +80,7 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.zeroVPID, [(.vpid, 0)]),
     BrokenRule(.eptMemoryType, set: [(.eptPointer, 1)]),
     BrokenRule(.eptWalkLength, clear: [(.eptPointer, 1 << 3)]),
+    BrokenRule(.eptWalkLength, set: [(.eptPointer, 5 << 3)]),
     BrokenRule(.eptPointerReserved, set: [(.eptPointer, 1 << 7)]),
     BrokenRule(
       .unrestrictedGuestWithoutEPT,
@@ -108,6 +110,136 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.entryMSRLoadAddress, [(.entryMSRLoadCount, 1), (.entryMSRLoadAddress, 1)]),
   ]
 
+  private static let tprShadow: (VMCSField, UInt64) = (
+    .primaryControls, bits(PrimaryControls.useTPRShadow)
+  )
+  private static func secondary(_ control: UInt32) -> (VMCSField, UInt64) {
+    (.secondaryControls, bits(control))
+  }
+  private static let eptOff: [(VMCSField, UInt64)] = [
+    (.secondaryControls, bits(SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest))
+  ]
+  /// Any page will do that is none.
+  private static let misaligned: UInt64 = 0x7008
+
+  static let virtualization: [BrokenRule] = [
+    BrokenRule(.virtualAPICAddress, [(.virtualAPICAddress, misaligned)], set: [tprShadow]),
+    BrokenRule(
+      .apicAccessAddress, [(.apicAccessAddress, misaligned)],
+      set: [secondary(SecondaryControls.virtualizeAPICAccesses)]),
+    BrokenRule(
+      .x2APICWithAPICAccesses, [(.apicAccessAddress, 0x7000)],
+      set: [
+        secondary(
+          SecondaryControls.virtualizeAPICAccesses | SecondaryControls.virtualizeX2APIC)
+      ]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow, set: [secondary(SecondaryControls.virtualizeX2APIC)]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow,
+      set: [secondary(SecondaryControls.apicRegisterVirtualization)]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow,
+      set: [secondary(SecondaryControls.virtualInterruptDelivery)]),
+    BrokenRule(
+      .postedWithoutDelivery, set: [(.pinBasedControls, bits(PinControls.postedInterrupts))]),
+    BrokenRule(.pmlWithoutEPT, set: [secondary(SecondaryControls.enablePML)], clear: eptOff),
+    BrokenRule(
+      .pmlAddress, [(.pmlAddress, misaligned)], set: [secondary(SecondaryControls.enablePML)]),
+    BrokenRule(
+      .modeBasedExecuteWithoutEPT, set: [secondary(SecondaryControls.modeBasedExecute)],
+      clear: eptOff),
+    BrokenRule(
+      .vmFunctionControls, [(.vmFunctionControls, 2)],
+      set: [secondary(SecondaryControls.enableVMFunctions)]),
+    BrokenRule(
+      .eptpSwitchingWithoutEPT, [(.vmFunctionControls, 1)],
+      set: [secondary(SecondaryControls.enableVMFunctions)], clear: eptOff),
+    BrokenRule(
+      .eptpListAddress, [(.vmFunctionControls, 1), (.eptpListAddress, misaligned)],
+      set: [secondary(SecondaryControls.enableVMFunctions)]),
+    BrokenRule(
+      .vmreadBitmapAddress, [(.vmreadBitmap, misaligned), (.vmwriteBitmap, 0x7000)],
+      set: [secondary(SecondaryControls.vmcsShadowing)]),
+    BrokenRule(
+      .vmwriteBitmapAddress, [(.vmreadBitmap, 0x7000), (.vmwriteBitmap, 1 << 50)],
+      set: [secondary(SecondaryControls.vmcsShadowing)]),
+    BrokenRule(
+      .virtualizationExceptionAddress, [(.virtualizationExceptionInfo, misaligned)],
+      set: [secondary(SecondaryControls.eptViolationVE)]),
+  ]
+
+  /// With a virtual-APIC page, which is zero.
+  static let virtualAPIC: [BrokenRule] = [
+    BrokenRule(.tprThresholdReserved, [(.tprThreshold, 0x10)]),
+    BrokenRule(.tprThresholdAboveTPR, [(.tprThreshold, 1)]),
+    BrokenRule(
+      .deliveryWithoutInterruptExiting,
+      set: [secondary(SecondaryControls.virtualInterruptDelivery)],
+      clear: [(.pinBasedControls, bits(PinControls.externalInterruptExiting))]),
+    BrokenRule(
+      .postedWithoutAcknowledge,
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+      ]),
+    BrokenRule(
+      .postedInterruptVector, [(.postedInterruptVector, 0x100)],
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+        (.exitControls, bits(ExitControls.acknowledgeInterrupt)),
+      ]),
+    BrokenRule(
+      .postedInterruptDescriptor, [(.postedInterruptDescriptor, 0x7020)],
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+        (.exitControls, bits(ExitControls.acknowledgeInterrupt)),
+      ]),
+  ]
+
+  @Test(arguments: virtualization) func virtualizationFailsWithError7(
+    _ broken: BrokenRule
+  ) throws {
+    try expectFail(broken, .invalidControlFields)
+  }
+
+  @Test(arguments: virtualAPIC) func virtualAPICFailsWithError7(_ broken: BrokenRule) throws {
+    try expectFail(broken, .invalidControlFields) { m in
+      m.processor.vmwrite(.virtualAPICAddress, m.makePage().address)
+      m.processor.vmwrite(
+        .primaryControls,
+        m.processor.vmread(.primaryControls) | bits(PrimaryControls.useTPRShadow))
+    }
+  }
+
+  /// The link pointer's VMCS: an ordinary one with shadowing, a shadow VMCS without, the current.
+  @Test(arguments: [true, false]) func linkedVMCSIsOfItsKind(_ isShadowing: Bool) throws {
+    let m = try VMXMachine()
+    let p = m.processor
+    let linked = m.makePage()
+    let bitmap = m.makePage()
+    if isShadowing {
+      p.vmwrite(.vmreadBitmap, bitmap.address)
+      p.vmwrite(.vmwriteBitmap, bitmap.address)
+      p.vmwrite(
+        .secondaryControls,
+        p.vmread(.secondaryControls) | bits(SecondaryControls.vmcsShadowing))
+    } else {
+      linked.base.storeBytes(
+        of: VMXCapabilities.revision | VMCSLayout.shadowIndicator, as: UInt32.self)
+    }
+    p.vmwrite(.vmcsLinkPointer, linked.address)
+    #expect(try p.vmlaunch() == .invalidGuestState)
+    #expect(p.vmxEntryFailure == .vmcsLinkShadow)
+    #expect(p.vmread(.exitQualification) == 4)
+    if isShadowing { return }
+    p.vmwrite(.vmcsLinkPointer, m.vmcs.address)
+    #expect(try p.vmlaunch() == .invalidGuestState)
+    #expect(p.vmxEntryFailure == .vmcsLinkIsCurrent)
+  }
+
   @Test(arguments: controls) func controlFailsWithError7(_ broken: BrokenRule) throws {
     try expectFail(broken, .invalidControlFields)
   }
@@ -136,8 +268,11 @@ private let longModeOff: (VMCSField, UInt64) = (
     try expectFail(broken, .invalidHostState)
   }
 
-  private func expectFail(_ broken: BrokenRule, _ error: VMXInstructionError) throws {
+  private func expectFail(
+    _ broken: BrokenRule, _ error: VMXInstructionError, prepare: (VMXMachine) -> Void = { _ in }
+  ) throws {
     let m = try VMXMachine()
+    prepare(m)
     broken.apply(m.processor)
     #expect(throws: VMXError.failValid(error)) { try m.processor.vmlaunch() }
     #expect(m.processor.vmxEntryFailure == broken.rule)
@@ -326,9 +461,14 @@ private let longModeOff: (VMCSField, UInt64) = (
   }
 
   @Test func everyRuleHasATest() {
-    let tested = (Self.controls + Self.host + Self.guest + Self.pae + Self.virtual8086)
-      .map(\.rule)
-    let elsewhere: Set<EntryFailure> = [.guestRFLAGSVM, .msrLoading]
+    let lists = [
+      Self.controls, Self.virtualization, Self.virtualAPIC, Self.host, Self.guest, Self.pae,
+      Self.virtual8086,
+    ]
+    let tested = lists.joined().map(\.rule)
+    let elsewhere: Set<EntryFailure> = [
+      .guestRFLAGSVM, .msrLoading, .vmcsLinkShadow, .vmcsLinkIsCurrent,
+    ]
     let missing = Set(EntryFailure.allCases).subtracting(tested).subtracting(elsewhere)
     #expect(missing.isEmpty)
   }

@@ -87,6 +87,10 @@ extension EntryChecks {
     let pointer = page(.vmcsLinkPointer)
     if pointer == .max { return }
     guard let base = PhysicalCPU.region(pointer) else { throw .vmcsLinkPointer }
-    try require(VMCSHeader(base: base).revision == VMCSLayout.revision, .vmcsLinkPointer)
+    let header = VMCSHeader(base: base)
+    try require(header.revision == VMCSLayout.revision, .vmcsLinkPointer)
+    try require(
+      header.isShadow == (secondary & SecondaryControls.vmcsShadowing != 0), .vmcsLinkShadow)
+    try require(base != unit.pointee.current, .vmcsLinkIsCurrent)
   }
 }
