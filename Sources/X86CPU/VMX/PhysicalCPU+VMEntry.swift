@@ -220,7 +220,9 @@ extension PhysicalCPU {
       return
     }
     let ticks = vmx.pointee.page(.preemptionTimerValue) << VMXCapabilities.preemptionTimerShift
-    s.pointee.deadline = HostTSC.read() &+ ticks
+    let deadline = HostTSC.read() &+ ticks
+    s.pointee.deadline = deadline
+    if ticks != 0 { DeadlineClock.shared.note(deadline, requestLine) }
   }
 
   /// The event to inject, if any.
