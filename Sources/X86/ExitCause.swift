@@ -26,8 +26,14 @@ public enum ExitCause: UInt8, CaseIterable, Sendable {
   case notify
   case ferrFreeze
   case taskSwitch
+  /// VT-x's virtual APIC: a TPR below the threshold, an access to the APIC's page, a write that has
+  /// been made to the virtual one, an EOI that somebody waits for.
+  case tprBelowThreshold, apicAccess, apicWrite, virtualizedEOI
 
   // MARK: Memory
+
+  /// VT-x: there is no room in the log of modified pages.
+  case pageLogFull
 
   /// An access that the nested page tables do not allow.
   case nestedFault
@@ -63,7 +69,7 @@ public enum ExitCause: UInt8, CaseIterable, Sendable {
   // MARK: Instructions of virtualization
 
   case vmclear, vmlaunch, vmptrld, vmptrst, vmread, vmresume, vmwrite, vmxoff, vmxon
-  case invept, invvpid
+  case invept, invvpid, vmfunc
   case vmrun, vmload, vmsave, stgi, clgi, skinit, invlpga
 
   /// One more than the highest raw value: the size of a table by cause.

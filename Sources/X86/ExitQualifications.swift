@@ -110,7 +110,9 @@ public enum TaskSwitchSource: UInt64, Sendable {
 /// An EPT violation:
 ///
 ///     0 read   1 write   2 fetch   5:3 rights that EPT gives   7 the linear address is valid
+///     6 with mode-based execute control: EPT lets user-mode addresses be executed
 ///     8 the access was to the translated address, not to a paging structure
+///     11:9 of that, what the guest's tables say: user page, writable, not executable
 ///     12 NMIs were unblocked by the IRET that it fell into
 public struct EPTViolationQualification: OptionSet, Hashable, Sendable {
   public let rawValue: UInt64
@@ -122,11 +124,42 @@ public struct EPTViolationQualification: OptionSet, Hashable, Sendable {
   @inlinable public static var linearIsValid: Self { Self(rawValue: 1 << 7) }
   @inlinable public static var isTranslated: Self { Self(rawValue: 1 << 8) }
   @inlinable public static var nmiUnblocking: Self { Self(rawValue: 1 << 12) }
+  @inlinable public static var userExecute: Self { Self(rawValue: 1 << 6) }
+  @inlinable public static var isUserPage: Self { Self(rawValue: 1 << 9) }
+  @inlinable public static var isWritablePage: Self { Self(rawValue: 1 << 10) }
+  @inlinable public static var isNotExecutablePage: Self { Self(rawValue: 1 << 11) }
 
   /// - Parameter entry: the bits of the EPT entry that allow accesses, 0 where there is none.
   @inlinable public static func rights(_ entry: UInt64) -> Self {
     Self(rawValue: (entry & EPTEntry.rightsMask) << 3)
   }
+}
+
+/// An access to the APIC-access page:
+///
+///     11:0 offset in the page   15:12 kind
+public struct APICAccessQualification: RawRepresentable, Hashable, Sendable {
+  public let rawValue: UInt64
+  @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
+
+  public enum Kind: UInt64, Sendable {
+    case read = 0
+    case write = 1
+    case fetch = 2
+    /// While an event is delivered.
+    case delivery = 3
+    /// By a guest-physical address, while an event is delivered.
+    case physicalDelivery = 10
+    /// By a guest-physical address, while an instruction is fetched or executed.
+    case physical = 15
+  }
+
+  @inlinable public init(_ kind: Kind, offset: UInt16) {
+    rawValue = UInt64(offset & 0xFFF) | kind.rawValue << 12
+  }
+
+  @inlinable public var kind: Kind? { Kind(rawValue: rawValue >> 12 & 15) }
+  @inlinable public var offset: UInt16 { UInt16(truncatingIfNeeded: rawValue & 0xFFF) }
 }
 
 /// A notify exit:

@@ -66,6 +66,7 @@ public struct MSR: RawRepresentable, Hashable, Sendable {
   @inlinable public static var vmxTruePrimaryControls: Self { Self(0x48E) }
   @inlinable public static var vmxTrueExitControls: Self { Self(0x48F) }
   @inlinable public static var vmxTrueEntryControls: Self { Self(0x490) }
+  @inlinable public static var vmxVMFunc: Self { Self(0x491) }
   /// The last VMX capability MSR.
   @inlinable public static var vmxExitControls2: Self { Self(0x493) }
   @inlinable public static var tscDeadline: Self { Self(0x6E0) }

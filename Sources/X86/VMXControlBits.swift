@@ -52,12 +52,19 @@ public enum SecondaryControls {
   @inlinable public static var enableINVPCID: UInt32 { 1 << 12 }
   @inlinable public static var enableVMFunctions: UInt32 { 1 << 13 }
   @inlinable public static var vmcsShadowing: UInt32 { 1 << 14 }
+  @inlinable public static var enclsExiting: UInt32 { 1 << 15 }
   @inlinable public static var rdseedExiting: UInt32 { 1 << 16 }
   @inlinable public static var enablePML: UInt32 { 1 << 17 }
   @inlinable public static var eptViolationVE: UInt32 { 1 << 18 }
+  @inlinable public static var concealFromPT: UInt32 { 1 << 19 }
   @inlinable public static var enableXSAVES: UInt32 { 1 << 20 }
   @inlinable public static var modeBasedExecute: UInt32 { 1 << 22 }
+  @inlinable public static var subPageWrite: UInt32 { 1 << 23 }
+  @inlinable public static var usePTGuestPhysical: UInt32 { 1 << 24 }
   @inlinable public static var useTSCScaling: UInt32 { 1 << 25 }
+  @inlinable public static var userWaitAndPause: UInt32 { 1 << 26 }
+  @inlinable public static var enablePCONFIG: UInt32 { 1 << 27 }
+  @inlinable public static var enclvExiting: UInt32 { 1 << 28 }
   @inlinable public static var busLockDetection: UInt32 { 1 << 30 }
   @inlinable public static var notifyExiting: UInt32 { 1 << 31 }
 }
@@ -80,6 +87,11 @@ public enum EntryControls {
   @inlinable public static var loadPerfGlobalControl: UInt32 { 1 << 13 }
   @inlinable public static var loadPAT: UInt32 { 1 << 14 }
   @inlinable public static var loadEFER: UInt32 { 1 << 15 }
+}
+
+/// Bits of the VM-function controls: the function of this number may be called.
+public enum VMFunctions {
+  @inlinable public static var eptpSwitching: UInt64 { 1 << 0 }
 }
 
 /// VM-entry, VM-exit and IDT-vectoring interruption information (SDM volume 3, "VM-Entry Controls

@@ -58,6 +58,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   let nativeJumps: NativeJumps
   let requestLine: RequestLine
   let shootdowns = ShootdownQueue()
+  let signals = CPUSignals()
   /// Goes up when code has to be compared before it is executed.
   var comparison: UInt64 = 0
   /// What is taken from the queue to be done.

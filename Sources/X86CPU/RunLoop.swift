@@ -132,7 +132,13 @@ extension CPU {
     } catch {
       return take(error)
     }
-    if !runOne(block, isSlow: true) { return false }
+    s.pointee.virtualAPIC.isOpen = true
+    s.pointee.virtualAPIC.accessed = .max
+    s.pointee.virtualAPIC.hasWritten = false
+    let goesOn = runOne(block, isSlow: true)
+    s.pointee.virtualAPIC.isOpen = false
+    s.pointee.slow &= ~SlowReason.apicAccess
+    if !goesOn { return false }
     if s.pointee.retired == retired { return true }
     return afterSlowInstruction(before: before)
   }

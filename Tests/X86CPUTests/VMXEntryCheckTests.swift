@@ -14,6 +14,9 @@ enum ValidGuest: String, Sendable {
   case virtual8086 = "virtual-8086 guest"
   /// Its VM-entry MSR-load area has an entry for an MSR that does not exist.
   case msrArea = "64-bit guest with a bad MSR-load area"
+  case virtualAPIC = "64-bit guest with a virtual-APIC page of zeros"
+  case linkedShadow = "64-bit guest whose VMCS link pointer is a shadow VMCS's"
+  case linkedCurrent = "64-bit guest whose VMCS link pointer is its own VMCS's"
 
   func prepare(_ m: VMXMachine) {
     switch self {
@@ -23,6 +26,17 @@ enum ValidGuest: String, Sendable {
     case .msrArea:
       // A page of zeros but for the VMCS's revision, which is no MSR's number.
       m.processor.vmwrite(.entryMSRLoadAddress, m.makePage().address)
+    case .virtualAPIC:
+      m.processor.vmwrite(.virtualAPICAddress, m.makePage().address)
+      m.processor.vmwrite(
+        .primaryControls,
+        m.processor.vmread(.primaryControls) | UInt64(PrimaryControls.useTPRShadow))
+    case .linkedShadow:
+      let linked = m.makePage()
+      linked.base.storeBytes(
+        of: VMXCapabilities.revision | VMCSLayout.shadowIndicator, as: UInt32.self)
+      m.processor.vmwrite(.vmcsLinkPointer, linked.address)
+    case .linkedCurrent: m.processor.vmwrite(.vmcsLinkPointer, m.vmcs.address)
     }
   }
 }
@@ -81,11 +95,12 @@ private let longModeOff: (VMCSField, UInt64) = (
 
   static let controls: [BrokenRule] = [
     BrokenRule(.pinControls, clear: [(.pinBasedControls, 2)]),
-    BrokenRule(.pinControls, set: [(.pinBasedControls, bits(PinControls.postedInterrupts))]),
+    BrokenRule(.pinControls, set: [(.pinBasedControls, 1 << 8)]),
     BrokenRule(.primaryControls, clear: [(.primaryControls, 2)]),
-    BrokenRule(.primaryControls, set: [(.primaryControls, bits(PrimaryControls.useTPRShadow))]),
     BrokenRule(
-      .secondaryControls, set: [(.secondaryControls, bits(SecondaryControls.enablePML))]),
+      .primaryControls, set: [(.primaryControls, bits(PrimaryControls.tertiaryControls))]),
+    BrokenRule(
+      .secondaryControls, set: [(.secondaryControls, bits(SecondaryControls.subPageWrite))]),
     BrokenRule(.cr3TargetCount, [(.cr3TargetCount, 5)]),
     BrokenRule(
       .ioBitmapAddress, [(.ioBitmapA, 0x1008), (.ioBitmapB, 0x2000)],
@@ -102,6 +117,7 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.zeroVPID, [(.vpid, 0)]),
     BrokenRule(.eptMemoryType, set: [(.eptPointer, 1)]),
     BrokenRule(.eptWalkLength, clear: [(.eptPointer, 1 << 3)]),
+    BrokenRule(.eptWalkLength, set: [(.eptPointer, 5 << 3)]),
     BrokenRule(.eptPointerReserved, set: [(.eptPointer, 1 << 7)]),
     BrokenRule(
       .unrestrictedGuestWithoutEPT,
@@ -131,6 +147,131 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.entryMSRLoadAddress, [(.entryMSRLoadCount, 1), (.entryMSRLoadAddress, 1)]),
   ]
 
+  private static let tprShadow: (VMCSField, UInt64) = (
+    .primaryControls, bits(PrimaryControls.useTPRShadow)
+  )
+  private static func secondary(_ control: UInt32) -> (VMCSField, UInt64) {
+    (.secondaryControls, bits(control))
+  }
+  private static let eptOff: [(VMCSField, UInt64)] = [
+    (.secondaryControls, bits(SecondaryControls.enableEPT | SecondaryControls.unrestrictedGuest))
+  ]
+  /// Any page will do that is none.
+  private static let misaligned: UInt64 = 0x7008
+
+  static let virtualization: [BrokenRule] = [
+    BrokenRule(.virtualAPICAddress, [(.virtualAPICAddress, misaligned)], set: [tprShadow]),
+    BrokenRule(
+      .apicAccessAddress, [(.apicAccessAddress, misaligned)],
+      set: [secondary(SecondaryControls.virtualizeAPICAccesses)]),
+    BrokenRule(
+      .x2APICWithAPICAccesses, [(.apicAccessAddress, 0x7000)],
+      set: [
+        secondary(
+          SecondaryControls.virtualizeAPICAccesses | SecondaryControls.virtualizeX2APIC)
+      ]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow, set: [secondary(SecondaryControls.virtualizeX2APIC)]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow,
+      set: [secondary(SecondaryControls.apicRegisterVirtualization)]),
+    BrokenRule(
+      .apicFeaturesWithoutTPRShadow,
+      set: [secondary(SecondaryControls.virtualInterruptDelivery)]),
+    BrokenRule(
+      .postedWithoutDelivery, set: [(.pinBasedControls, bits(PinControls.postedInterrupts))]),
+    BrokenRule(.pmlWithoutEPT, set: [secondary(SecondaryControls.enablePML)], clear: eptOff),
+    BrokenRule(
+      .pmlAddress, [(.pmlAddress, misaligned)], set: [secondary(SecondaryControls.enablePML)]),
+    BrokenRule(
+      .modeBasedExecuteWithoutEPT, set: [secondary(SecondaryControls.modeBasedExecute)],
+      clear: eptOff),
+    BrokenRule(
+      .vmFunctionControls, [(.vmFunctionControls, 2)],
+      set: [secondary(SecondaryControls.enableVMFunctions)]),
+    BrokenRule(
+      .eptpSwitchingWithoutEPT, [(.vmFunctionControls, 1)],
+      set: [secondary(SecondaryControls.enableVMFunctions)], clear: eptOff),
+    BrokenRule(
+      .eptpListAddress, [(.vmFunctionControls, 1), (.eptpListAddress, misaligned)],
+      set: [secondary(SecondaryControls.enableVMFunctions)]),
+    BrokenRule(
+      .vmreadBitmapAddress, [(.vmreadBitmap, misaligned), (.vmwriteBitmap, 0x7000)],
+      set: [secondary(SecondaryControls.vmcsShadowing)]),
+    BrokenRule(
+      .vmwriteBitmapAddress, [(.vmreadBitmap, 0x7000), (.vmwriteBitmap, 1 << 50)],
+      set: [secondary(SecondaryControls.vmcsShadowing)]),
+    BrokenRule(
+      .virtualizationExceptionAddress, [(.virtualizationExceptionInfo, misaligned)],
+      set: [secondary(SecondaryControls.eptViolationVE)]),
+  ]
+
+  /// With a virtual-APIC page, which is zero.
+  static let virtualAPIC: [BrokenRule] = [
+    BrokenRule(.tprThresholdReserved, [(.tprThreshold, 0x10)], of: .virtualAPIC),
+    BrokenRule(.tprThresholdAboveTPR, [(.tprThreshold, 1)], of: .virtualAPIC),
+    BrokenRule(
+      .deliveryWithoutInterruptExiting,
+      set: [secondary(SecondaryControls.virtualInterruptDelivery)],
+      clear: [(.pinBasedControls, bits(PinControls.externalInterruptExiting))], of: .virtualAPIC),
+    BrokenRule(
+      .postedWithoutAcknowledge,
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+      ], of: .virtualAPIC),
+    BrokenRule(
+      .postedInterruptVector, [(.postedInterruptVector, 0x100)],
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+        (.exitControls, bits(ExitControls.acknowledgeInterrupt)),
+      ], of: .virtualAPIC),
+    BrokenRule(
+      .postedInterruptDescriptor, [(.postedInterruptDescriptor, 0x7020)],
+      set: [
+        secondary(SecondaryControls.virtualInterruptDelivery),
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+        (.exitControls, bits(ExitControls.acknowledgeInterrupt)),
+      ], of: .virtualAPIC),
+  ]
+
+  @Test(arguments: virtualization) func virtualizationFailsWithError7(
+    _ broken: BrokenRule
+  ) throws {
+    try expectFail(broken, .invalidControlFields)
+  }
+
+  @Test(arguments: virtualAPIC) func virtualAPICFailsWithError7(_ broken: BrokenRule) throws {
+    try expectFail(broken, .invalidControlFields)
+  }
+
+  /// The link pointer's VMCS: an ordinary one with shadowing, a shadow VMCS without, the current.
+  @Test(arguments: [true, false]) func linkedVMCSIsOfItsKind(_ isShadowing: Bool) throws {
+    let m = try VMXMachine()
+    let p = m.processor
+    let linked = m.makePage()
+    let bitmap = m.makePage()
+    if isShadowing {
+      p.vmwrite(.vmreadBitmap, bitmap.address)
+      p.vmwrite(.vmwriteBitmap, bitmap.address)
+      p.vmwrite(
+        .secondaryControls,
+        p.vmread(.secondaryControls) | bits(SecondaryControls.vmcsShadowing))
+    } else {
+      linked.base.storeBytes(
+        of: VMXCapabilities.revision | VMCSLayout.shadowIndicator, as: UInt32.self)
+    }
+    p.vmwrite(.vmcsLinkPointer, linked.address)
+    #expect(try p.vmlaunch() == .invalidGuestState)
+    #expect(p.vmxEntryFailure == .vmcsLinkShadow)
+    #expect(p.vmread(.exitQualification) == 4)
+    if isShadowing { return }
+    p.vmwrite(.vmcsLinkPointer, m.vmcs.address)
+    #expect(try p.vmlaunch() == .invalidGuestState)
+    #expect(p.vmxEntryFailure == .vmcsLinkIsCurrent)
+  }
+
   @Test(arguments: controls) func controlFailsWithError7(_ broken: BrokenRule) throws {
     try expectFail(broken, .invalidControlFields)
   }
@@ -159,8 +300,11 @@ private let longModeOff: (VMCSField, UInt64) = (
     try expectFail(broken, .invalidHostState)
   }
 
-  private func expectFail(_ broken: BrokenRule, _ error: VMXInstructionError) throws {
+  private func expectFail(
+    _ broken: BrokenRule, _ error: VMXInstructionError
+  ) throws {
     let m = try VMXMachine()
+    broken.guest.prepare(m)
     broken.apply(m.processor)
     #expect(throws: VMXError.failValid(error)) { try m.processor.vmlaunch() }
     #expect(m.processor.vmxEntryFailure == broken.rule)
@@ -270,7 +414,17 @@ private let longModeOff: (VMCSField, UInt64) = (
   static let msrs: [BrokenRule] = [
     BrokenRule(.msrLoading, [(.entryMSRLoadCount, 1)], of: .msrArea)
   ]
-  static var all: [BrokenRule] { controls + host + guest + pae + virtual8086 + msrs }
+  static let links: [BrokenRule] = [
+    BrokenRule(.vmcsLinkShadow, of: .linkedShadow),
+    BrokenRule(.vmcsLinkIsCurrent, of: .linkedCurrent),
+  ]
+  static var all: [BrokenRule] {
+    controls + virtualization + virtualAPIC + host + guest + pae + virtual8086 + msrs + links
+  }
+
+  @Test(arguments: links) func linkPointerFailsWithExit33(_ broken: BrokenRule) throws {
+    try expectExit33(broken)
+  }
 
   @Test(arguments: pae) func paeGuestFailsWithExit33(_ broken: BrokenRule) throws {
     try expectExit33(broken)

@@ -205,6 +205,20 @@ import X86CPU
     #expect(left < 0xFFFF_FFFF && left > 0x1000_0000)
   }
 
+  /// A loop that nobody looks at, in the interpreter and in translated code.
+  @Test(arguments: [nil, 1] as [UInt32?]) func theTimerEndsALoop(_ threshold: UInt32?) throws {
+    let m = try VMXMachine(threshold: threshold)
+    let p = m.processor
+    m.test.load([0x48, 0xFF, 0xC0, 0xEB, 0xFB], at: 0x1000)  // inc rax; jmp
+    p.vmwrite(
+      .pinBasedControls, p.vmread(.pinBasedControls) | UInt64(PinControls.preemptionTimer))
+    p.vmwrite(.preemptionTimerValue, 100_000)  // of 32 ticks: a millisecond or two
+    let start = HostTSC.read()
+    #expect(try p.vmlaunch() == .preemptionTimer)
+    #expect(HostTSC.read() &- start >= 3_200_000)
+    #expect(m.cpu.gpr[0] > 1000)
+  }
+
   // MARK: Activity
 
   @Test func aHaltedGuestWaitsForAKickOrAnInterrupt() throws {

@@ -117,9 +117,14 @@ extension CPU {
     let bank = s.pointee.cpl == 3 ? TLB.user : TLB.supervisor
     let translation = try translate(linear, .execute, bank: bank)
     noteExecuted(linear, translation)
-    guard let physical = physicalPage(translation.physical, .execute) else {
+    guard let physical = physicalPage(translation.physical, .execute, isUser: translation.user)
+    else {
       throw eptViolation(
-        translation.physical | linear & Page.offsetMask, .execute, .linear(linear))
+        translation.physical | linear & Page.offsetMask, .execute,
+        .linear(linear, translation))
+    }
+    if physical.host == s.pointee.virtualAPIC.accessPage {
+      throw apicAccessExit(linear, .fetch, linear)
     }
     slot.pointee = ExecutePage(
       tag: page, context: s.pointee.blockContext, host: physical.host)

@@ -48,7 +48,7 @@ extension CPU {
     let slow = s.pointee.slow
     s.pointee.slow = slow & ~(SlowReason.marks | SlowReason.dataBreakpoint)
     // Traps come first; then what waits behind the instruction.
-    let looks = (before & SlowReason.monitorTrap | slow & SlowReason.reloads) != 0
+    var looks = (before & SlowReason.monitorTrap | slow & SlowReason.reloads) != 0
     if slow & SlowReason.delivered != 0 { return looks ? processEvents() : true }
     let shadowEnds = before & SlowReason.interruptShadow != 0 && slow & SlowReason.shadowArmed == 0
     if shadowEnds {
@@ -65,6 +65,11 @@ extension CPU {
       noteBusLockExit()
       return false
     }
+    if s.pointee.virtualAPIC.hasWritten {
+      if !finishAPICWrite() { return false }
+      looks = true
+    }
+    if before & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
     if !takePendingDebug() { return false }
     return shadowEnds || looks ? processEvents() : true
   }

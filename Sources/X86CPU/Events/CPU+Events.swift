@@ -24,6 +24,7 @@ extension CPU {
     let error = GuestException(rawValue: s.pointee.pendingException)
     defer { s.pointee.unblockedNMI = false }
     if error.isVMExit { return false }
+    if error.rawValue & GuestException.aloneBit != 0 { return true }
     return raiseException(error)
   }
 
@@ -35,8 +36,11 @@ extension CPU {
     if error.vector == ExceptionVector.debug.rawValue {
       error = .debug(DR6(rawValue: UInt64(error.errorCode) | takeWaitingDebugCauses()))
     }
-    guard let event = offered(error) else { return false }
-    return deliver(event, returnRIP: s.pointee.rip)
+    guard let event = offered(error), deliver(event, returnRIP: s.pointee.rip) else { return false }
+    if s.pointee.slow & SlowReason.monitorTrap == 0 { return true }
+    // The monitor trap flag counts the delivery for an instruction.
+    _ = exit(.monitorTrap)
+    return false
   }
 
   /// Delivers an event through the guest's IDT: an injected or virtual interrupt, an exception, a
@@ -47,6 +51,8 @@ extension CPU {
   package func deliver(_ event: GuestEvent, returnRIP: UInt64) -> Bool {
     var (event, returnRIP) = (event, returnRIP)
     var chain = DeliveryChain()
+    s.pointee.pageTracking.isDelivering = true
+    defer { s.pointee.pageTracking.isDelivering = false }
     while true {
       do {
         try deliverThroughTable(event, returnRIP)

@@ -3,8 +3,8 @@
 // Events at instruction boundaries of a guest, in the order of their priority (SDM volume 3,
 // "Priority Among Simultaneous Exceptions and Interrupts" and "Other Causes of VM Exits"):
 //
-//     monitor trap flag -> pending debug exceptions -> deadline -> NMI window -> interrupt window
-//     -> external interrupt (a kick)
+//     INIT, start-up IPI -> monitor trap flag -> pending debug exceptions -> deadline -> NMI -> NMI
+//     window -> interrupt window, virtual interrupt -> external interrupt -> kick
 //
 // Each function returns false where the guest has left.
 
@@ -30,16 +30,22 @@ extension CPU {
     let requests = s.requests
     if requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
     if requests & CPURequest.events != 0 { _ = owner.takeRequest(CPURequest.events) }
+    let hasSignals = requests & CPURequest.signal != 0
+    if hasSignals, !takeStartSignals() { return false }
     if s.pointee.slow & SlowReason.monitorTrap != 0, !takeMonitorTrap() { return false }
     if s.pointee.pendingDebug & PendingDebug.causes != 0, !takePendingDebug() { return false }
-    if !takeTimer() || !takeWindows() { return false }
+    if !takeTimer() { return false }
+    if hasSignals, !takeNMI() { return false }
+    if !takeWindows() { return false }
+    // What is posted opens the window.
+    if hasSignals, !takeInterrupt() || !takeWindows() { return false }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
     if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
     return true
   }
 
   /// The monitor trap flag exits after one instruction; at VM entry `openEvents` decides.
-  private func takeMonitorTrap() -> Bool {
+  func takeMonitorTrap() -> Bool {
     if s.pointee.retired == s.pointee.retiredAtEntry { return true }
     _ = exit(.monitorTrap)
     return false
@@ -69,6 +75,7 @@ extension CPU {
       s.pointee.activity <= ActivityState.hlt
     {
       if s.pointee.intercepts.mode == .svm { return takeVirtualInterrupt() }
+      if deliversVirtualInterrupts { return deliverVirtualInterrupt() }
       _ = exit(.interruptWindow)
       return false
     }
@@ -78,6 +85,9 @@ extension CPU {
   func takeKick() -> Bool {
     _ = owner.takeRequest(CPURequest.kick)
     _ = exit(.externalInterrupt)
+    if s.pointee.virtualAPIC.features.contains(.acknowledges) {
+      s.pointee.exit.event = GuestEvent(.externalInterrupt, vector: PhysicalCPU.kickVector)
+    }
     return false
   }
 
@@ -88,6 +98,12 @@ extension CPU {
       wait(s.pointee.deadline)
       if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
       if !takeTimer() { return false }
+      if s.requests & CPURequest.signal != 0 {
+        if !takeStartSignals() || !takeNMI() || !takeInterrupt() || !takeWindows() {
+          return false
+        }
+        if s.pointee.activity == ActivityState.active { return true }
+      }
     }
     return takeKick()
   }

@@ -20,6 +20,7 @@ extension PhysicalCPU {
       s.pointee.injection = nil
       if !isInGuest { return false }
     }
+    if s.pointee.virtualAPIC.features.rawValue != 0, !cpu.openVirtualAPIC() { return false }
     if cpu.intercepts(.windows) || s.pointee.pendingDebug != 0 || s.pointee.deadline != .max {
       return cpu.processEvents()
     }

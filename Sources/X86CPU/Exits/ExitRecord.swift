@@ -39,6 +39,21 @@ package struct ExitDetails: OptionSet, Sendable, Hashable {
   package static let isTranslated = Self(rawValue: 1 << 6)
   /// The IRET that it fell into had unblocked NMIs.
   package static let unblockedNMI = Self(rawValue: 1 << 7)
+  /// A nested fault: of a walk of the guest's tables, which reads and writes.
+  package static let alsoReads = Self(rawValue: 1 << 8)
+  /// A nested fault of a translated address: what the guest's tables say of the page.
+  package static let isUserPage = Self(rawValue: 1 << 9)
+  package static let isWritablePage = Self(rawValue: 1 << 10)
+  package static let isNotExecutablePage = Self(rawValue: 1 << 11)
+}
+
+/// How an access came to the APIC's page.
+package enum APICAccessKind: UInt8, Sendable {
+  case read, write, fetch
+  /// While an event is delivered.
+  case delivery
+  /// By a guest-physical address: a paging structure.
+  case physical, physicalDelivery
 }
 
 /// Which fields count depends on the cause; all others are 0.
@@ -54,9 +69,9 @@ package struct ExitRecord: Sendable {
   /// Of a nested fault.
   package var kind = AccessKind.read
   package var details: ExitDetails = []
-  /// A port's number; a task switch: the TSS.
+  /// A port's number; a task switch: the TSS; an access to the APIC: its offset.
   package var selector: UInt16 = 0
-  /// Bytes of one port access.
+  /// Bytes of one port access. An access to the APIC: `APICAccessKind`.
   package var size: UInt8 = 0
   package var taskSource = TaskSwitchSource.call
   /// The memory and register operands of instructions that say more than their name.

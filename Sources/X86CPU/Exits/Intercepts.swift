@@ -88,4 +88,9 @@ package struct Intercepts: Sendable {
   package var xssExits: UInt64 = 0
 
   package init() {}
+
+  /// Walks of the guest's tables are writes to nested paging. (SVM's are reads here.)
+  @inline(__always) var walksWrite: Bool {
+    nested == .ept && nestedRoot & EPTPointer.accessedDirty != 0
+  }
 }

@@ -47,7 +47,7 @@ extension EntryFailure {
   private static let texts = Dictionary(uniqueKeysWithValues: rows)
 
   private static let rows =
-    controls + hostState + guestRegisters + guestSegments + guestRest
+    controls + virtualization + hostState + guestRegisters + guestSegments + guestRest
 
   // MARK: Which bits
 
@@ -129,6 +129,54 @@ extension EntryFailure {
       wrong: ones(0xFFFF_0000)),
     row(.injectionLength, entries, .entryInstructionLength, .entryInterruptionInfo),
     row(.entryMSRLoadAddress, entries, .entryMSRLoadAddress, .entryMSRLoadCount),
+  ]
+
+  private static let virtualization: [Row] = [
+    row(.virtualAPICAddress, execution, .virtualAPICAddress, .primaryControls),
+    row(
+      .tprThresholdReserved, execution, .tprThreshold, wrong: ones(0xFFFF_FFF0)),
+    row(.tprThresholdAboveTPR, execution, .tprThreshold, .virtualAPICAddress),
+    row(.apicAccessAddress, execution, .apicAccessAddress, .secondaryControls),
+    row(
+      .x2APICWithAPICAccesses, execution, .secondaryControls,
+      wrong: mask(UInt64(SecondaryControls.virtualizeAPICAccesses))),
+    row(
+      .apicFeaturesWithoutTPRShadow, execution, .secondaryControls, .primaryControls,
+      wrong: ones(
+        UInt64(
+          SecondaryControls.virtualizeX2APIC | SecondaryControls.apicRegisterVirtualization
+            | SecondaryControls.virtualInterruptDelivery))),
+    row(
+      .deliveryWithoutInterruptExiting, execution, .secondaryControls, .pinBasedControls,
+      wrong: mask(UInt64(SecondaryControls.virtualInterruptDelivery))),
+    row(
+      .postedWithoutDelivery, execution, .pinBasedControls, .secondaryControls,
+      wrong: mask(UInt64(PinControls.postedInterrupts))),
+    row(
+      .postedWithoutAcknowledge, execution, .pinBasedControls, .exitControls,
+      wrong: mask(UInt64(PinControls.postedInterrupts))),
+    row(
+      .postedInterruptVector, execution, .postedInterruptVector, wrong: ones(0xFF00)),
+    row(.postedInterruptDescriptor, execution, .postedInterruptDescriptor),
+    row(
+      .pmlWithoutEPT, execution, .secondaryControls,
+      wrong: mask(UInt64(SecondaryControls.enablePML))),
+    row(.pmlAddress, execution, .pmlAddress, .secondaryControls),
+    row(
+      .modeBasedExecuteWithoutEPT, execution, .secondaryControls,
+      wrong: mask(UInt64(SecondaryControls.modeBasedExecute))),
+    row(
+      .vmFunctionControls, execution, .vmFunctionControls,
+      wrong: ones(~VMXCapabilities.vmFunctions)),
+    row(
+      .eptpSwitchingWithoutEPT, execution, .vmFunctionControls, .secondaryControls,
+      wrong: mask(VMFunctions.eptpSwitching)),
+    row(.eptpListAddress, execution, .eptpListAddress, .vmFunctionControls),
+    row(.vmreadBitmapAddress, execution, .vmreadBitmap, .secondaryControls),
+    row(.vmwriteBitmapAddress, execution, .vmwriteBitmap, .secondaryControls),
+    row(
+      .virtualizationExceptionAddress, execution, .virtualizationExceptionInfo,
+      .secondaryControls),
   ]
 
   private static let hostRegisters = "Checks on Host Control Registers, MSRs, and SSP"
@@ -258,6 +306,8 @@ extension EntryFailure {
       .pendingDebugSingleStep, rest, .guestPendingDebugExceptions, .guestRFLAGS,
       .guestInterruptibility, wrong: mask(PendingDebug.singleStep)),
     row(.vmcsLinkPointer, rest, .vmcsLinkPointer),
+    row(.vmcsLinkIsCurrent, rest, .vmcsLinkPointer),
+    row(.vmcsLinkShadow, rest, .vmcsLinkPointer, .secondaryControls),
     row(
       .guestPDPTE, "Checks on Guest Page-Directory-Pointer-Table Entries", .guestPDPTE0,
       .guestPDPTE1, .guestPDPTE2, .guestPDPTE3),

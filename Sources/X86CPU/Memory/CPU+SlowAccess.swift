@@ -48,7 +48,10 @@ extension CPU {
     let physical = translation.physical | linear & Page.offsetMask
     guard let page = physicalPage(physical, kind) else {
       if s.pointee.emulation != nil { return .mmio(physical) }
-      throw eptViolation(physical, kind, .linear(linear))
+      throw eptViolation(physical, kind, .linear(linear, translation))
+    }
+    if page.host == s.pointee.virtualAPIC.accessPage {
+      return .host(try accessVirtualAPIC(linear, size, kind))
     }
     fill(linear, translation, page, kind)
     let host = page.host | linear & Page.offsetMask
@@ -90,7 +93,7 @@ extension CPU {
       key: linear & Page.mask | context, addend: addend, info: info,
       generation: s.pointee.tlbGeneration)
     secondEntry(linear, currentBank).pointee = second
-    if t.shift >= LargeTLB.shift && page.isLarge {
+    if t.shift >= LargeTLB.shift && page.isLarge && isWithoutAPIC(page.host) {
       second.key = linear & LargeTLB.mask | context
       largeEntry(linear, currentBank).pointee = second
     }

@@ -31,7 +31,14 @@ extension CPU {
   func tablePage(
     _ address: UInt64, _ kind: AccessKind, _ linear: UInt64
   ) throws(GuestException) -> PhysicalPage {
-    if let page = physicalPage(address, kind) { return page }
+    // With accessed and dirty flags a walk writes, whatever it does (SDM volume 3, "Accessed and
+    // Dirty Flags for EPT").
+    let alsoWrites = kind == .read && s.pointee.intercepts.walksWrite
+    let kind = alsoWrites ? .write : kind
+    if let page = physicalPage(address, kind) {
+      try requireNotAPIC(page, address)
+      return page
+    }
     if s.pointee.emulation != nil,
       emulationContext?.mapMemory(address, writing: kind == .write) == true,
       let page = physicalPage(address, kind)

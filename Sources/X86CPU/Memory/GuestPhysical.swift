@@ -26,7 +26,7 @@ package struct PhysicalPage {
 /// What an access to guest-physical memory is for: the exit's record says so.
 package enum PhysicalAccessPurpose {
   /// The translated address of a linear access.
-  case linear(UInt64)
+  case linear(UInt64, PageTranslation)
   /// A paging-structure entry on the way to translating the linear address.
   case pageWalk(UInt64)
   /// Neither: PDPTE loads.
@@ -38,10 +38,15 @@ extension CPU {
   package static let physicalAddressBits: UInt64 = 48
 
   /// The page of `address`, with at least the wanted right, or nil where EPT maps nothing there.
-  func physicalPage(_ address: UInt64, _ kind: AccessKind) -> PhysicalPage? {
+  ///
+  /// - Parameter isUser: what is executed is a user-mode address.
+  func physicalPage(
+    _ address: UInt64, _ kind: AccessKind, isUser: Bool = false
+  ) -> PhysicalPage? {
     let page = address & Page.mask
     let slot = s.pointee.physicalCache + Int((page >> Page.shift) & PhysicalCPU.physicalCacheMask)
-    let wanted = EPTEntry.read << UInt64(kind.rawValue)
+    let separate = isUser && kind == .execute && s.pointee.pageTracking.separatesUserExecution
+    let wanted = separate ? EPTEntry.userExecute : EPTEntry.read << UInt64(kind.rawValue)
     let tag = page | s.pointee.physicalGeneration & Page.offsetMask
     if slot.pointee.tag == tag, slot.pointee.rights & wanted != 0 { return slot.pointee }
     guard let found = walkEPT(page, kind) else { return nil }
@@ -75,30 +80,34 @@ extension CPU {
     let pointer = s.pointee.intercepts.nestedRoot
     let setFlags = pointer & EPTPointer.accessedDirty != 0
     var table = pointer & EPTEntry.addressMask
-    var rights: UInt64 = 7
-    var level = 3
+    let rightsMask = s.pointee.pageTracking.rightsMask
+    var rights = rightsMask
+    var level = EPTPointer.levels(pointer) &- 1
     while true {
-      let shift = UInt64(12 + 9 * level)
-      let index = (page >> shift) & 511
-      guard let entryPointer = UnsafeMutableRawPointer(bitPattern: UInt(table + index * 8))
+      let shift = 12 &+ 9 &* level
+      let index = (page &>> shift) & 511
+      guard let entryPointer = UnsafeMutableRawPointer(bitPattern: UInt(table &+ index &* 8))
       else { return .done(nil) }
       let entry = UInt64.atomicLoad(entryPointer)
-      if entry & EPTEntry.rightsMask == 0 { return .done(nil) }
+      if entry & rightsMask == 0 { return .done(nil) }
       rights &= entry
       let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
       if setFlags {
         let dirty = isLeaf && kind == .write && rights & EPTEntry.write != 0
+        let logs = dirty && entry & EPTEntry.dirty == 0 && s.pointee.pageTracking.log != 0
+        if logs, !hasRoomInPageLog { return .done(nil) }
         let bits = EPTEntry.accessed | (dirty ? EPTEntry.dirty : 0)
         guard Self.setBits(entryPointer, UInt64.self, bits, of: entry, insists: insists) else {
           return .exchanged
         }
+        if logs { logModified(page) }
       }
       if isLeaf {
-        let offsetMask = (UInt64(1) << shift) - 1
+        let offsetMask = ((1 as UInt64) &<< shift) &- 1
         let host = entry & EPTEntry.addressMask & ~offsetMask | page & offsetMask
         // Without the dirty flag a write must come this way again.
         let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
-        rights = rights & 7 | (level > 0 ? EPTEntry.pageSize : 0)
+        rights = rights & rightsMask | (level > 0 ? EPTEntry.pageSize : 0)
         return .done(
           PhysicalPage(
             tag: page, host: host, rights: written ? rights : rights & ~EPTEntry.write))
@@ -159,59 +168,5 @@ extension CPU {
     let desired = expected | T(truncatingIfNeeded: bits)
     return T.atomicCompareExchange(place, expected: expected, desired: desired).exchanged
       || insists
-  }
-
-  /// Records the exit for an access that EPT does not allow.
-  func eptViolation(
-    _ address: UInt64, _ kind: AccessKind, _ purpose: PhysicalAccessPurpose
-  ) -> GuestException {
-    var rights: UInt64 = 0
-    if let page = walkEPT(address & Page.mask, .read) { rights = page.rights }
-    if let misconfigured = eptMisconfiguration(address) { return misconfigured }
-    var details: ExitDetails = []
-    var linear: UInt64 = 0
-    switch purpose {
-    case .linear(let l):
-      linear = l
-      details = [.linearIsValid, .isTranslated]
-    case .pageWalk(let l):
-      linear = l
-      details = .linearIsValid
-    case .other: break
-    }
-    if s.pointee.interruptibility & Interruptibility.blockingByNMI == 0, s.pointee.unblockedNMI {
-      details.insert(.unblockedNMI)
-    }
-    let exception = exit(.nestedFault, value: rights & EPTEntry.rightsMask)
-    s.pointee.exit.kind = kind
-    s.pointee.exit.details = details
-    s.pointee.exit.physical = address
-    s.pointee.exit.linear = linear
-    return exception
-  }
-
-  /// An entry that is present but malformed on the way to `address` (SDM volume 3, "EPT
-  /// Misconfigurations"): writable and not readable, or reserved bits.
-  private func eptMisconfiguration(_ address: UInt64) -> GuestException? {
-    if s.pointee.intercepts.nested != .ept { return nil }
-    var table = s.pointee.intercepts.nestedRoot & EPTEntry.addressMask
-    for level in stride(from: 3, through: 0, by: -1) {
-      let index = (address &>> UInt64(truncatingIfNeeded: 12 &+ 9 &* level)) & 511
-      guard let entry = UnsafePointer<UInt64>(bitPattern: UInt(table + index * 8))?.pointee,
-        entry & EPTEntry.rightsMask != 0
-      else { return nil }
-      let isLeaf = level == 0 || (level < 3 && entry & EPTEntry.pageSize != 0)
-      let type = (entry >> EPTEntry.memoryTypeShift) & 7
-      let badType = isLeaf && (type == 2 || type == 3 || type == 7)
-      let reserved = !isLeaf && entry & 0xF8 != 0
-      if entry & 3 == EPTEntry.write || badType || reserved {
-        let exception = exit(.nestedMisconfiguration)
-        s.pointee.exit.physical = address
-        return exception
-      }
-      if isLeaf { return nil }
-      table = entry & EPTEntry.addressMask
-    }
-    return nil
   }
 }

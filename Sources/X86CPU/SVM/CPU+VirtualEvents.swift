@@ -46,11 +46,14 @@ extension CPU {
 
   /// At VM entry guest code has not begun yet: what the delivery writes to is then the guest's for
   /// its time.
-  private func deliverWaiting(_ event: GuestEvent) -> Bool {
+  func deliverWaiting(_ event: GuestEvent) -> Bool {
     let owner = owner
     let isInGuest = owner.isInGuestCode
     if !isInGuest { owner.enterGuestCode() }
     defer { if !isInGuest { owner.leaveGuestCode() } }
-    return deliver(event, returnRIP: s.pointee.rip)
+    if !deliver(event, returnRIP: s.pointee.rip) { return false }
+    if s.pointee.slow & SlowReason.monitorTrap == 0 { return true }
+    _ = exit(.monitorTrap)
+    return false
   }
 }

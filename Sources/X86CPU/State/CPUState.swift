@@ -237,6 +237,8 @@ package struct CPUState {
   var one: UInt64 = 1
   /// `retired` when the guest was entered.
   package var retiredAtEntry: UInt64 = 0
+  package var virtualAPIC = VirtualAPIC()
+  package var pageTracking = PageTracking()
 
   init(
     tlbBanks: UnsafeMutablePointer<TLBEntry>, jumpCache: UnsafeMutablePointer<JumpCacheEntry>,
@@ -273,6 +275,8 @@ package enum CPURequest {
   package static let timer: UInt64 = 1 << 2
   /// Something that event delivery has to look at (virtual interrupt, window, trap) changed.
   package static let events: UInt64 = 1 << 3
+  /// An interrupt, an NMI, an INIT signal or a start-up IPI waits (`CPUSignals`).
+  package static let signal: UInt64 = 1 << 4
 }
 
 /// Bits of `CPUState.slow`.

@@ -125,6 +125,7 @@ extension CPU {
       guard let page = physicalPage(address, .read) else {
         throw eptViolation(address, .read, .other)
       }
+      try requireNotAPIC(page, address)
       let entry = UnsafePointer<UInt64>(
         bitPattern: UInt(page.host | address & Page.offsetMask)
       ).unsafelyUnwrapped.pointee

@@ -104,6 +104,7 @@ enum ControlRegisterInstructions {
       try c.exitOrCheck(writesExit(c, 8), writeExit(c, i)) { () throws(GuestException) in
         try c.checkCR8(value)
       }
+      if c.virtualizesTPR { return c.writeVirtualCR8(value, i) }
       c.s.pointee.cr8 = value
       if c.s.pointee.intercepts.mode == .svm { c.updateVirtualEvents() }
     }
@@ -183,7 +184,7 @@ enum ControlRegisterInstructions {
     case 2: value = c.s.pointee.cr2
     case 3: value = c.s.pointee.cr3
     case 4: value = c.visibleCR4
-    default: value = c.s.pointee.cr8
+    default: value = c.virtualizesTPR ? UInt64(c.virtualTPR >> 4) : c.s.pointee.cr8
     }
     if c.is64Bit {
       c.write(value, to: i.pointee.dst)

@@ -32,12 +32,14 @@ extension EntryChecks {
     if primary & PrimaryControls.useMSRBitmaps != 0 {
       try require(Self.isHostPage(page(.msrBitmap)), .msrBitmapAddress)
     }
+    if primary & PrimaryControls.useTPRShadow != 0 { try checkTPRShadow() }
     if pin & PinControls.nmiExiting == 0 {
       try require(pin & PinControls.virtualNMIs == 0, .virtualNMIsWithoutNMIExiting)
     }
     if pin & PinControls.virtualNMIs == 0 {
       try require(primary & PrimaryControls.nmiWindowExiting == 0, .nmiWindowWithoutVirtualNMIs)
     }
+    try checkAPICVirtualization()
   }
 
   private func checkAddressSpaceControls() throws(EntryFailure) {
@@ -47,12 +49,11 @@ extension EntryChecks {
     if secondary & SecondaryControls.enableEPT != 0 {
       let pointer = page(.eptPointer)
       try require(pointer & 7 == 0 || pointer & 7 == 6, .eptMemoryType)
-      try require(pointer >> 3 & 7 == 3, .eptWalkLength)
+      try require(
+        VMXCapabilities.allows(eptLevels: pointer & EPTPointer.levelsMask), .eptWalkLength)
       try require(VMXCapabilities.allows(eptPointer: pointer), .eptPointerReserved)
     }
-    if isUnrestricted {
-      try require(secondary & SecondaryControls.enableEPT != 0, .unrestrictedGuestWithoutEPT)
-    }
+    try checkPaging()
     if secondary & SecondaryControls.useTSCScaling != 0 {
       try require(page(.tscMultiplier) != 0, .zeroTSCMultiplier)
     }

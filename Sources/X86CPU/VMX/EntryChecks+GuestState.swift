@@ -89,6 +89,10 @@ extension EntryChecks {
     let base = PhysicalCPU.region(pointer)
     try require(base != nil, .vmcsLinkPointer)
     guard let base, readsMemory else { return }
-    try require(VMCSHeader(base: base).revision == VMCSLayout.revision, .vmcsLinkPointer)
+    let header = VMCSHeader(base: base)
+    try require(header.revision == VMCSLayout.revision, .vmcsLinkPointer)
+    try require(
+      header.isShadow == (secondary & SecondaryControls.vmcsShadowing != 0), .vmcsLinkShadow)
+    try require(base != unit.pointee.current, .vmcsLinkIsCurrent)
   }
 }

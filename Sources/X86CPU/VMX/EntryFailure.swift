@@ -15,13 +15,49 @@ package enum EntryFailure: String, Error, Sendable, Hashable, CaseIterable {
     "I/O-bitmap addresses must be aligned to 4 KiB and within the physical-address width"
   case msrBitmapAddress =
     "the MSR-bitmap address must be aligned to 4 KiB and within the physical-address width"
+  case virtualAPICAddress =
+    "the virtual-APIC address must be aligned to 4 KiB and within the physical-address width"
+  case tprThresholdReserved =
+    "without virtual-interrupt delivery, bits 31:4 of the TPR threshold must be 0"
+  case tprThresholdAboveTPR =
+    "the TPR threshold must not be above bits 7:4 of the virtual TPR"
   case virtualNMIsWithoutNMIExiting = "if NMI exiting is 0, virtual NMIs must be 0"
   case nmiWindowWithoutVirtualNMIs = "if virtual NMIs is 0, NMI-window exiting must be 0"
+  case apicAccessAddress =
+    "the APIC-access address must be aligned to 4 KiB and within the physical-address width"
+  case x2APICWithAPICAccesses =
+    "if virtualize x2APIC mode is 1, virtualize APIC accesses must be 0"
+  case apicFeaturesWithoutTPRShadow =
+    "if use TPR shadow is 0, the other features of the virtual APIC must be 0"
+  case deliveryWithoutInterruptExiting =
+    "if virtual-interrupt delivery is 1, external-interrupt exiting must be 1"
+  case postedWithoutDelivery =
+    "if process posted interrupts is 1, virtual-interrupt delivery must be 1"
+  case postedWithoutAcknowledge =
+    "if process posted interrupts is 1, acknowledge interrupt on exit must be 1"
+  case postedInterruptVector = "bits 15:8 of the posted-interrupt notification vector must be 0"
+  case postedInterruptDescriptor =
+    "the posted-interrupt descriptor must be aligned to 64 bytes and within the address width"
   case zeroVPID = "if enable VPID is 1, the VPID must not be 0"
   case eptMemoryType = "the EPT memory type must be one that is supported"
   case eptWalkLength = "the EPT page-walk length must be one that is supported"
   case eptPointerReserved = "reserved bits in the EPT pointer"
+  case pmlWithoutEPT = "if enable PML is 1, enable EPT must be 1"
+  case pmlAddress =
+    "the PML address must be aligned to 4 KiB and within the physical-address width"
   case unrestrictedGuestWithoutEPT = "if unrestricted guest is 1, enable EPT must be 1"
+  case modeBasedExecuteWithoutEPT =
+    "if mode-based execute control for EPT is 1, enable EPT must be 1"
+  case vmFunctionControls = "reserved bits in the VM-function controls"
+  case eptpSwitchingWithoutEPT = "if EPTP switching is 1, enable EPT must be 1"
+  case eptpListAddress =
+    "the EPTP-list address must be aligned to 4 KiB and within the physical-address width"
+  case vmreadBitmapAddress =
+    "the VMREAD-bitmap address must be aligned to 4 KiB and within the physical-address width"
+  case vmwriteBitmapAddress =
+    "the VMWRITE-bitmap address must be aligned to 4 KiB and within the physical-address width"
+  case virtualizationExceptionAddress =
+    "the virtualization-exception area must be aligned to 4 KiB and within the address width"
   case zeroTSCMultiplier = "if use TSC scaling is 1, the TSC multiplier must not be 0"
   case exitControls = "reserved bits in the VM-exit controls"
   case saveTimerWithoutTimer =
@@ -109,6 +145,9 @@ package enum EntryFailure: String, Error, Sendable, Hashable, CaseIterable {
   case pendingDebugSingleStep =
     "pending BS must follow RFLAGS.TF and DEBUGCTL.BTF under blocking or in HLT"
   case vmcsLinkPointer = "the VMCS link pointer must be all ones or a VMCS's address"
+  case vmcsLinkIsCurrent = "the VMCS link pointer must not be that of the current VMCS"
+  case vmcsLinkShadow =
+    "the VMCS link pointer's VMCS must be a shadow VMCS if and only if VMCS shadowing is 1"
   case guestPDPTE = "reserved bits in a guest PDPTE"
 
   // MARK: MSR areas
@@ -118,7 +157,7 @@ package enum EntryFailure: String, Error, Sendable, Hashable, CaseIterable {
   package var qualification: UInt64 {
     switch self {
     case .guestPDPTE: 2
-    case .vmcsLinkPointer: 4
+    case .vmcsLinkPointer, .vmcsLinkIsCurrent, .vmcsLinkShadow: 4
     default: 0
     }
   }

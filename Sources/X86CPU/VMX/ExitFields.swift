@@ -26,6 +26,11 @@ extension ExitReason {
       case .busLock: .busLock
       case .notify: .notify
       case .taskSwitch: .taskSwitch
+      case .tprBelowThreshold: .tprBelowThreshold
+      case .apicAccess: .apicAccess
+      case .apicWrite: .apicWrite
+      case .virtualizedEOI: .virtualizedEOI
+      case .pageLogFull: .pmlFull
       case .nestedFault: .eptViolation
       case .nestedMisconfiguration: .eptMisconfiguration
       case .controlRegisterAccess: .controlRegisterAccess
@@ -65,6 +70,7 @@ extension ExitReason {
       case .vmxon: .vmxon
       case .invept: .invept
       case .invvpid: .invvpid
+      case .vmfunc: .vmfunc
       case .none, .ferrFreeze, .selectiveCR0Write, .iret, .pushf, .popf, .softwareInterrupt,
         .icebp, .rdpru, .vmrun, .vmload, .vmsave, .stgi, .clgi, .skinit, .invlpga:
         ExitReason(rawValue: 0xFFFF)
@@ -104,6 +110,10 @@ package struct ExitFields {
     case .taskSwitch:
       return TaskSwitchQualification(selector: exit.selector, source: exit.taskSource).rawValue
     case .nestedFault: return violation(exit)
+    case .apicAccess: return APICAccessQualification(exit).rawValue
+    case .pageLogFull:
+      return exit.details.contains(.unblockedNMI)
+        ? EPTViolationQualification.nmiUnblocking.rawValue : 0
     case .mwait: return exit.details.contains(.isArmed) ? 1 : 0
     default: return exit.value
     }
@@ -134,6 +144,11 @@ package struct ExitFields {
     if exit.details.contains(.linearIsValid) { result.insert(.linearIsValid) }
     if exit.details.contains(.isTranslated) { result.insert(.isTranslated) }
     if exit.details.contains(.unblockedNMI) { result.insert(.nmiUnblocking) }
+    if exit.details.contains(.alsoReads) { result.insert(.read) }
+    if exit.details.contains(.isUserPage) { result.insert(.isUserPage) }
+    if exit.details.contains(.isWritablePage) { result.insert(.isWritablePage) }
+    if exit.details.contains(.isNotExecutablePage) { result.insert(.isNotExecutablePage) }
+    if exit.value & EPTEntry.userExecute != 0 { result.insert(.userExecute) }
     return result.rawValue
   }
 
@@ -157,6 +172,21 @@ package struct ExitFields {
 
   package var instructionInfo: UInt32 {
     InstructionInformation.of(record.pointee.operands, record.pointee.cause)
+  }
+}
+
+extension APICAccessQualification {
+  fileprivate init(_ exit: ExitRecord) {
+    let kind: Kind =
+      switch APICAccessKind(rawValue: exit.size) ?? .read {
+      case .read: .read
+      case .write: .write
+      case .fetch: .fetch
+      case .delivery: .delivery
+      case .physical: .physical
+      case .physicalDelivery: .physicalDelivery
+      }
+    self.init(kind, offset: exit.selector)
   }
 }
 

@@ -22,12 +22,12 @@ extension PhysicalCPU {
     return cpu.readLazy(location)
   }
 
-  /// Writes a field, truncated to its width. Nothing happens where the field does not exist, is
-  /// read-only, or no VMCS is current (the error is in the VM-instruction error field).
+  /// Writes a field, truncated to its width. Nothing happens where the field does not exist or no
+  /// VMCS is current (the error is in the VM-instruction error field).
   package func vmwrite(_ field: VMCSField, _ value: UInt64) {
     let unit = vmx
     let location = unit.pointee.locations[VMCSLayout.slot(field)]
-    guard UInt32(location.encoding) == field.rawValue, field.area != .readOnlyData,
+    guard UInt32(location.encoding) == field.rawValue,
       let current = unit.pointee.current
     else {
       try? vmwriteChecked(field, value)
@@ -47,11 +47,11 @@ extension PhysicalCPU {
 
   /// VMWRITE with its errors.
   ///
-  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist, 13
-  ///   where it is read-only.
+  /// Exit-information fields can be written, too (IA32_VMX_MISC).
+  ///
+  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist.
   package func vmwriteChecked(_ field: VMCSField, _ value: UInt64) throws(VMXError) {
     let (location, current) = try locate(field)
-    if field.area == .readOnlyData { throw fail(.vmwriteReadOnlyField) }
     let whole = VMCSField(rawValue: UInt32(location.encoding))
     var value = value & Self.mask(field.width)
     if field.isHigh { value = vmread(whole) & 0xFFFF_FFFF | value << 32 }
@@ -69,7 +69,7 @@ extension PhysicalCPU {
     return (location, current)
   }
 
-  private static func mask(_ width: VMCSField.Width) -> UInt64 {
+  static func mask(_ width: VMCSField.Width) -> UInt64 {
     switch width {
     case .bits16: 0xFFFF
     case .bits32: 0xFFFF_FFFF
@@ -81,6 +81,7 @@ extension PhysicalCPU {
     _ value: UInt64, _ field: VMCSField, _ location: FieldLocation,
     _ current: UnsafeMutableRawPointer
   ) {
+    if location.kind == .exit { keepExitFields() }
     if location.kind == .page || location.kind == .exit {
       let old = current.load(fromByteOffset: Int(location.page), as: UInt64.self)
       if old == value { return }

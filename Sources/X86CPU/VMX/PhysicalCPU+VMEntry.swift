@@ -21,7 +21,7 @@ extension PhysicalCPU {
   @discardableResult
   package func vmlaunch() throws(VMXError) -> ExitReason {
     try requireVMXOperation()
-    if vmx.pointee.current == nil { throw .failInvalid }
+    try requireEnterable()
     if vmx.pointee.launched { throw fail(.vmlaunchNonClear) }
     return try enter()
   }
@@ -30,13 +30,20 @@ extension PhysicalCPU {
   @discardableResult
   package func vmresume() throws(VMXError) -> ExitReason {
     try requireVMXOperation()
-    if vmx.pointee.current == nil { throw .failInvalid }
+    try requireEnterable()
     if !vmx.pointee.launched { throw fail(.vmresumeNonLaunched) }
     return try enter()
   }
 
   /// The rule that the last failed VM entry broke.
   package var vmxEntryFailure: EntryFailure? { vmx.pointee.entryFailure }
+
+  /// There is a current VMCS, and it is no shadow VMCS.
+  private func requireEnterable() throws(VMXError) {
+    guard let current = vmx.pointee.current, !VMCSHeader(base: current).isShadow else {
+      throw .failInvalid
+    }
+  }
 
   private func enter() throws(VMXError) -> ExitReason {
     let unit = vmx
@@ -133,6 +140,9 @@ extension PhysicalCPU {
     controls.pleWindow = unit.page32(.pleWindow)
     controls.notifyWindow = unit.page32(.notifyWindow)
     controls.xssExitingBitmap = unit.page(.xssExitingBitmap)
+    if controls.needsVirtualization {
+      controls.virtualization = VirtualizationControls(unit, controls)
+    }
     adopt(controls)
     vmx.pointee.entryMSRCount = unit.page32(.entryMSRLoadCount)
     vmx.pointee.exitMSRCounts =
@@ -210,7 +220,9 @@ extension PhysicalCPU {
       return
     }
     let ticks = vmx.pointee.page(.preemptionTimerValue) << VMXCapabilities.preemptionTimerShift
-    s.pointee.deadline = HostTSC.read() &+ ticks
+    let deadline = HostTSC.read() &+ ticks
+    s.pointee.deadline = deadline
+    if ticks != 0 { DeadlineClock.shared.note(deadline, requestLine) }
   }
 
   /// The event to inject, if any.

@@ -59,6 +59,7 @@ extension PhysicalCPU {
   private func stopTimer(_ controls: UInt32) {
     let deadline = cpu.s.pointee.deadline
     cpu.s.pointee.deadline = .max
+    DeadlineClock.shared.forget(requestLine)
     if controls & ExitControls.savePreemptionTimer == 0 { return }
     let now = HostTSC.read()
     let left = deadline > now ? (deadline &- now) >> VMXCapabilities.preemptionTimerShift : 0

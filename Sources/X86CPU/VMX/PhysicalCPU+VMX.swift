@@ -26,7 +26,8 @@ extension PhysicalCPU {
   package func vmxon(_ region: UInt64) throws(VMXError) {
     if silicon != .intel { throw .notInVMXOperation }
     if isInVMXOperation { throw fail(.vmxonInRootOperation) }
-    guard let base = Self.region(region), VMCSHeader(base: base).revision == VMCSLayout.revision
+    guard let base = Self.region(region), VMCSHeader(base: base).revision == VMCSLayout.revision,
+      !VMCSHeader(base: base).isShadow
     else { throw .failInvalid }
     vmx.pointee.vmxonRegion = region
     vmx.pointee.current = nil

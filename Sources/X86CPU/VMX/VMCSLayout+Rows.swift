@@ -41,6 +41,8 @@ extension VMCSLayout {
     Row(.vmcsLinkPointer, .rest),
     Row(.guestSMBASE, []),
     Row(.preemptionTimerValue, []),
+    Row(.guestInterruptStatus, .values, .state2, \.virtualAPIC.interruptStatus),
+    Row(.pmlIndex, [], .state2, \.pageTracking.logIndex),
   ]
 
   static let host: [Row] = [
@@ -78,6 +80,22 @@ extension VMCSLayout {
     Row(.notifyWindow, .values),
     Row(.xssExitingBitmap, .values),
     Row(.executiveVMCSPointer, []),
+    Row(.tprThreshold, .controls),
+    Row(.virtualAPICAddress, .controls),
+    Row(.apicAccessAddress, .controls),
+    Row(.postedInterruptVector, .controls),
+    Row(.postedInterruptDescriptor, .controls),
+    Row(.eoiExitBitmap0, .values),
+    Row(.eoiExitBitmap1, .values),
+    Row(.eoiExitBitmap2, .values),
+    Row(.eoiExitBitmap3, .values),
+    Row(.pmlAddress, .controls),
+    Row(.vmFunctionControls, .controls),
+    Row(.eptpListAddress, .controls),
+    Row(.eptpIndex, [], .state2, \.pageTracking.view),
+    Row(.vmreadBitmap, .controls),
+    Row(.vmwriteBitmap, .controls),
+    Row(.virtualizationExceptionInfo, .controls),
   ]
 
   static let exitControls: [Row] = [

@@ -67,6 +67,8 @@ package struct FieldLocation {
 package enum VMCSLayout {
   package static let revision: UInt32 = 0x4D56_5431
   package static let slotCount = 1024
+  /// With the revision identifier: a shadow VMCS, for VMREAD and VMWRITE of a guest alone.
+  package static let shadowIndicator: UInt32 = 1 << 31
 
   // Header, in bytes from the VMCS's start.
   package static let revisionOffset = 0

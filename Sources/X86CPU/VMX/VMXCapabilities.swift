@@ -43,7 +43,7 @@ package enum VMXCapabilities {
   package static let pin = ControlCapability(
     required: 0x16,
     offered: PinControls.externalInterruptExiting | PinControls.nmiExiting
-      | PinControls.virtualNMIs | PinControls.preemptionTimer)
+      | PinControls.virtualNMIs | PinControls.preemptionTimer | PinControls.postedInterrupts)
 
   /// The "true" settings; the classic MSR also requires CR3-load and CR3-store exiting.
   package static let primary = ControlCapability(required: 0x0400_6172, offered: offeredPrimary)
@@ -55,6 +55,7 @@ package enum VMXCapabilities {
     | PrimaryControls.rdpmcExiting | PrimaryControls.rdtscExiting
     | PrimaryControls.cr3LoadExiting | PrimaryControls.cr3StoreExiting
     | PrimaryControls.cr8LoadExiting | PrimaryControls.cr8StoreExiting
+    | PrimaryControls.useTPRShadow
     | PrimaryControls.nmiWindowExiting | PrimaryControls.movDRExiting
     | PrimaryControls.unconditionalIOExiting | PrimaryControls.useIOBitmaps
     | PrimaryControls.monitorTrapFlag | PrimaryControls.useMSRBitmaps
@@ -69,7 +70,12 @@ package enum VMXCapabilities {
       | SecondaryControls.pauseLoopExiting | SecondaryControls.rdrandExiting
       | SecondaryControls.enableINVPCID | SecondaryControls.rdseedExiting
       | SecondaryControls.enableXSAVES | SecondaryControls.useTSCScaling
-      | SecondaryControls.busLockDetection | SecondaryControls.notifyExiting)
+      | SecondaryControls.busLockDetection | SecondaryControls.notifyExiting
+      | SecondaryControls.virtualizeAPICAccesses | SecondaryControls.virtualizeX2APIC
+      | SecondaryControls.apicRegisterVirtualization
+      | SecondaryControls.virtualInterruptDelivery | SecondaryControls.enableVMFunctions
+      | SecondaryControls.vmcsShadowing | SecondaryControls.enablePML
+      | SecondaryControls.eptViolationVE | SecondaryControls.modeBasedExecute)
 
   /// True settings; the classic MSR also requires saving the debug controls.
   package static let exit = ControlCapability(required: 0x0003_6DFB, offered: offeredExit)
@@ -78,7 +84,7 @@ package enum VMXCapabilities {
   private static let offeredExit =
     ExitControls.saveDebugControls | ExitControls.hostAddressSpaceSize | ExitControls.savePAT
     | ExitControls.loadPAT | ExitControls.saveEFER | ExitControls.loadEFER
-    | ExitControls.savePreemptionTimer
+    | ExitControls.savePreemptionTimer | ExitControls.acknowledgeInterrupt
 
   /// True settings; the classic MSR also requires loading the debug controls.
   package static let entry = ControlCapability(required: 0x11FB, offered: offeredEntry)
@@ -96,25 +102,51 @@ package enum VMXCapabilities {
 
   // MARK: EPT and VPID
 
-  /// Execute-only, four levels, UC and WB tables, 2 MiB and 1 GiB pages, accessed and dirty flags,
-  /// INVEPT and INVVPID in all their types.
+  /// Execute-only, four and five levels, UC and WB tables, 2 MiB and 1 GiB pages, accessed and
+  /// dirty flags, what the guest's tables say of an EPT violation, INVEPT and INVVPID in all their
+  /// types.
   package static let eptVPID: UInt64 =
-    1 << 0 | 1 << 6 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21 | 1 << 25
-    | 1 << 26 | 1 << 32 | 0xF << 40
+    1 << 0 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21
+    | 1 << 22 | 1 << 25 | 1 << 26 | 1 << 32 | 0xF << 40
+
+  package static let vmFunctions = VMFunctions.eptpSwitching
+  /// Entries of an EPTP list.
+  package static let eptpListCount: UInt64 = 512
 
   /// Whether an EPT pointer is one that VM entry and INVEPT take.
   package static func allows(eptPointer pointer: UInt64) -> Bool {
     let type = pointer & EPTPointer.memoryTypeMask
     return (type == EPTPointer.uncacheable || type == EPTPointer.writeBack)
-      && pointer & EPTPointer.levelsMask == EPTPointer.fourLevels
+      && allows(eptLevels: pointer & EPTPointer.levelsMask)
       && pointer & EPTPointer.reserved == 0
       && EntryChecks.isHostPage(pointer & Page.mask)
   }
 
+  static func allows(eptLevels levels: UInt64) -> Bool {
+    levels == EPTPointer.fourLevels || levels == EPTPointer.fiveLevels
+  }
+
+  // MARK: What is left out
+
+  /// Secondary controls of the manual's list that must be 0, and why. (Of the other fields: "load
+  /// IA32_PERF_GLOBAL_CTRL" and the tertiary controls, as the processor has neither performance
+  /// counters nor what those control; "entry to SMM" and "deactivate dual-monitor treatment", as
+  /// there is no system-management mode: the hypervisor makes it for its guests.)
+  package static let absent: [(control: UInt32, reason: String)] = [
+    (SecondaryControls.enclsExiting, "there is no SGX"),
+    (SecondaryControls.enclvExiting, "there is no SGX"),
+    (SecondaryControls.enablePCONFIG, "there is no PCONFIG: memory is not encrypted"),
+    (SecondaryControls.concealFromPT, "there is no Intel PT"),
+    (SecondaryControls.usePTGuestPhysical, "there is no Intel PT"),
+    (SecondaryControls.subPageWrite, "EPT has no sub-page permissions here"),
+    (SecondaryControls.userWaitAndPause, "there are no TPAUSE, UMONITOR and UMWAIT"),
+  ]
+
   /// Timer rate, entry control "IA-32e mode guest" kept by exits, HLT, shutdown and wait-for-SIPI
-  /// states, CR3 targets, MSR areas of 512, injection with instruction length 0.
+  /// states, CR3 targets, MSR areas of 512, VMWRITE to all fields, injection with instruction
+  /// length 0.
   private static let misc: UInt64 =
-    preemptionTimerShift | 1 << 5 | 7 << 6 | UInt64(cr3TargetCount) << 16 | 1 << 30
+    preemptionTimerShift | 1 << 5 | 7 << 6 | UInt64(cr3TargetCount) << 16 | 1 << 29 | 1 << 30
 
   /// Revision, 4 KiB regions of write-back memory, information for INS and OUTS, true controls.
   private static let basic: UInt64 =
@@ -141,6 +173,7 @@ package enum VMXCapabilities {
     case .vmxTruePrimaryControls: primary.msr
     case .vmxTrueExitControls: exit.msr
     case .vmxTrueEntryControls: entry.msr
+    case .vmxVMFunc: vmFunctions
     default: nil
     }
   }

@@ -33,6 +33,7 @@ package struct VMXControls {
   /// In TSC ticks.
   package var notifyWindow: UInt32 = 0
   package var xssExitingBitmap: UInt64 = 0
+  package var virtualization = VirtualizationControls()
 
   package init() {}
 
@@ -153,6 +154,7 @@ extension PhysicalCPU {
     s.pointee.intercepts.pauseWindow = controls.pleWindow
     s.pointee.intercepts.notifyWindow = controls.notifyWindow
     s.pointee.intercepts.xssExits = controls.xssExitingBitmap
+    adoptVirtualization(controls)
   }
 
   private func adoptMasks(_ controls: VMXControls) {

@@ -4,8 +4,8 @@
 // volume 3, "Instructions That Cause VM Exits Unconditionally", and each instruction's operation
 // section). The processor's own VMX operation is the program's, by the verbs of PhysicalCPU.
 //
-// What is not offered is not registered here and raises #UD: VMFUNC (no VM functions), GETSEC (no
-// SMX: CR4.SMXE cannot be 1), and SVM's VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT,
+// What is not offered is not registered here and raises #UD: GETSEC (no SMX: CR4.SMXE cannot be 1),
+// and SVM's VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT,
 // INVLPGA.
 
 import X86
@@ -17,6 +17,7 @@ enum VMXInstructions {
     t[.vmlaunch] = .single({ system($0, $1, VMXInstructions.vmlaunch) })
     t[.vmresume] = .single({ system($0, $1, VMXInstructions.vmresume) })
     t[.vmxoff] = .single({ system($0, $1, VMXInstructions.vmxoff) })
+    t[.vmfunc] = .single({ system($0, $1, VMXInstructions.vmfunc) })
     t[.vmxon] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmxon) })
     t[.vmclear] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmclear) })
     t[.vmptrld] = OperandSummary.rule({ system($0, $1, VMXInstructions.vmptrld) })
@@ -85,11 +86,15 @@ enum VMXInstructions {
   }
 
   static func vmread(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try informed(.vmread, c, i)
+    try requireVMXMode(c)
+    if let step = try readShadow(c, i) { return step }
+    throw c.exitWithOperands(.vmread, i)
   }
 
   static func vmwrite(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
-    try informed(.vmwrite, c, i)
+    try requireVMXMode(c)
+    if let step = try writeShadow(c, i) { return step }
+    throw c.exitWithOperands(.vmwrite, i)
   }
 
   static func invept(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {

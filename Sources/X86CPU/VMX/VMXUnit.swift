@@ -50,6 +50,8 @@ package struct VMXUnit {
   /// The exit-information fields of the current VMCS follow from `CPUState.exit`; those in its
   /// memory are old.
   var hasExitRecord = false
+  /// A feature of `VirtualizationControls` is on.
+  var isVirtualizing = false
   /// Why the last VM entry failed.
   package internal(set) var entryFailure: EntryFailure?
   /// VM entries since start.
@@ -82,7 +84,10 @@ struct VMCSHeader {
     base.storeBytes(of: value, toByteOffset: offset, as: UInt32.self)
   }
 
-  var revision: UInt32 { word(VMCSLayout.revisionOffset) }
+  /// Without the shadow-VMCS indicator.
+  var revision: UInt32 { word(VMCSLayout.revisionOffset) & ~VMCSLayout.shadowIndicator }
+
+  var isShadow: Bool { word(VMCSLayout.revisionOffset) & VMCSLayout.shadowIndicator != 0 }
 
   var launched: Bool {
     get { word(VMCSLayout.launchStateOffset) == 1 }

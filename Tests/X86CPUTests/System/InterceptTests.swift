@@ -290,7 +290,7 @@ private struct Intercepted: Sendable {
         .exceptionOrNMI: [.exception, .nmi], .gdtrOrIDTRAccess: [.sgdt, .sidt, .lgdt, .lidt],
         .ldtrOrTRAccess: [.sldt, .str, .lldt, .ltr],
       ])
-    #expect(causes.count == 52)
+    #expect(causes.count == 58)
     #expect(causes[.hlt] == [.hlt] && causes[.eptViolation] == [.nestedFault])
   }
 }
