@@ -24,24 +24,15 @@ enum Qcow2Compression: UInt8, Sendable {
   let decompress: Decompress
 
   init(_ kind: Qcow2Compression) throws(ImageError) {
-    let found: Decompress? =
-      switch kind {
-      case .zlib:
-        ZlibLibrary().map { zlib in
-          { input, output in
-            // Clusters end by their size, not by an end mark.
-            unsafe zlib.inflate(input, into: output, .raw)?.written == output.count
-          }
-        }
-      case .zstd:
-        ZstandardLibrary().map { zstd in
-          { input, output in
-            unsafe zstd.decompress(input, into: output)?.written == output.count
-          }
-        }
-      }
-    guard let found = unsafe found else { throw Self.missing(kind) }
-    unsafe decompress = unsafe found
+    switch kind {
+    case .zlib:
+      guard let zlib = ZlibLibrary() else { throw Self.missing(kind) }
+      // Clusters end by their size, not by an end mark.
+      unsafe decompress = { unsafe zlib.inflate($0, into: $1, .raw)?.written == $1.count }
+    case .zstd:
+      guard let zstd = ZstandardLibrary() else { throw Self.missing(kind) }
+      unsafe decompress = { unsafe zstd.decompress($0, into: $1)?.written == $1.count }
+    }
   }
 
   private static func missing(_ kind: Qcow2Compression) -> ImageError {
