@@ -68,12 +68,12 @@ final class Firmware: Sendable {
   init(_ bytes: [UInt8]) throws(Errno) {
     memory = try Mapping(anonymous: bytes.count, guards: true)
     size = bytes.count
-    UnsafeMutableRawBufferPointer(start: memory.address, count: size).copyBytes(from: bytes)
+    unsafe UnsafeMutableRawBufferPointer(start: memory.address, count: size).copyBytes(from: bytes)
   }
 
   /// Puts it below 4 GiB, where the guest cannot write to it.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
-    try machine.setMemory(
+    try unsafe machine.setMemory(
       slot: slot, guestAddress: GuestMap.fourGiB - UInt64(size), size: UInt64(size),
       hostAddress: memory.address, flags: MachineHandle.readOnlyMemory)
   }
@@ -81,8 +81,8 @@ final class Firmware: Sendable {
   /// The start of its code in real mode reads it below 1 MiB.
   func copy(into guest: GuestMemory) -> Bool {
     let count = GuestMap.firmwareCopySize
-    let end = UnsafeRawBufferPointer(start: memory.address + (size - count), count: count)
-    return guest.write(Array(end), at: GuestMap.firmwareCopy)
+    let end = unsafe UnsafeRawBufferPointer(start: memory.address + (size - count), count: count)
+    return unsafe guest.write(Array(end), at: GuestMap.firmwareCopy)
   }
 
   /// What it is told of the machine.
