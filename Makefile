@@ -13,7 +13,7 @@ ARGS ?=
 # Checks shell scripts; empty where it cannot be installed.
 SHELLCHECK ?= shellcheck
 
-.PHONY: all build install man docs run guest guests test soak fuzz fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
+.PHONY: all build install man docs run guest guests test soak fuzz fuzz-entries fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
 
 all: build
 
@@ -80,10 +80,16 @@ soak:
 	.build/release/martlet-oracle soak $(ARGS)
 	.build/release/martlet-survive --minutes $(or $(ARGS),10)
 
-# Random calls of the KVM API on several threads: for ARGS minutes, else 10.
+# Random calls of the KVM API on several threads: for ARGS minutes, else 10. "make fuzz-entries" is random
+# VMCSs and VMCBs into VM entry and VMRUN: ARGS entries for each of four, else 2,500,000.
 fuzz: build
 	$(SWIFT) build $(RELEASE) --product martlet-kvm-fuzz
 	$(MARTLET) kvm -- .build/release/martlet-kvm-fuzz --verbose --holes --minutes $(or $(ARGS),10)
+
+fuzz-entries: export MARTLET_ENTRIES = $(or $(ARGS),2500000)
+fuzz-entries:
+	$(SWIFT) build $(RELEASE) --build-tests
+	$(SWIFT) test $(RELEASE) --skip-build --disable-xctest --filter EntryFuzzTests
 
 # Inputs that libFuzzer makes, with AddressSanitizer, for what reads bytes of guests and files: each part
 # for ARGS minutes, else 1. A corpus grows in .build-fuzz; a failure's input is left there, too.

@@ -267,6 +267,8 @@ private struct VMXFuzz {
       m.vmcb[.nestedControl] |= NestedControl.paging
       m.vmcb[.nestedCR3] = m.test.nestedRoot
       (m.vmcb[.ioPermissionMap], m.vmcb[.msrPermissionMap]) = maps
+      // Without intercepts, their addresses are host-physical, of the guest's choice.
+      m.intercept([.vmload, .vmsave, .vmrun])
       if generator.oneIn(2) { m.vmcb[.cleanBits] = 0 }
       if try m.processor.vmrun(m.address) != .invalid { ran += 1 }
     }

