@@ -73,7 +73,7 @@ END
 chmod 755 "$work/customize"
 
 packages=linux-image-cloud-amd64,systemd-sysv,systemd-resolved,udev,iproute2,iputils-ping,kmod
-packages=$packages,e2fsprogs${MARTLET_DEBIAN_PACKAGES:+,$MARTLET_DEBIAN_PACKAGES}
+packages=$packages,e2fsprogs,dbus${MARTLET_DEBIAN_PACKAGES:+,$MARTLET_DEBIAN_PACKAGES}
 sources=${MARTLET_DEBIAN_SOURCES:-}
 suite=${MARTLET_DEBIAN_SUITE:-$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)}
 if [ -z "$sources" ]; then

@@ -44,8 +44,8 @@ package struct PCIMap: Sendable, Hashable {
   package static func firmware(base: UInt64 = GuestMap.pciConfiguration.lowerBound) -> PCIMap {
     let memory = GuestMap.firmwareMemoryHole..<GuestMap.pciMemory.upperBound
     let size = UInt64(GuestMap.pciConfiguration.count)
-    // What lies elsewhere is not passed on to devices in any case.
-    let start = min(max(base, memory.lowerBound), memory.upperBound - size)
+    // Firmware may say anything; the tables have a range of devices on either side.
+    let start = min(max(base, memory.lowerBound + size), memory.upperBound - 2 * size)
     return PCIMap(memory: memory, configuration: start..<start + size)
   }
 
