@@ -65,11 +65,11 @@ let package = Package(
     .target(
       name: "Host",
       dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
-      swiftSettings: common),
+      swiftSettings: strict),
     .target(
       name: "ClientMemory",
       dependencies: ["CHost", "Host", .product(name: "SystemPackage", package: "swift-system")],
-      swiftSettings: common),
+      swiftSettings: strict),
     .target(name: "X86", swiftSettings: strict),
     .target(name: "X86Decoder", dependencies: ["X86"], swiftSettings: strict),
     .target(
@@ -87,7 +87,7 @@ let package = Package(
         "CHost", "Host", "ClientMemory", "X86", "X86Decoder", "X86CPU", "X86JIT",
         "InterruptChips",
         .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: hot),
+      ], swiftSettings: hot + [.strictMemorySafety()]),
     .target(
       name: "KVMClient",
       dependencies: [
@@ -110,7 +110,7 @@ let package = Package(
       dependencies: [
         "CHost", "Host", "ClientMemory", "KVM", "X86", "X86JIT", "Defence",
         .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common, linkerSettings: preloaded),
+      ], swiftSettings: strict, linkerSettings: preloaded),
     .target(
       name: "GuestMemory",
       dependencies: [
@@ -120,7 +120,7 @@ let package = Package(
       name: "Devices",
       dependencies: [
         "CHost", "Host", "GuestMemory", .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: common),
+      ], swiftSettings: strict),
     .target(
       name: "LinuxBoot",
       dependencies: [
@@ -134,7 +134,7 @@ let package = Package(
         "CHost", "KVMClient", "GuestMemory", "Devices", "LinuxBoot", "Host", "X86",
         .product(name: "SystemPackage", package: "swift-system"),
         .product(name: "Logging", package: "swift-log"),
-      ], swiftSettings: common),
+      ], swiftSettings: strict),
     .executableTarget(
       name: "martlet",
       dependencies: [

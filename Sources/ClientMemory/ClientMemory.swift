@@ -102,6 +102,6 @@ package final class ClientMemory: Sendable {
   ///   - context: the handler's third argument.
   /// - Returns: false where it was no such access.
   package func recover(_ address: UInt, _ context: UnsafeMutableRawPointer?) -> Bool {
-    mayConcern(address, 1) && GuardedCall.recover(address, context)
+    unsafe mayConcern(address, 1) && GuardedCall.recover(address, context)
   }
 }

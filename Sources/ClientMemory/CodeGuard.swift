@@ -156,7 +156,7 @@ package final class CodeGuard: Sendable {
       guard register(page, anew: attempt > 0) else { break }
       // A page that is not there is read first: kernels before 6.4 protect what is there.
       var byte: UInt8 = 0
-      _ = GuardedCopy.copy(from: UnsafeRawPointer(bitPattern: page), to: &byte, count: 1)
+      _ = unsafe GuardedCopy.copy(from: UnsafeRawPointer(bitPattern: page), to: &byte, count: 1)
       do throws(Errno) {
         try faults?.protect(range)
         protectionCount.add(1, ordering: .relaxed)
@@ -199,8 +199,8 @@ package final class CodeGuard: Sendable {
 
   private func serve(_ onWrite: (UInt) -> Void) {
     var all = sigset_t()
-    sigfillset(&all)
-    pthread_sigmask(SIG_SETMASK, &all, nil)
+    unsafe sigfillset(&all)
+    unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
     faults?.wait { address in
       writeCount.add(1, ordering: .relaxed)
       onWrite(address & ~(Self.pageSize &- 1))

@@ -139,12 +139,12 @@ package final class HostMemoryMap: Sendable {
   private static let populateRead: Int32 = 22  // MADV_POPULATE_READ
 
   private static func isThere(_ page: UInt64) -> Bool {
-    let address = UnsafeMutableRawPointer(bitPattern: UInt(page << pageShift))
-    if madvise(address, 1 << pageShift, populateRead) == 0 { return true }
+    let address = unsafe UnsafeMutableRawPointer(bitPattern: UInt(page << pageShift))
+    if unsafe madvise(address, 1 << pageShift, populateRead) == 0 { return true }
     if errno != EINVAL { return false }
     // Before kernel 5.14.
     var byte: UInt8 = 0
-    return GuardedCopy.copy(from: address, to: &byte, count: 1)
+    return unsafe GuardedCopy.copy(from: address, to: &byte, count: 1)
   }
 
   // MARK: /proc/self/maps
@@ -207,7 +207,7 @@ extension HostMemoryMap.File {
   /// The file that a descriptor is open on.
   package init?(_ descriptor: Int32) {
     var status = stat()
-    guard fstat(descriptor, &status) == 0 else { return nil }
+    guard unsafe fstat(descriptor, &status) == 0 else { return nil }
     let device = UInt64(status.st_dev)
     // makedev(3): 12 bits of major number at 8, 20 of minor at 0 and 20.
     self.device = (device >> 8 & 0xFFF) << 32 | device & 0xFF | device >> 12 & 0xFFF_FF00

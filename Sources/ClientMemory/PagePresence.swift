@@ -25,8 +25,8 @@ package enum PagePresence {
   /// is not mapped.
   package static func resident(_ range: Range<UInt>) -> [Bool]? {
     var bytes = [UInt8](repeating: 0, count: range.count / Int(pageSize))
-    let start = UnsafeMutableRawPointer(bitPattern: range.lowerBound)
-    guard !bytes.isEmpty, mincore(start, range.count, &bytes) == 0 else { return nil }
+    let start = unsafe UnsafeMutableRawPointer(bitPattern: range.lowerBound)
+    guard !bytes.isEmpty, unsafe mincore(start, range.count, &bytes) == 0 else { return nil }
     return bytes.map { $0 & 1 != 0 }
   }
 
@@ -37,7 +37,7 @@ package enum PagePresence {
     var entries = [UInt64](repeating: 0, count: range.count / Int(pageSize))
     let size = entries.count * 8
     let offset = Int(range.lowerBound / pageSize) * 8
-    guard pread(file.rawValue, &entries, size, offset) == size else { return nil }
+    guard unsafe pread(file.rawValue, &entries, size, offset) == size else { return nil }
     // Bit 62: swapped (Linux, "pagemap").
     return entries.map { $0 & 1 << 62 != 0 }
   }
@@ -48,11 +48,11 @@ package enum PagePresence {
   /// - Returns: false where there is no page to be had so.
   package static func bring(_ address: UInt) -> Bool {
     var byte: UInt8 = 0
-    return withUnsafeMutablePointer(to: &byte) { place in
-      var local = iovec(iov_base: place, iov_len: 1)
-      var remote = iovec(iov_base: UnsafeMutableRawPointer(bitPattern: address), iov_len: 1)
-      return withUnsafeMutablePointer(to: &local) { local in
-        withUnsafeMutablePointer(to: &remote) { remote in
+    return unsafe withUnsafeMutablePointer(to: &byte) { place in
+      var local = unsafe iovec(iov_base: place, iov_len: 1)
+      var remote = unsafe iovec(iov_base: UnsafeMutableRawPointer(bitPattern: address), iov_len: 1)
+      return unsafe withUnsafeMutablePointer(to: &local) { local in
+        unsafe withUnsafeMutablePointer(to: &remote) { remote in
           chost_syscall(
             Int(SYS_process_vm_readv), Int(getpid()), Int(bitPattern: local), 1,
             Int(bitPattern: remote), 1, 0) == 1

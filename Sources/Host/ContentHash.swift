@@ -24,15 +24,15 @@ package enum ContentHash {
     if let base = bytes.baseAddress {
       var n = 0
       while n &+ 16 <= count {
-        h = mix(
+        h = unsafe mix(
           h, base.loadUnaligned(fromByteOffset: n, as: UInt64.self),
           base.loadUnaligned(fromByteOffset: n &+ 8, as: UInt64.self))
         n &+= 16
       }
       if n < count {
         var rest: (UInt64, UInt64) = (0, 0)
-        withUnsafeMutableBytes(of: &rest) {
-          $0.baseAddress.unsafelyUnwrapped.copyMemory(from: base + n, byteCount: count &- n)
+        unsafe withUnsafeMutableBytes(of: &rest) {
+          unsafe $0.baseAddress.unsafelyUnwrapped.copyMemory(from: base + n, byteCount: count &- n)
         }
         h = mix(h, rest.0, rest.1)
       }

@@ -74,8 +74,8 @@ package enum CrashRecords {
 
   nonisolated(unsafe) package static let table: UnsafeMutablePointer<CrashRecord> = {
     let table = UnsafeMutablePointer<CrashRecord>.allocate(capacity: capacity)
-    table.initialize(repeating: CrashRecord(), count: capacity)
-    return table
+    unsafe table.initialize(repeating: CrashRecord(), count: capacity)
+    return unsafe table
   }()
 
   /// The processor's; set before the first state is.

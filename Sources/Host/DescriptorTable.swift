@@ -38,7 +38,7 @@ package struct FileIdentity: Hashable, Sendable {
 }
 
 /// Sendable: flags are atomic, entries in a mutex.
-package final class DescriptorTable: @unchecked Sendable {
+@safe package final class DescriptorTable: @unchecked Sendable {
   private struct Entries: Sendable {
     var files: [Int32: DescribedFile] = [:]
     var byIdentity: [FileIdentity: DescribedFile] = [:]
@@ -59,24 +59,24 @@ package final class DescriptorTable: @unchecked Sendable {
   private let hasEvents = Atomic<Bool>(false)
 
   package init() {
-    let memory = UnsafeMutableRawPointer(
+    let memory = unsafe UnsafeMutableRawPointer(
       mmap(
         nil, Self.flagCount, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
         -1, 0))
-    flags = (memory == MAP_FAILED ? calloc(1, Self.flagCount)! : memory!)
+    unsafe flags = unsafe (memory == MAP_FAILED ? calloc(1, Self.flagCount)! : memory!)
       .bindMemory(to: Atomic<UInt8>.self, capacity: Self.flagCount)
   }
 
   private func has(_ place: Int, _ flag: UInt8) -> Bool {
-    flags[place].load(ordering: .acquiring) & flag != 0
+    unsafe flags[place].load(ordering: .acquiring) & flag != 0
   }
 
   private func set(_ place: Int, _ flag: UInt8) {
-    flags[place].bitwiseOr(flag, ordering: .releasing)
+    unsafe flags[place].bitwiseOr(flag, ordering: .releasing)
   }
 
   private func clear(_ place: Int, _ flag: UInt8) {
-    flags[place].bitwiseAnd(~flag, ordering: .releasing)
+    unsafe flags[place].bitwiseAnd(~flag, ordering: .releasing)
   }
 
   private func flag(_ descriptor: Int32) -> Int {

@@ -27,14 +27,14 @@ package struct EventFile: ~Copyable, Sendable {
   /// Adds 1: whoever waits wakes up. Safe in signal handlers.
   package func signal() {
     var one: UInt64 = 1
-    _ = write(descriptor.rawValue, &one, 8)
+    _ = unsafe write(descriptor.rawValue, &one, 8)
   }
 
   /// Sets the counter to 0 and returns what it was.
   @discardableResult
   package func consume() -> UInt64 {
     var value: UInt64 = 0
-    return Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
+    return unsafe Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
   }
 }
 
@@ -58,14 +58,14 @@ package struct TimerFile: ~Copyable, Sendable {
     }
     let raw = descriptor.rawValue
     let flags = Int32(TFD_TIMER_ABSTIME)
-    _ = try systemCall { () -> Int32 in timerfd_settime(raw, flags, &setting, nil) }
+    _ = try systemCall { () -> Int32 in unsafe timerfd_settime(raw, flags, &setting, nil) }
   }
 
   /// How often the timer has fired since the last look.
   @discardableResult
   package func consume() -> UInt64 {
     var value: UInt64 = 0
-    return Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
+    return unsafe Glibc.read(descriptor.rawValue, &value, 8) == 8 ? value : 0
   }
 }
 
@@ -76,19 +76,19 @@ package struct SignalFile: ~Copyable, Sendable {
 
   package init(_ signals: [Int32]) throws(Errno) {
     var mask = sigset_t()
-    sigemptyset(&mask)
-    for signal in signals { sigaddset(&mask, signal) }
-    try threadCall { pthread_sigmask(SIG_BLOCK, &mask, nil) }
+    unsafe sigemptyset(&mask)
+    for signal in signals { unsafe sigaddset(&mask, signal) }
+    try threadCall { unsafe pthread_sigmask(SIG_BLOCK, &mask, nil) }
     let flags = Int32(SFD_CLOEXEC | SFD_NONBLOCK)
     descriptor = OwnedFileDescriptor(
-      owning: try systemCall { () -> Int32 in signalfd(-1, &mask, flags) })
+      owning: try systemCall { () -> Int32 in unsafe signalfd(-1, &mask, flags) })
   }
 
   /// The next signal's number, nil when none waits.
   package func next() -> Int32? {
     var info = signalfd_siginfo()
     let size = MemoryLayout<signalfd_siginfo>.size
-    return Glibc.read(descriptor.rawValue, &info, size) == size ? Int32(info.ssi_signo) : nil
+    return unsafe Glibc.read(descriptor.rawValue, &info, size) == size ? Int32(info.ssi_signo) : nil
   }
 }
 
@@ -148,11 +148,11 @@ package struct Poller: ~Copyable, Sendable {
   private func control(
     _ operation: Int32, _ file: Int32, token: UInt64, interest: Readiness
   ) throws(Errno) {
-    var event = epoll_event()
-    event.events = interest.rawValue
-    event.data.u64 = token
+    var event = unsafe epoll_event()
+    unsafe event.events = interest.rawValue
+    unsafe event.data.u64 = token
     let raw = descriptor.rawValue
-    _ = try systemCall { () -> Int32 in epoll_ctl(raw, operation, file, &event) }
+    _ = try systemCall { () -> Int32 in unsafe epoll_ctl(raw, operation, file, &event) }
   }
 
   /// Removes a descriptor.
@@ -167,11 +167,12 @@ package struct Poller: ~Copyable, Sendable {
   package func wait(
     timeout: Int32? = nil, _ body: (_ token: UInt64, _ readiness: Readiness) -> Void
   ) throws(Errno) {
-    var events = [epoll_event](repeating: epoll_event(), count: 16)
+    var events = unsafe [epoll_event](repeating: epoll_event(), count: 16)
     let raw = descriptor.rawValue
-    let count = try systemCall { () -> Int32 in epoll_wait(raw, &events, 16, timeout ?? -1) }
-    for event in events[..<Int(count)] {
-      body(event.data.u64, Readiness(rawValue: event.events))
+    let count = try systemCall { () -> Int32 in unsafe epoll_wait(raw, &events, 16, timeout ?? -1) }
+    for n in 0..<Int(count) {
+      let event = unsafe events[n]
+      unsafe body(event.data.u64, Readiness(rawValue: event.events))
     }
   }
 }

@@ -40,7 +40,7 @@ package enum GuardedCall {
   package typealias Redirection = @convention(c) (UnsafeMutableRawPointer, UInt) -> UInt
 
   /// What the handler has to know of a call.
-  package struct Frame {
+  @safe package struct Frame {
     /// The generated code's stack pointer. Its first field, as that code stores it.
     fileprivate var stack: UInt = 0
     fileprivate var outer: UnsafeMutablePointer<Frame>?
@@ -50,7 +50,7 @@ package enum GuardedCall {
     package fileprivate(set) var fault: UInt = 0
 
     /// - Parameter redirection: is called in the signal handler, with the call's argument.
-    package init(_ redirection: Redirection? = nil) { self.redirection = redirection }
+    package init(_ redirection: Redirection? = nil) { unsafe self.redirection = unsafe redirection }
   }
 
   private typealias Thunk =
@@ -61,7 +61,7 @@ package enum GuardedCall {
   /// The calling thread's innermost frame.
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
-    pthread_key_create(&key, nil)
+    unsafe pthread_key_create(&key, nil)
     return key
   }()
 
@@ -80,18 +80,18 @@ package enum GuardedCall {
     _ frame: inout Frame, _ function: Function, _ argument: UnsafeMutableRawPointer
   ) -> Bool {
     guard isPrepared, let code = GuardedCode.shared else {
-      function(argument)
+      unsafe function(argument)
       return true
     }
-    let thunk = unsafeBitCast(code.address(GuardedCode.call), to: Thunk.self)
-    let outer = pthread_getspecific(key)
-    frame.outer = outer?.assumingMemoryBound(to: Frame.self)
-    frame.argument = argument
-    return withUnsafeMutablePointer(to: &frame) { pointer in
+    let thunk = unsafe unsafeBitCast(code.address(GuardedCode.call), to: Thunk.self)
+    let outer = unsafe pthread_getspecific(key)
+    unsafe frame.outer = unsafe outer?.assumingMemoryBound(to: Frame.self)
+    unsafe frame.argument = unsafe argument
+    return unsafe withUnsafeMutablePointer(to: &frame) { pointer in
       let frame = UnsafeMutableRawPointer(pointer)
-      pthread_setspecific(key, frame)
-      let result = thunk(function, argument, frame)
-      pthread_setspecific(key, outer)
+      unsafe pthread_setspecific(key, frame)
+      let result = unsafe thunk(function, argument, frame)
+      unsafe pthread_setspecific(key, outer)
       return result == 0
     }
   }
@@ -104,21 +104,23 @@ package enum GuardedCall {
   ///   - context: the handler's third argument.
   /// - Returns: false where the thread is in no such call.
   package static func recover(_ address: UInt, _ context: UnsafeMutableRawPointer?) -> Bool {
-    guard isPrepared, let context, let code = GuardedCode.shared,
-      let frame = pthread_getspecific(key)?.assumingMemoryBound(to: Frame.self)
+    guard isPrepared, let context = unsafe context, let code = GuardedCode.shared,
+      let frame = unsafe pthread_getspecific(key)?.assumingMemoryBound(to: Frame.self)
     else { return false }
-    let rip = context + GuardedCopy.Registers.offset(GuardedCopy.Registers.rip)
-    if let redirection = frame.pointee.redirection, let argument = frame.pointee.argument {
-      let target = redirection(argument, rip.load(as: UInt.self))
+    let rip = unsafe context + GuardedCopy.Registers.offset(GuardedCopy.Registers.rip)
+    if let redirection = unsafe frame.pointee.redirection,
+      let argument = unsafe frame.pointee.argument
+    {
+      let target = unsafe redirection(argument, rip.load(as: UInt.self))
       if target != 0 {
-        rip.storeBytes(of: target, as: UInt.self)
+        unsafe rip.storeBytes(of: target, as: UInt.self)
         return true
       }
     }
-    frame.pointee.fault = address
-    let rsp = context + GuardedCopy.Registers.offset(GuardedCopy.Registers.rsp)
-    rsp.storeBytes(of: frame.pointee.stack, as: UInt.self)
-    rip.storeBytes(of: code.address(GuardedCode.cut), as: UInt.self)
+    unsafe frame.pointee.fault = address
+    let rsp = unsafe context + GuardedCopy.Registers.offset(GuardedCopy.Registers.rsp)
+    unsafe rsp.storeBytes(of: frame.pointee.stack, as: UInt.self)
+    unsafe rip.storeBytes(of: code.address(GuardedCode.cut), as: UInt.self)
     return true
   }
 }

@@ -32,8 +32,8 @@ package enum GuardedCopy {
   ) -> Bool {
     guard count > 0 else { return count == 0 }
     guard let code = GuardedCode.shared else { return false }
-    let function = unsafeBitCast(code.address(GuardedCode.copy), to: Function.self)
-    return function(destination, source, count) == 0
+    let function = unsafe unsafeBitCast(code.address(GuardedCode.copy), to: Function.self)
+    return unsafe function(destination, source, count) == 0
   }
 
   /// Stores an integer of 1, 2, 4 or 8 bytes.
@@ -47,10 +47,10 @@ package enum GuardedCopy {
     let entry = size >= 8 ? GuardedCode.store64 : size == 4 ? GuardedCode.store32 : nil
     guard let entry else {
       var value = value
-      return copy(from: &value, to: destination, count: size)
+      return unsafe copy(from: &value, to: destination, count: size)
     }
-    let function = unsafeBitCast(code.address(entry), to: StoreFunction.self)
-    return function(destination, UInt64(truncatingIfNeeded: value)) == 0
+    let function = unsafe unsafeBitCast(code.address(entry), to: StoreFunction.self)
+    return unsafe function(destination, UInt64(truncatingIfNeeded: value)) == 0
   }
 
   /// Exchanges a byte, atomically.
@@ -58,9 +58,10 @@ package enum GuardedCopy {
   /// - Returns: what was there; nil where it cannot be written.
   package static func exchange(_ value: UInt8, at destination: UnsafeMutableRawPointer) -> UInt8? {
     guard let code = GuardedCode.shared else { return nil }
-    let function = unsafeBitCast(code.address(GuardedCode.exchange8), to: ExchangeFunction.self)
+    let function = unsafe unsafeBitCast(
+      code.address(GuardedCode.exchange8), to: ExchangeFunction.self)
     var old: UInt8 = 0
-    return function(destination, UInt64(value), &old) == 0 ? old : nil
+    return unsafe function(destination, UInt64(value), &old) == 0 ? old : nil
   }
 
   /// Makes the code, so that `recover` never has to.
@@ -70,10 +71,10 @@ package enum GuardedCopy {
   ///
   /// - Parameter context: the handler's third argument.
   package static func recover(_ context: UnsafeMutableRawPointer?) -> Bool {
-    guard let context, let start = GuardedCode.shared?.start else { return false }
-    let place = context + Registers.offset(Registers.rip)
-    guard GuardedCode.isAccess(place.load(as: UInt.self) &- start) else { return false }
-    place.storeBytes(of: start &+ GuardedCode.failure, as: UInt.self)
+    guard let context = unsafe context, let start = GuardedCode.shared?.start else { return false }
+    let place = unsafe context + Registers.offset(Registers.rip)
+    guard unsafe GuardedCode.isAccess(place.load(as: UInt.self) &- start) else { return false }
+    unsafe place.storeBytes(of: start &+ GuardedCode.failure, as: UInt.self)
     return true
   }
 
@@ -84,7 +85,7 @@ package enum GuardedCopy {
     package static func offset(_ register: Int) -> Int {
       registersOffset + register * 8
     }
-    private static let registersOffset = MemoryLayout<ucontext_t>.offset(of: \.uc_mcontext)!
+    private static let registersOffset = unsafe MemoryLayout<ucontext_t>.offset(of: \.uc_mcontext)!
     /// Makes what signal handlers use.
     static func prepare() { _ = registersOffset }
   }
@@ -100,13 +101,13 @@ final class GuardedCode: @unchecked Sendable {
     GuardedCopy.Registers.prepare()
     guard let memory = try? CodeMemory(size: 4096) else { return nil }
     for (offset, bytes) in parts {
-      (memory.writable + Int(offset)).copyMemory(from: bytes, byteCount: bytes.count)
+      unsafe (memory.writable + Int(offset)).copyMemory(from: bytes, byteCount: bytes.count)
     }
     return GuardedCode(memory)
   }()
 
   private init(_ memory: consuming CodeMemory) {
-    start = UInt(bitPattern: memory.executable)
+    start = unsafe UInt(bitPattern: memory.executable)
     self.memory = memory
   }
 

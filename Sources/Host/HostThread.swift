@@ -49,28 +49,28 @@ package struct HostThread: ~Copyable, Sendable {
   package init(
     name: String, stackSize: Int = 4 << 20, _ body: @escaping @Sendable () -> Void
   ) throws(Errno) {
-    let start = Unmanaged.passRetained(Start(name: name, body: body))
+    let start = unsafe Unmanaged.passRetained(Start(name: name, body: body))
     var attributes = pthread_attr_t()
-    pthread_attr_init(&attributes)
-    defer { pthread_attr_destroy(&attributes) }
-    pthread_attr_setstacksize(&attributes, max(stackSize, 64 << 10))
+    unsafe pthread_attr_init(&attributes)
+    defer { unsafe pthread_attr_destroy(&attributes) }
+    unsafe pthread_attr_setstacksize(&attributes, max(stackSize, 64 << 10))
     var thread = pthread_t()
     do throws(Errno) {
       try threadCall {
-        pthread_create(
+        unsafe pthread_create(
           &thread, &attributes,
           { argument in
-            guard let argument else { return nil }
-            let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
-            pthread_setname_np(pthread_self(), String(start.name.prefix(15)))
+            guard let argument = unsafe argument else { return nil }
+            let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
+            unsafe pthread_setname_np(pthread_self(), String(start.name.prefix(15)))
             KickSignal.unblock()
             HostThread.began(start.name)
             start.body()
             return nil
-          }, start.toOpaque())
+          }, unsafe start.toOpaque())
       }
     } catch {
-      start.release()
+      unsafe start.release()
       throw error
     }
     identifier = ThreadIdentifier(rawValue: UInt(thread))
@@ -104,18 +104,18 @@ package enum KickSignal {
   /// Installs the handler that does nothing.
   package static func install() {
     var action = sigaction()
-    action.__sigaction_handler.sa_handler = { _ in }
-    sigemptyset(&action.sa_mask)
+    unsafe action.__sigaction_handler.sa_handler = { _ in }
+    unsafe sigemptyset(&action.sa_mask)
     action.sa_flags = 0
-    sigaction(number, &action, nil)
+    unsafe sigaction(number, &action, nil)
   }
 
   /// Lets the calling thread receive the signal. Threads of a dispatch pool block all signals, and
   /// a new thread inherits that.
   package static func unblock() {
     var mask = sigset_t()
-    sigemptyset(&mask)
-    sigaddset(&mask, number)
-    pthread_sigmask(SIG_UNBLOCK, &mask, nil)
+    unsafe sigemptyset(&mask)
+    unsafe sigaddset(&mask, number)
+    unsafe pthread_sigmask(SIG_UNBLOCK, &mask, nil)
   }
 }

@@ -26,7 +26,7 @@ package struct MemoryProtection: OptionSet, Sendable {
 
 /// The owner of a range of mapped memory.
 /// Sendable: it owns an address range and does not access it.
-package struct Mapping: ~Copyable, @unchecked Sendable {
+@safe package struct Mapping: ~Copyable, @unchecked Sendable {
   /// The first byte.
   package let address: UnsafeMutableRawPointer
   /// Bytes, a multiple of the page size.
@@ -79,27 +79,28 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
   fileprivate init(
     again first: borrowing Mapping, protection: MemoryProtection
   ) throws(Errno) {
-    let (from, size) = (first.address, first.size)
+    let (from, size) = unsafe (first.address, first.size)
     let place =
-      size >= Self.hugePageSize ? try Self.reserve(size, alignment: Self.hugePageSize) : nil
+      unsafe size >= Self.hugePageSize ? try Self.reserve(size, alignment: Self.hugePageSize) : nil
     let second: UnsafeMutableRawPointer
     do throws(Errno) {
-      second = try mappingCall {
-        place.map { chost_map_again_at(from, size, $0) } ?? chost_map_again(from, size)
+      unsafe second = try unsafe mappingCall {
+        unsafe place.map { unsafe chost_map_again_at(from, size, $0) }
+          ?? chost_map_again(from, size)
       }
     } catch {
-      if let place { munmap(place, size) }
+      if let place = unsafe place { unsafe munmap(place, size) }
       throw error
     }
     do throws(Errno) {
-      _ = try systemCall { () -> Int32 in mprotect(second, size, protection.rawValue) }
+      _ = try systemCall { () -> Int32 in unsafe mprotect(second, size, protection.rawValue) }
     } catch {
-      munmap(second, size)
+      unsafe munmap(second, size)
       throw error
     }
-    address = second
+    unsafe address = unsafe second
     self.size = size
-    whole = UnsafeMutableRawBufferPointer(start: second, count: size)
+    unsafe whole = unsafe UnsafeMutableRawBufferPointer(start: second, count: size)
   }
 
   private init(
@@ -111,39 +112,40 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     let alignment = hugePages ? Self.hugePageSize : 4096
     let margin = guards ? (Self.guardSize + alignment - 1) & ~(alignment - 1) : 0
     let isPlaced = hugePages || guards
-    let start = isPlaced ? try Self.reserve(rounded + 2 * margin, alignment: alignment) : nil
-    let place = start.map { $0 + margin }
+    let start = unsafe isPlaced ? try Self.reserve(rounded + 2 * margin, alignment: alignment) : nil
+    let place = unsafe start.map { unsafe $0 + margin }
     do throws(Errno) {
-      address = try mappingCall {
-        mmap(
+      unsafe address = try unsafe mappingCall {
+        unsafe mmap(
           place, rounded, protection.rawValue, flags | (isPlaced ? MAP_FIXED : 0), descriptor,
           offset)
       }
     } catch {
-      if let start { munmap(start, rounded + 2 * margin) }
+      if let start = unsafe start { unsafe munmap(start, rounded + 2 * margin) }
       throw error
     }
     self.size = rounded
-    whole = UnsafeMutableRawBufferPointer(
+    unsafe whole = unsafe UnsafeMutableRawBufferPointer(
       start: start ?? address, count: rounded + 2 * margin)
-    if hugePages { _ = madvise(address, rounded, MADV_HUGEPAGE) }
+    if hugePages { _ = unsafe madvise(address, rounded, MADV_HUGEPAGE) }
   }
 
-  deinit { munmap(whole.baseAddress, whole.count) }
+  deinit { unsafe munmap(whole.baseAddress, whole.count) }
 
   /// Reserves an aligned range of addresses: too much is mapped, then both ends are cut off.
   private static func reserve(
     _ size: Int, alignment: Int
   ) throws(Errno) -> UnsafeMutableRawPointer {
-    let whole = try mappingCall {
-      mmap(nil, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    let whole = try unsafe mappingCall {
+      unsafe mmap(
+        nil, size + alignment, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     }
     let start = Int(bitPattern: whole)
     let head = (alignment - start % alignment) % alignment
-    if head > 0 { munmap(whole, head) }
+    if head > 0 { unsafe munmap(whole, head) }
     let tail = alignment - head
-    if tail > 0 { munmap(whole + head + size, tail) }
-    return whole + head
+    if tail > 0 { unsafe munmap(whole + head + size, tail) }
+    return unsafe whole + head
   }
 
   /// Shows a page-aligned range of another file in place of a part of this mapping.
@@ -151,9 +153,9 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
     _ part: Range<Int>, sharing descriptor: Int32, offset: Int
   ) throws(Errno) {
     guard part.lowerBound >= 0, part.upperBound <= size else { throw .invalidArgument }
-    let place = address + part.lowerBound
-    _ = try mappingCall {
-      mmap(
+    let place = unsafe address + part.lowerBound
+    _ = try unsafe mappingCall {
+      unsafe mmap(
         place, part.count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, descriptor, offset)
     }
   }
@@ -163,13 +165,13 @@ package struct Mapping: ~Copyable, @unchecked Sendable {
 
   /// All bytes.
   package var bytes: UnsafeMutableRawBufferPointer {
-    UnsafeMutableRawBufferPointer(start: address, count: size)
+    unsafe UnsafeMutableRawBufferPointer(start: address, count: size)
   }
 
   /// Bytes of the mapping that are in memory now.
   package func residentBytes() throws(Errno) -> Int {
     var pages = [UInt8](repeating: 0, count: size / 4096)
-    _ = try systemCall { () -> Int32 in mincore(address, size, &pages) }
+    _ = try systemCall { () -> Int32 in unsafe mincore(address, size, &pages) }
     return pages.reduce(0) { $0 + Int($1 & 1) } * 4096
   }
 }
@@ -183,7 +185,7 @@ package struct MemoryFile: ~Copyable, Sendable {
 
   /// Makes a zero-filled file; `name` shows in /proc/self/maps.
   package init(name: String, size: Int) throws(Errno) {
-    let raw = try systemCall { () -> Int32 in memfd_create(name, UInt32(MFD_CLOEXEC)) }
+    let raw = try systemCall { () -> Int32 in unsafe memfd_create(name, UInt32(MFD_CLOEXEC)) }
     let owner = OwnedFileDescriptor(owning: raw)
     _ = try systemCall { () -> Int32 in ftruncate(raw, size) }
     descriptor = owner
@@ -212,9 +214,9 @@ package struct CodeMemory: ~Copyable, @unchecked Sendable {
   }
 
   /// Where code is written.
-  package var writable: UnsafeMutableRawPointer { writableMapping.address }
+  package var writable: UnsafeMutableRawPointer { unsafe writableMapping.address }
   /// Where code is run.
-  package var executable: UnsafeRawPointer { UnsafeRawPointer(executableMapping.address) }
+  package var executable: UnsafeRawPointer { unsafe UnsafeRawPointer(executableMapping.address) }
   /// Bytes in either mapping.
   package var size: Int { writableMapping.size }
 
@@ -226,8 +228,11 @@ package struct CodeMemory: ~Copyable, @unchecked Sendable {
   /// - Returns: false where it has not worked and need not be tried again.
   package func collapse(_ part: Range<Int>) -> Bool {
     guard part.lowerBound >= 0, part.upperBound <= size, !part.isEmpty else { return true }
-    for start in [UnsafeMutableRawPointer(mutating: executable), writable]
-    where madvise(start + part.lowerBound, part.count, chost_madv_collapse) != 0 { return false }
+    for view in 0..<2 {
+      let start = unsafe view == 0 ? UnsafeMutableRawPointer(mutating: executable) : writable
+      let failed = unsafe madvise(start + part.lowerBound, part.count, chost_madv_collapse) != 0
+      if failed { return false }
+    }
     return true
   }
 }

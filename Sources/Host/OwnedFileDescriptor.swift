@@ -20,7 +20,7 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
 
   /// Opens a file with O_CLOEXEC added to `flags`.
   package init(opening path: String, flags: Int32) throws(Errno) {
-    rawValue = try systemCall { () -> Int32 in open(path, flags | O_CLOEXEC) }
+    rawValue = try systemCall { () -> Int32 in unsafe open(path, flags | O_CLOEXEC) }
   }
 
   deinit { close(rawValue) }
@@ -35,7 +35,7 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
   /// The file's size in bytes.
   package func size() throws(Errno) -> Int {
     var status = stat()
-    _ = try systemCall { () -> Int32 in fstat(rawValue, &status) }
+    _ = try systemCall { () -> Int32 in unsafe fstat(rawValue, &status) }
     return Int(status.st_size)
   }
 
@@ -43,7 +43,7 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
   package func read(
     into buffer: UnsafeMutableRawBufferPointer, interruption: InterruptionPolicy = .repeatCall
   ) throws(Errno) -> Int {
-    try Host.read(rawValue, into: buffer, interruption: interruption)
+    try unsafe Host.read(rawValue, into: buffer, interruption: interruption)
   }
 }
 
@@ -53,7 +53,7 @@ package func read(
   interruption: InterruptionPolicy = .repeatCall
 ) throws(Errno) -> Int {
   try systemCall(interruption: interruption) { () -> Int in
-    Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+    unsafe Glibc.read(descriptor, buffer.baseAddress, buffer.count)
   }
 }
 
@@ -63,12 +63,12 @@ package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) thro
   while done < bytes.count {
     do throws(Errno) {
       done += try systemCall { () -> Int in
-        write(descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done)
+        unsafe write(descriptor, bytes.baseAddress.map { unsafe $0 + done }, bytes.count - done)
       }
     } catch {
       guard error == .wouldBlock else { throw error }
       var waiting = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
-      _ = try systemCall { () -> Int32 in poll(&waiting, 1, -1) }
+      _ = try systemCall { () -> Int32 in unsafe poll(&waiting, 1, -1) }
     }
   }
 }
@@ -76,7 +76,7 @@ package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) thro
 /// Writes text to a descriptor; a reader that has gone away is no error worth stopping for.
 package func writeText(_ descriptor: Int32, _ text: String) {
   var text = text
-  text.withUTF8 { bytes in try? writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
+  text.withUTF8 { bytes in try? unsafe writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
 }
 
 /// The whole contents of a file.
@@ -93,7 +93,7 @@ package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) 
 /// What a file that somebody else owns has from where it stands to its end.
 package func contentsOfFile(_ file: Int32, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
   var status = stat()
-  _ = try systemCall { () -> Int32 in fstat(file, &status) }
+  _ = try systemCall { () -> Int32 in unsafe fstat(file, &status) }
   if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
   guard status.st_size <= limit else { throw .fileTooLarge }
   // One byte more than the file has, so that its end shows without growing.
@@ -105,9 +105,9 @@ package func contentsOfFile(_ file: Int32, limit: Int = 1 << 30) throws(Errno) -
       let more = min(count, limit &- count &+ 1)
       bytes.append(contentsOf: repeatElement(0, count: more))
     }
-    let got = try bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
-      let rest = UnsafeMutableBufferPointer(rebasing: all[count...])
-      return try read(file, into: UnsafeMutableRawBufferPointer(rest))
+    let got = try unsafe bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
+      let rest = unsafe UnsafeMutableBufferPointer(rebasing: all[count...])
+      return try unsafe read(file, into: UnsafeMutableRawBufferPointer(rest))
     }
     if got == 0 { break }
     count &+= got

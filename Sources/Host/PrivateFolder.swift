@@ -46,9 +46,9 @@ package struct PrivateFolder: ~Copyable, Sendable {
   ) throws(PrivateFolderError) -> OwnedFileDescriptor {
     if creates {
       makeParents(of: path)
-      if mkdir(path, 0o700) != 0, errno != EEXIST { throw .system(Errno(rawValue: errno)) }
+      if unsafe mkdir(path, 0o700) != 0, errno != EEXIST { throw .system(Errno(rawValue: errno)) }
     }
-    let number = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+    let number = unsafe Glibc.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
     if number < 0 {
       let error = Errno(rawValue: errno)
       throw error == .notDirectory || error == .tooManySymbolicLinkLevels
@@ -62,7 +62,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
   private static func makeParents(of path: String) {
     var end = path.startIndex
     while let slash = path[end...].dropFirst().firstIndex(of: "/") {
-      mkdir(String(path[..<slash]), 0o700)
+      unsafe mkdir(String(path[..<slash]), 0o700)
       end = slash
     }
   }
@@ -70,7 +70,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
   /// Throws unless an open file is this user's alone, and of the kind.
   private static func check(_ descriptor: Int32, kind: mode_t) throws(PrivateFolderError) {
     var status = stat()
-    guard fstat(descriptor, &status) == 0 else { throw .system(Errno(rawValue: errno)) }
+    guard unsafe fstat(descriptor, &status) == 0 else { throw .system(Errno(rawValue: errno)) }
     guard status.st_mode & S_IFMT == kind else { throw .wrongKind }
     guard status.st_uid == geteuid() else { throw .foreign }
     guard status.st_mode & 0o077 == 0 else { throw .open(mode: status.st_mode & 0o777) }
@@ -81,7 +81,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
   package func open(
     _ name: String, flags: Int32
   ) throws(PrivateFolderError) -> OwnedFileDescriptor {
-    let number = openat(
+    let number = unsafe openat(
       descriptor.rawValue, name, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0o600)
     if number < 0 {
       throw errno == ELOOP ? .wrongKind : .system(Errno(rawValue: errno))
@@ -101,16 +101,16 @@ package struct PrivateFolder: ~Copyable, Sendable {
   /// The ordinary files, by name.
   package func entries() -> [Entry] {
     let copy = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
-    guard copy >= 0, let stream = fdopendir(copy) else { return [] }
-    defer { closedir(stream) }
-    rewinddir(stream)
+    guard copy >= 0, let stream = unsafe fdopendir(copy) else { return [] }
+    defer { unsafe closedir(stream) }
+    unsafe rewinddir(stream)
     var result: [Entry] = []
-    while let entry = readdir(stream) {
-      let name = withUnsafePointer(to: &entry.pointee.d_name) {
-        $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+    while let entry = unsafe readdir(stream) {
+      let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) {
+        unsafe $0.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
       }
       var status = stat()
-      guard fstatat(descriptor.rawValue, name, &status, AT_SYMLINK_NOFOLLOW) == 0,
+      guard unsafe fstatat(descriptor.rawValue, name, &status, AT_SYMLINK_NOFOLLOW) == 0,
         status.st_mode & S_IFMT == S_IFREG
       else { continue }
       result.append(
@@ -121,14 +121,14 @@ package struct PrivateFolder: ~Copyable, Sendable {
 
   /// Gives a file another name, in place of what has it.
   package func rename(_ old: String, to new: String) throws(PrivateFolderError) {
-    if renameat(descriptor.rawValue, old, descriptor.rawValue, new) != 0 {
+    if unsafe renameat(descriptor.rawValue, old, descriptor.rawValue, new) != 0 {
       throw .system(Errno(rawValue: errno))
     }
   }
 
   /// The same where nothing has the name; false where something has.
   package func renameIfFree(_ old: String, to new: String) throws(PrivateFolderError) -> Bool {
-    if linkat(descriptor.rawValue, old, descriptor.rawValue, new, 0) == 0 {
+    if unsafe linkat(descriptor.rawValue, old, descriptor.rawValue, new, 0) == 0 {
       remove(old)
       return true
     }
@@ -139,6 +139,6 @@ package struct PrivateFolder: ~Copyable, Sendable {
 
   @discardableResult
   package func remove(_ name: String) -> Bool {
-    unlinkat(descriptor.rawValue, name, 0) == 0
+    unsafe unlinkat(descriptor.rawValue, name, 0) == 0
   }
 }

@@ -14,7 +14,7 @@ package enum ProgramBuild {
   ///   that any other process has.
   package static func identity(anchor: UnsafeRawPointer) -> [UInt64] {
     var status = stat()
-    guard let path = path(anchor), stat(path, &status) == 0 else {
+    guard let path = unsafe path(anchor), unsafe stat(path, &status) == 0 else {
       return [UInt64.random(in: 0...(.max))]
     }
     return [
@@ -24,10 +24,10 @@ package enum ProgramBuild {
   }
 
   private static func path(_ anchor: UnsafeRawPointer) -> String? {
-    var info = chost_dl_info()
-    guard chost_dladdr(anchor, &info) != 0, let name = info.file else { return nil }
+    var info = unsafe chost_dl_info()
+    guard unsafe chost_dladdr(anchor, &info) != 0, let name = unsafe info.file else { return nil }
     // The program itself has the name that it was called by: another file may have it by now.
-    let text = String(cString: name)
+    let text = unsafe String(cString: name)
     let isLibrary = text.hasPrefix("/") && text != CommandLine.arguments.first
     return isLibrary ? text : "/proc/self/exe"
   }

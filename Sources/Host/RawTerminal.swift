@@ -39,14 +39,14 @@ package struct RawTerminal: ~Copyable, Sendable {
   /// - Throws: ENOTTY for what is not a terminal; EBUSY when another is raw.
   package init(descriptor: Int32) throws(Errno) {
     var mode = termios()
-    _ = try systemCall { () -> Int32 in tcgetattr(descriptor, &mode) }
+    _ = try systemCall { () -> Int32 in unsafe tcgetattr(descriptor, &mode) }
     guard Self.active.load(ordering: .acquiring) == -1 else { throw .resourceBusy }
-    Self.saved.initialize(to: mode)
+    unsafe Self.saved.initialize(to: mode)
     Self.active.store(descriptor, ordering: .releasing)
     Self.prepare()
-    cfmakeraw(&mode)
+    unsafe cfmakeraw(&mode)
     do throws(Errno) {
-      _ = try systemCall { () -> Int32 in tcsetattr(descriptor, TCSADRAIN, &mode) }
+      _ = try systemCall { () -> Int32 in unsafe tcsetattr(descriptor, TCSADRAIN, &mode) }
     } catch {
       Self.active.store(-1, ordering: .releasing)
       throw error
@@ -64,7 +64,7 @@ package struct RawTerminal: ~Copyable, Sendable {
   /// Restores the mode that the terminal had, once. Safe in a signal handler.
   package static func restoreActive() {
     let descriptor = active.exchange(-1, ordering: .acquiringAndReleasing)
-    if descriptor >= 0 { tcsetattr(descriptor, TCSANOW, saved) }
+    if descriptor >= 0 { unsafe tcsetattr(descriptor, TCSANOW, saved) }
   }
 
   /// Makes the process restore the terminal before it dies of a signal or calls exit. Call it
@@ -75,36 +75,36 @@ package struct RawTerminal: ~Copyable, Sendable {
   private static let handlers: Void = {
     _ = atexit { RawTerminal.restoreActive() }
     // Swift's own handlers would start an interactive backtrace. They stay only where asked for.
-    let keepsOld = getenv("SWIFT_BACKTRACE") != nil
+    let keepsOld = unsafe getenv("SWIFT_BACKTRACE") != nil
     for signal in fatalSignals {
       var action = sigaction()
-      action.__sigaction_handler.sa_sigaction = { number, information, context in
+      unsafe action.__sigaction_handler.sa_sigaction = { number, information, context in
         RawTerminal.restoreActive()
-        RawTerminal.reporter?(number, information, context)
+        unsafe RawTerminal.reporter?(number, information, context)
         var old = sigaction()
-        if let saved = RawTerminal.oldActions { old = saved[Int(number)] }
-        sigaction(number, &old, nil)
+        if let saved = unsafe RawTerminal.oldActions { old = unsafe saved[Int(number)] }
+        unsafe sigaction(number, &old, nil)
         // A fault comes again when its instruction is run again; anything else is sent again. The
         // call that a filter stopped is over.
         let isOver = number == SIGTRAP || number == SIGSYS
-        let isFault = !isOver && (information?.pointee.si_code ?? 0) > 0
+        let isFault = unsafe !isOver && (information?.pointee.si_code ?? 0) > 0
         if !isFault { raise(number) }
       }
-      sigemptyset(&action.sa_mask)
+      unsafe sigemptyset(&action.sa_mask)
       action.sa_flags = Int32(SA_SIGINFO) | Int32(SA_ONSTACK) | Int32(SA_NODEFER)
       var old = sigaction()
-      sigaction(signal, nil, &old)
-      let ignored = unsafeBitCast(SIG_IGN, to: Int.self)
-      if unsafeBitCast(old.__sigaction_handler, to: Int.self) == ignored { continue }
-      sigaction(signal, &action, nil)
-      oldActions?[Int(signal)] = keepsOld ? old : sigaction()
+      unsafe sigaction(signal, nil, &old)
+      let ignored = unsafe unsafeBitCast(SIG_IGN, to: Int.self)
+      if unsafe unsafeBitCast(old.__sigaction_handler, to: Int.self) == ignored { continue }
+      unsafe sigaction(signal, &action, nil)
+      unsafe oldActions?[Int(signal)] = keepsOld ? old : sigaction()
     }
   }()
 
   /// What to do after the terminal is restored, by signal number.
   nonisolated(unsafe) private static let oldActions: UnsafeMutablePointer<sigaction>? = {
     let actions = UnsafeMutablePointer<sigaction>.allocate(capacity: 65)
-    actions.initialize(repeating: sigaction(), count: 65)
-    return actions
+    unsafe actions.initialize(repeating: sigaction(), count: 65)
+    return unsafe actions
   }()
 }

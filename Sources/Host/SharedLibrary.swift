@@ -10,16 +10,16 @@
   import Glibc
 #endif
 
-package struct SharedLibrary: ~Copyable {
+@safe package struct SharedLibrary: ~Copyable {
   private let handle: UnsafeMutableRawPointer
 
   /// - Parameter name: as the loader looks for it, with the number of its interface.
   package init?(_ name: String) {
-    guard let handle = dlopen(name, RTLD_NOW | RTLD_LOCAL) else { return nil }
-    self.handle = handle
+    guard let handle = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { return nil }
+    unsafe self.handle = unsafe handle
   }
 
-  deinit { dlclose(handle) }
+  deinit { unsafe dlclose(handle) }
 
   /// Leaves the library loaded as long as the program runs.
   package consuming func keep() { discard self }
@@ -28,9 +28,9 @@ package struct SharedLibrary: ~Copyable {
   ///
   /// - Parameter type: its type in C; nothing checks it.
   package func function<Function>(_ name: String, as type: Function.Type) -> Function? {
-    guard let address = dlsym(handle, name),
-      MemoryLayout<Function>.size == MemoryLayout<UnsafeMutableRawPointer>.size
+    guard let address = unsafe dlsym(handle, name),
+      unsafe MemoryLayout<Function>.size == MemoryLayout<UnsafeMutableRawPointer>.size
     else { return nil }
-    return unsafeBitCast(address, to: type)
+    return unsafe unsafeBitCast(address, to: type)
   }
 }

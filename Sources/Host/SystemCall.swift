@@ -53,10 +53,12 @@ private func checkedCall<Result: SignedInteger>(
 package func mappingCall(
   _ call: () -> UnsafeMutableRawPointer?
 ) throws(Errno) -> UnsafeMutableRawPointer {
-  let result = call()
+  let result = unsafe call()
   let code = errno
-  guard let result, Int(bitPattern: result) != -1 else { throw Errno(rawValue: code) }
-  return result
+  guard let result = unsafe result, Int(bitPattern: result) != -1 else {
+    throw Errno(rawValue: code)
+  }
+  return unsafe result
 }
 
 /// Runs a pthread call, which returns its error number instead of setting errno.

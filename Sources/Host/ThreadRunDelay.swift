@@ -19,7 +19,7 @@ package enum ThreadRunDelay {
   /// The thread's open file plus 1.
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
-    pthread_key_create(&key) { value in
+    unsafe pthread_key_create(&key) { value in
       let descriptor = Int32(truncatingIfNeeded: Int(bitPattern: value) - 1)
       if descriptor >= 0 { close(descriptor) }
     }
@@ -30,15 +30,15 @@ package enum ThreadRunDelay {
   package static func prepare() {
     if kept != nil { return }
     let file = openFile()
-    if file >= 0 { pthread_setspecific(key, UnsafeRawPointer(bitPattern: Int(file) + 1)) }
+    if file >= 0 { unsafe pthread_setspecific(key, UnsafeRawPointer(bitPattern: Int(file) + 1)) }
   }
 
   private static var kept: Int32? {
-    pthread_getspecific(key).map { Int32(truncatingIfNeeded: Int(bitPattern: $0) - 1) }
+    unsafe pthread_getspecific(key).map { Int32(truncatingIfNeeded: Int(bitPattern: $0) - 1) }
   }
 
   private static func openFile() -> Int32 {
-    open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)
+    unsafe open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)
   }
 
   /// Nanoseconds since the thread's start; 0 where the kernel does not tell.
@@ -51,12 +51,13 @@ package enum ThreadRunDelay {
   }
 
   private static func read(_ file: Int32) -> UInt64 {
-    withUnsafeTemporaryAllocation(byteCount: 128, alignment: 1) { bytes in
-      let count = pread(file, bytes.baseAddress, bytes.count, 0)
+    unsafe withUnsafeTemporaryAllocation(byteCount: 128, alignment: 1) { bytes in
+      let count = unsafe pread(file, bytes.baseAddress, bytes.count, 0)
       // Three numbers: time on a processor, time waiting for one, time slices.
       var field = 0
       var value: UInt64 = 0
-      for byte in bytes.prefix(max(count, 0)) {
+      for n in 0..<max(count, 0) {
+        let byte = unsafe bytes[n]
         if byte == UInt8(ascii: " ") {
           if field == 1 { return value }
           (field, value) = (field + 1, 0)

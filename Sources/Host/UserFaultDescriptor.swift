@@ -60,7 +60,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
 
   private static func shakeHands(_ file: Int32, features: UInt64) throws(Errno) -> UInt64 {
     var api = uffdio_api(api: UInt64(CUFFDIO_API & 0xFF00) >> 8, features: features, ioctls: 0)
-    _ = try withUnsafeMutablePointer(to: &api) { (place) throws(Errno) in
+    _ = try unsafe withUnsafeMutablePointer(to: &api) { (place) throws(Errno) in
       try control(file, CUFFDIO_API, UInt(bitPattern: place))
     }
     return api.features
@@ -79,7 +79,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
 
   private func control<T>(_ request: UInt, _ value: T) throws(Errno) {
     var value = value
-    try withUnsafeMutablePointer(to: &value) { (place) throws(Errno) in
+    try unsafe withUnsafeMutablePointer(to: &value) { (place) throws(Errno) in
       _ = try Self.control(descriptor.rawValue, request, UInt(bitPattern: place))
     }
   }
@@ -127,18 +127,18 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
   /// Waits for writes to protected pages and calls `body` with the address of each. Allocates
   /// nothing. Returns when the descriptor fails.
   package func wait(_ body: (UInt) -> Void) {
-    withUnsafeTemporaryAllocation(
+    unsafe withUnsafeTemporaryAllocation(
       byteCount: Self.messageSize * Self.messagesAtOnce, alignment: 8
     ) { buffer in
       while true {
         var poller = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
-        if poll(&poller, 1, -1) < 0 && errno != EINTR { return }
+        if unsafe poll(&poller, 1, -1) < 0 && errno != EINTR { return }
         if poller.revents & Int16(POLLNVAL) != 0 { return }
-        let got = Glibc.read(descriptor.rawValue, buffer.baseAddress, buffer.count)
+        let got = unsafe Glibc.read(descriptor.rawValue, buffer.baseAddress, buffer.count)
         if got < 0 && errno != EAGAIN && errno != EINTR { return }
         for place in stride(from: 0, to: max(got, 0), by: Self.messageSize)
-        where buffer[place] == UInt8(UFFD_EVENT_PAGEFAULT) {
-          body(buffer.load(fromByteOffset: place + Self.addressOffset, as: UInt.self))
+        where unsafe buffer[place] == UInt8(UFFD_EVENT_PAGEFAULT) {
+          unsafe body(buffer.load(fromByteOffset: place + Self.addressOffset, as: UInt.self))
         }
       }
     }

@@ -76,7 +76,7 @@ package final class WorkerPool: Sendable {
 
 /// A flag that one of several threads waits for and takes.
 /// Sendable: guarded by its mutex.
-private final class Bell: @unchecked Sendable {
+@safe private final class Bell: @unchecked Sendable {
   private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   // Under the mutex.
@@ -85,41 +85,41 @@ private final class Bell: @unchecked Sendable {
   private let closed = Atomic<Bool>(false)
 
   init() {
-    pthread_mutex_init(mutex, nil)
-    pthread_cond_init(condition, nil)
+    unsafe pthread_mutex_init(mutex, nil)
+    unsafe pthread_cond_init(condition, nil)
   }
 
   deinit {
-    pthread_cond_destroy(condition)
-    pthread_mutex_destroy(mutex)
-    condition.deallocate()
-    mutex.deallocate()
+    unsafe pthread_cond_destroy(condition)
+    unsafe pthread_mutex_destroy(mutex)
+    unsafe condition.deallocate()
+    unsafe mutex.deallocate()
   }
 
   var isClosed: Bool { closed.load(ordering: .acquiring) }
 
   func ring() {
-    pthread_mutex_lock(mutex)
+    unsafe pthread_mutex_lock(mutex)
     isRung = true
-    if waiting > 0 { pthread_cond_signal(condition) }
-    pthread_mutex_unlock(mutex)
+    if waiting > 0 { unsafe pthread_cond_signal(condition) }
+    unsafe pthread_mutex_unlock(mutex)
   }
 
   func close() {
-    pthread_mutex_lock(mutex)
+    unsafe pthread_mutex_lock(mutex)
     closed.store(true, ordering: .releasing)
-    pthread_cond_broadcast(condition)
-    pthread_mutex_unlock(mutex)
+    unsafe pthread_cond_broadcast(condition)
+    unsafe pthread_mutex_unlock(mutex)
   }
 
   /// Takes the flag when it is set; false when the bell is closed.
   func wait() -> Bool {
-    pthread_mutex_lock(mutex)
+    unsafe pthread_mutex_lock(mutex)
     waiting &+= 1
-    while !isRung, !isClosed { pthread_cond_wait(condition, mutex) }
+    while !isRung, !isClosed { unsafe pthread_cond_wait(condition, mutex) }
     waiting &-= 1
     isRung = false
-    pthread_mutex_unlock(mutex)
+    unsafe pthread_mutex_unlock(mutex)
     return !isClosed
   }
 }

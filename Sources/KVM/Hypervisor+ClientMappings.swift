@@ -83,8 +83,8 @@ extension Hypervisor {
 
   /// Drops the code of slots' memory.
   private func forget(_ range: Range<UInt>) {
-    guard let start = UnsafeRawPointer(bitPattern: range.lowerBound) else { return }
-    PhysicalCPU.noteHostWrite(start, count: range.count)
+    guard let start = unsafe UnsafeRawPointer(bitPattern: range.lowerBound) else { return }
+    unsafe PhysicalCPU.noteHostWrite(start, count: range.count)
   }
 
   /// Runs `change` while no guest of the machines runs, and has all their mappings made anew.
@@ -125,8 +125,8 @@ extension Machine {
       for memory in memories { memory.withMappingsChanging {} }
     }
     for range in memories.flatMap({ $0.all.map(\.hostRange) }) where range.contains(address) {
-      guard let start = UnsafeRawPointer(bitPattern: range.lowerBound) else { continue }
-      PhysicalCPU.noteHostWrite(start, count: range.count)
+      guard let start = unsafe UnsafeRawPointer(bitPattern: range.lowerBound) else { continue }
+      unsafe PhysicalCPU.noteHostWrite(start, count: range.count)
     }
   }
 }

@@ -153,15 +153,16 @@ package final class Hypervisor: Sendable {
   /// last handle of its machine is closed.
   package func sharedPages(_ handle: Int32) throws(Errno) -> UnsafeMutableRawPointer {
     guard case .virtualCPU(let vcpu, _) = try object(handle) else { throw .invalidArgument }
-    return vcpu.pages
+    return unsafe vcpu.pages
   }
 
   /// A vCPU's dirty ring, which a client maps at page 64 (KVM_DIRTY_LOG_PAGE_OFFSET) of the vCPU;
   /// nil without one. Valid as long as `sharedPages`.
   package func dirtyRing(_ handle: Int32) throws(Errno) -> UnsafeMutableRawBufferPointer? {
     guard case .virtualCPU(let vcpu, _) = try object(handle) else { throw .invalidArgument }
-    return vcpu.dirtyRing.map {
-      UnsafeMutableRawBufferPointer(start: $0.pages, count: Int($0.count) * DirtyRing.entrySize)
+    return unsafe vcpu.dirtyRing.map {
+      unsafe UnsafeMutableRawBufferPointer(
+        start: $0.pages, count: Int($0.count) * DirtyRing.entrySize)
     }
   }
 

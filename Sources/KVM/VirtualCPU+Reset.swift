@@ -12,10 +12,10 @@ extension VirtualCPU {
   /// Power-up.
   func reset() {
     resetRegisters()
-    let s = cpu.s
-    s.pointee.xcr0 = XCR0.x87.rawValue
-    s.pointee.pkru = 0
-    cpu.vector.initialize(to: VectorState())
+    let s = unsafe cpu.s
+    unsafe s.pointee.xcr0 = XCR0.x87.rawValue
+    unsafe s.pointee.pkru = 0
+    unsafe cpu.vector.initialize(to: VectorState())
     ExtendedState.initializeX87(cpu)
     backend[.cr0] = Self.resetCR0
     backend[.pat] = 0x0007_0406_0007_0406
@@ -31,14 +31,14 @@ extension VirtualCPU {
 
   /// INIT: what INIT and power-up have in common.
   func resetRegisters() {
-    let s = cpu.s
-    for index in 0..<16 { s.pointee.gpr[index] = 0 }
-    s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
-    s.pointee.cr2 = 0
-    s.pointee.cr8 = 0
+    let s = unsafe cpu.s
+    for index in 0..<16 { unsafe s.pointee.gpr[index] = 0 }
+    unsafe s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
+    unsafe s.pointee.cr2 = 0
+    unsafe s.pointee.cr8 = 0
     guestDebugAddresses = DebugAddresses()
     resetParavirtual()
-    s.pointee.dr6 = DR6.initial.rawValue
+    unsafe s.pointee.dr6 = DR6.initial.rawValue
     for (register, value) in Self.resetValues { backend[register] = value }
     for register in SegmentRegister.allCases {
       backend.setSegment(register, Self.resetSegment(register))

@@ -72,13 +72,13 @@ final class VirtualCPU: @unchecked Sendable {
 
   /// State of the physical CPU in `slot`.
   var cpu: CPU { registers.cpu }
-  var pages: UnsafeMutableRawPointer { shared.address }
-  var run: UnsafeMutablePointer<kvm_run> { pages.assumingMemoryBound(to: kvm_run.self) }
+  var pages: UnsafeMutableRawPointer { unsafe shared.address }
+  var run: UnsafeMutablePointer<kvm_run> { unsafe pages.assumingMemoryBound(to: kvm_run.self) }
 
   init(
     machine: Machine, id: UInt32, index: Int, isBootCPU: Bool, dirtyRingEntries: UInt32 = 0
   ) throws(Errno) {
-    self.machine = machine
+    unsafe self.machine = machine
     hypervisor = machine.hypervisor
     self.id = id
     self.index = index
@@ -130,12 +130,12 @@ final class VirtualCPU: @unchecked Sendable {
   }
 
   /// The 8259 pair is the client's: it injects by KVM_INTERRUPT.
-  var hasClientPIC: Bool { machine.interrupts?.isSplit ?? true }
+  var hasClientPIC: Bool { unsafe machine.interrupts?.isSplit ?? true }
 
   /// Sleeps until a request comes or the timer's deadline.
   func park() {
     let deadline = mailbox.park()
-    if deadline != .max { machine.timers.note(deadline) }
+    if deadline != .max { unsafe machine.timers.note(deadline) }
   }
 
   // MARK: On a physical CPU

@@ -13,8 +13,8 @@ enum Client {
 
   /// The client's memory, once something is to be known of it. Takes no lock and allocates nothing.
   static var memory: ClientMemory? {
-    UnsafeRawPointer(bitPattern: address.load(ordering: .acquiring)).map {
-      Unmanaged<ClientMemory>.fromOpaque($0).takeUnretainedValue()
+    unsafe UnsafeRawPointer(bitPattern: address.load(ordering: .acquiring)).map {
+      unsafe Unmanaged<ClientMemory>.fromOpaque($0).takeUnretainedValue()
     }
   }
 
@@ -34,7 +34,7 @@ enum Client {
   }
 
   private static func install(_ memory: ClientMemory) -> ClientMemory {
-    let pointer = Unmanaged.passRetained(memory).toOpaque()
+    let pointer = unsafe Unmanaged.passRetained(memory).toOpaque()
     address.store(UInt(bitPattern: pointer), ordering: .releasing)
     return memory
   }

@@ -22,23 +22,23 @@ final class ClientRun: Sendable {
   init(_ runner: InterruptibleCPU) { self.runner = runner }
 
   func run(_ argument: UInt) throws(Errno) -> Int32 {
-    guard let thread = ClientThread.current() else { throw .noMemory }
+    guard let thread = unsafe ClientThread.current() else { throw .noMemory }
     // KVM_RUN from a handler that interrupted KVM_RUN on the same thread cannot happen: handlers
     // are put off.
     let control = chost_fnstcw()
     let mxcsr = chost_stmxcsr()
-    let mask = SignalMask(runner.signalMask, unblocks: thread.pointee.blocksFaults)
-    thread.pointee.begin(runner)
+    let mask = unsafe SignalMask(runner.signalMask, unblocks: thread.pointee.blocksFaults)
+    unsafe thread.pointee.begin(runner)
     mask?.apply()
     defer {
       mask?.restore()
-      thread.pointee.end()
+      unsafe thread.pointee.end()
       chost_ldmxcsr(mxcsr)
       chost_fldcw(control)
-      ClientThread.sendAgain(thread)
+      unsafe ClientThread.sendAgain(thread)
     }
     return try runner.run(
-      argument, entered: { thread.pointee.enter() }, left: { thread.pointee.leave() })
+      argument, entered: { unsafe thread.pointee.enter() }, left: { unsafe thread.pointee.leave() })
   }
 }
 
@@ -56,7 +56,7 @@ struct SignalMask {
     during = outside
     let old = Self.bits(outside)
     let wanted = (signals ?? old) & ~ClientSignals.faultSet
-    withUnsafeMutableBytes(of: &during) { $0.storeBytes(of: wanted, as: UInt64.self) }
+    unsafe withUnsafeMutableBytes(of: &during) { unsafe $0.storeBytes(of: wanted, as: UInt64.self) }
     // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken
     // by the library, even where the client never thought of an action.
     ClientSignals.watch(old & ~wanted)
@@ -65,12 +65,12 @@ struct SignalMask {
   /// The calling thread's.
   private static var current: sigset_t {
     var set = sigset_t()
-    _ = Real.sigmask?(SIG_BLOCK, nil, &set)
+    _ = unsafe Real.sigmask?(SIG_BLOCK, nil, &set)
     return set
   }
 
   private static func bits(_ set: sigset_t) -> UInt64 {
-    withUnsafeBytes(of: set) { $0.load(as: UInt64.self) }
+    unsafe withUnsafeBytes(of: set) { unsafe $0.load(as: UInt64.self) }
   }
 
   /// Whether the calling thread blocks a signal of faults.
@@ -78,17 +78,17 @@ struct SignalMask {
 
   func apply() {
     var mask = during
-    _ = Real.sigmask?(SIG_SETMASK, &mask, nil)
+    _ = unsafe Real.sigmask?(SIG_SETMASK, &mask, nil)
   }
 
   func restore() {
     var mask = outside
-    _ = Real.sigmask?(SIG_SETMASK, &mask, nil)
+    _ = unsafe Real.sigmask?(SIG_SETMASK, &mask, nil)
   }
 }
 
 /// What a thread's signal handler has to know. Its memory is the thread's until it ends.
-struct ClientThread: ~Copyable {
+@safe struct ClientThread: ~Copyable {
   private static let capacity = 32
   /// The vCPU of this thread's KVM_RUN; nil outside.
   private var running: Unmanaged<InterruptibleCPU>?
@@ -102,13 +102,13 @@ struct ClientThread: ~Copyable {
   private var isBlockingFaults = false
   var isMaskKnown = false
   private var count = 0
-  private var signals = InlineArray<32, siginfo_t>(repeating: siginfo_t())
+  private var signals = unsafe InlineArray<32, siginfo_t>(repeating: siginfo_t())
 
   private static let key: pthread_key_t = {
     var key = pthread_key_t()
-    pthread_key_create(&key) {
+    unsafe pthread_key_create(&key) {
       ClientThread.forget()
-      free($0)
+      unsafe free($0)
     }
     return key
   }()
@@ -133,37 +133,37 @@ struct ClientThread: ~Copyable {
   static func cancelled(_ thread: UInt) {
     all.withLock { all in
       guard let address = all.known[thread],
-        let pointer = UnsafeMutablePointer<ClientThread>(bitPattern: address)
+        let pointer = unsafe UnsafeMutablePointer<ClientThread>(bitPattern: address)
       else {
         all.cancelled.append(thread)
         if all.cancelled.count > 64 { all.cancelled.removeFirst() }
         return
       }
-      pointer.pointee.cancel()
+      unsafe pointer.pointee.cancel()
     }
   }
 
   /// The calling thread's; made at its first KVM_RUN.
   static func current() -> UnsafeMutablePointer<ClientThread>? {
-    if let existing = existing { return existing }
-    guard let memory = malloc(MemoryLayout<ClientThread>.size) else { return nil }
-    let thread = memory.bindMemory(to: ClientThread.self, capacity: 1)
-    thread.initialize(to: ClientThread())
+    if let existing = unsafe existing { return unsafe existing }
+    guard let memory = unsafe malloc(MemoryLayout<ClientThread>.size) else { return nil }
+    let thread = unsafe memory.bindMemory(to: ClientThread.self, capacity: 1)
+    unsafe thread.initialize(to: ClientThread())
     let own = UInt(pthread_self())
     all.withLock { all in
       all.known[own] = UInt(bitPattern: memory)
       if let place = all.cancelled.firstIndex(of: own) {
         all.cancelled.remove(at: place)
-        thread.pointee.isCancelled = true
+        unsafe thread.pointee.isCancelled = true
       }
     }
-    pthread_setspecific(key, memory)
-    return thread
+    unsafe pthread_setspecific(key, memory)
+    return unsafe thread
   }
 
   /// The calling thread's, if it was ever in KVM_RUN. Safe in signal handlers.
   static var existing: UnsafeMutablePointer<ClientThread>? {
-    pthread_getspecific(key)?.assumingMemoryBound(to: ClientThread.self)
+    unsafe pthread_getspecific(key)?.assumingMemoryBound(to: ClientThread.self)
   }
 
   var blocksFaults: Bool {
@@ -179,14 +179,14 @@ struct ClientThread: ~Copyable {
   mutating func begin(_ runner: InterruptibleCPU) {
     count = 0
     lock()
-    running = Unmanaged.passUnretained(runner)
+    unsafe running = unsafe Unmanaged.passUnretained(runner)
     unlock()
   }
 
   /// The vCPU is this thread's now. A signal that came while it waited ends KVM_RUN at once.
   mutating func enter() {
     lock()
-    running?._withUnsafeGuaranteedRef { runner in
+    unsafe running?._withUnsafeGuaranteedRef { runner in
       runner.rearm()
       isInside.store(true, ordering: .sequentiallyConsistent)
       if count > 0 || isCancelled { runner.interrupt() }
@@ -202,7 +202,7 @@ struct ClientThread: ~Copyable {
 
   mutating func end() {
     lock()
-    running = nil
+    unsafe running = nil
     unlock()
   }
 
@@ -215,7 +215,7 @@ struct ClientThread: ~Copyable {
 
   private func interrupt() {
     guard isInside.load(ordering: .sequentiallyConsistent) else { return }
-    running?._withUnsafeGuaranteedRef { $0.interrupt() }
+    unsafe running?._withUnsafeGuaranteedRef { $0.interrupt() }
   }
 
   /// Held for some instructions, by no signal handler.
@@ -225,35 +225,35 @@ struct ClientThread: ~Copyable {
 
   private func unlock() { isLocked.store(false, ordering: .releasing) }
 
-  var isRunning: Bool { running != nil }
+  var isRunning: Bool { unsafe running != nil }
 
   /// Puts a signal off until KVM_RUN is over. False where it cannot be.
   mutating func postpone(_ signal: siginfo_t) -> Bool {
     guard isRunning else { return false }
     // Kept first: who enters meanwhile looks at the count.
     defer { interrupt() }
-    if signal.si_signo < 32 {
+    if unsafe signal.si_signo < 32 {
       // As in the kernel, one of them is pending or none.
-      for index in 0..<count where signals[index].si_signo == signal.si_signo { return true }
+      for index in 0..<count where unsafe signals[index].si_signo == signal.si_signo { return true }
     }
     guard count < Self.capacity else { return false }
-    signals[count] = signal
+    unsafe signals[count] = unsafe signal
     count += 1
     return true
   }
 
   /// After KVM_RUN: what was put off comes again.
   static func sendAgain(_ thread: UnsafeMutablePointer<ClientThread>) {
-    let count = thread.pointee.count
+    let count = unsafe thread.pointee.count
     if count == 0 { return }
     // A handler may call KVM_RUN, which starts the list anew: it is copied first.
-    let signals = thread.pointee.signals
-    thread.pointee.count = 0
+    let signals = unsafe thread.pointee.signals
+    unsafe thread.pointee.count = 0
     let process = Int(getpid())
     let own = chost_syscall(Int(SYS_gettid), 0, 0, 0, 0, 0, 0)
     for index in 0..<count {
-      var signal = signals[index]
-      _ = chost_syscall(
+      var signal = unsafe signals[index]
+      _ = unsafe chost_syscall(
         Int(SYS_rt_tgsigqueueinfo), process, own, Int(signal.si_signo),
         withUnsafeMutablePointer(to: &signal) { Int(bitPattern: $0) }, 0, 0)
     }

@@ -32,8 +32,8 @@ enum ClientSignals {
   /// By signal number: an unretained ClientAction, or 0 where the kernel has the client's action.
   nonisolated(unsafe) private static let current: UnsafeMutablePointer<Atomic<UInt>> = {
     let table = UnsafeMutablePointer<Atomic<UInt>>.allocate(capacity: count)
-    for index in 0..<count { (table + index).initialize(to: Atomic(0)) }
-    return table
+    for index in 0..<count { unsafe (table + index).initialize(to: Atomic(0)) }
+    return unsafe table
   }()
   private static let known = Mutex<[ClientAction]>([])
 
@@ -41,66 +41,68 @@ enum ClientSignals {
   static func set(
     _ number: Int32, _ new: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?
   ) -> Int32 {
-    guard let real = Real.sigaction else { return fail(ENOSYS) }
-    guard number > 0, number < count else { return real(number, new, old) }
+    guard let real = unsafe Real.sigaction else { return fail(ENOSYS) }
+    guard number > 0, number < count else { return unsafe real(number, new, old) }
     // A handler that calls sigaction must not meet the lock that it interrupted.
     var all = sigset_t()
     var mask = sigset_t()
-    sigfillset(&all)
-    _ = Real.sigmask?(SIG_SETMASK, &all, &mask)
-    defer { _ = Real.sigmask?(SIG_SETMASK, &mask, nil) }
-    return known.withLock { known in change(number, new, old, real, &known) }
+    unsafe sigfillset(&all)
+    _ = unsafe Real.sigmask?(SIG_SETMASK, &all, &mask)
+    defer { _ = unsafe Real.sigmask?(SIG_SETMASK, &mask, nil) }
+    return known.withLock { known in unsafe change(number, new, old, real, &known) }
   }
 
   private static func change(
     _ number: Int32, _ new: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?,
     _ real: Real.SigAction, _ known: inout [ClientAction]
   ) -> Int32 {
-    let slot = current + Int(number)
-    let previous = action(slot.pointee.load(ordering: .acquiring))
+    let slot = unsafe current + Int(number)
+    let previous = unsafe action(slot.pointee.load(ordering: .acquiring))
     var before = sigaction()
     var result: Int32
-    if let new {
-      let wanted = new.pointee
+    if let new = unsafe new {
+      let wanted = unsafe new.pointee
       // SIG_DFL and SIG_IGN are the kernel's.
       let isHandled =
         handler(wanted) > 1 || reported.contains(number)
         || handler(wanted) == 0 && isWatched(number)
       let record = isHandled ? intern(wanted, &known) : nil
-      if let record { slot.pointee.store(address(record), ordering: .releasing) }
+      if let record { unsafe slot.pointee.store(address(record), ordering: .releasing) }
       var installed = wanted
       if isHandled {
-        installed.__sigaction_handler.sa_sigaction = entry
+        unsafe installed.__sigaction_handler.sa_sigaction = unsafe entry
         installed.sa_flags = (wanted.sa_flags | SA_SIGINFO) & ~resetHandler
       }
-      result = real(number, &installed, &before)
+      result = unsafe real(number, &installed, &before)
       if result != 0 {
-        slot.pointee.store(previous.map(address) ?? 0, ordering: .releasing)
+        unsafe slot.pointee.store(previous.map(address) ?? 0, ordering: .releasing)
       } else if !isHandled {
-        slot.pointee.store(0, ordering: .releasing)
+        unsafe slot.pointee.store(0, ordering: .releasing)
       }
     } else {
-      result = real(number, nil, &before)
+      result = unsafe real(number, nil, &before)
     }
-    if result == 0, let old {
-      old.pointee = isOurs(before) ? previous?.action.value ?? before : before
+    if result == 0, let old = unsafe old {
+      unsafe old.pointee = isOurs(before) ? previous?.action.value ?? before : before
     }
     return result
   }
 
   static func handler(_ action: sigaction) -> UInt {
-    withUnsafeBytes(of: action) { $0.load(as: UInt.self) }
+    unsafe withUnsafeBytes(of: action) { unsafe $0.load(as: UInt.self) }
   }
 
   private static let resetHandler = Int32(bitPattern: UInt32(SA_RESETHAND))
 
   private static func isOurs(_ action: sigaction) -> Bool {
-    handler(action) == unsafeBitCast(entry, to: UInt.self)
+    unsafe handler(action) == unsafeBitCast(entry, to: UInt.self)
   }
 
   private static func intern(_ wanted: sigaction, _ known: inout [ClientAction]) -> ClientAction {
     func isEqual(_ a: sigaction, _ b: sigaction) -> Bool {
-      withUnsafeBytes(of: a) { a in withUnsafeBytes(of: b) { b in a.elementsEqual(b) } }
+      unsafe withUnsafeBytes(of: a) { a in
+        unsafe withUnsafeBytes(of: b) { b in unsafe a.elementsEqual(b) }
+      }
     }
     if let same = known.first(where: { isEqual($0.action.value, wanted) }) { return same }
     let new = ClientAction(wanted)
@@ -109,12 +111,12 @@ enum ClientSignals {
   }
 
   private static func address(_ action: ClientAction) -> UInt {
-    UInt(bitPattern: Unmanaged.passUnretained(action).toOpaque())
+    unsafe UInt(bitPattern: Unmanaged.passUnretained(action).toOpaque())
   }
 
   private static func action(_ address: UInt) -> ClientAction? {
-    UnsafeRawPointer(bitPattern: address).map {
-      Unmanaged<ClientAction>.fromOpaque($0).takeUnretainedValue()
+    unsafe UnsafeRawPointer(bitPattern: address).map {
+      unsafe Unmanaged<ClientAction>.fromOpaque($0).takeUnretainedValue()
     }
   }
 
@@ -137,8 +139,8 @@ enum ClientSignals {
 
   private static func install(_ number: Int32) -> Int32 {
     var current = sigaction()
-    guard set(number, nil, &current) == 0 else { return -1 }
-    return set(number, &current, nil)
+    guard unsafe set(number, nil, &current) == 0 else { return -1 }
+    return unsafe set(number, &current, nil)
   }
 
   // MARK: Masks
@@ -151,9 +153,11 @@ enum ClientSignals {
   static func changeMask(
     _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
   ) -> Int32 {
-    guard let real = Real.sigmask else { return ENOSYS }
-    let result = real(how, new, old)
-    if new != nil, let thread = ClientThread.existing { thread.pointee.isMaskKnown = false }
+    guard let real = unsafe Real.sigmask else { return ENOSYS }
+    let result = unsafe real(how, new, old)
+    if unsafe new != nil, let thread = unsafe ClientThread.existing {
+      unsafe thread.pointee.isMaskKnown = false
+    }
     return result
   }
 
@@ -188,20 +192,21 @@ enum ClientSignals {
   /// What the kernel calls.
   private static let entry: Handler = { number, info, context in
     let saved = errno
-    ClientSignals.deliver(number, info, context)
+    unsafe ClientSignals.deliver(number, info, context)
     errno = saved
   }
 
   private static func deliver(
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) {
-    if faults.contains(number), recover(info, context) { return }
-    if let thread = ClientThread.existing, let info, thread.pointee.isRunning,
-      !isFault(number, info.pointee), thread.pointee.postpone(info.pointee)
+    if faults.contains(number), unsafe recover(info, context) { return }
+    if let thread = unsafe ClientThread.existing, let info = unsafe info,
+      unsafe thread.pointee.isRunning,
+      unsafe !isFault(number, info.pointee), unsafe thread.pointee.postpone(info.pointee)
     {
       return
     }
-    callClient(number, info, context)
+    unsafe callClient(number, info, context)
   }
 
   /// Whether a fault was our access to memory that is the client's: to what an ioctl names, or a
@@ -209,58 +214,61 @@ enum ClientSignals {
   private static func recover(
     _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) -> Bool {
-    guard let info, info.pointee.si_code > 0 else { return false }
-    if GuardedCopy.recover(context) { return true }
-    let address = UInt(bitPattern: info.pointee._sifields._sigfault.si_addr)
-    return Client.memory?.recover(address, context) == true
+    guard let info = unsafe info, unsafe info.pointee.si_code > 0 else { return false }
+    if unsafe GuardedCopy.recover(context) { return true }
+    let address = unsafe UInt(bitPattern: info.pointee._sifields._sigfault.si_addr)
+    return unsafe Client.memory?.recover(address, context) == true
   }
 
   /// Raised by the thread's own instruction, which cannot wait.
   private static func isFault(_ number: Int32, _ info: siginfo_t) -> Bool {
-    [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS].contains(number) && info.si_code > 0
+    unsafe [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS].contains(number) && info.si_code > 0
   }
 
   static func callClient(
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) {
-    guard let action = action(current[Int(number)].load(ordering: .acquiring)) else { return }
+    guard let action = unsafe action(current[Int(number)].load(ordering: .acquiring)) else {
+      return
+    }
     if action.handler <= 1 {
-      if let info, isFault(number, info.pointee), let thread = ClientThread.existing,
-        thread.pointee.isRunning
+      if let info = unsafe info, unsafe isFault(number, info.pointee),
+        let thread = unsafe ClientThread.existing,
+        unsafe thread.pointee.isRunning
       {
-        CrashReporter.report(number, info, context)
+        unsafe CrashReporter.report(number, info, context)
       }
-      return endByDefault(number, info, ignored: action.handler == 1)
+      return unsafe endByDefault(number, info, ignored: action.handler == 1)
     }
     if action.flags & resetHandler != 0 {
       var initial = sigaction()
-      initial.__sigaction_handler.sa_handler = nil
-      _ = set(number, &initial, nil)
+      unsafe initial.__sigaction_handler.sa_handler = nil
+      _ = unsafe set(number, &initial, nil)
     }
     // A handler of either kind may be called with all three arguments.
-    unsafeBitCast(action.handler, to: Handler.self)(number, info, context)
+    unsafe unsafeBitCast(action.handler, to: Handler.self)(number, info, context)
   }
 
   /// A fault that the client does not handle: it happens again, and now the kernel acts.
   private static func endByDefault(
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, ignored: Bool
   ) {
-    let isSent = info.map { $0.pointee.si_code <= 0 } ?? true
+    let isSent = unsafe info.map { unsafe $0.pointee.si_code <= 0 } ?? true
     if isSent, ignored { return }
     var initial = sigaction()
-    _ = Real.sigaction?(number, &initial, nil)
+    _ = unsafe Real.sigaction?(number, &initial, nil)
     if isSent { raise(number) }
   }
 
   /// signal(2): BSD's semantics, or System V's.
   static func simple(_ number: Int32, _ handler: UInt, flags: Int32) -> UInt {
     var new = sigaction()
-    withUnsafeMutableBytes(of: &new) { $0.storeBytes(of: handler, as: UInt.self) }
-    sigemptyset(&new.sa_mask)
-    if flags & SA_RESTART != 0 { sigaddset(&new.sa_mask, number) }
+    unsafe withUnsafeMutableBytes(of: &new) { unsafe $0.storeBytes(of: handler, as: UInt.self) }
+    unsafe sigemptyset(&new.sa_mask)
+    if flags & SA_RESTART != 0 { unsafe sigaddset(&new.sa_mask, number) }
     new.sa_flags = flags
     var old = sigaction()
-    if set(number, &new, &old) != 0 { return .max }
+    if unsafe set(number, &new, &old) != 0 { return .max }
     return Self.handler(old)
   }
 

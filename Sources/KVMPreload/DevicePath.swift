@@ -9,10 +9,10 @@ import Glibc
 enum DevicePath {
   /// Whether a path names the device: exactly, but for repeated slashes.
   static func matches(_ path: UnsafePointer<CChar>?) -> Bool {
-    guard var place = path, place[0] == slash else { return false }
-    while place[1] == slash { place += 1 }
+    guard var place = unsafe path, unsafe place[0] == slash else { return false }
+    while unsafe place[1] == slash { unsafe place += 1 }
     let text: StaticString = "/dev/kvm"
-    for index in 0...8 where place[index] != CChar(bitPattern: text.utf8Start[index]) {
+    for index in 0...8 where unsafe place[index] != CChar(bitPattern: text.utf8Start[index]) {
       // A path that is shorter differs at its end.
       return false
     }
@@ -31,33 +31,33 @@ enum DevicePath {
 
   /// The answer of `stat` and its variants.
   static func status(_ result: UnsafeMutablePointer<stat>?) -> Int32 {
-    guard let result else { return fail(EFAULT) }
-    guard let real = Real.stat else { return fail(ENOSYS) }
-    if real("/dev", result) != 0 { return -1 }
-    describe(result)
+    guard let result = unsafe result else { return fail(EFAULT) }
+    guard let real = unsafe Real.stat else { return fail(ENOSYS) }
+    if unsafe real("/dev", result) != 0 { return -1 }
+    unsafe describe(result)
     return 0
   }
 
   /// What `fstat` says of an open device.
   static func describe(_ result: UnsafeMutablePointer<stat>) {
-    result.pointee.st_mode = mode
-    result.pointee.st_rdev = UInt(major) << 8 | UInt(minor & 0xFF)
-    result.pointee.st_size = 0
-    result.pointee.st_blocks = 0
-    result.pointee.st_nlink = 1
+    unsafe result.pointee.st_mode = mode
+    unsafe result.pointee.st_rdev = UInt(major) << 8 | UInt(minor & 0xFF)
+    unsafe result.pointee.st_size = 0
+    unsafe result.pointee.st_blocks = 0
+    unsafe result.pointee.st_nlink = 1
   }
 
   /// The answer of `statx`; the struct's fields by their offsets, as Swift's C library has it not.
   static func extendedStatus(_ result: UnsafeMutableRawPointer?) -> Int32 {
-    guard let result else { return fail(EFAULT) }
-    guard let real = Real.statx else { return fail(ENOSYS) }
-    if real(AT_FDCWD, "/dev", 0, 0x7FF, result) != 0 { return -1 }
-    result.storeBytes(of: UInt32(1), toByteOffset: 16, as: UInt32.self)  // stx_nlink
-    result.storeBytes(of: UInt16(mode), toByteOffset: 28, as: UInt16.self)  // stx_mode
-    result.storeBytes(of: UInt64(0), toByteOffset: 40, as: UInt64.self)  // stx_size
-    result.storeBytes(of: UInt64(0), toByteOffset: 48, as: UInt64.self)  // stx_blocks
-    result.storeBytes(of: major, toByteOffset: 128, as: UInt32.self)  // stx_rdev_major
-    result.storeBytes(of: minor, toByteOffset: 132, as: UInt32.self)  // stx_rdev_minor
+    guard let result = unsafe result else { return fail(EFAULT) }
+    guard let real = unsafe Real.statx else { return fail(ENOSYS) }
+    if unsafe real(AT_FDCWD, "/dev", 0, 0x7FF, result) != 0 { return -1 }
+    unsafe result.storeBytes(of: UInt32(1), toByteOffset: 16, as: UInt32.self)  // stx_nlink
+    unsafe result.storeBytes(of: UInt16(mode), toByteOffset: 28, as: UInt16.self)  // stx_mode
+    unsafe result.storeBytes(of: UInt64(0), toByteOffset: 40, as: UInt64.self)  // stx_size
+    unsafe result.storeBytes(of: UInt64(0), toByteOffset: 48, as: UInt64.self)  // stx_blocks
+    unsafe result.storeBytes(of: major, toByteOffset: 128, as: UInt32.self)  // stx_rdev_major
+    unsafe result.storeBytes(of: minor, toByteOffset: 132, as: UInt32.self)  // stx_rdev_minor
     return 0
   }
 }

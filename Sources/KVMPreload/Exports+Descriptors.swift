@@ -35,10 +35,10 @@ private func yielding(
 ) -> Int32 {
   if result == -1, errno == EBUSY, UInt32(truncatingIfNeeded: request) == UInt32(CUFFDIO_REGISTER),
     let library = Library.existing,
-    let memory = UnsafePointer<uffdio_register>(bitPattern: argument)
+    let memory = unsafe UnsafePointer<uffdio_register>(bitPattern: argument)
   {
     // A migration's page faults are the client's: what we watch for writes we give up.
-    library.hypervisor.yieldProtection(of: UserFaults.range(memory.pointee.range))
+    unsafe library.hypervisor.yieldProtection(of: UserFaults.range(memory.pointee.range))
     return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   }
   return result

@@ -111,7 +111,7 @@ enum SharedMemory {
 
   static func size(of segment: Int32) -> UInt {
     var status = shmid_ds()
-    return shmctl(segment, IPC_STAT, &status) == 0 ? UInt(status.shm_segsz) : 0
+    return unsafe shmctl(segment, IPC_STAT, &status) == 0 ? UInt(status.shm_segsz) : 0
   }
 
   /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not

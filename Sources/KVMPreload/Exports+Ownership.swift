@@ -9,60 +9,60 @@ import Glibc
 
 @_cdecl("chown") public func exported_chown(_ path: Path?, _ user: UInt32, _ group: UInt32) -> Int32
 {
-  if DevicePath.matches(path) { return 0 }
-  return Real.chown?(path, user, group) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return 0 }
+  return unsafe Real.chown?(path, user, group) ?? fail(ENOSYS)
 }
 
 @_cdecl("lchown") public func exported_lchown(
   _ path: Path?, _ user: UInt32, _ group: UInt32
 ) -> Int32 {
-  if DevicePath.matches(path) { return 0 }
-  return Real.lchown?(path, user, group) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return 0 }
+  return unsafe Real.lchown?(path, user, group) ?? fail(ENOSYS)
 }
 
 @_cdecl("fchownat") public func exported_fchownat(
   _ directory: Int32, _ path: Path?, _ user: UInt32, _ group: UInt32, _ flags: Int32
 ) -> Int32 {
-  if DevicePath.matches(path) { return 0 }
-  return Real.fchownat?(directory, path, user, group, flags) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return 0 }
+  return unsafe Real.fchownat?(directory, path, user, group, flags) ?? fail(ENOSYS)
 }
 
 @_cdecl("chmod") public func exported_chmod(_ path: Path?, _ mode: UInt32) -> Int32 {
-  if DevicePath.matches(path) { return 0 }
-  return Real.chmod?(path, mode) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return 0 }
+  return unsafe Real.chmod?(path, mode) ?? fail(ENOSYS)
 }
 
 @_cdecl("fchmodat") public func exported_fchmodat(
   _ directory: Int32, _ path: Path?, _ mode: UInt32, _ flags: Int32
 ) -> Int32 {
-  if DevicePath.matches(path) { return 0 }
-  return Real.fchmodat?(directory, path, mode, flags) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return 0 }
+  return unsafe Real.fchmodat?(directory, path, mode, flags) ?? fail(ENOSYS)
 }
 
 @_cdecl("getxattr") public func exported_getxattr(
   _ path: Path?, _ name: Path?, _ value: UnsafeMutableRawPointer?, _ size: Int
 ) -> Int {
-  if DevicePath.matches(path) { return Int(fail(ENOTSUP)) }
-  return Real.getxattr?(path, name, value, size) ?? Int(fail(ENOSYS))
+  if unsafe DevicePath.matches(path) { return Int(fail(ENOTSUP)) }
+  return unsafe Real.getxattr?(path, name, value, size) ?? Int(fail(ENOSYS))
 }
 
 @_cdecl("lgetxattr") public func exported_lgetxattr(
   _ path: Path?, _ name: Path?, _ value: UnsafeMutableRawPointer?, _ size: Int
 ) -> Int {
-  if DevicePath.matches(path) { return Int(fail(ENOTSUP)) }
-  return Real.lgetxattr?(path, name, value, size) ?? Int(fail(ENOSYS))
+  if unsafe DevicePath.matches(path) { return Int(fail(ENOTSUP)) }
+  return unsafe Real.lgetxattr?(path, name, value, size) ?? Int(fail(ENOSYS))
 }
 
 @_cdecl("setxattr") public func exported_setxattr(
   _ path: Path?, _ name: Path?, _ value: UnsafeRawPointer?, _ size: Int, _ flags: Int32
 ) -> Int32 {
-  if DevicePath.matches(path) { return fail(ENOTSUP) }
-  return Real.setxattr?(path, name, value, size, flags) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return fail(ENOTSUP) }
+  return unsafe Real.setxattr?(path, name, value, size, flags) ?? fail(ENOSYS)
 }
 
 @_cdecl("lsetxattr") public func exported_lsetxattr(
   _ path: Path?, _ name: Path?, _ value: UnsafeRawPointer?, _ size: Int, _ flags: Int32
 ) -> Int32 {
-  if DevicePath.matches(path) { return fail(ENOTSUP) }
-  return Real.lsetxattr?(path, name, value, size, flags) ?? fail(ENOSYS)
+  if unsafe DevicePath.matches(path) { return fail(ENOTSUP) }
+  return unsafe Real.lsetxattr?(path, name, value, size, flags) ?? fail(ENOSYS)
 }

@@ -8,19 +8,19 @@ import Glibc
 @_cdecl("sigaction") public func exportedSigAction(
   _ number: Int32, _ new: UnsafePointer<sigaction>?, _ old: UnsafeMutablePointer<sigaction>?
 ) -> Int32 {
-  ClientSignals.set(number, new, old)
+  unsafe ClientSignals.set(number, new, old)
 }
 
 @_cdecl("pthread_sigmask") public func exportedThreadMask(
   _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
 ) -> Int32 {
-  ClientSignals.changeMask(how, new, old)
+  unsafe ClientSignals.changeMask(how, new, old)
 }
 
 @_cdecl("sigprocmask") public func exportedProcessMask(
   _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
 ) -> Int32 {
-  let error = ClientSignals.changeMask(how, new, old)
+  let error = unsafe ClientSignals.changeMask(how, new, old)
   return error == 0 ? 0 : fail(error)
 }
 
@@ -49,19 +49,19 @@ import Glibc
   let hold: UInt = 2
   var set = sigset_t()
   var before = sigset_t()
-  sigemptyset(&set)
-  guard sigaddset(&set, number) == 0 else { return .max }
+  unsafe sigemptyset(&set)
+  guard unsafe sigaddset(&set, number) == 0 else { return .max }
   var old: UInt
   if handler == hold {
     var action = sigaction()
-    guard ClientSignals.set(number, nil, &action) == 0 else { return .max }
+    guard unsafe ClientSignals.set(number, nil, &action) == 0 else { return .max }
     old = ClientSignals.handler(action)
   } else {
     old = ClientSignals.simple(number, handler, flags: 0)
     if old == .max { return .max }
   }
-  _ = ClientSignals.changeMask(handler == hold ? SIG_BLOCK : SIG_UNBLOCK, &set, &before)
-  if sigismember(&before, number) == 1 { old = hold }
+  _ = unsafe ClientSignals.changeMask(handler == hold ? SIG_BLOCK : SIG_UNBLOCK, &set, &before)
+  if unsafe sigismember(&before, number) == 1 { old = hold }
   return old
 }
 

@@ -22,7 +22,7 @@ enum Cancellation {
   /// Whether `restore` has to be called.
   static func postpone() -> Bool {
     var old = deferred
-    pthread_setcanceltype(deferred, &old)
+    unsafe pthread_setcanceltype(deferred, &old)
     return old == asynchronous
   }
 

@@ -12,7 +12,7 @@ import KVM
 enum IRQFDEvents {
   /// KVM_IRQFD was done.
   static func note(_ argument: UInt) {
-    guard let request = UnsafePointer<kvm_irqfd>(bitPattern: argument)?.pointee,
+    guard let request = unsafe UnsafePointer<kvm_irqfd>(bitPattern: argument)?.pointee,
       request.flags & UInt32(KVM_IRQFD_FLAG_DEASSIGN) == 0
     else { return }
     DescriptorTable.shared.setEvent(Int32(bitPattern: request.fd), true)

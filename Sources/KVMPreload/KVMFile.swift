@@ -44,7 +44,7 @@ final class KVMFile: Sendable {
 extension FileIdentity {
   init?(_ descriptor: Int32) {
     var status = stat()
-    guard let real = Real.fstat, real(descriptor, &status) == 0 else { return nil }
+    guard let real = unsafe Real.fstat, unsafe real(descriptor, &status) == 0 else { return nil }
     self.init(device: UInt(status.st_dev), node: UInt(status.st_ino))
   }
 }
@@ -65,14 +65,14 @@ extension DescriptorTable {
     guard let identity = FileIdentity(descriptor) else { return nil }
     if let known = file(identity) {
       add(descriptor, known)
-      return unsafeDowncast(known.object, to: KVMFile.self)
+      return unsafe unsafeDowncast(known.object, to: KVMFile.self)
     }
     return SystemFile.adopt(descriptor)
   }
 
   /// The file of a descriptor, if the table has it.
   func known(_ descriptor: Int32) -> KVMFile? {
-    held(descriptor).map { unsafeDowncast($0.object, to: KVMFile.self) }
+    held(descriptor).map { unsafe unsafeDowncast($0.object, to: KVMFile.self) }
   }
 }
 
@@ -84,17 +84,17 @@ enum SystemFile {
   /// A new descriptor.
   static func make(_ flags: Int32) throws(Errno) -> Int32 {
     let cloexec = flags & O_CLOEXEC != 0 ? UInt32(MFD_CLOEXEC) : 0
-    let descriptor = memfd_create("kvm", cloexec)
+    let descriptor = unsafe memfd_create("kvm", cloexec)
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
-    _ = pwrite(descriptor, text.utf8Start, text.utf8CodeUnitCount, 0)
+    _ = unsafe pwrite(descriptor, text.utf8Start, text.utf8CodeUnitCount, 0)
     return descriptor
   }
 
   static func adopt(_ descriptor: Int32) -> KVMFile? {
     let count = text.utf8CodeUnitCount
     var buffer = InlineArray<32, UInt8>(repeating: 0)
-    let isOurs = withUnsafeMutableBytes(of: &buffer) { bytes in
-      pread(descriptor, bytes.baseAddress!, count, 0) == count
+    let isOurs = unsafe withUnsafeMutableBytes(of: &buffer) { bytes in
+      unsafe pread(descriptor, bytes.baseAddress!, count, 0) == count
         && memcmp(bytes.baseAddress!, text.utf8Start, count) == 0
     }
     guard isOurs, let library = Library.current,

@@ -46,13 +46,13 @@ final class Library: Sendable {
       if let instance, instance.isOwn { return instance }
       // What was the parent's is left alone: its threads are not here.
       if let old = instance {
-        _ = Unmanaged.passRetained(old)
+        _ = unsafe Unmanaged.passRetained(old)
         Hypervisor.forgetParent()
         Client.renewMemory()
       }
       instance = try? Library()
       if let instance {
-        let address = UInt(bitPattern: Unmanaged.passUnretained(instance).toOpaque())
+        let address = unsafe UInt(bitPattern: Unmanaged.passUnretained(instance).toOpaque())
         existingAddress.store(address, ordering: .releasing)
       }
       if Settings.statistics, instance != nil { atexit { Library.printStatistics() } }
@@ -66,8 +66,8 @@ final class Library: Sendable {
   /// The library, if this process has made one. Takes no lock.
   static var existing: Library? {
     let address = existingAddress.load(ordering: .acquiring)
-    guard let pointer = UnsafeRawPointer(bitPattern: address) else { return nil }
-    let library = Unmanaged<Library>.fromOpaque(pointer).takeUnretainedValue()
+    guard let pointer = unsafe UnsafeRawPointer(bitPattern: address) else { return nil }
+    let library = unsafe Unmanaged<Library>.fromOpaque(pointer).takeUnretainedValue()
     return library.isOwn ? library : nil
   }
 
@@ -119,7 +119,7 @@ final class Library: Sendable {
   }
 
   private func install(_ handle: Int32, _ kind: KVMFile.Kind) throws(Errno) -> Int32 {
-    let descriptor = memfd_create("kvm-vm", UInt32(MFD_CLOEXEC))
+    let descriptor = unsafe memfd_create("kvm-vm", UInt32(MFD_CLOEXEC))
     return try add(descriptor, handle, kind)
   }
 
@@ -171,5 +171,7 @@ enum Settings {
   /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
   static let statistics = value("MARTLET_STATS") == "1"
 
-  private static func value(_ name: String) -> String? { getenv(name).map { String(cString: $0) } }
+  private static func value(_ name: String) -> String? {
+    unsafe getenv(name).map { unsafe String(cString: $0) }
+  }
 }

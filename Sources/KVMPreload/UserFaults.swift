@@ -17,14 +17,16 @@ enum UserFaults {
     guard result == 0 else { return result }
     switch UInt32(truncatingIfNeeded: request) {
     case UInt32(CUFFDIO_REGISTER):
-      guard let memory = UnsafePointer<uffdio_register>(bitPattern: argument)?.pointee,
+      guard let memory = unsafe UnsafePointer<uffdio_register>(bitPattern: argument)?.pointee,
         memory.mode & missingMode != 0
       else { break }
       let range = range(memory.range)
       Client.makeMemory().userFaults.add(range, descriptor)
       Library.existing?.hypervisor.noteUserFaults(range)
     case UInt32(CUFFDIO_UNREGISTER):
-      guard let memory = UnsafePointer<uffdio_range>(bitPattern: argument)?.pointee else { break }
+      guard let memory = unsafe UnsafePointer<uffdio_range>(bitPattern: argument)?.pointee else {
+        break
+      }
       Client.memory?.userFaults.remove(range(memory))
     default: break
     }

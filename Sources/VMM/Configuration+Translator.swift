@@ -73,7 +73,7 @@ package struct TranslationCache: Sendable, Equatable {
   /// Where the XDG Base Directory Specification has it; nil where the user has no home.
   package static var defaultPath: String? {
     func absolute(_ name: String) -> String? {
-      let value = getenv(name).map { String(cString: $0) }
+      let value = unsafe getenv(name).map { unsafe String(cString: $0) }
       return value.flatMap { $0.hasPrefix("/") ? $0 : nil }
     }
     return (absolute("XDG_CACHE_HOME") ?? absolute("HOME").map { $0 + "/.cache" })

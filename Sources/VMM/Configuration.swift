@@ -175,7 +175,7 @@ extension Configuration {
   private static func create(
     _ path: String, option: String, flags: Int32 = 0
   ) throws(RunError) -> Int32 {
-    let descriptor = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | flags, 0o644)
+    let descriptor = unsafe open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | flags, 0o644)
     guard descriptor >= 0 else {
       throw RunError("\(option): cannot write \(path): \(Errno(rawValue: errno))")
     }

@@ -57,7 +57,7 @@ package struct DiskConfiguration: Sendable, Hashable {
 
   /// Where files of any size can be, and survive no restart of the host.
   private static var temporaryFolder: String {
-    getenv("TMPDIR").map { String(cString: $0) } ?? "/var/tmp"
+    unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/var/tmp"
   }
 
   /// Opens and locks the image and the files that it rests on.

@@ -83,7 +83,7 @@ package struct Doctor {
     _ name: String, _ resource: __rlimit_resource, mend: String, least: UInt64 = .max >> 1
   ) -> String {
     var limits = rlimit()
-    getrlimit(__rlimit_resource_t(resource.rawValue), &limits)
+    unsafe getrlimit(__rlimit_resource_t(resource.rawValue), &limits)
     let value = UInt64(limits.rlim_cur)
     let text = value == .max ? "unlimited" : "\(value)"
     return "limit of \(name): \(text)" + (value < least ? "; a run may need \(mend)" : "")

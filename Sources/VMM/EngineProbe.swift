@@ -45,11 +45,11 @@ struct EngineProbe {
   }
 
   private init(_ transport: any KVMTransport) throws(Errno) {
-    memory = try GuestMemory(size: 0x1_0000)
+    memory = try unsafe GuestMemory(size: 0x1_0000)
     machine = try System(transport: transport).createMachine()
     _ = memory.write(Self.code, at: Self.codeAddress)
     for region in memory.regions {
-      try machine.setMemory(
+      try unsafe machine.setMemory(
         slot: 0, guestAddress: region.guestAddress, size: region.size,
         hostAddress: region.hostAddress)
     }

@@ -42,7 +42,7 @@ final class Firmware: Sendable {
       throw RunError("no memory for firmware: \(error)", status: ExitStatus.engineFailed)
     }
     size = bytes.count
-    UnsafeMutableRawBufferPointer(start: code.address, count: size).copyBytes(from: bytes)
+    unsafe UnsafeMutableRawBufferPointer(start: code.address, count: size).copyBytes(from: bytes)
   }
 
   private static func variables(
@@ -59,7 +59,7 @@ final class Firmware: Sendable {
 
   /// Puts the code below 4 GiB, where the guest cannot write to it.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
-    try machine.setMemory(
+    try unsafe machine.setMemory(
       slot: slot, guestAddress: GuestMap.fourGiB - UInt64(size), size: UInt64(size),
       hostAddress: code.address, flags: MachineHandle.readOnlyMemory)
   }
@@ -73,9 +73,9 @@ final class Firmware: Sendable {
       machine: machine, slot: slot,
       start: GuestMap.fourGiB - UInt64(size) - UInt64(variables.bytes.count))
     let file = variables.file
-    let flash = try FlashMemory(
+    let flash = try unsafe FlashMemory(
       variables.bytes, visibility: { place.show($0) },
-      keep: { (start, bytes) throws(Errno) in try file?.write(at: start, bytes) })
+      keep: { (start, bytes) throws(Errno) in try unsafe file?.write(at: start, bytes) })
     try place.set(flash)
     return PlacedFlash(device: flash, start: place.start)
   }
@@ -84,8 +84,8 @@ final class Firmware: Sendable {
   func copy(into guest: GuestMemory) -> Bool {
     guard variables == nil else { return true }
     let count = GuestMap.firmwareCopySize
-    let end = UnsafeRawBufferPointer(start: code.address + (size - count), count: count)
-    return guest.write(Array(end), at: GuestMap.firmwareCopy)
+    let end = unsafe UnsafeRawBufferPointer(start: code.address + (size - count), count: count)
+    return unsafe guest.write(Array(end), at: GuestMap.firmwareCopy)
   }
 
   /// What it is told of the machine.
@@ -133,7 +133,7 @@ private final class FlashPlace: Sendable {
   }
 
   func set(_ flash: FlashMemory) throws(Errno) {
-    contents.withLock { $0 = (UInt(bitPattern: flash.address), UInt64(flash.size)) }
+    contents.withLock { $0 = unsafe (UInt(bitPattern: flash.address), UInt64(flash.size)) }
     try map(true)
   }
 
@@ -148,8 +148,8 @@ private final class FlashPlace: Sendable {
 
   private func map(_ isMemory: Bool) throws(Errno) {
     let (address, size) = contents.withLock { $0 }
-    guard let host = UnsafeMutableRawPointer(bitPattern: address) else { return }
-    try machine.setMemory(
+    guard let host = unsafe UnsafeMutableRawPointer(bitPattern: address) else { return }
+    try unsafe machine.setMemory(
       slot: slot, guestAddress: start, size: isMemory ? size : 0, hostAddress: host,
       flags: MachineHandle.readOnlyMemory)
   }

@@ -25,11 +25,11 @@ enum MachineBuilder {
 
     let memory = try step("map \(configuration.memory >> 20)M of memory; give less") {
       () throws(Errno) in
-      try GuestMemory(
+      try unsafe GuestMemory(
         size: configuration.memory,
         hole: configuration.firmware?.isUEFI == true
           ? GuestMap.firmwareMemoryHole : GuestMap.memoryHole
-      ) { engine.transport.noteWrite($0, count: $1) }
+      ) { unsafe engine.transport.noteWrite($0, count: $1) }
     }
     let entry = try image.load(into: memory)
     log.debug("entry: \(entry)")
@@ -69,7 +69,7 @@ enum MachineBuilder {
     for (slot, region) in memory.regions.enumerated() {
       let start = String(region.guestAddress, radix: 16)
       log.debug("memory slot \(slot): \(region.size >> 10)K at 0x\(start)")
-      try machine.setMemory(
+      try unsafe machine.setMemory(
         slot: UInt32(slot), guestAddress: region.guestAddress, size: region.size,
         hostAddress: region.hostAddress)
     }
@@ -162,10 +162,10 @@ enum ProcessorReset {
     try cpu.setFPU(fpu)
     // The 8259's output on LINT0 and NMIs on LINT1, as the MP specification's virtual wire mode.
     var apic = try cpu.localAPIC()
-    withUnsafeMutableBytes(of: &apic) { registers in
-      registers.storeBytes(
+    unsafe withUnsafeMutableBytes(of: &apic) { registers in
+      unsafe registers.storeBytes(
         of: externalInterrupt, toByteOffset: APICRegister.lvtLINT0, as: UInt32.self)
-      registers.storeBytes(
+      unsafe registers.storeBytes(
         of: nonMaskableInterrupt, toByteOffset: APICRegister.lvtLINT1, as: UInt32.self)
     }
     try cpu.setLocalAPIC(apic)

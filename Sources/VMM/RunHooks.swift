@@ -5,7 +5,7 @@
 import SystemPackage
 
 /// What a program does at points of a machine's run.
-package struct RunHooks: Sendable {
+@safe package struct RunHooks: Sendable {
   /// All threads exist and no guest code has run: gives away what the event loop's thread does not
   /// need.
   package var confine: (@Sendable () throws(Errno) -> Void)?

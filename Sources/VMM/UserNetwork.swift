@@ -36,11 +36,11 @@ final class UserNetwork: Sendable {
     do throws(Errno) {
       var ends: [Int32] = [0, 0]
       let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
-      _ = try systemCall { () -> Int32 in socketpair(AF_UNIX, kind, 0, &ends) }
+      _ = try systemCall { () -> Int32 in unsafe socketpair(AF_UNIX, kind, 0, &ends) }
       let own = OwnedFileDescriptor(owning: ends[0])
       let other = OwnedFileDescriptor(owning: ends[1])
       messages = OwnedFileDescriptor(
-        owning: try systemCall { () -> Int32 in memfd_create("passt", UInt32(MFD_CLOEXEC)) })
+        owning: try systemCall { () -> Int32 in unsafe memfd_create("passt", UInt32(MFD_CLOEXEC)) })
       try Self.start(
         path, Self.arguments(configuration), socket: other.rawValue, errors: messages.rawValue)
       socket = own.release()
@@ -57,15 +57,17 @@ final class UserNetwork: Sendable {
   /// The last line that passt wrote, except those that say that there is no system log.
   var lastWords: String {
     var bytes = [UInt8](repeating: 0, count: 4096)
-    let count = pread(messages.rawValue, &bytes, bytes.count, 0)
+    let count = unsafe pread(messages.rawValue, &bytes, bytes.count, 0)
     let lines = String(decoding: bytes[..<max(count, 0)], as: UTF8.self).split(separator: "\n")
     return lines.last { !$0.hasPrefix("Failed to send") }.map(String.init) ?? "no reason given"
   }
 
   /// Where passt is.
   static func find() -> String? {
-    let path = getenv("PATH").map { String(cString: $0) } ?? "/usr/bin:/bin"
-    return path.split(separator: ":").map { "\($0)/\(program)" }.first { access($0, X_OK) == 0 }
+    let path = unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? "/usr/bin:/bin"
+    return path.split(separator: ":").map { "\($0)/\(program)" }.first {
+      unsafe access($0, X_OK) == 0
+    }
   }
 
   private static func arguments(_ configuration: NetworkConfiguration) -> [String] {
@@ -83,23 +85,23 @@ final class UserNetwork: Sendable {
   private static func start(
     _ path: String, _ arguments: [String], socket: Int32, errors: Int32
   ) throws(Errno) {
-    var actions = posix_spawn_file_actions_t()
-    posix_spawn_file_actions_init(&actions)
-    defer { posix_spawn_file_actions_destroy(&actions) }
-    posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
-    posix_spawn_file_actions_adddup2(&actions, errors, STDOUT_FILENO)
-    posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
-    posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
+    var actions = unsafe posix_spawn_file_actions_t()
+    unsafe posix_spawn_file_actions_init(&actions)
+    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
+    unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
+    unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDOUT_FILENO)
+    unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
+    unsafe posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
     // What the terminal sends to the monitor is not for it: it ends with the socket.
     var attributes = posix_spawnattr_t()
-    posix_spawnattr_init(&attributes)
-    defer { posix_spawnattr_destroy(&attributes) }
-    posix_spawnattr_setpgroup(&attributes, 0)
-    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
-    var words: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) }
-    defer { for word in words { free(word) } }
-    words.append(nil)
+    unsafe posix_spawnattr_init(&attributes)
+    defer { unsafe posix_spawnattr_destroy(&attributes) }
+    unsafe posix_spawnattr_setpgroup(&attributes, 0)
+    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+    var words: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) }
+    defer { unsafe words.forEach { unsafe free($0) } }
+    unsafe words.append(nil)
     var process = pid_t()
-    try threadCall { posix_spawn(&process, path, &actions, &attributes, words, environ) }
+    try threadCall { unsafe posix_spawn(&process, path, &actions, &attributes, words, environ) }
   }
 }

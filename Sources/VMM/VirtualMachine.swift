@@ -16,7 +16,7 @@ import Synchronization
 import SystemPackage
 
 /// A machine that runs once, however often its guest restarts.
-package final class VirtualMachine: Sendable {
+@safe package final class VirtualMachine: Sendable {
   /// Mapped as long as the machine lives.
   private let memory: GuestMemory
   private let machine: MachineHandle
@@ -27,7 +27,7 @@ package final class VirtualMachine: Sendable {
   private let started = HostClock.monotonic()
   /// vCPUs may run guest code.
   private let mayEnter = Atomic<Bool>(false)
-  private let firstExit = Mutex<(@Sendable (UnsafeMutableRawBufferPointer) -> Void)?>(nil)
+  private let firstExit = unsafe Mutex<(@Sendable (UnsafeMutableRawBufferPointer) -> Void)?>(nil)
 
   init(
     memory: GuestMemory, machine: MachineHandle, board: Board, processors: [VirtualCPUHandle],
@@ -56,7 +56,7 @@ package final class VirtualMachine: Sendable {
   package func run(
     input: Int32 = STDIN_FILENO, hooks: RunHooks = RunHooks()
   ) throws(RunError) -> Outcome {
-    firstExit.withLock { $0 = hooks.firstExit }
+    unsafe firstExit.withLock { unsafe $0 = unsafe hooks.firstExit }
     var outcome: Outcome
     do throws(Errno) {
       // Signals first: the threads inherit what is blocked here.
@@ -84,9 +84,9 @@ package final class VirtualMachine: Sendable {
   /// them.
   package static func blockSignals() {
     var mask = sigset_t()
-    sigemptyset(&mask)
-    for number in MainLoop.signals { sigaddset(&mask, number) }
-    pthread_sigmask(SIG_BLOCK, &mask, nil)
+    unsafe sigemptyset(&mask)
+    for number in MainLoop.signals { unsafe sigaddset(&mask, number) }
+    unsafe pthread_sigmask(SIG_BLOCK, &mask, nil)
   }
 
   private func start() throws(Errno) {
@@ -141,7 +141,7 @@ package final class VirtualMachine: Sendable {
     for processor in processors { exits.add(processor.exitCounts) }
     let elapsed = HostClock.monotonic() - started
     var usage = rusage()
-    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+    unsafe getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
     func seconds(_ time: timeval) -> Double { Double(time.tv_sec) + Double(time.tv_usec) / 1e6 }
     var lines = [
       "time: \(Self.rounded(Double(elapsed) / 1e9)) s wall, "
@@ -168,24 +168,24 @@ package final class VirtualMachine: Sendable {
 extension VirtualMachine: ProcessorHost {
   func access(_ access: PortAccess) {
     for index in 0..<access.count {
-      let data = access.data + index * access.width
+      let data = unsafe access.data + index * access.width
       if access.isWrite {
-        board.ports.write(
+        unsafe board.ports.write(
           UInt64(access.port), width: access.width, value: Self.load(data, access.width))
       } else {
         let value = board.ports.read(UInt64(access.port), width: access.width)
-        Self.store(value, data, access.width)
+        unsafe Self.store(value, data, access.width)
       }
     }
   }
 
   func access(_ access: MemoryAccess) {
     if access.isWrite {
-      board.memoryMapped.write(
+      unsafe board.memoryMapped.write(
         access.address, width: access.width, value: Self.load(access.data, access.width))
     } else {
       let value = board.memoryMapped.read(access.address, width: access.width)
-      Self.store(value, access.data, access.width)
+      unsafe Self.store(value, access.data, access.width)
     }
   }
 
@@ -194,8 +194,9 @@ extension VirtualMachine: ProcessorHost {
   }
 
   func noteFirstExit() {
-    guard let hook = firstExit.withLock({ $0 }), let region = memory.regions.first else { return }
-    hook(UnsafeMutableRawBufferPointer(start: region.hostAddress, count: Int(region.size)))
+    guard let hook = unsafe firstExit.withLock({ unsafe $0 }), let region = memory.regions.first
+    else { return }
+    unsafe hook(UnsafeMutableRawBufferPointer(start: region.hostAddress, count: Int(region.size)))
   }
 
   func reboot() { board.control.reboot() }
@@ -204,15 +205,16 @@ extension VirtualMachine: ProcessorHost {
 
   private static func load(_ data: UnsafeMutableRawPointer, _ width: Int) -> UInt64 {
     var value: UInt64 = 0
-    withUnsafeMutableBytes(of: &value) {
-      $0.copyMemory(from: UnsafeRawBufferPointer(start: data, count: min(width, 8)))
+    unsafe withUnsafeMutableBytes(of: &value) {
+      unsafe $0.copyMemory(from: UnsafeRawBufferPointer(start: data, count: min(width, 8)))
     }
     return value
   }
 
   private static func store(_ value: UInt64, _ data: UnsafeMutableRawPointer, _ width: Int) {
-    withUnsafeBytes(of: value) {
-      data.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(data), byteCount: min(width, 8))
+    unsafe withUnsafeBytes(of: value) {
+      unsafe data.copyMemory(
+        from: $0.baseAddress ?? UnsafeRawPointer(data), byteCount: min(width, 8))
     }
   }
 }

@@ -26,7 +26,7 @@ final class DiskFile: Sendable {
     /// nil where there is no such file.
     init?(path: String) {
       var status = stat()
-      guard stat(path, &status) == 0 else { return nil }
+      guard unsafe stat(path, &status) == 0 else { return nil }
       self.init(status)
     }
   }
@@ -61,20 +61,20 @@ final class DiskFile: Sendable {
     var template = Array("\(folder)/martlet-overlay-XXXXXX".utf8CString)
     let raw: Int32
     do throws(Errno) {
-      raw = try systemCall { () -> Int32 in mkstemp(&template) }
+      raw = try systemCall { () -> Int32 in unsafe mkstemp(&template) }
     } catch {
       throw .cannotOpen(error)
     }
     let owner = OwnedFileDescriptor(owning: raw)
     _ = fcntl(raw, F_SETFD, FD_CLOEXEC)
-    unlink(template)
+    unsafe unlink(template)
     try self.init(owner, isReadOnly: false)
   }
 
   init(_ owner: consuming OwnedFileDescriptor, isReadOnly: Bool) throws(ImageError) {
     let raw = owner.rawValue
     var status = stat()
-    guard fstat(raw, &status) == 0 else { throw .cannotOpen(Errno(rawValue: errno)) }
+    guard unsafe fstat(raw, &status) == 0 else { throw .cannotOpen(Errno(rawValue: errno)) }
     let kind = status.st_mode & S_IFMT
     guard kind == S_IFREG || kind == S_IFBLK else { throw .notAFile }
     isDevice = kind == S_IFBLK
@@ -89,10 +89,10 @@ final class DiskFile: Sendable {
     let raw = file.rawValue
     if isDevice {
       var size: UInt64 = 0
-      return ioctl(raw, UInt(chost_blkgetsize64), &size) == 0 ? size : 0
+      return unsafe ioctl(raw, UInt(chost_blkgetsize64), &size) == 0 ? size : 0
     }
     var status = stat()
-    return fstat(raw, &status) == 0 ? UInt64(clamping: status.st_size) : 0
+    return unsafe fstat(raw, &status) == 0 ? UInt64(clamping: status.st_size) : 0
   }
 
   /// The whole file. The lock ends with the descriptor.
@@ -100,7 +100,7 @@ final class DiskFile: Sendable {
     var lock = flock()
     lock.l_type = Int16(isReadOnly ? F_RDLCK : F_WRLCK)
     lock.l_whence = Int16(SEEK_SET)
-    guard fcntl(file.rawValue, chost_ofd_setlk, &lock) != 0 else { return }
+    guard unsafe fcntl(file.rawValue, chost_ofd_setlk, &lock) != 0 else { return }
     switch errno {
     case EAGAIN, EACCES: throw .isInUse
     // A file system without locks keeps nobody out.
@@ -119,7 +119,7 @@ final class DiskFile: Sendable {
     at offset: UInt64, into pieces: IOPieces, padsWithZeroes: Bool = false
   ) throws(Errno) {
     let file = file.rawValue
-    let rest = try Self.all(of: pieces, offset) { preadv(file, $0, $1, $2) }
+    let rest = try unsafe Self.all(of: pieces, offset) { unsafe preadv(file, $0, $1, $2) }
     if rest.isEmpty { return }
     // The end of a file that somebody has cut.
     guard padsWithZeroes else { throw .ioError }
@@ -129,7 +129,7 @@ final class DiskFile: Sendable {
   /// Writes all of the pieces.
   func write(at offset: UInt64, from pieces: IOPieces) throws(Errno) {
     let file = file.rawValue
-    let rest = try Self.all(of: pieces, offset) { pwritev(file, $0, $1, $2) }
+    let rest = try unsafe Self.all(of: pieces, offset) { unsafe pwritev(file, $0, $1, $2) }
     guard rest.isEmpty else { throw .ioError }
   }
 
@@ -145,11 +145,11 @@ final class DiskFile: Sendable {
     var place = offset
     while !rest.isEmpty {
       guard place < limit else { throw .fileTooLarge }
-      let count = Int32(truncatingIfNeeded: min(rest.vectors.count, vectorLimit))
+      let count = unsafe Int32(truncatingIfNeeded: min(rest.vectors.count, vectorLimit))
       let start = off_t(truncatingIfNeeded: place)
-      let vectors = rest.vectors
+      let vectors = unsafe rest.vectors
       let done = try systemCall { () -> Int in
-        vectors.withUnsafeBufferPointer { call($0.baseAddress, count, start) }
+        unsafe vectors.withUnsafeBufferPointer { unsafe call($0.baseAddress, count, start) }
       }
       if done <= 0 { return rest }
       if done >= rest.count { return IOPieces() }
@@ -163,12 +163,12 @@ final class DiskFile: Sendable {
   func bytes(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
     let buffer = HostBuffer(count: count)
     try read(at: offset, into: buffer.pieces(count: count), padsWithZeroes: true)
-    return [UInt8](buffer.memory.prefix(count))
+    return unsafe [UInt8](buffer.memory.prefix(count))
   }
 
   func write(_ bytes: [UInt8], at offset: UInt64) throws(Errno) {
     let buffer = HostBuffer(count: bytes.count)
-    buffer.memory.copyBytes(from: bytes)
+    unsafe buffer.memory.copyBytes(from: bytes)
     try write(at: offset, from: buffer.pieces(count: bytes.count))
   }
 
@@ -226,7 +226,7 @@ final class DiskFile: Sendable {
   ) throws(Errno) {
     let file = file.rawValue
     var range = (offset, count)
-    _ = try systemCall { () -> Int32 in ioctl(file, UInt(request), &range) }
+    _ = try systemCall { () -> Int32 in unsafe ioctl(file, UInt(request), &range) }
   }
 
   /// For file systems that cannot do better.

@@ -8,35 +8,37 @@ import Glibc
 import GuestMemory
 
 /// Memory in pieces, one after the other. It must outlive the list.
-struct IOPieces {
+@safe struct IOPieces {
   /// None has 0 bytes.
   private(set) var vectors: [iovec]
   /// Bytes in all.
   private(set) var count: Int
 
-  private init(vectors: [iovec], count: Int) { (self.vectors, self.count) = (vectors, count) }
+  private init(vectors: [iovec], count: Int) {
+    unsafe (self.vectors, self.count) = unsafe (vectors, count)
+  }
 
-  init() { self.init(vectors: [], count: 0) }
+  init() { unsafe self.init(vectors: [], count: 0) }
 
   init(_ buffers: GuestBuffers) {
-    self.init(vectors: buffers.withVectors { Array($0) }, count: buffers.count)
+    unsafe self.init(vectors: buffers.withVectors { unsafe Array($0) }, count: buffers.count)
   }
 
   init(_ memory: UnsafeMutableRawBufferPointer) {
     self.init()
-    append(memory)
+    unsafe append(memory)
   }
 
   var isEmpty: Bool { count == 0 }
 
   mutating func append(_ memory: UnsafeMutableRawBufferPointer) {
-    if memory.isEmpty { return }
-    vectors.append(iovec(iov_base: memory.baseAddress, iov_len: memory.count))
+    if unsafe memory.isEmpty { return }
+    unsafe vectors.append(iovec(iov_base: memory.baseAddress, iov_len: memory.count))
     count &+= memory.count
   }
 
   mutating func append(_ pieces: IOPieces) {
-    vectors += pieces.vectors
+    unsafe vectors += pieces.vectors
     count &+= pieces.count
   }
 
@@ -44,22 +46,24 @@ struct IOPieces {
   func slice(from start: Int, count wanted: Int = .max) -> IOPieces {
     if start == 0, wanted >= count { return self }
     var part = IOPieces()
-    forPieces(from: start, count: wanted) { part.append($0) }
+    unsafe forPieces(from: start, count: wanted) { unsafe part.append($0) }
     return part
   }
 
   /// Sets all bytes to 0.
   func clear() {
-    for vector in vectors {
-      if let base = vector.iov_base { memset(base, 0, vector.iov_len) }
+    for n in unsafe vectors.indices {
+      let vector = unsafe vectors[n]
+      if let base = unsafe vector.iov_base { unsafe memset(base, 0, vector.iov_len) }
     }
   }
 
   /// Copies bytes in, as many as fit.
   func fill(from bytes: UnsafeRawBufferPointer) {
     var done = 0
-    forPieces(from: 0, count: bytes.count) { piece in
-      piece.copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
+    unsafe forPieces(from: 0, count: bytes.count) { piece in
+      unsafe piece.copyMemory(
+        from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
       done &+= piece.count
     }
   }
@@ -68,13 +72,14 @@ struct IOPieces {
     from start: Int, count wanted: Int, _ body: (UnsafeMutableRawBufferPointer) -> Void
   ) {
     var (skip, left) = (start, wanted)
-    for vector in vectors where left > 0 {
-      guard skip < vector.iov_len, let base = vector.iov_base else {
-        skip &-= vector.iov_len
+    for n in unsafe vectors.indices where left > 0 {
+      let vector = unsafe vectors[n]
+      guard unsafe skip < vector.iov_len, let base = unsafe vector.iov_base else {
+        unsafe skip &-= vector.iov_len
         continue
       }
-      let size = min(vector.iov_len &- skip, left)
-      body(UnsafeMutableRawBufferPointer(start: base.advanced(by: skip), count: size))
+      let size = unsafe min(vector.iov_len &- skip, left)
+      unsafe body(UnsafeMutableRawBufferPointer(start: base.advanced(by: skip), count: size))
       left &-= size
       skip = 0
     }
@@ -82,19 +87,20 @@ struct IOPieces {
 }
 
 /// Memory of the program for as long as a request takes.
-final class HostBuffer {
+@safe final class HostBuffer {
   let memory: UnsafeMutableRawBufferPointer
 
   /// - Parameter count: bytes, all 0.
   init(count: Int) {
-    memory = UnsafeMutableRawBufferPointer.allocate(byteCount: max(count, 1), alignment: 4096)
-    memory.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe memory = UnsafeMutableRawBufferPointer.allocate(
+      byteCount: max(count, 1), alignment: 4096)
+    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
   }
 
-  deinit { memory.deallocate() }
+  deinit { unsafe memory.deallocate() }
 
   /// The bytes from an offset on, as many as there are.
   func pieces(from start: Int = 0, count wanted: Int) -> IOPieces {
-    IOPieces(memory).slice(from: start, count: wanted)
+    unsafe IOPieces(memory).slice(from: start, count: wanted)
   }
 }

@@ -176,7 +176,7 @@ package final class FirmwareConfiguration: BusDevice {
 
   /// Copies bytes of the item to memory; behind its end they are 0.
   private func copy(_ count: Int, to address: UInt64, _ state: inout State) -> Bool {
-    guard memory.host(address, count: count) != nil else { return false }
+    guard unsafe memory.host(address, count: count) != nil else { return false }
     let bytes = state.items[state.item] ?? []
     let rest = bytes.dropFirst(state.position).prefix(count)
     state.position &+= rest.count

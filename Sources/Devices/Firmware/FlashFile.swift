@@ -22,7 +22,7 @@ package final class FlashFile: Sendable {
   }
 
   package func write(at offset: Int, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
-    let pieces = IOPieces(UnsafeMutableRawBufferPointer(mutating: bytes))
+    let pieces = unsafe IOPieces(UnsafeMutableRawBufferPointer(mutating: bytes))
     try file.write(at: UInt64(truncatingIfNeeded: offset), from: pieces)
   }
 }

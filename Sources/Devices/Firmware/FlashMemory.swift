@@ -14,7 +14,7 @@ import Host
 import Synchronization
 import SystemPackage
 
-package final class FlashMemory: BusDevice {
+@safe package final class FlashMemory: BusDevice {
   /// Bytes that are erased together.
   package static let blockSize = 4096
 
@@ -73,12 +73,12 @@ package final class FlashMemory: BusDevice {
     contents = try Mapping(anonymous: bytes.count, guards: true)
     size = bytes.count
     self.visibility = visibility
-    self.keep = keep
-    UnsafeMutableRawBufferPointer(start: contents.address, count: size).copyBytes(from: bytes)
+    unsafe self.keep = unsafe keep
+    unsafe UnsafeMutableRawBufferPointer(start: contents.address, count: size).copyBytes(from: bytes)
   }
 
   /// Where the contents lie, as long as the device lives.
-  package var address: UnsafeMutableRawPointer { contents.address }
+  package var address: UnsafeMutableRawPointer { unsafe contents.address }
 
   package func resetWithMachine() {
     state.withLock { state in
@@ -112,7 +112,7 @@ package final class FlashMemory: BusDevice {
 
   private func load(_ offset: UInt64) -> UInt8 {
     guard let place = Int(exactly: offset), place < size else { return 0xFF }
-    return contents.address.load(fromByteOffset: place, as: UInt8.self)
+    return unsafe contents.address.load(fromByteOffset: place, as: UInt8.self)
   }
 
   private static func element(_ table: [UInt8], _ offset: UInt64) -> UInt8 {
@@ -175,8 +175,8 @@ package final class FlashMemory: BusDevice {
     }
     for index in 0..<width {
       let new = UInt8(truncatingIfNeeded: value >> UInt64(truncatingIfNeeded: index &* 8))
-      let place = contents.address + (start &+ index)
-      place.storeBytes(of: place.load(as: UInt8.self) & new, as: UInt8.self)
+      let place = unsafe contents.address + (start &+ index)
+      unsafe place.storeBytes(of: place.load(as: UInt8.self) & new, as: UInt8.self)
     }
     if !save(start, width) { state.status |= Status.programError }
   }
@@ -188,14 +188,14 @@ package final class FlashMemory: BusDevice {
       return
     }
     let start = place & ~(Self.blockSize &- 1)
-    UnsafeMutableRawBufferPointer(start: contents.address + start, count: Self.blockSize)
+    unsafe UnsafeMutableRawBufferPointer(start: contents.address + start, count: Self.blockSize)
       .initializeMemory(as: UInt8.self, repeating: 0xFF)
     if !save(start, Self.blockSize) { state.status |= Status.eraseError }
   }
 
   private func save(_ start: Int, _ count: Int) -> Bool {
     do throws(Errno) {
-      try keep(start, UnsafeRawBufferPointer(start: contents.address + start, count: count))
+      try unsafe keep(start, UnsafeRawBufferPointer(start: contents.address + start, count: count))
       return true
     } catch {
       return false

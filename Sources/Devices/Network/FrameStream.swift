@@ -68,7 +68,7 @@ struct FrameStream: ~Copyable {
   /// - Returns: nil without a frame, else what the function says.
   mutating func takeFrame(_ body: (UnsafeRawBufferPointer) -> Bool) -> Bool? {
     guard let frame = nextFrame() else { return nil }
-    let isTaken = input[frame].withUnsafeBytes(body)
+    let isTaken = unsafe input[frame].withUnsafeBytes(body)
     if isTaken { start = frame.upperBound }
     return isTaken
   }
@@ -78,18 +78,18 @@ struct FrameStream: ~Copyable {
     if hasEnded { return .ended }
     if start > 0 {
       let (first, count) = (start, end &- start)
-      input.withUnsafeMutableBytes { bytes in
-        let rest = UnsafeRawBufferPointer(rebasing: bytes[first..<first &+ count])
-        bytes.copyMemory(from: rest)
+      unsafe input.withUnsafeMutableBytes { bytes in
+        let rest = unsafe UnsafeRawBufferPointer(rebasing: bytes[first..<first &+ count])
+        unsafe bytes.copyMemory(from: rest)
       }
       (start, end) = (0, count)
     }
     let raw = socket.rawValue
     let (used, room) = (end, input.count &- end)
     do throws(Errno) {
-      let count = try input.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
-        let rest = UnsafeMutableBufferPointer(rebasing: all[used..<used &+ room])
-        return try Host.read(raw, into: UnsafeMutableRawBufferPointer(rest))
+      let count = try unsafe input.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
+        let rest = unsafe UnsafeMutableBufferPointer(rebasing: all[used..<used &+ room])
+        return try unsafe Host.read(raw, into: UnsafeMutableRawBufferPointer(rest))
       }
       end &+= count
       if count == 0 { hasEnded = true }
@@ -112,12 +112,12 @@ struct FrameStream: ~Copyable {
     let raw = socket.rawValue
     let prefix = UInt32(truncatingIfNeeded: frame.count).bigEndian
     let whole = frame.count &+ Self.prefixSize
-    let sent: Int? = withUnsafeBytes(of: prefix) { prefix -> Int? in
-      frame.withVectors { pieces -> Int? in
+    let sent: Int? = unsafe withUnsafeBytes(of: prefix) { prefix -> Int? in
+      unsafe frame.withVectors { pieces -> Int? in
         guard pieces.count < Self.pieceLimit else { return 0 }
-        let first = iovec(
+        let first = unsafe iovec(
           iov_base: UnsafeMutableRawPointer(mutating: prefix.baseAddress), iov_len: prefix.count)
-        return Self.send(raw, [first] + pieces)
+        return unsafe Self.send(raw, [first] + pieces)
       }
     }
     guard let sent else {
@@ -125,7 +125,9 @@ struct FrameStream: ~Copyable {
       return
     }
     if sent < whole {
-      let all = withUnsafeBytes(of: prefix) { Array($0) } + (frame.bytes(count: frame.count) ?? [])
+      let all =
+        unsafe withUnsafeBytes(of: prefix) { unsafe Array($0) }
+        + (frame.bytes(count: frame.count) ?? [])
       output = Array(all[sent...])
     }
   }
@@ -134,8 +136,8 @@ struct FrameStream: ~Copyable {
   mutating func flush() {
     guard !output.isEmpty, !hasEnded else { return }
     let raw = socket.rawValue
-    let sent = output.withUnsafeMutableBytes {
-      Self.send(raw, [iovec(iov_base: $0.baseAddress, iov_len: $0.count)])
+    let sent = unsafe output.withUnsafeMutableBytes {
+      unsafe Self.send(raw, [iovec(iov_base: $0.baseAddress, iov_len: $0.count)])
     }
     if let sent { output.removeFirst(sent) } else { hasEnded = true }
   }
@@ -144,7 +146,9 @@ struct FrameStream: ~Copyable {
   private static func send(_ socket: Int32, _ pieces: [iovec]) -> Int? {
     do throws(Errno) {
       return try systemCall { () -> Int in
-        pieces.withUnsafeBufferPointer { writev(socket, $0.baseAddress, Int32($0.count)) }
+        unsafe pieces.withUnsafeBufferPointer {
+          unsafe writev(socket, $0.baseAddress, Int32($0.count))
+        }
       }
     } catch {
       return error == .wouldBlock || error == .resourceTemporarilyUnavailable ? 0 : nil

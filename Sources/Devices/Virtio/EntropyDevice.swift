@@ -38,11 +38,11 @@ package final class EntropyDevice: VirtioDevice {
     for _ in 0..<Self.turn {
       guard let request = queue.pop() else { return }
       let wanted = min(request.writable.count, Self.limit)
-      let got = bytes.withUnsafeMutableBytes {
+      let got = unsafe bytes.withUnsafeMutableBytes {
         max(
           chost_syscall(Int(SYS_getrandom), Int(bitPattern: $0.baseAddress), wanted, 0, 0, 0, 0), 0)
       }
-      let count = bytes[..<got].withUnsafeBytes { request.writable.write($0) }
+      let count = unsafe bytes[..<got].withUnsafeBytes { unsafe request.writable.write($0) }
       queue.complete(request, written: UInt32(truncatingIfNeeded: count))
     }
     bell.ring()

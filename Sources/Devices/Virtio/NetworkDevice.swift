@@ -156,7 +156,7 @@ package final class NetworkDevice: VirtioDevice {
     state.isFull = false
     let merges = state.merges
     for _ in 0..<Self.turn {
-      switch state.stream.takeFrame({ deliver($0, merges) }) {
+      switch unsafe state.stream.takeFrame({ unsafe deliver($0, merges) }) {
       case true?: break
       case false?:
         state.isFull = true
@@ -180,10 +180,10 @@ package final class NetworkDevice: VirtioDevice {
     // No flags, no offsets; how many buffers follows.
     var bytes = [UInt8](repeating: 0, count: Self.headerSize)
     bytes[10] = UInt8(truncatingIfNeeded: requests.count)
-    bytes.append(contentsOf: frame)
+    unsafe bytes.append(contentsOf: frame)
     var done = 0
     let written = requests.map { request in
-      let count = bytes[done...].withUnsafeBytes { request.writable.write($0) }
+      let count = unsafe bytes[done...].withUnsafeBytes { unsafe request.writable.write($0) }
       done &+= count
       return UInt32(truncatingIfNeeded: count)
     }

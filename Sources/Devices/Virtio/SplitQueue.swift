@@ -93,7 +93,7 @@ package struct SplitQueue: Sendable, Hashable {
     ]
     guard size > 0, size & (size &- 1) == 0, size <= 1 << 15,
       parts.allSatisfy({ address, alignment, bytes in
-        address & UInt64(alignment &- 1) == 0
+        unsafe address & UInt64(alignment &- 1) == 0
           && memory.host(address, count: Int(truncatingIfNeeded: bytes)) != nil
       })
     else { return nil }
@@ -170,11 +170,11 @@ package struct SplitQueue: Sendable, Hashable {
   ) throws(QueueError) -> Descriptor {
     guard UInt32(index) < count else { throw .noSuchDescriptor(index) }
     let address = table.addingReportingOverflow(UInt64(index) &* Layout.descriptorSize)
-    guard !address.overflow, let source = memory.host(address.partialValue, count: 16) else {
+    guard !address.overflow, let source = unsafe memory.host(address.partialValue, count: 16) else {
       throw .outsideMemory(address.partialValue)
     }
-    let first = source.loadUnaligned(as: UInt64.self)
-    let second = source.loadUnaligned(fromByteOffset: 8, as: UInt64.self)
+    let first = unsafe source.loadUnaligned(as: UInt64.self)
+    let second = unsafe source.loadUnaligned(fromByteOffset: 8, as: UInt64.self)
     return Descriptor(
       address: first, length: UInt32(truncatingIfNeeded: second),
       flags: UInt16(truncatingIfNeeded: second >> 32),

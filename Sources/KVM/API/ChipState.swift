@@ -58,9 +58,9 @@ enum ChipState {
     state.ioregsel = chip.select
     state.id = chip.id
     state.irr = chip.irr
-    withUnsafeMutableBytes(of: &state) { bytes in
+    unsafe withUnsafeMutableBytes(of: &state) { bytes in
       for pin in 0..<IOAPIC.pinCount {
-        bytes.storeBytes(
+        unsafe bytes.storeBytes(
           of: chip.entries[pin], toByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
       }
     }
@@ -73,9 +73,9 @@ enum ChipState {
     chip.select = state.ioregsel
     chip.id = state.id
     chip.irr = state.irr
-    withUnsafeBytes(of: state) { bytes in
+    unsafe withUnsafeBytes(of: state) { bytes in
       for pin in 0..<IOAPIC.pinCount {
-        chip.entries[pin] = bytes.loadUnaligned(
+        chip.entries[pin] = unsafe bytes.loadUnaligned(
           fromByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
       }
     }
@@ -84,9 +84,9 @@ enum ChipState {
 
   static func pit(_ chip: PIT8254.State, flags: UInt32) -> kvm_pit_state2 {
     var state = kvm_pit_state2()
-    withUnsafeMutableBytes(of: &state.channels) { channels in
+    unsafe withUnsafeMutableBytes(of: &state.channels) { channels in
       for index in 0..<3 {
-        channels.storeBytes(
+        unsafe channels.storeBytes(
           of: channel(chip.channels[index]),
           toByteOffset: index * MemoryLayout<kvm_pit_channel_state>.stride,
           as: kvm_pit_channel_state.self)
@@ -98,9 +98,9 @@ enum ChipState {
 
   static func pit(_ state: kvm_pit_state2) -> PIT8254.State {
     var chip = PIT8254.State()
-    withUnsafeBytes(of: state.channels) { channels in
+    unsafe withUnsafeBytes(of: state.channels) { channels in
       for index in 0..<3 {
-        chip.channels[index] = channel(
+        chip.channels[index] = unsafe channel(
           channels.loadUnaligned(
             fromByteOffset: index * MemoryLayout<kvm_pit_channel_state>.stride,
             as: kvm_pit_channel_state.self))

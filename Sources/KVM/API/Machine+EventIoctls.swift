@@ -49,7 +49,7 @@ extension Machine {
 
   /// The ring that all vCPUs fill and show: in the first one's file.
   var coalescedRing: CoalescedRing? {
-    cpus.all.first.map { CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
+    cpus.all.first.map { unsafe CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
   }
 
   private func setInterruptEvent(_ request: kvm_irqfd) throws(Errno) {
@@ -103,8 +103,8 @@ extension Machine {
 extension VirtualCPU {
   /// Offers a write to what answers in place of the client.
   func writeSink(_ address: UInt64, size: Int, value: UInt64, isPort: Bool) -> Bool {
-    machine.writeSinks.write(
+    unsafe machine.writeSinks.write(
       WriteSinks.Place(isPort: isPort, address: address), size: size, value: value
-    ) { machine.coalescedRing }
+    ) { unsafe machine.coalescedRing }
   }
 }

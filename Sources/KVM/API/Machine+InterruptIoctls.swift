@@ -118,15 +118,15 @@ extension Machine {
     guard entry.flags == 0 else { throw .invalidArgument }
     switch Int32(bitPattern: entry.type) {
     case KVM_IRQ_ROUTING_IRQCHIP:
-      guard let pin = UInt8(exactly: entry.u.irqchip.pin) else { throw .invalidArgument }
-      switch Int32(bitPattern: entry.u.irqchip.irqchip) {
+      guard let pin = unsafe UInt8(exactly: entry.u.irqchip.pin) else { throw .invalidArgument }
+      switch unsafe Int32(bitPattern: entry.u.irqchip.irqchip) {
       case KVM_IRQCHIP_PIC_MASTER: return .picMaster(pin: pin)
       case KVM_IRQCHIP_PIC_SLAVE: return .picSlave(pin: pin)
       case KVM_IRQCHIP_IOAPIC: return .ioapic(pin: pin)
       default: throw .invalidArgument
       }
     case KVM_IRQ_ROUTING_MSI:
-      let message = entry.u.msi
+      let message = unsafe entry.u.msi
       return .message(
         MessageSignalledInterrupt(
           addressLow: message.address_lo, addressHigh: message.address_hi, data: message.data))
@@ -141,9 +141,9 @@ extension Machine {
     var chip: kvm_irqchip = try argument.read()
     let (pic, ioapic) = chips.chips.withLock { ($0.pic, $0.ioapic) }
     switch Int32(bitPattern: chip.chip_id) {
-    case KVM_IRQCHIP_PIC_MASTER: chip.chip.pic = ChipState.pic(pic.master)
-    case KVM_IRQCHIP_PIC_SLAVE: chip.chip.pic = ChipState.pic(pic.slave)
-    case KVM_IRQCHIP_IOAPIC: chip.chip.ioapic = ChipState.ioapic(ioapic.state)
+    case KVM_IRQCHIP_PIC_MASTER: unsafe chip.chip.pic = ChipState.pic(pic.master)
+    case KVM_IRQCHIP_PIC_SLAVE: unsafe chip.chip.pic = ChipState.pic(pic.slave)
+    case KVM_IRQCHIP_IOAPIC: unsafe chip.chip.ioapic = ChipState.ioapic(ioapic.state)
     default: throw .invalidArgument
     }
     try argument.write(chip)
@@ -156,13 +156,13 @@ extension Machine {
     try controller.chips.withLock { (chips) throws(Errno) in
       switch Int32(bitPattern: chip.chip_id) {
       case KVM_IRQCHIP_PIC_MASTER:
-        let master = ChipState.pic(chip.chip.pic, isMaster: true)
+        let master = unsafe ChipState.pic(chip.chip.pic, isMaster: true)
         chips.pic.load(master: master, slave: chips.pic.slave)
       case KVM_IRQCHIP_PIC_SLAVE:
-        let slave = ChipState.pic(chip.chip.pic, isMaster: false)
+        let slave = unsafe ChipState.pic(chip.chip.pic, isMaster: false)
         chips.pic.load(master: chips.pic.master, slave: slave)
       case KVM_IRQCHIP_IOAPIC:
-        let pins = chips.ioapic.load(ChipState.ioapic(chip.chip.ioapic))
+        let pins = unsafe chips.ioapic.load(ChipState.ioapic(chip.chip.ioapic))
         controller.service(pins, &chips)
         return
       default: throw .invalidArgument

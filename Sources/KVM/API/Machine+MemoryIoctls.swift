@@ -55,9 +55,9 @@ extension Machine {
     (
       CKVM_GET_DIRTY_LOG,
       { (machine, argument) throws(Errno) in
-        let log: kvm_dirty_log = try argument.read()
+        let log: kvm_dirty_log = try unsafe argument.read()
         try machine.configuration.withLock { (configuration) throws(Errno) in
-          try machine.getDirtyLog(log, configuration)
+          try unsafe machine.getDirtyLog(log, configuration)
         }
         return 0
       }
@@ -65,9 +65,9 @@ extension Machine {
     (
       CKVM_CLEAR_DIRTY_LOG,
       { (machine, argument) throws(Errno) in
-        let log: kvm_clear_dirty_log = try argument.read()
+        let log: kvm_clear_dirty_log = try unsafe argument.read()
         try machine.configuration.withLock { (configuration) throws(Errno) in
-          try machine.clearDirtyLog(log, configuration)
+          try unsafe machine.clearDirtyLog(log, configuration)
         }
         return 0
       }
@@ -132,8 +132,8 @@ extension Machine {
   }
 
   private static func forgetCode(_ slot: MemorySlot) {
-    guard let start = UnsafeRawPointer(bitPattern: UInt(slot.host)) else { return }
-    PhysicalCPU.noteHostWrite(start, count: Int(slot.size))
+    guard let start = unsafe UnsafeRawPointer(bitPattern: UInt(slot.host)) else { return }
+    unsafe PhysicalCPU.noteHostWrite(start, count: Int(slot.size))
   }
 
   private static func check(_ slot: MemorySlot) throws(Errno) {
@@ -165,22 +165,23 @@ extension Machine {
   private func getDirtyLog(
     _ request: kvm_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
-    let (memory, slot, log) = try logged(request.slot, configuration)
-    let buffer = Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    let words = try DirtyBitmap.allocate(log.wordCount)
-    defer { DirtyBitmap.free(words) }
+    let (memory, slot, log) = unsafe try logged(request.slot, configuration)
+    let buffer = unsafe Argument(value: UInt(bitPattern: request.dirty_bitmap))
+    let words = try unsafe DirtyBitmap.allocate(log.wordCount)
+    defer { unsafe DirtyBitmap.free(words) }
     func copy() throws(Errno) {
-      memory.copyLog(of: slot, to: words)
-      try buffer.write(words)
+      unsafe memory.copyLog(of: slot, to: words)
+      try unsafe buffer.write(words)
     }
     try copy()
     let isManual =
       configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
-    if isManual || words.allSatisfy({ $0 == 0 }) { return }
+    if unsafe isManual || words.allSatisfy({ $0 == 0 }) { return }
     try withGuestsStopped { () throws(Errno) in
       try copy()
-      for (word, mask) in words.enumerated() where mask != 0 {
-        memory.clean(slot, first: word * 64, mask: mask)
+      for word in words.indices {
+        let mask = unsafe words[word]
+        if mask != 0 { memory.clean(slot, first: word * 64, mask: mask) }
       }
     }
   }
@@ -188,21 +189,22 @@ extension Machine {
   private func clearDirtyLog(
     _ request: kvm_clear_dirty_log, _ configuration: Configuration
   ) throws(Errno) {
-    guard request.first_page & 63 == 0 else { throw .invalidArgument }
-    let (memory, slot, log) = try logged(request.slot, configuration)
+    guard unsafe request.first_page & 63 == 0 else { throw .invalidArgument }
+    let (memory, slot, log) = unsafe try logged(request.slot, configuration)
     let total = UInt64(log.pageCount)
-    let count = UInt64(request.num_pages)
-    guard request.first_page <= total, count <= total &- request.first_page,
-      count & 63 == 0 || count == total &- request.first_page
+    let count = unsafe UInt64(request.num_pages)
+    guard unsafe request.first_page <= total, unsafe count <= total &- request.first_page,
+      unsafe count & 63 == 0 || count == total &- request.first_page
     else { throw .invalidArgument }
-    let bitmap = Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    let masks = try DirtyBitmap.allocate((Int(count) + 63) / 64)
-    defer { DirtyBitmap.free(masks) }
-    try bitmap.read(masks)
-    let first = Int(request.first_page)
+    let bitmap = unsafe Argument(value: UInt(bitPattern: request.dirty_bitmap))
+    let masks = try unsafe DirtyBitmap.allocate((Int(count) + 63) / 64)
+    defer { unsafe DirtyBitmap.free(masks) }
+    try unsafe bitmap.read(masks)
+    let first = unsafe Int(request.first_page)
     try withGuestsStopped { () throws(Errno) in
-      for (word, mask) in masks.enumerated() where mask != 0 {
-        memory.clean(slot, first: first + word * 64, mask: mask)
+      for word in masks.indices {
+        let mask = unsafe masks[word]
+        if mask != 0 { memory.clean(slot, first: first + word * 64, mask: mask) }
       }
     }
   }

@@ -46,27 +46,30 @@ final class StatisticsFile: Sendable {
     header.id_offset = UInt32(Self.headerSize)
     header.desc_offset = UInt32(descriptors)
     header.data_offset = UInt32(dataOffset)
-    mapping.address.storeBytes(of: header, as: kvm_stats_header.self)
+    unsafe mapping.address.storeBytes(of: header, as: kvm_stats_header.self)
     store(identifier, at: Self.headerSize)
     for (index, statistic) in statistics.enumerated() {
       let place = descriptors + index * Self.descriptorSize
-      mapping.address.storeBytes(of: statistic.kind.rawValue, toByteOffset: place, as: UInt32.self)
+      unsafe mapping.address.storeBytes(
+        of: statistic.kind.rawValue, toByteOffset: place, as: UInt32.self)
       // Exponent 0, one number.
-      mapping.address.storeBytes(of: 1, toByteOffset: place + 6, as: UInt16.self)
-      mapping.address.storeBytes(of: UInt32(index * 8), toByteOffset: place + 8, as: UInt32.self)
+      unsafe mapping.address.storeBytes(of: 1, toByteOffset: place + 6, as: UInt16.self)
+      unsafe mapping.address.storeBytes(
+        of: UInt32(index * 8), toByteOffset: place + 8, as: UInt32.self)
       store(statistic.name, at: place + 16)
     }
   }
 
   private func store(_ text: String, at offset: Int) {
     for (index, byte) in text.utf8.prefix(Self.nameSize - 1).enumerated() {
-      mapping.address.storeBytes(of: byte, toByteOffset: offset + index, as: UInt8.self)
+      unsafe mapping.address.storeBytes(of: byte, toByteOffset: offset + index, as: UInt8.self)
     }
   }
 
   func set(_ index: Int, _ value: UInt64) {
     guard index < count else { return }
-    mapping.address.storeBytes(of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
+    unsafe mapping.address.storeBytes(
+      of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
   }
 
   /// A new descriptor, with a position of its own, that the client closes.

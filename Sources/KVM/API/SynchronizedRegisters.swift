@@ -11,23 +11,23 @@ extension VirtualCPU {
 
   /// At the start of KVM_RUN: what the client marked as changed.
   func loadSynchronizedState() throws(Errno) {
-    let dirty = run.pointee.kvm_dirty_regs
-    let asked = dirty | run.pointee.kvm_valid_regs
+    let dirty = unsafe run.pointee.kvm_dirty_regs
+    let asked = unsafe dirty | run.pointee.kvm_valid_regs
     if asked == 0 { return }
     guard asked & ~Self.synchronizable == 0 else {
       throw .invalidArgument
     }
     if dirty & UInt64(KVM_SYNC_X86_REGS) != 0 {
-      setGeneralRegisters(try copyOfShared(&run.pointee.s.regs.regs))
-      run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_REGS)
+      unsafe setGeneralRegisters(try copyOfShared(&run.pointee.s.regs.regs))
+      unsafe run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_REGS)
     }
     if dirty & UInt64(KVM_SYNC_X86_SREGS) != 0 {
-      try setSpecialRegisters(try copyOfShared(&run.pointee.s.regs.sregs))
-      run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_SREGS)
+      try unsafe setSpecialRegisters(try copyOfShared(&run.pointee.s.regs.sregs))
+      unsafe run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_SREGS)
     }
     if dirty & UInt64(KVM_SYNC_X86_EVENTS) != 0 {
-      try setEvents(try copyOfShared(&run.pointee.s.regs.events))
-      run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_EVENTS)
+      try unsafe setEvents(try copyOfShared(&run.pointee.s.regs.events))
+      unsafe run.pointee.kvm_dirty_regs &= ~UInt64(KVM_SYNC_X86_EVENTS)
     }
   }
 
@@ -39,10 +39,12 @@ extension VirtualCPU {
 
   /// At its end: what the client wants to see.
   func storeSynchronizedState() {
-    let valid = run.pointee.kvm_valid_regs
+    let valid = unsafe run.pointee.kvm_valid_regs
     if valid & Self.synchronizable == 0 { return }
-    if valid & UInt64(KVM_SYNC_X86_REGS) != 0 { run.pointee.s.regs.regs = generalRegisters }
-    if valid & UInt64(KVM_SYNC_X86_SREGS) != 0 { run.pointee.s.regs.sregs = specialRegisters }
-    if valid & UInt64(KVM_SYNC_X86_EVENTS) != 0 { run.pointee.s.regs.events = clientEvents }
+    if valid & UInt64(KVM_SYNC_X86_REGS) != 0 { unsafe run.pointee.s.regs.regs = generalRegisters }
+    if valid & UInt64(KVM_SYNC_X86_SREGS) != 0 {
+      unsafe run.pointee.s.regs.sregs = specialRegisters
+    }
+    if valid & UInt64(KVM_SYNC_X86_EVENTS) != 0 { unsafe run.pointee.s.regs.events = clientEvents }
   }
 }

@@ -12,8 +12,8 @@ struct Argument {
 
   /// The address that the argument is.
   func pointer() throws(Errno) -> UnsafeMutableRawPointer {
-    guard let pointer = UnsafeMutableRawPointer(bitPattern: value) else { throw .badAddress }
-    return pointer
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: value) else { throw .badAddress }
+    return unsafe pointer
   }
 
   /// Copies the struct in.
@@ -34,12 +34,12 @@ struct Argument {
 
   /// Copies an array in that the argument points at.
   func elements<T: FixedWidthInteger>(_ count: Int) throws(Errno) -> [T] {
-    let source = try pointer()
+    let source = try unsafe pointer()
     var copied = false
-    let all = [T](unsafeUninitializedCapacity: count) { buffer, initialized in
+    let all = unsafe [T](unsafeUninitializedCapacity: count) { buffer, initialized in
       let bytes = UnsafeMutableRawBufferPointer(buffer)
-      bytes.initializeMemory(as: UInt8.self, repeating: 0)
-      copied = GuardedCopy.copy(from: source, to: bytes.baseAddress, count: bytes.count)
+      unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
+      copied = unsafe GuardedCopy.copy(from: source, to: bytes.baseAddress, count: bytes.count)
       initialized = count
     }
     guard copied else { throw .badAddress }
@@ -49,7 +49,8 @@ struct Argument {
   /// Copies words in that the argument points at.
   func read(_ words: DirtyBitmap.Words) throws(Errno) {
     let bytes = UnsafeMutableRawBufferPointer(words)
-    guard GuardedCopy.copy(from: try pointer(), to: bytes.baseAddress, count: bytes.count) else {
+    guard unsafe GuardedCopy.copy(from: try pointer(), to: bytes.baseAddress, count: bytes.count)
+    else {
       throw .badAddress
     }
   }
@@ -57,7 +58,8 @@ struct Argument {
   /// Copies words out to where the argument points.
   func write(_ words: DirtyBitmap.Words) throws(Errno) {
     let bytes = UnsafeRawBufferPointer(words)
-    guard GuardedCopy.copy(from: bytes.baseAddress, to: try pointer(), count: bytes.count) else {
+    guard unsafe GuardedCopy.copy(from: bytes.baseAddress, to: try pointer(), count: bytes.count)
+    else {
       throw .badAddress
     }
   }
@@ -65,9 +67,9 @@ struct Argument {
   /// Copies `count` bytes out that `fill` makes.
   func write(count: Int, _ fill: (UnsafeMutableRawPointer) -> Void) throws(Errno) {
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
-    defer { buffer.deallocate() }
-    fill(buffer)
-    guard GuardedCopy.copy(from: buffer, to: try pointer(), count: count) else {
+    defer { unsafe buffer.deallocate() }
+    unsafe fill(buffer)
+    guard unsafe GuardedCopy.copy(from: buffer, to: try pointer(), count: count) else {
       throw .badAddress
     }
   }
@@ -75,28 +77,31 @@ struct Argument {
   /// Copies `count` bytes in for `use`.
   func read(count: Int, _ use: (UnsafeMutableRawPointer) throws(Errno) -> Void) throws(Errno) {
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
-    defer { buffer.deallocate() }
-    guard GuardedCopy.copy(from: try pointer(), to: buffer, count: count) else {
+    defer { unsafe buffer.deallocate() }
+    guard unsafe GuardedCopy.copy(from: try pointer(), to: buffer, count: count) else {
       throw .badAddress
     }
-    try use(buffer)
+    try unsafe use(buffer)
   }
 
   private func load<T>(_ offset: Int) throws(Errno) -> T {
-    let source = UnsafeRawPointer(try pointer()) + offset
-    return try withUnsafeTemporaryAllocation(of: T.self, capacity: 1) { (place) throws(Errno) in
+    let source = unsafe UnsafeRawPointer(try pointer()) + offset
+    return try unsafe withUnsafeTemporaryAllocation(of: T.self, capacity: 1) {
+      (place) throws(Errno) in
       let base = UnsafeMutableRawPointer(place.baseAddress)
-      guard let base, GuardedCopy.copy(from: source, to: base, count: MemoryLayout<T>.size) else {
+      guard let base = unsafe base,
+        unsafe GuardedCopy.copy(from: source, to: base, count: MemoryLayout<T>.size)
+      else {
         throw .badAddress
       }
-      return base.load(as: T.self)
+      return unsafe base.load(as: T.self)
     }
   }
 
   private func store<T>(_ value: T, _ offset: Int) throws(Errno) {
-    let place = try pointer() + offset
-    let done = withUnsafeBytes(of: value) {
-      GuardedCopy.copy(from: $0.baseAddress, to: place, count: $0.count)
+    let place = try unsafe pointer() + offset
+    let done = unsafe withUnsafeBytes(of: value) {
+      unsafe GuardedCopy.copy(from: $0.baseAddress, to: place, count: $0.count)
     }
     guard done else { throw .badAddress }
   }

@@ -53,7 +53,7 @@ extension VirtualCPU {
       { (vcpu, argument) throws(Errno) in
         let address: UInt64 = try argument.read(kvm_vapic_addr.self).vapic_addr
         guard vcpu.apic != nil,
-          address == 0 || vcpu.machine.memory.isReadable(address, count: 4)
+          unsafe address == 0 || vcpu.machine.memory.isReadable(address, count: 4)
         else { throw .invalidArgument }
         vcpu.taskPriority.copy = address
         return 0
@@ -62,7 +62,7 @@ extension VirtualCPU {
   ]
 
   private var usesWideAPICIDs: Bool {
-    machine.options.withLock { $0.messageFormat.contains(.extendedDestination) }
+    unsafe machine.options.withLock { $0.messageFormat.contains(.extendedDestination) }
   }
 
   /// What the bus has sent becomes visible in the state before it is read.
@@ -80,16 +80,16 @@ extension VirtualCPU {
   /// KVM_EXIT_TPR_ACCESS, where one is to be reported.
   func takeTPRReport() -> Bool {
     guard let access = taskPriority.takeAccess() else { return false }
-    run.pointee.exit_reason = UInt32(KVM_EXIT_TPR_ACCESS)
-    run.pointee.tpr_access.rip = access.rip
-    run.pointee.tpr_access.is_write = access.isWrite ? 1 : 0
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_TPR_ACCESS)
+    unsafe run.pointee.tpr_access.rip = access.rip
+    unsafe run.pointee.tpr_access.is_write = access.isWrite ? 1 : 0
     return true
   }
 
   /// Before an entry: the guest may have changed the TPR in its copy.
   func readPriorityCopy() {
     guard taskPriority.copy != 0,
-      let value = machine.memory.load(taskPriority.copy, as: UInt32.self)
+      let value = unsafe machine.memory.load(taskPriority.copy, as: UInt32.self)
     else { return }
     let priority = UInt8(truncatingIfNeeded: value)
     apic?.state.withLock { if $0.taskPriority != priority { $0.setTaskPriority(priority) } }
@@ -103,7 +103,7 @@ extension VirtualCPU {
       UInt32(apic.taskPriority) | UInt32((apic.highestServicedVector ?? 0) & 0xF0) << 8
         | UInt32(apic.highestRequestedVector ?? 0) << 24
     }
-    _ = writeMemory(taskPriority.copy, count: 4, in: machine.memory) {
+    _ = unsafe writeMemory(taskPriority.copy, count: 4, in: machine.memory) {
       $0.storeBytes(of: value, as: UInt32.self)
     }
   }

@@ -19,7 +19,7 @@ extension VirtualCPU {
         guard interrupt.irq < 256 else { throw .invalidArgument }
         guard vcpu.hasClientPIC else { throw .noSuchAddressOrDevice }
         guard vcpu.events.queuedInterrupt == nil else { throw .fileExists }
-        vcpu.machine.noteInterrupt()
+        unsafe vcpu.machine.noteInterrupt()
         vcpu.events.queuedInterrupt = UInt8(interrupt.irq)
         vcpu.events.mustCheck = true
         return 0
@@ -28,7 +28,7 @@ extension VirtualCPU {
     (
       CKVM_NMI,
       { (vcpu, _) throws(Errno) in
-        vcpu.machine.noteInterrupt()
+        unsafe vcpu.machine.noteInterrupt()
         vcpu.queueNMI()
         return 0
       }
@@ -56,7 +56,7 @@ extension VirtualCPU {
     ),
   ]
 
-  private var options: MachineOptions { machine.options.withLock { $0 } }
+  private var options: MachineOptions { unsafe machine.options.withLock { $0 } }
 
   /// KVM_GET_VCPU_EVENTS.
   var clientEvents: kvm_vcpu_events {

@@ -28,7 +28,9 @@ extension VirtualCPU {
     (
       CKVM_GET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        try argument.write(count: 4096) { ExtendedState.save(vcpu.cpu, to: $0, size: 4096) }
+        try unsafe argument.write(count: 4096) {
+          unsafe ExtendedState.save(vcpu.cpu, to: $0, size: 4096)
+        }
         return 0
       }
     ),
@@ -36,15 +38,17 @@ extension VirtualCPU {
       CKVM_GET_XSAVE2,
       { (vcpu, argument) throws(Errno) in
         let size = ExtendedState.areaSize
-        try argument.write(count: size) { ExtendedState.save(vcpu.cpu, to: $0, size: size) }
+        try unsafe argument.write(count: size) {
+          unsafe ExtendedState.save(vcpu.cpu, to: $0, size: size)
+        }
         return 0
       }
     ),
     (
       CKVM_SET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        try argument.read(count: ExtendedState.areaSize) { (area) throws(Errno) in
-          try ExtendedState.restore(vcpu.cpu, from: area)
+        try unsafe argument.read(count: ExtendedState.areaSize) { (area) throws(Errno) in
+          try unsafe ExtendedState.restore(vcpu.cpu, from: area)
         }
         return 0
       }
@@ -54,7 +58,7 @@ extension VirtualCPU {
       { (vcpu, argument) throws(Errno) in
         var value = kvm_xcrs()
         value.nr_xcrs = 1
-        value.xcrs.0.value = vcpu.cpu.s.pointee.xcr0
+        value.xcrs.0.value = unsafe vcpu.cpu.s.pointee.xcr0
         try argument.write(value)
         return 0
       }
@@ -71,8 +75,8 @@ extension VirtualCPU {
   ]
 
   private func setXCRs(_ value: kvm_xcrs) throws(Errno) {
-    let entries = withUnsafeBytes(of: value.xcrs) {
-      Array($0.bindMemory(to: kvm_xcr.self).prefix(Int(value.nr_xcrs)))
+    let entries = unsafe withUnsafeBytes(of: value.xcrs) {
+      unsafe Array($0.bindMemory(to: kvm_xcr.self).prefix(Int(value.nr_xcrs)))
     }
     for entry in entries where entry.xcr == 0 {
       // The client may set what the processor has, before or after the guest's CPUID.
@@ -80,7 +84,7 @@ extension VirtualCPU {
       guard ExtendedState.isValidXCR0(entry.value, supported: supported) else {
         throw .invalidArgument
       }
-      cpu.s.pointee.xcr0 = entry.value
+      unsafe cpu.s.pointee.xcr0 = entry.value
     }
   }
 }
@@ -106,15 +110,15 @@ enum ExtendedState {
   }
 
   private static func image(_ cpu: CPU) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.fx)!
+    unsafe UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.fx)!
   }
 
   private static func register(_ cpu: CPU, _ number: Int) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(cpu.vector) + number * 64
+    unsafe UnsafeMutableRawPointer(cpu.vector) + number * 64
   }
 
   private static func opmask(_ cpu: CPU) -> UnsafeMutableRawPointer {
-    UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.opmask)!
+    unsafe UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.opmask)!
   }
 
   /// Offsets in the FXSAVE image.
@@ -127,19 +131,20 @@ enum ExtendedState {
 
   static func fpu(_ cpu: CPU) -> kvm_fpu {
     var value = kvm_fpu()
-    let image = image(cpu)
-    withUnsafeMutableBytes(of: &value.fpr) {
-      $0.copyMemory(from: UnsafeRawBufferPointer(start: image + Image.st, count: 128))
+    let image = unsafe image(cpu)
+    unsafe withUnsafeMutableBytes(of: &value.fpr) {
+      unsafe $0.copyMemory(from: UnsafeRawBufferPointer(start: image + Image.st, count: 128))
     }
-    value.fcw = image.load(as: UInt16.self)
-    value.fsw = image.load(fromByteOffset: 2, as: UInt16.self)
-    value.ftwx = image.load(fromByteOffset: 4, as: UInt8.self)
-    value.last_opcode = image.load(fromByteOffset: 6, as: UInt16.self)
-    value.last_ip = image.load(fromByteOffset: 8, as: UInt64.self)
-    value.last_dp = image.load(fromByteOffset: 16, as: UInt64.self)
-    withUnsafeMutableBytes(of: &value.xmm) { xmm in
+    value.fcw = unsafe image.load(as: UInt16.self)
+    value.fsw = unsafe image.load(fromByteOffset: 2, as: UInt16.self)
+    value.ftwx = unsafe image.load(fromByteOffset: 4, as: UInt8.self)
+    value.last_opcode = unsafe image.load(fromByteOffset: 6, as: UInt16.self)
+    value.last_ip = unsafe image.load(fromByteOffset: 8, as: UInt64.self)
+    value.last_dp = unsafe image.load(fromByteOffset: 16, as: UInt64.self)
+    unsafe withUnsafeMutableBytes(of: &value.xmm) { xmm in
       for number in 0..<16 {
-        (xmm.baseAddress! + number * 16).copyMemory(from: register(cpu, number), byteCount: 16)
+        unsafe (xmm.baseAddress! + number * 16).copyMemory(
+          from: register(cpu, number), byteCount: 16)
       }
     }
     value.mxcsr = cpu.mxcsr
@@ -147,19 +152,19 @@ enum ExtendedState {
   }
 
   static func setFPU(_ cpu: CPU, _ value: kvm_fpu) {
-    let image = image(cpu)
-    withUnsafeBytes(of: value.fpr) {
-      (image + Image.st).copyMemory(from: $0.baseAddress!, byteCount: 128)
+    let image = unsafe image(cpu)
+    unsafe withUnsafeBytes(of: value.fpr) {
+      unsafe (image + Image.st).copyMemory(from: $0.baseAddress!, byteCount: 128)
     }
-    image.storeBytes(of: value.fcw, as: UInt16.self)
-    image.storeBytes(of: value.fsw, toByteOffset: 2, as: UInt16.self)
-    image.storeBytes(of: UInt16(value.ftwx), toByteOffset: 4, as: UInt16.self)
-    image.storeBytes(of: value.last_opcode, toByteOffset: 6, as: UInt16.self)
-    image.storeBytes(of: value.last_ip, toByteOffset: 8, as: UInt64.self)
-    image.storeBytes(of: value.last_dp, toByteOffset: 16, as: UInt64.self)
-    withUnsafeBytes(of: value.xmm) { xmm in
+    unsafe image.storeBytes(of: value.fcw, as: UInt16.self)
+    unsafe image.storeBytes(of: value.fsw, toByteOffset: 2, as: UInt16.self)
+    unsafe image.storeBytes(of: UInt16(value.ftwx), toByteOffset: 4, as: UInt16.self)
+    unsafe image.storeBytes(of: value.last_opcode, toByteOffset: 6, as: UInt16.self)
+    unsafe image.storeBytes(of: value.last_ip, toByteOffset: 8, as: UInt64.self)
+    unsafe image.storeBytes(of: value.last_dp, toByteOffset: 16, as: UInt64.self)
+    unsafe withUnsafeBytes(of: value.xmm) { xmm in
       for number in 0..<16 {
-        register(cpu, number).copyMemory(from: xmm.baseAddress! + number * 16, byteCount: 16)
+        unsafe register(cpu, number).copyMemory(from: xmm.baseAddress! + number * 16, byteCount: 16)
       }
     }
     cpu.mxcsr = value.mxcsr
@@ -171,43 +176,43 @@ enum ExtendedState {
   private static let headerOffset = 512
 
   static func save(_ cpu: CPU, to area: UnsafeMutableRawPointer, size: Int) {
-    area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
-    area.copyMemory(from: image(cpu), byteCount: Image.xmm)
+    unsafe area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+    unsafe area.copyMemory(from: image(cpu), byteCount: Image.xmm)
     for number in 0..<16 {
-      (area + Image.xmm + number * 16).copyMemory(from: register(cpu, number), byteCount: 16)
+      unsafe (area + Image.xmm + number * 16).copyMemory(from: register(cpu, number), byteCount: 16)
     }
-    area.storeBytes(
+    unsafe area.storeBytes(
       of: ExtendedStateLayout.supported, toByteOffset: headerOffset, as: UInt64.self)
     for component in ExtendedStateLayout.components {
       let place = Int(component.offset)
       guard place + Int(component.size) <= size else { continue }
-      copy(cpu, component.number, area + place, saving: true)
+      unsafe copy(cpu, component.number, area + place, saving: true)
     }
   }
 
   static func restore(_ cpu: CPU, from area: UnsafeMutableRawPointer) throws(Errno) {
-    let present = area.loadUnaligned(fromByteOffset: headerOffset, as: UInt64.self)
-    let compaction = area.loadUnaligned(fromByteOffset: headerOffset + 8, as: UInt64.self)
-    let mxcsr = area.loadUnaligned(fromByteOffset: 24, as: UInt32.self)
+    let present = unsafe area.loadUnaligned(fromByteOffset: headerOffset, as: UInt64.self)
+    let compaction = unsafe area.loadUnaligned(fromByteOffset: headerOffset + 8, as: UInt64.self)
+    let mxcsr = unsafe area.loadUnaligned(fromByteOffset: 24, as: UInt32.self)
     guard present & ~ExtendedStateLayout.supported == 0, compaction == 0,
       mxcsr & ~MXCSR.mask == 0
     else { throw .invalidArgument }
     cpu.resetVectorState()
     initializeX87(cpu)
     if present & XCR0.x87.rawValue != 0 {
-      image(cpu).copyMemory(from: area, byteCount: 24)
-      (image(cpu) + Image.st).copyMemory(from: area + Image.st, byteCount: 128)
+      unsafe image(cpu).copyMemory(from: area, byteCount: 24)
+      unsafe (image(cpu) + Image.st).copyMemory(from: area + Image.st, byteCount: 128)
     }
     if present & XCR0.sse.rawValue != 0 {
       for number in 0..<16 {
-        register(cpu, number).copyMemory(from: area + Image.xmm + number * 16, byteCount: 16)
+        unsafe register(cpu, number).copyMemory(from: area + Image.xmm + number * 16, byteCount: 16)
       }
     }
     if present & (XCR0.sse.rawValue | XCR0.avx.rawValue) != 0 { cpu.mxcsr = mxcsr }
-    cpu.s.pointee.pkru = 0
+    unsafe cpu.s.pointee.pkru = 0
     for component in ExtendedStateLayout.components
     where present & 1 << UInt64(component.number) != 0 {
-      copy(cpu, component.number, area + Int(component.offset), saving: false)
+      unsafe copy(cpu, component.number, area + Int(component.offset), saving: false)
     }
     cpu.normalizeX87()
   }
@@ -217,23 +222,23 @@ enum ExtendedState {
     _ cpu: CPU, _ component: Int, _ place: UnsafeMutableRawPointer, saving: Bool
   ) {
     func move(_ here: UnsafeMutableRawPointer, _ offset: Int, _ count: Int) {
-      let there = place + offset
+      let there = unsafe place + offset
       if saving {
-        there.copyMemory(from: here, byteCount: count)
+        unsafe there.copyMemory(from: here, byteCount: count)
       } else {
-        here.copyMemory(from: there, byteCount: count)
+        unsafe here.copyMemory(from: there, byteCount: count)
       }
     }
     switch component {
-    case 2: for number in 0..<16 { move(register(cpu, number) + 16, number * 16, 16) }
-    case 5: move(opmask(cpu), 0, 64)
-    case 6: for number in 0..<16 { move(register(cpu, number) + 32, number * 32, 32) }
-    case 7: for number in 0..<16 { move(register(cpu, number + 16), number * 64, 64) }
+    case 2: for number in 0..<16 { unsafe move(register(cpu, number) + 16, number * 16, 16) }
+    case 5: unsafe move(opmask(cpu), 0, 64)
+    case 6: for number in 0..<16 { unsafe move(register(cpu, number) + 32, number * 32, 32) }
+    case 7: for number in 0..<16 { unsafe move(register(cpu, number + 16), number * 64, 64) }
     case 9:
       if saving {
-        place.storeBytes(of: cpu.s.pointee.pkru, as: UInt64.self)
+        unsafe place.storeBytes(of: cpu.s.pointee.pkru, as: UInt64.self)
       } else {
-        cpu.s.pointee.pkru = place.loadUnaligned(as: UInt64.self) & 0xFFFF_FFFF
+        unsafe cpu.s.pointee.pkru = unsafe place.loadUnaligned(as: UInt64.self) & 0xFFFF_FFFF
       }
     default: break
     }

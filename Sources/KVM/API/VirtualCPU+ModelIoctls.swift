@@ -129,7 +129,7 @@ extension VirtualCPU {
 
   /// Once the vCPU has run, only what it has.
   private func setCPUID(_ given: [kvm_cpuid_entry2]) throws(Errno) {
-    let haltsInGuest = machine.options.withLock { $0.haltsInGuest }
+    let haltsInGuest = unsafe machine.options.withLock { $0.haltsInGuest }
     let entries = GuestCPUID.adjusted(given, haltsInGuest: haltsInGuest)
     if runState.hasRun {
       let state = cpuidState

@@ -61,7 +61,7 @@ extension VirtualCPU {
         var value = kvm_debugregs()
         let own = vcpu.guestDebugAddresses
         value.db = (own.addresses[0], own.addresses[1], own.addresses[2], own.addresses[3])
-        value.dr6 = vcpu.cpu.s.pointee.dr6
+        value.dr6 = unsafe vcpu.cpu.s.pointee.dr6
         value.dr7 = own.dr7
         try argument.write(value)
         return 0
@@ -77,7 +77,7 @@ extension VirtualCPU {
         vcpu.guestDebugAddresses = DebugAddresses(
           addresses: [value.db.0, value.db.1, value.db.2, value.db.3],
           dr7: value.dr7 & 0xFFFF_2FFF | DR7.initial.rawValue)
-        vcpu.cpu.s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
+        unsafe vcpu.cpu.s.pointee.dr6 = value.dr6 & 0x1_E00F | DR6.initial.rawValue
         vcpu.stateChanged()
         return 0
       }
@@ -103,8 +103,8 @@ extension VirtualCPU {
   // MARK: General
 
   var generalRegisters: kvm_regs {
-    let gpr = cpu.gpr
-    return kvm_regs(
+    let gpr = unsafe cpu.gpr
+    return unsafe kvm_regs(
       rax: gpr[0], rbx: gpr[3], rcx: gpr[1], rdx: gpr[2], rsi: gpr[6], rdi: gpr[7],
       rsp: backend[.rsp], rbp: gpr[5], r8: gpr[8], r9: gpr[9], r10: gpr[10], r11: gpr[11],
       r12: gpr[12], r13: gpr[13], r14: gpr[14], r15: gpr[15], rip: backend[.rip],
@@ -112,11 +112,11 @@ extension VirtualCPU {
   }
 
   func setGeneralRegisters(_ value: kvm_regs) {
-    let gpr = cpu.gpr
-    (gpr[0], gpr[1], gpr[2], gpr[3]) = (value.rax, value.rcx, value.rdx, value.rbx)
-    (gpr[5], gpr[6], gpr[7]) = (value.rbp, value.rsi, value.rdi)
-    (gpr[8], gpr[9], gpr[10], gpr[11]) = (value.r8, value.r9, value.r10, value.r11)
-    (gpr[12], gpr[13], gpr[14], gpr[15]) = (value.r12, value.r13, value.r14, value.r15)
+    let gpr = unsafe cpu.gpr
+    unsafe (gpr[0], gpr[1], gpr[2], gpr[3]) = (value.rax, value.rcx, value.rdx, value.rbx)
+    unsafe (gpr[5], gpr[6], gpr[7]) = (value.rbp, value.rsi, value.rdi)
+    unsafe (gpr[8], gpr[9], gpr[10], gpr[11]) = (value.r8, value.r9, value.r10, value.r11)
+    unsafe (gpr[12], gpr[13], gpr[14], gpr[15]) = (value.r12, value.r13, value.r14, value.r15)
     backend[.rsp] = value.rsp
     backend[.rip] = value.rip
     backend[.rflags] = value.rflags & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue
@@ -146,8 +146,8 @@ extension VirtualCPU {
     (value.cr4, value.cr8, value.efer) = (common.cr4, common.cr8, common.efer)
     value.apic_base = common.apic_base
     if let vector = (apic == nil ? events.queuedInterrupt : nil) ?? injectedInterrupt {
-      withUnsafeMutableBytes(of: &value.interrupt_bitmap) {
-        $0[Int(vector) / 8] |= 1 << (vector & 7)
+      unsafe withUnsafeMutableBytes(of: &value.interrupt_bitmap) {
+        unsafe $0[Int(vector) / 8] |= 1 << (vector & 7)
       }
     }
     return value
@@ -172,7 +172,7 @@ extension VirtualCPU {
     value.gdt = Self.table(backend[.gdtrBase], backend[.gdtrLimit])
     value.idt = Self.table(backend[.idtrBase], backend[.idtrLimit])
     value.cr0 = backend[.cr0]
-    value.cr2 = cpu.s.pointee.cr2
+    value.cr2 = unsafe cpu.s.pointee.cr2
     value.cr3 = backend[.cr3]
     value.cr4 = backend[.cr4]
     value.cr8 = UInt64(getCR8())
@@ -245,7 +245,7 @@ extension VirtualCPU {
     backend[.gdtrLimit] = UInt64(value.gdt.limit)
     backend[.idtrBase] = value.idt.base
     backend[.idtrLimit] = UInt64(value.idt.limit)
-    cpu.s.pointee.cr2 = value.cr2
+    unsafe cpu.s.pointee.cr2 = value.cr2
     setCR8(UInt8(value.cr8 & 15))
     backend[.efer] = value.efer
     backend[.cr0] = value.cr0
@@ -273,8 +273,8 @@ extension VirtualCPU {
   }
 
   private func setInterruptBitmap(_ value: kvm_sregs) {
-    let vector = withUnsafeBytes(of: value.interrupt_bitmap) { bits in
-      (0..<256).first { bits[$0 / 8] & (1 << UInt8($0 & 7)) != 0 }
+    let vector = unsafe withUnsafeBytes(of: value.interrupt_bitmap) { bits in
+      (0..<256).first { unsafe bits[$0 / 8] & (1 << UInt8($0 & 7)) != 0 }
     }
     guard let vector else { return }
     if apic == nil { events.queuedInterrupt = UInt8(vector) }

@@ -94,9 +94,9 @@ extension VirtualCPU {
       paravirtual.faults.clear()
       return true
     }
-    guard machine.memory.isReadable(new.address, count: 64) else { return false }
+    guard unsafe machine.memory.isReadable(new.address, count: 64) else { return false }
     paravirtual.faults.enable = value
-    machine.watchPresence()
+    unsafe machine.watchPresence()
     // Whatever the guest waits for from before, as after a migration, is to be tried again.
     arrivals.add(PageArrival(page: nil))
     return true
@@ -112,7 +112,7 @@ extension VirtualCPU {
   private var arrivals: PageArrivals {
     if let arrivals = paravirtual.faults.arrivals { return arrivals }
     // Closed by the machine before it lets go of this vCPU.
-    let arrivals = PageArrivals { [unowned(unsafe) self] in self.request(.pageArrival) }
+    let arrivals = PageArrivals { [unowned(unsafe) self] in unsafe self.request(.pageArrival) }
     paravirtual.faults.arrivals = arrivals
     return arrivals
   }
@@ -165,7 +165,7 @@ extension VirtualCPU {
   }
 
   private func store(_ value: UInt32, at address: UInt64) -> Bool {
-    writeMemory(address, count: 4, in: machine.memory) {
+    unsafe writeMemory(address, count: 4, in: machine.memory) {
       $0.storeBytes(of: value, as: UInt32.self)
     }
   }
@@ -194,7 +194,7 @@ extension VirtualCPU {
   /// The guest has taken the last token.
   private var canTakeArrival: Bool {
     guard paravirtual.faults.isEnabled else { return true }
-    return apic?.state.withLock { $0.mode != .disabled && $0.isSoftwareEnabled } == true
+    return unsafe apic?.state.withLock { $0.mode != .disabled && $0.isSoftwareEnabled } == true
       && machine.memory.load(paravirtual.faults.tokenAddress, as: UInt32.self) == 0
   }
 

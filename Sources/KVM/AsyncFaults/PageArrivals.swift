@@ -52,8 +52,8 @@ final class PageArrivals: Sendable {
   func bring(_ page: UInt64, host: UInt64) throws(Errno) {
     _ = try HostThread(name: "kvm-async-pf", stackSize: 64 << 10) { [self] in
       var all = sigset_t()
-      sigfillset(&all)
-      pthread_sigmask(SIG_SETMASK, &all, nil)
+      unsafe sigfillset(&all)
+      unsafe pthread_sigmask(SIG_SETMASK, &all, nil)
       let isThere = PagePresence.bring(UInt(host))
       self.add(PageArrival(page: page, isFailed: !isThere))
     }

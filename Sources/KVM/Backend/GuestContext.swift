@@ -29,44 +29,44 @@ struct GuestContext {
 
   /// From the physical CPU.
   mutating func save(from cpu: CPU) {
-    let s = cpu.s
-    gpr = s.pointee.gpr
-    cr2 = s.pointee.cr2
-    cr8 = s.pointee.cr8
-    dr = s.pointee.dr
-    dr6 = s.pointee.dr6
-    xcr0 = s.pointee.xcr0
-    xss = s.pointee.xss
-    pkru = s.pointee.pkru
-    star = s.pointee.star
-    lstar = s.pointee.lstar
-    cstar = s.pointee.cstar
-    fmask = s.pointee.fmask
-    kernelGSBase = s.pointee.kernelGSBase
-    tscAux = s.pointee.tscAux
-    vector = cpu.vector.pointee
+    let s = unsafe cpu.s
+    gpr = unsafe s.pointee.gpr
+    cr2 = unsafe s.pointee.cr2
+    cr8 = unsafe s.pointee.cr8
+    dr = unsafe s.pointee.dr
+    dr6 = unsafe s.pointee.dr6
+    xcr0 = unsafe s.pointee.xcr0
+    xss = unsafe s.pointee.xss
+    pkru = unsafe s.pointee.pkru
+    star = unsafe s.pointee.star
+    lstar = unsafe s.pointee.lstar
+    cstar = unsafe s.pointee.cstar
+    fmask = unsafe s.pointee.fmask
+    kernelGSBase = unsafe s.pointee.kernelGSBase
+    tscAux = unsafe s.pointee.tscAux
+    vector = unsafe cpu.vector.pointee
   }
 
   /// Into the physical CPU. RSP is the control block's.
   func restore(to cpu: CPU) {
-    let s = cpu.s
-    let rsp = s.pointee.gpr[Int(GeneralRegister.rsp.rawValue)]
-    s.pointee.gpr = gpr
-    s.pointee.gpr[Int(GeneralRegister.rsp.rawValue)] = rsp
-    s.pointee.cr2 = cr2
-    s.pointee.cr8 = cr8
-    s.pointee.dr = dr
-    s.pointee.dr6 = dr6
-    s.pointee.xcr0 = xcr0
-    s.pointee.xss = xss
-    s.pointee.pkru = pkru
-    s.pointee.star = star
-    s.pointee.lstar = lstar
-    s.pointee.cstar = cstar
-    s.pointee.fmask = fmask
-    s.pointee.kernelGSBase = kernelGSBase
-    s.pointee.tscAux = tscAux
-    cpu.vector.pointee = vector
-    s.pointee.rules = rules
+    let s = unsafe cpu.s
+    let rsp = unsafe s.pointee.gpr[Int(GeneralRegister.rsp.rawValue)]
+    unsafe s.pointee.gpr = gpr
+    unsafe s.pointee.gpr[Int(GeneralRegister.rsp.rawValue)] = rsp
+    unsafe s.pointee.cr2 = cr2
+    unsafe s.pointee.cr8 = cr8
+    unsafe s.pointee.dr = dr
+    unsafe s.pointee.dr6 = dr6
+    unsafe s.pointee.xcr0 = xcr0
+    unsafe s.pointee.xss = xss
+    unsafe s.pointee.pkru = pkru
+    unsafe s.pointee.star = star
+    unsafe s.pointee.lstar = lstar
+    unsafe s.pointee.cstar = cstar
+    unsafe s.pointee.fmask = fmask
+    unsafe s.pointee.kernelGSBase = kernelGSBase
+    unsafe s.pointee.tscAux = tscAux
+    unsafe cpu.vector.pointee = vector
+    unsafe s.pointee.rules = rules
   }
 }

@@ -61,13 +61,13 @@ final class ClientEvent: Sendable {
   /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be
   /// told.
   static var clients: Set<Identity>? {
-    guard let directory = opendir("/proc/self/fd") else { return nil }
-    defer { closedir(directory) }
+    guard let directory = unsafe opendir("/proc/self/fd") else { return nil }
+    defer { unsafe closedir(directory) }
     let own = own.withLock { $0 }
     var all: Set<Identity> = []
-    while let entry = readdir(directory) {
-      let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
-        String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+    while let entry = unsafe readdir(directory) {
+      let name = unsafe withUnsafeBytes(of: entry.pointee.d_name) { bytes in
+        unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
       }
       guard let number = Int32(name), !own.contains(number),
         let identity = try? identity(number)
@@ -79,13 +79,13 @@ final class ClientEvent: Sendable {
 
   func signal() {
     var one: UInt64 = 1
-    if !isReleased { _ = write(descriptor, &one, 8) }
+    if !isReleased { _ = unsafe write(descriptor, &one, 8) }
   }
 
   /// Takes the events that came. Not called where none came, which would block.
   func consume() {
     var value: UInt64 = 0
-    if !isReleased { _ = read(descriptor, &value, 8) }
+    if !isReleased { _ = unsafe read(descriptor, &value, 8) }
   }
 
   private static func identity(_ client: Int32) throws(Errno) -> Identity {

@@ -123,7 +123,7 @@ final class WriteSinks: Sendable {
 
 /// The page with writes that wait for the client: `kvm_coalesced_mmio_ring`, then its entries. The
 /// client moves `first`, we move `last`.
-struct CoalescedRing {
+@safe struct CoalescedRing {
   /// Page of a vCPU's shared pages: KVM_COALESCED_MMIO_PAGE_OFFSET.
   static let page = 2
   /// Where it is in a vCPU's shared pages, and in the file of the machine's first vCPU.
@@ -136,9 +136,9 @@ struct CoalescedRing {
 
   /// - Returns: false where the ring is full.
   func append(_ place: WriteSinks.Place, size: Int, value: UInt64) -> Bool {
-    let first = index(at: 0).pointee.load(ordering: .acquiring)
+    let first = unsafe index(at: 0).pointee.load(ordering: .acquiring)
     // The client may have written anything there, and may write again.
-    let last = index(at: 4).pointee.load(ordering: .relaxed)
+    let last = unsafe index(at: 4).pointee.load(ordering: .relaxed)
     guard last < Self.capacity else { return false }
     let next = (last + 1) % Self.capacity
     if next == first { return false }
@@ -146,15 +146,17 @@ struct CoalescedRing {
     entry.phys_addr = place.address
     entry.len = UInt32(truncatingIfNeeded: size)
     entry.pio = place.isPort ? 1 : 0
-    withUnsafeMutableBytes(of: &entry.data) { $0.storeBytes(of: value, as: UInt64.self) }
-    base.storeBytes(
+    unsafe withUnsafeMutableBytes(of: &entry.data) {
+      unsafe $0.storeBytes(of: value, as: UInt64.self)
+    }
+    unsafe base.storeBytes(
       of: entry, toByteOffset: Self.entries + Int(last) * Self.stride,
       as: kvm_coalesced_mmio.self)
-    index(at: 4).pointee.store(next, ordering: .releasing)
+    unsafe index(at: 4).pointee.store(next, ordering: .releasing)
     return true
   }
 
   private func index(at offset: Int) -> UnsafeMutablePointer<Atomic<UInt32>> {
-    (base + offset).assumingMemoryBound(to: Atomic<UInt32>.self)
+    unsafe (base + offset).assumingMemoryBound(to: Atomic<UInt32>.self)
   }
 }

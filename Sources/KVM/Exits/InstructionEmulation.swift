@@ -79,12 +79,12 @@ struct InstructionEmulation {
   mutating func chooseInputBatch(_ cpu: CPU) {
     inputBatch = 1
     guard let input = repeatedInput else { return }
-    let s = cpu.s
-    let linear = input.linear &+ (s.pointee.gpr[7] & input.mask) &- (input.rdi & input.mask)
-    let isDown = s.pointee.rflags & RFLAGS.df.rawValue != 0
+    let s = unsafe cpu.s
+    let linear = unsafe input.linear &+ (s.pointee.gpr[7] & input.mask) &- (input.rdi & input.mask)
+    let isDown = unsafe s.pointee.rflags & RFLAGS.df.rawValue != 0
     let inPage = isDown ? linear & 0xFFF : 4096 &- linear & 0xFFF
     let items = min(inPage, UInt64(VirtualCPU.portDataSize)) / UInt64(input.size)
-    inputBatch = max(1, Int(min(items, s.pointee.gpr[1] & input.mask)))
+    inputBatch = unsafe max(1, Int(min(items, s.pointee.gpr[1] & input.mask)))
   }
 
   /// The client sees the item of OUTS now.
@@ -105,7 +105,7 @@ struct InstructionEmulation {
       log.removeAll(keepingCapacity: true)
       inputs.removeAll(keepingCapacity: true)
     }
-    if log.isEmpty { count = cpu.gpr[1] }
+    if log.isEmpty { count = unsafe cpu.gpr[1] }
     self.rip = rip
     position = 0
     pending = nil
@@ -129,10 +129,10 @@ struct InstructionEmulation {
   /// The value of the next access, where the log has it.
   mutating func replay(_ cpu: CPU) -> UInt64? {
     // A repeated instruction has finished the iterations that RCX has counted.
-    if cpu.gpr[1] != count {
+    if unsafe cpu.gpr[1] != count {
       log.removeAll(keepingCapacity: true)
       position = 0
-      count = cpu.gpr[1]
+      count = unsafe cpu.gpr[1]
     }
     guard position < log.count else { return nil }
     position &+= 1
@@ -188,7 +188,7 @@ extension VirtualCPU: EmulationContext {
       return true
     }
     guard emulation.send(port, size: size) else { return false }
-    portData.storeBytes(of: value, as: UInt64.self)
+    unsafe portData.storeBytes(of: value, as: UInt64.self)
     return true
   }
 
@@ -270,7 +270,7 @@ extension VirtualCPU {
     emulation.finish()
     if exception.isVMExit { return emulation.takeHostFault() ? hostFault() : emulationFailed() }
     if exception.vector == ExceptionVector.pageFault.rawValue {
-      cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
+      unsafe cpu.s.pointee.cr2 = unsafe cpu.s.pointee.faultAddress
     }
     raise(exception)
     return .resume
@@ -300,15 +300,15 @@ extension VirtualCPU {
     emulation.loadCount = registers.loadCount
     switch access.kind {
     case .readMemory, .writeMemory:
-      run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
-      run.pointee.mmio.phys_addr = access.address
-      run.pointee.mmio.len = UInt32(access.size)
-      run.pointee.mmio.is_write = access.kind == .writeMemory ? 1 : 0
-      withUnsafeMutableBytes(of: &run.pointee.mmio.data) {
-        $0.storeBytes(of: access.value, as: UInt64.self)
+      unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_MMIO)
+      unsafe run.pointee.mmio.phys_addr = access.address
+      unsafe run.pointee.mmio.len = UInt32(access.size)
+      unsafe run.pointee.mmio.is_write = access.kind == .writeMemory ? 1 : 0
+      unsafe withUnsafeMutableBytes(of: &run.pointee.mmio.data) {
+        unsafe $0.storeBytes(of: access.value, as: UInt64.self)
       }
     case .readPort, .writePort:
-      portData.storeBytes(of: 0, as: UInt64.self)
+      unsafe portData.storeBytes(of: 0, as: UInt64.self)
       emulation.chooseInputBatch(cpu)
       describePort(
         UInt16(truncatingIfNeeded: access.address), access.size, count: emulation.inputBatch,
@@ -345,7 +345,7 @@ extension VirtualCPU {
   }
 
   private func isMemoryCurrent(_ slot: PhysicalCPUSlot) -> Bool {
-    machine.memory.gate.load(ordering: .sequentiallyConsistent) == 0
+    unsafe machine.memory.gate.load(ordering: .sequentiallyConsistent) == 0
       && slot.mappingGeneration == hypervisor.mappings.load(ordering: .acquiring)
   }
 
@@ -353,19 +353,20 @@ extension VirtualCPU {
     let mask: UInt64 = access.size >= 8 ? .max : 1 &<< UInt64(access.size * 8) &- 1
     switch access.kind {
     case .readMemory:
-      return withUnsafeBytes(of: run.pointee.mmio.data) { $0.load(as: UInt64.self) } & mask
+      return unsafe withUnsafeBytes(of: run.pointee.mmio.data) { unsafe $0.load(as: UInt64.self) }
+        & mask
     case .readPort, .writeMemory, .writePort: return access.value
     }
   }
 
   private func portItem(_ index: Int, _ size: Int) -> UInt64 {
-    Self.load(portData + min(index, Self.portDataSize / size - 1) * size, size)
+    unsafe Self.load(portData + min(index, Self.portDataSize / size - 1) * size, size)
   }
 
   /// INS or OUTS.
   func emulateStringIO(_ access: StringPortExit) -> Disposition {
     emulation.repeatedInput =
-      access.isInput && access.isRepeated
+      unsafe access.isInput && access.isRepeated
       ? .init(
         size: access.size, linear: access.linear, rdi: cpu.gpr[7], mask: access.addressMask)
       : nil
@@ -378,7 +379,7 @@ extension VirtualCPU {
     switch memory.place(address, count: size) {
     case .at(let place):
       var value: UInt64 = 0
-      if GuardedCopy.copy(from: place, to: &value, count: min(size, 8)) { return value }
+      if unsafe GuardedCopy.copy(from: place, to: &value, count: min(size, 8)) { return value }
       memory.hostMemoryVanished()
       emulation.noteHostFault()
       return nil
@@ -387,7 +388,7 @@ extension VirtualCPU {
       return nil
     case .none: break
     }
-    guard let apic, let interrupts = machine.interrupts else { return nil }
+    guard let apic, let interrupts = unsafe machine.interrupts else { return nil }
     if interrupts.ownsAddress(address) {
       return interrupts.readIOAPIC(address, size: size)
     }
@@ -402,8 +403,8 @@ extension VirtualCPU {
 
   func writeDevice(_ address: UInt64, size: Int, value: UInt64) -> Bool {
     let isMemory = writeMemory(address, count: size) { memory in
-      withUnsafeBytes(of: value) {
-        memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
+      unsafe withUnsafeBytes(of: value) {
+        unsafe memory.copyMemory(from: $0.baseAddress!, byteCount: min(size, 8))
       }
     }
     if isMemory { return true }
@@ -416,7 +417,7 @@ extension VirtualCPU {
   }
 
   private func writeChip(_ address: UInt64, size: Int, value: UInt64) -> Bool {
-    guard let apic, let interrupts = machine.interrupts else { return false }
+    guard let apic, let interrupts = unsafe machine.interrupts else { return false }
     if interrupts.ownsAddress(address) {
       interrupts.writeIOAPIC(address, value)
       return true
@@ -441,7 +442,7 @@ extension VirtualCPU {
   private static func load(_ place: UnsafeRawPointer, _ size: Int) -> UInt64 {
     var value: UInt64 = 0
     for index in 0..<min(size, 8) {
-      value |= UInt64(place.load(fromByteOffset: index, as: UInt8.self)) << UInt64(index * 8)
+      unsafe value |= UInt64(place.load(fromByteOffset: index, as: UInt8.self)) << UInt64(index * 8)
     }
     return value
   }

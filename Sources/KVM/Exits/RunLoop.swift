@@ -35,14 +35,14 @@ extension VirtualCPU {
     // The client may know of what others have written.
     if hypervisor.watchesCode { slot.cpu.beginComparison() }
     try loadSynchronizedState()
-    if apic == nil { cpu.s.pointee.cr8 = run.pointee.cr8 & 0xF }
+    if apic == nil { unsafe cpu.s.pointee.cr8 = unsafe run.pointee.cr8 & 0xF }
     guard complete() else { return try finishRun() }
     if debug.isStepDone {
       _ = stepExit()
       return try finishRun()
     }
-    if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
-    if run.pointee.request_interrupt_window != 0 || events.queuedInterrupt != nil {
+    if unsafe run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
+    if unsafe run.pointee.request_interrupt_window != 0 || events.queuedInterrupt != nil {
       events.mustCheck = true
     }
     if clock.steal.isEnabled { accountStealTime() }
@@ -68,26 +68,26 @@ extension VirtualCPU {
     withdrawEOI()
     guard slot != nil else { return }
     storeSynchronizedState()
-    run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
+    unsafe run.pointee.ready_for_interrupt_injection = isReadyForInjection ? 1 : 0
     var flags: Int32 = smm.isActive ? KVM_RUN_X86_SMM : 0
     if runState.takeBusLock() { flags |= KVM_RUN_X86_BUS_LOCK }
-    run.pointee.flags = UInt16(flags)
-    run.pointee.if_flag = cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
+    unsafe run.pointee.flags = UInt16(flags)
+    unsafe run.pointee.if_flag = unsafe cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0 ? 1 : 0
     if let apic {
       apic.state.withLock {
-        run.pointee.cr8 = UInt64($0.cr8)
-        run.pointee.apic_base = $0.base
+        unsafe run.pointee.cr8 = UInt64($0.cr8)
+        unsafe run.pointee.apic_base = $0.base
       }
     } else {
-      run.pointee.cr8 = cpu.s.pointee.cr8
-      run.pointee.apic_base = msrs.apicBaseWithoutChip
+      unsafe run.pointee.cr8 = unsafe cpu.s.pointee.cr8
+      unsafe run.pointee.apic_base = msrs.apicBaseWithoutChip
     }
   }
 
   /// EINTR. The exit reason says so where a signal came; `immediate_exit` leaves the last one.
   private func leaveInterrupted(_ reason: Int32? = KVM_EXIT_INTR) throws(Errno) -> Never {
     _ = mailbox.take([.kick, .signal])
-    if let reason { run.pointee.exit_reason = UInt32(reason) }
+    if let reason { unsafe run.pointee.exit_reason = UInt32(reason) }
     publishState()
     throw .interrupted
   }
@@ -99,7 +99,7 @@ extension VirtualCPU {
       takeExpiredDeadline()
       if mailbox.mayHaveRequests { try handleRequests() }
       if let exit = exitBeforeEntry() {
-        run.pointee.exit_reason = UInt32(exit)
+        unsafe run.pointee.exit_reason = UInt32(exit)
         return
       }
       if !runState.isRunnable, !wakes() {
@@ -121,9 +121,9 @@ extension VirtualCPU {
       if let slot, slot.shouldYield.load(ordering: .relaxed) { yieldSlot() }
       let slot = takeSlot()
       guard enterGuest(slot) else { continue }
-      let retired = cpu.s.pointee.retired
+      let retired = unsafe cpu.s.pointee.retired
       backend.run()
-      statistics.instructions &+= cpu.s.pointee.retired &- retired
+      unsafe statistics.instructions &+= cpu.s.pointee.retired &- retired
       mailbox.leave()
       if paravirtual.eoi.isOffered { takeEOI() }
       if let event = backend.takeInterruptedEvent() { events.interrupted = event }
@@ -144,12 +144,12 @@ extension VirtualCPU {
   private func exitBeforeEntry() -> Int32? {
     if taskPriority.access != nil, takeTPRReport() { return KVM_EXIT_TPR_ACCESS }
     if let vector = runState.takeEndedVector() {
-      run.pointee.eoi.vector = vector
+      unsafe run.pointee.eoi.vector = vector
       return KVM_EXIT_IOAPIC_EOI
     }
     if events.takeTripleFault() { return KVM_EXIT_SHUTDOWN }
     if let dirtyRing, dirtyRing.isFull { return KVM_EXIT_DIRTY_RING_FULL }
-    if run.pointee.request_interrupt_window != 0, hasClientPIC {
+    if unsafe run.pointee.request_interrupt_window != 0, hasClientPIC {
       _ = takeSlot()
       if isReadyForInjection { return KVM_EXIT_IRQ_WINDOW_OPEN }
     }
@@ -160,7 +160,7 @@ extension VirtualCPU {
   /// or the memory gate is in the way.
   func enterGuest(_ slot: PhysicalCPUSlot) -> Bool {
     mailbox.enter(slot.index)
-    if machine.memory.gate.load(ordering: .sequentiallyConsistent) != 0 {
+    if unsafe machine.memory.gate.load(ordering: .sequentiallyConsistent) != 0 {
       mailbox.leave()
       mailbox.parkAtGate(until: HostClock.monotonic() &+ 1_000_000)
       return false
@@ -210,7 +210,7 @@ extension VirtualCPU {
   /// call again (EAGAIN), as Linux does.
   private func waitForStartup() throws(Errno) {
     while runState.isWaitingForStartup {
-      if run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
+      if unsafe run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
       if mailbox.mayHaveRequests { try handleRequests() }
       releaseSlot()
       if runState.isWaitingForStartup { park() }

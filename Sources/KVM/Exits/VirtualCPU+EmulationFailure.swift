@@ -37,7 +37,7 @@ extension VirtualCPU {
   /// wants to know of those that it cannot emulate (KVM_CAP_EXIT_ON_EMULATION_FAILURE) is told.
   func accessBeyondWidth(linear: UInt64, isWrite: Bool, isFetch: Bool) -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
-    if machine.options.withLock({ $0.tellsEmulationFailures }),
+    if unsafe machine.options.withLock({ $0.tellsEmulationFailures }),
       Self.isX87(code(at: start, count: 15))
     {
       return emulationFailed()
@@ -46,7 +46,7 @@ extension VirtualCPU {
     if isWrite { code.insert(.write) }
     if isFetch { code.insert(.instructionFetch) }
     if cpu.cpl == 3 { code.insert(.user) }
-    cpu.s.pointee.cr2 = linear
+    unsafe cpu.s.pointee.cr2 = linear
     raise(GuestException(.pageFault, code: code.rawValue))
     return .resume
   }

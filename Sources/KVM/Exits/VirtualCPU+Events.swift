@@ -13,7 +13,7 @@ import X86CPU
 extension VirtualCPU {
   /// Interrupts could be delivered at this instruction.
   var isInterruptAllowed: Bool {
-    cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
+    unsafe cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
       && backend[.interruptibility]
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
@@ -21,7 +21,7 @@ extension VirtualCPU {
   /// A debug trap of the instruction before waits, which comes before interrupts: an entry that
   /// injects one would drop it.
   var hasPendingTrap: Bool {
-    cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
+    unsafe cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
       && backend[.interruptibility] & UInt64(Interruptibility.blockingByMovSS) == 0
   }
 
@@ -37,7 +37,7 @@ extension VirtualCPU {
   }
 
   private var isPICRequesting: Bool {
-    machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) ?? false
+    unsafe machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) ?? false
   }
 
   /// The vector to deliver; the chip takes it as accepted.
@@ -47,7 +47,7 @@ extension VirtualCPU {
       return events.takeQueuedInterrupt()
     }
     if isPICRequesting, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
-      return machine.interrupts?.acknowledgePIC()
+      return unsafe machine.interrupts?.acknowledgePIC()
     }
     return apic.state.withLock { $0.acceptHighest() }
   }
@@ -99,7 +99,7 @@ extension VirtualCPU {
 
   private func injectInterrupt(_ isTaken: Bool) {
     let clientWaits =
-      hasClientPIC && run.pointee.request_interrupt_window != 0 && acceptsClientInterrupts
+      unsafe hasClientPIC && run.pointee.request_interrupt_window != 0 && acceptsClientInterrupts
     guard hasPendingInterrupt else {
       backend.setInterruptWindow(clientWaits)
       return

@@ -50,7 +50,7 @@ extension VirtualCPU {
     case .rdpmc: return emulateRDPMC()
     case .rdtsc: return emulateRDTSC()
     case .rdtscp:
-      cpu.gpr[1] = cpu.s.pointee.tscAux & 0xFFFF_FFFF
+      unsafe cpu.gpr[1] = unsafe cpu.s.pointee.tscAux & 0xFFFF_FFFF
       return emulateRDTSC()
     case .hypercall: return emulateHypercall()
     case .monitorWait: return emulateMonitorWait()
@@ -68,8 +68,8 @@ extension VirtualCPU {
 
   private func emulateRDTSC() -> Disposition {
     let value = guestTSC
-    cpu.gpr[0] = value & 0xFFFF_FFFF
-    cpu.gpr[2] = value >> 32
+    unsafe cpu.gpr[0] = value & 0xFFFF_FFFF
+    unsafe cpu.gpr[2] = value >> 32
     advance()
     return .resume
   }

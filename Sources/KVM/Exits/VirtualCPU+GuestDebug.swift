@@ -90,7 +90,7 @@ extension VirtualCPU {
   /// The guest's own.
   var guestDebugAddresses: DebugAddresses {
     get {
-      debug.hidden ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
+      unsafe debug.hidden ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
     }
     set {
       if debug.hidden != nil { debug.hidden = newValue } else { loadDebugRegisters(newValue) }
@@ -98,7 +98,7 @@ extension VirtualCPU {
   }
 
   private func loadDebugRegisters(_ value: DebugAddresses) {
-    cpu.s.pointee.dr = value.addresses
+    unsafe cpu.s.pointee.dr = value.addresses
     backend[.dr7] = value.dr7 & 0xFFFF_23FF | DR7.initial.rawValue
     // The TLB knows which pages have breakpoints.
     backend.invalidateNestedMappings()
@@ -119,11 +119,12 @@ extension VirtualCPU {
 
   /// KVM_EXIT_DEBUG.
   func debugExit(_ vector: ExceptionVector, dr6: UInt64) -> Disposition {
-    run.pointee.exit_reason = UInt32(KVM_EXIT_DEBUG)
-    run.pointee.debug.arch.exception = UInt32(vector.rawValue)
-    run.pointee.debug.arch.pc = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
-    run.pointee.debug.arch.dr6 = dr6
-    run.pointee.debug.arch.dr7 = backend[.dr7]
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_DEBUG)
+    unsafe run.pointee.debug.arch.exception = UInt32(vector.rawValue)
+    unsafe run.pointee.debug.arch.pc =
+      backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
+    unsafe run.pointee.debug.arch.dr6 = dr6
+    unsafe run.pointee.debug.arch.dr7 = backend[.dr7]
     return .userSpace
   }
 
@@ -166,8 +167,8 @@ extension VirtualCPU {
     }
     let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
     if isRead {
-      cpu.gpr[general] = readDebugRegister(number) & mask
-    } else if !writeDebugRegister(number, cpu.gpr[general] & mask) {
+      unsafe cpu.gpr[general] = readDebugRegister(number) & mask
+    } else if unsafe !writeDebugRegister(number, cpu.gpr[general] & mask) {
       raise(.generalProtection)
       return .resume
     }
@@ -178,7 +179,7 @@ extension VirtualCPU {
   private func readDebugRegister(_ number: Int) -> UInt64 {
     switch number {
     case 0...3: guestDebugAddresses.addresses[number]
-    case 4, 6: cpu.s.pointee.dr6
+    case 4, 6: unsafe cpu.s.pointee.dr6
     default: guestDebugAddresses.dr7
     }
   }
@@ -187,7 +188,7 @@ extension VirtualCPU {
     if number >= 4, value >> 32 != 0 { return false }
     switch number {
     case 0...3: guestDebugAddresses.addresses[number] = value
-    case 4, 6: cpu.s.pointee.dr6 = value & 0xE00F | DR6.initial.rawValue
+    case 4, 6: unsafe cpu.s.pointee.dr6 = value & 0xE00F | DR6.initial.rawValue
     default: guestDebugAddresses.dr7 = value & 0xFFFF_23FF | DR7.initial.rawValue
     }
     return true

@@ -12,7 +12,9 @@ import X86CPU
 extension VirtualCPU {
   /// What the machine's options say about them.
   func updateHoggingControls() {
-    let (detects, window) = machine.options.withLock { ($0.detectsBusLocks, $0.notifyWindow) }
+    let (detects, window) = unsafe machine.options.withLock {
+      ($0.detectsBusLocks, $0.notifyWindow)
+    }
     backend.setBusLockDetection(detects)
     backend.setNotifyWindow(window)
   }
@@ -20,14 +22,16 @@ extension VirtualCPU {
   /// The instruction is over.
   func exitForBusLock() -> Disposition {
     runState.hasLockedBus = true
-    run.pointee.exit_reason = UInt32(KVM_EXIT_X86_BUS_LOCK)
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_X86_BUS_LOCK)
     return .userSpace
   }
 
   func exitForNotify(isContextLost: Bool) -> Disposition {
-    guard isContextLost || machine.options.withLock({ $0.tellsNotifyExits }) else { return .resume }
-    run.pointee.exit_reason = UInt32(KVM_EXIT_NOTIFY)
-    run.pointee.notify.flags = isContextLost ? UInt32(KVM_NOTIFY_CONTEXT_INVALID) : 0
+    guard unsafe isContextLost || machine.options.withLock({ $0.tellsNotifyExits }) else {
+      return .resume
+    }
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_NOTIFY)
+    unsafe run.pointee.notify.flags = isContextLost ? UInt32(KVM_NOTIFY_CONTEXT_INVALID) : 0
     return .userSpace
   }
 

@@ -12,13 +12,13 @@ import X86CPU
 extension VirtualCPU {
   /// CPUID, from the table that the client set.
   func emulateCPUID() -> Disposition {
-    let function = UInt32(truncatingIfNeeded: cpu.gpr[0])
-    let index = UInt32(truncatingIfNeeded: cpu.gpr[1])
+    let function = unsafe UInt32(truncatingIfNeeded: cpu.gpr[0])
+    let index = unsafe UInt32(truncatingIfNeeded: cpu.gpr[1])
     let values = cpuid.lookUp(function, index, cpuidState)
-    cpu.gpr[0] = UInt64(values.eax)
-    cpu.gpr[3] = UInt64(values.ebx)
-    cpu.gpr[1] = UInt64(values.ecx)
-    cpu.gpr[2] = UInt64(values.edx)
+    unsafe cpu.gpr[0] = UInt64(values.eax)
+    unsafe cpu.gpr[3] = UInt64(values.ebx)
+    unsafe cpu.gpr[1] = UInt64(values.ecx)
+    unsafe cpu.gpr[2] = UInt64(values.edx)
     advance()
     return .resume
   }
@@ -35,8 +35,8 @@ extension VirtualCPU {
     advance()
     // A single step ends the wait before it begins.
     if hasPendingTrap { return .resume }
-    guard apic != nil || machine.options.withLock({ $0.haltsInGuest }) else {
-      run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
+    guard unsafe apic != nil || machine.options.withLock({ $0.haltsInGuest }) else {
+      unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
       return .userSpace
     }
     runState.become(KVM_MP_STATE_HALTED)
@@ -46,14 +46,14 @@ extension VirtualCPU {
   /// XSETBV: XCR0 may enable what the guest's CPUID offers, in the combinations that exist (SDM
   /// volume 1, "Enabling the XSAVE Feature Set and XSAVE-Enabled Features").
   func emulateXSETBV() -> Disposition {
-    let value = cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
-    guard UInt32(truncatingIfNeeded: cpu.gpr[1]) == 0,
+    let value = unsafe cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
+    guard unsafe UInt32(truncatingIfNeeded: cpu.gpr[1]) == 0,
       ExtendedState.isValidXCR0(value, supported: cpuid.supportedXCR0)
     else {
       raise(.generalProtection)
       return .resume
     }
-    cpu.s.pointee.xcr0 = value
+    unsafe cpu.s.pointee.xcr0 = value
     advance()
     return .resume
   }
@@ -68,11 +68,11 @@ extension VirtualCPU {
   /// VMCALL: the wake-up of a halted CPU, and what the client wants to see.
   func emulateHypercall() -> Disposition {
     let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
-    let number = cpu.gpr[0] & mask
+    let number = unsafe cpu.gpr[0] & mask
     if cpu.cpl != 0 { return endHypercall(UInt64(bitPattern: Hypercall.notPermitted)) }
     switch number {
     case Hypercall.kickCPU where hasParavirtual(ParavirtualFeature.unhalt):
-      machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
+      unsafe machine.wake(apicID: UInt32(truncatingIfNeeded: cpu.gpr[1]))
       return endHypercall(0)
     case Hypercall.clockPairing: return endHypercall(UInt64(bitPattern: pairClocks()))
     case Hypercall.sendInterrupts where hasParavirtual(ParavirtualFeature.sendInterrupts):
@@ -81,7 +81,7 @@ extension VirtualCPU {
       defer { if hypervisor.pool.hasWaiters { releaseSlot() } }
       return endHypercall(0)
     case Hypercall.mapGPARange
-    where machine.options.withLock({ $0.userSpaceHypercalls }) & 1 << number != 0:
+    where unsafe machine.options.withLock({ $0.userSpaceHypercalls }) & 1 << number != 0:
       return askHypercall(number)
     default: return endHypercall(UInt64(bitPattern: Hypercall.notImplemented))
     }
@@ -90,9 +90,9 @@ extension VirtualCPU {
   /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock,
   /// of which there is one, the wall clock.
   private func pairClocks() -> Int64 {
-    guard cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
+    guard unsafe cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
     let (time, tsc) = (HostClock.realtime(), guestTSC)
-    let isWritten = writeMemory(cpu.gpr[3], count: 64) { place in
+    let isWritten = unsafe writeMemory(cpu.gpr[3], count: 64) { place in
       for offset in stride(from: 24, to: 64, by: 8) {
         place.storeBytes(of: 0, toByteOffset: offset, as: UInt64.self)
       }
@@ -105,14 +105,14 @@ extension VirtualCPU {
 
   /// - Returns: to how many CPUs.
   private func sendInterrupts() -> Int64 {
-    guard let interrupts = machine.interrupts else { return Hypercall.notSupported }
+    guard let interrupts = unsafe machine.interrupts else { return Hypercall.notSupported }
     let width = cpu.is64Bit ? 64 : 32
     let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
-    let command = UInt32(truncatingIfNeeded: cpu.gpr[6])
+    let command = unsafe UInt32(truncatingIfNeeded: cpu.gpr[6])
     guard command & (APICICR.logical | 3 << APICICR.shorthandShift) == 0 else {
       return Hypercall.invalid
     }
-    return interrupts.send(
+    return unsafe interrupts.send(
       InterruptMessage(
         destination: 0, deliveryMode: DeliveryMode(bits10To8: command),
         vector: UInt8(truncatingIfNeeded: command)),
@@ -121,38 +121,38 @@ extension VirtualCPU {
   }
 
   private func endHypercall(_ result: UInt64) -> Disposition {
-    cpu.gpr[0] = cpu.is64Bit ? result : result & 0xFFFF_FFFF
+    unsafe cpu.gpr[0] = cpu.is64Bit ? result : result & 0xFFFF_FFFF
     advance()
     return .resume
   }
 
   /// KVM_EXIT_HYPERCALL. Arguments: first page's address, pages, attributes.
   private func askHypercall(_ number: UInt64) -> Disposition {
-    let (address, pages) = (cpu.gpr[3], cpu.gpr[1])
+    let (address, pages) = unsafe (cpu.gpr[3], cpu.gpr[1])
     let (end, overflow) = address.addingReportingOverflow(pages &<< 12)
     guard address & 4095 == 0, pages > 0, !overflow, end > address, pages < 1 << 36 else {
       return endHypercall(UInt64(bitPattern: Hypercall.invalid))
     }
-    run.pointee.exit_reason = UInt32(KVM_EXIT_HYPERCALL)
-    run.pointee.hypercall.nr = number
-    run.pointee.hypercall.args.0 = address
-    run.pointee.hypercall.args.1 = pages
-    run.pointee.hypercall.args.2 = cpu.gpr[2]
-    run.pointee.hypercall.longmode = cpu.is64Bit ? 1 : 0
-    run.pointee.hypercall.ret = 0
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_HYPERCALL)
+    unsafe run.pointee.hypercall.nr = number
+    unsafe run.pointee.hypercall.args.0 = address
+    unsafe run.pointee.hypercall.args.1 = pages
+    unsafe run.pointee.hypercall.args.2 = unsafe cpu.gpr[2]
+    unsafe run.pointee.hypercall.longmode = cpu.is64Bit ? 1 : 0
+    unsafe run.pointee.hypercall.ret = 0
     runState.completion = .hypercall
     return .userSpace
   }
 
   func completeHypercall() {
     runState.completion = .none
-    _ = endHypercall(run.pointee.hypercall.ret)
+    _ = unsafe endHypercall(run.pointee.hypercall.ret)
   }
 
   /// MOV to or from CR8.
   func accessCR8(_ register: Int, isWrite: Bool) -> Disposition {
     if isWrite {
-      let value = cpu.gpr[register]
+      let value = unsafe cpu.gpr[register]
       guard value <= 15 else {
         raise(.generalProtection)
         return .resume
@@ -162,22 +162,22 @@ extension VirtualCPU {
       setCR8(UInt8(value))
       // A client that has the local APIC may have an interrupt that this lets through.
       guard apic == nil, UInt8(value) < old else { return .resume }
-      run.pointee.exit_reason = UInt32(KVM_EXIT_SET_TPR)
+      unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_SET_TPR)
       return .userSpace
     }
-    cpu.gpr[register] = UInt64(getCR8())
+    unsafe cpu.gpr[register] = UInt64(getCR8())
     advance()
     return .resume
   }
 
   func getCR8() -> UInt8 {
-    guard let apic else { return UInt8(cpu.s.pointee.cr8 & 15) }
+    guard let apic else { return unsafe UInt8(cpu.s.pointee.cr8 & 15) }
     return apic.state.withLock { $0.cr8 }
   }
 
   func setCR8(_ value: UInt8) {
     guard let apic else {
-      cpu.s.pointee.cr8 = UInt64(value & 15)
+      unsafe cpu.s.pointee.cr8 = UInt64(value & 15)
       return
     }
     apic.state.withLock { $0.cr8 = value }

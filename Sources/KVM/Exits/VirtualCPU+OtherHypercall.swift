@@ -28,7 +28,7 @@ extension VirtualCPU {
   }
 
   func isQuirkOn(_ quirk: UInt64) -> Bool {
-    machine.options.withLock { $0.disabledQuirks } & quirk == 0
+    unsafe machine.options.withLock { $0.disabledQuirks } & quirk == 0
   }
 
   func code(at start: UInt64, count: Int = 3) -> [UInt8] {
@@ -55,7 +55,7 @@ extension VirtualCPU {
   /// What CPUID reflects.
   var cpuidState: GuestCPUID.Dynamic {
     let miscEnable = readMSR(MSR.miscEnable.rawValue, byHost: true) ?? 0
-    return GuestCPUID.Dynamic(
+    return unsafe GuestCPUID.Dynamic(
       cr4: backend[.cr4], xcr0: cpu.s.pointee.xcr0, xss: cpu.s.pointee.xss,
       isAPICEnabled: isAPICEnabled,
       monitorWait: isQuirkOn(Quirks.miscEnableNoMwait) ? nil : miscEnable & 1 << 18 != 0)

@@ -13,7 +13,7 @@ extension VirtualCPU {
   static let portDataOffset = 4096
   static let portDataSize = 4096
 
-  var portData: UnsafeMutableRawPointer { pages + Self.portDataOffset }
+  var portData: UnsafeMutableRawPointer { unsafe pages + Self.portDataOffset }
 
   /// An IN or OUT of `size` bytes at RIP.
   func accessPort(_ port: UInt16, size: UInt8, isInput: Bool) -> Disposition {
@@ -24,16 +24,16 @@ extension VirtualCPU {
           advance()
           return .resume
         }
-      } else if writeChipPort(port, cpu.gpr[0]) {
+      } else if unsafe writeChipPort(port, cpu.gpr[0]) {
         advance()
         return .resume
       }
     }
-    if !isInput, writeSink(UInt64(port), size: Int(size), value: cpu.gpr[0], isPort: true) {
+    if !isInput, unsafe writeSink(UInt64(port), size: Int(size), value: cpu.gpr[0], isPort: true) {
       advance()
       return .resume
     }
-    fillPort(port, Int(size), value: isInput ? nil : cpu.gpr[0])
+    unsafe fillPort(port, Int(size), value: isInput ? nil : cpu.gpr[0])
     if port == 0x7E, !isInput, isQuirkOn(Quirks.out7E) {
       advance()
       return .userSpace
@@ -44,14 +44,14 @@ extension VirtualCPU {
   }
 
   func readChipPort(_ port: UInt16) -> UInt64? {
-    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts,
+    guard InterruptController.ownsPort(port), let interrupts = unsafe machine.interrupts,
       !interrupts.isSplit
     else { return nil }
     return interrupts.readPort(port)
   }
 
   func writeChipPort(_ port: UInt16, _ value: UInt64) -> Bool {
-    guard InterruptController.ownsPort(port), let interrupts = machine.interrupts,
+    guard InterruptController.ownsPort(port), let interrupts = unsafe machine.interrupts,
       !interrupts.isSplit
     else { return false }
     return interrupts.writePort(port, value)
@@ -60,17 +60,17 @@ extension VirtualCPU {
   /// KVM_EXIT_IO for one item; `value` nil for an input.
   func fillPort(_ port: UInt16, _ size: Int, value: UInt64?) {
     describePort(port, size, count: 1, isInput: value == nil)
-    portData.storeBytes(of: value ?? 0, as: UInt64.self)
+    unsafe portData.storeBytes(of: value ?? 0, as: UInt64.self)
   }
 
   /// KVM_EXIT_IO for items in the port data page.
   func describePort(_ port: UInt16, _ size: Int, count: Int, isInput: Bool) {
-    run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
-    run.pointee.io.direction = UInt8(isInput ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT)
-    run.pointee.io.size = UInt8(truncatingIfNeeded: size)
-    run.pointee.io.port = port
-    run.pointee.io.count = UInt32(truncatingIfNeeded: count)
-    run.pointee.io.data_offset = UInt64(Self.portDataOffset)
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_IO)
+    unsafe run.pointee.io.direction = UInt8(isInput ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT)
+    unsafe run.pointee.io.size = UInt8(truncatingIfNeeded: size)
+    unsafe run.pointee.io.port = port
+    unsafe run.pointee.io.count = UInt32(truncatingIfNeeded: count)
+    unsafe run.pointee.io.data_offset = UInt64(Self.portDataOffset)
   }
 
   /// Finishes what the last exit asked the client for. False where it needs the client again.
@@ -84,7 +84,7 @@ extension VirtualCPU {
     case .portIn(let size):
       runState.completion = .none
       guard backend[.rip] == runState.completionRIP else { break }
-      setAccumulator(portData.load(as: UInt64.self), size)
+      unsafe setAccumulator(portData.load(as: UInt64.self), size)
       advance()
     case .emulation: return completeEmulation()
     case .readMSR: completeMSR(isRead: true)
@@ -97,9 +97,9 @@ extension VirtualCPU {
   /// AL, AX or EAX.
   func setAccumulator(_ value: UInt64, _ size: UInt8) {
     switch size {
-    case 1: cpu.gpr[0] = cpu.gpr[0] & ~0xFF | value & 0xFF
-    case 2: cpu.gpr[0] = cpu.gpr[0] & ~0xFFFF | value & 0xFFFF
-    default: cpu.gpr[0] = value & 0xFFFF_FFFF
+    case 1: unsafe cpu.gpr[0] = unsafe cpu.gpr[0] & ~0xFF | value & 0xFF
+    case 2: unsafe cpu.gpr[0] = unsafe cpu.gpr[0] & ~0xFFFF | value & 0xFFFF
+    default: unsafe cpu.gpr[0] = value & 0xFFFF_FFFF
     }
   }
 
@@ -109,7 +109,7 @@ extension VirtualCPU {
   func advance() {
     let next = backend[.rip] &+ backend.instructionLength
     let is64Bit =
-      cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
+      unsafe cpu.s.pointee.efer & EFER.lma.rawValue != 0 && backend.segment(.cs).rights.isLong
     backend[.rip] = is64Bit ? next : next & 0xFFFF_FFFF
     noteRetired()
     if debug.isStepping { debug.isStepDone = true }
@@ -121,7 +121,7 @@ extension VirtualCPU {
     let shadows = UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS)
     let state = backend[.interruptibility]
     if state & shadows != 0 { backend[.interruptibility] = state & ~shadows }
-    if cpu.s.pointee.rflags & RFLAGS.tf.rawValue != 0 {
+    if unsafe cpu.s.pointee.rflags & RFLAGS.tf.rawValue != 0 {
       backend[.pendingDebug] |= PendingDebug.singleStep
     }
   }
@@ -129,21 +129,21 @@ extension VirtualCPU {
   // MARK: Exits that end the run
 
   func internalError(_ suberror: Int32, data: [UInt64] = []) -> Disposition {
-    run.pointee.exit_reason = UInt32(KVM_EXIT_INTERNAL_ERROR)
-    run.pointee.internal.suberror = UInt32(bitPattern: suberror)
-    run.pointee.internal.ndata = UInt32(min(data.count, 16))
-    withUnsafeMutableBytes(of: &run.pointee.internal.data) { place in
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_INTERNAL_ERROR)
+    unsafe run.pointee.internal.suberror = UInt32(bitPattern: suberror)
+    unsafe run.pointee.internal.ndata = UInt32(min(data.count, 16))
+    unsafe withUnsafeMutableBytes(of: &run.pointee.internal.data) { place in
       for (index, value) in data.prefix(16).enumerated() {
-        place.storeBytes(of: value, toByteOffset: index * 8, as: UInt64.self)
+        unsafe place.storeBytes(of: value, toByteOffset: index * 8, as: UInt64.self)
       }
     }
     return .userSpace
   }
 
   func entryFailed(_ reason: UInt64) -> Disposition {
-    run.pointee.exit_reason = UInt32(KVM_EXIT_FAIL_ENTRY)
-    run.pointee.fail_entry.hardware_entry_failure_reason = reason
-    run.pointee.fail_entry.cpu = UInt32(slot?.index ?? 0)
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_FAIL_ENTRY)
+    unsafe run.pointee.fail_entry.hardware_entry_failure_reason = reason
+    unsafe run.pointee.fail_entry.cpu = UInt32(slot?.index ?? 0)
     return .userSpace
   }
 
@@ -157,12 +157,12 @@ extension VirtualCPU {
   /// The processor's access found that memory of a slot has disappeared without a call that we
   /// intercept. What was known of the client's mappings is out of date.
   func memoryVanished() -> Disposition {
-    if let address = slot?.cpu.takeHostFault() { machine.memoryVanished(address) }
+    if let address = slot?.cpu.takeHostFault() { unsafe machine.memoryVanished(address) }
     return hostFault()
   }
 
   func shutDown() -> Disposition {
-    run.pointee.exit_reason = UInt32(KVM_EXIT_SHUTDOWN)
+    unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_SHUTDOWN)
     return .userSpace
   }
 }

@@ -41,7 +41,7 @@ extension VirtualCPU {
         return emulation.takeHostFault() ? hostFault() : emulationFailed()
       }
       if error.vector == ExceptionVector.pageFault.rawValue {
-        cpu.s.pointee.cr2 = cpu.s.pointee.faultAddress
+        unsafe cpu.s.pointee.cr2 = unsafe cpu.s.pointee.faultAddress
       }
       raise(error)
     }

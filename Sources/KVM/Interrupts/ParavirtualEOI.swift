@@ -39,7 +39,9 @@ extension VirtualCPU {
   func writeEOIMSR(_ value: UInt64) -> Bool {
     let address = value & ~ParavirtualEOI.enabled
     guard address & 3 == 0 else { return false }
-    if value & ParavirtualEOI.enabled != 0, machine.memory.slot(at: address) == nil { return false }
+    if value & ParavirtualEOI.enabled != 0, unsafe machine.memory.slot(at: address) == nil {
+      return false
+    }
     withdrawEOI()
     paravirtual.eoi.msr = value
     events.mustCheck = true
@@ -51,7 +53,7 @@ extension VirtualCPU {
     guard paravirtual.eoi.isEnabled, let apic else { return }
     let vector = apic.state.withLock { $0.quietVector }
     // Ends of the 8254's ticks are counted.
-    let wanted = vector.map { machine.interrupts?.isTick($0) == false } ?? false
+    let wanted = vector.map { unsafe machine.interrupts?.isTick($0) == false } ?? false
     guard wanted != paravirtual.eoi.isOffered else { return }
     paravirtual.eoi.isOffered = storeEOI(wanted ? 1 : 0) && wanted
   }
@@ -59,7 +61,7 @@ extension VirtualCPU {
   /// After an exit: the guest may have ended its interrupt.
   func takeEOI() {
     guard paravirtual.eoi.isOffered else { return }
-    let word = machine.memory.load(paravirtual.eoi.address, as: UInt8.self) ?? 1
+    let word = unsafe machine.memory.load(paravirtual.eoi.address, as: UInt8.self) ?? 1
     guard word & 1 == 0 else { return }
     paravirtual.eoi.isOffered = false
     endInterrupt()
@@ -79,7 +81,7 @@ extension VirtualCPU {
   }
 
   private func storeEOI(_ value: UInt8) -> Bool {
-    writeMemory(paravirtual.eoi.address, count: 1, in: machine.memory) {
+    unsafe writeMemory(paravirtual.eoi.address, count: 1, in: machine.memory) {
       $0.storeBytes(of: value, as: UInt8.self)
     }
   }

@@ -71,14 +71,15 @@ extension VirtualCPU {
     events.mustCheck = true
     switch effect {
     case .none: break
-    case .send(let interrupt): machine.interrupts?.send(interrupt, from: self)
+    case .send(let interrupt): unsafe machine.interrupts?.send(interrupt, from: self)
     case .endOfInterrupt(let vector):
-      if machine.interrupts?.endOfInterrupt(vector) == true { runState.endedVector = vector }
-    case .edgeEnded(let vector): machine.interrupts?.edgeEnded(vector)
+      if unsafe machine.interrupts?.endOfInterrupt(vector) == true { runState.endedVector = vector }
+    case .edgeEnded(let vector): unsafe machine.interrupts?.edgeEnded(vector)
     case .timerChanged: armTimer()
     case .identityChanged: apicIdentityChanged()
     case .linesChanged:
-      if machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) == true {
+      if unsafe machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) == true
+      {
         picChanged(true)
       }
     }
@@ -87,7 +88,7 @@ extension VirtualCPU {
   /// Tells the bus how this local APIC is addressed now.
   func apicIdentityChanged() {
     guard let identity = apic?.state.withLock({ $0.identity }) else { return }
-    machine.cpus.list.withLock { cpus in
+    unsafe machine.cpus.list.withLock { cpus in
       if index < cpus.identities.count { cpus.identities[index] = identity }
     }
   }
@@ -111,7 +112,7 @@ extension VirtualCPU {
       deadline = overflow || sum == .max ? .max &- 1 : sum &+ 1
     }
     mailbox.timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
-    if deadline != .max { machine.timers.note(deadline) }
+    if deadline != .max { unsafe machine.timers.note(deadline) }
   }
 
   /// Before an entry: a TSC deadline that has come needs no thread to say so.

@@ -12,57 +12,57 @@ import SystemPackage
 /// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives
 /// them. Guarded by the lock of the slots that it belongs to.
 /// Sendable: guarded by the lock of the slots.
-final class DirtyBitmap: @unchecked Sendable {
+@safe final class DirtyBitmap: @unchecked Sendable {
   typealias Words = UnsafeMutableBufferPointer<UInt64>
 
   private let words: Words
   let pageCount: Int
-  var wordCount: Int { words.count }
+  var wordCount: Int { unsafe words.count }
 
   /// - Parameter full: all pages count as written.
   init(pages: Int, full: Bool) throws(Errno) {
-    words = try Self.allocate((pages + 63) / 64)
+    unsafe words = try unsafe Self.allocate((pages + 63) / 64)
     pageCount = pages
     guard full else { return }
-    words.update(repeating: .max)
-    if pages & 63 != 0, let last = words.indices.last {
-      words[last] = 1 &<< UInt64(pages & 63) &- 1
+    unsafe words.update(repeating: .max)
+    if pages & 63 != 0, let last = unsafe words.indices.last {
+      unsafe words[last] = 1 &<< UInt64(pages & 63) &- 1
     }
   }
 
-  deinit { Self.free(words) }
+  deinit { unsafe Self.free(words) }
 
   /// Words that are 0. How many it is the client who says: where there is no memory for them, that
   /// is an error, and memory is taken for those that are written to.
   static func allocate(_ count: Int) throws(Errno) -> Words {
-    guard let memory = calloc(max(count, 1), 8) else { throw .noMemory }
-    return Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)
+    guard let memory = unsafe calloc(max(count, 1), 8) else { throw .noMemory }
+    return unsafe Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)
   }
 
-  static func free(_ words: Words) { Glibc.free(words.baseAddress) }
+  static func free(_ words: Words) { unsafe Glibc.free(words.baseAddress) }
 
   func contains(_ page: Int) -> Bool {
     let word = page >> 6
-    return words.indices.contains(word) && words[word] & (1 &<< UInt64(page & 63)) != 0
+    return unsafe words.indices.contains(word) && words[word] & (1 &<< UInt64(page & 63)) != 0
   }
 
   /// - Returns: whether the page was clean.
   func insert(_ page: Int) -> Bool {
     guard page >= 0, page < pageCount, !contains(page) else { return false }
-    words[page >> 6] |= 1 &<< UInt64(page & 63)
+    unsafe words[page >> 6] |= 1 &<< UInt64(page & 63)
     return true
   }
 
   /// Takes bits of a word out; returns those that were set.
   func remove(word: Int, _ mask: UInt64) -> UInt64 {
-    guard words.indices.contains(word) else { return 0 }
-    let old = words[word] & mask
-    words[word] &= ~mask
+    guard unsafe words.indices.contains(word) else { return 0 }
+    let old = unsafe words[word] & mask
+    unsafe words[word] &= ~mask
     return old
   }
 
   /// Copies everything to as many words.
   func copy(to target: Words) {
-    for (word, value) in zip(target.indices, words) { target[word] = value }
+    for word in unsafe 0..<min(target.count, words.count) { unsafe target[word] = words[word] }
   }
 }

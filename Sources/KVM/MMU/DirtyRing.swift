@@ -23,7 +23,7 @@ final class DirtyRing: @unchecked Sendable {
   static let pageOffset = 64
 
   private let mapping: Mapping
-  var pages: UnsafeMutableRawPointer { mapping.address }
+  var pages: UnsafeMutableRawPointer { unsafe mapping.address }
   var byteCount: Int { Int(count) * Self.entrySize }
   let count: UInt32
   /// Entries ever appended and ever reset.
@@ -49,18 +49,18 @@ final class DirtyRing: @unchecked Sendable {
   }
 
   private func entry(_ number: UInt32) -> UnsafeMutableRawPointer {
-    pages + Int(number & (count - 1)) * Self.entrySize
+    unsafe pages + Int(number & (count - 1)) * Self.entrySize
   }
 
   func append(slot: UInt32, page: UInt64) {
     let number = appended.load(ordering: .relaxed)
     // Hypervisor's own writes have the reserved entries; beyond them nothing may be overwritten.
     guard number &- reset.load(ordering: .relaxed) < count else { return }
-    let place = entry(number)
-    place.storeBytes(of: slot, toByteOffset: 4, as: UInt32.self)
-    place.storeBytes(of: page, toByteOffset: 8, as: UInt64.self)
+    let place = unsafe entry(number)
+    unsafe place.storeBytes(of: slot, toByteOffset: 4, as: UInt32.self)
+    unsafe place.storeBytes(of: page, toByteOffset: 8, as: UInt64.self)
     atomicMemoryFence(ordering: .releasing)
-    place.storeBytes(of: CKVM_DIRTY_GFN_F_DIRTY, as: UInt32.self)
+    unsafe place.storeBytes(of: CKVM_DIRTY_GFN_F_DIRTY, as: UInt32.self)
     appended.store(number &+ 1, ordering: .relaxed)
   }
 
@@ -71,13 +71,13 @@ final class DirtyRing: @unchecked Sendable {
     var taken: Int32 = 0
     while taken < Int32(count) {
       let number = reset.load(ordering: .relaxed)
-      let place = entry(number)
-      guard place.load(as: UInt32.self) & CKVM_DIRTY_GFN_F_RESET != 0 else { break }
+      let place = unsafe entry(number)
+      guard unsafe place.load(as: UInt32.self) & CKVM_DIRTY_GFN_F_RESET != 0 else { break }
       atomicMemoryFence(ordering: .acquiring)
-      body(
+      unsafe body(
         place.load(fromByteOffset: 4, as: UInt32.self),
         place.load(fromByteOffset: 8, as: UInt64.self))
-      place.storeBytes(of: 0, as: UInt32.self)
+      unsafe place.storeBytes(of: 0, as: UInt32.self)
       reset.store(number &+ 1, ordering: .relaxed)
       taken += 1
     }

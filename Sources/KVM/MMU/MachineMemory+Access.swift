@@ -9,7 +9,7 @@ import X86CPU
 
 extension MachineMemory {
   /// Where an access to guest memory goes.
-  enum Place {
+  @safe enum Place {
     /// No slot has it, or not all of it, or not for writing.
     case none
     /// A slot has it, but the client has nothing there: EFAULT.
@@ -30,7 +30,7 @@ extension MachineMemory {
   /// The place of `count` bytes of guest memory, all in one slot.
   func place(_ address: UInt64, count: Int, writing: Bool = false) -> Place {
     guard let slot = slot(at: address), !(writing && slot.isReadOnly),
-      let pointer = Self.pointer(slot, address, count)
+      let pointer = unsafe Self.pointer(slot, address, count)
     else { return .none }
     if host != nil {
       let last = address &+ UInt64(max(count, 1)) &- 1
@@ -38,7 +38,7 @@ extension MachineMemory {
         address & Page.mask == last & Page.mask || area(slot, last, writing: writing) != nil
       else { return .fault }
     }
-    return .at(pointer)
+    return unsafe .at(pointer)
   }
 
   /// Whether `count` bytes of guest memory are there to read, all in one slot.
@@ -50,7 +50,7 @@ extension MachineMemory {
   /// Copies guest memory, all of one slot. False where it is not there.
   func read(_ address: UInt64, to buffer: UnsafeMutableRawPointer, count: Int) -> Bool {
     guard case .at(let pointer) = place(address, count: count) else { return false }
-    if GuardedCopy.copy(from: pointer, to: buffer, count: count) { return true }
+    if unsafe GuardedCopy.copy(from: pointer, to: buffer, count: count) { return true }
     hostMemoryVanished()
     return false
   }
@@ -58,14 +58,14 @@ extension MachineMemory {
   /// Reads an integer of guest memory; nil where there is none.
   func load<T: FixedWidthInteger>(_ address: UInt64, as type: T.Type = T.self) -> T? {
     var value: T = 0
-    return read(address, to: &value, count: MemoryLayout<T>.size) ? value : nil
+    return unsafe read(address, to: &value, count: MemoryLayout<T>.size) ? value : nil
   }
 
   static func pointer(
     _ slot: MemorySlot, _ address: UInt64, _ count: Int
   ) -> UnsafeMutableRawPointer? {
     guard count >= 0, UInt64(count) <= slot.end &- address else { return nil }
-    return UnsafeMutableRawPointer(bitPattern: UInt(address &+ slot.offset))
+    return unsafe UnsafeMutableRawPointer(bitPattern: UInt(address &+ slot.offset))
   }
 
   /// Has `body` write `count` bytes of guest memory, all in one slot, as the guest would: the dirty
@@ -80,9 +80,9 @@ extension MachineMemory {
     guard case .at = place(address, count: count, writing: true) else { return false }
     return withSlots { slots in
       guard let slot = slots.slot(at: address), !slot.isReadOnly,
-        let place = Self.pointer(slot, address, count)
+        let place = unsafe Self.pointer(slot, address, count)
       else { return false }
-      var bytes = GuestBytes(place)
+      var bytes = unsafe GuestBytes(place)
       body(&bytes)
       if !bytes.isThere { hostMemoryVanished() }
       if count > 0, let log = slot.log {
@@ -91,23 +91,23 @@ extension MachineMemory {
           dirtied(slot.id, UInt64(page))
         }
       }
-      PhysicalCPU.noteHostWrite(place, count: count)
+      unsafe PhysicalCPU.noteHostWrite(place, count: count)
       return bytes.isThere
     }
   }
 }
 
 /// Guest memory that is being written. Where it has gone, stores do nothing and loads are 0.
-struct GuestBytes {
+@safe struct GuestBytes {
   private let start: UnsafeMutableRawPointer
   /// Every access so far has been possible.
   private(set) var isThere = true
 
-  init(_ start: UnsafeMutableRawPointer) { self.start = start }
+  init(_ start: UnsafeMutableRawPointer) { unsafe self.start = unsafe start }
 
   mutating func load<T: FixedWidthInteger>(fromByteOffset offset: Int = 0, as: T.Type) -> T {
     var value: T = 0
-    if !GuardedCopy.copy(from: start + offset, to: &value, count: MemoryLayout<T>.size) {
+    if unsafe !GuardedCopy.copy(from: start + offset, to: &value, count: MemoryLayout<T>.size) {
       isThere = false
     }
     return value
@@ -117,12 +117,12 @@ struct GuestBytes {
   mutating func storeBytes<T: FixedWidthInteger>(
     of value: T, toByteOffset offset: Int = 0, as: T.Type
   ) {
-    isThere = GuardedCopy.store(value, to: start + offset) && isThere
+    isThere = unsafe GuardedCopy.store(value, to: start + offset) && isThere
   }
 
   /// Atomic.
   mutating func exchange(_ value: UInt8, atByteOffset offset: Int) -> UInt8 {
-    guard let old = GuardedCopy.exchange(value, at: start + offset) else {
+    guard let old = unsafe GuardedCopy.exchange(value, at: start + offset) else {
       isThere = false
       return 0
     }
@@ -130,6 +130,6 @@ struct GuestBytes {
   }
 
   mutating func copyMemory(from source: UnsafeRawPointer, byteCount: Int) {
-    isThere = GuardedCopy.copy(from: source, to: start, count: byteCount) && isThere
+    isThere = unsafe GuardedCopy.copy(from: source, to: start, count: byteCount) && isThere
   }
 }

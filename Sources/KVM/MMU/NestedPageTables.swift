@@ -32,19 +32,19 @@ enum NestedTableFormat: Sendable {
 }
 
 /// Sendable: changed under the lock of the slots; entries are stored and read as single words.
-struct NestedPageTables: @unchecked Sendable {
+@safe struct NestedPageTables: @unchecked Sendable {
   private typealias Table = UnsafeMutablePointer<UInt64>
 
-  private final class Pages {
-    var pages: [UnsafeMutablePointer<UInt64>] = []
+  @safe private final class Pages {
+    var pages: [UnsafeMutablePointer<UInt64>] = unsafe []
     func make() -> UnsafeMutablePointer<UInt64> {
       let raw = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
-      let table = raw.bindMemory(to: UInt64.self, capacity: 512)
-      table.initialize(repeating: 0, count: 512)
-      pages.append(table)
-      return table
+      let table = unsafe raw.bindMemory(to: UInt64.self, capacity: 512)
+      unsafe table.initialize(repeating: 0, count: 512)
+      unsafe pages.append(table)
+      return unsafe table
     }
-    deinit { for page in pages { page.deallocate() } }
+    deinit { unsafe pages.forEach { unsafe $0.deallocate() } }
   }
 
   private let top: Pages
@@ -58,18 +58,18 @@ struct NestedPageTables: @unchecked Sendable {
   init(_ format: NestedTableFormat) {
     self.format = format
     top = Pages()
-    rootTable = top.make()
+    unsafe rootTable = unsafe top.make()
   }
 
   /// The address of the top table.
-  var root: UInt64 { UInt64(UInt(bitPattern: rootTable)) }
+  var root: UInt64 { unsafe UInt64(UInt(bitPattern: rootTable)) }
 
   /// Takes all entries away.
   ///
   /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an
   ///   earlier call.
   mutating func clear(keepingTables: Bool = false) {
-    rootTable.update(repeating: 0, count: 512)
+    unsafe rootTable.update(repeating: 0, count: 512)
     if keepingTables { left.append(lower) } else { left = [] }
     lower = Pages()
   }
@@ -85,12 +85,12 @@ struct NestedPageTables: @unchecked Sendable {
     _ present: PresentPages? = nil
   ) {
     guard address >> 48 == 0 else { return }
-    var table: Table = rootTable
+    var table: Table = unsafe rootTable
     for level in [3, 2, 1] {
       let shift = UInt64(12 + 9 * level)
       let fits = present == nil || level == 1 && present?.isEverything == true
-      if level < 3, fits, place(in: table, address, shift, slot, area) { return }
-      table = child(of: table, Int((address >> shift) & 511))
+      if level < 3, fits, unsafe place(in: table, address, shift, slot, area) { return }
+      unsafe table = unsafe child(of: table, Int((address >> shift) & 511))
     }
     let first = address & ~0x1F_FFFF
     for index in 0..<512 {
@@ -99,22 +99,22 @@ struct NestedPageTables: @unchecked Sendable {
         area.range.contains(page &+ slot.offset)
       else { continue }
       let isDirty = slot.log?.contains(slot.page(of: page)) ?? true
-      table[index] = leaf(page, slot, isWritable: isDirty && area.isWritable)
+      unsafe table[index] = leaf(page, slot, isWritable: isDirty && area.isWritable)
     }
   }
 
   /// Takes the right to write away from the page of `address`, where a 4 KiB page maps it.
   mutating func protect(_ address: UInt64) {
     guard address >> 48 == 0 else { return }
-    var table: Table = rootTable
+    var table: Table = unsafe rootTable
     for level in [3, 2, 1] {
-      let entry = table[Int((address >> UInt64(12 + 9 * level)) & 511)]
+      let entry = unsafe table[Int((address >> UInt64(12 + 9 * level)) & 511)]
       guard entry & EPTEntry.rightsMask != 0, entry & EPTEntry.pageSize == 0,
-        let next = Table(bitPattern: UInt(entry & EPTEntry.addressMask))
+        let next = unsafe Table(bitPattern: UInt(entry & EPTEntry.addressMask))
       else { return }
-      table = next
+      unsafe table = unsafe next
     }
-    table[Int((address >> 12) & 511)] &= ~EPTEntry.write
+    unsafe table[Int((address >> 12) & 511)] &= ~EPTEntry.write
   }
 
   /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
@@ -128,7 +128,7 @@ struct NestedPageTables: @unchecked Sendable {
       slot.offset & (size &- 1) == 0, area.range.contains(start &+ slot.offset),
       area.range.upperBound &- (start &+ slot.offset) >= size
     else { return false }
-    table[Int((address >> shift) & 511)] =
+    unsafe table[Int((address >> shift) & 511)] =
       leaf(start, slot, isWritable: area.isWritable) | EPTEntry.pageSize
     return true
   }
@@ -140,14 +140,14 @@ struct NestedPageTables: @unchecked Sendable {
   }
 
   private func child(of table: Table, _ index: Int) -> Table {
-    let entry = table[index]
+    let entry = unsafe table[index]
     if entry & EPTEntry.rightsMask != 0, entry & EPTEntry.pageSize == 0,
-      let next = Table(bitPattern: UInt(entry & EPTEntry.addressMask))
+      let next = unsafe Table(bitPattern: UInt(entry & EPTEntry.addressMask))
     {
-      return next
+      return unsafe next
     }
-    let next = lower.make()
-    table[index] = UInt64(UInt(bitPattern: next)) | EPTEntry.rightsMask | format.tableFlags
-    return next
+    let next = unsafe lower.make()
+    unsafe table[index] = UInt64(UInt(bitPattern: next)) | EPTEntry.rightsMask | format.tableFlags
+    return unsafe next
   }
 }

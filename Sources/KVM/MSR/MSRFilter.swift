@@ -33,18 +33,21 @@ struct MSRFilter: Sendable {
       throw .invalidArgument
     }
     isDefaultAllow = filter.flags & UInt32(KVM_MSR_FILTER_DEFAULT_DENY) == 0
-    let given = withUnsafeBytes(of: filter.ranges) {
-      Array($0.bindMemory(to: kvm_msr_filter_range.self))
+    let given = unsafe withUnsafeBytes(of: filter.ranges) {
+      unsafe Array($0.bindMemory(to: kvm_msr_filter_range.self))
     }
-    if !isDefaultAllow, given.allSatisfy({ $0.nmsrs == 0 }) { throw .invalidArgument }
-    for range in given where range.nmsrs != 0 {
+    if !isDefaultAllow, unsafe given.allSatisfy({ unsafe $0.nmsrs == 0 }) { throw .invalidArgument }
+    for n in unsafe given.indices {
+      let range = unsafe given[n]
+      if unsafe range.nmsrs == 0 { continue }
       let known = UInt32(KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE)
-      let size = (Int(range.nmsrs) + 63) / 64 * 8
-      guard range.flags & ~known == 0, range.flags != 0, size <= Self.maxBitmapSize else {
+      let size = unsafe (Int(range.nmsrs) + 63) / 64 * 8
+      guard unsafe range.flags & ~known == 0, unsafe range.flags != 0, size <= Self.maxBitmapSize
+      else {
         throw .invalidArgument
       }
-      let bitmap = Argument(value: UInt(bitPattern: range.bitmap))
-      ranges.append(
+      let bitmap = unsafe Argument(value: UInt(bitPattern: range.bitmap))
+      unsafe ranges.append(
         Range(
           flags: range.flags, base: range.base, count: range.nmsrs,
           bitmap: try bitmap.elements(size)))
@@ -68,18 +71,18 @@ struct MSRFilter: Sendable {
 extension VirtualCPU {
   /// Another filter or CPUID: what needs no exit changes.
   func updateMSRInterception() {
-    let filter = machine.options.withLock { $0.msrFilter }
+    let filter = unsafe machine.options.withLock { $0.msrFilter }
     // The processor has all of EFER; a guest whose CPUID has less is looked after.
     let watchesEFER = !cpuid.features.isSuperset(of: [.longMode, .executeDisable])
     withLoaded { backend.setMSRFilter(filter, watchesEFER: watchesEFER) }
   }
 
   private func isAllowed(_ number: UInt32, isWrite: Bool) -> Bool {
-    machine.options.withLock { $0.msrFilter?.allows(number, isWrite: isWrite) ?? true }
+    unsafe machine.options.withLock { $0.msrFilter?.allows(number, isWrite: isWrite) ?? true }
   }
 
   func emulateRDMSR() -> Disposition {
-    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
+    let number = unsafe UInt32(truncatingIfNeeded: cpu.gpr[1])
     guard isAllowed(number, isWrite: false) else {
       return msrFailed(number, nil, KVM_MSR_EXIT_REASON_FILTER)
     }
@@ -92,8 +95,8 @@ extension VirtualCPU {
   }
 
   func emulateWRMSR() -> Disposition {
-    let number = UInt32(truncatingIfNeeded: cpu.gpr[1])
-    let value = cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
+    let number = unsafe UInt32(truncatingIfNeeded: cpu.gpr[1])
+    let value = unsafe cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
     guard isAllowed(number, isWrite: true) else {
       return msrFailed(number, value, KVM_MSR_EXIT_REASON_FILTER)
     }
@@ -110,21 +113,22 @@ extension VirtualCPU {
   }
 
   private func setMSRResult(_ value: UInt64) {
-    cpu.gpr[0] = value & 0xFFFF_FFFF
-    cpu.gpr[2] = value >> 32
+    unsafe cpu.gpr[0] = value & 0xFFFF_FFFF
+    unsafe cpu.gpr[2] = value >> 32
   }
 
   /// #GP, or the client answers.
   private func msrFailed(_ number: UInt32, _ written: UInt64?, _ reason: Int32) -> Disposition {
-    guard machine.options.withLock({ $0.userSpaceMSRs }) & UInt64(reason) != 0 else {
+    guard unsafe machine.options.withLock({ $0.userSpaceMSRs }) & UInt64(reason) != 0 else {
       raise(.generalProtection)
       return .resume
     }
-    run.pointee.exit_reason = UInt32(written == nil ? KVM_EXIT_X86_RDMSR : KVM_EXIT_X86_WRMSR)
-    run.pointee.msr.error = 0
-    run.pointee.msr.reason = UInt32(reason)
-    run.pointee.msr.index = number
-    run.pointee.msr.data = written ?? 0
+    unsafe run.pointee.exit_reason = UInt32(
+      written == nil ? KVM_EXIT_X86_RDMSR : KVM_EXIT_X86_WRMSR)
+    unsafe run.pointee.msr.error = 0
+    unsafe run.pointee.msr.reason = UInt32(reason)
+    unsafe run.pointee.msr.index = number
+    unsafe run.pointee.msr.data = written ?? 0
     runState.completion = written == nil ? .readMSR : .writeMSR
     return .userSpace
   }
@@ -132,11 +136,11 @@ extension VirtualCPU {
   /// The client answered.
   func completeMSR(isRead: Bool) {
     runState.completion = .none
-    if run.pointee.msr.error != 0 {
+    if unsafe run.pointee.msr.error != 0 {
       raise(.generalProtection)
       return
     }
-    if isRead { setMSRResult(run.pointee.msr.data) }
+    if isRead { unsafe setMSRResult(run.pointee.msr.data) }
     advance()
   }
 }

@@ -10,7 +10,7 @@ import X86CPU
 extension VirtualCPU {
   func writeTSC(_ value: UInt64, byHost: Bool) -> Bool {
     if byHost {
-      setTSCOffset(machine.clock.offset(forWriting: value, rate: clock.rate))
+      unsafe setTSCOffset(machine.clock.offset(forWriting: value, rate: clock.rate))
     } else {
       let offset = clock.offset(for: value)
       msrs.tscAdjust &+= offset &- clock.offset
@@ -35,11 +35,11 @@ extension VirtualCPU {
   func setTSCRate(_ wanted: TSCRate) {
     let rate = wanted.rounded(to: backend.tscMultiplierStep)
     if rate == clock.rate { return }
-    let isWritten = clock.offset != machine.clock.offset(rate: clock.rate)
+    let isWritten = unsafe clock.offset != machine.clock.offset(rate: clock.rate)
     let value = guestTSC
     clock.rate = rate
     backend.setTSCMultiplier(rate.multiplier)
-    setTSCOffset(isWritten ? clock.offset(for: value) : machine.clock.offset(rate: rate))
+    unsafe setTSCOffset(isWritten ? clock.offset(for: value) : machine.clock.offset(rate: rate))
   }
 
   func setTSCOffset(_ offset: UInt64) {
@@ -53,8 +53,8 @@ extension VirtualCPU {
   func writeClock() {
     let address = msrs.systemTime & ~1
     guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
-    let done = writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
-      ParavirtualClock.write(
+    let done = unsafe writeMemory(address, count: ParavirtualClock.size, in: machine.memory) {
+      unsafe ParavirtualClock.write(
         &$0, machine.clock, rate: clock.rate, tscOffset: clock.offset, flags: clock.flags)
     }
     if done { clock.flags &= ~ParavirtualClock.guestStopped }
@@ -64,8 +64,8 @@ extension VirtualCPU {
   /// reset.
   func writeWallClock(_ address: UInt64) {
     guard address != 0, address & 3 == 0 else { return }
-    _ = writeMemory(address, count: ParavirtualClock.wallClockSize, in: machine.memory) {
-      ParavirtualClock.writeWallClock(&$0, machine.clock)
+    _ = unsafe writeMemory(address, count: ParavirtualClock.wallClockSize, in: machine.memory) {
+      unsafe ParavirtualClock.writeWallClock(&$0, machine.clock)
     }
   }
 }

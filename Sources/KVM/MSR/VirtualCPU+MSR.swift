@@ -83,7 +83,7 @@ extension VirtualCPU {
     case MSR.tscDeadline.rawValue: return apic?.state.withLock { $0.readTSCDeadline() } ?? 0
     case MSR.featureControl.rawValue: return 1
     case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock:
-      return machine.options.withLock { $0.wallClock }
+      return unsafe machine.options.withLock { $0.wallClock }
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime: return msrs.systemTime
     case ParavirtualMSR.pollControl: return msrs.pollControl
     case ParavirtualMSR.stealTime: return clock.steal.msr
@@ -92,7 +92,7 @@ extension VirtualCPU {
     case ParavirtualMSR.asyncFaultVector: return paravirtual.faults.interrupt
     case ParavirtualMSR.asyncFaultAcknowledge, ParavirtualMSR.migrationControl: return 0
     case MSR.platformInfo.rawValue:
-      return byHost || machine.options.withLock({ $0.canReadPlatformInfo })
+      return unsafe byHost || machine.options.withLock({ $0.canReadPlatformInfo })
         ? msrs.platformInfo : nil
     case MSR.biosSignatureID.rawValue: return msrs.microcodeRevision
     case MSR.archCapabilities.rawValue: return msrs.architecturalCapabilities
@@ -167,7 +167,7 @@ extension VirtualCPU {
     case MSR.tscDeadline.rawValue: return writeTSCDeadline(value, byHost: byHost)
     case MSR.featureControl.rawValue: return byHost
     case ParavirtualMSR.wallClock, ParavirtualMSR.oldWallClock:
-      machine.options.withLock { $0.wallClock = value }
+      unsafe machine.options.withLock { $0.wallClock = value }
       writeWallClock(value)
     case ParavirtualMSR.systemTime, ParavirtualMSR.oldSystemTime:
       msrs.systemTime = value

@@ -72,9 +72,9 @@ struct PendingEvents {
     self.payload = nil
     switch ExceptionVector(rawValue: exception.vector) {
     case .debug:
-      let kept = cpu.s.pointee.dr6 & ~PendingDebug.breakpoints
-      cpu.s.pointee.dr6 = kept | payload & 0xE00F | DR6.initial.rawValue
-    case .pageFault: cpu.s.pointee.cr2 = payload
+      let kept = unsafe cpu.s.pointee.dr6 & ~PendingDebug.breakpoints
+      unsafe cpu.s.pointee.dr6 = kept | payload & 0xE00F | DR6.initial.rawValue
+    case .pageFault: unsafe cpu.s.pointee.cr2 = payload
     default: break
     }
   }

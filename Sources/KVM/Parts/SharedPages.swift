@@ -18,7 +18,7 @@ struct SharedPages: ~Copyable, Sendable {
   let ringFile: Int32?
   private let mapping: Mapping
 
-  var address: UnsafeMutableRawPointer { mapping.address }
+  var address: UnsafeMutableRawPointer { unsafe mapping.address }
 
   /// - Parameters:
   ///   - first: the file of the machine's first vCPU; nil for the first itself.

@@ -34,6 +34,6 @@ struct VCPURegisters {
   /// What the vendor that the guest's CPUID names does in its own way.
   mutating func setVendorRules(_ rules: VendorRules) {
     context.rules = rules
-    cpu.s.pointee.rules = rules
+    unsafe cpu.s.pointee.rules = rules
   }
 }

@@ -59,12 +59,13 @@ extension VirtualCPU {
   /// RDPMC; the processor has looked at CR4.PCE.
   func emulateRDPMC() -> Disposition {
     syncCounters()
-    guard let value = performance.read(counter: UInt32(truncatingIfNeeded: cpu.gpr[1])) else {
+    guard let value = unsafe performance.read(counter: UInt32(truncatingIfNeeded: cpu.gpr[1]))
+    else {
       raise(.generalProtection)
       return .resume
     }
-    cpu.gpr[0] = value & 0xFFFF_FFFF
-    cpu.gpr[2] = value >> 32
+    unsafe cpu.gpr[0] = value & 0xFFFF_FFFF
+    unsafe cpu.gpr[2] = value >> 32
     advance()
     return .resume
   }
@@ -73,14 +74,14 @@ extension VirtualCPU {
 
   /// KVM_SET_CPUID2.
   func configureCounters() {
-    let isDisabled = machine.options.withLock { $0.hasNoCounters }
+    let isDisabled = unsafe machine.options.withLock { $0.hasNoCounters }
     performance.configure(isDisabled ? .none : cpuid.performance)
     planCounters()
   }
 
   /// After a change of registers or of the filter (`takeCounts` was called before).
   func planCounters() {
-    performance.plan(machine.options.withLock { $0.eventFilter })
+    unsafe performance.plan(machine.options.withLock { $0.eventFilter })
     // Outside KVM_RUN nothing counts.
     if let slot, runState.isInRun { armCounters(slot) }
   }
@@ -108,7 +109,7 @@ extension VirtualCPU {
       clock.rate.nanoseconds(cycles))
     let deadline = overflow || sum == .max ? .max - 1 : sum + 1
     mailbox.overflowDeadline.store(deadline, ordering: .sequentiallyConsistent)
-    machine.timers.note(deadline)
+    unsafe machine.timers.note(deadline)
   }
 
   /// Takes what was counted and has the physical CPU count no more.

@@ -20,17 +20,19 @@ struct StateSaveArea {
 
   /// Nil where `read`, which fills `size` bytes, cannot.
   init?(_ read: (UnsafeMutableRawPointer) -> Bool) {
-    let isRead = bytes.withUnsafeMutableBytes { $0.baseAddress.map(read) ?? false }
+    let isRead = unsafe bytes.withUnsafeMutableBytes { unsafe $0.baseAddress.map(read) ?? false }
     if !isRead { return nil }
   }
 
   subscript<T: FixedWidthInteger>(_ offset: Int, type: T.Type = T.self) -> T {
     get {
-      bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset - Self.first, as: T.self) }
+      unsafe bytes.withUnsafeBytes {
+        unsafe $0.loadUnaligned(fromByteOffset: offset - Self.first, as: T.self)
+      }
     }
     set {
-      bytes.withUnsafeMutableBytes {
-        $0.storeBytes(of: newValue, toByteOffset: offset - Self.first, as: T.self)
+      unsafe bytes.withUnsafeMutableBytes {
+        unsafe $0.storeBytes(of: newValue, toByteOffset: offset - Self.first, as: T.self)
       }
     }
   }

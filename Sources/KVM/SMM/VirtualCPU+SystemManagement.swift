@@ -30,7 +30,7 @@ struct SystemManagement: Sendable {
 
 extension VirtualCPU {
   /// The memory that the guest has now.
-  var memory: MachineMemory { smm.isActive ? machine.managementMemory : machine.memory }
+  var memory: MachineMemory { unsafe smm.isActive ? machine.managementMemory : machine.memory }
 
   /// An SMI, from any thread.
   func queueSMI() {
@@ -78,8 +78,8 @@ extension VirtualCPU {
     smm.pendingDebug = backend[.pendingDebug]
     setManagementMode(true)
     _ = writeMemory(smm.base &+ StateSaveArea.offset, count: StateSaveArea.size) { place in
-      area.bytes.withUnsafeBytes {
-        place.copyMemory(from: $0.baseAddress!, byteCount: StateSaveArea.size)
+      unsafe area.bytes.withUnsafeBytes {
+        unsafe place.copyMemory(from: $0.baseAddress!, byteCount: StateSaveArea.size)
       }
     }
     let paging = CR0([.pe, .em, .ts, .pg]).rawValue
@@ -118,7 +118,7 @@ extension VirtualCPU {
     area[dword: registers.cr0] = backend[.cr0]
     area[dword: registers.cr3] = backend[.cr3]
     area[dword: registers.cr4] = backend[.cr4]
-    area[dword: registers.dr6] = cpu.s.pointee.dr6
+    area[dword: registers.dr6] = unsafe cpu.s.pointee.dr6
     area[dword: registers.dr7] = guestDebugAddresses.dr7
     area[dword: registers.rflags] = backend[.rflags]
     area[dword: registers.rip] = backend[.rip]
@@ -129,7 +129,7 @@ extension VirtualCPU {
 
   private var savedState64: StateSaveArea {
     var area = StateSaveArea()
-    for index in 0..<16 { area[word: Layout.rax64 - 8 * index] = cpu.gpr[index] }
+    for index in 0..<16 { area[word: Layout.rax64 - 8 * index] = unsafe cpu.gpr[index] }
     area[word: Layout.rax64 - 8 * 4] = backend[.rsp]
     save(Layout.registers64, in: &area)
     // What the other layout has no room for.
@@ -150,7 +150,7 @@ extension VirtualCPU {
 
   private var savedState32: StateSaveArea {
     var area = StateSaveArea()
-    for index in 0..<8 { area[dword: Layout.eax32 + 4 * index] = cpu.gpr[index] }
+    for index in 0..<8 { area[dword: Layout.eax32 + 4 * index] = unsafe cpu.gpr[index] }
     area[dword: Layout.eax32 + 4 * 4] = backend[.rsp]
     save(Layout.registers32, in: &area)
     area[dword: Layout.revision] = Layout.revision32
@@ -178,8 +178,8 @@ extension VirtualCPU {
 
   /// RSM. State that no processor can be in shuts the CPU down.
   func leaveSystemManagement() -> Disposition {
-    let saved = StateSaveArea {
-      memory.read(smm.base &+ StateSaveArea.offset, to: $0, count: StateSaveArea.size)
+    let saved = unsafe StateSaveArea {
+      unsafe memory.read(smm.base &+ StateSaveArea.offset, to: $0, count: StateSaveArea.size)
     }
     guard let area = saved else { return shutDown() }
     setManagementMode(false)
@@ -191,12 +191,16 @@ extension VirtualCPU {
     }
     loadPDPTRs()
     if is64Bit {
-      for index in 0..<16 where index != 4 { cpu.gpr[index] = area[word: Layout.rax64 - 8 * index] }
+      for index in 0..<16 where index != 4 {
+        unsafe cpu.gpr[index] = area[word: Layout.rax64 - 8 * index]
+      }
       backend[.rsp] = area[word: Layout.rax64 - 8 * 4]
       smm.base = area[dword: Layout.base64]
       restore(area, Layout.registers64, rip: area[word: Layout.registers64.rip])
     } else {
-      for index in 0..<8 where index != 4 { cpu.gpr[index] = area[dword: Layout.eax32 + 4 * index] }
+      for index in 0..<8 where index != 4 {
+        unsafe cpu.gpr[index] = area[dword: Layout.eax32 + 4 * index]
+      }
       backend[.rsp] = area[dword: Layout.eax32 + 4 * 4]
       smm.base = area[dword: Layout.base32]
       restore(area, Layout.registers32, rip: area[dword: Layout.registers32.rip])
@@ -214,7 +218,7 @@ extension VirtualCPU {
     backend[.rip] = rip
     let flags = area[dword: registers.rflags] & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue
     backend[.rflags] = flags
-    cpu.s.pointee.dr6 = area[dword: registers.dr6] & 0x1_E00F | DR6.initial.rawValue
+    unsafe cpu.s.pointee.dr6 = area[dword: registers.dr6] & 0x1_E00F | DR6.initial.rawValue
     setDR7(area[dword: registers.dr7] & 0xFFFF_2FFF | DR7.initial.rawValue)
     var state = backend[.interruptibility] & UInt64(Interruptibility.blockingByNMI)
     if !smm.wasNMIBlocked { state = 0 }

@@ -84,7 +84,7 @@ extension SVM {
   }
 
   private static let interrupt: Decoder = { svm in
-    svm.cpu.hasHostFault ? .hostFault : .externalInterrupt
+    unsafe svm.cpu.hasHostFault ? .hostFault : .externalInterrupt
   }
 
   private static let interruptWindow: Decoder = { svm in
@@ -110,12 +110,12 @@ extension SVM {
   /// The processor does the write, unless it sets a bit that the guest's CPUID does not offer.
   private static let writeCR4: Decoder = { svm in
     let general = Int(SVMControlRegisterInfo(rawValue: svm.info1).general)
-    let cpu = svm.cpu.cpu
-    let value = cpu.is64Bit ? cpu.gpr[general] : cpu.gpr[general] & 0xFFFF_FFFF
+    let cpu = unsafe svm.cpu.cpu
+    let value = unsafe cpu.is64Bit ? cpu.gpr[general] : cpu.gpr[general] & 0xFFFF_FFFF
     let refused = GuestExit.controlRegister(number: 4, general: general, isWrite: true)
     if value & ~svm.allowedCR4 != 0 { return refused }
     do throws(GuestException) {
-      guard try svm.cpu.writeControlRegister4(value) else { return .hostFault }
+      guard try unsafe svm.cpu.writeControlRegister4(value) else { return .hostFault }
     } catch {
       return error.isVMExit ? svm.nestedFaultOfWrite : refused
     }
@@ -148,11 +148,11 @@ extension SVM {
   /// Of the memory operand of INS and OUTS, which no field has.
   private func linear(of access: SVMPortInfo, _ mask: UInt64) -> UInt64 {
     let register: GeneralRegister = access.isInput ? .rdi : .rsi
-    let offset = cpu.cpu.gpr[Int(register.rawValue)] & mask
+    let offset = unsafe cpu.cpu.gpr[Int(register.rawValue)] & mask
     let segment: SegmentRegister = access.isInput ? .es : access.segment
-    let isFlat = cpu.cpu.is64Bit && segment != .fs && segment != .gs
+    let isFlat = unsafe cpu.cpu.is64Bit && segment != .fs && segment != .gs
     let linear = offset &+ (isFlat ? 0 : self.segment(segment).base)
-    return cpu.cpu.is64Bit ? linear : linear & 0xFFFF_FFFF
+    return unsafe cpu.cpu.is64Bit ? linear : linear & 0xFFFF_FFFF
   }
 
   // MARK: Memory
@@ -167,7 +167,7 @@ extension SVM {
 
   /// A page directory of PAE paging that is not mapped yet.
   private var nestedFaultOfWrite: GuestExit {
-    .nestedFault(
+    unsafe .nestedFault(
       NestedFault(
         address: cpu.cpu.s.pointee.exit.physical, linear: 0, isWrite: false, isFetch: false))
   }

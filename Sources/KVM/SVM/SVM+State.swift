@@ -31,26 +31,26 @@ extension SVM {
 
   subscript(_ register: ControlBlockRegister) -> UInt64 {
     get {
-      if let field = Self.fields[register.rawValue] { return cpu.vmcbRead(field) }
-      let s = cpu.cpu.s
+      if let field = Self.fields[register.rawValue] { return unsafe cpu.vmcbRead(field) }
+      let s = unsafe cpu.cpu.s
       switch register {
-      case .efer: return s.pointee.efer & ~EFER.svme.rawValue
-      case .interruptibility: return UInt64(s.pointee.interruptibility)
-      case .pendingDebug: return s.pointee.pendingDebug
-      default: return s.pointee.pdptrs[Self.pdptr(register)]
+      case .efer: return unsafe s.pointee.efer & ~EFER.svme.rawValue
+      case .interruptibility: return unsafe UInt64(s.pointee.interruptibility)
+      case .pendingDebug: return unsafe s.pointee.pendingDebug
+      default: return unsafe s.pointee.pdptrs[Self.pdptr(register)]
       }
     }
     set {
       if let field = Self.fields[register.rawValue] {
-        cpu.vmcbWrite(field, register == .cr0 ? newValue | CR0.et.rawValue : newValue)
+        unsafe cpu.vmcbWrite(field, register == .cr0 ? newValue | CR0.et.rawValue : newValue)
         return
       }
-      let s = cpu.cpu.s
+      let s = unsafe cpu.cpu.s
       switch register {
-      case .efer: cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
+      case .efer: unsafe cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
       case .interruptibility: setInterruptibility(UInt32(truncatingIfNeeded: newValue))
-      case .pendingDebug: s.pointee.pendingDebug = newValue
-      default: s.pointee.pdptrs[Self.pdptr(register)] = newValue
+      case .pendingDebug: unsafe s.pointee.pendingDebug = newValue
+      default: unsafe s.pointee.pdptrs[Self.pdptr(register)] = newValue
       }
     }
   }
@@ -65,23 +65,23 @@ extension SVM {
   }
 
   private func setInterruptibility(_ value: UInt32) {
-    let old = cpu.cpu.s.pointee.interruptibility
+    let old = unsafe cpu.cpu.s.pointee.interruptibility
     if value == old { return }
-    cpu.cpu.s.pointee.interruptibility = value
+    unsafe cpu.cpu.s.pointee.interruptibility = value
     let blocked = value & Interruptibility.blockingByNMI != 0
     if (old ^ value) & Interruptibility.blockingByNMI != 0 { setNMIBlocking(blocked) }
   }
 
   func segment(_ register: SegmentRegister) -> SegmentState {
-    cpu.cpu.segment(register).pointee
+    unsafe cpu.cpu.segment(register).pointee
   }
 
   /// The privilege level is that of SS, as in the other vendor's control block.
   func setSegment(_ register: SegmentRegister, _ value: SegmentState) {
-    cpu.vmcbWrite(.base(of: register), value.base)
-    cpu.vmcbWrite(.limit(of: register), UInt64(value.limit))
-    cpu.vmcbWrite(.attributes(of: register), UInt64(value.rights.vmcbAttributes))
-    cpu.vmcbWrite(.selector(of: register), UInt64(value.selector))
-    if register == .ss { cpu.vmcbWrite(.cpl, UInt64(value.rights.dpl)) }
+    unsafe cpu.vmcbWrite(.base(of: register), value.base)
+    unsafe cpu.vmcbWrite(.limit(of: register), UInt64(value.limit))
+    unsafe cpu.vmcbWrite(.attributes(of: register), UInt64(value.rights.vmcbAttributes))
+    unsafe cpu.vmcbWrite(.selector(of: register), UInt64(value.selector))
+    if register == .ss { unsafe cpu.vmcbWrite(.cpl, UInt64(value.rights.dpl)) }
   }
 }

@@ -42,7 +42,7 @@ final class SVM: VirtualizationBackend {
   private var msrMap = SVMMSRMap.shared
 
   init(_ cpu: PhysicalCPU) {
-    self.cpu = cpu
+    unsafe self.cpu = cpu
     // 0 is the host's; numbers may be reused, which the tables' address tells apart.
     let number = Self.nextASID.wrappingAdd(1, ordering: .relaxed).newValue
     asid = number % (SVMCapabilities.asidCount - 1) + 1
@@ -68,7 +68,7 @@ final class SVM: VirtualizationBackend {
   // MARK: The VMCB
 
   func load(on cpu: PhysicalCPU) {
-    self.cpu = cpu
+    unsafe self.cpu = cpu
     do throws(SVMError) {
       try cpu.vmcbHold(page.address)
       if !isInitialized {
@@ -80,12 +80,12 @@ final class SVM: VirtualizationBackend {
       failure = error
     }
     _ = cpu.writeSVMMSR(MSR.tscRatio.rawValue, tscRatio)
-    cpu.cpu.s.pointee.pendingDebug = waiting.pendingDebug
-    cpu.cpu.s.pointee.pdptrs = waiting.pdptrs
+    unsafe cpu.cpu.s.pointee.pendingDebug = waiting.pendingDebug
+    unsafe cpu.cpu.s.pointee.pdptrs = waiting.pdptrs
   }
 
   func unload(from cpu: PhysicalCPU) {
-    waiting = (cpu.cpu.s.pointee.pendingDebug, cpu.cpu.s.pointee.pdptrs)
+    waiting = unsafe (cpu.cpu.s.pointee.pendingDebug, cpu.cpu.s.pointee.pdptrs)
     do throws(SVMError) { try cpu.vmsave(page.address) } catch { failure = error }
     cpu.vmcbRelease()
   }
@@ -93,15 +93,15 @@ final class SVM: VirtualizationBackend {
   func stateChangedInPlace() {
     // What is held lives in the physical CPU, so it needs no copy: the next VMRUN has it all
     // checked.
-    cpu.vmcbWrite(.cleanBits, 0)
+    unsafe cpu.vmcbWrite(.cleanBits, 0)
   }
 
   func flushGuestTranslations() {
-    do throws(SVMError) { try cpu.invlpgb(asid: asid) } catch { failure = error }
+    do throws(SVMError) { try unsafe cpu.invlpgb(asid: asid) } catch { failure = error }
   }
 
   func invalidateNestedMappings() {
-    do throws(SVMError) { try cpu.invlpgb(asid: nil) } catch { failure = error }
+    do throws(SVMError) { try unsafe cpu.invlpgb(asid: nil) } catch { failure = error }
   }
 
   private static let intercepts: SVMIntercepts = [
@@ -126,7 +126,7 @@ final class SVM: VirtualizationBackend {
       (.virtualInterrupt, VirtualInterrupt.maskingBit | VirtualInterrupt.nmiEnabledBit),
       (.efer, EFER.svme.rawValue),
     ]
-    for (field, value) in fields { cpu.vmcbWrite(field, value) }
+    for (field, value) in fields { unsafe cpu.vmcbWrite(field, value) }
   }
 
   // MARK: Entry
@@ -135,27 +135,29 @@ final class SVM: VirtualizationBackend {
     failure = nil
     prepare()
     do throws(SVMError) {
-      try cpu.vmrun(page.address, keepsState: true)
+      try unsafe cpu.vmrun(page.address, keepsState: true)
     } catch {
       failure = error
     }
     let block = page.vmcb
     block[.cleanBits] = UInt64(VMCBClean.all.rawValue)
     let next = block[.nextRIP]
-    instructionLength = next == 0 ? 0 : next &- cpu.cpu.s.pointee.rip
+    instructionLength = unsafe next == 0 ? 0 : next &- cpu.cpu.s.pointee.rip
     if hasNMIWindow { noteDeliveredNMI() }
-    if isStepping { cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) & ~RFLAGS.tf.rawValue) }
+    if isStepping { unsafe cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) & ~RFLAGS.tf.rawValue) }
   }
 
   private func prepare() {
-    let s = cpu.cpu.s
-    if page.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 { changeVirtualInterrupt { _ in } }
-    if s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
-    if isStepping { cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
+    let s = unsafe cpu.cpu.s
+    if unsafe page.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 {
+      changeVirtualInterrupt { _ in }
+    }
+    if unsafe s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
+    if isStepping { unsafe cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
     if interceptsDebug {
       // What the exception adds shall be told apart.
-      keptDR6 = s.pointee.dr6
-      s.pointee.dr6 = DR6.initial.rawValue
+      keptDR6 = unsafe s.pointee.dr6
+      unsafe s.pointee.dr6 = DR6.initial.rawValue
     }
   }
 
@@ -165,7 +167,8 @@ final class SVM: VirtualizationBackend {
 
   /// The causes of a #DB that exited; DR6 is the guest's own again.
   func takeDebugCauses() -> UInt64 {
-    let causes = cpu.cpu.s.pointee.dr6 & PendingDebug.all | cpu.cpu.s.pointee.dr6 & DR6.bd.rawValue
+    let causes =
+      unsafe cpu.cpu.s.pointee.dr6 & PendingDebug.all | cpu.cpu.s.pointee.dr6 & DR6.bd.rawValue
     restoreDR6(isDebug: true)
     return causes & ~PendingDebug.enabledBreakpoint
   }
@@ -174,32 +177,32 @@ final class SVM: VirtualizationBackend {
   func restoreDR6(isDebug: Bool) {
     guard let kept = keptDR6 else { return }
     keptDR6 = nil
-    let s = cpu.cpu.s
-    s.pointee.dr6 = isDebug ? kept : s.pointee.dr6 | kept & DR6.causes
+    let s = unsafe cpu.cpu.s
+    unsafe s.pointee.dr6 = unsafe isDebug ? kept : s.pointee.dr6 | kept & DR6.causes
   }
 
   /// A trap of an instruction that the hypervisor executed: no field of a VMCB has it, so it is
   /// injected, unless a load of SS holds it back.
   private func injectPendingDebug() {
-    let s = cpu.cpu.s
-    let isHeld = s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
+    let s = unsafe cpu.cpu.s
+    let isHeld = unsafe s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
     guard !isHeld, page.vmcb[.eventInjection] & SVMEvent.validBit == 0 else { return }
-    let causes = s.pointee.pendingDebug & PendingDebug.dr6
-    s.pointee.pendingDebug = 0
-    s.pointee.dr6 = s.pointee.dr6 & ~PendingDebug.breakpoints | causes
+    let causes = unsafe s.pointee.pendingDebug & PendingDebug.dr6
+    unsafe s.pointee.pendingDebug = 0
+    unsafe s.pointee.dr6 = unsafe s.pointee.dr6 & ~PendingDebug.breakpoints | causes
     let vector = ExceptionVector.debug.rawValue
     inject(GuestEvent(exception: vector, errorCode: nil, instructionLength: 0))
   }
 
   // MARK: Controls
 
-  func setNestedTables(_ root: UInt64) { cpu.vmcbWrite(.nestedCR3, root) }
+  func setNestedTables(_ root: UInt64) { unsafe cpu.vmcbWrite(.nestedCR3, root) }
 
-  func setTSCOffset(_ offset: UInt64) { cpu.vmcbWrite(.tscOffset, offset) }
+  func setTSCOffset(_ offset: UInt64) { unsafe cpu.vmcbWrite(.tscOffset, offset) }
 
   func setTSCMultiplier(_ multiplier: UInt64) {
     tscRatio = multiplier >> 16 & SVMCapabilities.tscRatioMask
-    _ = cpu.writeSVMMSR(MSR.tscRatio.rawValue, tscRatio)
+    _ = unsafe cpu.writeSVMMSR(MSR.tscRatio.rawValue, tscRatio)
   }
 
   func setGuestCR4(allowed: UInt64) { allowedCR4 = allowed }
@@ -207,7 +210,7 @@ final class SVM: VirtualizationBackend {
   /// RDTSCP and INVPCID are taken away by their intercepts. Of the others there is none.
   func setInstructions(_ features: GuestFeatures) {
     setIntercept(.rdtscp, features.isDisjoint(with: [.rdtscp, .rdpid]))
-    cpu.vmcbWrite(
+    unsafe cpu.vmcbWrite(
       .intercepts5, features.contains(.invpcid) ? 0 : UInt64(SVMIntercept5.invpcid))
   }
 
@@ -219,28 +222,28 @@ final class SVM: VirtualizationBackend {
     let (field, bit): (VMCBField, UInt64) =
       intercept.rawValue >> 32 == 0
       ? (.intercepts3, intercept.rawValue) : (.intercepts4, intercept.rawValue >> 32)
-    let old = cpu.vmcbRead(field)
-    cpu.vmcbWrite(field, on ? old | bit : old & ~bit)
+    let old = unsafe cpu.vmcbRead(field)
+    unsafe cpu.vmcbWrite(field, on ? old | bit : old & ~bit)
   }
 
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool) {
     isStepping = stepping
     let debug: UInt32 = 1 << UInt32(ExceptionVector.debug.rawValue)
-    cpu.vmcbWrite(.exceptionIntercepts, UInt64(stepping ? exceptions | debug : exceptions))
-    cpu.vmcbWrite(.debugRegisterIntercepts, debugRegisters ? 0xFFFF_FFFF : 0)
+    unsafe cpu.vmcbWrite(.exceptionIntercepts, UInt64(stepping ? exceptions | debug : exceptions))
+    unsafe cpu.vmcbWrite(.debugRegisterIntercepts, debugRegisters ? 0xFFFF_FFFF : 0)
   }
 
   func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool) {
     msrMap = filter == nil ? .shared : SVMMSRMap(filter)
-    cpu.vmcbWrite(.msrPermissionMap, msrMap.address)
+    unsafe cpu.vmcbWrite(.msrPermissionMap, msrMap.address)
   }
 
   // MARK: Events
 
   func inject(_ event: GuestEvent) {
-    cpu.vmcbWrite(.eventInjection, vendorInformation(of: event))
+    unsafe cpu.vmcbWrite(.eventInjection, vendorInformation(of: event))
     if event.isOfInstruction {
-      cpu.vmcbWrite(.nextRIP, cpu.vmcbRead(.rip) &+ UInt64(event.instructionLength))
+      unsafe cpu.vmcbWrite(.nextRIP, cpu.vmcbRead(.rip) &+ UInt64(event.instructionLength))
     }
   }
 
@@ -260,23 +263,23 @@ final class SVM: VirtualizationBackend {
   }
 
   func setNMIBlocking(_ isBlocked: Bool) {
-    let s = cpu.cpu.s
-    s.pointee.interruptibility &= ~Interruptibility.blockingByNMI
-    if isBlocked { s.pointee.interruptibility |= Interruptibility.blockingByNMI }
+    let s = unsafe cpu.cpu.s
+    unsafe s.pointee.interruptibility &= ~Interruptibility.blockingByNMI
+    if isBlocked { unsafe s.pointee.interruptibility |= Interruptibility.blockingByNMI }
     changeVirtualInterrupt { _ in }
   }
 
   /// Changes the virtual interrupt, with CR8 and NMI blocking as the CPU has them.
   private func changeVirtualInterrupt(_ change: (inout VirtualInterrupt) -> Void) {
-    let s = cpu.cpu.s
-    var word = VirtualInterrupt(rawValue: cpu.vmcbRead(.virtualInterrupt))
-    word.tpr = UInt8(truncatingIfNeeded: s.pointee.cr8)
+    let s = unsafe cpu.cpu.s
+    var word = unsafe VirtualInterrupt(rawValue: cpu.vmcbRead(.virtualInterrupt))
+    word.tpr = unsafe UInt8(truncatingIfNeeded: s.pointee.cr8)
     word.rawValue &= ~VirtualInterrupt.nmiMaskedBit
-    if s.pointee.interruptibility & Interruptibility.blockingByNMI != 0 {
+    if unsafe s.pointee.interruptibility & Interruptibility.blockingByNMI != 0 {
       word.rawValue |= VirtualInterrupt.nmiMaskedBit
     }
     change(&word)
-    cpu.vmcbWrite(.virtualInterrupt, word.rawValue)
+    unsafe cpu.vmcbWrite(.virtualInterrupt, word.rawValue)
   }
 
   /// A virtual interrupt that VINTR's intercept keeps from being delivered.
@@ -321,19 +324,19 @@ extension DR6 {
 /// Pages that a VMCB, or the permission maps that it names, lie in.
 /// Sendable: the processor's, used by the thread that has the physical CPU; shared maps are not
 /// written after they are made.
-final class SVMPages: @unchecked Sendable {
+@safe final class SVMPages: @unchecked Sendable {
   private let start: UnsafeMutableRawPointer
 
   init(_ count: Int, repeating byte: UInt8 = 0) {
-    start = .allocate(byteCount: count * 4096, alignment: 4096)
-    start.initializeMemory(as: UInt8.self, repeating: byte, count: count * 4096)
+    unsafe start = .allocate(byteCount: count * 4096, alignment: 4096)
+    unsafe start.initializeMemory(as: UInt8.self, repeating: byte, count: count * 4096)
   }
 
-  deinit { start.deallocate() }
+  deinit { unsafe start.deallocate() }
 
-  var address: UInt64 { UInt64(UInt(bitPattern: start)) }
-  var bytes: UnsafeMutableRawPointer { start }
-  var vmcb: VMCB { VMCB(base: start) }
+  var address: UInt64 { unsafe UInt64(UInt(bitPattern: start)) }
+  var bytes: UnsafeMutableRawPointer { unsafe start }
+  var vmcb: VMCB { unsafe VMCB(base: start) }
 
   /// Every port exits.
   static let allPorts = SVMPages(Int(PermissionMap.portBytes / 4096), repeating: 0xFF)
@@ -367,8 +370,8 @@ final class SVMMSRMap: @unchecked Sendable {
   private func allow(_ msr: MSR, isWrite: Bool) {
     guard let first = PermissionMap.msrBit(msr.rawValue) else { return }
     let bit = first + (isWrite ? 1 : 0)
-    let old = pages.bytes.load(fromByteOffset: bit >> 3, as: UInt8.self)
-    pages.bytes.storeBytes(
+    let old = unsafe pages.bytes.load(fromByteOffset: bit >> 3, as: UInt8.self)
+    unsafe pages.bytes.storeBytes(
       of: old & ~(1 << UInt8(bit & 7)), toByteOffset: bit >> 3, as: UInt8.self)
   }
 }

@@ -15,7 +15,7 @@ import Synchronization
 /// One word that the kernel watches (futex), so that a signal handler may wake the very thread that
 /// it interrupted.
 /// Sendable: the word is atomic.
-final class Parker: @unchecked Sendable {
+@safe final class Parker: @unchecked Sendable {
   private static let wait = 0 | 128  // FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET: private to
   private static let wake = 1 | 128  // this process
   private static let waitUntil = 9 | 128
@@ -24,15 +24,15 @@ final class Parker: @unchecked Sendable {
   /// 1 after a wake-up that nobody has taken.
   private let word = UnsafeMutablePointer<Atomic<UInt32>>.allocate(capacity: 1)
 
-  init() { word.initialize(to: Atomic(0)) }
+  init() { unsafe word.initialize(to: Atomic(0)) }
 
-  deinit { word.deallocate() }
+  deinit { unsafe word.deallocate() }
 
   /// Wakes the sleeper, or makes its next sleep return at once. From any thread and any signal
   /// handler.
   func unpark() {
-    if word.pointee.exchange(1, ordering: .sequentiallyConsistent) == 0 {
-      _ = Self.call(word, Self.wake, 1, nil)
+    if unsafe word.pointee.exchange(1, ordering: .sequentiallyConsistent) == 0 {
+      _ = unsafe Self.call(word, Self.wake, 1, nil)
     }
   }
 
@@ -45,11 +45,11 @@ final class Parker: @unchecked Sendable {
     var time = timespec(
       tv_sec: Int(clamping: deadline / 1_000_000_000), tv_nsec: Int(deadline % 1_000_000_000))
     if deadline != .max { Self.sleepExactly() }
-    while word.pointee.exchange(0, ordering: .sequentiallyConsistent) == 0 {
+    while unsafe word.pointee.exchange(0, ordering: .sequentiallyConsistent) == 0 {
       if deadline == .max {
-        _ = Self.call(word, Self.wait, 0, nil)
-      } else if Self.call(word, Self.waitUntil, 0, &time) == -1, errno == ETIMEDOUT {
-        return word.pointee.exchange(0, ordering: .sequentiallyConsistent) != 0
+        _ = unsafe Self.call(word, Self.wait, 0, nil)
+      } else if unsafe Self.call(word, Self.waitUntil, 0, &time) == -1, errno == ETIMEDOUT {
+        return unsafe word.pointee.exchange(0, ordering: .sequentiallyConsistent) != 0
       }
     }
     return true

@@ -145,9 +145,9 @@ final class PhysicalCPUPool: @unchecked Sendable {
   /// caller is the only user of the vCPU.
   func evict(_ vcpu: VirtualCPU) {
     state.withLock { state in
-      for slot in all(state) where slot.resident === vcpu {
+      for slot in all(state) where unsafe slot.resident === vcpu {
         vcpu.unload(from: slot.cpu)
-        slot.resident = nil
+        unsafe slot.resident = nil
       }
     }
   }
@@ -175,8 +175,8 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private func pick(_ vcpu: VirtualCPU) -> PhysicalCPUSlot? {
     var best: PhysicalCPUSlot?
     for slot in slots where !slot.isBusy {
-      if slot.resident === vcpu { return slot }
-      if best == nil || best?.resident != nil && slot.resident == nil { best = slot }
+      if unsafe slot.resident === vcpu { return slot }
+      if unsafe best == nil || best?.resident != nil && slot.resident == nil { best = slot }
     }
     return best
   }
@@ -184,15 +184,15 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private func occupy(_ slot: PhysicalCPUSlot, _ vcpu: VirtualCPU, _ state: State) {
     slot.isBusy = true
     slot.busySince = HostClock.monotonic()
-    guard slot.resident !== vcpu else { return }
-    if let previous = slot.resident { previous.unload(from: slot.cpu) }
+    guard unsafe slot.resident !== vcpu else { return }
+    if let previous = unsafe slot.resident { previous.unload(from: slot.cpu) }
     // The vCPU may be resident on a CPU that another vCPU has taken meanwhile: then that one has
     // saved it. On a free one it must be saved now.
-    for other in all(state) where other.resident === vcpu {
+    for other in all(state) where unsafe other.resident === vcpu {
       vcpu.unload(from: other.cpu)
-      other.resident = nil
+      unsafe other.resident = nil
     }
-    slot.resident = vcpu
+    unsafe slot.resident = vcpu
     vcpu.load(on: slot.cpu)
   }
 

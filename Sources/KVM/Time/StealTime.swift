@@ -61,7 +61,8 @@ extension VirtualCPU {
     guard clock.steal.isEnabled else { return }
     let stolen = clock.steal.take()
     var wantsFlush = false
-    _ = writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) { place in
+    _ = unsafe writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) {
+      place in
       let version = place.load(fromByteOffset: 8, as: UInt32.self) & ~1
       place.storeBytes(of: version &+ 1, toByteOffset: 8, as: UInt32.self)
       place.storeBytes(of: place.load(as: UInt64.self) &+ stolen, as: UInt64.self)
@@ -76,7 +77,7 @@ extension VirtualCPU {
   func yieldSlot() {
     // In the middle of an instruction's emulation translations are not dropped.
     guard clock.steal.isEnabled, runState.completion == .none else { return releaseSlot() }
-    _ = writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) {
+    _ = unsafe writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) {
       _ = $0.exchange(StealTime.preempted, atByteOffset: StealTime.preemptedOffset)
     }
     releaseSlot()

@@ -53,7 +53,7 @@ extension VMX {
 
   func takeExit() -> GuestExit {
     if let failure { return Self.refused(failure) }
-    let reason = Int(cpu.vmread(.exitReason) & 0xFFFF)
+    let reason = unsafe Int(cpu.vmread(.exitReason) & 0xFFFF)
     guard reason < ExitReason.count else { return Self.unexpected(self) }
     if let instruction = Self.plainInstructions[reason] { return .instruction(instruction) }
     return Self.decoders[reason](self)
@@ -65,7 +65,7 @@ extension VMX {
     return .entryFailed(reason: UInt64(number.rawValue))
   }
 
-  private var qualification: UInt64 { cpu.vmread(.exitQualification) }
+  private var qualification: UInt64 { unsafe cpu.vmread(.exitQualification) }
 
   // MARK: Events
 
@@ -74,21 +74,23 @@ extension VMX {
   /// VM Exits Due to Vectored Events"). While an event was delivered the bit means nothing; a
   /// double fault is no IRET's.
   private func blockNMIsAgain() {
-    guard cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0 else { return }
-    let state = cpu.vmread(.guestInterruptibility)
-    cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
+    guard unsafe cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0 else {
+      return
+    }
+    let state = unsafe cpu.vmread(.guestInterruptibility)
+    unsafe cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
   }
 
   /// #UD and a debugger's exceptions are intercepted, and the host has no NMIs for us.
   private static let exception: Decoder = { vmx in
-    let info = InterruptionInfo(
+    let info = unsafe InterruptionInfo(
       rawValue: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionInfo)))
     if info.rawValue & InterruptionInfo.nmiUnblockingBit != 0,
       info.vector != ExceptionVector.doubleFault.rawValue
     {
       vmx.blockNMIsAgain()
     }
-    let event = GuestEvent(
+    let event = unsafe GuestEvent(
       info,
       errorCode: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionErrorCode)),
       instructionLength: UInt32(truncatingIfNeeded: vmx.instructionLength))
@@ -97,7 +99,7 @@ extension VMX {
   }
 
   private static let externalInterrupt: Decoder = { vmx in
-    vmx.cpu.hasHostFault ? .hostFault : .externalInterrupt
+    unsafe vmx.cpu.hasHostFault ? .hostFault : .externalInterrupt
   }
 
   private static let interruptWindow: Decoder = { vmx in
@@ -125,7 +127,7 @@ extension VMX {
 
   private static let invlpg: Decoder = { vmx in
     do throws(VMXError) {
-      try vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
+      try unsafe vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
     } catch {
       vmx.failure = error
     }
@@ -139,9 +141,9 @@ extension VMX {
     switch access.register {
     case 0 where isWrite:
       // Only NE is not the guest's own. With the shadow as it wants it, the write needs no exit.
-      let value = vmx.cpu.cpu.gpr[general]
-      let shadow = vmx.cpu.vmread(.cr0ReadShadow)
-      vmx.cpu.vmwrite(
+      let value = unsafe vmx.cpu.cpu.gpr[general]
+      let shadow = unsafe vmx.cpu.vmread(.cr0ReadShadow)
+      unsafe vmx.cpu.vmwrite(
         .cr0ReadShadow, shadow & ~CR0.ne.rawValue | value & CR0.ne.rawValue)
       return .handled(.controlRegister)
     case 4 where isWrite, 8:
@@ -162,8 +164,8 @@ extension VMX {
       return .port(PortExit(number: access.port, size: access.size, isInput: access.isInput))
     }
     // Instruction information: 9:7 address size, as a power of two from 16 bits.
-    let addressSize = (vmx.cpu.vmread(.exitInstructionInfo) >> 7) & 7
-    return .stringPort(
+    let addressSize = unsafe (vmx.cpu.vmread(.exitInstructionInfo) >> 7) & 7
+    return unsafe .stringPort(
       StringPortExit(
         size: Int(access.size), isInput: access.isInput, isRepeated: access.isRepeated,
         linear: vmx.cpu.vmread(.guestLinearAddress),
@@ -175,7 +177,7 @@ extension VMX {
   private static let eptViolation: Decoder = { vmx in
     let violation = EPTViolationQualification(rawValue: vmx.qualification)
     if violation.contains(.nmiUnblocking) { vmx.blockNMIsAgain() }
-    return .nestedFault(
+    return unsafe .nestedFault(
       NestedFault(
         address: vmx.cpu.vmread(.guestPhysicalAddress),
         linear: vmx.cpu.vmread(.guestLinearAddress), isWrite: violation.contains(.write),
@@ -183,7 +185,7 @@ extension VMX {
   }
 
   private static let eptMisconfiguration: Decoder = { vmx in
-    .unexpected(
+    unsafe .unexpected(
       code: UInt64(ExitReason.eptMisconfiguration.rawValue),
       detail: vmx.cpu.vmread(.guestPhysicalAddress))
   }
@@ -191,10 +193,10 @@ extension VMX {
   // MARK: Failures
 
   private static let entryFailed: Decoder = { vmx in
-    .entryFailed(reason: vmx.cpu.vmread(.exitReason))
+    unsafe .entryFailed(reason: vmx.cpu.vmread(.exitReason))
   }
 
   private static let unexpected: Decoder = { vmx in
-    .unexpected(code: vmx.cpu.vmread(.exitReason), detail: nil)
+    unsafe .unexpected(code: vmx.cpu.vmread(.exitReason), detail: nil)
   }
 }

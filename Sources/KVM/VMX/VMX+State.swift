@@ -40,36 +40,36 @@ extension VMX {
       switch register {
       case .cr0: masked(.guestCR0, .cr0Mask, .cr0ReadShadow)
       case .cr4: masked(.guestCR4, .cr4Mask, .cr4ReadShadow)
-      default: cpu.vmread(Self.fields[register.rawValue])
+      default: unsafe cpu.vmread(Self.fields[register.rawValue])
       }
     }
     set {
       switch register {
       case .cr0:
-        cpu.vmwrite(.guestCR0, newValue | CR0([.ne, .et]).rawValue)
-        cpu.vmwrite(.cr0ReadShadow, newValue)
+        unsafe cpu.vmwrite(.guestCR0, newValue | CR0([.ne, .et]).rawValue)
+        unsafe cpu.vmwrite(.cr0ReadShadow, newValue)
       case .cr4:
-        cpu.vmwrite(.guestCR4, newValue | CR4.vmxe.rawValue)
-        cpu.vmwrite(.cr4ReadShadow, newValue)
+        unsafe cpu.vmwrite(.guestCR4, newValue | CR4.vmxe.rawValue)
+        unsafe cpu.vmwrite(.cr4ReadShadow, newValue)
       case .efer:
-        cpu.vmwrite(.guestEFER, newValue)
+        unsafe cpu.vmwrite(.guestEFER, newValue)
         setLongMode(newValue & EFER.lma.rawValue != 0)
-      default: cpu.vmwrite(Self.fields[register.rawValue], newValue)
+      default: unsafe cpu.vmwrite(Self.fields[register.rawValue], newValue)
       }
     }
   }
 
   /// A control register as the guest reads it.
   private func masked(_ field: VMCSField, _ mask: VMCSField, _ shadow: VMCSField) -> UInt64 {
-    let mask = cpu.vmread(mask)
-    return cpu.vmread(field) & ~mask | cpu.vmread(shadow) & mask
+    let mask = unsafe cpu.vmread(mask)
+    return unsafe cpu.vmread(field) & ~mask | cpu.vmread(shadow) & mask
   }
 
   /// The entry control "IA-32e mode guest" goes with EFER.LMA.
   private func setLongMode(_ on: Bool) {
     let bit = UInt64(EntryControls.ia32eModeGuest)
-    let old = cpu.vmread(.entryControls)
-    cpu.vmwrite(.entryControls, on ? old | bit : old & ~bit)
+    let old = unsafe cpu.vmread(.entryControls)
+    unsafe cpu.vmwrite(.entryControls, on ? old | bit : old & ~bit)
   }
 
   // MARK: Segments
@@ -111,7 +111,7 @@ extension VMX {
 
   func segment(_ register: SegmentRegister) -> SegmentState {
     let fields = Self.segments[Int(register.rawValue)]
-    return SegmentState(
+    return unsafe SegmentState(
       base: cpu.vmread(fields.base),
       limit: UInt32(truncatingIfNeeded: cpu.vmread(fields.limit)),
       accessRights: UInt32(truncatingIfNeeded: cpu.vmread(fields.rights)),
@@ -120,9 +120,9 @@ extension VMX {
 
   func setSegment(_ register: SegmentRegister, _ value: SegmentState) {
     let fields = Self.segments[Int(register.rawValue)]
-    cpu.vmwrite(fields.base, value.base)
-    cpu.vmwrite(fields.limit, UInt64(value.limit))
-    cpu.vmwrite(fields.rights, UInt64(value.accessRights))
-    cpu.vmwrite(fields.selector, UInt64(value.selector))
+    unsafe cpu.vmwrite(fields.base, value.base)
+    unsafe cpu.vmwrite(fields.limit, UInt64(value.limit))
+    unsafe cpu.vmwrite(fields.rights, UInt64(value.accessRights))
+    unsafe cpu.vmwrite(fields.selector, UInt64(value.selector))
   }
 }

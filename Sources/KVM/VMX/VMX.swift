@@ -25,7 +25,7 @@ final class VMX: VirtualizationBackend {
   private static let nextVPID = Atomic<UInt16>(0)
 
   init(_ cpu: PhysicalCPU) {
-    self.cpu = cpu
+    unsafe self.cpu = cpu
     vmcs = VMXRegion()
     // 0 is the host's; numbers may be reused, which the tables' address tells apart.
     vpid = max(1, Self.nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
@@ -40,12 +40,12 @@ final class VMX: VirtualizationBackend {
 
   static func enable(_ cpu: PhysicalCPU) throws(Errno) {
     // The region lives as long as the process, as the CPU's VMX operation does.
-    let region = Unmanaged.passRetained(VMXRegion()).takeUnretainedValue()
+    let region = unsafe Unmanaged.passRetained(VMXRegion()).takeUnretainedValue()
     do throws(VMXError) { try cpu.vmxon(region.address) } catch { throw .ioError }
   }
 
   var vpidValue: UInt16 { vpid }
-  var instructionLength: UInt64 { cpu.vmread(.exitInstructionLength) }
+  var instructionLength: UInt64 { unsafe cpu.vmread(.exitInstructionLength) }
 
   /// VMCALL, and the other vendor's VMMCALL.
   var hypercall: (own: [UInt8], other: [UInt8]) { ([0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]) }
@@ -59,7 +59,7 @@ final class VMX: VirtualizationBackend {
   private var msrBitmap = VMXMSRBitmap.shared
 
   func load(on cpu: PhysicalCPU) {
-    self.cpu = cpu
+    unsafe self.cpu = cpu
     do throws(VMXError) {
       if !isInitialized { try cpu.vmclear(vmcs.address) }
       try cpu.vmptrld(vmcs.address)
@@ -81,10 +81,10 @@ final class VMX: VirtualizationBackend {
     failure = nil
     do throws(VMXError) {
       if isLaunched {
-        try cpu.vmresume()
+        try unsafe cpu.vmresume()
       } else {
         isLaunched = true
-        try cpu.vmlaunch()
+        try unsafe cpu.vmlaunch()
       }
     } catch {
       isLaunched = false
@@ -94,17 +94,17 @@ final class VMX: VirtualizationBackend {
 
   func flushGuestTranslations() {
     // Type 1: all of one VPID's.
-    do throws(VMXError) { try cpu.invvpid(1, vpid: vpid) } catch { failure = error }
+    do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: vpid) } catch { failure = error }
   }
 
   func invalidateNestedMappings() {
     // Type 2: all contexts.
-    do throws(VMXError) { try cpu.invept(2) } catch { failure = error }
+    do throws(VMXError) { try unsafe cpu.invept(2) } catch { failure = error }
   }
 
   func stateChangedInPlace() {
     // What is current lives in the physical CPU, so it needs no copy; a reload has it all checked.
-    let cpu = cpu
+    let cpu = unsafe cpu
     unload(from: cpu)
     load(on: cpu)
   }
@@ -148,30 +148,30 @@ final class VMX: VirtualizationBackend {
       (.hostCR4, CR4([.pae, .vmxe]).rawValue), (.hostCSSelector, 8), (.hostTRSelector, 16),
       (.hostEFER, EFER([.lme, .lma]).rawValue), (.hostPAT, 0x0007_0406_0007_0406),
     ]
-    for (field, value) in fields { cpu.vmwrite(field, value) }
+    for (field, value) in fields { unsafe cpu.vmwrite(field, value) }
   }
 
   func setNestedTables(_ root: UInt64) {
-    cpu.vmwrite(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
+    unsafe cpu.vmwrite(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
   }
 
-  func setTSCOffset(_ offset: UInt64) { cpu.vmwrite(.tscOffset, offset) }
+  func setTSCOffset(_ offset: UInt64) { unsafe cpu.vmwrite(.tscOffset, offset) }
 
   func setTSCMultiplier(_ multiplier: UInt64) {
-    cpu.vmwrite(.tscMultiplier, multiplier)
+    unsafe cpu.vmwrite(.tscMultiplier, multiplier)
     setSecondary(SecondaryControls.useTSCScaling, multiplier != 1 << 48)
   }
 
   func setBusLockDetection(_ on: Bool) { setSecondary(SecondaryControls.busLockDetection, on) }
 
   func setNotifyWindow(_ ticks: UInt32?) {
-    cpu.vmwrite(.notifyWindow, UInt64(ticks ?? 0))
+    unsafe cpu.vmwrite(.notifyWindow, UInt64(ticks ?? 0))
     setSecondary(SecondaryControls.notifyExiting, ticks != nil)
   }
 
   func setGuestCR4(allowed: UInt64) {
     let mask = ~allowed | CR4.vmxe.rawValue
-    cpu.vmwrite(.cr4Mask, mask)
+    unsafe cpu.vmwrite(.cr4Mask, mask)
   }
 
   func setInstructions(_ features: GuestFeatures) {
@@ -186,10 +186,10 @@ final class VMX: VirtualizationBackend {
   // MARK: Events
 
   func inject(_ event: GuestEvent) {
-    cpu.vmwrite(.entryInterruptionInfo, vendorInformation(of: event))
-    if let code = event.errorCode { cpu.vmwrite(.entryExceptionErrorCode, UInt64(code)) }
+    unsafe cpu.vmwrite(.entryInterruptionInfo, vendorInformation(of: event))
+    if let code = event.errorCode { unsafe cpu.vmwrite(.entryExceptionErrorCode, UInt64(code)) }
     if event.isOfInstruction {
-      cpu.vmwrite(.entryInstructionLength, UInt64(event.instructionLength))
+      unsafe cpu.vmwrite(.entryInstructionLength, UInt64(event.instructionLength))
     }
   }
 
@@ -198,15 +198,15 @@ final class VMX: VirtualizationBackend {
   }
 
   func takeInterruptedEvent() -> GuestEvent? {
-    let info = InterruptionInfo(
+    let info = unsafe InterruptionInfo(
       rawValue: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringInfo)))
-    let event = GuestEvent(
+    let event = unsafe GuestEvent(
       info, errorCode: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringErrorCode)),
       instructionLength: UInt32(truncatingIfNeeded: cpu.vmread(.exitInstructionLength)))
     if event?.kind == .nmi {
       // Its delivery blocked NMIs already, and will again.
-      let state = cpu.vmread(.guestInterruptibility)
-      cpu.vmwrite(.guestInterruptibility, state & ~UInt64(Interruptibility.blockingByNMI))
+      let state = unsafe cpu.vmread(.guestInterruptibility)
+      unsafe cpu.vmwrite(.guestInterruptibility, state & ~UInt64(Interruptibility.blockingByNMI))
     }
     return event
   }
@@ -218,7 +218,7 @@ final class VMX: VirtualizationBackend {
   func setNMIWindow(_ open: Bool) { setPrimary(PrimaryControls.nmiWindowExiting, open) }
 
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool) {
-    cpu.vmwrite(.exceptionBitmap, UInt64(exceptions))
+    unsafe cpu.vmwrite(.exceptionBitmap, UInt64(exceptions))
     setPrimary(PrimaryControls.monitorTrapFlag, stepping)
     setPrimary(PrimaryControls.movDRExiting, debugRegisters)
   }
@@ -226,41 +226,41 @@ final class VMX: VirtualizationBackend {
   func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool) {
     msrBitmap =
       filter == nil && !watchesEFER ? .shared : VMXMSRBitmap(filter, watchesEFER: watchesEFER)
-    cpu.vmwrite(.msrBitmap, msrBitmap.address)
+    unsafe cpu.vmwrite(.msrBitmap, msrBitmap.address)
   }
 
   private func setSecondary(_ bit: UInt32, _ on: Bool) {
-    let old = cpu.vmread(.secondaryControls)
+    let old = unsafe cpu.vmread(.secondaryControls)
     let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
-    if new != old { cpu.vmwrite(.secondaryControls, new) }
+    if new != old { unsafe cpu.vmwrite(.secondaryControls, new) }
   }
 
   private func setPrimary(_ bit: UInt32, _ on: Bool) {
-    let old = cpu.vmread(.primaryControls)
+    let old = unsafe cpu.vmread(.primaryControls)
     let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
-    if new != old { cpu.vmwrite(.primaryControls, new) }
+    if new != old { unsafe cpu.vmwrite(.primaryControls, new) }
   }
 }
 
 /// A page that a verb takes: VMXON region or VMCS, with the revision identifier.
 /// Sendable: its memory is the processor's, used by the thread that has the physical CPU.
-final class VMXRegion: @unchecked Sendable {
+@safe final class VMXRegion: @unchecked Sendable {
   private let page: UnsafeMutableRawPointer
 
   init() {
-    page = .allocate(byteCount: 4096, alignment: 4096)
-    page.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
-    page.storeBytes(of: VMXCapabilities.revision, as: UInt32.self)
+    unsafe page = .allocate(byteCount: 4096, alignment: 4096)
+    unsafe page.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
+    unsafe page.storeBytes(of: VMXCapabilities.revision, as: UInt32.self)
   }
 
-  deinit { page.deallocate() }
+  deinit { unsafe page.deallocate() }
 
-  var address: UInt64 { UInt64(UInt(bitPattern: page)) }
+  var address: UInt64 { unsafe UInt64(UInt(bitPattern: page)) }
 }
 
 /// Which MSRs the guest reaches without an exit (SDM volume 3, "MSR-Bitmap Address").
 /// Sendable: written by `init` alone.
-final class VMXMSRBitmap: @unchecked Sendable {
+@safe final class VMXMSRBitmap: @unchecked Sendable {
   static let shared = VMXMSRBitmap()
   private let page: UnsafeMutableRawPointer
 
@@ -268,8 +268,8 @@ final class VMXMSRBitmap: @unchecked Sendable {
   ///   - filter: of the MSRs that need no exit, those it denies exit all the same.
   ///   - watchesEFER: so do writes of EFER.
   init(_ filter: MSRFilter? = nil, watchesEFER: Bool = false) {
-    page = .allocate(byteCount: 4096, alignment: 4096)
-    page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
+    unsafe page = .allocate(byteCount: 4096, alignment: 4096)
+    unsafe page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
     for msr in Self.readable where filter?.allows(msr.rawValue, isWrite: false) ?? true {
       allow(msr.rawValue, 0)
     }
@@ -279,9 +279,9 @@ final class VMXMSRBitmap: @unchecked Sendable {
     }
   }
 
-  deinit { page.deallocate() }
+  deinit { unsafe page.deallocate() }
 
-  var address: UInt64 { UInt64(UInt(bitPattern: page)) }
+  var address: UInt64 { unsafe UInt64(UInt(bitPattern: page)) }
 
   /// Their values are in the control block or in the physical CPU, and the processor checks them.
   private static let writable: [MSR] = [
@@ -292,7 +292,7 @@ final class VMXMSRBitmap: @unchecked Sendable {
 
   private func allow(_ msr: UInt32, _ base: Int) {
     let place = base + (msr >= 0xC000_0000 ? 1024 : 0) + Int(msr & 0x1FFF) / 8
-    let old = page.load(fromByteOffset: place, as: UInt8.self)
-    page.storeBytes(of: old & ~(1 << UInt8(msr & 7)), toByteOffset: place, as: UInt8.self)
+    let old = unsafe page.load(fromByteOffset: place, as: UInt8.self)
+    unsafe page.storeBytes(of: old & ~(1 << UInt8(msr & 7)), toByteOffset: place, as: UInt8.self)
   }
 }

@@ -15,7 +15,7 @@ enum Qcow2Compression: UInt8, Sendable {
 }
 
 /// A library that decompresses clusters.
-struct Qcow2Decompressor: Sendable {
+@safe struct Qcow2Decompressor: Sendable {
   typealias Decompress =
     @Sendable (UnsafeRawBufferPointer, UnsafeMutableRawBufferPointer) -> Bool
 
@@ -27,11 +27,15 @@ struct Qcow2Decompressor: Sendable {
     guard let library = SharedLibrary(kind.library) else { throw Self.missing(kind) }
     let found =
       switch kind {
-      case .zlib: Zlib(library).map { zlib in { @Sendable in zlib.decompress($0, into: $1) } }
-      case .zstd: Zstandard(library).map { zstd in { @Sendable in zstd.decompress($0, into: $1) } }
+      case .zlib:
+        unsafe Zlib(library).map { zlib in { @Sendable in unsafe zlib.decompress($0, into: $1) } }
+      case .zstd:
+        unsafe Zstandard(library).map { zstd in
+          { @Sendable in unsafe zstd.decompress($0, into: $1) }
+        }
       }
-    guard let found else { throw Self.missing(kind) }
-    decompress = found
+    guard let found = unsafe found else { throw Self.missing(kind) }
+    unsafe decompress = unsafe found
     // Stays loaded: the functions are needed as long as the program runs.
     library.keep()
   }
@@ -42,7 +46,7 @@ struct Qcow2Decompressor: Sendable {
 }
 
 /// Raw deflate data.
-private struct Zlib: Sendable {
+@safe private struct Zlib: Sendable {
   /// `z_stream` on 64-bit systems.
   private enum Stream {
     static let size = 112
@@ -67,38 +71,38 @@ private struct Zlib: Sendable {
   private let end: End
 
   init?(_ library: borrowing SharedLibrary) {
-    guard let initialize = library.function("inflateInit2_", as: Initialize.self),
-      let inflate = library.function("inflate", as: Inflate.self),
-      let end = library.function("inflateEnd", as: End.self)
+    guard let initialize = unsafe library.function("inflateInit2_", as: Initialize.self),
+      let inflate = unsafe library.function("inflate", as: Inflate.self),
+      let end = unsafe library.function("inflateEnd", as: End.self)
     else { return nil }
-    (self.initialize, self.inflate, self.end) = (initialize, inflate, end)
+    unsafe (self.initialize, self.inflate, self.end) = unsafe (initialize, inflate, end)
   }
 
   func decompress(
     _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer
   ) -> Bool {
-    withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
-      stream.initializeMemory(as: UInt8.self, repeating: 0)
-      stream.storeBytes(
+    unsafe withUnsafeTemporaryAllocation(byteCount: Stream.size, alignment: 8) { stream in
+      unsafe stream.initializeMemory(as: UInt8.self, repeating: 0)
+      unsafe stream.storeBytes(
         of: input.baseAddress, toByteOffset: Stream.nextIn, as: UnsafeRawPointer?.self)
-      stream.storeBytes(
+      unsafe stream.storeBytes(
         of: UInt32(clamping: input.count), toByteOffset: Stream.availableIn, as: UInt32.self)
-      stream.storeBytes(
+      unsafe stream.storeBytes(
         of: output.baseAddress, toByteOffset: Stream.nextOut, as: UnsafeMutableRawPointer?.self)
-      stream.storeBytes(
+      unsafe stream.storeBytes(
         of: UInt32(clamping: output.count), toByteOffset: Stream.availableOut, as: UInt32.self)
       guard let state = stream.baseAddress,
-        initialize(state, Self.rawWindow, "1.2.0", Int32(Stream.size)) == 0
+        unsafe initialize(state, Self.rawWindow, "1.2.0", Int32(Stream.size)) == 0
       else { return false }
-      let result = inflate(state, Self.finish)
-      let left = stream.load(fromByteOffset: Stream.availableOut, as: UInt32.self)
-      _ = end(state)
+      let result = unsafe inflate(state, Self.finish)
+      let left = unsafe stream.load(fromByteOffset: Stream.availableOut, as: UInt32.self)
+      _ = unsafe end(state)
       return (result == Self.streamEnd || result == Self.bufferError) && left == 0
     }
   }
 }
 
-private struct Zstandard: Sendable {
+@safe private struct Zstandard: Sendable {
   typealias Create = @convention(c) @Sendable () -> OpaquePointer?
   typealias Free = @convention(c) @Sendable (OpaquePointer) -> Int
   /// (context, output, input) -> what is left to do, or an error, which `IsError` tells.
@@ -109,7 +113,7 @@ private struct Zstandard: Sendable {
   typealias IsError = @convention(c) @Sendable (Int) -> UInt32
 
   /// The library's buffers, of input and of output.
-  struct Buffer {
+  @safe struct Buffer {
     var start: UnsafeRawPointer?
     var size: Int
     var position: Int
@@ -121,26 +125,26 @@ private struct Zstandard: Sendable {
   private let isError: IsError
 
   init?(_ library: borrowing SharedLibrary) {
-    guard let create = library.function("ZSTD_createDCtx", as: Create.self),
-      let free = library.function("ZSTD_freeDCtx", as: Free.self),
-      let step = library.function("ZSTD_decompressStream", as: Decompress.self),
+    guard let create = unsafe library.function("ZSTD_createDCtx", as: Create.self),
+      let free = unsafe library.function("ZSTD_freeDCtx", as: Free.self),
+      let step = unsafe library.function("ZSTD_decompressStream", as: Decompress.self),
       let isError = library.function("ZSTD_isError", as: IsError.self)
     else { return nil }
-    (self.create, self.free, self.step, self.isError) = (create, free, step, isError)
+    unsafe (self.create, self.free, self.step, self.isError) = unsafe (create, free, step, isError)
   }
 
   func decompress(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) -> Bool {
-    guard let context = create() else { return false }
-    defer { _ = free(context) }
-    var input = Buffer(start: source.baseAddress, size: source.count, position: 0)
-    var output = Buffer(
+    guard let context = unsafe create() else { return false }
+    defer { _ = unsafe free(context) }
+    var input = unsafe Buffer(start: source.baseAddress, size: source.count, position: 0)
+    var output = unsafe Buffer(
       start: UnsafeRawPointer(target.baseAddress), size: target.count, position: 0)
     // A cluster may be several frames. Each step has to get on.
     while output.position < output.size {
       let before = (input.position, output.position)
-      guard isError(step(context, &output, &input)) == 0 else { return false }
+      guard unsafe isError(step(context, &output, &input)) == 0 else { return false }
       if (input.position, output.position) == before { return false }
     }
     return true

@@ -238,7 +238,9 @@ package final class Qcow2Image: BlockImage, ImageLayer {
   ) throws(Errno) {
     let start = Int(truncatingIfNeeded: offset & (geometry.clusterSize &- 1))
     if let cluster = decompressed.withLock({ $0.find(entry.word) }) {
-      return cluster.withUnsafeBytes { pieces.fill(from: .init(rebasing: $0[start...])) }
+      return unsafe cluster.withUnsafeBytes {
+        unsafe pieces.fill(from: .init(rebasing: $0[start...]))
+      }
     }
     let (host, count) = entry.compressedRange(geometry)
     let end = mapping.withLock { $0.fileEnd } &+ BlockSector.size
@@ -249,15 +251,16 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     let input = HostBuffer(count: count)
     try file.read(at: host, into: input.pieces(count: count), padsWithZeroes: true)
     var cluster = [UInt8](repeating: 0, count: Int(truncatingIfNeeded: geometry.clusterSize))
-    let isWhole = cluster.withUnsafeMutableBytes {
-      decompressor.decompress(UnsafeRawBufferPointer(rebasing: input.memory.prefix(count)), $0)
+    let isWhole = unsafe cluster.withUnsafeMutableBytes {
+      unsafe decompressor.decompress(
+        UnsafeRawBufferPointer(rebasing: input.memory.prefix(count)), $0)
     }
     guard isWhole else {
       reportDamage("a compressed cluster cannot be decompressed")
       throw .ioError
     }
     decompressed.withLock { $0.add(entry.word, cluster) }
-    cluster.withUnsafeBytes { pieces.fill(from: .init(rebasing: $0[start...])) }
+    unsafe cluster.withUnsafeBytes { unsafe pieces.fill(from: .init(rebasing: $0[start...])) }
   }
 
   /// Clusters of the file have other contents than before.

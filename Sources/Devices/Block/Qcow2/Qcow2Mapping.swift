@@ -31,7 +31,7 @@ struct Qcow2Table: Sendable {
     let buffer = HostBuffer(count: count << 3)
     try file.read(at: offset, into: buffer.pieces(count: count << 3), padsWithZeroes: true)
     return (0..<count).map {
-      UInt64(bigEndian: buffer.memory.load(fromByteOffset: $0 << 3, as: UInt64.self))
+      unsafe UInt64(bigEndian: buffer.memory.load(fromByteOffset: $0 << 3, as: UInt64.self))
     }
   }
 
@@ -40,7 +40,8 @@ struct Qcow2Table: Sendable {
   {
     let buffer = HostBuffer(count: words.count << 3)
     for (number, word) in words.enumerated() {
-      buffer.memory.storeBytes(of: word.bigEndian, toByteOffset: number << 3, as: UInt64.self)
+      unsafe buffer.memory.storeBytes(
+        of: word.bigEndian, toByteOffset: number << 3, as: UInt64.self)
     }
     try file.write(at: offset, from: buffer.pieces(count: words.count << 3))
   }
