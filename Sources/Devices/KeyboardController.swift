@@ -40,8 +40,8 @@ package final class KeyboardController: BusDevice {
   private let isPresent: Bool
 
   /// - Parameters:
-  ///   - isPresent: otherwise its ports read as if nobody were there, so that firmware does not wait
-  ///     for seconds for a keyboard; the reset works in any case.
+  ///   - isPresent: otherwise its ports read as if nobody were there, so that firmware does not
+  ///     wait for seconds for a keyboard; the reset works in any case.
   ///   - reset: the guest asks for a reset of the machine.
   package init(isPresent: Bool = true, reset: @escaping @Sendable () -> Void) {
     self.isPresent = isPresent

@@ -87,7 +87,8 @@ struct Board: Sendable {
     serial = SerialPort(interrupt: line(GuestMap.Interrupt.serial)) { console.put($0) }
     let highMemory = memory.regions.dropFirst().reduce(UInt64(0)) { $0 &+ $1.size }
     clock = RealTimeClockDevice(
-      memory: (memory.lowEnd, highMemory), interrupt: line(GuestMap.Interrupt.realTimeClock), now: { HostClock.realtime() },
+      memory: (memory.lowEnd, highMemory), interrupt: line(GuestMap.Interrupt.realTimeClock),
+      now: { HostClock.realtime() },
       eventChanged: { clockChanged.file.signal() })
 
     let ports = Bus()

@@ -77,7 +77,9 @@ struct CPUIDPolicy {
       entry.eax = entry.eax & ~0x03FF_C000 | (level >= 3 ? count - 1 : 0) << 14
     case Leaf.addressSizes:
       entry.ecx = coreBits << 12 | (count - 1)
-      if let limit = addressBitsLimit { entry.eax = entry.eax & ~0xFF | min(entry.eax & 0xFF, limit) }
+      if let limit = addressBitsLimit {
+        entry.eax = entry.eax & ~0xFF | min(entry.eax & 0xFF, limit)
+      }
     case Leaf.processorTopology: (entry.eax, entry.ebx, entry.ecx) = (processor, processor, 0)
     default: break
     }

@@ -111,22 +111,22 @@ final class SocketPort: ConsoleBackend {
   }
 
   private static func listen(_ path: String) throws(Errno) -> OwnedFileDescriptor {
-    let type = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)
+    let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
     func make() throws(Errno) -> OwnedFileDescriptor {
       OwnedFileDescriptor(owning: try systemCall { () -> Int32 in socket(AF_UNIX, type, 0) })
     }
     let owner = try make()
     let raw = owner.rawValue
-    if !call(path, { bind(raw, $0, $1) }) {
+    if unsafe !call(path, { unsafe bind(raw, $0, $1) }) {
       let reason = Errno(rawValue: errno)
       // Whether somebody listens there still.
       let probe = try make()
       let other = probe.rawValue
-      guard reason == .addressInUse, !call(path, { Glibc.connect(other, $0, $1) }),
+      guard reason == .addressInUse, unsafe !call(path, { unsafe Glibc.connect(other, $0, $1) }),
         errno == ECONNREFUSED
       else { throw reason }
-      unlink(path)
-      guard call(path, { bind(raw, $0, $1) }) else { throw Errno(rawValue: errno) }
+      unsafe unlink(path)
+      guard unsafe call(path, { unsafe bind(raw, $0, $1) }) else { throw Errno(rawValue: errno) }
     }
     _ = try systemCall { () -> Int32 in Glibc.listen(raw, 1) }
     return owner
@@ -138,10 +138,10 @@ final class SocketPort: ConsoleBackend {
   ) -> Bool {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
-    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
-    return withUnsafePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        body($0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
+    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: path.utf8) }
+    return unsafe withUnsafePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        unsafe body($0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
       }
     }
   }
@@ -205,7 +205,7 @@ final class SocketPort: ConsoleBackend {
   private func fill(_ state: inout State) {
     guard let client = state.client, state.input.count < Self.backlog else { return }
     var chunk = [UInt8](repeating: 0, count: 4096)
-    let count = Glibc.read(client, &chunk, chunk.count)
+    let count = unsafe Glibc.read(client, &chunk, chunk.count)
     if count > 0 {
       state.input += chunk[..<count]
     } else if count == 0 || ![EAGAIN, EINTR].contains(errno) {
@@ -215,7 +215,7 @@ final class SocketPort: ConsoleBackend {
 
   private func flush(_ state: inout State) {
     guard let client = state.client, !state.output.isEmpty else { return }
-    let count = Glibc.write(client, state.output, state.output.count)
+    let count = unsafe Glibc.write(client, state.output, state.output.count)
     if count > 0 {
       state.output.removeFirst(count)
     } else if ![EAGAIN, EINTR].contains(errno) {

@@ -107,7 +107,7 @@ package enum FirmwareChoice: Sendable, Hashable {
   /// Opens the file of variables; one that is not there is made of what they begin as.
   static func openVariables(_ path: String, initial: [UInt8]) throws(RunError) -> FlashFile {
     let name = "--firmware uefi,vars=\(path)"
-    if access(path, F_OK) != 0 { try create(path, initial, name) }
+    if unsafe access(path, F_OK) != 0 { try create(path, initial, name) }
     let file: FlashFile
     do throws(ImageError) {
       file = try FlashFile(path: path)
@@ -133,13 +133,13 @@ package enum FirmwareChoice: Sendable, Hashable {
     do throws(Errno) {
       let file = try OwnedFileDescriptor(opening: draft, flags: O_WRONLY | O_CREAT | O_TRUNC)
       var result: Errno?
-      bytes.withUnsafeBytes { bytes in
-        do throws(Errno) { try writeAll(file.rawValue, bytes) } catch { result = error }
+      unsafe bytes.withUnsafeBytes { bytes in
+        do throws(Errno) { try unsafe writeAll(file.rawValue, bytes) } catch { result = error }
       }
       if let result { throw result }
-      guard rename(draft, path) == 0 else { throw Errno(rawValue: errno) }
+      guard unsafe rename(draft, path) == 0 else { throw Errno(rawValue: errno) }
     } catch {
-      unlink(draft)
+      unsafe unlink(draft)
       throw RunError("\(name): cannot be made (\(error)); check the folder")
     }
   }

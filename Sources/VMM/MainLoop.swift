@@ -49,7 +49,7 @@ struct MainLoop: ~Copyable {
   /// Tells the guest of the terminal's size.
   private static func resize(_ board: Board, _ terminal: Int32?) {
     var size = winsize()
-    guard let terminal, ioctl(terminal, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
+    guard let terminal, unsafe ioctl(terminal, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
       return
     }
     board.resizeTerminal(.init(columns: size.ws_col, rows: size.ws_row))
@@ -76,8 +76,9 @@ private final class SharedSignals: Sendable {
   init(_ numbers: [Int32]) throws(Errno) { file = try SignalFile(numbers) }
 }
 
-/// What a signal does to the run. SIGTERM presses the power button of a guest that looks for it, and
-/// ends the run when the guest's time is over, or when it comes again; all others end it at once.
+/// What a signal does to the run. SIGTERM presses the power button of a guest that looks for it,
+/// and ends the run when the guest's time is over, or when it comes again; all others end it at
+/// once.
 private final class Shutdown: Sendable {
   let timer: TimerFile
   private let board: Board

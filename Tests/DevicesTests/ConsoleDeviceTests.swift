@@ -103,7 +103,8 @@ private final class Console {
     console.backends[1].state.withLock { $0.isOpen = false }
     console.offer(2, 12, size: 64, at: 0x9_0000)
     try console.control(0, 0, 1)
-    #expect(try console.messages(at: 0x9_0000) == [[0, 0, 0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 1, 0, 1, 0]])
+    #expect(
+      try console.messages(at: 0x9_0000) == [[0, 0, 0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 1, 0, 1, 0]])
     try console.control(0, 3, 1)
     try console.control(1, 3, 1)
     try console.control(1, 3, 1)
@@ -192,7 +193,9 @@ private final class Console {
       console.queues[queue].add([
         .init(address: address, count: UInt32(random.below(4096)), isWritable: queue % 2 == 0)
       ])
-      if random.oneIn(4) { console.backends[random.below(2)].state.withLock { $0.input = [1, 2, 3] } }
+      if random.oneIn(4) {
+        console.backends[random.below(2)].state.withLock { $0.input = [1, 2, 3] }
+      }
       console.driver.notify(queue)
       try console.run()
     }

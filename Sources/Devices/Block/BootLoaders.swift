@@ -29,7 +29,7 @@ package struct BootLoaders: Sendable, Hashable {
   /// Reads a disk's first sectors.
   package init(_ image: any BlockImage) throws(Errno) {
     let size = Int(clamping: min(image.size, UInt64(Self.count * Self.sector)))
-    let memory = try GuestMemory(size: 64 << 10, lowEnd: 64 << 10, highStart: 1 << 32)
+    let memory = try unsafe GuestMemory(size: 64 << 10, lowEnd: 64 << 10, highStart: 1 << 32)
     var buffers = GuestBuffers(memory)
     guard buffers.append(0, count: UInt32(size)) else { throw .invalidArgument }
     try image.read(at: 0, into: buffers)

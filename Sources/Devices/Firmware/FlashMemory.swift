@@ -74,7 +74,8 @@ import SystemPackage
     size = bytes.count
     self.visibility = visibility
     unsafe self.keep = unsafe keep
-    unsafe UnsafeMutableRawBufferPointer(start: contents.address, count: size).copyBytes(from: bytes)
+    unsafe UnsafeMutableRawBufferPointer(start: contents.address, count: size).copyBytes(
+      from: bytes)
   }
 
   /// Where the contents lie, as long as the device lives.
@@ -157,7 +158,8 @@ import SystemPackage
 
   private func begin(_ command: UInt8, _ state: inout State) {
     switch command {
-    case Command.program, Command.programAlternate: (state.pending, state.mode) = (.program, .status)
+    case Command.program, Command.programAlternate:
+      (state.pending, state.mode) = (.program, .status)
     case Command.erase: (state.pending, state.mode) = (.erase, .status)
     case Command.clearStatus: state.status = 0
     case Command.readStatus: state.mode = .status
