@@ -94,7 +94,7 @@ echo "make-debian-image: file systems"
 sector=512 biosStart=2048 biosCount=2048 efiStart=4096 efiCount=32768 rootStart=36864
 rootID=$(cat /proc/sys/kernel/random/uuid)
 mkdir "$work/tree"
-rootMegabytes=$(($(stat -c %s "$work/root.tar") / 1048576 * 5 / 4 + 256))
+rootMegabytes=$(($(stat -c %s "$work/root.tar") * 5 / 4 / 1048576 + 256))
 truncate -s "${rootMegabytes}M" "$work/root.ext4"
 
 kernel=$(cd "$work/boot" && echo vmlinuz-*) initrd=$(cd "$work/boot" && echo initrd.img-*)
