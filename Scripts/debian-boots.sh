@@ -54,6 +54,7 @@ boot() {
   start=$(now)
   coproc machine { exec "$@" 2>"$work/errors" | tr -d '\000'; }
   exec {fromMachine}<&"${machine[0]}" {toMachine}>&"${machine[1]}"
+  # shellcheck disable=SC2154
   machineID=$machine_PID
   expect "martlet-debian login:" || return 1
   seconds=$(awk -v n="$(($(now) - start))" 'BEGIN { printf "%.1f", n / 1e9 }')
