@@ -13,7 +13,7 @@ ARGS ?=
 # Checks shell scripts; empty where it cannot be installed.
 SHELLCHECK ?= shellcheck
 
-.PHONY: all build install man docs run guest guests test soak fuzz fuzz-entries fuzz-inputs golden profile-boot conformance qemu-matrix bench bench-qemu check sanitize sanitize-threads format clean
+.PHONY: all build install man docs run guest guests test soak fuzz fuzz-entries fuzz-inputs golden profile-boot conformance qemu-matrix debian-boots bench bench-qemu check sanitize sanitize-threads format clean
 
 all: build
 
@@ -116,6 +116,11 @@ conformance: build
 # migration, a debugger. ARGS=--quick for a few of them.
 qemu-matrix: build
 	Scripts/qemu-matrix.sh $(ARGS)
+
+# A small Debian image (made where it is not there), booted directly, by SeaBIOS and by UEFI, to its login
+# with a network. ARGS=--qemu compares with QEMU.
+debian-boots: build
+	Scripts/debian-boots.sh $(ARGS)
 
 # The built-in guest, assembled into Swift source.
 guests:

@@ -73,7 +73,7 @@ END
 chmod 755 "$work/customize"
 
 packages=linux-image-cloud-amd64,systemd-sysv,systemd-resolved,udev,iproute2,iputils-ping,kmod
-packages=$packages,e2fsprogs${MARTLET_DEBIAN_PACKAGES:+,$MARTLET_DEBIAN_PACKAGES}
+packages=$packages,e2fsprogs,dbus${MARTLET_DEBIAN_PACKAGES:+,$MARTLET_DEBIAN_PACKAGES}
 sources=${MARTLET_DEBIAN_SOURCES:-}
 suite=${MARTLET_DEBIAN_SUITE:-$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)}
 if [ -z "$sources" ]; then
@@ -94,7 +94,7 @@ echo "make-debian-image: file systems"
 sector=512 biosStart=2048 biosCount=2048 efiStart=4096 efiCount=32768 rootStart=36864
 rootID=$(cat /proc/sys/kernel/random/uuid)
 mkdir "$work/tree"
-rootMegabytes=$(($(stat -c %s "$work/root.tar") / 1048576 * 5 / 4 + 256))
+rootMegabytes=$(($(stat -c %s "$work/root.tar") * 5 / 4 / 1048576 + 256))
 truncate -s "${rootMegabytes}M" "$work/root.ext4"
 
 kernel=$(cd "$work/boot" && echo vmlinuz-*) initrd=$(cd "$work/boot" && echo initrd.img-*)

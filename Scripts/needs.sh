@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Checks for the programs that the tests run and lists the Debian packages that are missing. --install
-# installs them (as root). --optional adds QEMU, passt, iasl, GRUB and SeaBIOS, without which `make test`
+# installs them (as root). --optional adds QEMU, passt, iasl, GRUB, SeaBIOS and OVMF, without which `make test`
 # skips parts; --check adds what `make check` runs.
 #
 # usage: Scripts/needs.sh [--optional] [--check] [--install]
@@ -48,6 +48,10 @@ if [ -n "$optional" ]; then
   need grub-mkimage grub-common
   [ -e /usr/lib/grub/i386-pc/boot.img ] || missing="$missing grub-pc-bin"
   [ -e /usr/share/seabios/bios-256k.bin ] || missing="$missing seabios"
+  [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || missing="$missing ovmf"
+  [ -e /usr/lib/grub/x86_64-efi/moddep.lst ] || missing="$missing grub-efi-amd64-bin"
+  need mkfs.vfat dosfstools
+  need mcopy mtools
 fi
 [ -z "$check" ] || need shellcheck shellcheck
 

@@ -37,14 +37,22 @@ package final class KeyboardController: BusDevice {
 
   private let state = Mutex(State())
   private let reset: @Sendable () -> Void
+  private let isPresent: Bool
 
-  /// - Parameter reset: the guest asks for a reset of the machine.
-  package init(reset: @escaping @Sendable () -> Void) { self.reset = reset }
+  /// - Parameters:
+  ///   - isPresent: otherwise its ports read as if nobody were there, so that firmware does not
+  ///     wait for seconds for a keyboard; the reset works in any case.
+  ///   - reset: the guest asks for a reset of the machine.
+  package init(isPresent: Bool = true, reset: @escaping @Sendable () -> Void) {
+    self.isPresent = isPresent
+    self.reset = reset
+  }
 
   package func resetWithMachine() { state.withLock { $0 = State() } }
 
   package func read(offset: UInt64, width: Int) -> UInt64 {
-    state.withLock { state in
+    guard isPresent else { return 0xFF }
+    return state.withLock { state in
       if offset == 4 {
         return UInt64(
           Self.systemFlag | Self.unlocked | (state.output == nil ? 0 : Self.outputFull))

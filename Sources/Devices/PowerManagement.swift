@@ -113,10 +113,14 @@ package final class PowerManagement: BusDevice {
   }
 
   /// Somebody presses the power button.
-  package func pressPowerButton() {
+  ///
+  /// - Returns: whether the guest has asked to be told of it.
+  @discardableResult
+  package func pressPowerButton() -> Bool {
     state.withLock { state in
       state.status |= Self.powerButton
       updateInterrupt(&state)
+      return state.enable & Self.powerButton != 0
     }
   }
 

@@ -10,7 +10,8 @@
 //     0x0009_FC00   end of the first memory range; reserved up to the tables
 //     0x000E_0000   ACPI tables, RSDP first      (reserved)
 //     0x0010_0000   memory again; the kernel at the address it prefers, the initrd at the end
-//     0xC000_0000   highest end of low memory (0x8000_0000 with UEFI), the rest is above 4 GiB; ranges of PCI devices
+//     0xC000_0000   highest end of low memory (0x8000_0000 with UEFI), the rest is above 4 GiB;
+//                   ranges of PCI devices
 //     0xE000_0000   PCI configuration space of bus 0
 //     0xFEC0_0000   IOAPIC
 //     0xFEE0_0000   local APICs
@@ -28,8 +29,8 @@
 //
 // Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI, 16 to 23 PCI's pins.
 
-/// Where PCI's devices may have their ranges, and configuration space of bus 0, which may lie in the
-/// middle of it.
+/// Where PCI's devices may have their ranges, and configuration space of bus 0, which may lie in
+/// the middle of it.
 package struct PCIMap: Sendable, Hashable {
   package var memory: Range<UInt64>
   package var configuration: Range<UInt64>
@@ -44,8 +45,8 @@ package struct PCIMap: Sendable, Hashable {
   package static func firmware(base: UInt64 = GuestMap.pciConfiguration.lowerBound) -> PCIMap {
     let memory = GuestMap.firmwareMemoryHole..<GuestMap.pciMemory.upperBound
     let size = UInt64(GuestMap.pciConfiguration.count)
-    // What lies elsewhere is not passed on to devices in any case.
-    let start = min(max(base, memory.lowerBound), memory.upperBound - size)
+    // Firmware may say anything; the tables have a range of devices on either side.
+    let start = min(max(base, memory.lowerBound + size), memory.upperBound - 2 * size)
     return PCIMap(memory: memory, configuration: start..<start + size)
   }
 
@@ -82,8 +83,8 @@ package enum GuestMap {
   package static let firmwareCopySize = 0x2_0000
   package static let firmwareLimit = Int(fourGiB - hypervisorPagesEnd)
 
-  /// Where the memory of PCI is on a machine with UEFI, which wants nothing else there from 2 GiB on,
-  /// and places configuration space by itself.
+  /// Where the memory of PCI is on a machine with UEFI, which wants nothing else there from 2 GiB
+  /// on, and places configuration space by itself.
   package static let firmwareMemoryHole: UInt64 = 0x8000_0000
 
   package enum Port {

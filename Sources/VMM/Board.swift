@@ -60,11 +60,16 @@ struct Board: Sendable {
   let control: MachineControl
   let console: ConsoleWriter
   let serial: SerialPort
+  let power: PowerManagement
+  /// What the terminal's input goes to.
+  let input: any InputReceiver
   let clock: RealTimeClockDevice
   /// Readable when the clock's next event has changed.
   let clockChanged: SharedEvent
   /// Served by the main thread; devices register with it.
   let loop: EventLoop
+  /// Seconds that a guest has to power off after SIGTERM.
+  let shutdownTime: Int
   private let slots: PCISlots
   private let pci: PCIRoot
   /// Devices that a reset of the machine resets.
@@ -88,13 +93,13 @@ struct Board: Sendable {
 
     let ports = Bus()
     // Port 0x61 lies between the keyboard controller's two ports; the hypervisor answers it.
-    let keyboard = KeyboardController { control.reboot() }
+    let keyboard = KeyboardController(isPresent: flash == nil) { control.reboot() }
     ports.attach(keyboard, at: GuestMap.Port.keyboardController, size: 5)
     ports.attach(clock, at: GuestMap.Port.realTimeClock, size: 2)
     ports.attach(
       DebugExit { control.end(.debugExit($0)) }, at: GuestMap.Port.debugExit, size: 4)
     ports.attach(serial, at: GuestMap.Port.serial, size: 8)
-    let power = PowerManagement(
+    power = PowerManagement(
       interrupt: line(GuestMap.Interrupt.acpi), now: { HostClock.monotonic() },
       sleepTypes: flash == nil
         ? [PowerManagement.powerOffSleepType]
@@ -104,6 +109,7 @@ struct Board: Sendable {
     ports.attach(ResetRegister { control.reboot() }, at: GuestMap.Port.reset, size: 1)
 
     let memoryMapped = Bus()
+    let window = ConfigurationWindow(memoryMapped)
     let firmware = configuration.firmware.map { _ in
       Firmware.configuration(
         memory, processors: configuration.processors, pci: flash == nil ? .standard : .firmware(),
@@ -116,20 +122,22 @@ struct Board: Sendable {
         ports: GuestMap.Port.pci),
       lines: GuestMap.Interrupt.pci.map(line),
       chipset: configuration.firmware.map { $0.isUEFI ? .q35 : .i440FX } ?? .generic,
-      configurationMoved: { root, old, new in
-        if let old { memoryMapped.detach(at: old) }
-        guard let new else { return }
-        memoryMapped.attach(
-          PCIConfigurationMemory(root), at: new, size: PCIConfigurationMemory.size)
+      configurationMoved: { root, base in
+        window.move(root, to: base)
+        guard let base else { return }
         firmware?.replace(
           FirmwareTables.files(
-            memory, processors: configuration.processors, pci: .firmware(base: new)))
+            memory, processors: configuration.processors, pci: .firmware(base: base)))
       })
     let address = PCIAddressPort()
     Self.attach(pci, address, ports: ports, memoryMapped: flash == nil ? memoryMapped : nil)
     loop = try EventLoop()
-    slots = try PCISlots(equipment, pci, machine: machine, memory: memory, loop: loop)
+    let terminal = configuration.usesVirtioConsole ? TerminalPort(console) : nil
+    input = terminal ?? serial
+    slots = try PCISlots(
+      equipment, pci, machine: machine, memory: memory, loop: loop, terminal: terminal)
 
+    shutdownTime = configuration.shutdownTime
     self.pci = pci
     var devices: [any BusDevice] = [serial, clock, keyboard, power, address]
     if let firmware {
@@ -173,6 +181,9 @@ struct Board: Sendable {
     pci.resetWithMachine()
   }
 
+  /// The terminal has this size.
+  func resizeTerminal(_ size: ConsoleDevice.Size) { slots.console?.resize(size) }
+
   /// Whether no device works on requests from before a reset.
   var isIdle: Bool { !pci.isBusy }
 
@@ -187,4 +198,22 @@ struct Board: Sendable {
 final class SharedEvent: Sendable {
   let file: EventFile
   init() throws(Errno) { file = try EventFile() }
+}
+
+/// Configuration space in memory, where firmware has placed it.
+private final class ConfigurationWindow: Sendable {
+  private let bus: Bus
+  private let place = Mutex<UInt64?>(nil)
+
+  init(_ bus: Bus) { self.bus = bus }
+
+  /// What lies over other devices is not there.
+  func move(_ root: PCIRoot, to base: UInt64?) {
+    place.withLock { place in
+      if let place { bus.detach(at: place) }
+      let space = PCIConfigurationMemory(root)
+      let isThere = base.map { bus.attach(space, at: $0, size: PCIConfigurationMemory.size) }
+      place = isThere == true ? base : nil
+    }
+  }
 }

@@ -2,6 +2,7 @@
 //
 // What the user wants of a machine, checked as far as it can be without touching anything.
 
+import Devices
 import Glibc
 import LinuxBoot
 import SystemPackage
@@ -54,14 +55,21 @@ package struct Configuration: Sendable {
   package var perfMap: Int32?
   package var disks: [DiskConfiguration] = []
   package var network: NetworkConfiguration?
+  /// The terminal is the virtio console, and not the serial port's.
+  package var usesVirtioConsole = false
+  /// Named ports of the virtio console.
+  package var ports: [PortConfiguration] = []
   /// The guest has a source of random bytes.
   package var hasEntropy = false
   package var onReboot = RebootAction.restart
+  /// Seconds that a guest has to power off after SIGTERM; 0: none.
+  package var shutdownTime = 30
   package var engine = EngineChoice.auto
   package var statistics = false
 
   /// What the kernel is told before the user's own text.
   package static let defaultCommandLine = "console=ttyS0"
+  package static let virtioCommandLine = "console=hvc0"
   /// As many CPUs as 8-bit APIC identifiers can name.
   package static let maximumProcessors = 254
   /// As many physical CPUs as the software engine has, at most.
@@ -82,7 +90,8 @@ package struct Configuration: Sendable {
 
   /// The kernel's command line.
   package var commandLine: String {
-    append.isEmpty ? Self.defaultCommandLine : Self.defaultCommandLine + " " + append
+    let console = usesVirtioConsole ? Self.virtioCommandLine : Self.defaultCommandLine
+    return append.isEmpty ? console : console + " " + append
   }
 }
 
@@ -199,6 +208,34 @@ extension Configuration {
       throw RunError("--on-reboot \(text): give restart or exit")
     }
     onReboot = action
+  }
+
+  /// Sets what the terminal is to the guest.
+  package mutating func setConsole(_ text: String) throws(RunError) {
+    switch text {
+    case "serial": usesVirtioConsole = false
+    case "virtio": usesVirtioConsole = true
+    default: throw RunError("--console \(text): give serial or virtio")
+    }
+  }
+
+  /// Sets the ports of the virtio console.
+  package mutating func setPorts(_ texts: [String]) throws(RunError) {
+    guard texts.count < ConsoleDevice.maximumPorts else {
+      throw RunError("--port: more than \(ConsoleDevice.maximumPorts - 1); give fewer")
+    }
+    ports = try texts.map { (text) throws(RunError) in try PortConfiguration(text) }
+    guard Set(ports.map(\.name)).count == ports.count else {
+      throw RunError("--port: two of the same name; give each its own")
+    }
+  }
+
+  /// Sets how long a guest may take to power off after SIGTERM.
+  package mutating func setShutdownTime(_ text: String) throws(RunError) {
+    guard let number = Int(text), (0...3600).contains(number) else {
+      throw RunError("--shutdown-time \(text): give seconds, 0 to 3600")
+    }
+    shutdownTime = number
   }
 
   /// Sets the engine by its name.

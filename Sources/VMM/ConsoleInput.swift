@@ -37,7 +37,7 @@ final class ConsoleInput: Sendable {
     self.board = board
   }
 
-  private var hasRoom: Bool { board.serial.pendingInput < Self.backlog }
+  private var hasRoom: Bool { board.input.pendingInput < Self.backlog }
 
   /// Waits for the descriptor, or stops to.
   ///
@@ -87,7 +87,7 @@ final class ConsoleInput: Sendable {
       }
       return
     }
-    board.serial.receive(isTerminal ? typed(chunk[..<count]) : Array(chunk[..<count]))
+    board.input.receive(isTerminal ? typed(chunk[..<count]) : Array(chunk[..<count]))
   }
 
   /// What is for the guest of what was typed.

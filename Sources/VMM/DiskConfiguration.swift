@@ -17,7 +17,7 @@ package struct DiskConfiguration: Sendable, Hashable {
 
   /// As many as there are slots on the bus, beside those of the bridge and of devices of other
   /// kinds.
-  package static let maximumCount = PCIRoot.slotCount - 4
+  package static let maximumCount = PCIRoot.slotCount - 5
 
   /// Reads the text of an option. Two commas are one in the file's name.
   package init(_ text: String) throws(RunError) {

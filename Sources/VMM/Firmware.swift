@@ -104,8 +104,9 @@ final class Firmware: Sendable {
     // It does not wait for somebody to ask for a menu.
     files.append(("etc/show-boot-menu", [0, 0]))
     // Open Firmware's names of virtio disks.
-    let order = diskSlots.map { "/pci@i0cf8/scsi@\(String($0, radix: 16))/disk@0,0" }
-    if !order.isEmpty { files.append(("bootorder", order.joined(separator: "\n").utf8 + [0])) }
+    let names = diskSlots.map { Array("/pci@i0cf8/scsi@\(String($0, radix: 16))/disk@0,0".utf8) }
+    let order = Array(names.joined(separator: [0x0A]))
+    if !order.isEmpty { files.append(("bootorder", order + [0])) }
     return FirmwareConfiguration(
       memory, numbers: [Item.processorCount: count, Item.maximumProcessorCount: count],
       files: files.sorted { $0.name < $1.name })

@@ -4,6 +4,7 @@
 // clock's interrupts, whatever devices have registered, and the watch for a guest that has halted
 // for ever.
 
+import CHost
 import Devices
 import Glibc
 import Host
@@ -12,7 +13,7 @@ import SystemPackage
 
 /// Serves a machine until the run is to end.
 struct MainLoop: ~Copyable {
-  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT]
+  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH]
 
   private let machine: VirtualMachine
   private let input: ConsoleInput
@@ -22,23 +23,36 @@ struct MainLoop: ~Copyable {
   init(_ machine: VirtualMachine, input: Int32, isTerminal: Bool) throws(Errno) {
     signal(SIGPIPE, SIG_IGN)
     let board = machine.board
-    try Self.register(board)
+    try Self.register(board, terminal: isTerminal ? input : nil)
     self.machine = machine
     self.input = ConsoleInput(input, isTerminal: isTerminal, board)
     watch = HaltWatch(machine.processors)
   }
 
-  private static func register(_ board: Board) throws(Errno) {
+  private static func register(_ board: Board, terminal: Int32?) throws(Errno) {
     // Whoever ends the run wakes the loop, which looks for itself.
     _ = try board.loop.add(board.control.descriptor) { _ in }
     _ = try board.loop.add(board.console.wakeDescriptor) { _ in board.console.flush() }
     let signals = try SharedSignals(Self.signals)
+    let shutdown = try Shutdown(board)
     _ = try board.loop.add(signals.file.descriptor.rawValue) { _ in
-      if let number = signals.file.next() { board.control.end(.signal(number)) }
+      guard let number = signals.file.next() else { return }
+      if number == SIGWINCH { resize(board, terminal) } else { shutdown.take(number) }
     }
+    resize(board, terminal)
+    _ = try board.loop.add(shutdown.timer.descriptor.rawValue) { _ in shutdown.expire() }
     let alarm = try ClockAlarm(board)
     _ = try board.loop.add(alarm.timer.descriptor.rawValue) { _ in alarm.run() }
     _ = try board.loop.add(board.clockChanged.file.descriptor.rawValue) { _ in alarm.run() }
+  }
+
+  /// Tells the guest of the terminal's size.
+  private static func resize(_ board: Board, _ terminal: Int32?) {
+    var size = winsize()
+    guard let terminal, unsafe ioctl(terminal, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
+      return
+    }
+    board.resizeTerminal(.init(columns: size.ws_col, rows: size.ws_row))
   }
 
   /// Runs until an outcome is there.
@@ -60,6 +74,38 @@ struct MainLoop: ~Copyable {
 private final class SharedSignals: Sendable {
   let file: SignalFile
   init(_ numbers: [Int32]) throws(Errno) { file = try SignalFile(numbers) }
+}
+
+/// What a signal does to the run. SIGTERM presses the power button of a guest that looks for it,
+/// and ends the run when the guest's time is over, or when it comes again; all others end it at
+/// once.
+private final class Shutdown: Sendable {
+  let timer: TimerFile
+  private let board: Board
+  private let isUnderWay = Atomic<Bool>(false)
+
+  init(_ board: Board) throws(Errno) {
+    timer = try TimerFile()
+    self.board = board
+  }
+
+  func take(_ number: Int32) {
+    guard number == SIGTERM, board.shutdownTime > 0,
+      !isUnderWay.exchange(true, ordering: .relaxed), board.power.pressPowerButton()
+    else { return board.control.end(.signal(number)) }
+    do throws(Errno) {
+      let limit = UInt64(board.shutdownTime) &* 1_000_000_000
+      try timer.arm(at: HostClock.monotonic() &+ limit)
+    } catch {
+      board.control.end(.signal(number))
+    }
+  }
+
+  /// The guest has not powered off.
+  func expire() {
+    timer.consume()
+    board.control.end(.signal(SIGTERM))
+  }
 }
 
 /// The timer of the clock's interrupts.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a configuration puts into the slots of PCI bus 0: disks from slot 1 on, then the network,
-// then the source of random bytes.
+// the source of random bytes and the console.
 
 import Devices
 import GuestMemory
@@ -15,12 +15,16 @@ struct Equipment {
   let disks: [any BlockImage]
   let network: UserNetwork?
   let hasEntropy: Bool
+  let ports: [(name: String, socket: SocketPort)]
 
   init(_ configuration: Configuration) throws(RunError) {
     disks = try configuration.disks.enumerated().map { (number, disk) throws(RunError) in
       try disk.open { log.warning("disk\(number): \($0)") }
     }
     hasEntropy = configuration.hasEntropy
+    ports = try configuration.ports.map { (port) throws(RunError) in
+      (port.name, try SocketPort(port))
+    }
     if let network = configuration.network {
       self.network = try UserNetwork(network)
     } else {
@@ -37,10 +41,12 @@ struct PCISlots: Sendable {
   private let machine: MachineHandle
   private var nextSlot = firstSlot
   private var disks: [(name: String, device: BlockDevice)] = []
+  private(set) var console: ConsoleDevice?
 
+  /// - Parameter terminal: the console's; nil: there is one only where there are ports.
   init(
     _ equipment: Equipment, _ pci: PCIRoot, machine: MachineHandle, memory: GuestMemory,
-    loop: EventLoop
+    loop: EventLoop, terminal: TerminalPort?
   ) throws(Errno) {
     self.pci = pci
     self.machine = machine
@@ -63,6 +69,27 @@ struct PCISlots: Sendable {
       insert(
         try EntropyDevice(connection("rng", memory, EntropyDevice.queueSizes), loop: loop))
     }
+    if terminal != nil || !equipment.ports.isEmpty {
+      try insertConsole(equipment, terminal, memory, loop)
+    }
+  }
+
+  private mutating func insertConsole(
+    _ equipment: Equipment, _ terminal: TerminalPort?, _ memory: GuestMemory, _ loop: EventLoop
+  ) throws(Errno) {
+    let first: any ConsoleBackend = terminal ?? NobodyPort()
+    let ports =
+      [ConsoleDevice.Port(name: "console", backend: first)]
+      + equipment.ports.map { ConsoleDevice.Port(name: $0.name, backend: $0.socket) }
+    let device = try ConsoleDevice(
+      connection("console", memory, ConsoleDevice.queueSizes(ports: ports.count)), ports: ports,
+      size: .init(columns: 80, rows: 25), loop: loop)
+    terminal?.connect { [weak device] in device?.wake() }
+    for port in equipment.ports {
+      try port.socket.connect(loop) { [weak device] in device?.wake() }
+    }
+    insert(device)
+    console = device
   }
 
   /// What the device in the next slot is connected by.

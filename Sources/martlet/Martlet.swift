@@ -116,9 +116,10 @@ struct Run: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "What boots a disk: bios is SeaBIOS; or a file with a BIOS. (default: bios with a disk and no "
-        + "kernel)",
-      valueName: "bios|file"), completion: .file())
+      "What boots a disk: bios is SeaBIOS, uefi is OVMF, whose variables are kept in a file with "
+        + "vars=FILE, which is made if it is not there; or a file with a BIOS. (default: with a disk "
+        + "and no kernel, uefi if only that can boot the disk, otherwise bios)",
+      valueName: "bios|uefi[,vars=file]|file"), completion: .file())
   var firmware: String?
 
   @Option(
@@ -129,6 +130,21 @@ struct Run: ParsableCommand {
         + "guest's port 80.",
       valueName: "user[,option=value...]|none"))
   var net = "none"
+
+  @Option(
+    help: ArgumentHelp(
+      "What this terminal is to the guest: its serial port, or virtio's console (hvc0 in Linux), "
+        + "which is faster and follows the terminal's size. With virtio the kernel's command line "
+        + "begins with console=hvc0, and what the guest sends to the serial port is shown, too.",
+      valueName: "serial|virtio"), completion: .list(["serial", "virtio"]))
+  var console = "serial"
+
+  @Option(
+    help: ArgumentHelp(
+      "A port of virtio's console with a name, which Linux has in /dev/virtio-ports, and a Unix "
+        + "socket of this host that leads to it, for one client at a time. Can be given several times.",
+      valueName: "name=socket"))
+  var port: [String] = []
 
   @Flag(help: "Give the guest the host's random bytes (virtio-rng).")
   var rng = false
@@ -170,6 +186,14 @@ struct Run: ParsableCommand {
       "What a reboot of the guest does: restart the machine, or exit.",
       valueName: "restart|exit"), completion: .list(["restart", "exit"]))
   var onReboot = "restart"
+
+  @Option(
+    help: ArgumentHelp(
+      "Seconds that the guest has to power off after SIGTERM, which presses its power button, 0 to "
+        + "3600. A guest that does not look for the button is ended at once, and so is any by a "
+        + "second SIGTERM.",
+      valueName: "seconds"))
+  var shutdownTime = "30"
 
   @Option(
     help: ArgumentHelp(
@@ -325,9 +349,12 @@ struct Run: ParsableCommand {
     try configuration.setFirmware(firmware)
     configuration.network = try NetworkConfiguration.parse(net)
     configuration.hasEntropy = rng
+    try configuration.setConsole(console)
+    try configuration.setPorts(port)
     if let vendor { try configuration.setVendor(vendor) }
     if let pcpus { try configuration.setPhysicalProcessors(pcpus) }
     try configuration.setRebootAction(onReboot)
+    try configuration.setShutdownTime(shutdownTime)
     try configuration.setEngine(engine)
     try setTranslator(&configuration)
     if let printTranslations { try configuration.setTranslationListing(printTranslations) }

@@ -44,6 +44,18 @@ import Testing
     clock.writeData(value, now: now)
   }
 
+  @Test func memorySizesAreWhereFirmwareLooks() {
+    var clock = RealTimeClock(now: Self.start)
+    clock.setMemorySize(below4GiB: 0x8000_0000, above4GiB: 3 << 30)
+    #expect(read(&clock, 0x15) == 0x80 && read(&clock, 0x16) == 2)
+    #expect(read(&clock, 0x30) == 0xFF && read(&clock, 0x31) == 0xFF)
+    #expect(read(&clock, 0x34) == 0x00 && read(&clock, 0x35) == 0x7F)
+    #expect(read(&clock, 0x5B) == 0 && read(&clock, 0x5C) == 0xC0 && read(&clock, 0x5D) == 0)
+    clock.setMemorySize(below4GiB: 4 << 20, above4GiB: 0)
+    #expect(read(&clock, 0x30) == 0x00 && read(&clock, 0x31) == 0x0C)
+    #expect(read(&clock, 0x34) == 0 && read(&clock, 0x35) == 0)
+  }
+
   @Test func theTimeIsTheHosts() {
     var clock = RealTimeClock(now: Self.start)
     #expect(read(&clock, Register.year) == 0x27 && read(&clock, Register.century) == 0x20)

@@ -25,6 +25,15 @@ final class Log: Sendable {
     #expect(log.values == [1, 1])
   }
 
+  @Test func whereNobodyIsResetsWorkStill() {
+    let log = Log()
+    let controller = KeyboardController(isPresent: false) { log.add(1) }
+    controller.write(offset: 4, width: 1, value: 0xAA)
+    #expect(controller.read(offset: 4, width: 1) == 0xFF)
+    controller.write(offset: 4, width: 1, value: 0xFE)
+    #expect(log.values == [1])
+  }
+
   @Test func noKeyboardIsFound() {
     let controller = KeyboardController {}
     #expect(controller.read(offset: 4, width: 1) & 3 == 0)
@@ -51,6 +60,17 @@ final class Log: Sendable {
     #expect(device.read(offset: 4, width: 2) & 1 == 1)
     device.write(offset: 4, width: 2, value: 5 << 10 | 1 << 13)
     #expect(log.values == [1])
+    let other = PowerManagement(
+      interrupt: { _ in }, now: { 0 }, sleepTypes: [0], powerOff: { log.add(2) })
+    other.write(offset: 4, width: 2, value: 1 << 13)
+    #expect(log.values == [1, 2])
+  }
+
+  @Test func linesOfTheDebugPortAreReported() {
+    let lines = Mutex<[String]>([])
+    let port = DebugPort { line in lines.withLock { $0.append(line) } }
+    for byte in "one\r\ntwo\nthree".utf8 { port.write(offset: 0, width: 1, value: UInt64(byte)) }
+    #expect(lines.withLock { $0 } == ["one", "two"] && port.read(offset: 0, width: 1) == 0xE9)
   }
 
   @Test func theTimerCountsAndWraps() {

@@ -64,6 +64,13 @@ import Testing
     #expect(read(0x20, 1) == [1])
   }
 
+  @Test func filesAreReplacedByOthersOfTheirSize() {
+    device.replace([("a", [4, 5, 6]), ("etc/b", [1]), ("c", [1])])
+    #expect(read(0x20, 4) == [4, 5, 6, 0] && read(0x21, 2) == [7, 7])
+    device.resetWithMachine()
+    #expect(read(0x20, 1) == [4])
+  }
+
   @Test func anythingMayBeWritten() {
     var random = SplitMix(seed: 4)
     let bus = Bus()

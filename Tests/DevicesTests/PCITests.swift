@@ -127,6 +127,28 @@ private final class TestFunction: PCIDevice {
     }
   }
 
+  /// A Q35's configuration space lies where firmware puts it.
+  @Test func firmwarePlacesConfigurationSpace() {
+    let moves = Mutex<[UInt64?]>([])
+    let root = PCIRoot(
+      memory: Bus(), ports: Bus(), windows: PCIWindows(memory: 0..<1, ports: 0..<1),
+      lines: [{ _ in }], chipset: .q35,
+      configurationMoved: { _, new in moves.withLock { $0.append(new) } })
+    let bridge = PCIAddress(0)
+    #expect(root.read(bridge, 0, width: 4) == 0x29C0_8086)
+    root.write(bridge, 0x64, width: 4, value: 1)
+    root.write(bridge, 0x60, width: 4, value: 0xB000_0001)
+    root.write(bridge, 0x60, width: 1, value: 1)
+    root.write(bridge, 0x64, width: 4, value: 0)
+    root.resetWithMachine()
+    #expect(moves.withLock { $0 } == [0x1_B000_0000, 0xB000_0000, nil])
+    // ACPI's block is at a fixed place.
+    let power = PCIAddress(31 << 3)
+    #expect(root.read(power, 8, width: 4) == 0x0601_0002)
+    root.write(power, 0x40, width: 4, value: 0xB001)
+    #expect(root.read(power, 0x40, width: 4) == 0x601 && root.read(power, 0x44, width: 1) == 0x80)
+  }
+
   @Test func aHostBridgeIsInSlot0() {
     #expect(memory.read(0xE000_000A, width: 2) == 0x0600)
   }

@@ -104,6 +104,21 @@ package struct TinyKernel {
         + output(0, to: 0xF4) + output(16, to: 0xF4) + halt)
   }
 
+  /// Asks to be told of the power button and prints "b"; powers off when it is pressed, or with
+  /// `ignores` never.
+  package static func waitingForButton(ignores: Bool = false) -> TinyKernel {
+    TinyKernel(
+      [
+        0x66, 0xBA, 0x02, 0x06, 0x66, 0xB8, 0x00, 0x01, 0x66, 0xEF,  // PM1 enable: bit 8
+      ] + text("b") + [
+        0x66, 0xBA, 0x00, 0x06,  // 0:  mov dx, 0x600
+        0x66, 0xED,  // 4:  in ax, dx
+        0xF6, 0xC4, ignores ? 0 : 1,  // 6:  test ah, 1
+        0x74, 0xF5,  // 9:  jz 0
+        0x66, 0xBA, 0x04, 0x06, 0x66, 0xB8, 0x00, 0x34, 0x66, 0xEF,
+      ] + halt)
+  }
+
   /// Takes an exception without an interrupt table.
   package static let crashing = TinyKernel(text("x") + [0x0F, 0x0B])
   /// Halts with interrupts off.

@@ -73,6 +73,21 @@ import Testing
     #expect(control[..<4].elementsEqual("FACS".utf8))
   }
 
+  /// Tables of another place of configuration space differ in nothing but numbers, because firmware
+  /// has read their sizes.
+  @Test func tablesFollowConfigurationSpace() throws {
+    let memory = try GuestMemory(size: 64 << 20)
+    let sizes = [0xB000_0000, 0xE000_0000, 0, 0x8000_0000, 0xFEC0_0000, .max].map { base in
+      FirmwareTables.files(memory, processors: 2, pci: .firmware(base: base)).map(\.bytes.count)
+    }
+    #expect(Set(sizes).count == 1)
+    let files = FirmwareTables.files(memory, processors: 2, pci: .firmware(base: 0xB000_0000))
+    let tables = try #require(files.first { $0.name == "etc/acpi/tables" }?.bytes)
+    let place = try #require(
+      (0..<tables.count - 4).first { tables[$0..<$0 + 4].elementsEqual("MCFG".utf8) })
+    #expect(tables.load(UInt64.self, at: place + 44) == 0xB000_0000)
+  }
+
   @Test func theMapHasAllOfMemory() throws {
     let memory = try GuestMemory(size: 64 << 20)
     let map = try #require(

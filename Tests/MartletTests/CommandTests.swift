@@ -191,6 +191,31 @@ import Testing
     #expect(try Command.wait(process) == 128 + signal)
   }
 
+  /// SIGTERM presses the power button; a guest that ignores it has its time, or until the next
+  /// SIGTERM.
+  @Test func sigtermPressesThePowerButton() throws {
+    func end(ignores: Bool, _ options: [String], signals: Int = 1) throws -> Int32 {
+      let path = try Command.temporaryFile(TinyKernel.waitingForButton(ignores: ignores).bytes)
+      defer { unlink(path) }
+      let input = try Pipe()
+      let output = try Pipe()
+      let process = try Command.start(
+        ["run", "--engine", "soft", "--kernel", path, "--memory", "32M"] + options,
+        input: input.reader.rawValue, output: output.writer.rawValue,
+        errors: output.writer.rawValue)
+      try waitFor("b", output.reader.rawValue)
+      for _ in 0..<signals {
+        kill(process, SIGTERM)
+        usleep(200_000)
+      }
+      return try Command.wait(process)
+    }
+    #expect(try end(ignores: false, []) == 0)
+    #expect(try end(ignores: true, ["--shutdown-time", "1"]) == 128 + SIGTERM)
+    #expect(try end(ignores: true, [], signals: 2) == 128 + SIGTERM)
+    #expect(try end(ignores: false, ["--shutdown-time", "0"]) == 128 + SIGTERM)
+  }
+
   /// Reads until a line with only this text has come.
   func waitFor(_ text: String, _ file: Int32) throws {
     var seen: [UInt8] = []

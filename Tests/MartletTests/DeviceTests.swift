@@ -193,7 +193,112 @@ import Testing
     }
     #expect(try problem("/nowhere").contains("--firmware /nowhere: no such file"))
     #expect(try problem(image.folder + "/tree/busybox").contains("multiple of 64K"))
-    #expect(try problem("uefi").contains("not there yet"))
+    #expect(try problem("uefi,vars=/nowhere/a").contains("cannot be made"))
+    #expect(try problem("uefi,vars=\(image.folder)/tree/data").contains("540672"))
+  }
+
+  private static let hasUEFI = {
+    let files: [String] = [
+      "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/lib/grub/x86_64-efi/moddep.lst",
+      "/usr/bin/grub-mkimage", "/usr/bin/mcopy", "/sbin/mkfs.vfat",
+    ]
+    return files.allSatisfy { access($0, R_OK) == 0 }
+  }()
+
+  /// OVMF starts GRUB from a disk that has nothing for a BIOS, and GRUB Linux; what OVMF has
+  /// written down of the disk is in the file afterwards.
+  @Test(
+    .enabled(if: hasUEFI, "ovmf, grub-efi-amd64-bin, mtools or dosfstools is not installed"),
+    arguments: [["--cpus", "1"], ["--cpus", "2", "--firmware", "uefi", "--memory", "3G"]])
+  func aDiskBootsByUEFI(options: [String]) throws {
+    let image = try Image()
+    let script = Command.package + "/Scripts/make-boot-disk.sh"
+    let disk = image.folder + "/efi.img"
+    try Image.shell(
+      """
+      sh \(script) --efi \(disk) \(BootGuest.path("vmlinuz-cloud-amd64")) \
+        \(BootGuest.path("initramfs-marker.cpio")) quiet
+      """)
+    var options = options
+    let vars = image.folder + "/vars"
+    if let place = options.firstIndex(of: "uefi") { options[place] = "uefi,vars=" + vars }
+    let result = try Command.run(
+      ["run", "--engine", "soft", "--disk", disk] + options, limit: BootGuest.limit)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0 && result.errorLines.count == 1, about)
+    #expect(result.output.contains("BdsDxe: starting Boot"), about)
+    #expect(result.output.contains("GRUB starts Linux"), about)
+    #expect(result.output.contains("MARTLET-GUEST-READY cpus=\(options[1])"), about)
+    guard options.contains("--firmware") else { return }
+    // "Boot0001", as a variable's name is written.
+    try Image.shell("LC_ALL=C grep -qaP 'B\\x00o\\x00o\\x00t\\x000\\x000\\x000\\x001' \(vars)")
+    try Image.shell("! cmp -s \(vars) /usr/share/OVMF/OVMF_VARS_4M.fd")
+  }
+
+  /// A client of a socket that the monitor has made.
+  private func connect(_ path: String) throws -> Int32 {
+    let file = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    for _ in 0..<1000 {
+      let size = socklen_t(MemoryLayout<sockaddr_un>.size)
+      let status = withUnsafePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { Glibc.connect(file, $0, size) }
+      }
+      if status == 0 { return file }
+      usleep(10_000)
+    }
+    try #require(Bool(false), "no socket at \(path)")
+    return file
+  }
+
+  /// Linux's console, and a port of which the host has the other end.
+  @Test(arguments: [["--cpus", "1"], ["--cpus", "2", "--console", "virtio"]])
+  func linuxTalksAtAPort(options: [String]) throws {
+    var template = Array("/tmp/martlet-port-XXXXXX".utf8CString)
+    let folder = try #require(mkdtemp(&template).map { String(cString: $0) })
+    defer { _ = try? Image.shell("rm -r \(folder)") }
+    let output = folder + "/output"
+    let file = open(output, O_RDWR | O_CREAT, 0o644)
+    let null = open("/dev/null", O_RDWR)
+    defer { for file in [file, null] { close(file) } }
+    let more = ["--engine", "soft", "--port", "agent=\(folder)/socket"] + options
+    let process = try Command.start(
+      arguments("console", [], more), input: null, output: file, errors: null)
+    let client = try connect(folder + "/socket")
+    defer { close(client) }
+    var heard: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 65_536)
+    // The line, an answer, then everything back as it comes.
+    while true {
+      let count = read(client, &chunk, chunk.count)
+      if count <= 0 { break }
+      let old = heard.count
+      heard += chunk[..<count]
+      let greeting = "from the guest\n".utf8.count
+      if old < greeting, heard.count >= greeting {
+        _ = write(client, "from the host\n", "from the host\n".utf8.count)
+      }
+      var rest = heard[max(old, greeting, 0)...]
+      while !rest.isEmpty {
+        let done = rest.withUnsafeBytes { write(client, $0.baseAddress, $0.count) }
+        if done <= 0 { break }
+        rest = rest.dropFirst(done)
+      }
+    }
+    #expect(try Command.wait(process) == 0)
+    let text = try Image.shell("cat \(output)")
+    let about: Comment = "\(text.suffix(2000))"
+    #expect(heard.starts(with: Array("from the guest\n".utf8)), about)
+    #expect(heard.count == "from the guest\n".utf8.count + 1 << 20, about)
+    // With virtio's console, what init prints before its driver is there reaches nobody.
+    if options.contains("virtio") {
+      #expect(says(text, "hvc") == ["25 80"], about)
+    } else {
+      #expect(says(text, "heard") == ["from the host"] && text.contains("DEVICE same"), about)
+      #expect(says(text, "port") == ["agent"] && !text.contains("DEVICE hvc"), about)
+    }
   }
 
   @Test func aReadOnlyDiskStaysAsItIs() throws {

@@ -52,6 +52,22 @@ import VMM
     }
   }
 
+  @Test func firmwareIsNamed() throws {
+    var configuration = Configuration()
+    func set(_ text: String?) throws -> FirmwareChoice? {
+      try configuration.setFirmware(text)
+      return configuration.firmware
+    }
+    #expect(try set(nil) == nil && set("bios") == .bios && set("a,b") == .file("a,b"))
+    #expect(try set("uefi") == .uefi(variables: nil))
+    #expect(try set("uefi,vars=a,,b") == .uefi(variables: "a,b"))
+    try configuration.setDisks(["a"])
+    #expect(try set(nil) == .automatic)
+    for text in ["", "uefi,", "uefi,vars=", "uefi,code=a"] {
+      #expect(throws: RunError.self) { try configuration.setFirmware(text) }
+    }
+  }
+
   @Test func networksHaveOptions() throws {
     #expect(try NetworkConfiguration.parse("none") == nil)
     let plain = try #require(try NetworkConfiguration.parse("user"))
@@ -112,6 +128,29 @@ import VMM
     let error = #expect(throws: RunError.self) { try configuration.setProcessors(text) }
     #expect(error?.description == "--cpus \(text): give a number from 1 to 254")
     #expect(throws: RunError.self) { try configuration.setPhysicalProcessors(text) }
+  }
+
+  @Test(arguments: ["", "-1", "3601", "x", "1.5"]) func badTimesAreNamed(text: String) {
+    var configuration = Configuration()
+    #expect(throws: RunError.self) { try configuration.setShutdownTime(text) }
+  }
+
+  @Test func portsHaveNamesAndSockets() throws {
+    var configuration = Configuration()
+    try configuration.setPorts(["a=/tmp/s=1", "b.c=d"])
+    #expect(configuration.ports.map(\.name) == ["a", "b.c"])
+    #expect(configuration.ports.map(\.path) == ["/tmp/s=1", "d"])
+    let long = String(repeating: "x", count: 120)
+    for text in ["", "a", "=b", "a=", "a b=c", "a/b=c", "a=" + long, long + "=a"] {
+      #expect(throws: RunError.self) { try configuration.setPorts([text]) }
+    }
+    #expect(throws: RunError.self) { try configuration.setPorts(["a=b", "a=c"]) }
+    #expect(throws: RunError.self) {
+      try configuration.setPorts((0..<15).map { "p\($0)=s\($0)" })
+    }
+    try configuration.setConsole("virtio")
+    #expect(configuration.commandLine == "console=hvc0")
+    #expect(throws: RunError.self) { try configuration.setConsole("vga") }
   }
 
   @Test func listingsThatCannotBeWrittenAreNamed() {

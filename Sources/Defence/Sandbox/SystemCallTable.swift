@@ -106,6 +106,8 @@ enum SystemCallTable {
       roles: [.disk, .main], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
     // The file of UEFI's variables, which a CPU's write to the flash chip changes.
     SystemCallRule(roles: [.processor], calls: "pwritev"),
+    // Clients of a console's ports.
+    SystemCallRule(roles: [.main], calls: "accept4"),
     SystemCallRule(
       roles: [.main],
       calls: """

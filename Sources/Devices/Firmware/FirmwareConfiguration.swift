@@ -44,6 +44,8 @@ package final class FirmwareConfiguration: BusDevice {
   private static let features: UInt32 = 3
   /// What the address reads as.
   private static let addressSignature: UInt64 = 0x5145_4D55_2043_4647
+  /// Behind the end of every item.
+  private static let positionLimit = 1 << 32
   /// Bytes of a file's name in the directory, with the zero at its end.
   private static let nameSize = 56
 
@@ -162,7 +164,7 @@ package final class FirmwareConfiguration: BusDevice {
     if control & Command.read != 0 {
       isDone = copy(Int(truncatingIfNeeded: count), to: target, &state)
     } else if control & Command.skip != 0 {
-      state.position &+= Int(truncatingIfNeeded: count)
+      state.position = min(state.position &+ Int(truncatingIfNeeded: count), Self.positionLimit)
     } else if control & Command.write != 0 {
       // Nothing here can be written.
       isDone = false

@@ -134,14 +134,14 @@ package final class PCIRoot: Sendable {
 
   /// Called when firmware has placed configuration space in memory, or taken it away.
   package typealias ConfigurationMoved =
-    @Sendable (_ root: PCIRoot, _ old: UInt64?, _ new: UInt64?) -> Void
+    @Sendable (_ root: PCIRoot, _ base: UInt64?) -> Void
 
   /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number,
   ///   counted around.
   package init(
     memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine],
     chipset: PCIChipset = .generic,
-    configurationMoved: @escaping ConfigurationMoved = { _, _, _ in }
+    configurationMoved: @escaping ConfigurationMoved = { _, _ in }
   ) {
     self.chipset = chipset
     self.configurationMoved = configurationMoved
@@ -191,13 +191,13 @@ package final class PCIRoot: Sendable {
 
   /// Follows the register of the chipset that places configuration space.
   private func placeConfiguration() {
-    let change: (old: UInt64?, new: UInt64?)? = state.withLock { state in
+    let moved: UInt64?? = state.withLock { state in
       guard let bridge = state.devices[0] else { return nil }
       let (old, new) = (state.configurationBase, chipset.configurationBase(bridge))
       state.configurationBase = new
-      return old == new ? nil : (old, new)
+      return old == new ? nil : .some(new)
     }
-    if let change { configurationMoved(self, change.old, change.new) }
+    if let base = moved { configurationMoved(self, base) }
   }
 
   /// Whether a function still works on requests from before a reset.

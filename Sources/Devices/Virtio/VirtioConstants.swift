@@ -23,6 +23,7 @@ package enum VirtioStatus {
 package enum VirtioDeviceType: UInt16, Sendable {
   case network = 1
   case block = 2
+  case console = 3
   case entropy = 4
 
   /// Class, subclass and interface of the PCI function.
@@ -30,6 +31,7 @@ package enum VirtioDeviceType: UInt16, Sendable {
     switch self {
     case .network: 0x020000
     case .block: 0x010000
+    case .console: 0x078000
     case .entropy: 0x00FF00
     }
   }
