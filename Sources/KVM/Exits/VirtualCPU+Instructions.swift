@@ -93,7 +93,7 @@ extension VirtualCPU {
   /// waits for.
   private func yieldSlot(to apicID: UInt32) {
     guard hypervisor.pool.hasWaiters else { return }
-    if let vcpu = unsafe machine.virtualCPUs.first(where: { unsafe $0.id == apicID }) {
+    if let vcpu = unsafe machine.virtualCPUs.first(where: { $0.id == apicID }) {
       hypervisor.pool.prefer(vcpu)
     }
     yieldSlot()

@@ -48,7 +48,9 @@ extension EntryChecks {
       let pointer = page(.eptPointer)
       try require(pointer & 7 == 0 || pointer & 7 == 6, .eptMemoryType)
       try require(pointer >> 3 & 7 == 3, .eptWalkLength)
-      try require(VMXCapabilities.allows(eptPointer: pointer), .eptPointerReserved)
+      try require(
+        pointer & EPTPointer.reserved == 0 && Self.isHostPage(pointer & Page.mask),
+        .eptPointerReserved)
     }
     if isUnrestricted {
       try require(secondary & SecondaryControls.enableEPT != 0, .unrestrictedGuestWithoutEPT)
