@@ -178,7 +178,8 @@ let package = Package(
     .testTarget(
       name: "X86CPUTests",
       dependencies: [
-        "X86", "X86Decoder", "X86CPU", "Host", "HostTestSupport", "Support", "TestRandom",
+        "X86", "X86Decoder", "X86CPU", "EntryDoctor", "Host", "HostTestSupport", "Support",
+        "TestRandom",
       ],
       swiftSettings: common),
     .target(

@@ -20,7 +20,7 @@ trap 'rm -f "$found" "$known"' EXIT
 
 find Sources/Host Sources/X86 Sources/X86Decoder Sources/X86CPU Sources/X86JIT/Analysis \
   Sources/X86JIT/Assembler Sources/X86JIT/Emission Sources/X86JIT/Runtime Sources/X86JIT/Store \
-  Sources/InterruptChips Sources/ClientMemory \
+  Sources/InterruptChips Sources/ClientMemory Sources/EntryDoctor \
   Sources/KVM Sources/KVMClient Sources/KVMLoopback Sources/KVMPreload Sources/Devices \
   Sources/GuestMemory Sources/LinuxBoot Sources/VMM Sources/martlet -name '*.swift' \
   ! -path '*/Opcodes/*' ! -name 'OpcodeTable*' ! -name 'Disassembler*' |

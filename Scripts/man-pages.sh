@@ -22,14 +22,18 @@ defaults() {
     }'
 }
 
+# The page of a command, given as its words.
 page() {
-  name=martlet${1:+.$1}
-  defaults ${1:+"$1"} >"$directory/defaults"
+  name=$(echo martlet "$@" | tr ' ' .)
+  defaults "$@" >"$directory/defaults"
   awk -F '\t' '
     FILENAME == ARGV[1] { text[$1] = $2; next }
-    /^\.Xr martlet\.help / { next }
-    /^\.Xr/ { sub(/martlet\./, "martlet-") }
-    /^\.Dt/ { sub(/MARTLET\./, "MARTLET-") }
+    /^\.Xr martlet[.a-z]*\.help / { next }
+    /^\.(Xr|Dt) / {
+      names = substr($0, 5)
+      gsub(/\./, "-", names)
+      $0 = substr($0, 1, 4) names
+    }
     /^\.It Fl / { split($0, words, " "); option = words[3] }
     /^[^.]/ && option in text {
       if (index($0, "(default: ") == 0) $0 = $0 " " text[option]
@@ -42,9 +46,10 @@ page() {
         print "man-pages: the page has no -" option >"/dev/stderr"
         exit 1
       }
-    }' "$directory/defaults" "$pages/$name.1" >"$directory/martlet${1:+-$1}.1"
+    }' "$directory/defaults" "$pages/$name.1" >"$directory/$(echo "$name" | tr . -).1"
   rm "$directory/defaults"
 }
 
-page ''
+page
 for command in run kvm doctor; do page $command; done
+for file in vmcs vmcb; do page doctor $file; done

@@ -3,6 +3,7 @@
 // A field's value in words: names of its bits, types of segments, events and reasons.
 
 import X86
+import X86CPU
 
 enum FieldText {
   static func of(_ field: VMCSField, _ value: UInt64) -> String {
@@ -21,6 +22,9 @@ enum FieldText {
     default: break
     }
     guard let names = BitNames.of(field) else { return "" }
+    // A mask has most bits set; those that a control has to have say nothing.
+    if field == .cr0Mask || field == .cr4Mask { return names.list(value) }
+    if let fixed = required[field] { return names.text(value & ~UInt64(fixed)) }
     let isSegment = (0x4814...0x4822).contains(field.rawValue)
     return isSegment ? rights(value, names, system: value & 1 << 4 == 0) : names.text(value)
   }
@@ -44,6 +48,13 @@ enum FieldText {
     }
     return isSegment ? rights(value, names, system: value & 1 << 4 == 0) : names.text(value)
   }
+
+  private static let required: [VMCSField: UInt32] = [
+    .pinBasedControls: VMXCapabilities.pin.required,
+    .primaryControls: VMXCapabilities.primary.required,
+    .exitControls: VMXCapabilities.exit.required,
+    .entryControls: VMXCapabilities.entry.required,
+  ]
 
   // MARK: Kinds of fields
 

@@ -2,8 +2,8 @@
 //
 // What Linux prints of a VMCS after a failed entry. A line has several values; some are named by
 // what stands before them ("CS: sel=... attr=..."), and some names mean another field in another
-// part. Values are hexadecimal, with or without 0x. It leaves some fields out, such as the VMCS link
-// pointer; rules about those are not checked.
+// part. Values are hexadecimal, with or without 0x. It leaves some fields out, such as the VMCS
+// link pointer; rules about those are not checked.
 
 import X86
 

@@ -79,8 +79,8 @@ package func writeText(_ descriptor: Int32, _ text: String) {
   text.withUTF8 { bytes in try? unsafe writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
 }
 
-/// Makes a file with these bytes, where there is none of its name. If it cannot be written whole, it
-/// is removed.
+/// Makes a file with these bytes, where there is none of its name. If it cannot be written whole,
+/// it is removed.
 package func saveFile(_ path: String, _ bytes: [UInt8]) throws(Errno) {
   let descriptor = try systemCall { () -> Int32 in
     unsafe open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)

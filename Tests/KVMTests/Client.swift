@@ -43,10 +43,12 @@ final class Client: @unchecked Sendable {
   /// - Parameter prepare: called before the vCPU is made.
   init(
     chips: Chips = .none, memoryFlags: UInt32 = 0, megabytes: Int = 2, translates: Bool = false,
-    clientMemory: ClientMemory = ClientMemory(), prepare: (Client) throws -> Void = { _ in }
+    clientMemory: ClientMemory = ClientMemory(), entryFailures: EntryFailureReports = .silent,
+    prepare: (Client) throws -> Void = { _ in }
   ) throws {
     hypervisor = try Hypervisor(
-      physicalCPUs: 1, silicon: Engine.vendor, translates: translates, client: clientMemory)
+      physicalCPUs: 1, silicon: Engine.vendor, translates: translates, client: clientMemory,
+      entryFailures: entryFailures)
     transport =
       switch Engine.current {
       case .software: LoopbackTransport(hypervisor)

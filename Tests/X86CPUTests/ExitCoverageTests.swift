@@ -140,6 +140,7 @@ import X86CPU
     neverSVM(.smi, "a physical CPU gets no SMIs"),
     neverSVM(.initSignal, "a physical CPU gets no INIT signals"),
     neverSVM(.ferrFreeze, "x87 errors are reported as #MF, and CR0.NE 0 has no FERR# pin"),
+    neverSVM(.skinit, "SKINIT is undefined: CPUID does not offer it"),
     neverSVM(.rdpru, "RDPRU is undefined: CPUID does not offer it"),
     neverSVM(.exception(2), "NMIs have an exit code of their own"),
     neverSVM(.exception(4), "INTO: reached in 32-bit code like other exceptions"),

@@ -201,7 +201,7 @@ extension ExitGuest<SVMMachine, SVMExitCode> {
     exception(7, [0x0F, 0x77]) { $0.vmcb[.cr0] |= CR0.ts.rawValue },  // EMMS
     exception(8, [0x0F, 0x0B]) { $0.vmcb[.idtrLimit] = 0 },
     exception(11, [0x8E, 0xD8]) { m in  // MOV DS, AX: a segment that is not present
-      m.test.store(0x00CF_1300_0000_FFFF as UInt64, at: 0x2000 + 0x28)
+      m.test.store(0x00CF_1300_0000_FFFF as UInt64, at: Int(m.vmcb[.gdtrBase]) + 0x28)
       m.vmcb[.rax] = 0x28
     },
     exception(12, [0x48, 0x8B, 0x45, 0x00]) { $0.cpu.gpr[5] = 1 << 60 },  // MOV RAX, [RBP]
@@ -230,7 +230,6 @@ extension ExitGuest<SVMMachine, SVMExitCode> {
     .init(.softwareInterrupt, [0xCD, 0x80], .softwareInterrupt),
     .init(.invlpg, [0x0F, 0x01, 0x38], .invlpg),
     .init(.rsm, [0x0F, 0xAA], .rsm),
-    .init(.skinit, [0x0F, 0x01, 0xDE], .skinit),
     .init(.armedMWAIT, [0x0F, 0x01, 0xC8, 0x0F, 0x01, 0xC9], .armedMWAIT) {
       $0.vmcb[.rax] = 0x4000
       for register in 1...2 { $0.cpu.gpr[register] = 0 }

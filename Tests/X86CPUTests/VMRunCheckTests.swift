@@ -86,6 +86,17 @@ struct BrokenVMCB: Sendable, CustomTestStringConvertible {
     #expect(try m.processor.vmrun(m.address) == .invalid)
   }
 
+  /// What a VMRUN refused it has not taken over, whatever the clean bits say then.
+  @Test(arguments: [false, true]) func nothingIsCleanAfterAFailure(_ keepsState: Bool) throws {
+    let m = try SVMMachine()
+    m.test.load([0xF4], at: 0x1000)
+    m.vmcb[.asid] = 0
+    #expect(try m.processor.vmrun(m.address, keepsState: keepsState) == .invalid)
+    m.vmcb[.asid] = 1
+    m.vmcb[.cleanBits] = UInt64(VMCBClean.all.rawValue)
+    #expect(try m.processor.vmrun(m.address, keepsState: keepsState) == .hlt)
+  }
+
   @Test func addressesAndEnabling() throws {
     let m = try SVMMachine()
     #expect(throws: SVMError.invalidAddress) { try m.processor.vmrun(m.address + 8) }

@@ -81,9 +81,6 @@ private func injected(
 private let unrestrictedOff: (VMCSField, UInt64) = (
   .secondaryControls, bits(SecondaryControls.unrestrictedGuest)
 )
-private let longModeOff: (VMCSField, UInt64) = (
-  .entryControls, bits(EntryControls.ia32eModeGuest)
-)
 
 @Suite struct VMXEntryCheckTests {
   @Test func theUnbrokenVMCSEnters() throws {
@@ -138,7 +135,8 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.injectionErrorCodeValid, [injected(.hardwareException, 13)]),
     BrokenRule(.injectionErrorCodeValid, [injected(.hardwareException, 6, code: true)]),
     BrokenRule(.injectionErrorCodeValid, [injected(.softwareInterrupt, 13, code: true)]),
-    BrokenRule(.injectionReserved, [(.entryInterruptionInfo, 0x8000_1020)]),
+    BrokenRule(
+      .injectionReserved, [(.entryInterruptionInfo, 0x8000_1020), (.guestRFLAGS, 0x202)]),
     BrokenRule(
       .injectionErrorCode,
       [injected(.hardwareException, 13, code: true), (.entryExceptionErrorCode, 0x10000)]),
@@ -323,7 +321,7 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.guestDebugControl, [(.guestDebugControl, 1 << 20)]),
     BrokenRule(.guestLongModeWithoutPaging, clear: [(.guestCR4, CR4.pae.rawValue)]),
     BrokenRule(
-      .guestPCIDEOutsideLongMode, set: [(.guestCR4, CR4.pcide.rawValue)], clear: [longModeOff]),
+      .guestPCIDEOutsideLongMode, set: [(.guestCR4, CR4.pcide.rawValue)], of: .pae),
     BrokenRule(.guestCR3, [(.guestCR3, 1 << 52)]),
     BrokenRule(.guestDR7, [(.guestDR7, 1 << 32)]),
     BrokenRule(.guestSysenter, [(.guestSysenterESP, 1 << 60)]),
@@ -333,7 +331,11 @@ private let longModeOff: (VMCSField, UInt64) = (
     BrokenRule(.guestEFERMode, clear: [(.guestEFER, EFER.lme.rawValue)]),
     BrokenRule(.guestSelectorTI, [(.guestTRSelector, 4)]),
     BrokenRule(.guestSelectorTI, [(.guestLDTRSelector, 4), (.guestLDTRAccessRights, 0x82)]),
-    BrokenRule(.guestSSRPL, [(.guestSSSelector, 3)], clear: [unrestrictedOff]),
+    BrokenRule(
+      .guestSSRPL,
+      [
+        (.guestSSSelector, 0x13), (.guestSSAccessRights, 0xC0F3), (.guestCSAccessRights, 0xA09F),
+      ], clear: [unrestrictedOff]),
     BrokenRule(.guestSegmentBase, [(.guestFSBase, 1 << 60)]),
     BrokenRule(.guestSegmentBase, [(.guestCSBase, 1 << 32)]),
     BrokenRule(.guestSegmentBase, [(.guestDSBase, 1 << 32)]),

@@ -143,7 +143,9 @@ final class SVM: VirtualizationBackend {
       failure = error
     }
     let block = page.vmcb
-    block[.cleanBits] = UInt64(VMCBClean.all.rawValue)
+    // What VMRUN has refused it has not looked at to the end.
+    let isRefused = block[.exitCode] == SVMExitCode.invalid.rawValue
+    block[.cleanBits] = isRefused ? 0 : UInt64(VMCBClean.all.rawValue)
     let next = block[.nextRIP]
     instructionLength = unsafe next == 0 ? 0 : next &- cpu.cpu.s.pointee.rip
     if hasNMIWindow { noteDeliveredNMI() }

@@ -83,8 +83,9 @@ final class VMX: VirtualizationBackend {
       if isLaunched {
         try unsafe cpu.vmresume()
       } else {
-        isLaunched = true
-        try unsafe cpu.vmlaunch()
+        let reason = try unsafe cpu.vmlaunch()
+        // A VMLAUNCH that failed leaves the launch state "clear".
+        isLaunched = reason != .invalidGuestState && reason != .msrLoading
       }
     } catch {
       isLaunched = false
@@ -135,8 +136,8 @@ final class VMX: VirtualizationBackend {
     VMXCapabilities.entry.required | EntryControls.loadDebugControls | EntryControls.loadPAT
     | EntryControls.loadEFER
 
-  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks. In software a
-  /// PAUSE alone takes more than the 128 ticks that suit real processors.
+  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks. In software
+  /// a PAUSE alone takes more than the 128 ticks that suit real processors.
   private static let pauseLoop: (gap: UInt64, window: UInt64) = (4096, 20_000)
 
   private func writeConstantFields() {

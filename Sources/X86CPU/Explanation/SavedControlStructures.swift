@@ -53,10 +53,21 @@ package final class SavedControlStructures {
       var all = intel.explainCurrentVMCS(reported: nil, readsMemory: false)
       let names = Set(fields.keys.map(\.name))
       all.broken.removeAll { !$0.fields.allSatisfy { names.contains($0.name) } }
+      all.reported = Self.reported(all.broken, fields)
       return all
     } catch {
       return EntryExplanation(vendor: .intel, broken: [], reported: 0)
     }
+  }
+
+  /// The rule that the VMCS's processor reported, if the VMCS says how it failed: another processor
+  /// may allow what this one does not have.
+  private static func reported(_ broken: [BrokenEntryRule], _ fields: [VMCSField: UInt64]) -> Int {
+    let reason = UInt32(truncatingIfNeeded: fields[.exitReason] ?? 0)
+    let failed = reason & ExitReason.entryFailureBit != 0
+    let isOfGuest = failed && reason & 0xFFFF == UInt32(ExitReason.invalidGuestState.rawValue)
+    guard isOfGuest else { return 0 }
+    return broken.firstIndex { $0.outcome == EntryStage.guest.rawValue } ?? 0
   }
 
   /// - Parameter bytes: the 4096 bytes of a VMCB.

@@ -40,10 +40,12 @@ extension PhysicalCPU {
         try VMRunChecks(cpu: cpu, vmcb: vmcb).check(changed)
       } catch {
         unit.pointee.entryFailure = error
+        unit.pointee.untaken = changed
         return failEntry(vmcb)
       }
     }
     adopt(vmcb, changed)
+    unit.pointee.untaken = []
     unit.pointee.entries &+= 1
     cpu.s.pointee.retiredAtEntry = cpu.s.pointee.retired
     cpu.s.pointee.activity = ActivityState.active
@@ -65,7 +67,8 @@ extension PhysicalCPU {
       return .all
     }
     let changed = VMCBClean.all.subtracting(
-      VMCBClean(rawValue: UInt32(truncatingIfNeeded: vmcb[.cleanBits])))
+      VMCBClean(rawValue: UInt32(truncatingIfNeeded: vmcb[.cleanBits]))
+    ).union(svm.pointee.untaken)
     if !svm.pointee.isWriteBackDue { reload(vmcb, changed) }
     return changed
   }

@@ -35,6 +35,9 @@ package struct SVMUnit {
   var held: UnsafeMutableRawPointer?
   /// The state in CPUState is newer than that in memory.
   var isWriteBackDue = false
+  /// Parts of the held VMCB that no VMRUN has taken over: one that was refused leaves them, and
+  /// clean bits do not count for them.
+  var untaken: VMCBClean = []
   /// Translations depend on something that software changed.
   var mustFlush = false
   /// RFLAGS changed, from which modes follow.

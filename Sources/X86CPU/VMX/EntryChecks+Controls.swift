@@ -51,7 +51,9 @@ extension EntryChecks {
       try require(pointer & 7 == 0 || pointer & 7 == 6, .eptMemoryType)
       try require(
         VMXCapabilities.allows(eptLevels: pointer & EPTPointer.levelsMask), .eptWalkLength)
-      try require(VMXCapabilities.allows(eptPointer: pointer), .eptPointerReserved)
+      try require(
+        VMXCapabilities.allows(eptPointer: pointer) && Self.isHostPage(pointer & Page.mask),
+        .eptPointerReserved)
     }
     try checkPaging()
     if secondary & SecondaryControls.useTSCScaling != 0 {
