@@ -2,13 +2,14 @@
 //
 // Instructions, events, translator and hypervisor know no vendor's controls and exits: what has
 // VT-x's names is in the folders of VT-x, what has SVM's in those of SVM, and X86 has words alone.
+// Explanations of control structures are about both vendors' fields.
 
 import Testing
 
 @Suite struct VendorSeamTests {
   private static let folders = [
     "Sources/X86/", "Sources/X86CPU/VMX/", "Sources/KVM/VMX/", "Sources/X86CPU/SVM/",
-    "Sources/KVM/SVM/",
+    "Sources/KVM/SVM/", "Sources/X86CPU/Explanation/", "Sources/EntryDoctor/",
   ]
 
   /// Names of the vendors' by how they begin, and whole ones.
@@ -36,6 +37,9 @@ import Testing
     "Sources/X86CPU/Model/CPUIDModel.swift": (["SVMCapabilities"], "CPUID tells what SVM has"),
     "Sources/martlet/Martlet.swift": (["SVM"], "the help of --vendor"),
     "Sources/martlet/KVMCommand.swift": (["SVM"], "the help of --vendor"),
+    "Sources/martlet/DoctorCommand.swift": (
+      ["VMCS", "VMCB", "VMCSCommand", "VMCBCommand", "VMCSFile"], "the commands' names"
+    ),
     "Sources/KVM/Backend/Backends.swift": (["VMX", "SVM"], "the list of backends"),
   ]
 
