@@ -31,6 +31,7 @@ extension VirtualCPU {
 
   /// INIT: what INIT and power-up have in common.
   func resetRegisters() {
+    nested?.reset(self)
     let s = cpu.s
     for index in 0..<16 { s.pointee.gpr[index] = 0 }
     s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600

@@ -34,7 +34,9 @@ extension SVM {
       if let field = Self.fields[register.rawValue] { return cpu.vmcbRead(field) }
       let s = cpu.cpu.s
       switch register {
-      case .efer: return s.pointee.efer & ~EFER.svme.rawValue
+      case .efer:
+        let hides = current === page && !isGuestSVMEnabled
+        return hides ? s.pointee.efer & ~EFER.svme.rawValue : s.pointee.efer
       case .interruptibility: return UInt64(s.pointee.interruptibility)
       case .pendingDebug: return s.pointee.pendingDebug
       default: return s.pointee.pdptrs[Self.pdptr(register)]
@@ -47,7 +49,9 @@ extension SVM {
       }
       let s = cpu.cpu.s
       switch register {
-      case .efer: cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
+      case .efer:
+        if current === page { isGuestSVMEnabled = newValue & EFER.svme.rawValue != 0 }
+        cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
       case .interruptibility: setInterruptibility(UInt32(truncatingIfNeeded: newValue))
       case .pendingDebug: s.pointee.pendingDebug = newValue
       default: s.pointee.pdptrs[Self.pdptr(register)] = newValue
