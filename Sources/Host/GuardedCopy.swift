@@ -23,6 +23,8 @@ package enum GuardedCopy {
   private typealias StoreFunction = @convention(c) (UnsafeMutableRawPointer, UInt64) -> Int
   private typealias ExchangeFunction =
     @convention(c) (UnsafeMutableRawPointer, UInt64, UnsafeMutableRawPointer) -> Int
+  private typealias CompareFunction =
+    @convention(c) (UnsafeMutableRawPointer, UInt64, UInt64) -> Int
 
   /// Copies `count` bytes.
   ///
@@ -62,6 +64,21 @@ package enum GuardedCopy {
       code.address(GuardedCode.exchange8), to: ExchangeFunction.self)
     var old: UInt8 = 0
     return unsafe function(destination, UInt64(value), &old) == 0 ? old : nil
+  }
+
+  /// Stores eight bytes if the old ones are `expected`, atomically.
+  ///
+  /// - Returns: whether they were; nil where it cannot be written.
+  package static func compareExchange(
+    _ value: UInt64, expected: UInt64, at destination: UnsafeMutableRawPointer
+  ) -> Bool? {
+    guard let code = GuardedCode.shared else { return nil }
+    let function = unsafeBitCast(code.address(GuardedCode.compare64), to: CompareFunction.self)
+    switch function(destination, expected, value) {
+    case 0: return true
+    case 2: return false
+    default: return nil
+    }
   }
 
   /// Makes the code, so that `recover` never has to.
@@ -122,10 +139,12 @@ final class GuardedCode: @unchecked Sendable {
   static let call: UInt = 32
   static let cut: UInt = 82
   static let exchange8: UInt = 104
+  static let compare64: UInt = 120
 
   /// Offsets of the instructions that may fault.
   static func isAccess(_ offset: UInt) -> Bool {
     offset == copy + 3 || offset == store32 || offset == store64 || offset == exchange8 + 2
+      || offset == compare64 + 3
   }
 
   private static let parts: [(offset: UInt, bytes: [UInt8])] = [
@@ -150,6 +169,16 @@ final class GuardedCode: @unchecked Sendable {
         0x86, 0x07,  // xchg [rdi], al
         0x88, 0x02,  // mov [rdx], al
         0x31, 0xC0, 0xC3,  // xor eax, eax; ret
+      ]
+    ),
+    // 2 where it was something else.
+    (
+      compare64,
+      [
+        0x48, 0x89, 0xF0,  // mov rax, rsi
+        0xF0, 0x48, 0x0F, 0xB1, 0x17,  // lock cmpxchg [rdi], rdx
+        0x0F, 0x95, 0xC0, 0x00, 0xC0,  // setne al; add al, al
+        0x0F, 0xB6, 0xC0, 0xC3,  // movzx eax, al; ret
       ]
     ),
     // (function, argument, frame) in RDI, RSI, RDX: see GuardedCall.

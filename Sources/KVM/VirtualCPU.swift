@@ -9,7 +9,7 @@
 //     registers      what no control block holds                           the pool, or the thread
 //     runState       started, halted, in KVM_RUN; what is to be finished   the vCPU's thread
 //     events         what the next entry delivers                          ... and so the others
-//     clock, paravirtual, debug, taskPriority, smm, performance, cpuid, msrs, machineCheck
+//     clock, paravirtual, debug, taskPriority, smm, performance, cpuid, msrs, machineCheck, nested
 //
 // The vCPU's thread is the one that is in an ioctl of it, one at a time (`inUse`); KVM_RUN is the
 // ioctl that stays. Parts know nothing of each other. What needs several of them, or the machine,
@@ -60,6 +60,8 @@ final class VirtualCPU: @unchecked Sendable {
   var paravirtual = ParavirtualState()
   var debug = GuestDebug()
   var smm = SystemManagement()
+  /// What the guest is a hypervisor with; nil where the processor's vendor has no such part here.
+  let nested: (any NestedVirtualization)?
   var taskPriority = TaskPrioritySharing()
   var emulation = InstructionEmulation()
   var cpuid = GuestCPUID([])
@@ -90,6 +92,7 @@ final class VirtualCPU: @unchecked Sendable {
       ? nil : try DirtyRing(count: dirtyRingEntries, file: shared.file.descriptor.rawValue)
     let physical = hypervisor.pool.slots[0].cpu
     backend = try Backends.type(for: physical).init(physical)
+    nested = backend.makeNested()
     registers = VCPURegisters(physical.cpu)
     let reference = machine.clock.reference
     clock = VCPUClock(rate: reference.rate, offset: reference.tscOffset)

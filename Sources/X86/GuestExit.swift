@@ -57,6 +57,8 @@ public enum InterceptedInstruction: UInt8, Sendable, CaseIterable {
   case invlpg
   /// A write of a control register that the backend has done.
   case controlRegisterWrite
+  /// VMRUN and its like, or VMXON and its like: of a guest that is a hypervisor.
+  case virtualization
   /// One that this machine does not have.
   case undefined
   /// One whose exit nobody asked for: it is emulated.
@@ -123,7 +125,7 @@ extension GuestExit {
     case taskSwitch, controlRegister, debugRegister, port, nestedFault, singleStep, busLock, notify
     case entryFailed, unexpected
     case cpuid, hlt, rdmsr, wrmsr, xsetbv, pause, rdpmc, rdtsc, rdtscp, hypercall, monitorWait
-    case cacheFlush, invlpg, undefined, emulated
+    case cacheFlush, invlpg, virtualization, undefined, emulated
 
     /// The size of a table by cause.
     public static let count = allCases.count
@@ -145,6 +147,7 @@ extension GuestExit {
         case .cacheFlush: .cacheFlush
         case .invlpg: .invlpg
         case .controlRegisterWrite: .controlRegister
+        case .virtualization: .virtualization
         case .undefined: .undefined
         case .emulated: .emulated
         }

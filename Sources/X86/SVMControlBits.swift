@@ -97,6 +97,10 @@ public struct VirtualInterrupt: RawRepresentable, Hashable, Sendable {
   @inlinable public static var nmiMaskedBit: UInt64 { 1 << 12 }
   @inlinable public static var ignoresTPRBit: UInt64 { 1 << 20 }
   @inlinable public static var maskingBit: UInt64 { 1 << 24 }
+  /// V_IRQ, V_INTR_PRIO, V_IGN_TPR and V_INTR_VECTOR: what is requested.
+  @inlinable public static var requestMask: UInt64 {
+    pendingBit | 0xF << 16 | ignoresTPRBit | 0xFF << 32
+  }
   @inlinable public static var gifEnabledBit: UInt64 { 1 << 25 }
   @inlinable public static var nmiEnabledBit: UInt64 { 1 << 26 }
 

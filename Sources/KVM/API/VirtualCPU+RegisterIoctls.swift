@@ -219,7 +219,6 @@ extension VirtualCPU {
 
   /// Linux: EINVAL for combinations that no processor can be in.
   private func check(_ value: kvm_sregs2) throws(Errno) {
-    let allowedEFER: EFER = [.sce, .lme, .lma, .nxe]
     let paging = value.cr0 & CR0.pg.rawValue != 0
     let efer = EFER(rawValue: value.efer)
     guard efer.isSubset(of: allowedEFER), value.cr4 & ~cpuid.allowedCR4 == 0,

@@ -39,6 +39,9 @@ protocol VirtualizationBackend: AnyObject {
   /// - Parameter cpu: any; `load` names the one that counts.
   init(_ cpu: PhysicalCPU)
 
+  /// What a guest that is a hypervisor needs of this vendor; nil: no guest can be one.
+  func makeNested() -> (any NestedVirtualization)?
+
   /// Makes the control block current on `cpu`.
   func load(on cpu: PhysicalCPU)
   /// Writes everything cached back and makes the control block free to load elsewhere.

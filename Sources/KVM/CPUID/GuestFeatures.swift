@@ -30,6 +30,9 @@ struct GuestFeatures: OptionSet, Sendable {
   /// What IA32_PRED_CMD is there for: IBPB (with IBRS), and AMD's bit.
   static let predictionBarrier = Self(rawValue: 1 << 15)
 
+  /// The guest may be a hypervisor.
+  static let svm = Self(rawValue: 1 << 16)
+
   enum Register { case ebx, ecx, edx, eax }
 
   private static let table: [(Self, UInt32, UInt32, Register, UInt32)] = [
@@ -40,6 +43,7 @@ struct GuestFeatures: OptionSet, Sendable {
     (.rdseed, 7, 0, .ebx, 1 << 18), (.rdpid, 7, 0, .ecx, 1 << 22),
     (.speculationControl, 7, 0, .edx, 1 << 26), (.predictionBarrier, 7, 0, .edx, 1 << 26),
     (.architecturalCapabilities, 7, 0, .edx, 1 << 29), (.xsaves, 0xD, 1, .eax, 1 << 3),
+    (.svm, 0x8000_0001, 0, .ecx, SupportedCPUID.svmBit),
     (.executeDisable, 0x8000_0001, 0, .edx, 1 << 20), (.rdtscp, 0x8000_0001, 0, .edx, 1 << 27),
     (.longMode, 0x8000_0001, 0, .edx, 1 << 29),
     (.speculationControl, 0x8000_0008, 0, .ebx, 1 << 14 | 1 << 15 | 1 << 24),
@@ -73,6 +77,7 @@ struct GuestFeatures: OptionSet, Sendable {
     case .performanceCapabilities: .performanceCapabilities
     case .tscAux: [.rdtscp, .rdpid]
     case .xss: .xsaves
+    case .vmcr: .svm
     default: nil
     }
   }

@@ -27,6 +27,8 @@ enum SupportedCPUID {
 
   /// PDCM, of leaf 1 ECX.
   static let performanceCapabilitiesBit: UInt32 = 1 << 15
+  /// SVM, of leaf 8000_0001H ECX.
+  static let svmBit: UInt32 = 1 << 2
   private static let apicBit: UInt32 = 1 << 9
 
   /// Every leaf, by function and index.
@@ -66,7 +68,7 @@ enum SupportedCPUID {
     _ silicon: SiliconVendor, significant: Bool
   ) {
     var leaf = CPUIDModel.leaf(function, index, silicon)
-    if silicon == .amd { withholdSVM(&leaf, function) }
+    if function == 0x8000_000A { leaf.edx &= NestedSVM.features.rawValue }
     if function == 1 {
       leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
       leaf.edx |= apicBit
@@ -83,12 +85,6 @@ enum SupportedCPUID {
     entry.flags = significant ? UInt32(KVM_CPUID_FLAG_SIGNIFCANT_INDEX) : 0
     (entry.eax, entry.ebx, entry.ecx, entry.edx) = (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
     list.append(entry)
-  }
-
-  /// No nesting yet.
-  private static func withholdSVM(_ leaf: inout CPUIDLeaf, _ function: UInt32) {
-    if function == 0x8000_0001 { leaf.ecx &= ~(1 << 2) }
-    if function == 0x8000_000A { leaf = CPUIDLeaf() }
   }
 
   /// Clients take places in the XSAVE area from the CPUID instruction of the host (QEMU does),

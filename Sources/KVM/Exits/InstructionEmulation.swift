@@ -163,12 +163,14 @@ struct InstructionEmulation {
 extension VirtualCPU: EmulationContext {
   func readMMIO(_ address: UInt64, size: Int) -> UInt64? {
     if let known = emulation.replay(cpu) { return known }
+    guard let address = machineAddress(address, writing: false) else { return nil }
     let value = readDevice(address, size: size)
     return end(.init(kind: .readMemory, address: address, size: size, value: 0), value)
   }
 
   func writeMMIO(_ address: UInt64, size: Int, value: UInt64) -> Bool {
     if emulation.replay(cpu) != nil { return true }
+    guard let address = machineAddress(address, writing: true) else { return false }
     let isDone = writeDevice(address, size: size, value: value)
     return end(
       .init(kind: .writeMemory, address: address, size: size, value: value), isDone ? value : nil)
@@ -193,6 +195,8 @@ extension VirtualCPU: EmulationContext {
   }
 
   func mapMemory(_ address: UInt64, writing: Bool) -> Bool {
+    // What is emulated for L2 reaches memory by `readMMIO` and `writeMMIO`.
+    if runsNestedGuest { return false }
     switch memory.map(address, writing: writing) {
     // Here it waits in the access.
     case .mapped, .waits: return true

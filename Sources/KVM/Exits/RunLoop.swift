@@ -120,6 +120,7 @@ extension VirtualCPU {
       }
       if let slot, slot.shouldYield.load(ordering: .relaxed) { yieldSlot() }
       let slot = takeSlot()
+      if let nested, nested.isGuest { nested.beforeEntry(self) }
       guard enterGuest(slot) else { continue }
       let retired = unsafe cpu.s.pointee.retired
       backend.run()
@@ -128,7 +129,7 @@ extension VirtualCPU {
       if paravirtual.eoi.isOffered { takeEOI() }
       if let event = backend.takeInterruptedEvent() { events.interrupted = event }
       if backend.takeDeliveredNMI() { mailbox.takeNMI() }
-      let disposition = handle(backend.takeExit())
+      let disposition = handleExit()
       checkCounters()
       if statisticsFile != nil { updateStatistics() }
       if disposition == .userSpace { return }
@@ -147,7 +148,10 @@ extension VirtualCPU {
       unsafe run.pointee.eoi.vector = vector
       return KVM_EXIT_IOAPIC_EOI
     }
-    if events.takeTripleFault() { return KVM_EXIT_SHUTDOWN }
+    if events.takeTripleFault() {
+      _ = takeSlot()
+      if nested?.takeTripleFault(self) != true { return KVM_EXIT_SHUTDOWN }
+    }
     if let dirtyRing, dirtyRing.isFull { return KVM_EXIT_DIRTY_RING_FULL }
     if unsafe run.pointee.request_interrupt_window != 0, hasClientPIC {
       _ = takeSlot()

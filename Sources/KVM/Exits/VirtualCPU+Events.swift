@@ -13,7 +13,8 @@ import X86CPU
 extension VirtualCPU {
   /// Interrupts could be delivered at this instruction.
   var isInterruptAllowed: Bool {
-    unsafe cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
+    if let nested, let answer = nested.allowsInterrupts { return answer }
+    return cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
       && backend[.interruptibility]
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
@@ -58,7 +59,7 @@ extension VirtualCPU {
     if runState.completion == .emulation { return }
     var isTaken = injectException()
     guard events.mustCheck else { return }
-    if debug.blocksInterrupts { return }
+    if debug.blocksInterrupts || nested?.holdsEvents == true { return }
     events.mustCheck = false
     if isSMIDeliverable { deliverSMI(after: isTaken) }
     if mailbox.hasNMI { injectNMI(&isTaken) }
@@ -98,6 +99,8 @@ extension VirtualCPU {
   }
 
   private func injectInterrupt(_ isTaken: Bool) {
+    // They come to L1, by an exit.
+    if nested?.exitsOnInterrupt == true { return backend.setInterruptWindow(false) }
     let clientWaits =
       unsafe hasClientPIC && run.pointee.request_interrupt_window != 0 && acceptsClientInterrupts
     guard hasPendingInterrupt else {

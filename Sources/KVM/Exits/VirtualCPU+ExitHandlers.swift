@@ -58,6 +58,7 @@ extension VirtualCPU {
     case .cacheFlush, .invlpg, .controlRegisterWrite:
       advance()
       return .resume
+    case .virtualization: return executeVirtualization()
     case .undefined:
       raise(.invalidOpcode)
       return .resume
@@ -98,12 +99,13 @@ extension VirtualCPU {
     case .dirtied(let slot, let page): return noteDirty(slot: slot, page: page)
     case .none: break
     }
-    if let event = events.interrupted {
-      // An event cannot be delivered through a device.
-      return internalError(
-        KVM_INTERNAL_ERROR_DELIVERY_EV,
-        data: [backend.vendorInformation(of: event), fault.address])
-    }
+    if let event = events.interrupted { return undeliverable(event, at: fault.address) }
     return emulateInstruction()
+  }
+
+  /// An event cannot be delivered through a device.
+  func undeliverable(_ event: GuestEvent, at address: UInt64) -> Disposition {
+    internalError(
+      KVM_INTERNAL_ERROR_DELIVERY_EV, data: [backend.vendorInformation(of: event), address])
   }
 }

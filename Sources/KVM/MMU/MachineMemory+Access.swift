@@ -129,7 +129,16 @@ extension MachineMemory {
     return old
   }
 
-  mutating func copyMemory(from source: UnsafeRawPointer, byteCount: Int) {
-    isThere = unsafe GuardedCopy.copy(from: source, to: start, count: byteCount) && isThere
+  /// Atomic, of 8 bytes. False where the old value was another.
+  mutating func compareExchange(_ value: UInt64, expected: UInt64) -> Bool {
+    guard let isDone = GuardedCopy.compareExchange(value, expected: expected, at: start) else {
+      isThere = false
+      return false
+    }
+    return isDone
+  }
+
+  mutating func copyMemory(at offset: Int = 0, from source: UnsafeRawPointer, byteCount: Int) {
+    isThere = GuardedCopy.copy(from: source, to: start + offset, count: byteCount) && isThere
   }
 }

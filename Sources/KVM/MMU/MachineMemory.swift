@@ -109,6 +109,8 @@ final class MachineMemory: @unchecked Sendable {
   private let slots = Mutex(MemorySlots())
   private let tables: Mutex<NestedPageTables>
   private let hostMemory = SlotHostMemory()
+  /// Tables of the guest's own guests, which are made of these.
+  let shadows = ShadowList()
   /// The root of the nested tables; it never changes.
   let root: UInt64
   /// Not 0 while vCPUs have to stay out of guest code.
@@ -130,7 +132,7 @@ final class MachineMemory: @unchecked Sendable {
     let tables = NestedPageTables(format)
     root = tables.root
     self.tables = Mutex(tables)
-    GuestSpaces.shared.add(root) { [hostMemory] page in hostMemory.contains(UInt(page)) }
+    claim(root)
   }
 
   deinit { GuestSpaces.shared.remove(root) }
@@ -186,6 +188,19 @@ final class MachineMemory: @unchecked Sendable {
     }
   }
 
+  /// Calls `body` with the leaf that maps an address now. No leaf goes meanwhile: what `body` makes
+  /// of it in tables of `shadows` goes with it.
+  func withLeaf(of address: UInt64, _ body: (NestedLeaf) -> Void) {
+    slots.withLock { _ in
+      if let leaf = tables.withLock({ $0.leaf(of: address) }) { body(leaf) }
+    }
+  }
+
+  /// Whose memory a page of this process is, for tables that are made of these.
+  func claim(_ root: UInt64) {
+    GuestSpaces.shared.add(root) { [hostMemory] page in hostMemory.contains(UInt(page)) }
+  }
+
   /// Runs `change`, which changes the client's mappings, and takes all entries away: they are made
   /// anew of what is there then. No vCPU is in guest code.
   func withMappingsChanging<R>(_ change: () -> R) -> R {
@@ -226,6 +241,7 @@ final class MachineMemory: @unchecked Sendable {
   private func clearTables() {
     let mayBeWalked = mayBeWalked.load(ordering: .sequentiallyConsistent)
     tables.withLock { $0.clear(keepingTables: mayBeWalked) }
+    shadows.clear(keepingTables: mayBeWalked)
   }
 
   /// Copies the dirty log of a slot to as many words.
@@ -251,6 +267,9 @@ final class MachineMemory: @unchecked Sendable {
           tables.protect(slot.base &+ UInt64(page) << 12)
           rest &= rest &- 1
         }
+      }
+      if cleared != 0 {
+        shadows.clear(keepingTables: mayBeWalked.load(ordering: .sequentiallyConsistent))
       }
     }
   }

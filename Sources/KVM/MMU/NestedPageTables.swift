@@ -31,6 +31,16 @@ enum NestedTableFormat: Sendable {
   var tableFlags: UInt64 { self == .extended ? 0 : PageTableEntry.accessed }
 }
 
+/// A leaf of nested tables, and its level: 0, 1, 2 of 4 KiB, 2 MiB, 1 GiB.
+struct NestedLeaf {
+  var entry: UInt64
+  var level: Int
+
+  /// Log 2 of the size of what an entry of a level maps.
+  static func shift(_ level: Int) -> UInt64 { 12 &+ 9 &* UInt64(truncatingIfNeeded: level) }
+  var offsetMask: UInt64 { (1 &<< Self.shift(level)) &- 1 }
+}
+
 /// Sendable: changed under the lock of the slots; entries are stored and read as single words.
 @safe struct NestedPageTables: @unchecked Sendable {
   private typealias Table = UnsafeMutablePointer<UInt64>
@@ -102,6 +112,38 @@ enum NestedTableFormat: Sendable {
       unsafe table[index] = leaf(page, slot, isWritable: isDirty && area.isWritable)
     }
   }
+
+  /// The leaf that maps an address.
+  func leaf(of address: UInt64) -> NestedLeaf? {
+    guard address >> 48 == 0 else { return nil }
+    var table: Table = rootTable
+    for level in [3, 2, 1, 0] {
+      let entry = table[Int(truncatingIfNeeded: (address >> NestedLeaf.shift(level)) & 511)]
+      if entry & EPTEntry.rightsMask == 0 { return nil }
+      if level == 0 || level < 3 && entry & EPTEntry.pageSize != 0 {
+        return NestedLeaf(entry: entry, level: level)
+      }
+      guard let next = Table(bitPattern: UInt(truncatingIfNeeded: entry & EPTEntry.addressMask))
+      else { return nil }
+      table = next
+    }
+    return nil
+  }
+
+  /// Puts a leaf into the table of its level, which is below 3.
+  mutating func put(_ leaf: NestedLeaf, at address: UInt64) {
+    guard address >> 48 == 0 else { return }
+    var table: Table = rootTable
+    for level in [3, 2, 1] where level > leaf.level {
+      let index = (address >> NestedLeaf.shift(level)) & 511
+      table = child(of: table, Int(truncatingIfNeeded: index))
+    }
+    let index = (address >> NestedLeaf.shift(leaf.level)) & 511
+    table[Int(truncatingIfNeeded: index)] = leaf.entry
+  }
+
+  /// Tables below the top one.
+  var tableCount: Int { lower.pages.count }
 
   /// Takes the right to write away from the page of `address`, where a 4 KiB page maps it.
   mutating func protect(_ address: UInt64) {

@@ -72,6 +72,9 @@ extension VirtualCPU {
       // What the guest does not have the client may save all the same.
       return byHost ? 0 : nil
     }
+    if let nested, cpuid.features.contains(.svm) || byHost, let value = nested.readMSR(number) {
+      return value
+    }
     switch number {
     case APICRegister.x2APICBase...MSR.x2APICLast.rawValue:
       let time = apicTime
@@ -157,6 +160,11 @@ extension VirtualCPU {
   /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     guard isOfferedMSR(number, byHost: byHost) else { return byHost && value == 0 }
+    if let nested, cpuid.features.contains(.svm) || byHost,
+      let isDone = nested.writeMSR(number, value, byHost: byHost)
+    {
+      return isDone
+    }
     switch number {
     case MSR.efer.rawValue: return writeEFER(value, byHost: byHost)
     case MSR.pat.rawValue, MSR.debugctl.rawValue: return writeControlBlock(number, value)
@@ -265,7 +273,7 @@ extension VirtualCPU {
   /// LMA is as the client says only through KVM_SET_SREGS. The guest may set what its CPUID offers.
   private func writeEFER(_ value: UInt64, byHost: Bool) -> Bool {
     let new = EFER(rawValue: value)
-    guard new.isSubset(of: [.sce, .lme, .lma, .nxe]) else { return false }
+    guard new.isSubset(of: allowedEFER) else { return false }
     if !byHost {
       let changed = new.symmetricDifference(EFER(rawValue: backend[.efer]))
       guard !new.contains(.nxe) || cpuid.features.contains(.executeDisable),
@@ -275,6 +283,13 @@ extension VirtualCPU {
     }
     backend[.efer] = value & ~EFER.lma.rawValue | backend[.efer] & EFER.lma.rawValue
     return true
+  }
+
+  /// EFER bits that there are by the guest's CPUID; before it is set, as in Linux, all.
+  var allowedEFER: EFER {
+    let common: EFER = [.sce, .lme, .lma, .nxe]
+    let hasSVM = nested != nil && hypervisor.silicon == .amd && cpuid.features.contains(.svm)
+    return hasSVM ? common.union(.svme) : common
   }
 
   /// Intel's processors have bits 63:32 reserved, AMD's drop them.

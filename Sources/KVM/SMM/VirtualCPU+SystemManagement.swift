@@ -40,6 +40,7 @@ extension VirtualCPU {
 
   var isSMIDeliverable: Bool {
     mailbox.pendingSMI.load(ordering: .relaxed) && !smm.isActive && !debug.blocksInterrupts
+      && !runsNestedGuest && nested?.holdsEvents != true
   }
 
   /// Before an entry that delivers an event, or none. An event comes first: the CPU is kicked, so

@@ -42,8 +42,9 @@ extension SVM {
     (.cpuid, .cpuid), (.hlt, .hlt), (.xsetbv, .xsetbv), (.pause, .pause), (.rdpmc, .rdpmc),
     (.vmmcall, .hypercall), (.monitor, .monitorWait), (.mwait, .monitorWait),
     (.armedMWAIT, .monitorWait), (.invd, .cacheFlush), (.wbinvd, .cacheFlush),
-    (.rsm, .undefined), (.vmrun, .undefined), (.vmload, .undefined), (.vmsave, .undefined),
-    (.stgi, .undefined), (.clgi, .undefined), (.skinit, .undefined), (.invlpga, .undefined),
+    (.vmrun, .virtualization), (.vmload, .virtualization), (.vmsave, .virtualization),
+    (.stgi, .virtualization), (.clgi, .virtualization), (.invlpga, .virtualization),
+    (.rsm, .undefined), (.skinit, .undefined),
     (.rdpru, .undefined),
     // They exit only where the guest's CPUID does not have them.
     (.rdtscp, .undefined), (.invpcid, .undefined),

@@ -34,10 +34,12 @@ extension SVM {
       if let field = Self.fields[register.rawValue] { return unsafe cpu.vmcbRead(field) }
       let s = unsafe cpu.cpu.s
       switch register {
-      case .efer: return unsafe s.pointee.efer & ~EFER.svme.rawValue
-      case .interruptibility: return unsafe UInt64(s.pointee.interruptibility)
-      case .pendingDebug: return unsafe s.pointee.pendingDebug
-      default: return unsafe s.pointee.pdptrs[Self.pdptr(register)]
+      case .efer:
+        let hides = current === page && !isGuestSVMEnabled
+        return hides ? s.pointee.efer & ~EFER.svme.rawValue : s.pointee.efer
+      case .interruptibility: return UInt64(s.pointee.interruptibility)
+      case .pendingDebug: return s.pointee.pendingDebug
+      default: return s.pointee.pdptrs[Self.pdptr(register)]
       }
     }
     set {
@@ -47,7 +49,9 @@ extension SVM {
       }
       let s = unsafe cpu.cpu.s
       switch register {
-      case .efer: unsafe cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
+      case .efer:
+        if current === page { isGuestSVMEnabled = newValue & EFER.svme.rawValue != 0 }
+        cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
       case .interruptibility: setInterruptibility(UInt32(truncatingIfNeeded: newValue))
       case .pendingDebug: unsafe s.pointee.pendingDebug = newValue
       default: unsafe s.pointee.pdptrs[Self.pdptr(register)] = newValue

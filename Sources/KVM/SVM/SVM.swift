@@ -19,7 +19,10 @@ import X86CPU
 final class SVM: VirtualizationBackend {
   /// Where the VMCB is held.
   private(set) unowned(unsafe) var cpu: PhysicalCPU
-  private let page = SVMPages(1)
+  /// The guest's own VMCB.
+  let page = SVMPages(1)
+  /// The VMCB that runs: `page`, or that of a guest of the guest (Nested/SVM).
+  private(set) var current: SVMPages
   /// The verb that failed, where the last entry did.
   var failure: SVMError?
   private let asid: UInt32
@@ -30,6 +33,13 @@ final class SVM: VirtualizationBackend {
   private(set) var instructionLength: UInt64 = 0
   /// An NMI waits in the VMCB.
   private var hasNMIWindow = false
+  /// A virtual interrupt stands for a window, in the place of the guest's own.
+  private var hasInterruptWindow = false
+  private var displacedInterrupt: UInt64 = 0
+  /// EFER.SVME as the guest has it; the processor has 1 always.
+  var isGuestSVMEnabled = false
+  /// Controls in `page` have changed while another VMCB runs.
+  var mustMerge = false
   private var deliveredNMI = false
   /// Every instruction is to exit: RFLAGS.TF is 1 while the guest runs.
   private var isStepping = false
@@ -42,10 +52,15 @@ final class SVM: VirtualizationBackend {
   private var msrMap = SVMMSRMap.shared
 
   init(_ cpu: PhysicalCPU) {
-    unsafe self.cpu = cpu
-    // 0 is the host's; numbers may be reused, which the tables' address tells apart.
-    let number = Self.nextASID.wrappingAdd(1, ordering: .relaxed).newValue
-    asid = number % (SVMCapabilities.asidCount - 1) + 1
+    self.cpu = cpu
+    current = page
+    asid = Self.makeASID()
+  }
+
+  /// 0 is the host's; numbers may be reused, which the tables' address tells apart.
+  static func makeASID() -> UInt32 {
+    let number = nextASID.wrappingAdd(1, ordering: .relaxed).newValue
+    return number % (SVMCapabilities.asidCount &- 1) &+ 1
   }
 
   /// CPUID.8000_0001H:ECX.SVM (APM volume 3, "Extended Processor and Processor Feature
@@ -65,12 +80,14 @@ final class SVM: VirtualizationBackend {
   /// TSC_RATIO has 32 bits of fraction.
   var tscMultiplierStep: UInt64 { 1 << 16 }
 
+  func makeNested() -> (any NestedVirtualization)? { NestedSVM(self) }
+
   // MARK: The VMCB
 
   func load(on cpu: PhysicalCPU) {
     unsafe self.cpu = cpu
     do throws(SVMError) {
-      try cpu.vmcbHold(page.address)
+      try cpu.vmcbHold(current.address)
       if !isInitialized {
         isInitialized = true
         writeConstantFields()
@@ -88,6 +105,21 @@ final class SVM: VirtualizationBackend {
     waiting = unsafe (cpu.cpu.s.pointee.pendingDebug, cpu.cpu.s.pointee.pdptrs)
     do throws(SVMError) { try cpu.vmsave(page.address) } catch { failure = error }
     cpu.vmcbRelease()
+  }
+
+  /// Makes another VMCB the one that runs. The guest's state is in the processor afterwards, and
+  /// that of the other in its memory.
+  func run(_ pages: SVMPages) {
+    setInterruptWindow(false)
+    setNMIWindow(false)
+    let isBlocked = cpu.cpu.s.pointee.interruptibility & Interruptibility.blockingByNMI != 0
+    var word = VirtualInterrupt(rawValue: pages.vmcb[.virtualInterrupt])
+    word.rawValue &= ~VirtualInterrupt.nmiMaskedBit
+    if isBlocked { word.rawValue |= VirtualInterrupt.nmiMaskedBit }
+    pages.vmcb[.virtualInterrupt] = word.rawValue
+    do throws(SVMError) { try cpu.vmcbHold(pages.address) } catch { failure = error }
+    cpu.cpu.s.pointee.cr8 = UInt64(word.tpr)
+    current = pages
   }
 
   func stateChangedInPlace() {
@@ -138,11 +170,11 @@ final class SVM: VirtualizationBackend {
     failure = nil
     prepare()
     do throws(SVMError) {
-      try unsafe cpu.vmrun(page.address, keepsState: true)
+      try cpu.vmrun(current.address, keepsState: true)
     } catch {
       failure = error
     }
-    let block = page.vmcb
+    let block = current.vmcb
     // What VMRUN has refused it has not looked at to the end.
     let isRefused = block[.exitCode] == SVMExitCode.invalid.rawValue
     block[.cleanBits] = isRefused ? 0 : UInt64(VMCBClean.all.rawValue)
@@ -153,12 +185,10 @@ final class SVM: VirtualizationBackend {
   }
 
   private func prepare() {
-    let s = unsafe cpu.cpu.s
-    if unsafe page.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 {
-      changeVirtualInterrupt { _ in }
-    }
-    if unsafe s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
-    if isStepping { unsafe cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
+    let s = cpu.cpu.s
+    if current.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 { changeVirtualInterrupt { _ in } }
+    if s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
+    if isStepping { cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
     if interceptsDebug {
       // What the exception adds shall be told apart.
       keptDR6 = unsafe s.pointee.dr6
@@ -189,21 +219,28 @@ final class SVM: VirtualizationBackend {
   /// A trap of an instruction that the hypervisor executed: no field of a VMCB has it, so it is
   /// injected, unless a load of SS holds it back.
   private func injectPendingDebug() {
-    let s = unsafe cpu.cpu.s
-    let isHeld = unsafe s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
-    guard !isHeld, page.vmcb[.eventInjection] & SVMEvent.validBit == 0 else { return }
-    let causes = unsafe s.pointee.pendingDebug & PendingDebug.dr6
-    unsafe s.pointee.pendingDebug = 0
-    unsafe s.pointee.dr6 = unsafe s.pointee.dr6 & ~PendingDebug.breakpoints | causes
+    let s = cpu.cpu.s
+    let isHeld = s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
+    guard !isHeld, current.vmcb[.eventInjection] & SVMEvent.validBit == 0 else { return }
+    let causes = s.pointee.pendingDebug & PendingDebug.dr6
+    s.pointee.pendingDebug = 0
+    s.pointee.dr6 = s.pointee.dr6 & ~PendingDebug.breakpoints | causes
     let vector = ExceptionVector.debug.rawValue
     inject(GuestEvent(exception: vector, errorCode: nil, instructionLength: 0))
   }
 
   // MARK: Controls
 
-  func setNestedTables(_ root: UInt64) { unsafe cpu.vmcbWrite(.nestedCR3, root) }
+  /// A control of the guest's own VMCB, whichever runs.
+  private func setControl(_ field: VMCBField, _ value: UInt64) {
+    if current === page { return cpu.vmcbWrite(field, value) }
+    page.vmcb[field] = value
+    mustMerge = true
+  }
 
-  func setTSCOffset(_ offset: UInt64) { unsafe cpu.vmcbWrite(.tscOffset, offset) }
+  func setNestedTables(_ root: UInt64) { setControl(.nestedCR3, root) }
+
+  func setTSCOffset(_ offset: UInt64) { setControl(.tscOffset, offset) }
 
   func setTSCMultiplier(_ multiplier: UInt64) {
     tscRatio = multiplier >> 16 & SVMCapabilities.tscRatioMask
@@ -215,7 +252,7 @@ final class SVM: VirtualizationBackend {
   /// RDTSCP and INVPCID are taken away by their intercepts. Of the others there is none.
   func setInstructions(_ features: GuestFeatures) {
     setIntercept(.rdtscp, features.isDisjoint(with: [.rdtscp, .rdpid]))
-    unsafe cpu.vmcbWrite(
+    setControl(
       .intercepts5, features.contains(.invpcid) ? 0 : UInt64(SVMIntercept5.invpcid))
   }
 
@@ -227,20 +264,20 @@ final class SVM: VirtualizationBackend {
     let (field, bit): (VMCBField, UInt64) =
       intercept.rawValue >> 32 == 0
       ? (.intercepts3, intercept.rawValue) : (.intercepts4, intercept.rawValue >> 32)
-    let old = unsafe cpu.vmcbRead(field)
-    unsafe cpu.vmcbWrite(field, on ? old | bit : old & ~bit)
+    let old = page.vmcb[field]
+    setControl(field, on ? old | bit : old & ~bit)
   }
 
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool) {
     isStepping = stepping
     let debug: UInt32 = 1 << UInt32(ExceptionVector.debug.rawValue)
-    unsafe cpu.vmcbWrite(.exceptionIntercepts, UInt64(stepping ? exceptions | debug : exceptions))
-    unsafe cpu.vmcbWrite(.debugRegisterIntercepts, debugRegisters ? 0xFFFF_FFFF : 0)
+    setControl(.exceptionIntercepts, UInt64(stepping ? exceptions | debug : exceptions))
+    setControl(.debugRegisterIntercepts, debugRegisters ? 0xFFFF_FFFF : 0)
   }
 
   func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool) {
     msrMap = filter == nil ? .shared : SVMMSRMap(filter)
-    unsafe cpu.vmcbWrite(.msrPermissionMap, msrMap.address)
+    setControl(.msrPermissionMap, msrMap.address)
   }
 
   // MARK: Events
@@ -255,7 +292,7 @@ final class SVM: VirtualizationBackend {
   func vendorInformation(of event: GuestEvent) -> UInt64 { SVMEvent(event).rawValue }
 
   func takeInterruptedEvent() -> GuestEvent? {
-    let block = page.vmcb
+    let block = current.vmcb
     // A VMRUN that failed has left its event.
     let waits = SVMEvent(rawValue: block[.eventInjection])
     let info = waits.isValid ? waits : SVMEvent(rawValue: block[.exitInterruptInfo])
@@ -289,13 +326,24 @@ final class SVM: VirtualizationBackend {
 
   /// A virtual interrupt that VINTR's intercept keeps from being delivered.
   func setInterruptWindow(_ open: Bool) {
-    let bits = VirtualInterrupt.pendingBit | VirtualInterrupt.ignoresTPRBit
-    let isOpen = page.vmcb[.virtualInterrupt] & VirtualInterrupt.pendingBit != 0
-    if open == isOpen { return }
+    if open == hasInterruptWindow { return }
+    hasInterruptWindow = open
     changeVirtualInterrupt { word in
-      word.rawValue = open ? word.rawValue | bits : word.rawValue & ~bits
+      let own = word.rawValue & VirtualInterrupt.requestMask
+      word.rawValue &= ~VirtualInterrupt.requestMask
+      if open {
+        displacedInterrupt = own
+        word.rawValue |= VirtualInterrupt.pendingBit | VirtualInterrupt.ignoresTPRBit
+      } else {
+        word.rawValue |= displacedInterrupt
+        displacedInterrupt = 0
+      }
     }
+    // The guest of a guest has virtual interrupts that its hypervisor may want delivered.
+    if current !== page { mustMerge = true }
   }
+
+  var isInterruptWindowOpen: Bool { hasInterruptWindow }
 
   /// The processor delivers the NMI by itself, without an exit.
   func setNMIWindow(_ open: Bool) {
@@ -308,7 +356,7 @@ final class SVM: VirtualizationBackend {
   }
 
   private func noteDeliveredNMI() {
-    if page.vmcb[.virtualInterrupt] & VirtualInterrupt.nmiPendingBit != 0 { return }
+    if current.vmcb[.virtualInterrupt] & VirtualInterrupt.nmiPendingBit != 0 { return }
     hasNMIWindow = false
     deliveredNMI = true
   }
@@ -318,7 +366,9 @@ final class SVM: VirtualizationBackend {
     return deliveredNMI
   }
 
-  var vmcb: VMCB { page.vmcb }
+  var vmcb: VMCB { current.vmcb }
+  /// Which MSRs the guest reaches, by its own VMCB.
+  var ownMSRMap: SVMMSRMap { msrMap }
 }
 
 extension DR6 {
@@ -352,6 +402,8 @@ extension DR6 {
 final class SVMMSRMap: @unchecked Sendable {
   static let shared = SVMMSRMap()
   private let pages = SVMPages(Int(PermissionMap.msrBytes / 4096), repeating: 0xFF)
+  /// Offsets of the bytes with a bit that is 0.
+  private(set) var openBytes: [Int] = []
 
   /// - Parameter filter: of the MSRs that need no exit, those it denies exit all the same.
   init(_ filter: MSRFilter? = nil) {
@@ -361,7 +413,12 @@ final class SVMMSRMap: @unchecked Sendable {
     for msr in Self.writable where filter?.allows(msr.rawValue, isWrite: true) ?? true {
       allow(msr, isWrite: true)
     }
+    let bytes = UnsafeRawBufferPointer(start: pages.bytes, count: Int(PermissionMap.msrBytes))
+    openBytes = bytes.indices.filter { bytes[$0] != 0xFF }
   }
+
+  /// A byte of the map.
+  func byte(_ offset: Int) -> UInt8 { pages.bytes.load(fromByteOffset: offset, as: UInt8.self) }
 
   var address: UInt64 { pages.address }
 

@@ -77,6 +77,8 @@ final class VMX: VirtualizationBackend {
     do throws(VMXError) { try cpu.vmclear(vmcs.address) } catch { failure = error }
   }
 
+  func makeNested() -> (any NestedVirtualization)? { nil }
+
   func run() {
     failure = nil
     do throws(VMXError) {

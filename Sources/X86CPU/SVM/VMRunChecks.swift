@@ -11,11 +11,38 @@
 
 import X86
 
-struct VMRunChecks {
+package struct VMRunChecks {
   let cpu: CPU
   let vmcb: VMCB
   /// Takes the broken rules, instead of a throw.
   var found: BrokenRules<VMRunFailure>?
+  /// Of physical addresses in the VMCB.
+  private let addressWidth: UInt64
+  /// Where the first page is that a VMCB may name.
+  private let firstPage: UInt64
+
+  init(cpu: CPU, vmcb: VMCB, found: BrokenRules<VMRunFailure>? = nil) {
+    (self.cpu, self.vmcb, self.found) = (cpu, vmcb, found)
+    addressWidth = SVMCapabilities.hostAddressWidth
+    firstPage = Page.size
+  }
+
+  /// For a VMCB whose addresses are a guest's.
+  ///
+  /// - Parameter addressWidth: bits of the guest's physical addresses, at most 52.
+  package init(cpu: CPU, guestVMCB: VMCB, addressWidth: UInt64) {
+    (self.cpu, vmcb) = (cpu, guestVMCB)
+    self.addressWidth = addressWidth
+    firstPage = 0
+  }
+
+  /// The control area alone: the guest's state is in no CPU yet, whose VMRUN will check it.
+  package func checkControlArea() throws(VMRunFailure) {
+    try checkControls()
+    if vmcb[.nestedControl] & NestedControl.paging != 0 { try checkNestedRoot() }
+    let event = SVMEvent(rawValue: vmcb[.eventInjection])
+    if event.isValid { try checkInjection(event) }
+  }
 
   @inline(__always) private func require(
     _ holds: Bool, _ rule: VMRunFailure
@@ -79,15 +106,18 @@ struct VMRunChecks {
     let start = address & Page.mask
     let (last, overflow) = start.addingReportingOverflow(bytes &- 1)
     try require(
-      !overflow && start != 0 && last >> SVMCapabilities.hostAddressWidth == 0, .permissionMaps)
+      !overflow && start >= firstPage && last &>> addressWidth == 0, .permissionMaps)
   }
 
   private func checkNestedPaging() throws(VMRunFailure) {
     guard vmcb[.nestedControl] & NestedControl.paging != 0 else { return }
-    let root = vmcb[.nestedCR3]
-    try require(
-      root & Page.mask != 0 && root >> SVMCapabilities.hostAddressWidth == 0, .nestedCR3)
+    try checkNestedRoot()
     try require(MSRRule.Check.memoryTypesPAT.allows(cpu.s.pointee.pat, cpu), .guestPAT)
+  }
+
+  private func checkNestedRoot() throws(VMRunFailure) {
+    let root = vmcb[.nestedCR3]
+    try require(root & Page.mask >= firstPage && root &>> addressWidth == 0, .nestedCR3)
   }
 
   private func checkInjection(_ event: SVMEvent) throws(VMRunFailure) {

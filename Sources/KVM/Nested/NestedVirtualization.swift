@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A guest that is a hypervisor. We are L0, the guest is L1, and its guest is L2:
+//
+//     L1: VMRUN  -> exit to L0: `execute` checks L1's control block, merges it with ours, and
+//                   makes the merged one current: the next entry enters L2
+//     L2: exit   -> `takeExit`: L1 asked for it: L1's block gets the exit and L1 goes on behind its
+//                   VMRUN. Else it is ours, as an exit of L1 would be
+//     an interrupt for L1 while L2 runs -> `beforeEntry`: L2 exits to L1, which takes it
+//
+// To all else of the hypervisor "the guest" is whoever runs: L2's registers are the vCPU's while it
+// does. A vendor's part is a class behind this protocol, in a folder of its own, which knows the
+// vendor's backend. It belongs to the thread that is in an ioctl of the vCPU.
+
+import SystemPackage
+import X86
+import X86CPU
+
+protocol NestedVirtualization: AnyObject {
+  /// L2 runs.
+  var isGuest: Bool { get }
+  /// L1 takes no interrupt, NMI or SMI (SVM: the global interrupt flag is 0).
+  var holdsEvents: Bool { get }
+  /// L2 runs, and an interrupt for L1 makes it exit.
+  var exitsOnInterrupt: Bool { get }
+  /// Whether interrupts may be taken now; nil where L1 runs, and its flags alone say.
+  var allowsInterrupts: Bool? { get }
+
+  /// An instruction of virtualization that exited.
+  func execute(_ vcpu: VirtualCPU) -> Disposition
+  /// The exit of L2, if it is L1's, or of what L1 has made for L2; nil: an exit like any other.
+  func takeExit(_ vcpu: VirtualCPU) -> Disposition?
+  /// Before L2 is entered: what makes it exit to L1 instead.
+  func beforeEntry(_ vcpu: VirtualCPU)
+  /// L2 is about to shut down. False where L1 does not want to know.
+  func takeTripleFault(_ vcpu: VirtualCPU) -> Bool
+  /// L1's physical address of L2's, while L2's instructions are emulated; nil where there is none.
+  func translate(_ address: UInt64, writing: Bool, _ vcpu: VirtualCPU) -> UInt64?
+  /// Back to L1 without an exit, and to how virtualization is after a reset.
+  func reset(_ vcpu: VirtualCPU)
+
+  /// The value of an MSR of virtualization; nil for others.
+  func readMSR(_ number: UInt32) -> UInt64?
+  /// nil for others; false where the value is not allowed.
+  func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool?
+}
+
+extension VirtualCPU {
+  /// L2 runs.
+  var runsNestedGuest: Bool { nested?.isGuest == true }
+
+  /// What follows the exit that the processor came back with.
+  func handleExit() -> Disposition {
+    if let nested, nested.isGuest, let disposition = nested.takeExit(self) { return disposition }
+    return handle(backend.takeExit())
+  }
+
+  /// VMRUN and its like.
+  func executeVirtualization() -> Disposition {
+    if let nested { return nested.execute(self) }
+    raise(.invalidOpcode)
+    return .resume
+  }
+
+  /// The physical address that the machine's memory knows for the one that the processor has.
+  func machineAddress(_ address: UInt64, writing: Bool) -> UInt64? {
+    guard let nested, nested.isGuest else { return address }
+    return nested.translate(address, writing: writing, self)
+  }
+}

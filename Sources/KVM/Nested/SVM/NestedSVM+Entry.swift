@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// VMRUN of a guest: vmcb12 is copied once, so that L1 cannot change what was checked; its control
+// area is checked by the processor's own rules; state and controls become those of vmcb02. The
+// guest's state is checked by the processor, at the entry.
+
+import X86
+import X86CPU
+
+extension NestedSVM {
+  /// The state that VMRUN loads and an exit saves, as parts of a VMCB: ES, CS, SS, DS; GDTR; IDTR;
+  /// CPL, EFER; CR4 to RIP; RSP; RAX; CR2.
+  static let stateRanges: [Range<Int>] = [
+    0x400..<0x440, 0x460..<0x470, 0x480..<0x490, 0x4C8..<0x4D8, 0x548..<0x580, 0x5D8..<0x5E0,
+    0x5F8..<0x600, 0x640..<0x648,
+  ]
+  /// G_PAT, which counts with nested paging.
+  static let patRange = 0x668..<0x670
+
+  func vmrun(_ vcpu: VirtualCPU) -> Disposition {
+    guard let address = operand(vcpu),
+      vcpu.memory.read(address, to: block.bytes, count: VMCBField.blockSize)
+    else { return Self.raise(.generalProtection, vcpu) }
+    blockAddress = address
+    vcpu.advance()
+    let checks = VMRunChecks(
+      cpu: vcpu.cpu, guestVMCB: block.vmcb, addressWidth: CPU.physicalAddressBits)
+    do throws(VMRunFailure) { try checks.checkControlArea() } catch {
+      refuse(vcpu)
+      return .resume
+    }
+    enter(vcpu)
+    return .resume
+  }
+
+  var hasNestedPaging: Bool { block.vmcb[.nestedControl] & NestedControl.paging != 0 }
+
+  /// L1 has V_INTR_MASKING: CR8 and RFLAGS.IF of L2 are L2's own.
+  var masksInterrupts: Bool {
+    VirtualInterrupt(rawValue: block.vmcb[.virtualInterrupt]).masksInterrupts
+  }
+
+  private func enter(_ vcpu: VirtualCPU) {
+    let (l1, l2) = (svm.page.vmcb, merged.vmcb)
+    obeyTLBControl()
+    for range in Self.stateRanges { copyState(range) }
+    if hasNestedPaging {
+      copyState(Self.patRange)
+      useShadow(vcpu)
+    }
+    l2[.interruptShadow] = block.vmcb[.interruptShadow] & InterruptShadow.active
+    let virtual = VirtualInterrupt.requestMask | VirtualInterrupt(rawValue: 0xF).rawValue
+    l2[.virtualInterrupt] =
+      block.vmcb[.virtualInterrupt] & virtual | VirtualInterrupt.maskingBit
+      | VirtualInterrupt.nmiEnabledBit
+    l2[.asid] = UInt64(asid)
+    l2[.nestedControl] = NestedControl.paging
+    l2[.ioPermissionMap] = l1[.ioPermissionMap]
+    l2[.msrPermissionMap] = msrMap.address
+    mergeMSRMap(vcpu)
+    isGuest = true
+    isGIFOpen = true
+    svm.run(merged)
+    if !hasNestedPaging { svm.cpu.vmcbWrite(.guestPAT, l1[.guestPAT]) }
+    svm.cpu.vmcbWrite(.debugctl, l1[.debugctl])
+    merge()
+    let event = SVMEvent(rawValue: block.vmcb[.eventInjection])
+    let length = block.vmcb[.nextRIP] &- block.vmcb[.rip]
+    vcpu.events.interrupted = GuestEvent(
+      event, instructionLength: UInt32(truncatingIfNeeded: length))
+    vcpu.events.mustCheck = true
+    vcpu.stateChanged()
+  }
+
+  private func copyState(_ range: Range<Int>) {
+    (merged.bytes + range.lowerBound).copyMemory(
+      from: block.bytes + range.lowerBound, byteCount: range.count)
+  }
+
+  // MARK: Controls
+
+  /// Controls of vmcb02 that both sides have a say in. vmcb02 runs.
+  func merge() {
+    svm.mustMerge = false
+    let (l1, l2, cpu) = (svm.page.vmcb, block.vmcb, svm.cpu)
+    // With V_INTR_MASKING, CR8 is L2's own.
+    let ownCR8: UInt64 = masksInterrupts ? 1 << 8 | 1 << 24 : 0
+    let intercepts = SVMIntercepts(rawValue: l2[.intercepts3])
+    let window: SVMIntercepts = svm.isInterruptWindowOpen ? .virtualInterrupt : []
+    let word3 = l1[.intercepts3] & ~SVMIntercepts.virtualInterrupt.rawValue
+    let pause = intercepts.contains(.pause) ? l2 : l1
+    let nestedRoot = hasNestedPaging ? shadows.last?.root ?? 0 : l1[.nestedCR3]
+    let fields: [(VMCBField, UInt64)] = [
+      (
+        .controlRegisterIntercepts,
+        l1[.controlRegisterIntercepts] & ~ownCR8 | l2[.controlRegisterIntercepts]
+      ),
+      (.debugRegisterIntercepts, l1[.debugRegisterIntercepts] | l2[.debugRegisterIntercepts]),
+      (.exceptionIntercepts, l1[.exceptionIntercepts] | l2[.exceptionIntercepts]),
+      (.intercepts3, word3 | l2[.intercepts3] | window.rawValue),
+      (.intercepts4, l1[.intercepts4] | l2[.intercepts4]),
+      (.intercepts5, l1[.intercepts5] | l2[.intercepts5]),
+      (.pauseFilterCount, pause[.pauseFilterCount]),
+      (.pauseFilterThreshold, pause[.pauseFilterThreshold]),
+      (.tscOffset, l1[.tscOffset] &+ l2[.tscOffset]), (.nestedCR3, nestedRoot),
+    ]
+    for (field, value) in fields { cpu.vmcbWrite(field, value) }
+  }
+
+  /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's map is
+  /// read only where ours has a bit that is 0.
+  private func mergeMSRMap(_ vcpu: VirtualCPU) {
+    let own = svm.ownMSRMap
+    let all = !SVMIntercepts(rawValue: block.vmcb[.intercepts3]).contains(.msrs)
+    let base = block.vmcb[.msrPermissionMap] & Page.mask
+    msrMap.bytes.initializeMemory(
+      as: UInt8.self, repeating: 0xFF, count: Int(PermissionMap.msrBytes))
+    for offset in own.openBytes {
+      let address = base &+ UInt64(truncatingIfNeeded: offset)
+      let wanted: UInt8 = all ? 0 : vcpu.memory.load(address) ?? 0xFF
+      msrMap.bytes.storeBytes(
+        of: own.byte(offset) | wanted, toByteOffset: offset, as: UInt8.self)
+    }
+  }
+}

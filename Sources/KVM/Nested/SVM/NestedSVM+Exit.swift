@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Exits of L2: which of them are L1's, and how L1 gets one (APM volume 2, "#VMEXIT"). L1's
+// permission maps are looked at when an access exits, where L1 has them at that moment.
+
+import Synchronization
+import X86
+import X86CPU
+
+extension NestedSVM {
+  func takeExit(_ vcpu: VirtualCPU) -> Disposition? {
+    if svm.failure != nil { return nil }
+    let code = SVMExitCode(rawValue: svm.vmcb[.exitCode])
+    switch code {
+    case .nestedPageFault: return hasNestedPaging ? takeNestedFault(vcpu) : nil
+    case .invalid:
+      vcpu.events.interrupted = nil
+      svm.run(svm.page)
+      refuse(vcpu)
+      return .resume
+    default: break
+    }
+    guard isGuests(code.rawValue, vcpu) else { return nil }
+    svm.restoreDR6(isDebug: false)
+    leave(
+      vcpu, NestedSVMExit(
+        code: code, info1: svm.vmcb[.exitInfo1], info2: svm.vmcb[.exitInfo2],
+        nextRIP: svm.vmcb[.nextRIP]))
+    return .resume
+  }
+
+  // MARK: Whose exit it is
+
+  private var intercepts: SVMIntercepts {
+    SVMIntercepts(rawValue: block.vmcb[.intercepts3] | block.vmcb[.intercepts4] << 32)
+  }
+
+  /// Whether L1 asked for an exit. Interrupts and NMIs are ours: L1 gets its own by `beforeEntry`.
+  private func isGuests(_ code: UInt64, _ vcpu: VirtualCPU) -> Bool {
+    func bit(_ field: VMCBField, _ first: UInt64) -> Bool {
+      block.vmcb[field] &>> (code &- first) & 1 != 0
+    }
+    switch code {
+    case 0x00...0x1F: return bit(.controlRegisterIntercepts, 0)
+    case 0x20...0x3F: return bit(.debugRegisterIntercepts, 0x20)
+    case 0x40...0x5F:
+      let isClients = vcpu.debug.exceptions &>> UInt32(truncatingIfNeeded: code &- 0x40) & 1 != 0
+      return !isClients && bit(.exceptionIntercepts, 0x40)
+    case SVMExitCode.interrupt.rawValue, SVMExitCode.nmi.rawValue: return false
+    case SVMExitCode.virtualInterrupt.rawValue where svm.isInterruptWindowOpen: return false
+    case SVMExitCode.port.rawValue: return intercepts.contains(.ports) && isPortGuests(vcpu)
+    case SVMExitCode.msr.rawValue: return intercepts.contains(.msrs) && isMSRGuests(vcpu)
+    case SVMExitCode.invpcid.rawValue: return bit(.intercepts5, 0xA0)
+    case 0x60..<0xA0: return intercepts.rawValue &>> (code &- 0x60) & 1 != 0
+    default: return false
+    }
+  }
+
+  private func isPortGuests(_ vcpu: VirtualCPU) -> Bool {
+    let access = SVMPortInfo(rawValue: svm.vmcb[.exitInfo1])
+    let base = block.vmcb[.ioPermissionMap] & Page.mask
+    let bits: UInt16? = vcpu.memory.load(base &+ UInt64(access.port >> 3))
+    guard let bits else { return true }
+    let mask: UInt16 = (1 &<< UInt16(access.size)) &- 1
+    return bits &>> (access.port & 7) & mask != 0
+  }
+
+  private func isMSRGuests(_ vcpu: VirtualCPU) -> Bool {
+    let number = UInt32(truncatingIfNeeded: vcpu.cpu.gpr[1])
+    guard let first = PermissionMap.msrBit(number) else { return true }
+    let bit = first &+ Int(svm.vmcb[.exitInfo1] & 1)
+    let base = block.vmcb[.msrPermissionMap] & Page.mask
+    let byte: UInt8? = vcpu.memory.load(base &+ UInt64(truncatingIfNeeded: bit >> 3))
+    return byte.map { $0 &>> UInt8(truncatingIfNeeded: bit & 7) & 1 != 0 } ?? true
+  }
+
+  // MARK: Events
+
+  /// L1's interrupts are taken while L2 runs: RFLAGS.IF is L1's with V_INTR_MASKING, else L2's.
+  private var isInterruptFlagSet: Bool {
+    let flags = masksInterrupts ? svm.page.vmcb[.rflags] : svm[.rflags]
+    return flags & RFLAGS.if.rawValue != 0
+  }
+
+  var exitsOnInterrupt: Bool { isGuest && intercepts.contains(.interrupt) }
+
+  var allowsInterrupts: Bool? {
+    if !isGuest { return isGIFOpen ? nil : false }
+    guard isInterruptFlagSet else { return false }
+    if intercepts.contains(.interrupt) { return true }
+    let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
+    return svm[.interruptibility] & UInt64(shadows) == 0
+  }
+
+  /// What L2 exits for: an NMI, an interrupt; an SMI, for which L1 leaves L2 as for an interrupt.
+  private func dueExit(_ vcpu: VirtualCPU) -> SVMExitCode? {
+    if vcpu.mailbox.hasNMI, intercepts.contains(.nmi),
+      svm[.interruptibility] & UInt64(Interruptibility.blockingByNMI) == 0
+    {
+      return .nmi
+    }
+    guard intercepts.contains(.interrupt), isInterruptFlagSet, !vcpu.debug.blocksInterrupts,
+      vcpu.hasPendingInterrupt || vcpu.mailbox.pendingSMI.load(ordering: .relaxed)
+    else { return nil }
+    return .interrupt
+  }
+
+  func beforeEntry(_ vcpu: VirtualCPU) {
+    if svm.mustMerge { merge() }
+    // An instruction that is executed in steps comes first.
+    if vcpu.runState.completion == .emulation { return }
+    if vcpu.events.interrupted != nil {
+      // It is delivered, and the exit follows before the first instruction of its handler.
+      if dueExit(vcpu) != nil { vcpu.slot?.cpu.kick() }
+      return
+    }
+    if let exception = vcpu.events.exception {
+      if isIntercepted(exception) { leave(vcpu, for: exception) }
+      return
+    }
+    if let code = dueExit(vcpu) { leave(vcpu, NestedSVMExit(code: code)) }
+  }
+
+  private func isIntercepted(_ exception: GuestException) -> Bool {
+    block.vmcb[.exceptionIntercepts] &>> UInt64(exception.vector & 31) & 1 != 0
+  }
+
+  /// An exception that we raise in L2.
+  private func leave(_ vcpu: VirtualCPU, for exception: GuestException) {
+    var exit = NestedSVMExit(code: .exception(exception.vector))
+    if exception.hasErrorCode { exit.info1 = UInt64(exception.errorCode) }
+    if exception.vector == ExceptionVector.pageFault.rawValue {
+      exit.info2 = vcpu.events.payload ?? vcpu.cpu.s.pointee.cr2
+    } else {
+      vcpu.events.deliverPayload(exception, vcpu.cpu)
+    }
+    vcpu.events.dropException()
+    leave(vcpu, exit)
+  }
+
+  func takeTripleFault(_ vcpu: VirtualCPU) -> Bool {
+    guard isGuest, intercepts.contains(.shutdown) else { return false }
+    leave(vcpu, NestedSVMExit(code: .shutdown))
+    return true
+  }
+
+  // MARK: The exit
+
+  /// L1 goes on behind its VMRUN, and finds the exit in its VMCB.
+  func leave(_ vcpu: VirtualCPU, _ exit: NestedSVMExit) {
+    // This writes L2's state to vmcb02's memory.
+    svm.run(svm.page)
+    let (l2, own) = (merged.vmcb, block.vmcb)
+    for range in Self.stateRanges + [Self.patRange] {
+      (block.bytes + range.lowerBound).copyMemory(
+        from: merged.bytes + range.lowerBound, byteCount: range.count)
+    }
+    own[.interruptShadow] = l2[.interruptShadow]
+    own[.virtualInterrupt] = virtualInterruptAfterExit
+    let interrupted = vcpu.events.takeInterrupted()
+    own[.exitInterruptInfo] = interrupted.map { SVMEvent($0).rawValue } ?? 0
+    // The CPU's own, which an exit does not give back to L1.
+    svm.cpu.vmcbWrite(.cr2, l2[.cr2])
+    svm.cpu.vmcbWrite(.dr6, l2[.dr6])
+    vcpu.events.dropException()
+    finish(vcpu, exit, Self.stateRanges + (hasNestedPaging ? [Self.patRange] : []))
+  }
+
+  /// VMEXIT_INVALID: L2's state stays as L1 has it. L1's VMCB runs.
+  func refuse(_ vcpu: VirtualCPU) {
+    block.vmcb[.exitInterruptInfo] = 0
+    finish(vcpu, NestedSVMExit(code: .invalid), [])
+  }
+
+  /// V_TPR where L2 has one, and V_IRQ if it still waits.
+  private var virtualInterruptAfterExit: UInt64 {
+    let mask = VirtualInterrupt.pendingBit | (masksInterrupts ? 0xFF : 0)
+    return block.vmcb[.virtualInterrupt] & ~mask | merged.vmcb[.virtualInterrupt] & mask
+  }
+
+  /// What of the control area an exit writes: TLB_CONTROL; the virtual interrupt, the shadow and
+  /// the exit; EVENTINJ; nRIP and the number of bytes fetched.
+  private static let exitRanges: [Range<Int>] = [0x5C..<0x90, 0xA8..<0xB0, 0xC8..<0xD1]
+
+  private func finish(_ vcpu: VirtualCPU, _ exit: NestedSVMExit, _ state: [Range<Int>]) {
+    let own = block.vmcb
+    own[.tlbControl] = 0
+    own[.exitCode] = exit.code.rawValue
+    own[.exitInfo1] = exit.info1
+    own[.exitInfo2] = exit.info2
+    own[.eventInjection] &= ~SVMEvent.validBit
+    own[.nextRIP] = exit.nextRIP
+    own[.fetchedByteCount] = 0
+    isGuest = false
+    isGIFOpen = false
+    svm.cpu.vmcbWrite(.dr7, DR7.initial.rawValue)
+    vcpu.events.mustCheck = true
+    vcpu.stateChanged()
+    if !write(block, Self.exitRanges + state, to: blockAddress, vcpu) {
+      // Nowhere to save to: a processor shuts down.
+      vcpu.events.isTripleFault = true
+    }
+  }
+}
+
+/// What L1 is told of an exit.
+struct NestedSVMExit {
+  var code: SVMExitCode
+  var info1: UInt64 = 0
+  var info2: UInt64 = 0
+  var nextRIP: UInt64 = 0
+}
