@@ -32,11 +32,11 @@ extension VirtualCPU {
   /// INIT: what INIT and power-up have in common.
   func resetRegisters() {
     nested?.reset(self)
-    let s = cpu.s
-    for index in 0..<16 { s.pointee.gpr[index] = 0 }
-    s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
-    s.pointee.cr2 = 0
-    s.pointee.cr8 = 0
+    let s = unsafe cpu.s
+    for index in 0..<16 { unsafe s.pointee.gpr[index] = 0 }
+    unsafe s.pointee.gpr[Int(GeneralRegister.rdx.rawValue)] = 0x600
+    unsafe s.pointee.cr2 = 0
+    unsafe s.pointee.cr8 = 0
     guestDebugAddresses = DebugAddresses()
     resetParavirtual()
     unsafe s.pointee.dr6 = DR6.initial.rawValue

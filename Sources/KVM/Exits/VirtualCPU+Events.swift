@@ -14,7 +14,7 @@ extension VirtualCPU {
   /// Interrupts could be delivered at this instruction.
   var isInterruptAllowed: Bool {
     if let nested, let answer = nested.allowsInterrupts { return answer }
-    return cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
+    return unsafe cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
       && backend[.interruptibility]
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }

@@ -131,7 +131,8 @@ extension MachineMemory {
 
   /// Atomic, of 8 bytes. False where the old value was another.
   mutating func compareExchange(_ value: UInt64, expected: UInt64) -> Bool {
-    guard let isDone = GuardedCopy.compareExchange(value, expected: expected, at: start) else {
+    guard let isDone = unsafe GuardedCopy.compareExchange(value, expected: expected, at: start)
+    else {
       isThere = false
       return false
     }
@@ -139,6 +140,6 @@ extension MachineMemory {
   }
 
   mutating func copyMemory(at offset: Int = 0, from source: UnsafeRawPointer, byteCount: Int) {
-    isThere = GuardedCopy.copy(from: source, to: start + offset, count: byteCount) && isThere
+    isThere = unsafe GuardedCopy.copy(from: source, to: start + offset, count: byteCount) && isThere
   }
 }

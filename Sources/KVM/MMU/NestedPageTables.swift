@@ -116,16 +116,17 @@ struct NestedLeaf {
   /// The leaf that maps an address.
   func leaf(of address: UInt64) -> NestedLeaf? {
     guard address >> 48 == 0 else { return nil }
-    var table: Table = rootTable
+    var table: Table = unsafe rootTable
     for level in [3, 2, 1, 0] {
-      let entry = table[Int(truncatingIfNeeded: (address >> NestedLeaf.shift(level)) & 511)]
+      let entry = unsafe table[Int(truncatingIfNeeded: (address >> NestedLeaf.shift(level)) & 511)]
       if entry & EPTEntry.rightsMask == 0 { return nil }
       if level == 0 || level < 3 && entry & EPTEntry.pageSize != 0 {
         return NestedLeaf(entry: entry, level: level)
       }
-      guard let next = Table(bitPattern: UInt(truncatingIfNeeded: entry & EPTEntry.addressMask))
+      guard
+        let next = unsafe Table(bitPattern: UInt(truncatingIfNeeded: entry & EPTEntry.addressMask))
       else { return nil }
-      table = next
+      unsafe table = unsafe next
     }
     return nil
   }
@@ -133,17 +134,17 @@ struct NestedLeaf {
   /// Puts a leaf into the table of its level, which is below 3.
   mutating func put(_ leaf: NestedLeaf, at address: UInt64) {
     guard address >> 48 == 0 else { return }
-    var table: Table = rootTable
+    var table: Table = unsafe rootTable
     for level in [3, 2, 1] where level > leaf.level {
       let index = (address >> NestedLeaf.shift(level)) & 511
-      table = child(of: table, Int(truncatingIfNeeded: index))
+      unsafe table = unsafe child(of: table, Int(truncatingIfNeeded: index))
     }
     let index = (address >> NestedLeaf.shift(leaf.level)) & 511
-    table[Int(truncatingIfNeeded: index)] = leaf.entry
+    unsafe table[Int(truncatingIfNeeded: index)] = leaf.entry
   }
 
   /// Tables below the top one.
-  var tableCount: Int { lower.pages.count }
+  var tableCount: Int { unsafe lower.pages.count }
 
   /// Takes the right to write away from the page of `address`, where a 4 KiB page maps it.
   mutating func protect(_ address: UInt64) {

@@ -36,10 +36,10 @@ extension SVM {
       switch register {
       case .efer:
         let hides = current === page && !isGuestSVMEnabled
-        return hides ? s.pointee.efer & ~EFER.svme.rawValue : s.pointee.efer
-      case .interruptibility: return UInt64(s.pointee.interruptibility)
-      case .pendingDebug: return s.pointee.pendingDebug
-      default: return s.pointee.pdptrs[Self.pdptr(register)]
+        return unsafe hides ? s.pointee.efer & ~EFER.svme.rawValue : s.pointee.efer
+      case .interruptibility: return unsafe UInt64(s.pointee.interruptibility)
+      case .pendingDebug: return unsafe s.pointee.pendingDebug
+      default: return unsafe s.pointee.pdptrs[Self.pdptr(register)]
       }
     }
     set {
@@ -51,7 +51,7 @@ extension SVM {
       switch register {
       case .efer:
         if current === page { isGuestSVMEnabled = newValue & EFER.svme.rawValue != 0 }
-        cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
+        unsafe cpu.vmcbWrite(.efer, newValue | EFER.svme.rawValue)
       case .interruptibility: setInterruptibility(UInt32(truncatingIfNeeded: newValue))
       case .pendingDebug: unsafe s.pointee.pendingDebug = newValue
       default: unsafe s.pointee.pdptrs[Self.pdptr(register)] = newValue

@@ -52,7 +52,7 @@ final class SVM: VirtualizationBackend {
   private var msrMap = SVMMSRMap.shared
 
   init(_ cpu: PhysicalCPU) {
-    self.cpu = cpu
+    unsafe self.cpu = cpu
     current = page
     asid = Self.makeASID()
   }
@@ -112,13 +112,13 @@ final class SVM: VirtualizationBackend {
   func run(_ pages: SVMPages) {
     setInterruptWindow(false)
     setNMIWindow(false)
-    let isBlocked = cpu.cpu.s.pointee.interruptibility & Interruptibility.blockingByNMI != 0
+    let isBlocked = unsafe cpu.cpu.s.pointee.interruptibility & Interruptibility.blockingByNMI != 0
     var word = VirtualInterrupt(rawValue: pages.vmcb[.virtualInterrupt])
     word.rawValue &= ~VirtualInterrupt.nmiMaskedBit
     if isBlocked { word.rawValue |= VirtualInterrupt.nmiMaskedBit }
     pages.vmcb[.virtualInterrupt] = word.rawValue
-    do throws(SVMError) { try cpu.vmcbHold(pages.address) } catch { failure = error }
-    cpu.cpu.s.pointee.cr8 = UInt64(word.tpr)
+    do throws(SVMError) { try unsafe cpu.vmcbHold(pages.address) } catch { failure = error }
+    unsafe cpu.cpu.s.pointee.cr8 = UInt64(word.tpr)
     current = pages
   }
 
@@ -170,7 +170,7 @@ final class SVM: VirtualizationBackend {
     failure = nil
     prepare()
     do throws(SVMError) {
-      try cpu.vmrun(current.address, keepsState: true)
+      try unsafe cpu.vmrun(current.address, keepsState: true)
     } catch {
       failure = error
     }
@@ -185,10 +185,12 @@ final class SVM: VirtualizationBackend {
   }
 
   private func prepare() {
-    let s = cpu.cpu.s
-    if current.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 { changeVirtualInterrupt { _ in } }
-    if s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
-    if isStepping { cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
+    let s = unsafe cpu.cpu.s
+    if unsafe current.vmcb[.virtualInterrupt] & 0xF != s.pointee.cr8 {
+      changeVirtualInterrupt { _ in }
+    }
+    if unsafe s.pointee.pendingDebug & PendingDebug.causes != 0 { injectPendingDebug() }
+    if isStepping { unsafe cpu.vmcbWrite(.rflags, cpu.vmcbRead(.rflags) | RFLAGS.tf.rawValue) }
     if interceptsDebug {
       // What the exception adds shall be told apart.
       keptDR6 = unsafe s.pointee.dr6
@@ -219,12 +221,12 @@ final class SVM: VirtualizationBackend {
   /// A trap of an instruction that the hypervisor executed: no field of a VMCB has it, so it is
   /// injected, unless a load of SS holds it back.
   private func injectPendingDebug() {
-    let s = cpu.cpu.s
-    let isHeld = s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
+    let s = unsafe cpu.cpu.s
+    let isHeld = unsafe s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0
     guard !isHeld, current.vmcb[.eventInjection] & SVMEvent.validBit == 0 else { return }
-    let causes = s.pointee.pendingDebug & PendingDebug.dr6
-    s.pointee.pendingDebug = 0
-    s.pointee.dr6 = s.pointee.dr6 & ~PendingDebug.breakpoints | causes
+    let causes = unsafe s.pointee.pendingDebug & PendingDebug.dr6
+    unsafe s.pointee.pendingDebug = 0
+    unsafe s.pointee.dr6 = unsafe s.pointee.dr6 & ~PendingDebug.breakpoints | causes
     let vector = ExceptionVector.debug.rawValue
     inject(GuestEvent(exception: vector, errorCode: nil, instructionLength: 0))
   }
@@ -233,7 +235,7 @@ final class SVM: VirtualizationBackend {
 
   /// A control of the guest's own VMCB, whichever runs.
   private func setControl(_ field: VMCBField, _ value: UInt64) {
-    if current === page { return cpu.vmcbWrite(field, value) }
+    if current === page { return unsafe cpu.vmcbWrite(field, value) }
     page.vmcb[field] = value
     mustMerge = true
   }
@@ -413,12 +415,15 @@ final class SVMMSRMap: @unchecked Sendable {
     for msr in Self.writable where filter?.allows(msr.rawValue, isWrite: true) ?? true {
       allow(msr, isWrite: true)
     }
-    let bytes = UnsafeRawBufferPointer(start: pages.bytes, count: Int(PermissionMap.msrBytes))
-    openBytes = bytes.indices.filter { bytes[$0] != 0xFF }
+    let bytes = unsafe UnsafeRawBufferPointer(
+      start: pages.bytes, count: Int(PermissionMap.msrBytes))
+    openBytes = bytes.indices.filter { unsafe bytes[$0] != 0xFF }
   }
 
   /// A byte of the map.
-  func byte(_ offset: Int) -> UInt8 { pages.bytes.load(fromByteOffset: offset, as: UInt8.self) }
+  func byte(_ offset: Int) -> UInt8 {
+    unsafe pages.bytes.load(fromByteOffset: offset, as: UInt8.self)
+  }
 
   var address: UInt64 { pages.address }
 

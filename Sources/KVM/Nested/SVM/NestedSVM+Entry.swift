@@ -19,7 +19,7 @@ extension NestedSVM {
 
   func vmrun(_ vcpu: VirtualCPU) -> Disposition {
     guard let address = operand(vcpu),
-      vcpu.memory.read(address, to: block.bytes, count: VMCBField.blockSize)
+      unsafe vcpu.memory.read(address, to: block.bytes, count: VMCBField.blockSize)
     else { return Self.raise(.generalProtection, vcpu) }
     blockAddress = address
     vcpu.advance()
@@ -41,7 +41,7 @@ extension NestedSVM {
   }
 
   private func enter(_ vcpu: VirtualCPU) {
-    let (l1, l2) = (svm.page.vmcb, merged.vmcb)
+    let (l1, l2) = unsafe (svm.page.vmcb, merged.vmcb)
     obeyTLBControl()
     for range in Self.stateRanges { copyState(range) }
     if hasNestedPaging {
@@ -60,9 +60,9 @@ extension NestedSVM {
     mergeMSRMap(vcpu)
     isGuest = true
     isGIFOpen = true
-    svm.run(merged)
-    if !hasNestedPaging { svm.cpu.vmcbWrite(.guestPAT, l1[.guestPAT]) }
-    svm.cpu.vmcbWrite(.debugctl, l1[.debugctl])
+    unsafe svm.run(merged)
+    if !hasNestedPaging { unsafe svm.cpu.vmcbWrite(.guestPAT, l1[.guestPAT]) }
+    unsafe svm.cpu.vmcbWrite(.debugctl, l1[.debugctl])
     merge()
     let event = SVMEvent(rawValue: block.vmcb[.eventInjection])
     let length = block.vmcb[.nextRIP] &- block.vmcb[.rip]
@@ -73,7 +73,7 @@ extension NestedSVM {
   }
 
   private func copyState(_ range: Range<Int>) {
-    (merged.bytes + range.lowerBound).copyMemory(
+    unsafe (merged.bytes + range.lowerBound).copyMemory(
       from: block.bytes + range.lowerBound, byteCount: range.count)
   }
 
@@ -81,12 +81,12 @@ extension NestedSVM {
 
   /// Controls of vmcb02 that both sides have a say in. vmcb02 runs.
   func merge() {
-    svm.mustMerge = false
-    let (l1, l2, cpu) = (svm.page.vmcb, block.vmcb, svm.cpu)
+    unsafe svm.mustMerge = false
+    let (l1, l2, cpu) = unsafe (svm.page.vmcb, block.vmcb, svm.cpu)
     // With V_INTR_MASKING, CR8 is L2's own.
     let ownCR8: UInt64 = masksInterrupts ? 1 << 8 | 1 << 24 : 0
     let intercepts = SVMIntercepts(rawValue: l2[.intercepts3])
-    let window: SVMIntercepts = svm.isInterruptWindowOpen ? .virtualInterrupt : []
+    let window: SVMIntercepts = unsafe svm.isInterruptWindowOpen ? .virtualInterrupt : []
     let word3 = l1[.intercepts3] & ~SVMIntercepts.virtualInterrupt.rawValue
     let pause = intercepts.contains(.pause) ? l2 : l1
     let nestedRoot = hasNestedPaging ? shadows.last?.root ?? 0 : l1[.nestedCR3]
@@ -110,15 +110,15 @@ extension NestedSVM {
   /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's map is
   /// read only where ours has a bit that is 0.
   private func mergeMSRMap(_ vcpu: VirtualCPU) {
-    let own = svm.ownMSRMap
+    let own = unsafe svm.ownMSRMap
     let all = !SVMIntercepts(rawValue: block.vmcb[.intercepts3]).contains(.msrs)
     let base = block.vmcb[.msrPermissionMap] & Page.mask
-    msrMap.bytes.initializeMemory(
+    unsafe msrMap.bytes.initializeMemory(
       as: UInt8.self, repeating: 0xFF, count: Int(PermissionMap.msrBytes))
     for offset in own.openBytes {
       let address = base &+ UInt64(truncatingIfNeeded: offset)
       let wanted: UInt8 = all ? 0 : vcpu.memory.load(address) ?? 0xFF
-      msrMap.bytes.storeBytes(
+      unsafe msrMap.bytes.storeBytes(
         of: own.byte(offset) | wanted, toByteOffset: offset, as: UInt8.self)
     }
   }

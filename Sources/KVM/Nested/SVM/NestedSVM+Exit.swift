@@ -9,21 +9,22 @@ import X86CPU
 
 extension NestedSVM {
   func takeExit(_ vcpu: VirtualCPU) -> Disposition? {
-    if svm.failure != nil { return nil }
-    let code = SVMExitCode(rawValue: svm.vmcb[.exitCode])
+    if unsafe svm.failure != nil { return nil }
+    let code = unsafe SVMExitCode(rawValue: svm.vmcb[.exitCode])
     switch code {
     case .nestedPageFault: return hasNestedPaging ? takeNestedFault(vcpu) : nil
     case .invalid:
       vcpu.events.interrupted = nil
-      svm.run(svm.page)
+      unsafe svm.run(svm.page)
       refuse(vcpu)
       return .resume
     default: break
     }
     guard isGuests(code.rawValue, vcpu) else { return nil }
-    svm.restoreDR6(isDebug: false)
-    leave(
-      vcpu, NestedSVMExit(
+    unsafe svm.restoreDR6(isDebug: false)
+    unsafe leave(
+      vcpu,
+      NestedSVMExit(
         code: code, info1: svm.vmcb[.exitInfo1], info2: svm.vmcb[.exitInfo2],
         nextRIP: svm.vmcb[.nextRIP]))
     return .resume
@@ -47,7 +48,7 @@ extension NestedSVM {
       let isClients = vcpu.debug.exceptions &>> UInt32(truncatingIfNeeded: code &- 0x40) & 1 != 0
       return !isClients && bit(.exceptionIntercepts, 0x40)
     case SVMExitCode.interrupt.rawValue, SVMExitCode.nmi.rawValue: return false
-    case SVMExitCode.virtualInterrupt.rawValue where svm.isInterruptWindowOpen: return false
+    case SVMExitCode.virtualInterrupt.rawValue where unsafe svm.isInterruptWindowOpen: return false
     case SVMExitCode.port.rawValue: return intercepts.contains(.ports) && isPortGuests(vcpu)
     case SVMExitCode.msr.rawValue: return intercepts.contains(.msrs) && isMSRGuests(vcpu)
     case SVMExitCode.invpcid.rawValue: return bit(.intercepts5, 0xA0)
@@ -57,7 +58,7 @@ extension NestedSVM {
   }
 
   private func isPortGuests(_ vcpu: VirtualCPU) -> Bool {
-    let access = SVMPortInfo(rawValue: svm.vmcb[.exitInfo1])
+    let access = unsafe SVMPortInfo(rawValue: svm.vmcb[.exitInfo1])
     let base = block.vmcb[.ioPermissionMap] & Page.mask
     let bits: UInt16? = vcpu.memory.load(base &+ UInt64(access.port >> 3))
     guard let bits else { return true }
@@ -66,9 +67,9 @@ extension NestedSVM {
   }
 
   private func isMSRGuests(_ vcpu: VirtualCPU) -> Bool {
-    let number = UInt32(truncatingIfNeeded: vcpu.cpu.gpr[1])
+    let number = unsafe UInt32(truncatingIfNeeded: vcpu.cpu.gpr[1])
     guard let first = PermissionMap.msrBit(number) else { return true }
-    let bit = first &+ Int(svm.vmcb[.exitInfo1] & 1)
+    let bit = unsafe first &+ Int(svm.vmcb[.exitInfo1] & 1)
     let base = block.vmcb[.msrPermissionMap] & Page.mask
     let byte: UInt8? = vcpu.memory.load(base &+ UInt64(truncatingIfNeeded: bit >> 3))
     return byte.map { $0 &>> UInt8(truncatingIfNeeded: bit & 7) & 1 != 0 } ?? true
@@ -78,7 +79,7 @@ extension NestedSVM {
 
   /// L1's interrupts are taken while L2 runs: RFLAGS.IF is L1's with V_INTR_MASKING, else L2's.
   private var isInterruptFlagSet: Bool {
-    let flags = masksInterrupts ? svm.page.vmcb[.rflags] : svm[.rflags]
+    let flags = unsafe masksInterrupts ? svm.page.vmcb[.rflags] : svm[.rflags]
     return flags & RFLAGS.if.rawValue != 0
   }
 
@@ -89,13 +90,13 @@ extension NestedSVM {
     guard isInterruptFlagSet else { return false }
     if intercepts.contains(.interrupt) { return true }
     let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
-    return svm[.interruptibility] & UInt64(shadows) == 0
+    return unsafe svm[.interruptibility] & UInt64(shadows) == 0
   }
 
   /// What L2 exits for: an NMI, an interrupt; an SMI, for which L1 leaves L2 as for an interrupt.
   private func dueExit(_ vcpu: VirtualCPU) -> SVMExitCode? {
     if vcpu.mailbox.hasNMI, intercepts.contains(.nmi),
-      svm[.interruptibility] & UInt64(Interruptibility.blockingByNMI) == 0
+      unsafe svm[.interruptibility] & UInt64(Interruptibility.blockingByNMI) == 0
     {
       return .nmi
     }
@@ -106,7 +107,7 @@ extension NestedSVM {
   }
 
   func beforeEntry(_ vcpu: VirtualCPU) {
-    if svm.mustMerge { merge() }
+    if unsafe svm.mustMerge { merge() }
     // An instruction that is executed in steps comes first.
     if vcpu.runState.completion == .emulation { return }
     if vcpu.events.interrupted != nil {
@@ -130,7 +131,7 @@ extension NestedSVM {
     var exit = NestedSVMExit(code: .exception(exception.vector))
     if exception.hasErrorCode { exit.info1 = UInt64(exception.errorCode) }
     if exception.vector == ExceptionVector.pageFault.rawValue {
-      exit.info2 = vcpu.events.payload ?? vcpu.cpu.s.pointee.cr2
+      exit.info2 = unsafe vcpu.events.payload ?? vcpu.cpu.s.pointee.cr2
     } else {
       vcpu.events.deliverPayload(exception, vcpu.cpu)
     }
@@ -149,10 +150,10 @@ extension NestedSVM {
   /// L1 goes on behind its VMRUN, and finds the exit in its VMCB.
   func leave(_ vcpu: VirtualCPU, _ exit: NestedSVMExit) {
     // This writes L2's state to vmcb02's memory.
-    svm.run(svm.page)
+    unsafe svm.run(svm.page)
     let (l2, own) = (merged.vmcb, block.vmcb)
     for range in Self.stateRanges + [Self.patRange] {
-      (block.bytes + range.lowerBound).copyMemory(
+      unsafe (block.bytes + range.lowerBound).copyMemory(
         from: merged.bytes + range.lowerBound, byteCount: range.count)
     }
     own[.interruptShadow] = l2[.interruptShadow]
@@ -160,8 +161,8 @@ extension NestedSVM {
     let interrupted = vcpu.events.takeInterrupted()
     own[.exitInterruptInfo] = interrupted.map { SVMEvent($0).rawValue } ?? 0
     // The CPU's own, which an exit does not give back to L1.
-    svm.cpu.vmcbWrite(.cr2, l2[.cr2])
-    svm.cpu.vmcbWrite(.dr6, l2[.dr6])
+    unsafe svm.cpu.vmcbWrite(.cr2, l2[.cr2])
+    unsafe svm.cpu.vmcbWrite(.dr6, l2[.dr6])
     vcpu.events.dropException()
     finish(vcpu, exit, Self.stateRanges + (hasNestedPaging ? [Self.patRange] : []))
   }
@@ -193,7 +194,7 @@ extension NestedSVM {
     own[.fetchedByteCount] = 0
     isGuest = false
     isGIFOpen = false
-    svm.cpu.vmcbWrite(.dr7, DR7.initial.rawValue)
+    unsafe svm.cpu.vmcbWrite(.dr7, DR7.initial.rawValue)
     vcpu.events.mustCheck = true
     vcpu.stateChanged()
     if !write(block, Self.exitRanges + state, to: blockAddress, vcpu) {

@@ -28,7 +28,7 @@ extension NestedSVM {
 
   /// Makes the tables of vmcb12 the last in the list.
   func useShadow(_ vcpu: VirtualCPU) {
-    let mode = UInt64(walkLevels) << 32 | (svm.page.vmcb[.efer] & EFER.nxe.rawValue) << 40
+    let mode = unsafe UInt64(walkLevels) << 32 | (svm.page.vmcb[.efer] & EFER.nxe.rawValue) << 40
     let source = ShadowTables.Source(
       root: block.vmcb[.nestedCR3], space: block.vmcb[.asid] | mode)
     if shadows.last?.source == source { return }
@@ -37,7 +37,7 @@ extension NestedSVM {
       return
     }
     if shadows.count >= Self.mostShadows { shadows.removeFirst() }
-    shadows.append(ShadowTables(source, .ordinary, vcpu.machine.memory))
+    unsafe shadows.append(ShadowTables(source, .ordinary, vcpu.machine.memory))
   }
 
   func obeyTLBControl() {
@@ -56,9 +56,9 @@ extension NestedSVM {
   // MARK: Faults
 
   func takeNestedFault(_ vcpu: VirtualCPU) -> Disposition {
-    let address = svm.vmcb[.exitInfo2]
-    let info = NestedFaultInfo(rawValue: svm.vmcb[.exitInfo1])
-    svm.restoreDR6(isDebug: false)
+    let address = unsafe svm.vmcb[.exitInfo2]
+    let info = unsafe NestedFaultInfo(rawValue: svm.vmcb[.exitInfo1])
+    unsafe svm.restoreDR6(isDebug: false)
     switch walk(address, info, vcpu) {
     case .exchanged: return .resume
     case .fault(let reason):
@@ -84,7 +84,7 @@ extension NestedSVM {
     guard let shadow = shadows.last else { return disposition }
     vcpu.memory.withLeaf(of: physical) { own in
       if !shadow.put(Self.joined(leaf, own, physical), at: address) {
-        svm.invalidateNestedMappings()
+        unsafe svm.invalidateNestedMappings()
       }
     }
     return disposition
@@ -123,7 +123,7 @@ extension NestedSVM {
 
   /// L1's paging mode is that of its nested tables.
   private var walkLevels: Int {
-    let l1 = svm.page.vmcb
+    let l1 = unsafe svm.page.vmcb
     if l1[.efer] & EFER.lma.rawValue == 0 { return 3 }
     return l1[.cr4] & CR4.la57.rawValue != 0 ? 5 : 4
   }
@@ -184,7 +184,7 @@ extension NestedSVM {
   private func reservedBits(_ level: Int, isLeaf: Bool, isPAE: Bool) -> UInt64 {
     let width = CPU.physicalAddressBits
     var bits = ~((1 &<< width) &- 1) & PageTableEntry.addressMask
-    let hasNX = svm.page.vmcb[.efer] & EFER.nxe.rawValue != 0
+    let hasNX = unsafe svm.page.vmcb[.efer] & EFER.nxe.rawValue != 0
     if isPAE { bits |= 0x7FF0_0000_0000_0000 }
     if !hasNX || isPAE && level == 2 { bits |= PageTableEntry.executeDisable }
     if isPAE, level == 2 { return bits | 0x1E6 }

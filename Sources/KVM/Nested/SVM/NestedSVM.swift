@@ -38,7 +38,7 @@ final class NestedSVM: NestedVirtualization {
   /// The last is that of L2 now.
   var shadows: [ShadowTables] = []
 
-  init(_ svm: SVM) { self.svm = svm }
+  init(_ svm: SVM) { unsafe self.svm = svm }
 
   var holdsEvents: Bool { !isGuest && !isGIFOpen }
 
@@ -63,7 +63,7 @@ final class NestedSVM: NestedVirtualization {
       let known = VMCRBits.lock | VMCRBits.svmDisable
       guard value & ~known == 0 else { return false }
       // EFER.SVME is 1: SVM cannot be disabled now.
-      if !byHost, value & VMCRBits.svmDisable != 0, svm.isGuestSVMEnabled { return false }
+      if !byHost, value & VMCRBits.svmDisable != 0, unsafe svm.isGuestSVMEnabled { return false }
       vmcr = !byHost && vmcr & VMCRBits.lock != 0 ? vmcr : value
     default: return nil
     }
@@ -73,7 +73,7 @@ final class NestedSVM: NestedVirtualization {
   func reset(_ vcpu: VirtualCPU) {
     if isGuest {
       isGuest = false
-      svm.run(svm.page)
+      unsafe svm.run(svm.page)
     }
     isGIFOpen = true
     shadows = []
@@ -83,10 +83,10 @@ final class NestedSVM: NestedVirtualization {
 
   /// The processor has looked at the mode and the privilege level.
   func execute(_ vcpu: VirtualCPU) -> Disposition {
-    guard vcpu.cpuid.features.contains(.svm), isGuest || svm.isGuestSVMEnabled else {
+    guard vcpu.cpuid.features.contains(.svm), unsafe isGuest || svm.isGuestSVMEnabled else {
       return Self.raise(.invalidOpcode, vcpu)
     }
-    switch SVMExitCode(rawValue: svm.vmcb[.exitCode]) {
+    switch unsafe SVMExitCode(rawValue: svm.vmcb[.exitCode]) {
     case .vmrun: return vmrun(vcpu)
     case .vmload: return loadState(vcpu)
     case .vmsave: return saveState(vcpu)
@@ -111,7 +111,7 @@ final class NestedSVM: NestedVirtualization {
 
   /// RAX, as the address of a VMCB; nil: #GP.
   func operand(_ vcpu: VirtualCPU) -> UInt64? {
-    let address = vcpu.cpu.is64Bit ? vcpu.cpu.gpr[0] : vcpu.cpu.gpr[0] & 0xFFFF_FFFF
+    let address = unsafe vcpu.cpu.is64Bit ? vcpu.cpu.gpr[0] : vcpu.cpu.gpr[0] & 0xFFFF_FFFF
     let isAllowed = address & Page.offsetMask == 0 && !vcpu.isBeyondWidth(address)
     return isAllowed ? address : nil
   }
@@ -123,9 +123,11 @@ final class NestedSVM: NestedVirtualization {
 
   private func loadState(_ vcpu: VirtualCPU) -> Disposition {
     guard let address = operand(vcpu),
-      vcpu.memory.read(address, to: scratch.bytes, count: VMCBField.blockSize)
+      unsafe vcpu.memory.read(address, to: scratch.bytes, count: VMCBField.blockSize)
     else { return Self.raise(.generalProtection, vcpu) }
-    do throws(SVMError) { try svm.cpu.vmload(scratch.address) } catch { svm.failure = error }
+    do throws(SVMError) { try unsafe svm.cpu.vmload(scratch.address) } catch {
+      unsafe svm.failure = error
+    }
     vcpu.advance()
     vcpu.stateChanged()
     return .resume
@@ -133,7 +135,9 @@ final class NestedSVM: NestedVirtualization {
 
   private func saveState(_ vcpu: VirtualCPU) -> Disposition {
     guard let address = operand(vcpu) else { return Self.raise(.generalProtection, vcpu) }
-    do throws(SVMError) { try svm.cpu.vmsave(scratch.address) } catch { svm.failure = error }
+    do throws(SVMError) { try unsafe svm.cpu.vmsave(scratch.address) } catch {
+      unsafe svm.failure = error
+    }
     guard write(scratch, Self.loadSaveRanges, to: address, vcpu) else {
       return Self.raise(.generalProtection, vcpu)
     }
@@ -147,7 +151,7 @@ final class NestedSVM: NestedVirtualization {
   ) -> Bool {
     vcpu.writeMemory(address, count: VMCBField.blockSize) { place in
       for range in ranges {
-        place.copyMemory(
+        unsafe place.copyMemory(
           at: range.lowerBound, from: pages.bytes + range.lowerBound, byteCount: range.count)
       }
     }
@@ -155,8 +159,8 @@ final class NestedSVM: NestedVirtualization {
 
   /// INVLPGA: ECX is the ASID, 0 L1's own.
   private func invalidate(_ vcpu: VirtualCPU) {
-    let space = vcpu.cpu.gpr[1] & 0xFFFF_FFFF
-    if space == 0 { return svm.flushGuestTranslations() }
+    let space = unsafe vcpu.cpu.gpr[1] & 0xFFFF_FFFF
+    if space == 0 { return unsafe svm.flushGuestTranslations() }
     clearShadows(of: space)
   }
 }
