@@ -92,7 +92,7 @@ let package = Package(
         "CHost", "Host", "ClientMemory", "X86", "X86Decoder", "X86CPU", "X86JIT",
         "InterruptChips",
         .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: hot + [.strictMemorySafety(),.strictMemorySafety(),]),
+      ], swiftSettings: hot + [.strictMemorySafety()]),
     .target(
       name: "KVMClient",
       dependencies: [
