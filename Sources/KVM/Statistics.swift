@@ -11,7 +11,7 @@ import X86CPU
 /// What a vCPU did.
 package struct RunStatistics: Sendable {
   /// Exits of the processor by cause, `GuestExit.Cause.count` of them.
-  package var exits = InlineArray<31, UInt64>(repeating: 0)
+  package var exits = InlineArray<32, UInt64>(repeating: 0)
   /// Returns of KVM_RUN with an exit for the client.
   package var userExits: UInt64 = 0
   /// Times that the vCPU slept.

@@ -36,6 +36,8 @@ final class SVM: VirtualizationBackend {
   /// A virtual interrupt stands for a window, in the place of the guest's own.
   private var hasInterruptWindow = false
   private var displacedInterrupt: UInt64 = 0
+  /// The guest wants virtual interrupts of its own guest to exit.
+  var isVirtualInterruptGuests = false
   /// EFER.SVME as the guest has it; the processor has 1 always.
   var isGuestSVMEnabled = false
   /// Controls in `page` have changed while another VMCB runs.
@@ -341,11 +343,19 @@ final class SVM: VirtualizationBackend {
         displacedInterrupt = 0
       }
     }
-    // The guest of a guest has virtual interrupts that its hypervisor may want delivered.
-    if current !== page { mustMerge = true }
+    if current !== page { interceptVirtualInterrupts() }
   }
 
   var isInterruptWindowOpen: Bool { hasInterruptWindow }
+
+  /// In a guest's guest: virtual interrupts are delivered unless its hypervisor wants them to exit,
+  /// or one stands for a window.
+  func interceptVirtualInterrupts() {
+    let bit = SVMIntercepts.virtualInterrupt.rawValue
+    let rest = current.vmcb[.intercepts3] & ~bit
+    let exits = hasInterruptWindow || isVirtualInterruptGuests
+    cpu.vmcbWrite(.intercepts3, exits ? rest | bit : rest)
+  }
 
   /// The processor delivers the NMI by itself, without an exit.
   func setNMIWindow(_ open: Bool) {

@@ -155,6 +155,14 @@ extension GuestEvent {
   var isExternal: Bool { kind != .softwareInterrupt && kind != .softwareException }
 }
 
+extension CPU {
+  /// The EXT bit of error codes that the delivery of an event ends in.
+  func isExternal(_ event: GuestEvent) -> Bool {
+    if event.kind == .hardwareException, follows(.exceptionsAreInternal) { return false }
+    return event.isExternal
+  }
+}
+
 /// Events that each came of the delivery of the one before.
 private struct DeliveryChain {
   /// As many may follow each other before anybody looks.

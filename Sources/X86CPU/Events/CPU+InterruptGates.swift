@@ -82,7 +82,7 @@ extension CPU {
     _ event: GuestEvent, size: UInt32
   ) throws(GuestException) -> InterruptGate {
     let vector = UInt32(event.vector)
-    let external: UInt32 = event.isExternal ? 1 : 0
+    let external: UInt32 = isExternal(event) ? 1 : 0
     let code = vector << 3 | 2
     if vector &* size &+ size &- 1 > s.pointee.idtr.limit {
       throw .generalProtection(code | external)
@@ -102,7 +102,7 @@ extension CPU {
     }
     let selector = UInt16(truncatingIfNeeded: low >> 16)
     if rights.type == SystemDescriptorType.taskGate {
-      try checkTask(selector, .generalProtection, external: event.isExternal)
+      try checkTask(selector, .generalProtection, external: isExternal(event))
       let exception = exit(.taskSwitch)
       s.pointee.exit.selector = selector
       s.pointee.exit.taskSource = .interrupt
@@ -158,7 +158,7 @@ extension CPU {
   private func deliverInProtectedMode(
     _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
-    let external = event.isExternal
+    let external = isExternal(event)
     let gate = try interruptGate(event, size: 8)
     let target = try handlerCode(gate, external: external)
     let inner = target.cpl < cpl
@@ -192,7 +192,7 @@ extension CPU {
   private func deliverInLongMode(
     _ event: GuestEvent, _ returnRIP: UInt64
   ) throws(GuestException) {
-    let external = event.isExternal
+    let external = isExternal(event)
     let gate = try interruptGate(event, size: 16)
     let target = try handlerCode(gate, external: external)
     let inner = target.cpl < cpl

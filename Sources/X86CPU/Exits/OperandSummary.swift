@@ -67,6 +67,15 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
   /// 2, 4 or 8 bytes.
   package var addressSize: UInt8 { 2 << UInt8(truncatingIfNeeded: rawValue >> 7 & 3) }
   package var segment: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 15 & 7) }
+  /// Of the memory operand; nil where it has none.
+  var base: Int? {
+    rawValue & Self.noBase != 0 ? nil : Int(truncatingIfNeeded: rawValue >> 23 & 15)
+  }
+  var index: Int? {
+    rawValue & Self.noIndex != 0 ? nil : Int(truncatingIfNeeded: rawValue >> 18 & 15)
+  }
+  /// By which the index is shifted.
+  var scale: UInt64 { UInt64(rawValue & 3) }
 
   // MARK: Lowering
 
@@ -81,6 +90,27 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
   /// The summary that lowering has left in a micro-op.
   @inline(__always) package init(of i: MicroOpPointer) {
     rawValue = UInt32(truncatingIfNeeded: i.pointee.immediate)
+  }
+}
+
+extension CPU {
+  /// Of the memory operand of an instruction that exited.
+  ///
+  /// - Parameter displacement: as the exit's record has it.
+  func linearAddress(_ operands: OperandSummary, displacement: UInt64) -> UInt64 {
+    var offset = displacement
+    if let base = operands.base { offset &+= gpr[base] }
+    if let index = operands.index { offset &+= gpr[index] &<< operands.scale }
+    switch operands.addressSize {
+    case 2: offset &= 0xFFFF
+    case 4: offset &= 0xFFFF_FFFF
+    default: break
+    }
+    let segment = SegmentRegister(rawValue: operands.segment) ?? .ds
+    let linear =
+      is64Bit && segment != .fs && segment != .gs
+      ? offset : self.segment(segment).pointee.base &+ offset
+    return is64Bit ? linear : linear & 0xFFFF_FFFF
   }
 }
 

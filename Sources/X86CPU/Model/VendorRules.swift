@@ -39,11 +39,15 @@ package struct VendorRules: OptionSet, Sendable {
   /// CPUID of a leaf beyond the last is 0 (APM volume 3, "CPUID"). Intel: the last basic leaf.
   package static let noLeafBeyondLast = Self(rawValue: 1 << 7)
 
+  /// EXT of error codes stands for interrupts alone (APM volume 2, "Error Codes"). Intel: for an
+  /// exception whose delivery is cut off, too.
+  package static let exceptionsAreInternal = Self(rawValue: 1 << 8)
+
   package static let intel: Self = []
   /// All that need no feature bit.
   package static let amd: Self = [
     .systemCallsOutside64Bit, .noSysenterInLongMode, .sysretGoesAnywhere, .sysretKeepsStackSegment,
-    .nullKeepsBase, .breakpointsBehindStackLoads, .noLeafBeyondLast,
+    .nullKeepsBase, .breakpointsBehindStackLoads, .noLeafBeyondLast, .exceptionsAreInternal,
   ]
 
   /// EBX of leaf 0 of processors that follow AMD: "Auth" and "Hygo".

@@ -78,6 +78,7 @@ extension PhysicalCPU {
     case .ioInstruction: return portInformation(exit)
     case .wrmsr: return (1, 0)
     case .invlpg: return (exit.value, 0)
+    case .invpcid: return invpcidInformation(exit)
     case .softwareInterrupt: return (UInt64(exit.register), 0)
     case .taskSwitch: return taskInformation(exit)
     case .nestedFault, .nestedMisconfiguration: return (nestedInformation(exit), exit.physical)
@@ -98,6 +99,13 @@ extension PhysicalCPU {
       return (0, 0)
     default: return (code, 0)
     }
+  }
+
+  /// The descriptor's linear address, and the type.
+  private func invpcidInformation(_ exit: ExitRecord) -> (UInt64, UInt64) {
+    let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
+    let type = cpu.gpr[Int(truncatingIfNeeded: exit.operands.otherRegister)] & mask
+    return (cpu.linearAddress(exit.operands, displacement: exit.value), type)
   }
 
   private func portInformation(_ exit: ExitRecord) -> (UInt64, UInt64) {

@@ -29,6 +29,11 @@ extension NestedSVM {
       refuse(vcpu)
       return .resume
     }
+    // Nested tables of the 32-bit format are not carried out.
+    if hasNestedPaging, vcpu.cpu.s.pointee.cr4 & CR4.pae.rawValue == 0 {
+      refuse(vcpu)
+      return .resume
+    }
     enter(vcpu)
     return .resume
   }
@@ -49,9 +54,10 @@ extension NestedSVM {
       useShadow(vcpu)
     }
     l2[.interruptShadow] = block.vmcb[.interruptShadow] & InterruptShadow.active
-    let virtual = VirtualInterrupt.requestMask | VirtualInterrupt(rawValue: 0xF).rawValue
+    let priority: UInt64 = 0xF
     l2[.virtualInterrupt] =
-      block.vmcb[.virtualInterrupt] & virtual | VirtualInterrupt.maskingBit
+      block.vmcb[.virtualInterrupt] & (VirtualInterrupt.requestMask | priority)
+      | VirtualInterrupt.maskingBit
       | VirtualInterrupt.nmiEnabledBit
     l2[.asid] = UInt64(asid)
     l2[.nestedControl] = NestedControl.paging
@@ -86,7 +92,7 @@ extension NestedSVM {
     // With V_INTR_MASKING, CR8 is L2's own.
     let ownCR8: UInt64 = masksInterrupts ? 1 << 8 | 1 << 24 : 0
     let intercepts = SVMIntercepts(rawValue: l2[.intercepts3])
-    let window: SVMIntercepts = unsafe svm.isInterruptWindowOpen ? .virtualInterrupt : []
+    svm.isVirtualInterruptGuests = intercepts.contains(.virtualInterrupt)
     let word3 = l1[.intercepts3] & ~SVMIntercepts.virtualInterrupt.rawValue
     let pause = intercepts.contains(.pause) ? l2 : l1
     let nestedRoot = hasNestedPaging ? shadows.last?.root ?? 0 : l1[.nestedCR3]
@@ -97,7 +103,7 @@ extension NestedSVM {
       ),
       (.debugRegisterIntercepts, l1[.debugRegisterIntercepts] | l2[.debugRegisterIntercepts]),
       (.exceptionIntercepts, l1[.exceptionIntercepts] | l2[.exceptionIntercepts]),
-      (.intercepts3, word3 | l2[.intercepts3] | window.rawValue),
+      (.intercepts3, word3 | l2[.intercepts3]),
       (.intercepts4, l1[.intercepts4] | l2[.intercepts4]),
       (.intercepts5, l1[.intercepts5] | l2[.intercepts5]),
       (.pauseFilterCount, pause[.pauseFilterCount]),
@@ -105,6 +111,7 @@ extension NestedSVM {
       (.tscOffset, l1[.tscOffset] &+ l2[.tscOffset]), (.nestedCR3, nestedRoot),
     ]
     for (field, value) in fields { cpu.vmcbWrite(field, value) }
+    svm.interceptVirtualInterrupts()
   }
 
   /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's map is

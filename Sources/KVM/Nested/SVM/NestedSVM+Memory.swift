@@ -149,7 +149,7 @@ extension NestedSVM {
       }
       // The four entries at the top of PAE paging have no rights.
       if !(isPAE && level == 2) {
-        rights &= entry & EPTEntry.rightsMask | entry & PageTableEntry.executeDisable
+        rights &= entry | ~EPTEntry.rightsMask
         rights |= entry & PageTableEntry.executeDisable
         guard Self.allows(rights, access, isLeaf: isLeaf) else { return .fault(.present) }
         let dirty = isLeaf && access.contains(.write) ? PageTableEntry.dirty : 0
