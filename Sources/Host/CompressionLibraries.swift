@@ -98,7 +98,7 @@ package struct DecompressionResult {
     ) -> Int
   private typealias IsError = @convention(c) @Sendable (Int) -> UInt32
 
-  /// `ZSTD_inBuffer` and `ZSTD_outBuffer`.
+  /// The library's descriptions of input and output.
   @safe private struct Buffer {
     var start: UnsafeRawPointer?
     var size: Int

@@ -12,7 +12,7 @@ import Logging
 import Synchronization
 import SystemPackage
 
-/// Carries a device's wish to end the run to whoever runs the machine.
+/// Carries a device's request to end the run to the machine.
 final class MachineControl: Sendable {
   private let outcome = Mutex<Outcome?>(nil)
   private let ended: EventFile

@@ -16,7 +16,7 @@ final class ConsoleInput: Sendable {
     var keys = EscapeKeys()
     var isOpen = true
     var canBePolled = true
-    /// While it is waited for: it is no plain file, and the guest keeps up.
+    /// The event loop waits for it: it is no plain file, and the guest keeps up.
     var source: EventLoop.Source?
   }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the VMM tells about its own work, for whoever looks for the reason of something. Messages
-// for the user do not go this way: they are errors, outcomes and the engine's line.
+// The log of the VMM, for somebody who looks for the cause of a problem. Errors, outcomes and the
+// engine's line are messages for the user and are not logged.
 //
 //     log.debug("CPU 0 starts")        // seen with --log debug
 

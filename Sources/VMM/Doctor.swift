@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What this machine offers for running guests, as lines for the user, with the mend for what is
+// What this machine offers for running guests, as lines for the user, with how to fix what is
 // missing.
 
 import Glibc

@@ -95,7 +95,7 @@ package struct EngineSupply: Sendable {
     }
   }
 
-  /// Why the kernel's KVM cannot be used, with the mend; nil when it can.
+  /// Why the kernel's KVM cannot be used and how to fix that; nil when it can.
   package func deviceProblem() -> String? {
     do throws(Errno) {
       _ = try System(transport: device)

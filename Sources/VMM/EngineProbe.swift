@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Measures how fast a KVM really is. The device file alone tells nothing: a KVM can be there and
-// interpret a guest's supervisor code at hundreds of nanoseconds an instruction. The probe is a
+// Measures how fast a KVM is. The device file alone says nothing about it: a KVM may interpret a
+// guest's supervisor code at hundreds of nanoseconds an instruction. The probe is a
 // guest of two instructions in a loop, run in user mode and in supervisor mode.
 
 import CHost

@@ -22,7 +22,7 @@ package enum ExitStatus {
 }
 
 /// Something that stops a run before it starts or ends it badly: one line for the user that names
-/// the thing and the mend.
+/// the thing and the fix.
 package struct RunError: Error, Hashable, CustomStringConvertible {
   package let description: String
   package let status: Int32

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Notices a guest in which nothing can happen any more.
+// Detects a guest in which nothing can happen any more.
 
 import Host
 
-/// Finds out when nothing can ever happen in the guest again. When no CPU came out of the guest for
-/// a while, each is asked to look at itself; as long as one can go on, the next look is later.
+/// Detects that nothing can ever happen in the guest again. If no CPU has exited for a while, each
+/// CPU's thread inspects its state; while one can continue, the next inspection is later.
 struct HaltWatch {
   private static let shortest: Int32 = 500
   private static let longest: Int32 = 16_000
 
   private let processors: [VirtualProcessor]
-  /// Milliseconds between looks.
+  /// Milliseconds between inspections.
   private(set) var interval = Self.shortest
   private var exits: UInt64 = .max
   private var next = HostClock.monotonic()
@@ -19,7 +19,7 @@ struct HaltWatch {
 
   init(_ processors: [VirtualProcessor]) { self.processors = processors }
 
-  /// Looks when it is time; true when all CPUs have halted for ever.
+  /// Inspects when it is time; true when all CPUs have halted for good.
   mutating func check() -> Bool {
     let now = HostClock.monotonic()
     guard now >= next else { return false }

@@ -30,7 +30,7 @@ struct MainLoop: ~Copyable {
   }
 
   private static func register(_ board: Board, terminal: Int32?) throws(Errno) {
-    // Whoever ends the run wakes the loop, which looks for itself.
+    // The thread that ends the run wakes the loop, which reads the outcome.
     _ = try board.loop.add(board.control.descriptor) { _ in }
     _ = try board.loop.add(board.console.wakeDescriptor) { _ in board.console.flush() }
     let signals = try SharedSignals(Self.signals)

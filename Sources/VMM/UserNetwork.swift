@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A network without privileges: passt, a program of its own, makes connections of the host out of
-// the guest's packets. It is at the other end of a socket, and ends when that is closed. It
-// confines itself; the monitor, which is confined later, could not start it any more.
+// A network without privileges: passt, a separate program, turns the guest's packets into
+// connections of the host. It is at the other end of a socket, and exits when that is closed. It
+// confines itself. The monitor cannot start it later, when it is confined itself.
 
 import CHost
 import Devices
@@ -92,7 +92,7 @@ final class UserNetwork: Sendable {
     unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDOUT_FILENO)
     unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
     unsafe posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
-    // What the terminal sends to the monitor is not for it: it ends with the socket.
+    // Signals of the terminal are for the monitor alone; passt exits with the socket.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }

@@ -52,7 +52,7 @@ final class VirtualProcessor: Sendable {
   private let state = Atomic<State>(.created)
   private let requests = Atomic<UInt32>(0)
   private let thread = Mutex<ThreadIdentifier?>(nil)
-  /// Exits so far: whoever sees it unchanged for long has the CPU inspected.
+  /// Exits so far. If it does not change for long, the CPU is inspected.
   private let progress = Atomic<UInt64>(0)
   private let halted = Atomic<Bool>(false)
   private let counts = Mutex(ExitCounts())

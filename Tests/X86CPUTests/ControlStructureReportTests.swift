@@ -12,9 +12,14 @@ import X86CPU
   let checker: SavedControlStructures
   init() throws { checker = try SavedControlStructures(numbers: (62, 63)) }
 
+  /// Rules about memory that a VMCS names: a saved one does not have it.
+  private static let aboutMemory: Set<EntryFailure> = [
+    .msrLoading, .tprThresholdAboveTPR, .vmcsLinkShadow, .vmcsLinkIsCurrent,
+  ]
+
   /// The processor that made the text and the one that reads it agree, rule by rule.
   @Test func aSavedVMCSBreaksWhatTheVMCSBroke() throws {
-    for broken in VMXEntryCheckTests.all where broken.guest != .msrArea {
+    for broken in VMXEntryCheckTests.all where !Self.aboutMemory.contains(broken.rule) {
       let m = try VMXMachine()
       broken.guest.prepare(m)
       broken.apply(m.processor)

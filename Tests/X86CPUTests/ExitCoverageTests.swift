@@ -107,24 +107,12 @@ import X86CPU
   }
 
   static let absentVMX: [Absent] = [
-    never(.initSignal, "a physical CPU gets no INIT signals"),
-    never(.startupIPI, "a physical CPU gets no start-up signals"),
     never(.ioSMI, "only with dual-monitor treatment of SMIs"),
     never(.otherSMI, "only with dual-monitor treatment of SMIs"),
     never(.getsec, "GETSEC is undefined: CPUID has no SMX"),
     never(.rsm, "only in system-management mode, in which no guest of VT-x runs"),
     never(.machineCheckDuringEntry, "there are no machine checks"),
-    Absent(name: ExitReason.tprBelowThreshold.name, reason: "not offered: use TPR shadow") {
-      VMXCapabilities.primary.allowed & PrimaryControls.useTPRShadow == 0
-    },
-    secondary(.apicAccess, SecondaryControls.virtualizeAPICAccesses, "virtualize APIC accesses"),
-    secondary(
-      .virtualizedEOI, SecondaryControls.virtualInterruptDelivery, "virtual-interrupt delivery"),
-    secondary(
-      .apicWrite, SecondaryControls.apicRegisterVirtualization, "APIC-register virtualization"),
-    secondary(.vmfunc, SecondaryControls.enableVMFunctions, "enable VM functions"),
     secondary(.encls, 1 << 15, "enable ENCLS exiting"),
-    secondary(.pmlFull, SecondaryControls.enablePML, "enable PML"),
     never(.xsaves, "only with a state component of IA32_XSS, of which there is none"),
     never(.xrstors, "only with a state component of IA32_XSS, of which there is none"),
     never(.busLock, "reached by VMXHoggingTests.busLock"),
@@ -136,9 +124,7 @@ import X86CPU
   }
 
   static let absentSVM: [Absent] = [
-    neverSVM(.nmi, "a physical CPU gets no NMIs"),
     neverSVM(.smi, "a physical CPU gets no SMIs"),
-    neverSVM(.initSignal, "a physical CPU gets no INIT signals"),
     neverSVM(.ferrFreeze, "x87 errors are reported as #MF, and CR0.NE 0 has no FERR# pin"),
     neverSVM(.skinit, "SKINIT is undefined: CPUID does not offer it"),
     neverSVM(.rdpru, "RDPRU is undefined: CPUID does not offer it"),

@@ -55,89 +55,147 @@ extension ExitGuest<VMXMachine, ExitReason> {
   private static let moveFrom6MiB: [UInt8] = [0x8A, 0x04, 0x25, 0x34, 0x12, 0x60, 0x00]
   private static let moveFrom4MiB: [UInt8] = [0x8A, 0x04, 0x25, 0x00, 0x00, 0x40, 0x00]
 
-  static let all: [VMXGuest] = [
-    .init(.exceptionOrNMI, [0x0F, 0x0B], [(.exceptionBitmap, 1 << 6)]),
-    .init(.externalInterrupt, [0xEB, 0xFE]) { $0.processor.kick() },
-    .init(.tripleFault, [0x0F, 0x0B]) { $0.processor.vmwrite(.guestIDTRLimit, 0) },
-    .init(
-      .interruptWindow, [0xEB, 0xFE],
-      [
-        (.primaryControls, PrimaryControls.interruptWindowExiting),
-        (.guestRFLAGS, UInt32(truncatingIfNeeded: RFLAGS.if.rawValue)),
-      ]),
-    .init(.nmiWindow, [0xEB, 0xFE], [(.primaryControls, PrimaryControls.nmiWindowExiting)]),
-    .init(.taskSwitch, [0xEA, 0, 0, 0, 0, 0x28, 0], prepare: makeTasks),
-    .init(.cpuid, [0x0F, 0xA2]),
-    .init(.hlt, [0xF4]),
-    .init(.invd, [0x0F, 0x08]),
-    .init(
-      .invlpg, [0x0F, 0x01, 0x38], [(.primaryControls, PrimaryControls.invlpgExiting)]),
-    .init(.rdpmc, [0x0F, 0x33], [(.primaryControls, PrimaryControls.rdpmcExiting)]),
-    .init(.rdtsc, [0x0F, 0x31], [(.primaryControls, PrimaryControls.rdtscExiting)]),
-    .init(.vmcall, [0x0F, 0x01, 0xC1]),
-    .init(.vmclear, [0x66, 0x0F, 0xC7, 0x30]),
-    .init(.vmlaunch, [0x0F, 0x01, 0xC2]),
-    .init(.vmptrld, [0x0F, 0xC7, 0x30]),
-    .init(.vmptrst, [0x0F, 0xC7, 0x38]),
-    .init(.vmread, [0x0F, 0x78, 0xD8]),
-    .init(.vmresume, [0x0F, 0x01, 0xC3]),
-    .init(.vmwrite, [0x0F, 0x79, 0xD8]),
-    .init(.vmxoff, [0x0F, 0x01, 0xC4]),
-    .init(.vmxon, [0xF3, 0x0F, 0xC7, 0x30]),
-    .init(
-      .controlRegisterAccess, [0x0F, 0x22, 0xD8],
-      [(.primaryControls, PrimaryControls.cr3LoadExiting)]),
-    .init(
-      .debugRegisterAccess, [0x0F, 0x23, 0xC1],
-      [(.primaryControls, PrimaryControls.movDRExiting)]),
-    .init(.ioInstruction, [0xE6, 0x80]),
-    .init(.rdmsr, [0x0F, 0x32]),
-    .init(.wrmsr, [0x0F, 0x30]),
-    .init(.invalidGuestState, [0xF4]) { $0.processor.vmwrite(.guestRFLAGS, 0) },
-    .init(.msrLoading, [0xF4]) { m in
-      m.processor.vmwrite(.entryMSRLoadAddress, m.makePage().address)
-      m.processor.vmwrite(.entryMSRLoadCount, 1)
+  static let all: [VMXGuest] =
+    [
+      .init(.exceptionOrNMI, [0x0F, 0x0B], [(.exceptionBitmap, 1 << 6)]),
+      .init(.externalInterrupt, [0xEB, 0xFE]) { $0.processor.kick() },
+      .init(.tripleFault, [0x0F, 0x0B]) { $0.processor.vmwrite(.guestIDTRLimit, 0) },
+      .init(
+        .interruptWindow, [0xEB, 0xFE],
+        [
+          (.primaryControls, PrimaryControls.interruptWindowExiting),
+          (.guestRFLAGS, UInt32(truncatingIfNeeded: RFLAGS.if.rawValue)),
+        ]),
+      .init(.nmiWindow, [0xEB, 0xFE], [(.primaryControls, PrimaryControls.nmiWindowExiting)]),
+      .init(.taskSwitch, [0xEA, 0, 0, 0, 0, 0x28, 0], prepare: makeTasks),
+      .init(.cpuid, [0x0F, 0xA2]),
+      .init(.hlt, [0xF4]),
+      .init(.invd, [0x0F, 0x08]),
+      .init(
+        .invlpg, [0x0F, 0x01, 0x38], [(.primaryControls, PrimaryControls.invlpgExiting)]),
+      .init(.rdpmc, [0x0F, 0x33], [(.primaryControls, PrimaryControls.rdpmcExiting)]),
+      .init(.rdtsc, [0x0F, 0x31], [(.primaryControls, PrimaryControls.rdtscExiting)]),
+      .init(.vmcall, [0x0F, 0x01, 0xC1]),
+      .init(.vmclear, [0x66, 0x0F, 0xC7, 0x30]),
+      .init(.vmlaunch, [0x0F, 0x01, 0xC2]),
+      .init(.vmptrld, [0x0F, 0xC7, 0x30]),
+      .init(.vmptrst, [0x0F, 0xC7, 0x38]),
+      .init(.vmread, [0x0F, 0x78, 0xD8]),
+      .init(.vmresume, [0x0F, 0x01, 0xC3]),
+      .init(.vmwrite, [0x0F, 0x79, 0xD8]),
+      .init(.vmxoff, [0x0F, 0x01, 0xC4]),
+      .init(.vmxon, [0xF3, 0x0F, 0xC7, 0x30]),
+      .init(
+        .controlRegisterAccess, [0x0F, 0x22, 0xD8],
+        [(.primaryControls, PrimaryControls.cr3LoadExiting)]),
+      .init(
+        .debugRegisterAccess, [0x0F, 0x23, 0xC1],
+        [(.primaryControls, PrimaryControls.movDRExiting)]),
+      .init(.ioInstruction, [0xE6, 0x80]),
+      .init(.rdmsr, [0x0F, 0x32]),
+      .init(.wrmsr, [0x0F, 0x30]),
+      .init(.invalidGuestState, [0xF4]) { $0.processor.vmwrite(.guestRFLAGS, 0) },
+      .init(.msrLoading, [0xF4]) { m in
+        m.processor.vmwrite(.entryMSRLoadAddress, m.makePage().address)
+        m.processor.vmwrite(.entryMSRLoadCount, 1)
+      },
+      .init(.mwait, [0x0F, 0x01, 0xC9], [(.primaryControls, PrimaryControls.mwaitExiting)]),
+      .init(
+        .monitorTrapFlag, [0x90, 0x90], [(.primaryControls, PrimaryControls.monitorTrapFlag)]),
+      .init(.monitor, [0x0F, 0x01, 0xC8], [(.primaryControls, PrimaryControls.monitorExiting)]),
+      .init(.pause, [0xF3, 0x90], [(.primaryControls, PrimaryControls.pauseExiting)]),
+      .init(
+        .gdtrOrIDTRAccess, [0x0F, 0x01, 0x00],
+        [(.secondaryControls, SecondaryControls.descriptorTableExiting)]),
+      .init(
+        .ldtrOrTRAccess, [0x0F, 0x00, 0xC0],
+        [(.secondaryControls, SecondaryControls.descriptorTableExiting)]),
+      .init(.eptViolation, moveFrom6MiB, prepare: mapNothing),
+      .init(.eptMisconfiguration, moveFrom4MiB) { $0.test.setRights(2, ofLargePage: 2) },
+      .init(.invept, [0x66, 0x0F, 0x38, 0x80, 0x10]),
+      .init(
+        .rdtscp, [0x0F, 0x01, 0xF9],
+        [
+          (.primaryControls, PrimaryControls.rdtscExiting),
+          (.secondaryControls, SecondaryControls.enableRDTSCP),
+        ]),
+      .init(
+        .preemptionTimer, [0xEB, 0xFE], [(.pinBasedControls, PinControls.preemptionTimer)]
+      ) { $0.processor.vmwrite(.preemptionTimerValue, 0) },
+      .init(.invvpid, [0x66, 0x0F, 0x38, 0x81, 0x10]),
+      .init(
+        .wbinvd, [0x0F, 0x09], [(.secondaryControls, SecondaryControls.wbinvdExiting)]),
+      .init(
+        .xsetbv, [0x0F, 0x01, 0xD1],
+        [(.guestCR4, UInt32(truncatingIfNeeded: CR4.osxsave.rawValue))]),
+      .init(
+        .rdrand, [0x0F, 0xC7, 0xF0], [(.secondaryControls, SecondaryControls.rdrandExiting)]),
+      .init(
+        .invpcid, [0x66, 0x0F, 0x38, 0x82, 0x00],
+        [
+          (.primaryControls, PrimaryControls.invlpgExiting),
+          (.secondaryControls, SecondaryControls.enableINVPCID),
+        ]),
+      .init(
+        .rdseed, [0x0F, 0xC7, 0xF8], [(.secondaryControls, SecondaryControls.rdseedExiting)]),
+      .init(.initSignal, [0xEB, 0xFE]) { $0.processor.raiseINIT() },
+      .init(.startupIPI, [0xEB, 0xFE]) { m in
+        m.processor.vmwrite(.guestActivityState, UInt64(ActivityState.waitForSIPI))
+        m.processor.startUp(0x12)
+      },
+      .init(
+        .vmfunc, [0x0F, 0x01, 0xD4],
+        [(.secondaryControls, SecondaryControls.enableVMFunctions)]),
+      .init(.pmlFull, [0xF4], [(.secondaryControls, SecondaryControls.enablePML)]) { m in
+        m.processor.vmwrite(
+          .eptPointer, m.processor.vmread(.eptPointer) | EPTPointer.accessedDirty)
+        m.processor.vmwrite(.pmlAddress, m.makePage().address)
+        m.processor.vmwrite(.pmlIndex, 0xFFFF)
+      },
+    ] + virtualAPIC
+
+  /// Guests with a virtual APIC, whose access page is at 2 MiB.
+  private static let virtualAPIC: [VMXGuest] = [
+    // MOV CR8 of a priority below the threshold.
+    .init(.tprBelowThreshold, [0x44, 0x0F, 0x22, 0xC0]) { m in
+      useVirtualAPIC(m, 0).store(0x80 as UInt32, at: 0x80)
+      m.processor.vmwrite(.tprThreshold, 5)
+      m.cpu.gpr[0] = 4
     },
-    .init(.mwait, [0x0F, 0x01, 0xC9], [(.primaryControls, PrimaryControls.mwaitExiting)]),
-    .init(
-      .monitorTrapFlag, [0x90, 0x90], [(.primaryControls, PrimaryControls.monitorTrapFlag)]),
-    .init(.monitor, [0x0F, 0x01, 0xC8], [(.primaryControls, PrimaryControls.monitorExiting)]),
-    .init(.pause, [0xF3, 0x90], [(.primaryControls, PrimaryControls.pauseExiting)]),
-    .init(
-      .gdtrOrIDTRAccess, [0x0F, 0x01, 0x00],
-      [(.secondaryControls, SecondaryControls.descriptorTableExiting)]),
-    .init(
-      .ldtrOrTRAccess, [0x0F, 0x00, 0xC0],
-      [(.secondaryControls, SecondaryControls.descriptorTableExiting)]),
-    .init(.eptViolation, moveFrom6MiB, prepare: mapNothing),
-    .init(.eptMisconfiguration, moveFrom4MiB) { $0.test.setRights(2, ofLargePage: 2) },
-    .init(.invept, [0x66, 0x0F, 0x38, 0x80, 0x10]),
-    .init(
-      .rdtscp, [0x0F, 0x01, 0xF9],
-      [
-        (.primaryControls, PrimaryControls.rdtscExiting),
-        (.secondaryControls, SecondaryControls.enableRDTSCP),
-      ]),
-    .init(
-      .preemptionTimer, [0xEB, 0xFE], [(.pinBasedControls, PinControls.preemptionTimer)]
-    ) { $0.processor.vmwrite(.preemptionTimerValue, 0) },
-    .init(.invvpid, [0x66, 0x0F, 0x38, 0x81, 0x10]),
-    .init(
-      .wbinvd, [0x0F, 0x09], [(.secondaryControls, SecondaryControls.wbinvdExiting)]),
-    .init(
-      .xsetbv, [0x0F, 0x01, 0xD1],
-      [(.guestCR4, UInt32(truncatingIfNeeded: CR4.osxsave.rawValue))]),
-    .init(
-      .rdrand, [0x0F, 0xC7, 0xF0], [(.secondaryControls, SecondaryControls.rdrandExiting)]),
-    .init(
-      .invpcid, [0x66, 0x0F, 0x38, 0x82, 0x00],
-      [
-        (.primaryControls, PrimaryControls.invlpgExiting),
-        (.secondaryControls, SecondaryControls.enableINVPCID),
-      ]),
-    .init(
-      .rdseed, [0x0F, 0xC7, 0xF8], [(.secondaryControls, SecondaryControls.rdseedExiting)]),
+    .init(.apicAccess, [0x8B, 0x04, 0x25, 0x30, 0x00, 0x20, 0x00]) { m in
+      _ = useVirtualAPIC(m, SecondaryControls.virtualizeAPICAccesses)
+    },
+    .init(.apicWrite, [0x89, 0x04, 0x25, 0xF0, 0x00, 0x20, 0x00]) { m in
+      _ = useVirtualAPIC(
+        m,
+        SecondaryControls.virtualizeAPICAccesses | SecondaryControls.apicRegisterVirtualization)
+    },
+    .init(.virtualizedEOI, [0x89, 0x04, 0x25, 0xB0, 0x00, 0x20, 0x00]) { m in
+      useVirtualAPIC(
+        m, SecondaryControls.virtualizeAPICAccesses | SecondaryControls.virtualInterruptDelivery
+      ).store(1 << 0x11 as UInt32, at: 0x120)
+      m.processor.vmwrite(.guestInterruptStatus, 0x5100)
+      m.processor.vmwrite(.eoiExitBitmap1, 1 << 0x11)
+    },
   ]
+
+  private static func useVirtualAPIC(_ m: VMXMachine, _ secondary: UInt32) -> HostPage {
+    let page = m.makePage()
+    page.store(0 as UInt32, at: 0)
+    let p = m.processor
+    p.vmwrite(.virtualAPICAddress, page.address)
+    p.vmwrite(.apicAccessAddress, UInt64(UInt(bitPattern: m.test.memory)) + 0x20_0000)
+    p.vmwrite(
+      .primaryControls, p.vmread(.primaryControls) | UInt64(PrimaryControls.useTPRShadow))
+    p.vmwrite(.secondaryControls, p.vmread(.secondaryControls) | UInt64(secondary))
+    return page
+  }
+}
+
+extension HostPage {
+  fileprivate func store(_ value: UInt32, at offset: Int) {
+    base.storeBytes(of: value, toByteOffset: offset, as: UInt32.self)
+  }
 }
 
 // MARK: SVM
@@ -217,6 +275,8 @@ extension ExitGuest<SVMMachine, SVMExitCode> {
   ]
 
   private static let events: [SVMGuest] = [
+    .init(.nmi, [0xEB, 0xFE], .nmi) { $0.processor.raiseNMI() },
+    .init(.initSignal, [0xEB, 0xFE], .initSignal) { $0.processor.raiseINIT() },
     .init(.interrupt, [0xEB, 0xFE], .interrupt) { $0.processor.kick() },
     .init(.virtualInterrupt, [0xEB, 0xFE], .virtualInterrupt) { m in
       m.vmcb[.virtualInterrupt] =

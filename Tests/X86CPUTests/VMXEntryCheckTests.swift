@@ -167,7 +167,7 @@ private let unrestrictedOff: (VMCSField, UInt64) = (
       set: [
         secondary(
           SecondaryControls.virtualizeAPICAccesses | SecondaryControls.virtualizeX2APIC)
-      ]),
+      ], of: .virtualAPIC),
     BrokenRule(
       .apicFeaturesWithoutTPRShadow, set: [secondary(SecondaryControls.virtualizeX2APIC)]),
     BrokenRule(
@@ -177,8 +177,14 @@ private let unrestrictedOff: (VMCSField, UInt64) = (
       .apicFeaturesWithoutTPRShadow,
       set: [secondary(SecondaryControls.virtualInterruptDelivery)]),
     BrokenRule(
-      .postedWithoutDelivery, set: [(.pinBasedControls, bits(PinControls.postedInterrupts))]),
-    BrokenRule(.pmlWithoutEPT, set: [secondary(SecondaryControls.enablePML)], clear: eptOff),
+      .postedWithoutDelivery, [(.postedInterruptDescriptor, 0x7000)],
+      set: [
+        (.pinBasedControls, bits(PinControls.postedInterrupts)),
+        (.exitControls, bits(ExitControls.acknowledgeInterrupt)),
+      ]),
+    BrokenRule(
+      .pmlWithoutEPT, [(.pmlAddress, 0x7000)], set: [secondary(SecondaryControls.enablePML)],
+      clear: eptOff),
     BrokenRule(
       .pmlAddress, [(.pmlAddress, misaligned)], set: [secondary(SecondaryControls.enablePML)]),
     BrokenRule(
@@ -188,7 +194,7 @@ private let unrestrictedOff: (VMCSField, UInt64) = (
       .vmFunctionControls, [(.vmFunctionControls, 2)],
       set: [secondary(SecondaryControls.enableVMFunctions)]),
     BrokenRule(
-      .eptpSwitchingWithoutEPT, [(.vmFunctionControls, 1)],
+      .eptpSwitchingWithoutEPT, [(.vmFunctionControls, 1), (.eptpListAddress, 0x7000)],
       set: [secondary(SecondaryControls.enableVMFunctions)], clear: eptOff),
     BrokenRule(
       .eptpListAddress, [(.vmFunctionControls, 1), (.eptpListAddress, misaligned)],
@@ -213,13 +219,14 @@ private let unrestrictedOff: (VMCSField, UInt64) = (
       set: [secondary(SecondaryControls.virtualInterruptDelivery)],
       clear: [(.pinBasedControls, bits(PinControls.externalInterruptExiting))], of: .virtualAPIC),
     BrokenRule(
-      .postedWithoutAcknowledge,
+      .postedWithoutAcknowledge, [(.postedInterruptDescriptor, 0x7000)],
       set: [
         secondary(SecondaryControls.virtualInterruptDelivery),
         (.pinBasedControls, bits(PinControls.postedInterrupts)),
       ], of: .virtualAPIC),
     BrokenRule(
-      .postedInterruptVector, [(.postedInterruptVector, 0x100)],
+      .postedInterruptVector,
+      [(.postedInterruptVector, 0x100), (.postedInterruptDescriptor, 0x7000)],
       set: [
         secondary(SecondaryControls.virtualInterruptDelivery),
         (.pinBasedControls, bits(PinControls.postedInterrupts)),

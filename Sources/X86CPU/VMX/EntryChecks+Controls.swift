@@ -52,7 +52,7 @@ extension EntryChecks {
       try require(
         VMXCapabilities.allows(eptLevels: pointer & EPTPointer.levelsMask), .eptWalkLength)
       try require(
-        VMXCapabilities.allows(eptPointer: pointer) && Self.isHostPage(pointer & Page.mask),
+        pointer & EPTPointer.reserved == 0 && Self.isHostPage(pointer & Page.mask),
         .eptPointerReserved)
     }
     try checkPaging()

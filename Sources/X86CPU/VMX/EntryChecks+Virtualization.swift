@@ -21,7 +21,7 @@ extension EntryChecks {
     else { return }
     let offset = Int(VirtualAPICRegister.taskPriority)
     let tpr = base.load(fromByteOffset: offset, as: UInt8.self)
-    try require(threshold <= UInt64(tpr >> 4), .tprThresholdAboveTPR)
+    try require(threshold & 0xF <= UInt64(tpr >> 4), .tprThresholdAboveTPR)
   }
 
   func checkAPICVirtualization() throws(EntryFailure) {

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory accesses of a block share a look at the TLB. Accesses whose addresses differ by a
-// constant lie in one page most of the time: one look proves the page of all of them, and the
-// others add their distance to the host address that the first has found.
+// Which memory accesses of a block share a TLB check. Accesses whose addresses differ by a constant
+// are mostly in one page: the first access checks the page for all of them, and the others add
+// their distance to its host address.
 //
 //     mov rax, [rsi + rcx*8 + 16]      looks for 16 bytes at rsi + rcx*8 + 8
 //     mov rdx, [rsi + rcx*8 + 8]       [host address + 0]
 //
-// Registers are followed through additions of constants, moves and pushes. A handler or a system
-// instruction may change translations: no group lasts past it.
+// The analysis follows registers through additions of constants, moves and pushes. Handlers and
+// system instructions may change address translation, and end all groups.
 
 import X86
 import X86CPU
 import X86Decoder
 
 struct AccessGroup {
-  /// The first and the last instruction, and how many; the first looks.
+  /// The first instruction, which checks, the last, and their number.
   private(set) var leader = 0
   private(set) var last = 0
   private(set) var count = 0
@@ -34,7 +34,7 @@ struct AccessGroup {
   var size: Int { Int(high &- low) }
 }
 
-/// One access as groups see it.
+/// One access, for grouping.
 private struct Access {
   var key: AccessPlan.Key
   /// Of the first byte, relative to what the key stands for.
@@ -140,7 +140,7 @@ struct AccessPlan {
     var scale: UInt8
   }
 
-  /// An access that looks, with the registers of its address as bits.
+  /// An access with a check, with the registers of its address as bits.
   struct Look {
     var index: Int
     var registers: UInt32
@@ -168,7 +168,7 @@ struct AccessPlan {
 
   private let lookMemory: UnsafeMutablePointer<Look>
   private var lookCount = 0
-  /// Accesses that look for themselves or for a group, away from the stack.
+  /// Accesses with a check for themselves or a group, away from the stack.
   var looks: UnsafeBufferPointer<Look> {
     UnsafeBufferPointer(start: lookMemory, count: lookCount)
   }
@@ -339,7 +339,7 @@ extension AccessGroup {
     let newLow = min(low, access.relative)
     let newHigh = max(high, access.relative &+ access.size)
     guard AccessPlan.fits(newLow, newHigh), newLow >= lowest else { return false }
-    // One test of the address has to do for all aligned members.
+    // One test of the address has to suffice for all aligned members.
     let common = Int64(min(alignmentMask, access.alignmentMask))
     return common == 0 || (access.relative &- alignedAt) & common == 0
   }

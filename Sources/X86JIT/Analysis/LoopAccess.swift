@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which accesses of loops remember the page that they were last in. An access that walks through
-// memory stays in a page for many rounds: to compare its address with the remembered page costs
-// less than a look at the TLB. One whose address comes out of memory goes anywhere and looks at the
-// TLB.
+// Which accesses of loops cache their last page. An access that walks through memory stays in a
+// page for many rounds: comparing its address with the cached page costs less than a TLB check. An
+// access whose address is loaded from memory (pointer chasing) checks the TLB.
 //
-// A remembered page is true until the translation is left: only handlers and system instructions
-// change the TLB's entries for the worse, and a loop that has any remembers nothing.
+// A cached page is valid until the translation exits: only handlers and system instructions remove
+// rights from TLB entries, and a loop that has any caches nothing.
 
 import X86
 import X86CPU
 import X86Decoder
 
 enum LoopAccess {
-  /// Gives numbers to the remembered pages of blocks that are translated together.
+  /// Numbers the cached pages of blocks that are translated together.
   ///
   /// - Returns: how many there are.
   static func findPages(_ codes: UnsafeBufferPointer<BlockCode>) -> Int {
@@ -34,7 +33,7 @@ enum LoopAccess {
 
   /// Blocks that lead back to themselves, as bits.
   private static func loops(_ codes: UnsafeBufferPointer<BlockCode>) -> UInt32 {
-    // What each block leads to: at once, then by others.
+    // The successors of each block: direct, then transitive.
     var reached = InlineArray<16, UInt32>(repeating: 0)
     for (n, code) in codes.enumerated() {
       let successors = code.successors
@@ -52,7 +51,7 @@ enum LoopAccess {
     return result
   }
 
-  /// General registers whose values come out of memory or out of vector registers, as bits.
+  /// General registers whose values come from memory or vector registers, as bits.
   private static func loadedRegisters(
     _ codes: UnsafeBufferPointer<BlockCode>, _ inLoop: UInt32
   ) -> UInt32 {
@@ -73,7 +72,7 @@ enum LoopAccess {
 }
 
 extension BlockCode {
-  /// Nothing in it makes entries of the TLB untrue.
+  /// Nothing in it invalidates TLB entries.
   fileprivate var keepsTranslations: Bool { !kinds.contains(.handler) && !kinds.contains(.system) }
 }
 

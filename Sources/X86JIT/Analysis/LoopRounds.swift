@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Loops of one block whose addresses advance by what does not change. How many rounds stay in the
-// pages of their accesses is known before them, so these rounds need no look at any page:
+// Loops of one block whose addresses advance by loop invariants. The number of rounds that stay in
+// the pages of their accesses is computed in advance, so these rounds need no TLB check:
 //
 //     L: movaps xmm1, [r10 + rbx*4]      host: movaps xmm1, [r15 + rbx*4]
 //        addps  xmm1, [rdi + rbx*4]            addps  xmm1, [rsi + rbx*4]
@@ -9,18 +9,18 @@
 //        cmp    rbx, 128                       cmp    rbx, 128
 //        jne    L                              je     out; add r13, 5; jne L
 //
-// R15 is R10 plus what makes host addresses of a page's linear ones, and so is RSI (which the loop
-// does not name) for RDI; R13 counts instructions up to 0. Nothing in such a round can fault or
-// leave the translation, and at most 4096 of them run between two looks at `request`.
+// R15 is R10 plus the difference between the page's host and linear addresses, and RSI (which the
+// loop does not use) is that of RDI; R13 counts instructions up to 0. Such a round cannot fault or
+// exit the translation, and at most 4096 rounds run between two polls of `request`.
 
 import X86
 import X86CPU
 import X86Decoder
 
 struct LoopRounds {
-  /// A page that accesses look for in a round with looks, and how its address advances.
+  /// A page that a checking round looks up, and how its address advances.
   struct Walk {
-    /// The instruction that looks.
+    /// The instruction with the check.
     var leader: Int
     var page: RememberedPage
     var key: AccessPlan.Key
@@ -33,8 +33,8 @@ struct LoopRounds {
     var alignedAt: Int64
   }
 
-  /// What a host register holds: what is to be added to linear addresses in a page, and the parts
-  /// of an address that stay the same.
+  /// The value of a host register: the difference between host and linear addresses in a page, plus
+  /// the invariant parts of an address.
   struct Base: Equatable {
     enum Part: Equatable {
       case none, codePage
@@ -44,7 +44,7 @@ struct LoopRounds {
     var part: Part
   }
 
-  /// A memory operand: what is added to the base.
+  /// A memory operand: what it adds to the base.
   struct Operand {
     var base: Int
     var register: UInt8?
@@ -56,19 +56,19 @@ struct LoopRounds {
   private(set) var bases: [Base] = []
   /// By instruction.
   private(set) var operands: [Int: Operand] = [:]
-  /// Flags that are looked at after each instruction of such a round.
+  /// Flags that are live after each instruction of such a round.
   private(set) var liveAfter: [FlagSet] = []
   /// General registers that the block names, as bits.
   private(set) var named: UInt32 = 0
 
   /// Rounds where no address advances.
   static let roundsInPlace: Int32 = 256
-  /// Fewer are left to rounds with looks.
+  /// The fewest rounds that are worth it.
   static let fewestRounds: Int32 = 3
   static let longestStep: Int64 = 1024
   private static let mostInstructions = 64
 
-  /// Nil where the block is no such loop. What pages its accesses remember is known.
+  /// Nil: the block is no such loop. The accesses' cached pages are known.
   init?(_ code: BlockCode) {
     guard code.mode == .bits64, code.isLoopAlone, code.instructions.count <= Self.mostInstructions
     else { return nil }
@@ -85,8 +85,8 @@ struct LoopRounds {
     liveAfter = Self.liveness(code)
   }
 
-  /// General registers whose values at a round's beginning its addresses are made of, and those by
-  /// whose values they advance.
+  /// General registers whose values at a round's start form its addresses, and those by whose
+  /// values the addresses advance.
   var addressRegisters: [UInt8] {
     var registers: Set<UInt8> = []
     for walk in walks {
@@ -198,7 +198,7 @@ struct LoopRounds {
 }
 
 extension AccessPlan.Step {
-  /// Whether rounds are worth counting, and an access stays aligned that is so once.
+  /// Rounds are worth counting, and an aligned access stays aligned.
   fileprivate func allows(alignmentMask: UInt8) -> Bool {
     switch self {
     case .by(let step):

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory for what a translation knows of its blocks' instructions, side by side by instruction.
-// Each translation uses it anew from the start, so that translating allocates nothing and counts no
-// references. What points into it (`BlockCode`, `AccessPlan`) is true until the next translation.
+// Memory for the analysis of a translation's instructions: arrays indexed by instruction. Each
+// translation reuses it from the start, so that translating allocates nothing and counts no
+// references. Pointers into it (`BlockCode`, `AccessPlan`) are valid until the next translation.
 
 import X86
 import X86CPU

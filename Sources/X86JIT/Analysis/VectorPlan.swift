@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which vector and x87 instructions a translation executes itself, and what a block makes of the
-// vector registers: how much of each must be in the host's register.
+// Which vector and x87 instructions translated code executes itself, and how much of each vector
+// register a block needs in the host register.
 
 import X86
 import X86CPU
@@ -22,7 +22,7 @@ struct VectorNeeds: Equatable {
     x87 = x87 || other.x87
   }
 
-  /// Whether what has been tested and loaded for these does for others.
+  /// State that was tested and loaded for these suffices for others.
   func covers(_ other: VectorNeeds) -> Bool {
     level >= other.level && (isArithmetic || !other.isArithmetic) && (x87 || !other.x87)
   }
@@ -55,8 +55,8 @@ struct VectorNeeds: Equatable {
 }
 
 enum VectorLowering {
-  /// Whether translated code executes the instruction itself. The others change control words,
-  /// address memory by other means than one operand, or have operands that are not encoded.
+  /// Translated code executes the instruction itself. The others change control words, access
+  /// memory other than by one operand, or have implicit operands.
   static func isNative(_ i: Instruction, _ host: HostFeatures) -> Bool {
     guard i.attributes.contains(.vector) || i.attributes.contains(.x87), host.has(i),
       i.attributes.isDisjoint(with: [.vsib, .branch, .serializes, .privileged]),
@@ -83,7 +83,7 @@ enum VectorLowering {
     .vp2intersectq,
   ]
 
-  /// Whether a legacy instruction gives all 16 bytes of its destination a new value.
+  /// A legacy instruction overwrites all 16 bytes of its destination.
   static func writesWhole(_ i: Instruction) -> Bool {
     switch i.mnemonic {
     case .movups, .movaps, .movupd, .movapd, .movdqa, .movdqu, .lddqu, .movd, .movq, .pshufd: true
@@ -128,16 +128,15 @@ struct VectorPlan {
     }
   }
 
-  /// Bytes of a register to load: the upper part is not wanted where nothing reads it, as the load
-  /// zeroes it like every VEX instruction that writes to the register.
+  /// Bytes of a register to load: not the upper part if nothing reads it, because the load zeroes
+  /// it, as every VEX instruction that writes to the register does.
   func loadWidth(_ number: UInt8) -> UInt8 {
     let keepsUpper = (wide | legacy) >> UInt32(number & 31) & 1 != 0
     return keepsUpper ? width[Int(number & 31)] : 16
   }
 
-  /// The first vector instructions after those that are left to handlers: what they need is tested
-  /// there, and where it is missing the code is left. As bits: a block has less than 64
-  /// instructions.
+  /// The first vector instructions after those left to handlers: they test the state that they need
+  /// and exit if it is missing. As bits: a block has less than 64 instructions.
   static func tests(_ kinds: UnsafeBufferPointer<LoweringKind>) -> UInt64 {
     var result: UInt64 = 0
     var isKnown = true
@@ -175,20 +174,20 @@ struct VectorPlan {
   }
 }
 
-/// What the host's registers hold at a point of the code.
+/// The contents of host vector registers at a point of the code.
 struct VectorCache: Equatable {
   var held: UInt32 = 0
-  /// Of those: what may differ from the state.
+  /// Of those: the dirty ones.
   var dirty: UInt32 = 0
   var masksHeld: UInt8 = 0
   var masksDirty: UInt8 = 0
   /// The last x87 instruction whose address and opcode are not recorded yet.
   var x87Instruction: Int?
-  /// Whether the host's registers 0 to 15 may have something above their first 16 bytes.
+  /// The upper parts of host registers 0 to 15 may be in use.
   var usesUpper = false
-  /// What has been tested and is loaded.
+  /// The state that has been tested and loaded.
   var ready = VectorNeeds.none
 
-  /// A handler takes something away.
+  /// A handler may unload state.
   var needsReload: Bool { held != 0 || masksHeld != 0 || ready.x87 || ready.isArithmetic }
 }

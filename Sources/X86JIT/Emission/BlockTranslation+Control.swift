@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ends of blocks. A successor in the same page is jumped to directly: it stays in the same host
-// page under the same linear page, whatever else changes, and its translations are dropped together
-// with this one. Every other successor is looked up in the jump cache, which knows the address
-// space.
+// Ends of blocks. Code jumps directly to a successor in the same page: whatever else changes, both
+// have the same host page and linear page, and their translations are dropped together. It looks
+// every other successor up in the jump cache, which knows the address space.
 //
-// Every loop passes a look at `request`: at jumps backwards and at look-ups.
+// Every loop polls `request`: at backward jumps and at look-ups.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// An indirect transfer whose target the jump cache does not know.
+/// An indirect transfer whose target misses the jump cache.
 struct UnresolvedWay {
   enum End {
     case jump
@@ -26,20 +25,20 @@ struct UnresolvedWay {
 extension BlockTranslation {
   // MARK: Edges
 
-  /// An instruction that may have changed modes, mappings or events is followed by a look at `slow`
-  /// and a look-up.
+  /// After an instruction that may have changed modes, mappings or events: tests `slow` and looks
+  /// the next block up.
   func edgeAfterSystemInstruction(to offset: Int) {
     a.arithmetic(.cmp, .state(StateOffset.slow), immediate: 0, wide: false)
     a.jump(if: Self.notEqual, exitLabel(offset))
     dispatch(to: offset)
   }
 
-  /// On at an offset of the page, by the table of jumps.
+  /// Continues at an offset of the page, by the jump cache.
   func dispatch(to offset: Int) {
     jump(to: offset, isWide ? thunks.dispatchRelative : thunks.dispatch)
   }
 
-  /// To a thunk that takes an offset of the page; in 32-bit code, one that takes RIP.
+  /// Jumps to a thunk that takes an offset of the page; in 32-bit code, one that takes RIP.
   func jump(to offset: Int, _ thunk: UInt) {
     if isWide {
       a.move(.r13, immediate: UInt64(UInt32(truncatingIfNeeded: offset)))
@@ -49,7 +48,7 @@ extension BlockTranslation {
     a.jump(to: thunk)
   }
 
-  /// Where the run loop is returned to with RIP at an offset of the page.
+  /// Returns to the run loop with RIP at an offset of the page.
   func exitLabel(_ offset: Int) -> Label {
     if let known = exits.first(where: { $0.offset == offset }) { return known.label }
     let label = a.label()
@@ -65,18 +64,18 @@ extension BlockTranslation {
 
   // MARK: Look-ups
 
-  /// R15 = what leads to the translation of the block at R13, or a jump to `miss`. Clobbers R14.
+  /// R15 = entry of the translation of the block at R13, or a jump to `miss`. Clobbers R14.
   private func lookUp(_ miss: Label) {
     thunks.lookUp(&a, miss)
   }
 
-  /// To the code in R15, which knows its linear page.
+  /// Jumps to the code in R15, which knows its linear page.
   private func enterLookedUp() {
     thunks.enterLookedUp(&a)
   }
 
-  /// The end of an indirect call, whose target is in `temporary0` and the host address of whose
-  /// push in `temporary1`: R13 = target.
+  /// The end of an indirect call: its target is in `temporary0`, the host address of its push in
+  /// `temporary1`. R13 = target.
   private func pushReturn(to offset: Int) {
     a.load(.r13, .state(StateOffset.temporary1))
     pageRelative(.r14, offset)
@@ -85,15 +84,15 @@ extension BlockTranslation {
     a.load(.r13, .state(StateOffset.temporary0))
   }
 
-  /// Where a look-up for the target in R13 goes that finds nothing. What may still fault is left to
-  /// the handler at `miss`.
+  /// Where a failed look-up of the target in R13 continues. If the transfer may still fault, the
+  /// handler at `miss` executes it.
   private func unresolvedWay(_ miss: Label, _ end: UnresolvedWay.End) -> Label {
     let way = UnresolvedWay(start: a.label(), miss: miss, end: end)
     unresolved.append(way)
     return way.start
   }
 
-  /// Out of line: the rest of the instruction, and its target found in Swift.
+  /// Out of line: the rest of the instruction, with a look-up in Swift.
   func emitUnresolved() {
     for way in unresolved {
       a.bind(way.start)
@@ -108,7 +107,7 @@ extension BlockTranslation {
     }
   }
 
-  /// To `miss` where the address in R13 is not canonical. Clobbers R14.
+  /// Jumps to `miss` if the address in R13 is not canonical. Clobbers R14.
   private func requireCanonical(_ miss: Label) {
     a.move(.r14, .r13)
     a.shiftLeft(.r14, 16)

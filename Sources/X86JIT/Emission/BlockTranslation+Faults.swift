@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses whose host memory has gone. The signal's handler finds the access by its position and
-// goes on at its target, which makes of the host's registers the guest's state before the
-// instruction: the way out of line of an access that looked for itself. One that did not, because
-// its group's first access or the round's beginning did, has a way of its own, which leaves to the
-// interpreter.
+// Accesses whose host memory has vanished. The signal handler finds the access by its position and
+// continues at its target, which rebuilds the guest's state before the instruction from the host
+// registers. For an access with a TLB check of its own that is its out-of-line path. An access
+// whose group or loop round was checked has a path of its own, which exits to the interpreter.
 //
-// So nothing of the guest's state may change between the look and the access.
+// So the guest's state must not change between the check and the access.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// A position from which on faults are those of one access, and where they go.
+/// A position from which faults belong to one access, and their target.
 struct FaultSite {
   var position: Int
   var target: Label
 }
 
-/// A way of its own, still to be emitted.
+/// A fault path not yet emitted.
 struct FaultWay {
   var start: Label
   var code: Int
@@ -30,13 +29,13 @@ struct FaultWay {
 }
 
 extension BlockTranslation {
-  /// What faults from here on goes to `target`.
+  /// Faults from here on continue at `target`.
   func noteFaults(_ target: Label) {
     guard guardsAccesses else { return }
     faultSites.append(FaultSite(position: a.position, target: target))
   }
 
-  /// The access of `n`, which does not look, follows.
+  /// Before the access of `n`, which has no check.
   func noteOwnFaults(_ n: Int) {
     guard guardsAccesses else { return }
     let label = a.label()
@@ -47,7 +46,7 @@ extension BlockTranslation {
         rounds: rounds?.registers))
   }
 
-  /// Instruction `n` is left to the interpreter, nothing of it having happened.
+  /// Exits to the interpreter before instruction `n`.
   func emitFaultWays() {
     for way in faultWays {
       select(way.code)

@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses that share a look at the TLB (see AccessGroups). Where the look fails, because the bytes
-// lie in two pages or because one access has to be left to its handler, the instructions up to the
-// group's last are executed by a second copy of their code, out of line, in which each access looks
-// for itself; behind it the two ways are one again, with the same things known.
+// Accesses that share a TLB check (see AccessGroups). If the check fails, because the bytes are in
+// two pages or an access needs its handler, an out-of-line copy executes the instructions up to the
+// group's last, with a check for each access. Behind it both paths join with the same knowledge.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// The copy of some instructions in which groups that begin there do not exist.
+/// An out-of-line copy of some instructions, without the groups that begin in it.
 struct SlowSegment {
   var start: Label
   var code: Int
   var first: Int
   var last: Int
   var state: EntryState
-  /// Where it ends in the fast code, and what is known there. Nil at the block's end.
+  /// Where it joins the fast code, and the knowledge there. Nil at the block's end.
   var back: (label: Label, state: EntryState)?
 }
 
 extension BlockTranslation {
-  /// The place of a memory operand in a host register plus a constant; and where a miss goes,
-  /// unless the group's copy deals with it. Clobbers flags, R13 to R15.
+  /// A memory operand as a host register plus a constant, and the target of a miss, unless the
+  /// group's copy handles it. Clobbers flags, R13 to R15.
   func access(_ n: Int, _ operand: Operand) -> (place: Place, miss: Label?) {
     if let rounds {
       let place = place(n, rounds)
@@ -61,7 +60,7 @@ extension BlockTranslation {
     return (.memory(.r13), miss)
   }
 
-  /// The group that an instruction's access belongs to in the code that is being emitted.
+  /// The group of an instruction's access in the current code.
   func group(_ n: Int) -> Int? {
     let g = accessGroup[n]
     if g < 0 { return nil }
@@ -111,8 +110,7 @@ extension BlockTranslation {
     }
   }
 
-  /// A copy for when the look of `n` fails. It goes on until no group that begins in it is left
-  /// open.
+  /// A copy for a failed check of `n`. It ends where no group that begins in it is open.
   private func segment(from n: Int, _ group: AccessGroup) -> Label {
     var last = group.last
     var next = n + 1
@@ -163,7 +161,7 @@ extension BlockTranslation {
     slowFrom = nil
   }
 
-  /// What the fast code knows of flags where the copy comes back.
+  /// The fast code's knowledge of flags where the copy joins it.
   private func matchFlags(_ wanted: FlagState) {
     if wanted.inState { saveFlags() }
     if flags.host.isSuperset(of: wanted.host) { return }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory operands: the linear address, then the TLB inline. R13 is the address, first linear and
-// then the host's; R14 and R15 are clobbered on the way, and the flags.
+// Memory operands: the linear address, then an inline TLB check. R13 holds the address, first
+// linear, then host. Clobbers R14, R15 and flags.
 
 import X86
 import X86CPU
 import X86Decoder
 
 extension BlockTranslation {
-  /// The memory operand of `n` as an address of the host's registers, without its segment's base.
-  /// What is not in a register is loaded to R13 (base) and R14 (index).
+  /// The memory operand of `n` as an address of host registers, without its segment's base. Loads
+  /// guest registers without a host register to R13 (base) and R14 (index).
   func guestAddress(_ n: Int) -> Place {
     let i = instructions[n]
     var place = Place.memory(nil, Int32(truncatingIfNeeded: i.displacement))
@@ -34,8 +34,8 @@ extension BlockTranslation {
     return scratch
   }
 
-  /// R13 = linear address of the memory operand of `n`, and some bytes more. In 32-bit code, to
-  /// `miss` where FS or GS, if that is the segment, has anything to be checked.
+  /// R13 = linear address of the memory operand of `n` plus some bytes. In 32-bit code: jumps to
+  /// `miss` if its segment is FS or GS and needs a check.
   func linearAddress(_ n: Int, _ miss: Label? = nil, plus distance: Int = 0) {
     let i = instructions[n]
     var place = guestAddress(n)
@@ -49,7 +49,7 @@ extension BlockTranslation {
     }
   }
 
-  /// The segment is one of 4 GiB, and the operand at offset R13 does not go beyond them.
+  /// The segment has 4 GiB, and the operand at offset R13 does not exceed them.
   private func checkSegment(_ i: Instruction, _ miss: Label) {
     let size = i.memoryOperand.map { Int32(i.operands[$0].size) } ?? 1
     a.testByte(.state(StateOffset.wholeSegments), UInt8(1) << i.segment.rawValue)
@@ -59,8 +59,8 @@ extension BlockTranslation {
     a.jump(if: Self.notEqual, miss)
   }
 
-  /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the instruction
-  /// whose access it is, if a page may be remembered for it.
+  /// R13 = host address of the linear address in R13, or a jump to `miss`. `n` is the accessing
+  /// instruction, if its page may be cached.
   func translateAddress(size: Int, write: Bool, _ miss: Label, for n: Int? = nil) {
     if let n, slowFrom == nil, loopPages[n] >= 0 {
       translate(in: RememberedPage(access: Int(loopPages[n])), size: size, write: write, miss)
@@ -93,7 +93,7 @@ extension BlockTranslation {
     }
   }
 
-  /// The look that a thunk makes (see Thunks+Memory).
+  /// The TLB check in a thunk (see Thunks+Memory).
   private func callLook(_ thunk: UInt, _ size: Int, _ miss: Label) {
     lastByte(size)
     a.call(thunk)
@@ -109,9 +109,8 @@ extension BlockTranslation {
     }
   }
 
-  /// R13 = 0 on a condition on which the code before has jumped elsewhere: the host may have
-  /// guessed that it did not, and executes the access behind it with any address that the guest
-  /// likes.
+  /// R13 = 0 on the condition on which the code before has jumped elsewhere: if the host
+  /// mispredicted that jump, it executes the access behind it with an address that the guest chose.
   private func poison(if condition: UInt8) {
     if guardsSpeculation { a.move(if: condition, .r13, .state(StateOffset.zero)) }
   }
@@ -140,10 +139,10 @@ extension BlockTranslation {
     instructions[n].segment == .fs || instructions[n].segment == .gs
   }
 
-  // MARK: Remembered pages
+  // MARK: Cached pages
 
-  /// The same for an address near the stack pointer: the state remembers the stack's page, known to
-  /// be writable, so that most accesses need no look-up. Whoever changes translations forgets it.
+  /// The same for an address near the stack pointer: the state caches the stack's page, which is
+  /// writable, so most accesses need no look-up. Code that changes address translation drops it.
   func translateStackAddress(size: Int, _ miss: Label) {
     if isCompact || slowFrom != nil {
       if size > 8 { return lookUpAddress(size: size, write: true, miss) }
@@ -169,9 +168,8 @@ extension BlockTranslation {
     finish(way)
   }
 
-  /// R13 = host address of the linear address in R13, if it is in the page that the access was last
-  /// in; else that of the look-up, and its page is remembered. All accesses to the page are of one
-  /// size.
+  /// R13 = host address of the linear address in R13: from the access's cached page if the address
+  /// is in it; else by a look-up, whose page is cached. All accesses to the page have one size.
   private func translate(in page: RememberedPage, size: Int, write: Bool, _ miss: Label) {
     let way = PageWay(
       look: a.label(), back: a.label(), page: page, size: size, write: write, miss: miss)
@@ -182,10 +180,10 @@ extension BlockTranslation {
     finish(way)
   }
 
-  /// R13 = the host address, if the page is the remembered one; R15 = the offset in that.
+  /// R13 = the host address, if the page is the cached one; R15 = the offset in it.
   ///
-  /// The host's address is compared, not the linear one: whatever mixture of old and new words the
-  /// host works with while it guesses, what passes lies in a page that was remembered.
+  /// Compares the host address, not the linear one: whatever mixture of old and new words the host
+  /// speculates with, an address that passes is in a page that was cached.
   private func begin(_ way: PageWay) {
     a.arithmetic(.add, .r13, .state(way.page.addend))
     a.move(.r15, .r13)
@@ -202,7 +200,7 @@ extension BlockTranslation {
   static let above: UInt8 = 7
   static let notBelow: UInt8 = 3
 
-  /// Out of line: the look-up, and the page remembered.
+  /// Out of line: the look-up, which caches the page.
   func emitPageWays() {
     for way in pageWays {
       a.bind(way.look)
@@ -226,9 +224,8 @@ extension BlockTranslation {
   }
 }
 
-/// Offsets in the state of a page that accesses were last found in: its host address, what to add
-/// to linear addresses for the host's, and the offset in it that accesses must stay below, 0 for a
-/// page that is forgotten.
+/// Offsets, in the CPU state, of a cached page: its host address, the difference between host and
+/// linear addresses, and the limit of offsets for accesses, 0 for no page.
 struct RememberedPage: Equatable {
   var start: Int
   var addend: Int

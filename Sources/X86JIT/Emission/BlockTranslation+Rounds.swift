@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The code of rounds without looks (see LoopRounds). A version of the loop's block, which looks in
-// each round, jumps there from its end; it is come back to where a page is not known or left:
+// The code of loop rounds without TLB checks (see LoopRounds). The checking version of the loop's
+// block jumps there from its end; the rounds return to it when a page is unknown or left:
 //
 //     rounds:  how many stay in the pages; fewer than three: to the version
 //              retired += rounds * instructions; R13 = -that
@@ -12,25 +12,25 @@
 //              registers back; to the version
 //     out:     retired += R13 + instructions; registers back; on to the next block
 //
-// Where a round ends the guest's state is what the version knows of it, so the two are one to all
-// else.
+// At the end of a round the guest's state is the version's, so both look the same to all other
+// code.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// Rounds that are still to be emitted.
+/// Rounds not yet emitted.
 struct RoundsWay {
   var start: Label
   var version: Int
 }
 
-/// Host registers that hold the bases of memory operands, and those of them that are the guest's.
+/// Host registers that hold the bases of memory operands, and which of them are guest registers.
 struct RoundsRegisters {
   var bases: [HostRegister] = []
   var borrowed: [UInt8] = []
 
-  /// Nil where the block leaves too few.
+  /// Nil: the block leaves too few registers.
   init?(_ plan: LoopRounds) {
     var free: [UInt8] = RegisterMap.mapped.filter {
       plan.named >> UInt32($0) & 1 == 0 && RegisterMap.host($0) != RegisterMap.stackPointer
@@ -52,7 +52,7 @@ extension BlockTranslation {
   /// Counts instructions up to 0.
   private static let counter = HostRegister.r13
 
-  /// Where the version that is being emitted goes for its next rounds, if it leads to itself.
+  /// The target for further rounds of the current version, if it leads to itself.
   func roundsLabel(_ version: Int) -> Label? {
     guard emitted == version, let plan = loopRounds(of: current), RoundsRegisters(plan) != nil,
       versions[version].state.flags.usesMappedRegisters,
@@ -63,7 +63,7 @@ extension BlockTranslation {
     return label
   }
 
-  /// A memory operand in a round without looks.
+  /// A memory operand in a round without checks.
   func place(_ n: Int, _ rounds: (plan: LoopRounds, registers: RoundsRegisters)) -> Place {
     guard let operand = rounds.plan.operands[n] else { return .memory(.r13) }
     let base = rounds.registers.bases[operand.base]
@@ -184,7 +184,7 @@ extension BlockTranslation {
     keepMask(isFirst: isFirst)
   }
 
-  /// R15 is all ones if what was checked is so, also where the host guesses.
+  /// R15 = all ones if the check held, also under speculation.
   private func keepMask(isFirst: Bool) {
     if !isFirst { a.arithmetic(.and, .r15, .state(StateOffset.roundsMask)) }
     a.store(.state(StateOffset.roundsMask), .r15)
@@ -208,7 +208,7 @@ extension BlockTranslation {
     }
   }
 
-  /// The same for steps by a register's value; not below 1 or long, it goes to `other`.
+  /// The same for steps by a register's value; jumps to `other` if it is below 1 or large.
   private func emitRoundsLeft(_ size: Int, by guest: UInt8, _ other: Label) {
     let step = roundRegister(guest, .r15)
     a.lea(.r15, .memory(step, -1))
@@ -230,13 +230,13 @@ extension BlockTranslation {
     a.load(.rdx, .state(StateOffset.temporary1))
   }
 
-  /// R14 = bytes that an access may advance in its page, from its offset in it.
+  /// R14 = bytes that an access can advance in its page, from its offset in R14.
   private func emitRoom(_ size: Int) {
     a.negate(.r14)
     a.lea(.r14, .memory(.r14, Int32(4096 - size)))
   }
 
-  /// Where someone asked for it. No flag of the guest's is in the host's.
+  /// Counts the round, for `--stats`. No guest flag is in host RFLAGS.
   private func countRound() {
     if let counter, current == 0 {
       a.move(.r14, immediate: UInt64(counter))
@@ -264,8 +264,8 @@ extension BlockTranslation {
     }
   }
 
-  /// Where the host has guessed that the pages are known, nothing that addresses are made of is the
-  /// guest's. R14 is clobbered; the flags are those of "not zero".
+  /// If the host speculates that the pages are known, no part of an address is the guest's.
+  /// Clobbers R14; the flags are those of "not zero".
   private func guardBases(_ plan: LoopRounds, _ registers: RoundsRegisters) {
     guard guardsSpeculation else { return }
     a.load(.r14, .state(StateOffset.roundsMask))
@@ -328,7 +328,7 @@ extension BlockTranslation {
     edge(to: nextOffset(last), from: last)
   }
 
-  /// Of the rounds that were counted, those that have not run. No flag changes.
+  /// Subtracts the rounds that were counted and have not run. Preserves flags.
   func uncountRounds(_ finished: Int32) {
     if !countsInstructions { return }
     a.load(.r14, .state(StateOffset.retired))

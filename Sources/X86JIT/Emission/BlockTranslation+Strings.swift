@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// REP STOS and REP MOVS of 64-bit code that stay in one page on each side: the host's own, with
-// host addresses in RDI and RSI. A guest clears and copies small pieces most of the time, for which
-// the way to a handler costs more than the work. Everything else (DF set, a count of 0, a page's
-// end, MMIO, code) is the handler's, and nothing has happened before it.
+// REP STOS and REP MOVS of 64-bit code that stay in one page on each side: emitted as the host's
+// instruction, with host addresses in RDI and RSI. Guests mostly clear and copy small pieces, for
+// which a handler call costs more than the work. The handler executes all other cases (DF set, a
+// count of 0, a page's end, MMIO, code) from the start.
 
 import X86
 import X86CPU
@@ -39,8 +39,8 @@ extension BlockTranslation {
     lookUpPage(write: write, miss)
   }
 
-  /// The pointers advance by what the host's have. Where memory may be gone, a fault ends the
-  /// host's instruction early, and the handler gets the rest: a repeated instruction may stop
+  /// Advances the guest's pointers by as much as the host's. If memory vanishes, a fault ends the
+  /// host's instruction early, and the handler does the rest: a repeated instruction may stop
   /// anywhere.
   private func runString(_ i: Instruction, _ miss: Label) {
     let copies = i.mnemonic == .movs

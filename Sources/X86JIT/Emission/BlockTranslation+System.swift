@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// System instructions that kernels execute all the time, in line. What is checked before anything
-// happens (privilege, intercepts) leaves to the handler where the answer is not the usual
-// one, so that exits and exceptions stay its business.
+// System instructions that kernels execute frequently, inline. The code checks privilege and
+// intercepts first, and calls the handler unless they are as usual. So all exits and exceptions are
+// the handler's.
 //
 // STI. Interrupts are taken only where `request` is looked at, so its shadow needs no blocking; but
 // the state says that it is there while the next instruction executes, which may exit. That

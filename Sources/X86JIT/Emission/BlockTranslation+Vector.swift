@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Vector and x87 instructions: emitted as they stand, on the same registers.
+// Vector and x87 instructions: emitted unchanged, on the same registers.
 //
-// A guest's vector register is in the host's register of the same number from its first use in a
-// block; what has changed goes back to the state before anything leaves the translation or calls a
-// handler. Registers stay in place from block to block inside of it. The way out of line of a
-// missing access stores what is changed before it and loads everything after it.
+// From its first use in a block, a guest vector register lives in the host register of the same
+// number. Dirty registers are written back to the CPU state before the code exits the translation
+// or calls a handler. Registers stay loaded from block to block inside a translation. The
+// out-of-line code of a missing access writes dirty registers back before the handler and reloads
+// all of them after it.
 //
-// Legacy SSE instructions keep the upper part of a register, on the host as in the guest: a
-// register that only they use is held 16 bytes wide, and no more than that is stored. VEX and EVEX
-// instructions zero it: a register that they write is held, and stored, as a whole.
+// Legacy SSE instructions preserve the upper part of a register: if only they use a register, 16
+// bytes of it are loaded and written back. VEX and EVEX instructions zero the upper part: registers
+// that they write are held and written back whole.
 //
 // Many processors stall at each legacy SSE instruction behind VEX instructions, and the other way
 // round, while the upper parts of registers 0 to 15 are in use (Intel SDM Volume 1, "Mixing AVX
-// Code with SSE Code"). So these parts are made unused, by VZEROUPPER, wherever a translation is
-// left that has used them, and before handlers.
+// Code with SSE Code"). So translations that have used them execute VZEROUPPER at their exits and
+// before handlers.
 
 import X86
 import X86CPU
@@ -24,11 +25,11 @@ import X86Decoder
 struct VectorEntry {
   var start: Label
   var back: Label
-  /// What must be usable; without, the code is left to the interpreter.
+  /// What must be usable; if it is not, the interpreter executes the code.
   var usable: VectorReadiness
-  /// Thunk that loads what is needed, if that is what was missing.
+  /// Thunk that loads the missing state, if only loading was missing.
   var load: UInt?
-  /// The instruction to go on with in the interpreter, and those that are counted but will not run.
+  /// Where the interpreter continues, and how many instructions are counted that will not run.
   var code: Int
   var index: Int
   var uncounted: Int
@@ -37,7 +38,7 @@ struct VectorEntry {
 extension BlockTranslation {
   // MARK: Start of the block
 
-  /// Before the block's instructions are counted: what they need is there.
+  /// Before the block counts its instructions: loads the state that they need.
   func enterVectors() {
     let needs = needs(from: 0)
     if needs == .none || vectors.ready.covers(needs) { return }
@@ -45,7 +46,7 @@ extension BlockTranslation {
     makeReady(0, counted: false)
   }
 
-  /// Before instruction `n` of any kind: what it does not know of is in the state.
+  /// Before instruction `n` of any kind: writes back the state that its code does not know.
   func prepareVectors(_ n: Int) {
     switch kinds[n] {
     case .handler:
@@ -63,9 +64,8 @@ extension BlockTranslation {
     }
   }
 
-  /// The x87 unit's instruction pointer and opcode are those of the last instruction that sets
-  /// them. They are right where handlers look at them and at a block's end, not at every fault
-  /// between.
+  /// Updates the x87 instruction pointer and opcode from the last instruction that sets them. They
+  /// are exact at handlers and at block ends, not at every fault in between.
   func recordX87() {
     guard let n = vectors.x87Instruction else { return }
     let encoding = instructions[n].encoding
@@ -79,7 +79,7 @@ extension BlockTranslation {
 
   // MARK: Readiness
 
-  /// What instructions `n` and those after it need, up to the next that is left to its handler.
+  /// The vector state that instructions need from `n` up to the next one left to a handler.
   func needs(from n: Int) -> VectorNeeds {
     var needs = VectorNeeds.none
     for index in n..<instructions.count {
@@ -89,8 +89,8 @@ extension BlockTranslation {
     return needs
   }
 
-  /// Tests that what follows may be executed, and has what it needs loaded. No vector register is
-  /// held. Clobbers flags.
+  /// Tests that the following instructions are usable and their state is loaded. No vector register
+  /// is held. Clobbers flags.
   private func makeReady(_ n: Int, counted: Bool) {
     let needs = needs(from: n)
     vectors.ready = needs
@@ -173,7 +173,7 @@ extension BlockTranslation {
     if loads { moveMask(number, .load) }
   }
 
-  /// Stores what is changed. No flag changes.
+  /// Writes dirty registers back. Preserves flags.
   func spillVectors() {
     storeVectors(vectors)
     vectors.dirty = 0
@@ -189,20 +189,20 @@ extension BlockTranslation {
     }
   }
 
-  /// The same where no register need be kept. No flag changes.
+  /// The same, and frees all registers. Preserves flags.
   func releaseVectors() {
     spillVectors()
     if vectors.usesUpper { a.zeroUpper() }
     vectors.usesUpper = false
   }
 
-  /// The same on a way out of line.
+  /// The same in out-of-line code.
   func releaseVectors(_ cache: VectorCache) {
     storeVectors(cache)
     if cache.usesUpper { a.zeroUpper() }
   }
 
-  /// Out of line, around the handler of an instruction whose access missed.
+  /// In out-of-line code, around the handler of an instruction whose access missed.
   func leaveVectors(_ way: OutOfLine) { releaseVectors(way.before) }
 
   func reenterVectors(_ way: OutOfLine) {
@@ -220,7 +220,7 @@ extension BlockTranslation {
     }
   }
 
-  /// The operands of an instruction are in the host's registers.
+  /// Loads the operands of an instruction into host registers.
   private func holdOperands(_ i: Instruction, _ operands: [Operand]) {
     let isLegacy = i.prefixes.isDisjoint(with: [.vex, .evex])
     let isZeroing = VectorLowering.isZeroing(i)
@@ -317,9 +317,9 @@ extension BlockTranslation {
     }
   }
 
-  /// FLDCW of a word that masks every exception; the rest of the block relies on that. The word is
-  /// read once: another CPU may change it after the test, and an exception that is unmasked here
-  /// would be the program's.
+  /// FLDCW of a word that masks every exception, on which the rest of the block relies. It reads
+  /// the word once: another CPU may change it after the test, and an unmasked exception would be
+  /// raised in this program.
   private func lowerLoadControlWord(_ n: Int) {
     let i = instructions[n]
     leaveFlags()
@@ -337,7 +337,7 @@ extension BlockTranslation {
     leavingHandlers.append((special, current, n, vectors))
   }
 
-  /// Instructions after whose handlers the run loop looks at the state anew.
+  /// Instructions after whose handlers the run loop reads the state again.
   func emitLeavingHandlers() {
     for (start, code, n, cache) in leavingHandlers {
       select(code)
@@ -354,7 +354,7 @@ extension BlockTranslation {
     }
   }
 
-  /// VZEROUPPER also changes the registers that are not held.
+  /// VZEROUPPER also changes registers that are not loaded.
   private func lowerZeroUpper(_ n: Int) {
     clobberFlags(n)
     spillVectors()

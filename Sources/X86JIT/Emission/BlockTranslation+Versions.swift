@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ways from block to block inside of a translation.
+// Edges between the blocks of a translation.
 //
-// What is known at a block's end is known at its successor's start: flags that are in the host's
-// register or that a recipe gives, vector registers that are held. So a block may have several
-// versions, one for each such state that ways to it come with; a loop's second round runs in the
-// version that its first has led to. One version, the generic one, knows nothing: everything is in
-// the state. It is where the translation is entered, and what ways fall back to when a block has
-// enough versions.
+// A block passes its knowledge on to its successor: flags that are in host RFLAGS or that a recipe
+// can recompute, vector registers that are loaded. So a block can have several versions, one for
+// each such state at an incoming edge; a loop's second round runs in the version that its first
+// round leads to. The generic version knows nothing: everything is in the CPU state. Translations
+// are entered there, and edges fall back to it when a block has enough versions.
 //
 //     L: add rdx, rcx          generic: flags in the state
 //        cmp rdx, 1000
@@ -22,7 +21,7 @@ struct EntryState {
   var flags = FlagState.inState
   var vectors = VectorCache()
 
-  /// Whether code for this state does where `other` holds.
+  /// Code for this state is correct where `other` holds.
   func admits(_ other: EntryState) -> Bool {
     vectors == other.vectors && flags.admits(other.flags)
   }
@@ -36,12 +35,12 @@ extension BlockTranslation {
     var isEmitted = false
   }
 
-  /// A way out of line, with what is known where it begins.
+  /// An out-of-line edge, with the knowledge at its start.
   struct Way {
     enum Kind { case edge, exit }
     var start: Label
     var kind: Kind
-    /// Where it leads, in the page.
+    /// Its target in the page.
     var offset: Int
     var code: Int
     var index: Int
@@ -54,8 +53,8 @@ extension BlockTranslation {
 
   // MARK: Versions
 
-  /// The version at an offset of the page that does for the current state; a new one if there is
-  /// room.
+  /// A version of the block at an offset of the page that fits the current state; a new one if
+  /// there is room.
   private func version(at offset: Int) -> Int? {
     guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
     let state = state
@@ -71,7 +70,7 @@ extension BlockTranslation {
     return generic
   }
 
-  /// The same; the current state is made generic where no version does for it.
+  /// The same; if no version fits, makes the current state generic.
   private func enterVersion(at offset: Int) -> Int? {
     guard let found = version(at: offset) else {
       guard let code = codes.firstIndex(where: { $0.pageOffset == offset }) else { return nil }
@@ -97,8 +96,8 @@ extension BlockTranslation {
 
   // MARK: Edges
 
-  /// Goes on at an offset of the page, which may lie outside of it. The last code of its block, or
-  /// of a way out of line.
+  /// Continues at an offset of the page, possibly outside of it. The last code of a block or of an
+  /// out-of-line edge.
   func edge(to offset: Int, from n: Int) {
     guard offset >= 0 && offset < Int(Page.size) else {
       makeGeneric()
@@ -124,7 +123,7 @@ extension BlockTranslation {
     if let known = enterVersion(at: offset) { follow(known) } else { chain(offset) }
   }
 
-  /// On to a version: the code after this, if it may be.
+  /// Continues with a version: by falling through, if possible.
   private func follow(_ version: Int) {
     if isInline && next == nil && !versions[version].isEmitted {
       next = version
@@ -133,20 +132,20 @@ extension BlockTranslation {
     }
   }
 
-  /// To other translations, or to the run loop while there is none.
+  /// Exits to another translation, or to the run loop while there is none.
   private func chain(_ offset: Int) {
     makeGeneric()
     let page = block.pointee.host & Page.mask
     if BlockCode.crosses(page, offset, mode) {
-      // Where its second page is, is a matter of the address space.
+      // Which page is its second depends on the address space.
       dispatch(to: offset)
       return
     }
     link(offset)
   }
 
-  /// Everything being in the state, to the translation at an offset of the page, or to the run loop
-  /// while there is none; on a condition, if there is one.
+  /// With everything in the CPU state: exits to the translation at an offset of the page, or to the
+  /// run loop while there is none; on a condition, if there is one.
   private func link(_ offset: Int, if condition: UInt8? = nil) {
     let target = block.pointee.host & Page.mask | UInt64(offset)
     if !keepsLinks, let found = cache.find(host: target, modeKey: block.pointee.modeKey),
@@ -164,20 +163,20 @@ extension BlockTranslation {
     links.append(BlockLink(position: a.position - 4, target: target))
   }
 
-  /// Whether a jump forward leads to another translation of this page.
+  /// A forward jump leads to another translation of this page.
   private func leadsOut(_ offset: Int, from n: Int) -> Bool {
     offset > self.offset(n) && offset < Int(Page.size)
       && !codes.contains { $0.pageOffset == offset }
       && !BlockCode.crosses(block.pointee.host & Page.mask, offset, mode)
   }
 
-  /// To the run loop.
+  /// Exits to the run loop.
   private func leave(at offset: Int) {
     makeGeneric()
     a.jump(exitLabel(offset))
   }
 
-  /// Where a conditional jump goes on its way to an offset.
+  /// The target of a conditional jump to an offset.
   private func wayLabel(to offset: Int, from n: Int) -> Label {
     if offset > self.offset(n), offset < Int(Page.size), let known = version(at: offset),
       versions[known].state.isGeneric == state.isGeneric
@@ -196,7 +195,7 @@ extension BlockTranslation {
     return label
   }
 
-  /// The way that stays here comes last: to a loop's head, if one of both leads there.
+  /// The edge that stays in the translation comes last; of two, the one to a loop's head.
   func lowerConditionalJump(_ n: Int) {
     guard let condition = instructions[n].condition else { return }
     needFlags(n)
@@ -208,7 +207,7 @@ extension BlockTranslation {
     if leadsOut(other, from: n), !vectors.usesUpper,
       isGeneric || !codes.contains(where: { $0.pageOffset == last })
     {
-      // Both ways need everything in the state: once for both, and the first jumps right there.
+      // Both edges need everything in the CPU state: write it back once, before the jump.
       saveFlags()
       spillVectors()
       link(other, if: isLoop ? condition ^ 1 : condition)
@@ -219,20 +218,20 @@ extension BlockTranslation {
     edge(to: last, from: n)
   }
 
-  /// Whether a jump leads to the head of a loop that is translated here.
+  /// A jump leads to the head of a loop of this translation.
   private func isLoop(_ n: Int) -> Bool {
     let taken = target(n)
     return taken >= 0 && taken <= offset(n) && codes.contains { $0.pageOffset == taken }
   }
 
-  /// LOOP, LOOPE, LOOPNE and JRCXZ, which change no flag: the host's JRCXZ looks at the count.
+  /// LOOP, LOOPE, LOOPNE and JRCXZ, which preserve flags: the host's JRCXZ tests the count.
   func lowerCountedJump(_ n: Int) {
     needFlags(n)
     let counts = instructions[n].mnemonic != .jcxz
     if counts {
       let less = Place.memory(.rcx, -1)
       if instructions[n].addressSize == 8 { a.lea(.rcx, less) } else { a.lea32(.rcx, less) }
-      // The flags are in the host's or the state too: `keepFlags`.
+      // The flags are also in host RFLAGS or the CPU state: `keepFlags`.
       dropRecipe(n)
     }
     let taken = target(n)
@@ -255,7 +254,7 @@ extension BlockTranslation {
 
   // MARK: Emission
 
-  /// All versions and ways, those included that come up meanwhile.
+  /// Emits all versions and edges, including those that are added meanwhile.
   func emitVersions() {
     next = newVersion(0, EntryState())
     while true {
@@ -302,8 +301,7 @@ extension BlockTranslation {
     finishLast()
   }
 
-  /// Adds the block's instructions to those retired; flags that are in the host's register stay
-  /// there.
+  /// Adds the block's instructions to those retired; preserves flags in host RFLAGS.
   private func countInstructions() {
     if thunks.counts { a.count(at: .state(StateOffset.translations)) }
     if !countsInstructions { return }
@@ -334,7 +332,7 @@ extension EntryState {
 }
 
 extension FlagState {
-  /// In the state, and nowhere else.
+  /// In the CPU state, and nowhere else.
   var isGeneric: Bool { inState && host.isEmpty }
 
   /// What is worth a version of its own.

@@ -2,20 +2,20 @@
 //
 // The translation of one block, or of several that lead to each other (BlockCode.region).
 //
-// Flags. The guest's arithmetic flags stay in the host's from the instruction that makes them to
-// those that read them; FlagState says how they outlive what clobbers the host's. A handler, a
-// memory access (which may fault) and whoever comes after the block look at all of them. Where the
-// translation is entered and left they are in the state.
+// Flags. The guest's arithmetic flags stay in host RFLAGS from the instruction that writes them to
+// those that read them; FlagState keeps them alive across code that clobbers host RFLAGS. Handlers,
+// memory accesses (which may fault) and the block's successors read all flags. At entries and exits
+// of the translation the flags are in the CPU state.
 //
-// Faults. Nothing of an instruction has happened when its memory operand misses the TLB: the whole
-// instruction is then left to its handler, out of line, and the code after it goes on. So faults,
-// MMIO, code pages and page crossings need no code of their own.
+// Faults. When a memory operand misses the TLB, the instruction has had no effect yet: out-of-line
+// code calls its handler for the whole instruction and returns to the fast code behind it. So
+// faults, MMIO, code pages and page crossings need no code of their own.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// A jump that can be sent to another block's translation, and where it leads.
+/// A patchable jump to another block's translation, and its target.
 struct BlockLink {
   /// Of the 32-bit displacement, from the start of the code.
   var position: Int
@@ -23,8 +23,7 @@ struct BlockLink {
   var target: UInt64
 }
 
-/// One object makes all translations of a CPU, one after the other: what it has allocated serves
-/// again.
+/// One object makes all translations of a CPU, one after the other, and reuses its buffers.
 final class BlockTranslation {
   /// An access whose page is not the remembered one.
   struct PageWay {
@@ -39,7 +38,7 @@ final class BlockTranslation {
   struct HandlerSite {
     var op: MicroOpPointer
     var information: UInt32
-    /// Where to go on; nil behind the call.
+    /// Where execution continues; nil: behind the call.
     var back: Label?
     /// Of the number, four bytes.
     var position: Int
@@ -62,29 +61,29 @@ final class BlockTranslation {
   }
 
   var a: Assembler
-  /// What the code from here on is for, in order of position.
+  /// The purpose of each stretch of code, in order of position.
   private(set) var marks: [CodeMark] = []
-  /// Whether someone lists the code.
+  /// A log lists the code.
   var keepsMarks = false
-  /// Counts executions, where someone asked for them.
+  /// Counts executions, for `--stats`.
   var counter: UInt?
   let thunks: Thunks
   let cache: BlockCache
   let memory = TranslationMemory()
   /// The block whose code is being emitted.
   private(set) var current = 0
-  /// Out-of-line ways and versions that are still to come (see BlockTranslation+Versions).
+  /// Out-of-line edges and versions not yet emitted (see BlockTranslation+Versions).
   var versions: [Version] = []
   var ways: [Way] = []
   var segments: [SlowSegment] = []
   /// Segments that begin in the current version and have not ended yet.
   var openSegments: [Int] = []
-  /// Groups that begin at this instruction of the block or later do not exist: in a slow segment.
+  /// In a slow segment: groups are off from this instruction of the block on.
   var slowFrom: Int?
   /// The group whose host address is in R13.
   var heldGroup: Int?
-  /// Rounds without looks: those that are possible by block, those still to be emitted, and those
-  /// that are being emitted.
+  /// Loop rounds without TLB checks: the possible ones by block, those not yet emitted, and the
+  /// current one.
   private(set) var loopRounds: [(code: Int, rounds: LoopRounds)] = []
   var roundsWays: [RoundsWay] = []
   var rounds: (plan: LoopRounds, registers: RoundsRegisters)?
@@ -94,39 +93,39 @@ final class BlockTranslation {
   var next: Int?
   /// Whether a version may follow here without a jump.
   var isInline = true
-  /// The linear page that the blocks are in now. The translation does for others, too: what comes
-  /// before `start` is left out then.
+  /// The linear page of the blocks. The translation also serves other linear pages, without the
+  /// check before `start`.
   private(set) var linearPage: UInt64 = 0
   /// Where the code for any linear page begins, from the start.
   private(set) var start = 0
-  /// Offset in the state of what counts entries down; nil where none are counted.
+  /// Offset of the entry counter (it counts down) in the CPU state; nil: entries are not counted.
   var heat: Int?
-  /// Code of few bytes rather than fast code: it is not hot, or will be translated anew when it is.
+  /// Emit small code rather than fast code: the block is not hot, or will be retranslated when hot.
   private(set) var isCompact = false
-  /// What is left to handlers, and the number of the first.
+  /// Instructions left to handlers, and the number of the first.
   private(set) var handlerSites: [HandlerSite] = []
   var firstSite = 0
   var flags = FlagState.inState
-  /// What they were where the current instruction's access can miss.
+  /// Their state where the current instruction's access can miss.
   var flagsAtAccess = FlagState.inState
   var outOfLine: [OutOfLine] = []
   var pageWays: [PageWay] = []
-  /// Whether memory that an access has looked for may be gone: where the program says so, as that
-  /// of a client may (`GuardedCall`).
+  /// Memory may vanish after a TLB hit, as a client's can (`GuardedCall`).
   var guardsAccesses = false
-  /// Whether an access that the host executes although its check has failed, because it has
-  /// guessed, has a harmless address (`TranslatorTuning`).
+  /// An access that the host executes speculatively after a failed check has a harmless address
+  /// (`TranslatorTuning`).
   var guardsSpeculation = true
-  /// `CPUState.retired` is right after every instruction that the interpreter or a handler gets.
+  /// `CPUState.retired` is exact at each instruction that the interpreter or a handler executes.
   var countsInstructions = true
-  /// Jumps to other translations can all be undone, as the translation is kept (TranslationStore).
+  /// All jumps to other translations can be unpatched, because the store keeps the translation
+  /// (TranslationStore).
   var keepsLinks = false
-  /// Accesses without a look are compared with one (`AccessVerification`).
+  /// Verifies accesses that skip the TLB check (`AccessVerification`).
   var verifies = false
   /// In order of position.
   var faultSites: [FaultSite] = []
   var faultWays: [FaultWay] = []
-  /// How many pages accesses of loops remember.
+  /// How many pages the accesses of loops cache.
   private(set) var loopPageCount = 0
   var exits: [(label: Label, offset: Int)] = []
   var links: [BlockLink] = []
@@ -147,8 +146,7 @@ final class BlockTranslation {
     a = Assembler(origin: 0)
   }
 
-  /// Begins the translation of the blocks in `memory`, for the linear page and the place of its
-  /// code.
+  /// Begins the translation of the blocks in `memory`, for a linear page and a place of its code.
   func begin(linearPage: UInt64, origin: UInt) {
     a.begin(origin: origin)
     self.linearPage = linearPage
@@ -160,7 +158,7 @@ final class BlockTranslation {
     plan = VectorPlan(codes, host: host)
   }
 
-  /// Nothing is left of the translation before.
+  /// Resets the state of the previous translation.
   private func forgetTranslation() {
     marks.removeAll(keepingCapacity: true)
     versions.removeAll(keepingCapacity: true)
@@ -192,12 +190,12 @@ final class BlockTranslation {
     UnsafeBufferPointer(start: memory.codes, count: memory.codeCount)
   }
 
-  /// The rounds without looks of a block.
+  /// The rounds without TLB checks of a block.
   func loopRounds(of code: Int) -> LoopRounds? {
     loopRounds.first { $0.code == code }?.rounds
   }
 
-  /// Goes to another block.
+  /// Makes another block the current one.
   func select(_ code: Int) { current = code }
 
   private var code: UnsafeMutablePointer<BlockCode> { memory.codes + current }
@@ -213,14 +211,14 @@ final class BlockTranslation {
   var relative: UnsafeMutablePointer<Int64> { code.pointee.accesses.relative }
   var loopPages: UnsafeMutablePointer<Int8> { code.pointee.loopPages }
 
-  /// Flags that are looked at after an instruction.
+  /// Flags that are live after an instruction.
   func liveAfter(_ n: Int) -> FlagSet {
     rounds == nil ? code.pointee.liveAfter[n] : rounds?.plan.liveAfter[n] ?? .all
   }
 
   // MARK: Words
 
-  /// Whether addresses have 64 bits; else 32, and what is computed from them wraps at 4 GiB.
+  /// Addresses have 64 bits; else 32, and address arithmetic wraps at 4 GiB.
   var isWide: Bool { codes[0].mode == .bits64 }
 
   /// Bytes of an address, a stack slot and a return address.
@@ -238,7 +236,7 @@ final class BlockTranslation {
     if isWide { a.store(to, from) } else { a.store32(to, from) }
   }
 
-  /// The stack pointer by so many words more, and some bytes.
+  /// Adds words and bytes to the stack pointer.
   func moveStackPointer(words: Int, bytes: Int32 = 0) {
     let sp = RegisterMap.stackPointer
     leaWord(sp, .memory(sp, Int32(words * wordSize) + bytes))
@@ -266,7 +264,7 @@ final class BlockTranslation {
   // MARK: The whole
 
   func translate() {
-    // A loop does not pass where its entries are counted.
+    // A loop's back edge skips the entry counter.
     isCompact = heat != nil && !codes[0].successors.contains(pageOffset)
     a.move(.r13, immediate: linearPage)
     a.store(.state(StateOffset.codePage), .r13)
@@ -289,7 +287,8 @@ final class BlockTranslation {
     a.resolve()
   }
 
-  /// A translation of a block alone counts its entries, to be made anew with others when it is hot.
+  /// A single block's translation counts its entries, so that it is retranslated as a region when
+  /// hot.
   private func countEntry() {
     guard let heat else { return }
     mark(.entry)
@@ -300,19 +299,19 @@ final class BlockTranslation {
     hotEntry = hot
   }
 
-  /// Bytes of what counts an entry.
+  /// Bytes of the entry counter's code.
   static let countBytes = 14
 
   static let sign: UInt8 = 8
 
-  /// What other code remembered is not known here to be true.
+  /// Forgets the pages that other code cached.
   private func forgetPages() {
     for page in 0..<loopPageCount {
       a.store(.state(RememberedPage(access: page).limit), immediate: 0)
     }
   }
 
-  /// Says what the code that follows is for.
+  /// Names the purpose of the code that follows, for listings.
   func mark(_ part: CodeMark.Part) {
     if keepsMarks { marks.append(CodeMark(position: a.position, part: part)) }
   }
@@ -352,7 +351,7 @@ final class BlockTranslation {
     if n > 0 && instructions[n - 1].mnemonic == .sti && kinds[n - 1] == .system { endShadow() }
   }
 
-  /// Whether the code of `n` leaves R13 as it is, or as that of its group.
+  /// The code of `n` preserves R13, or its group's.
   private func keepsHeldGroup(_ n: Int) -> Bool {
     switch kinds[n] {
     case .modRM, .vex: group(n) != nil || instructions[n].memoryOperand == nil && scratch.count < 3
@@ -364,7 +363,7 @@ final class BlockTranslation {
     }
   }
 
-  /// The way on from a block that its last instruction did not end with a jump of its own.
+  /// The fall-through edge of a block whose last instruction is no jump.
   func finishLast() {
     let last = instructions.count - 1
     switch kinds[last] {
@@ -388,15 +387,15 @@ final class BlockTranslation {
     flags = .inState
   }
 
-  /// Code that has the handler execute instruction `n` and goes on after it.
+  /// Calls the handler of instruction `n`, then continues after it.
   func callHandler(_ n: Int) {
-    // Serializing instructions and I/O wait for stores without a temporal hint, too.
+    // Serializing instructions and I/O also wait for non-temporal stores.
     if instructions[n].ordersStores { a.storeFence() }
     noteSite(n, back: nil)
     a.call(thunks.handler)
   }
 
-  /// R14 = number of what is left to the handler of `n`. No flag changes.
+  /// R14 = handler site number of `n`. Preserves flags.
   private func noteSite(_ n: Int, back: Label?) {
     a.move(.r14, immediate: UInt64(firstSite + handlerSites.count))
     handlerSites.append(
@@ -421,7 +420,7 @@ final class BlockTranslation {
       mnemonic: i.mnemonic, isHandler: kinds[n] == .handler && Self.mayChangeVectors(i))
   }
 
-  /// Whether the instruction may change what vector instructions may do.
+  /// The instruction may change which vector instructions are usable.
   private static func mayChangeVectors(_ i: Instruction) -> Bool {
     switch i.mnemonic {
     case .movControl, .clts, .lmsw, .rsm: return true
@@ -429,10 +428,10 @@ final class BlockTranslation {
     }
   }
 
-  /// Where an access that misses jumps to; `endAccess` makes it the out-of-line way.
+  /// The target of an access that misses; `endAccess` binds it to the out-of-line code.
   func missLabel() -> Label { a.label() }
 
-  /// After the inline code of `n`: where its out-of-line way comes back.
+  /// After the inline code of `n`: where its out-of-line code returns.
   func endAccess(_ n: Int, _ miss: Label, _ before: VectorCache? = nil) {
     let back = a.label()
     a.bind(back)
@@ -464,7 +463,7 @@ final class BlockTranslation {
     }
   }
 
-  /// Nothing is to be done after the handler.
+  /// Nothing follows the handler call.
   private func leaveToHandler(_ way: OutOfLine) {
     let savesFlags = !flags.inState
     if savesFlags && !flags.isInHost { executeRecipe() }

@@ -2,40 +2,40 @@
 //
 // Where the guest's arithmetic flags are while a block runs.
 //
-// They are known in up to three ways: in the host's flags, in the state, or by a recipe. A recipe
-// makes the flags of instructions that have run once more, from registers that still hold what they
-// held: CMP is executed again, ADD is undone and done again. It costs nothing until somebody looks,
-// and nobody does at most memory accesses, which clobber the host's flags and may fault: only the
-// way of the fault, out of line, has to have them.
+// They are in up to three places: in host RFLAGS, in the CPU state, or in a recipe. A recipe
+// recomputes the flags of executed instructions from registers that still have their values: it
+// executes CMP again, undoes ADD and does it again. It costs nothing until the flags are read. Most
+// memory accesses clobber host RFLAGS and may fault, but only the out-of-line path of a fault reads
+// the flags.
 //
 //     add rax, rbx          host, recipe: sub rax, rbx; add rax, rbx
 //     mov rcx, [rdx]        recipe alone; saved in the state out of line if the access misses
 //     cmp rcx, 5            host, recipe: cmp rcx, 5
 //
-// Invariant: all flags are in the host's flags, or in the state, or there is a recipe.
+// Invariant: all flags are in host RFLAGS, or in the CPU state, or there is a recipe.
 
 import X86
 import X86CPU
 import X86Decoder
 
-/// Instructions to execute again, in order, that give the flags.
+/// Instructions that recompute the flags, in order.
 struct FlagRecipe: Equatable {
-  /// How one instruction is made again.
+  /// How an instruction is executed again.
   enum Step {
-    /// It changes nothing that it reads.
+    /// It writes nothing that it reads.
     case again
-    /// Its flags say no more than the result does.
+    /// Its flags follow from its result.
     case testResult
-    /// Its opposite, then itself.
+    /// Its inverse, then itself.
     case undone
-    /// Itself, in a scratch register with what its destination held before: `flagSource`.
+    /// Itself, in a scratch register with the destination's old value: `flagSource`.
     case saved
     /// Itself with a scratch register as its destination.
     case aside
   }
 
   /// The instruction is one of a `BlockCode` that is being translated; a plain value, so that
-  /// copies of what is known of flags cost nothing.
+  /// copies of flag states cost nothing.
   struct Entry {
     var step = Step.again
     var instruction: UnsafePointer<Instruction>?
@@ -47,7 +47,7 @@ struct FlagRecipe: Equatable {
     count += 1
   }
 
-  /// Whether the state has the flags that the steps keep.
+  /// The CPU state has the flags that the steps preserve.
   var usesState = false
   private(set) var steps = InlineArray<3, Entry>(repeating: Entry())
   private(set) var count = 0
@@ -62,7 +62,7 @@ struct FlagRecipe: Equatable {
     return true
   }
 
-  /// Flags that the steps give without the state.
+  /// Flags that the steps compute without the CPU state.
   var writes: FlagSet {
     var writes = FlagSet()
     for n in 0..<count {
@@ -73,7 +73,7 @@ struct FlagRecipe: Equatable {
     return writes
   }
 
-  /// The recipe of an instruction alone, whatever flags were before; nil where there is none.
+  /// The recipe of one instruction, for any previous flags; nil: there is none.
   static func step(_ i: Instruction) -> Step? {
     guard i.memoryOperand == nil, i.operandCount > 0 else { return nil }
     let same =
@@ -101,7 +101,7 @@ struct FlagRecipe: Equatable {
     return count & (i.operandSize == 8 ? 63 : 31) == 0 ? nil : count
   }
 
-  /// Whether the instruction keeps flags that the recipe must have had before.
+  /// The instruction preserves flags that the recipe has to have.
   static func extends(_ i: Instruction) -> Bool {
     switch i.mnemonic {
     case .inc, .dec, .bt, .rol, .ror: true
@@ -111,7 +111,7 @@ struct FlagRecipe: Equatable {
 }
 
 struct FlagState {
-  /// The flags of the host that are the guest's.
+  /// The guest flags that are in host RFLAGS.
   var host = FlagSet()
   var inState = true
   var recipe: FlagRecipe?
@@ -122,7 +122,7 @@ struct FlagState {
 }
 
 extension Operand {
-  /// The register of a general operand; of AH to BH the one that it is part of.
+  /// The register of a general operand; for AH to BH the full register.
   var parent: UInt8 { number >= 16 ? number - 16 : number }
 }
 
@@ -149,8 +149,8 @@ extension Instruction {
     return changed
   }
 
-  /// Registers that a recipe's step looks at. A destination that is not one is that of `saved` and
-  /// `aside`, which may change.
+  /// Registers that a recipe's step reads. Not the destination of `saved` and `aside`, which may
+  /// change.
   fileprivate func recipeInputs(_ step: FlagRecipe.Step) -> UInt32 {
     var result: UInt32 = 0
     let isAside = step == .saved || step == .aside
@@ -165,7 +165,7 @@ extension Instruction {
 extension BlockTranslation {
   // MARK: Saving and needing
 
-  /// The flags are in the state as well, for whoever looks there.
+  /// Also saves the flags to the CPU state.
   func saveFlags() {
     if flags.inState { return }
     if !flags.isInHost { executeRecipe() }
@@ -173,22 +173,21 @@ extension BlockTranslation {
     flags.inState = true
   }
 
-  /// The host's flags are about to be clobbered by the access of instruction `n`, which may look at
-  /// the guest's where it misses.
+  /// Before the access of instruction `n` clobbers host RFLAGS; a miss may read the guest's flags.
   func clobberFlags(_ n: Int) {
     if flags.recipe == nil || losesRecipe(n) { saveFlags() }
     flags.host = []
     flagsAtAccess = flags
   }
 
-  /// Before something that needs them in the state and clobbers the host's.
+  /// Before code that reads the flags in the CPU state and clobbers host RFLAGS.
   func leaveFlags() {
     saveFlags()
     flags = .inState
     flagsAtAccess = flags
   }
 
-  /// The host's flags hold what instruction `n` reads or passes on.
+  /// Loads the flags that instruction `n` reads or preserves to host RFLAGS.
   func needFlags(_ n: Int) {
     let effect = effects[n]
     var needed = effect.reads
@@ -216,8 +215,7 @@ extension BlockTranslation {
     if !flags.inState && !flags.isInHost && losesRecipe(n) { saveFlags() }
   }
 
-  /// Whether flags that someone looks at after `n` are those before it, and the recipe is not one
-  /// any more.
+  /// Flags that are live after `n` are those before it, and `n` breaks the recipe.
   private func losesRecipe(_ n: Int) -> Bool {
     guard let recipe = flags.recipe, recipe.inputs & instructions[n].changedRegisters != 0 else {
       return false
@@ -239,7 +237,7 @@ extension BlockTranslation {
     flags.recipe = recipe
   }
 
-  /// After instruction `n`: a recipe whose registers have changed is none.
+  /// After instruction `n`: drops a recipe whose registers have changed.
   func dropRecipe(_ n: Int) {
     guard !effects[n].touches, let recipe = flags.recipe,
       recipe.inputs & instructions[n].changedRegisters != 0
@@ -247,7 +245,7 @@ extension BlockTranslation {
     flags.recipe = nil
   }
 
-  /// Whether `n` becomes one more step of the recipe.
+  /// `n` can become a step of the recipe.
   private func extendsRecipe(_ n: Int) -> Bool {
     let i = instructions[n]
     guard FlagRecipe.extends(i), FlagRecipe.step(i) != nil else { return false }
@@ -280,7 +278,7 @@ extension BlockTranslation {
     return result
   }
 
-  /// Gives the host all flags of the guest. Clobbers R14 and R15.
+  /// Recomputes all guest flags in host RFLAGS. Clobbers R14 and R15.
   func executeRecipe() {
     guard let recipe = flags.recipe else { return }
     if recipe.usesState {
@@ -335,8 +333,8 @@ extension BlockTranslation {
     a.store(.state(StateOffset.flagSource), destination)
   }
 
-  /// The instruction on registers alone, or the one that undoes it. Registers that the state has
-  /// are loaded to R14 and R15 and not stored: nothing has changed at the end.
+  /// The instruction on registers alone, or its inverse. Loads guest registers without a host
+  /// register to R14 and R15 and does not store them: nothing has changed at the end.
   private func emitAgain(_ i: Instruction, opposite: Bool = false) {
     guard i.encoding.hasModRM || i.isShortForm else {
       if i.operandSize == 2 { a.byte(0x66) }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where guest registers are while translated code runs. RSP is within the CPUState (`Place.state`);
-// R13 to R15 are scratch; RSP of the guest is R12, and what that displaces (R12 to R15) stays in
-// the state.
+// Where guest registers are while translated code runs. Host RSP points into the CPUState
+// (`Place.state`); R13 to R15 are scratch; guest RSP is in R12; guest R12 to R15 stay in the CPU
+// state.
 
 import X86
 import X86CPU

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which ways into translations there are: code that sets the linear page of a translation and goes
-// on there. A program that is started again has its code at other linear pages, so they are looked
-// for and made by the thousand. So the table is a cache: what it has forgotten is made anew.
+// The entries of translations: code that sets a translation's linear page and jumps to it. A
+// program that is started again has its code at other linear pages, so entries are looked up and
+// made by the thousand. The table is a cache: entries that it has evicted are made again.
 
 import Glibc
 import Host

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What translations leave to handlers: a number in the code stands for micro-op, what the call
-// needs to know and where to go on.
+// Handler calls of translations: a number in the code stands for the micro-op, the information for
+// the call and the address of the return.
 
 import X86CPU
 

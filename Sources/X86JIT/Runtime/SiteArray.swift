@@ -11,7 +11,7 @@ struct SiteArray<Site> {
   private(set) var count = 0
   private var capacity = 0
 
-  /// May move the array: whoever knows its address is told the new one before translated code runs.
+  /// May move the array: its users get the new address before translated code runs.
   mutating func append(_ site: Site) {
     if count == capacity { grow() }
     guard let base else { return }
@@ -23,7 +23,7 @@ struct SiteArray<Site> {
 
   func deallocate() { if let base { UnsafeMutableRawPointer(base).deallocate() } }
 
-  /// In huge pages where it is large, as they are looked at in no order.
+  /// In huge pages if it is large, because accesses are random.
   private static func allocate(_ capacity: Int) -> UnsafeMutablePointer<Site> {
     let bytes = capacity * MemoryLayout<Site>.stride
     let isLarge = bytes >= Mapping.hugePageSize

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Looks at the TLB that translations share: out of line, and in translations that are not hot yet,
-// where five bytes do instead of fifty.
+// TLB checks that translations share: used out of line, and in translations that are not hot yet,
+// where five bytes suffice instead of fifty.
 //
 //     lookRead, lookWrite   linear address in R13, that of the access's last byte in R15: ZF,
 //                           R13 = host address and R14 = the TLB's entry; or no ZF
@@ -10,12 +10,12 @@
 //     returnTo              target of RET in R13: goes on there with the stack pointer behind the
 //                           return address; comes back where the target is not canonical
 //
-// All clobber R14, R15 and flags. RSP is 8 below the state in them. Where the host guesses wrongly
-// at the end of a look, R13 is 0: the access behind it reaches nothing (docs/security.md).
+// All clobber R14, R15 and flags. RSP is 8 below the state in them. If the host mispredicts the end
+// of a check, R13 is 0, so the access behind it reaches nothing (docs/security.md).
 
 import X86CPU
 
-/// Addresses of the shared looks.
+/// Addresses of the shared checks.
 struct MemoryThunks {
   private(set) var lookRead: UInt = 0
   private(set) var lookWrite: UInt = 0

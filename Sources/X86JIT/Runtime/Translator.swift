@@ -3,19 +3,19 @@
 // The second tier of the software processor: hot blocks of 64-bit code, and of 32-bit code in flat
 // segments, as host code.
 //
-// Guest and host speak the same instruction set, so that a translation is mostly the guest's own
-// instructions with memory operands led through the TLB (see BlockTranslation). Each physical CPU
-// has its own translator and its own code; only the thread that runs the CPU touches either.
+// Guest and host have the same instruction set, so a translation is mostly the guest's own
+// instructions with a TLB check for each memory operand (see BlockTranslation). Each physical CPU
+// has its own translator and code, which only the thread that runs the CPU uses.
 //
 //     let translator = try Translator.install(on: cpu)   // from now on hot blocks are translated
 //     translator.statistics.blocks
 //
 // Invariants:
-// - A block's `native` is 0 or the start of code that does what its micro-ops do.
-// - Code is never freed piece by piece. Jumps lead into a page only from the same page, and a
-//   page's blocks are dropped together; a dropped block's code leads whoever finds it in the table
-//   of jumps to what the page holds then (`retire`). When the memory is full, or the block cache
-//   starts anew, everything goes at once.
+// - A block's `native` is 0 or the start of code equivalent to its micro-ops.
+// - Code is never freed piecemeal. Jumps into a page come only from the same page, and a page's
+//   blocks are dropped together. A jump cache entry may still lead to a dropped block's code, which
+//   then looks the page's current code up (`retire`). When the memory is full, or the block cache
+//   is emptied, all code is dropped.
 
 import Host
 import SystemPackage
@@ -30,7 +30,7 @@ package final class Translator: BlockTranslator {
     package var blocks: UInt64 = 0
     package var codeBytes: UInt64 = 0
     package var instructions: UInt64 = 0
-    /// Blocks that were left to the interpreter.
+    /// Blocks that only the interpreter can execute.
     package var refused: UInt64 = 0
     /// How often all code was dropped.
     package var resets: UInt64 = 0
@@ -65,14 +65,14 @@ package final class Translator: BlockTranslator {
     var modeKey: UInt16
   }
 
-  /// Room that translations leave for entries.
+  /// Room that translations reserve for entries.
   static let entryReserve = 4096
 
   package internal(set) var statistics = Statistics()
   let cache: BlockCache
   let code: Code
   let thunks: Thunks
-  /// Makes the translations.
+  /// Emits the translations.
   let work: BlockTranslation
   let hotEntries: Int32
   let guardsSpeculation: Bool
@@ -80,23 +80,23 @@ package final class Translator: BlockTranslator {
   private var verifies = false
   private let host = HostFeatures.current
   var used: Int
-  /// Where the first translation goes, behind the thunks.
+  /// Position of the first translation, behind the thunks.
   private let firstCode: Int
-  /// Where in the memory code may go until it counts as full.
+  /// Positions for code; beyond, the memory counts as full.
   var room: Range<Int>
   private let codeBytes: Int
-  /// Up to where the memory is in huge pages; the largest number where there are none.
+  /// End of the part in huge pages; the largest number if there are none.
   private var collapsed = 0
   /// `BlockCache.flushes` that the code belongs to.
   var generation: UInt64
-  /// Jumps that wait for a translation of their target, by its host address.
+  /// Unlinked jumps, by the host address of their target.
   var waiting: [UInt64: [Site]] = [:]
-  /// Ways into translations for linear pages.
+  /// Entries of translations for linear pages.
   private let entries: EntryTable
   var entryAssembler = Assembler(origin: 0)
   /// There was no room for an entry.
   var isFull = false
-  /// How many counters of entries were given out since all code was dropped.
+  /// Entry counters allocated since all code was dropped.
   var counters = 0
   private let handlerCounts: UnsafeMutablePointer<UInt64>
   var faultSites = FaultSiteTable()
@@ -106,20 +106,20 @@ package final class Translator: BlockTranslator {
   let store: TranslationStore?
   /// Bytes of a block.
   let text = UnsafeMutableRawPointer.allocate(byteCount: textBytes, alignment: 16)
-  /// Who is told of every translation.
+  /// Logs every translation.
   let log: TranslationLog?
 
   /// Gives a CPU a translator.
   ///
   /// - Parameters:
   ///   - threshold: see `TranslatorTuning`, as for the next three.
-  ///   - countsInstructions: `CPUState.retired` counts what translated code does.
-  ///   - log: is told of every translation.
+  ///   - countsInstructions: translated code counts in `CPUState.retired`, too.
+  ///   - log: logs every translation.
   ///   - measures: translated code counts how it is entered, and the run loop takes times
   ///     (`TierCounts`).
-  ///   - verifies: accesses without a look at the TLB are compared with one (`AccessVerification`).
-  ///   - store: translations of earlier runs. They are neither logged nor verified, so that with
-  ///     either of these it is not looked at.
+  ///   - verifies: verifies accesses that skip the TLB check (`AccessVerification`).
+  ///   - store: translations of earlier runs. They are neither logged nor verified, so it is not
+  ///     used with either of these.
   /// - Returns: nil where the host lacks an instruction that translated code needs (BMI2).
   /// - Throws: where memory cannot be mapped.
   @discardableResult
@@ -159,7 +159,7 @@ package final class Translator: BlockTranslator {
     self.store = store
     cache = cpu.blocks
     self.codeBytes = codeBytes
-    // Whoever looks code up by its address afterwards must not find other code there.
+    // A later look-up by address must not find other code there.
     code = try Code(size: log == nil ? codeBytes : max(codeBytes, Self.loggedBytes))
     entries = try EntryTable()
     self.guardsSpeculation = guardsSpeculation
@@ -178,7 +178,7 @@ package final class Translator: BlockTranslator {
     log?.note(thunks, processor: cpu.number)
   }
 
-  /// How accesses without a look at the TLB compared, where `verifies` asked for it.
+  /// Results of `verifies`.
   package var verification: AccessVerification { processor.cpu.s.pointee.native.verification }
   private var vectorArea: UnsafeMutableRawPointer?
 
@@ -200,7 +200,7 @@ package final class Translator: BlockTranslator {
   /// How the guest's code was run.
   package var tiers: TierCounts { processor.cpu.s.pointee.native.counts }
 
-  /// How often each instruction was left to its handler, those first that were most often.
+  /// How often handlers executed each instruction, most frequent first.
   package var handlerUse: [(mnemonic: Mnemonic, count: UInt64)] {
     Mnemonic.allCases
       .map { ($0, handlerCounts[Int($0.rawValue)]) }
@@ -210,7 +210,7 @@ package final class Translator: BlockTranslator {
 
   package func translate(_ block: BlockPointer) {
     if generation != cache.flushes { reset() }
-    // What was dropped is there again; else it was looked for when the block was decoded.
+    // Dropped code may be in the store again; else the store was asked when the block was decoded.
     if statistics.resets > 0, recallDecoded(block) { return }
     guard mayTranslate(block), begin(block) else {
       statistics.refused += 1
@@ -229,19 +229,19 @@ package final class Translator: BlockTranslator {
       && block.pointee.count > 0
   }
 
-  /// The translation of a block alone begins.
+  /// Begins the translation of a single block.
   private func begin(_ block: BlockPointer) -> Bool {
     work.memory.removeAll()
     return work.memory.append(block, host: host)
   }
 
-  /// Gives a block that is entered often a translation together with those that follow it.
+  /// Translates a hot block again, as a region with its hot successors.
   package func optimize(_ block: BlockPointer) {
     if generation != cache.flushes { return }
     let old = block.pointee.native
     if recallRegion(block) { return replace(old, of: block) }
     if block.pointee.hasKeptRegion {
-      // Its other blocks may come.
+      // Its other blocks may become hot.
       block.pointee.hasKeptRegion = false
       if block.pointee.isCounted { return setHeat(heat(of: block), hotEntries) }
     }
@@ -258,18 +258,18 @@ package final class Translator: BlockTranslator {
     replace(old, of: block)
   }
 
-  /// A block has a region in place of its own code.
+  /// Replaces a block's own code by a region.
   private func replace(_ old: UInt, of block: BlockPointer) {
     block.pointee.isCounted = false
     let new = block.pointee.native
-    // Jumps that lead to the old code go on to the new.
+    // Jumps to the old code continue to the new.
     let offset = Int(old - UInt(bitPattern: self.code.memory.executable))
     let distance = Int32(truncatingIfNeeded: Int(bitPattern: new &- (old + 5)))
     code.memory.writable.storeBytes(of: 0xE9, toByteOffset: offset, as: UInt8.self)
     code.memory.writable.storeBytes(of: distance, toByteOffset: offset + 1, as: Int32.self)
   }
 
-  /// A block that gets no better code passes over what counts its entries.
+  /// Patches a block's entry counter out, if it gets no better code.
   private func stopCounting(_ block: BlockPointer) {
     if !block.pointee.isCounted { return }
     block.pointee.isCounted = false
@@ -327,8 +327,8 @@ package final class Translator: BlockTranslator {
     (processor.cpu.raw + offset).storeBytes(of: value, as: Int32.self)
   }
 
-  /// Puts the translation into the code memory and makes it its first block's; false where it is
-  /// left alone.
+  /// Copies the translation to the code memory and makes it its first block's; false: it is
+  /// left out.
   private func place() -> Bool {
     let translation = work
     let block = translation.codes[0].block
@@ -343,7 +343,7 @@ package final class Translator: BlockTranslator {
       return false
     }
     if isFull || used + size + Self.entryReserve > room.upperBound {
-      // The next time it is hot.
+      // Retried when it is hot again.
       reset()
       return false
     }
@@ -370,7 +370,7 @@ package final class Translator: BlockTranslator {
     return true
   }
 
-  /// The jump whose displacement is at a position goes to the block's translation, now or when
+  /// Links the jump whose displacement is at a position to the block's translation, now or when
   /// there is one.
   func addLink(at position: Int, to target: UInt64, _ modeKey: UInt16) {
     if store != nil, let found = cache.find(host: target, modeKey: modeKey),
@@ -414,7 +414,7 @@ package final class Translator: BlockTranslator {
     work.translate()
   }
 
-  /// Sends the jumps that wait for this block to its code.
+  /// Links the jumps that wait for this block.
   func connect(_ block: BlockPointer, _ start: UInt) {
     guard block.pointee.secondPage == 0, let sites = waiting[block.pointee.host] else { return }
     for site in sites where site.modeKey == block.pointee.modeKey {
@@ -426,7 +426,7 @@ package final class Translator: BlockTranslator {
   /// Code memory where translations are logged; jumps reach all of it.
   private static let loggedBytes = 1 << 30
 
-  /// Drops all code. The next goes where the first was, or behind it as long as there is room.
+  /// Drops all code. New code starts at the beginning, or behind the old as long as there is room.
   private func reset() {
     cache.forgetNative()
     waiting.removeAll(keepingCapacity: true)
@@ -443,7 +443,7 @@ package final class Translator: BlockTranslator {
     handlerSites.removeAll()
   }
 
-  /// Tells signal handlers.
+  /// Publishes it to signal handlers.
   func noteFaultSites() {
     processor.cpu.s.pointee.native.faultSites = NativeFaultSites(
       start: UInt(bitPattern: code.memory.executable), size: UInt(code.memory.size),

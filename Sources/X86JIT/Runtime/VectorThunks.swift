@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest's MXCSR and x87 state on their way into and out of the host's registers. They are
-// loaded by the first block that needs them and stay there across blocks; before any Swift code
-// runs, and when translated code is left, `store` brings them home. `vectorReady` says what is
-// loaded.
+// Loads and stores the guest's MXCSR and x87 state. The first block that needs them loads them, and
+// they stay loaded across blocks. Before Swift code runs, and at exits of translated code, `store`
+// writes them back. `vectorReady` says what is loaded.
 
 import X86CPU
 
@@ -103,7 +102,7 @@ struct VectorThunks {
     a.store(.state(VectorOffset.x87Opcode + 8), .r14)
   }
 
-  /// What is loaded goes home. `offset` is that of the CPUState from RSP. Clobbers R15 and flags.
+  /// Writes loaded state back. `offset` is that of the CPUState from RSP. Clobbers R15 and flags.
   static func store(_ a: inout Assembler, offset: Int) {
     let done = a.label()
     let withoutX87 = a.label()
