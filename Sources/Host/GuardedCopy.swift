@@ -73,8 +73,9 @@ package enum GuardedCopy {
     _ value: UInt64, expected: UInt64, at destination: UnsafeMutableRawPointer
   ) -> Bool? {
     guard let code = GuardedCode.shared else { return nil }
-    let function = unsafeBitCast(code.address(GuardedCode.compare64), to: CompareFunction.self)
-    switch function(destination, expected, value) {
+    let function = unsafe unsafeBitCast(
+      code.address(GuardedCode.compare64), to: CompareFunction.self)
+    switch unsafe function(destination, expected, value) {
     case 0: return true
     case 2: return false
     default: return nil

@@ -354,7 +354,7 @@ final class SVM: VirtualizationBackend {
     let bit = SVMIntercepts.virtualInterrupt.rawValue
     let rest = current.vmcb[.intercepts3] & ~bit
     let exits = hasInterruptWindow || isVirtualInterruptGuests
-    cpu.vmcbWrite(.intercepts3, exits ? rest | bit : rest)
+    unsafe cpu.vmcbWrite(.intercepts3, exits ? rest | bit : rest)
   }
 
   /// The processor delivers the NMI by itself, without an exit.

@@ -30,7 +30,7 @@ extension NestedSVM {
       return .resume
     }
     // Nested tables of the 32-bit format are not carried out.
-    if hasNestedPaging, vcpu.cpu.s.pointee.cr4 & CR4.pae.rawValue == 0 {
+    if hasNestedPaging, unsafe vcpu.cpu.s.pointee.cr4 & CR4.pae.rawValue == 0 {
       refuse(vcpu)
       return .resume
     }
@@ -92,7 +92,7 @@ extension NestedSVM {
     // With V_INTR_MASKING, CR8 is L2's own.
     let ownCR8: UInt64 = masksInterrupts ? 1 << 8 | 1 << 24 : 0
     let intercepts = SVMIntercepts(rawValue: l2[.intercepts3])
-    svm.isVirtualInterruptGuests = intercepts.contains(.virtualInterrupt)
+    unsafe svm.isVirtualInterruptGuests = intercepts.contains(.virtualInterrupt)
     let word3 = l1[.intercepts3] & ~SVMIntercepts.virtualInterrupt.rawValue
     let pause = intercepts.contains(.pause) ? l2 : l1
     let nestedRoot = hasNestedPaging ? shadows.last?.root ?? 0 : l1[.nestedCR3]
@@ -111,7 +111,7 @@ extension NestedSVM {
       (.tscOffset, l1[.tscOffset] &+ l2[.tscOffset]), (.nestedCR3, nestedRoot),
     ]
     for (field, value) in fields { cpu.vmcbWrite(field, value) }
-    svm.interceptVirtualInterrupts()
+    unsafe svm.interceptVirtualInterrupts()
   }
 
   /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's map is
