@@ -10,7 +10,7 @@
 #   .guest/initramfs-shell.cpio     an interactive shell on the console
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
 #   .guest/initramfs-devices.cpio   tries disks, networks and other devices
-#   .guest/modules                  the cloud kernel's virtio drivers
+#   .guest/modules                  the cloud kernel's virtio drivers, and in kvm/ its KVM
 #
 # and with --others:
 #
@@ -67,9 +67,10 @@ unpack() {
   for package in "$2"/*.deb; do dpkg-deb -x "$package" "$2"; done
 }
 
-# Fetches the kernel that the meta package $1 depends on as $2, and its virtio drivers into $3.
+# Fetches the kernel that the meta package $1 depends on as $2, and its virtio drivers and KVM into
+# $3.
 kernel() {
-  [ -s "$guest/$2" ] && { [ -z "${3:-}" ] || [ -d "$guest/${3:-}" ]; } && return
+  [ -s "$guest/$2" ] && { [ -z "${3:-}" ] || [ -s "$guest/$3/kvm/kvm.ko" ]; } && return
   [ -z "${missing:-}" ] || exit 1
   package=$(kernel_package "$1")
   if [ -z "$package" ] && [ -z "$lists" ]; then
@@ -86,7 +87,8 @@ kernel() {
   unpack "$package" "$work"
   cp "$work"/boot/vmlinuz-* "$guest/$2"
   if [ -n "${3:-}" ]; then
-    mkdir -p "$guest/$3"
+    mkdir -p "$guest/$3/kvm"
+    find "$work" \( -name 'kvm*.ko' -o -name irqbypass.ko \) -exec cp {} "$guest/$3/kvm" \;
     find "$work" \( -name 'virtio*.ko' -o -name '*failover.ko' \) -exec cp {} "$guest/$3" \;
   fi
   rm -r "$work"

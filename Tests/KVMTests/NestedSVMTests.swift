@@ -160,6 +160,14 @@ import X86
     }
   }
 
+  @Test func clientsSaveTheHostSaveArea() throws {
+    try Engine.$vendor.withValue(.amd) {
+      let client = try Client()
+      #expect(try client.setMSR(MSR.hostSaveArea.rawValue, 0x7000))
+      #expect(try client.msr(MSR.hostSaveArea.rawValue) == 0x7000)
+    }
+  }
+
   // MARK: Nested paging
 
   /// L1 maps L2's first 2 MiB to its own, and nothing behind them.

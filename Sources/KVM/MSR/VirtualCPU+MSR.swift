@@ -367,6 +367,7 @@ enum MSRLists {
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
       MSR.powerControl.rawValue, MSR.smBase.rawValue, MSR.performanceCapabilities.rawValue,
+      MSR.hostSaveArea.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }
