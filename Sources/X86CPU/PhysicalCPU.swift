@@ -38,7 +38,13 @@ package final class PhysicalCPU: @unchecked Sendable {
   /// The next TLB context that is free.
   var nextContext: UInt64 = 2
   var tlbCounts = TLBCounts()
-  var pcidContexts: [(pcid: UInt64, root: UInt64, keys: UInt64, context: UInt64)] = []
+  var pcidContexts: [TLBContext] = []
+  /// The guest whose translations the TLB enters; nil: nobody's. See TranslationSpaces.
+  var currentSpace: TranslationSpaceKey?
+  var parkedSpaces: [ParkedTranslationSpace] = []
+  /// How often another thread has taken all translations (`takeTranslations`).
+  let translationsTaken = Atomic<UInt64>(0)
+  var lastTLBGeneration: UInt64 = 1
   /// Where pages larger than 4 KiB have entries.
   var largePages = NumberFilter()
   /// Linear pages from which code was entered at CPL 3, and below it, since the epoch of those ways

@@ -36,57 +36,20 @@ import X86
       try guest.cpu.setSpecialRegisters(sregs)
       guest.load(l1)
       guest.load(l2, at: 0x10000)
-      prepare(guest)
+      block(guest).prepare(base: 0x10000)
       return guest
     }
   }
 
+  private func block(_ guest: Guest) -> GuestVMCB { GuestVMCB(memory: guest.memory) }
+
   private func set(_ guest: Guest, _ field: VMCBField, _ value: UInt64) {
-    let place = 0x4000 + Int(field.offset)
-    switch field.size {
-    case 1: guest.store(UInt8(truncatingIfNeeded: value), at: place)
-    case 2: guest.store(UInt16(truncatingIfNeeded: value), at: place)
-    case 4: guest.store(UInt32(truncatingIfNeeded: value), at: place)
-    default: guest.store(value, at: place)
-    }
+    block(guest)[field] = value
   }
 
-  private func field(_ guest: Guest, _ field: VMCBField) -> UInt64 {
-    let place = 0x4000 + Int(field.offset)
-    return switch field.size {
-    case 1: UInt64(guest.read(place, as: UInt8.self))
-    case 2: UInt64(guest.read(place, as: UInt16.self))
-    case 4: UInt64(guest.read(place, as: UInt32.self))
-    default: guest.read(place, as: UInt64.self)
-    }
-  }
+  private func field(_ guest: Guest, _ field: VMCBField) -> UInt64 { block(guest)[field] }
 
-  private func intercept(_ guest: Guest, _ bits: SVMIntercepts) {
-    set(guest, .intercepts3, bits.rawValue & 0xFFFF_FFFF)
-    set(guest, .intercepts4, bits.rawValue >> 32)
-  }
-
-  /// L2 in real mode at 0x10000, whose CPUID and VMMCALL exit to L1.
-  private func prepare(_ guest: Guest) {
-    intercept(guest, [.vmrun, .cpuid, .vmmcall])
-    set(guest, .asid, 1)
-    set(guest, .ioPermissionMap, 0x6000)
-    set(guest, .msrPermissionMap, 0x9000)
-    for register: SegmentRegister in [.es, .cs, .ss, .ds] {
-      set(guest, .attributes(of: register), register == .cs ? 0x9B : 0x93)
-      set(guest, .limit(of: register), 0xFFFF)
-    }
-    set(guest, .base(of: .cs), 0x10000)
-    set(guest, .selector(of: .cs), 0x1000)
-    set(guest, .efer, EFER.svme.rawValue)
-    set(guest, .cr0, CR0.et.rawValue)
-    set(guest, .rflags, RFLAGS.fixed.rawValue)
-    set(guest, .rsp, 0x8000)
-    set(guest, .dr6, DR6.initial.rawValue)
-    set(guest, .dr7, DR7.initial.rawValue)
-    set(guest, .idtrLimit, 0x3FF)
-    set(guest, .guestPAT, 0x0007_0406_0007_0406)
-  }
+  private func intercept(_ guest: Guest, _ bits: SVMIntercepts) { block(guest).intercept(bits) }
 
   @Test func exitOfTheGuestsGuest() throws {
     // mov ax, 0x1234; mov bx, 0x5678; cpuid

@@ -13,6 +13,7 @@ enum Capabilities {
   static func value(_ number: UInt, physicalCPUs: Int, silicon: SiliconVendor) -> Int32 {
     switch Int32(truncatingIfNeeded: number) {
     case let number where silicon == .amd && ofIntel.contains(number): 0
+    case KVM_CAP_NESTED_STATE: Int32(Backends.type(for: silicon).nestedStateSize)
     case KVM_CAP_NR_VCPUS: Int32(physicalCPUs)
     case KVM_CAP_XSAVE2: Int32(ExtendedState.areaSize)
     case let number: table[number] ?? 0

@@ -16,7 +16,7 @@ extension VirtualCPU {
   private static let ioctls = IoctlTable<VirtualCPU>(
     [
       control, apicIoctls, debugIoctls, registerIoctls, extendedStateIoctls, modelIoctls,
-      eventIoctls,
+      eventIoctls, nestedIoctls,
     ], missing: .invalidArgument)
 
   /// Calls an ioctl; one at a time, so that another thread's call waits for the end of KVM_RUN.

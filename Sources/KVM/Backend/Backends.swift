@@ -4,10 +4,18 @@
 // new vendor is a folder beside `VMX` and an entry here; nothing else names a backend.
 
 import SystemPackage
+import X86
 import X86CPU
 
 enum Backends {
   private static var all: [any VirtualizationBackend.Type] { [VMX.self, SVM.self] }
+
+  static func type(for silicon: SiliconVendor) -> any VirtualizationBackend.Type {
+    switch silicon {
+    case .intel: VMX.self
+    case .amd: SVM.self
+    }
+  }
 
   /// - Throws: EOPNOTSUPP where the processor has no virtualization that there is a backend for.
   static func type(

@@ -36,6 +36,9 @@ protocol VirtualizationBackend: AnyObject {
   /// Makes a physical CPU ready to enter guests (VMXON; EFER.SVME).
   static func enable(_ cpu: PhysicalCPU) throws(Errno)
 
+  /// Bytes of KVM's nested state, its header and all that may follow; 0 where there is none.
+  static var nestedStateSize: Int { get }
+
   /// - Parameter cpu: any; `load` names the one that counts.
   init(_ cpu: PhysicalCPU)
 

@@ -39,6 +39,13 @@ protocol NestedVirtualization: AnyObject {
   /// Back to L1 without an exit, and to how virtualization is after a reset.
   func reset(_ vcpu: VirtualCPU)
 
+  /// KVM's nested state, but for the header's size.
+  func savedState(_ vcpu: VirtualCPU) -> NestedState
+  /// Takes KVM's nested state. The vCPU's registers are those of L2 where it says that L2 runs.
+  ///
+  /// - Throws: `.invalidArgument` for what no processor can be in.
+  func restore(_ state: NestedState, _ vcpu: VirtualCPU) throws(Errno)
+
   /// The value of an MSR of virtualization; nil for others.
   func readMSR(_ number: UInt32) -> UInt64?
   /// nil for others; false where the value is not allowed.

@@ -26,6 +26,8 @@ final class SVM: VirtualizationBackend {
   /// The verb that failed, where the last entry did.
   var failure: SVMError?
   private let asid: UInt32
+  /// That of the guest's own guests.
+  let guestsASID: UInt32
   private static let nextASID = Atomic<UInt32>(0)
   /// CR4 bits that the guest may set.
   var allowedCR4: UInt64 = 0
@@ -57,10 +59,11 @@ final class SVM: VirtualizationBackend {
     unsafe self.cpu = cpu
     current = page
     asid = Self.makeASID()
+    guestsASID = Self.makeASID()
   }
 
   /// 0 is the host's; numbers may be reused, which the tables' address tells apart.
-  static func makeASID() -> UInt32 {
+  private static func makeASID() -> UInt32 {
     let number = nextASID.wrappingAdd(1, ordering: .relaxed).newValue
     return number % (SVMCapabilities.asidCount &- 1) &+ 1
   }
@@ -82,12 +85,19 @@ final class SVM: VirtualizationBackend {
   /// TSC_RATIO has 32 bits of fraction.
   var tscMultiplierStep: UInt64 { 1 << 16 }
 
+  static let nestedStateSize = NestedState.headerSize + VMCBField.blockSize
   func makeNested() -> (any NestedVirtualization)? { NestedSVM(self) }
 
   // MARK: The VMCB
 
   func load(on cpu: PhysicalCPU) {
+    let isAnother = unsafe self.cpu !== cpu
     unsafe self.cpu = cpu
+    if isAnother {
+      // What this one still knows may be invalid since.
+      flushGuestTranslations()
+      flushTranslations(of: guestsASID)
+    }
     do throws(SVMError) {
       try cpu.vmcbHold(current.address)
       if !isInitialized {
@@ -133,7 +143,10 @@ final class SVM: VirtualizationBackend {
   func explainFailedEntry() -> EntryExplanation? { unsafe cpu.vmrunExplanation }
   var savedControlBlock: [UInt8] { unsafe cpu.heldVMCBBytes }
 
-  func flushGuestTranslations() {
+  func flushGuestTranslations() { flushTranslations(of: asid) }
+
+  /// Translations of an ASID that `makeASID` has given, on this CPU.
+  func flushTranslations(of asid: UInt32) {
     do throws(SVMError) { try unsafe cpu.invlpgb(asid: asid) } catch { failure = error }
   }
 

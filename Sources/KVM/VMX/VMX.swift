@@ -77,6 +77,7 @@ final class VMX: VirtualizationBackend {
     do throws(VMXError) { try cpu.vmclear(vmcs.address) } catch { failure = error }
   }
 
+  static let nestedStateSize = 0
   func makeNested() -> (any NestedVirtualization)? { nil }
 
   func run() {

@@ -47,9 +47,14 @@ extension CPU {
 
   /// Entries of global pages have the context with which they were entered.
   private func flushGlobal() {
-    s.pointee.tlbGeneration &+= 1
-    owner.forgetContexts()
     owner.newJumpEpoch()
+    startGlobalTranslations()
+  }
+
+  /// No entry counts, of global pages neither. The caller chooses an address space afterwards.
+  func startGlobalTranslations() {
+    owner.newTLBGeneration()
+    owner.forgetContexts()
     s.pointee.globalContext = owner.newContext()
     s.pointee.supervisorDataIsGlobal = s.pointee.cr4 & CR4.pge.rawValue != 0
   }
@@ -69,8 +74,9 @@ extension CPU {
       owner.context(forPCID: pcid, root: s.pointee.cr3 & Page.mask, keys: s.pointee.pkru))
   }
 
-  /// After a change of PKRU: rights of user pages are those of the keys.
-  func switchProtectionKeys() {
+  /// To that of the registers, after PKRU or the guest changed: rights of user pages are those of
+  /// the keys.
+  func switchAddressSpace() {
     switchAddressSpace(
       toPCID: s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0)
   }
@@ -106,7 +112,7 @@ extension CPU {
     s.pointee.native.userContext = common | context | 1 << 28 | s.pointee.userJumpEpoch << 29
     s.pointee.native.supervisorContext =
       common | s.pointee.supervisorJumpEpoch << 29
-      | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
+      | (s.pointee.supervisorCodeIsGlobal ? s.pointee.globalContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
   }
@@ -169,8 +175,9 @@ extension PhysicalCPU {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
-      cpu.s.pointee.tlbGeneration &+= 1
+      newTLBGeneration()
       forgetContexts()
+      parkedSpaces.removeAll()
       largePages.removeAll()
       newJumpEpoch()
       // Who makes this one new as well is about to choose another address space.
@@ -180,6 +187,12 @@ extension PhysicalCPU {
     tlbCounts.contexts &+= 1
     nextContext += 1
     return nextContext - 1
+  }
+
+  /// A number that no entry of the second table has.
+  func newTLBGeneration() {
+    lastTLBGeneration &+= 1
+    cpu.s.pointee.tlbGeneration = lastTLBGeneration
   }
 
   /// Every way to code is found anew. `updateBlockContext` follows.
@@ -222,6 +235,7 @@ extension PhysicalCPU {
     physicalGeneration &+= 1
     if physicalGeneration & Page.offsetMask == 0 {
       physicalCache.update(repeating: .invalid, count: Int(PhysicalCPU.physicalCacheMask) + 1)
+      parkedSpaces.removeAll()
       physicalGeneration = 1
     }
     cpu.s.pointee.physicalGeneration = physicalGeneration

@@ -5,6 +5,7 @@
 // valid, by a word that says so whatever the others are, so it does not matter what the CPU does
 // meanwhile.
 
+import Synchronization
 import X86
 
 extension PhysicalCPU {
@@ -12,6 +13,8 @@ extension PhysicalCPU {
   /// have looked up already. What it enters at the same time may stay, so entries of EPT go first.
   package func takeTranslations() {
     let s = cpu.s
+    // First, so that no parked space is found again (`enterTranslationSpace`).
+    translationsTaken.add(1, ordering: .sequentiallyConsistent)
     for n in 0...Int(Self.physicalCacheMask) { physicalCache[n].tag = .max }
     for n in 0...Int(Self.executePagesMask) { executePages[n].tag = .max }
     s.pointee.tlbGeneration &+= 1 << 32

@@ -56,6 +56,9 @@ package enum TLB {
   static let anyContext: UInt64 = 4095
 }
 
+/// Which context an address space has.
+typealias TLBContext = (pcid: UInt64, root: UInt64, keys: UInt64, context: UInt64)
+
 /// An entry of the second table.
 package struct SecondTLBEntry {
   /// Page with the context, or with `TLB.anyContext` for a global page.

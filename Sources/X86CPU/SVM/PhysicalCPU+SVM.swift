@@ -35,7 +35,7 @@ extension PhysicalCPU {
     try requireSVM()
     vmcbRelease()
     svm.pointee.isEnabled = false
-    cpu.flushTLB()
+    flushTranslations(ofGuest: nil)
   }
 
   @inline(__always) func requireSVM() throws(SVMError) {
@@ -56,18 +56,16 @@ extension PhysicalCPU {
   /// The global interrupt flag: 0 from an exit until STGI.
   package var gif: Bool { svm.pointee.gif }
 
-  /// INVLPGA: the translations of one address in an address space. The TLB holds one guest's at a
-  /// time, so those of another are not there.
+  /// INVLPGA: the translations of one address in an address space.
   package func invlpga(_ linear: UInt64, asid: UInt32) throws(SVMError) {
     try requireSVM()
-    if svm.pointee.tlbASID == asid { cpu.flushPage(linear) }
+    flushPage(linear, ofGuest: asid)
   }
 
   /// INVLPGB: all translations of an address space, or, with nil, all that there are.
   package func invlpgb(asid: UInt32?) throws(SVMError) {
     try requireSVM()
-    if let asid, svm.pointee.tlbASID != asid { return }
-    cpu.flushTLB()
+    flushTranslations(ofGuest: asid)
   }
 
   /// The rule that the last VMRUN broke, if it exited with VMEXIT_INVALID.
@@ -105,6 +103,7 @@ extension PhysicalCPU {
 
   /// Loads everything but what VMLOAD loads.
   func hold(_ vmcb: VMCB) {
+    leaveTranslations()
     vmcbWriteBack()
     svm.pointee.held = vmcb.base
     for location in VMCBLayout.runLocations { cpu.writeLazy(location, vmcb.load(location)) }
@@ -112,8 +111,13 @@ extension PhysicalCPU {
     cpu.adoptNMIMask(VirtualInterrupt(rawValue: vmcb[.virtualInterrupt]))
     adoptPrivilege()
     vmcb[.cleanBits] = 0
-    svm.pointee.mustFlush = true
     cpu.updateMode()
+  }
+
+  /// The held guest's translations wait for it, unless its state has changed since it ran.
+  private func leaveTranslations() {
+    if svm.pointee.mustFlush { forgetTranslations() } else { parkTranslations() }
+    svm.pointee.mustFlush = false
   }
 
   /// Puts the held VMCB's state into its memory, from which the next VMRUN takes what is not clean.
@@ -127,6 +131,7 @@ extension PhysicalCPU {
 
   /// Writes the held VMCB back and forgets it.
   package func vmcbRelease() {
+    leaveTranslations()
     vmcbWriteBack()
     svm.pointee.held = nil
   }

@@ -120,7 +120,9 @@ extension PhysicalCPU {
       unit.pointee.mustUpdateMode = false
       cpu.updateMode()
     }
-    if !changed.isDisjoint(with: [.asid, .nestedPaging]) { adoptTranslations(vmcb) }
+    if currentSpace == nil || !changed.isDisjoint(with: [.asid, .nestedPaging]) {
+      adoptTranslations(vmcb)
+    }
     let control = UInt8(truncatingIfNeeded: vmcb[.tlbControl])
     if control != TLBControl.nothing || unit.pointee.mustFlush {
       unit.pointee.mustFlush = false
@@ -130,12 +132,11 @@ extension PhysicalCPU {
 
   /// Translations of another ASID or of other nested tables are not this guest's.
   private func adoptTranslations(_ vmcb: VMCB) {
-    let asid = UInt32(truncatingIfNeeded: vmcb[.asid])
-    let root = cpu.s.pointee.intercepts.nestedRoot
-    if svm.pointee.tlbASID == asid, svm.pointee.tlbRoot == root { return }
-    svm.pointee.tlbASID = asid
-    svm.pointee.tlbRoot = root
-    svm.pointee.mustFlush = true
+    enterTranslationSpace(
+      TranslationSpaceKey(
+        guest: UInt32(truncatingIfNeeded: vmcb[.asid]),
+        nested: cpu.s.pointee.intercepts.nestedRoot,
+        controlBlock: UInt64(UInt(bitPattern: vmcb.base))))
   }
 
   // MARK: Intercepts

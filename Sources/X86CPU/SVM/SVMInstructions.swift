@@ -99,7 +99,7 @@ enum SVMInstructions {
     try requireSVM(c)
     if c.intercepts(.invlpga) { throw c.exit(.invlpga, i) }
     let asid = UInt32(truncatingIfNeeded: c.gpr[1])
-    if c.owner.svm.pointee.tlbASID == asid { c.flushPage(address(c, i)) }
+    c.owner.flushPage(address(c, i), ofGuest: asid)
     return c.reload(i)
   }
 

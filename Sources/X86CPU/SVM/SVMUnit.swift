@@ -42,9 +42,6 @@ package struct SVMUnit {
   var mustFlush = false
   /// RFLAGS changed, from which modes follow.
   var mustUpdateMode = false
-  /// Whose translations the TLB holds.
-  var tlbASID: UInt32 = 0
-  var tlbRoot: UInt64 = .max
   /// VMRUNs since start.
   package internal(set) var entries: UInt64 = 0
   /// Why the last VMRUN exited with VMEXIT_INVALID.

@@ -26,7 +26,7 @@ enum ProtectionKeyInstructions {
     let keys = c.gpr[0] & 0xFFFF_FFFF
     if keys == c.s.pointee.pkru { return Step.next }
     c.s.pointee.pkru = keys
-    c.switchProtectionKeys()
+    c.switchAddressSpace()
     return c.reload(i)
   }
 }

@@ -179,7 +179,7 @@ extension CPU {
   private func setPKRU(_ value: UInt64) {
     if s.pointee.pkru == value { return }
     s.pointee.pkru = value
-    switchProtectionKeys()
+    switchAddressSpace()
   }
 }
 

@@ -45,7 +45,7 @@ extension NestedSVM {
     VirtualInterrupt(rawValue: block.vmcb[.virtualInterrupt]).masksInterrupts
   }
 
-  private func enter(_ vcpu: VirtualCPU) {
+  func enter(_ vcpu: VirtualCPU) {
     let (l1, l2) = unsafe (svm.page.vmcb, merged.vmcb)
     obeyTLBControl()
     for range in Self.stateRanges { copyState(range) }
@@ -59,7 +59,7 @@ extension NestedSVM {
       block.vmcb[.virtualInterrupt] & (VirtualInterrupt.requestMask | priority)
       | VirtualInterrupt.maskingBit
       | VirtualInterrupt.nmiEnabledBit
-    l2[.asid] = UInt64(asid)
+    l2[.asid] = unsafe UInt64(svm.guestsASID)
     l2[.nestedControl] = NestedControl.paging
     l2[.ioPermissionMap] = l1[.ioPermissionMap]
     l2[.msrPermissionMap] = msrMap.address

@@ -38,20 +38,32 @@ extension NestedSVM {
     }
     if shadows.count >= Self.mostShadows { shadows.removeFirst() }
     unsafe shadows.append(ShadowTables(source, .ordinary, vcpu.machine.memory))
+    // The new tables may be where older ones were.
+    flushTranslations()
   }
 
+  /// TLB_CONTROL of vmcb12, and another ASID than before: L2 has one of ours for all of L1's.
   func obeyTLBControl() {
+    let space = block.vmcb[.asid]
     switch UInt8(truncatingIfNeeded: block.vmcb[.tlbControl]) & 7 {
-    case TLBControl.nothing: break
-    case TLBControl.flushAll: for tables in shadows { tables.clear() }
-    default: clearShadows(of: block.vmcb[.asid])
+    case TLBControl.nothing: if space != lastASID { flushTranslations() }
+    case TLBControl.flushAll:
+      for tables in shadows { tables.clear() }
+      flushTranslations()
+      unsafe svm.flushGuestTranslations()
+    default: clearShadows(of: space)
     }
+    lastASID = space
   }
 
   /// L1 has taken translations of an ASID back.
   func clearShadows(of space: UInt64) {
     for tables in shadows where tables.source.space & 0xFFFF_FFFF == space { tables.clear() }
+    flushTranslations()
   }
+
+  /// Of every L2 in this CPU.
+  func flushTranslations() { unsafe svm.flushTranslations(of: svm.guestsASID) }
 
   // MARK: Faults
 

@@ -34,7 +34,8 @@ final class NestedSVM: NestedVirtualization {
   lazy var merged = SVMPages(1)
   lazy var msrMap = SVMPages(Int(PermissionMap.msrBytes / Page.size))
   private lazy var scratch = SVMPages(1)
-  let asid = SVM.makeASID()
+  /// L1's ASID of the guest that ran last.
+  var lastASID: UInt64 = 0
   /// The last is that of L2 now.
   var shadows: [ShadowTables] = []
 
