@@ -182,7 +182,8 @@ import X86
         0x0F, 0x01, 0xDC, 0x90, 0xF4,
       ], l2: [0xEB, 0xFE])
     intercept(guest, [.vmrun, .interrupt])
-    set(guest, .virtualInterrupt, VirtualInterrupt.maskingBit)
+    let waits = VirtualInterrupt.maskingBit | VirtualInterrupt.pendingBit
+    set(guest, .virtualInterrupt, waits)
     // A GDT with a flat code segment, and gate 0x30 to 0x1100: mov al, 2; out 0xE9, al; hlt
     guest.store(UInt64(0x00CF_9B00_0000_FFFF), at: 0x2008)
     guest.store(UInt64(0x0000_8E00_0008_1100), at: 0x2100 + 0x30 * 8)
@@ -194,6 +195,7 @@ import X86
     try guest.cpu.interrupt(0x30)
     #expect(try guest.nextOut()?.value == 1)
     #expect(field(guest, .exitCode) == SVMExitCode.interrupt.rawValue)
+    #expect(field(guest, .virtualInterrupt) == waits, "L2's own still waits")
     #expect(try guest.nextOut()?.value == 2)
   }
 

@@ -108,7 +108,11 @@ extension PhysicalCPU {
     svm.pointee.held = vmcb.base
     for location in VMCBLayout.runLocations { cpu.writeLazy(location, vmcb.load(location)) }
     cpu.s.pointee.pendingDebug = 0
-    cpu.adoptNMIMask(VirtualInterrupt(rawValue: vmcb[.virtualInterrupt]))
+    // It is written back to this VMCB even if no VMRUN comes before the next is held.
+    let word = VirtualInterrupt(rawValue: vmcb[.virtualInterrupt])
+    cpu.s.pointee.virtualInterrupt = word
+    cpu.s.pointee.cr8 = UInt64(word.tpr)
+    cpu.adoptNMIMask(word)
     adoptPrivilege()
     vmcb[.cleanBits] = 0
     cpu.updateMode()
