@@ -48,6 +48,23 @@ programs() {
   done
 }
 
+# Debian with KVM on a processor of vendor $1, which boots Debian in a machine of its own: with $2 CPUs
+# in both machines and $3 as a parameter of kvm_amd or kvm_intel.
+nested() {
+  local vendor=$1 cpus=$2 parameter=$3 launcher=("${launcher[@]}")
+  shift 3
+  [ "${launcher[0]}" = env ] || launcher=("${launcher[0]}" kvm "${options[@]}" --vendor "$vendor" --)
+  Scripts/make-hypervisor.sh "${MARTLET:-.build/release/martlet}" "$work/hypervisor.cpio" || return
+  start guest -M q35 -cpu host -m 1G -smp "$cpus" -kernel "$cloud" -initrd "$work/hypervisor.cpio" \
+    -append "$console quiet hypervisor.cpus=$cpus hypervisor.module=$parameter" "$@"
+  await 120 "$work/guest.log" 'HYPERVISOR round 1, status 0' || return
+  grep -aq "MARTLET-GUEST-READY cpus=$cpus" "$work/guest.log" || {
+    note="the inner machine said nothing"
+    return 1
+  }
+  exited 20
+}
+
 # A restart by the guest, another by the monitor.
 resets() {
   local count
@@ -309,6 +326,9 @@ all_rows() {
   check "performance counters, Intel's" counters -M q35 -cpu host,vendor=GenuineIntel
   check "32-bit programs, AMD's" programs -M q35 -cpu max,vendor=AuthenticAMD
   check "32-bit programs, Intel's" programs -M q35 -cpu max,vendor=GenuineIntel
+  check "nested: kvm_amd boots Debian" nested amd 1 ''
+  check "nested: kvm_amd boots Debian, smp=2" nested amd 2 ''
+  check "nested: kvm_amd npt=0 boots Debian" nested amd 1 npt=0
   check "686-pae q35 smp=2" boots "$old" q35 2
   check "686-pae pc -cpu qemu32" boots "$old" pc 1 -cpu qemu32
   check "Xen, Debian as its first domain" boots_xen

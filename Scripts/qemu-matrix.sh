@@ -11,7 +11,7 @@
 #   --only REGEX       rows whose name matches
 #   --repeat N         each row so often
 #   --known            also the rows that fail on the kernel's KVM for QEMU's own reasons
-#   --translator off   options for "martlet kvm", as are --pcpus N and --stats
+#   --translator off   options for "martlet kvm", as are --pcpus N, --vendor V and --stats
 #   --kernel           on the kernel's /dev/kvm instead, which may be slow: waits are 20 times longer
 #   --if-installed     without QEMU say "skipped" and pass
 #   --install          install what is missing by apt-get (as root) first
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
     --known) all_known=yes ;;
     --kernel) launcher=(env) patience=20 ;;
     --stats) options+=("$1") ;;
-    --translator | --pcpus)
+    --translator | --pcpus | --vendor)
       [ $# -ge 2 ] || fail "$1 needs a value"
       options+=("$1" "$2")
       shift
