@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which backend a physical CPU gets: the first whose vendor's virtualization its CPUID offers. A
-// new vendor is a folder beside `VMX` and an entry here; nothing else names a backend.
+// Selects a physical CPU's backend: the first whose vendor's virtualization its CPUID offers. A new
+// vendor is a folder beside `VMX` and an entry here; nothing else names a backend.
 
 import SystemPackage
 import X86CPU
@@ -9,7 +9,7 @@ import X86CPU
 enum Backends {
   private static var all: [any VirtualizationBackend.Type] { [VMX.self, SVM.self] }
 
-  /// - Throws: EOPNOTSUPP where the processor has no virtualization that there is a backend for.
+  /// - Throws: EOPNOTSUPP if no backend supports the processor.
   static func type(
     for cpu: PhysicalCPU
   ) throws(Errno) -> any VirtualizationBackend.Type {
