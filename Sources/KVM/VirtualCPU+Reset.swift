@@ -29,7 +29,7 @@ extension VirtualCPU {
     updateHoggingControls()
   }
 
-  /// INIT: what INIT and power-up have in common.
+  /// INIT, and the part of power-up that equals it.
   func resetRegisters() {
     let s = unsafe cpu.s
     for index in 0..<16 { unsafe s.pointee.gpr[index] = 0 }
@@ -45,7 +45,7 @@ extension VirtualCPU {
     }
   }
 
-  /// What the guest has arranged with its hypervisor is over.
+  /// Ends the guest's agreements with its hypervisor.
   private func resetParavirtual() {
     paravirtual.reset()
     clock.steal = StealTime()
@@ -70,7 +70,7 @@ extension VirtualCPU {
     }
   }
 
-  /// INIT from another CPU: the boot CPU starts again, the others wait for a start-up message.
+  /// INIT from another CPU: the boot CPU restarts, the others wait for a start-up message.
   func handleINIT() {
     if smm.isActive {
       smm.isINITLatched = true

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What follows each exit, for every vendor: one arm and one call for each. An arm that returns
-// `.userSpace` has filled `kvm_run`.
+// Dispatches each exit, for every vendor, to its handler. An arm that returns `.userSpace` has
+// filled `kvm_run`.
 
 import CHost
 import X86
@@ -61,7 +61,7 @@ extension VirtualCPU {
     case .undefined:
       raise(.invalidOpcode)
       return .resume
-    // The processor itself is the best emulator.
+    // The processor itself emulates best.
     case .emulated: return emulateInstruction()
     }
   }
@@ -79,7 +79,7 @@ extension VirtualCPU {
   ) -> Disposition {
     switch number {
     case 4 where isWrite:
-      // A bit that its CPUID does not offer.
+      // A bit that the guest's CPUID does not offer.
       raise(.generalProtection)
       return .resume
     case 8: return accessCR8(general, isWrite: isWrite)
@@ -99,7 +99,7 @@ extension VirtualCPU {
     case .none: break
     }
     if let event = events.interrupted {
-      // An event cannot be delivered through a device.
+      // An event cannot be delivered through MMIO.
       return internalError(
         KVM_INTERNAL_ERROR_DELIVERY_EV,
         data: [backend.vendorInformation(of: event), fault.address])
