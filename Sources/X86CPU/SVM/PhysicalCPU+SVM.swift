@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The verbs of SVM but for VMRUN. Addresses are host-physical, that is, addresses in this process;
-// a VMCB is a page of 4 KiB.
+// SVM's instructions except VMRUN, as methods. Addresses are host-physical, that is, addresses in
+// this process; a VMCB is a page of 4 KiB.
 //
 //     try cpu.enableSVM()
 //     try cpu.vmload(vmcb)
 //     let code = try cpu.vmrun(vmcb)      // runs the guest until it exits
 //     try cpu.vmsave(vmcb)
 //
-// What VMRUN and VMLOAD load stays in the CPU (see VMCBLayout), so that the hypervisor of this
-// program need not go through memory for every register:
+// The state that VMRUN and VMLOAD load stays in the CPU (see VMCBLayout), so that this program's
+// hypervisor accesses registers without going through memory:
 //
 //     try cpu.vmrun(vmcb, keepsState: true)
+//     cpu.vmcbRead(.rip)                  // from the CPU
+//     cpu.vmcbWriteBack()                 // now the VMCB has it all
 //     cpu.vmcbRead(.rip)                  // the CPU's own
 //     cpu.vmcbWriteBack()                 // now the VMCB has it all
 
@@ -23,14 +25,14 @@ extension PhysicalCPU {
 
   /// Sets EFER.SVME.
   ///
-  /// - Throws: `notEnabled` where the processor has no SVM; `disabled` by VM_CR.SVMDIS.
+  /// - Throws: `notEnabled` if the processor has no SVM; `disabled` by VM_CR.SVMDIS.
   package func enableSVM() throws(SVMError) {
     guard silicon == .amd else { throw .notEnabled }
     if svm.pointee.vmcr & VMCRBits.svmDisable != 0 { throw .disabled }
     svm.pointee.isEnabled = true
   }
 
-  /// Clears EFER.SVME. The held VMCB's state is in memory afterwards.
+  /// Clears EFER.SVME and writes the held VMCB's state back.
   package func disableSVM() throws(SVMError) {
     try requireSVM()
     vmcbRelease()
@@ -56,14 +58,14 @@ extension PhysicalCPU {
   /// The global interrupt flag: 0 from an exit until STGI.
   package var gif: Bool { svm.pointee.gif }
 
-  /// INVLPGA: the translations of one address in an address space. The TLB holds one guest's at a
-  /// time, so those of another are not there.
+  /// INVLPGA: drops the translations of one address in an address space. The TLB holds only one
+  /// guest's at a time.
   package func invlpga(_ linear: UInt64, asid: UInt32) throws(SVMError) {
     try requireSVM()
     if svm.pointee.tlbASID == asid { cpu.flushPage(linear) }
   }
 
-  /// INVLPGB: all translations of an address space, or, with nil, all that there are.
+  /// INVLPGB: drops all translations of an address space, or of all with nil.
   package func invlpgb(asid: UInt32?) throws(SVMError) {
     try requireSVM()
     if let asid, svm.pointee.tlbASID != asid { return }
@@ -94,8 +96,7 @@ extension PhysicalCPU {
 
   // MARK: The held VMCB
 
-  /// Makes a VMCB the held one: its guest's state is in the CPU afterwards. VMRUN does it by
-  /// itself.
+  /// Makes a VMCB the held one: loads its guest's state into the CPU. VMRUN does it itself.
   package func vmcbHold(_ address: UInt64) throws(SVMError) {
     try requireSVM()
     guard let vmcb = VMCB(address) else { throw .invalidAddress }
@@ -103,7 +104,7 @@ extension PhysicalCPU {
     svm.pointee.isWriteBackDue = true
   }
 
-  /// Loads everything but what VMLOAD loads.
+  /// Loads everything that VMLOAD does not load.
   func hold(_ vmcb: VMCB) {
     vmcbWriteBack()
     svm.pointee.held = vmcb.base
@@ -116,7 +117,7 @@ extension PhysicalCPU {
     cpu.updateMode()
   }
 
-  /// Puts the held VMCB's state into its memory, from which the next VMRUN takes what is not clean.
+  /// Writes the held VMCB's state to its memory, from which the next VMRUN loads what is not clean.
   package func vmcbWriteBack() {
     guard svm.pointee.isWriteBackDue, let held = svm.pointee.held else { return }
     svm.pointee.isWriteBackDue = false
@@ -125,20 +126,20 @@ extension PhysicalCPU {
     saveVirtualInterrupt(vmcb)
   }
 
-  /// Writes the held VMCB back and forgets it.
+  /// Writes the held VMCB back and releases it.
   package func vmcbRelease() {
     vmcbWriteBack()
     svm.pointee.held = nil
   }
 
-  /// A field's value in the held VMCB; 0 where none is held.
+  /// A field's value in the held VMCB; 0 if none is held.
   package func vmcbRead(_ field: VMCBField) -> UInt64 {
     guard let held = svm.pointee.held else { return 0 }
     let location = svm.pointee.locations[VMCBLayout.slot(field)]
     return location.kind == .memory ? VMCB(base: held)[field] : cpu.readLazy(location)
   }
 
-  /// Writes a field of the held VMCB and takes its clean bit away; nothing where none is held.
+  /// Writes a field of the held VMCB and clears its clean bit; no effect if none is held.
   package func vmcbWrite(_ field: VMCBField, _ value: UInt64) {
     guard let held = svm.pointee.held else { return }
     let vmcb = VMCB(base: held)
@@ -150,7 +151,7 @@ extension PhysicalCPU {
     noteChange(field, old ^ value)
   }
 
-  /// What translations and modes depend on.
+  /// Notes changes that affect translations and modes.
   private func noteChange(_ field: VMCBField, _ changed: UInt64) {
     switch field {
     case .cr0 where changed & CR0.paging.rawValue != 0, .cr3,
@@ -161,7 +162,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// The privilege level is the VMCB's, whatever SS says.
+  /// The privilege level is the VMCB's CPL, not SS's.
   func adoptPrivilege() {
     let cpl = UInt32(cpu.s.pointee.cpl & 3)
     let stack = cpu.segment(.ss)
@@ -183,7 +184,7 @@ extension PhysicalCPU {
 
   /// Writes one of SVM's MSRs.
   ///
-  /// - Returns: nil for other MSRs; false where the value is not allowed.
+  /// - Returns: nil for other MSRs; false if the value is invalid.
   package func writeSVMMSR(_ number: UInt32, _ value: UInt64) -> Bool? {
     guard silicon == .amd else { return nil }
     switch MSR(rawValue: number) {
@@ -252,7 +253,7 @@ extension CPU {
       raw.storeBytes(of: rights.rawValue, toByteOffset: offset, as: UInt32.self)
     case .cpl: s.pointee.cpl = UInt8(value & 3)
     case .shadow:
-      // Which of the two instructions it was is not told.
+      // The VMCB does not say which of the two instructions it was.
       if value & InterruptShadow.active == 0 {
         s.pointee.interruptibility &= ~Self.shadows
       } else if s.pointee.interruptibility & Self.shadows == 0 {
@@ -263,7 +264,7 @@ extension CPU {
 
   private static let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
 
-  /// V_NMI_MASK is NMI blocking, where NMIs are virtual.
+  /// V_NMI_MASK is NMI blocking if NMIs are virtual.
   func adoptNMIMask(_ word: VirtualInterrupt) {
     guard word.isNMIEnabled else { return }
     let isMasked = word.rawValue & VirtualInterrupt.nmiMaskedBit != 0
