@@ -24,7 +24,7 @@ enum CacheAndTLBInstructions {
     ]
     // The interpreter executes in order, and the host does not reorder loads.
     for hint in hints { t[hint] = .single({ _, _ in Step.next }) }
-    // SFENCE executes the host's too: it orders non-temporal stores.
+    // SFENCE is a host fence, too: it orders non-temporal stores.
     for fence in [Mnemonic.mfence, .sfence] {
       t[fence] = .single({ _, _ in
         atomicMemoryFence(ordering: .sequentiallyConsistent)
