@@ -7,7 +7,7 @@
 //     apic           the local APIC                                        any thread, by its lock
 //     backend        the control block                                     the vCPU's thread
 //     registers      registers outside the control block                   the pool, or the thread
-//     runState       started, halted, in KVM_RUN; what is to be finished   the vCPU's thread
+//     runState       started, halted, in KVM_RUN; unfinished exits         the vCPU's thread
 //     events         events for the next entry                             ... and so the others
 //     clock, paravirtual, debug, taskPriority, smm, performance, cpuid, msrs, machineCheck
 //

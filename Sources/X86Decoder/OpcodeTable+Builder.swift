@@ -14,8 +14,8 @@
 // OPCODE is two hex digits, with `+` for all eight registers in the low bits, with `c` for all 16
 // conditions (the mnemonic is then a stem), with `/5` for a reg field, `/5r` or `/5m` for its
 // register or memory form, `/r` or `/m` for those alone, `/5r2` for one rm. Conditions: mandatory
-// prefix `np 66 f3 f2` (none given: any; `n6`: np or 66), `w0 w1`, vector length `l0 l1 l2`, `x32
-// x64` mode, `o16 o32 o64` operand size, `b0` no REX.B. Operands: `=` written, `+` read and
+// prefix `np 66 f3 f2` (none given: any; `n6`: np or 66), `w0 w1`, vector length `l0 l1 l2`, mode
+// `x32 x64`, operand size `o16 o32 o64`, `b0` no REX.B. Operands: `=` written, `+` read and
 // written, else read; then a letter for the method and one for the width as in `OperandMethod` and
 // `OperandWidth`; `-` for none. A row without operands has the section's. Attributes are the words
 // of `OpcodeTable+Words.swift`, and `fw` and `fr` with the letters of the flags that are written

@@ -30,8 +30,8 @@ extension VirtualCPU {
   /// The guest's current TSC.
   var guestTSC: UInt64 { clock.counter }
 
-  /// KVM_SET_TSC_KHZ. A counter that nobody has written gets the value as if it always had this
-  /// rate, so that all vCPUs agree; one that was written continues from its value.
+  /// KVM_SET_TSC_KHZ. A counter never written gets the value as if it had always run at this rate,
+  /// so that all vCPUs agree; one that was written continues from its value.
   func setTSCRate(_ wanted: TSCRate) {
     let rate = wanted.rounded(to: backend.tscMultiplierStep)
     if rate == clock.rate { return }

@@ -3,7 +3,7 @@
 // One delivery of one event through the interrupt table: real mode's vectors, the gates of
 // protected mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling
 // Procedures" and "Interrupt and Exception Handling in IA-32e Mode"). A throw leaves every register
-// as it was.
+// unchanged.
 
 import X86
 
