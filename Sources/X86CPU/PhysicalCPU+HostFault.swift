@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Guest memory that vanishes without a call that we intercept: another process truncates the file,
-// or a raw system call unmaps it. The next access raises a host signal. GuardedCall unwinds it, and
+// or a raw system call unmaps it. The next access raises a host signal. GuardedCall aborts it, and
 // guest code stops at the instruction that made the access.
 //
 //     guest code          an exit as if kicked, and `takeHostFault` has the address
@@ -151,13 +151,13 @@ extension PhysicalCPU {
     return true
   }
 
-  /// Code to be decoded has vanished: guest code stops before it, as after an unwound access.
+  /// Code to be decoded has vanished: guest code stops before it, as after an aborted access.
   func codeVanished(_ address: UInt) -> GuestException {
     hostFault = address
     return cpu.exit(.externalInterrupt)
   }
 
-  /// Makes the state complete after guest code was unwound, and records the exit. Restores what the
+  /// Makes the state complete after guest code was aborted, and records the exit. Restores what the
   /// abandoned frames would have restored.
   private func leaveCutOff(_ address: UInt) {
     let s = cpu.s

@@ -196,7 +196,7 @@ extension CPU {
   }
 
   /// Copies code for decoding. The caller holds references, so a fault on vanished memory must not
-  /// unwind it (`GuardedCall`).
+  /// abort it (`GuardedCall`).
   private func copyCode(
     from host: UInt64, to buffer: UnsafeMutableRawPointer, count: Int
   ) throws(GuestException) {

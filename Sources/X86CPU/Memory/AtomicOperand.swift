@@ -24,7 +24,7 @@ func splitLock(_ body: () throws(GuestException) -> Void) throws(GuestException)
   try body()
 }
 
-/// Called after the calling thread was unwound from a locked access.
+/// Called after the calling thread was aborted in a locked access.
 func releaseSplitLock() { splitLockMutex.pointer.pointee.unlockIfOwn() }
 
 private struct SpinLock: ~Copyable {

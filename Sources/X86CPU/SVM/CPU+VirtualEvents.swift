@@ -44,8 +44,8 @@ extension CPU {
     return deliverWaiting(.nmi)
   }
 
-  /// Delivers an event, possibly at VM entry before guest code has begun: the delivery's writes are
-  /// then marked as guest code's.
+  /// Delivers an event. At VM entry guest code has not begun yet: the CPU enters it for the
+  /// delivery, whose accesses are the guest's.
   func deliverWaiting(_ event: GuestEvent) -> Bool {
     let owner = owner
     let isInGuest = owner.isInGuestCode

@@ -216,7 +216,7 @@ package struct CPUState {
   /// Translated code's state (see NativeCode). Its offset matters: see StateLayoutTests.
   package var native = NativeState()
 
-  /// The micro-op whose handler is running, in case a host fault unwinds it
+  /// The micro-op whose handler is running, in case a host fault aborts it
   /// (PhysicalCPU+HostFault); else nil.
   package var running: MicroOpPointer?
   /// The old RSP and RBP, while a handler that changes them early runs.

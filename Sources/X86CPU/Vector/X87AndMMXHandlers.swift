@@ -83,7 +83,7 @@ extension CPU {
     }
   }
 
-  /// Restores the x87 state if `body` throws or is unwound.
+  /// Restores the x87 state if `body` throws or is aborted.
   private func withSavedX87(
     _ body: () throws(GuestException) -> Void
   ) throws(GuestException) {
