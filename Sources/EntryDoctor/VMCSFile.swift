@@ -8,7 +8,6 @@
 //
 // Linux's dump of a VMCS (dmesg, with kvm_intel.dump_invalid_vmcs=1) is accepted, too; see
 // LinuxDump.swift.
-// LinuxDump.swift.
 
 import X86
 

@@ -12,7 +12,6 @@
 //    to any other page walks, misses and exits; and it must come here before it enters again;
 //  - the access that it waits in, and pages that the running instructions have looked up already,
 //    are addresses of a slot's memory, which the host's own page tables protect.
-//    are addresses of a slot's memory, where the host's own page tables say what may be accessed.
 
 import ClientMemory
 import Host

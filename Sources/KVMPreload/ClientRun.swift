@@ -8,7 +8,6 @@
 // exit; after KVM_RUN it sends the signal to the thread again, and then the client's handler runs.
 // A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is then pending, as in
 // Linux.
-// then, as in Linux.
 
 import CHost
 import Glibc

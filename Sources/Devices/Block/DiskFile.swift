@@ -2,7 +2,6 @@
 //
 // The file or block device below a disk image. While it is open, a lock keeps others out (fcntl(2),
 // "Open file description locks"): a writer excludes everybody, readers exclude writers.
-// other's writers.
 
 import CHost
 import Glibc

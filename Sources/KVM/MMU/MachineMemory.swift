@@ -13,7 +13,6 @@
 //
 // Entries cover only memory that the client has mapped, with the client's rights (HostMemoryMap);
 // when the client changes its mappings, all entries are dropped (Hypervisor+ClientMappings).
-// (HostMemoryMap); all entries go when it changes its mappings (Hypervisor+ClientMappings).
 
 import CHost
 import ClientMemory

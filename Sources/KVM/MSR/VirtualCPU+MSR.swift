@@ -6,7 +6,6 @@
 // There are four kinds: those with a function here (clocks, local APIC, kvmclock); those in the
 // control block or the physical CPU, checked by the processor's rules; those in `MSRStore`, which
 // only store, by the processor's table; and unknown ones: nil, false, #GP.
-// `MSRStore`, by the processor's table; and those that do not exist: nil, false, #GP.
 
 import CHost
 import InterruptChips

@@ -8,7 +8,6 @@
 //
 // A sender first posts its request, then kicks the vCPU out of guest code or wakes it; the run loop
 // first sets `runningOn`, then checks the requests. So none is missed.
-// says that it is in guest code, then looks at the requests. So none is missed.
 
 import Synchronization
 

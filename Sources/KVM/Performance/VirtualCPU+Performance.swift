@@ -6,7 +6,6 @@
 // counters when a register is read or changed, when the vCPU gives the CPU up, and when a counter
 // with an interrupt may have overflowed. Instructions and branches have limits at which the guest
 // exits, cycles a deadline at which the timer thread requests a check.
-// which the guest leaves, cycles a deadline at which the timer thread asks for a look.
 
 import CHost
 import Host

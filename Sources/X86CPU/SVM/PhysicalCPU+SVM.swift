@@ -14,8 +14,6 @@
 //     try cpu.vmrun(vmcb, keepsState: true)
 //     cpu.vmcbRead(.rip)                  // from the CPU
 //     cpu.vmcbWriteBack()                 // now the VMCB has it all
-//     cpu.vmcbRead(.rip)                  // the CPU's own
-//     cpu.vmcbWriteBack()                 // now the VMCB has it all
 
 import X86
 
