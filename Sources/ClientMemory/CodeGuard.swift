@@ -125,8 +125,8 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// Whether the memory of a page is registered with the kernel (again, if `anew`); false if it is
-  /// no guest memory or cannot be protected.
+  /// Registers the memory of a page with the kernel (again, if `anew`); false if it is no guest
+  /// memory or cannot be protected.
   private func register(_ page: UInt, anew: Bool) -> Bool {
     memory.withLock { memory in
       if let index = memory.index(of: page) {

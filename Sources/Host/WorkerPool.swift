@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Threads for work that a vCPU must not wait for, such as a disk's reads. Work is not handed over:
-// workers are told that there may be some, and look for it. A worker that takes a piece and sees
-// another one wakes the next worker, so that as many run as there is work for.
+// a woken worker looks for it. A worker that takes a piece and finds another one wakes the next
+// worker, so that as many run as there is work for.
 //
 //     let pool = WorkerPool(name: "disk0", count: 4) { takeOneRequest() }
 //     try pool.start()

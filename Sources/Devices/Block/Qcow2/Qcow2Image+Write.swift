@@ -209,8 +209,8 @@ extension Qcow2Image {
     let part = Int(truncatingIfNeeded: geometry.subclusterSize)
     let start = Int(truncatingIfNeeded: plan.offset & (geometry.clusterSize &- 1))
     let end = start &+ plan.pieces.count
-    // What is copied around the bytes: the rest of the subclusters that they touch, all of a
-    // compressed cluster, and other subclusters with data of an abandoned cluster.
+    // Copies around the bytes: the rest of the subclusters that they touch, all of a compressed
+    // cluster, and other subclusters with data of an abandoned cluster.
     let copiesAll = plan.entry.isCompressed || plan.isNew && plan.entry.host != 0
     let first = copiesAll ? 0 : plan.parts.lowerBound &* part
     let next = copiesAll ? size : (plan.parts.upperBound &+ 1) &* part
