@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages for which an access would wait: those that the client has not brought yet (userfaultfd),
-// and those that are swapped out.
+// Pages whose access would wait: those that the client has not supplied yet (userfaultfd), and
+// swapped-out ones.
 
 extension ClientMemory {
   private static let pageSize: UInt = 4096
 
-  /// Whether a part of a range may have to be waited for.
+  /// Whether pages of a range may be absent.
   package func mayWait(_ range: Range<UInt>) -> Bool {
     PagePresence.mayBeSwapped || userFaults.overlaps(range)
   }
 
-  /// Calls `body` with the number, in the range, of each page for which an access would wait.
+  /// Calls `body` with the index, in the range, of each page whose access would wait.
   package func forEachAbsentPage(of range: Range<UInt>, _ body: (Int) -> Void) {
     if userFaults.overlaps(range), let resident = PagePresence.resident(range) {
       for (number, isResident) in resident.enumerated() where !isResident {

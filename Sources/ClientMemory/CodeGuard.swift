@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Write protection of pages with code against everybody in this process: a client's devices store
-// into guest memory, and pass it to system calls that write there. A thread of its own is told of
-// each such write before it happens, has all CPUs drop the page's code, and lets the write go on.
+// Write protection of pages with code against everything in this process: a client's devices store
+// into guest memory, and pass it to system calls that write there. A separate thread learns of each
+// such write before it happens, has all CPUs drop the page's code, and lets the write continue.
 //
 //     let codeGuard = CodeGuard(protects: true, map: map)
 //     try codeGuard.start { page in ... }     // drop the page's code, then `open` it
-//     codeGuard.add(memory)                   // when a slot names it; the processors do the rest:
+//     codeGuard.add(memory)                   // when a slot uses it; the processors do the rest:
 //     codeGuard.protect(page)                 // before code of it is decoded
-//     codeGuard.open(page)                    // when its code is gone
+//     codeGuard.open(page)                    // after its code is dropped
 //     codeGuard.remove(memory)
 //
-// Where that cannot be had, for lack of rights or for the kind of memory, and where others may
-// write by mappings that it does not see (shared memory), CPUs keep a copy of the page, and compare
-// at the first execution after contents may have changed (`needsComparison`).
+// If pages cannot be protected, for lack of rights or because of the kind of memory, or if others
+// may write by mappings that the protection does not cover (shared memory), CPUs keep a copy of the
+// page, and compare it at the first execution after contents may have changed (`needsComparison`).
 //
-// Invariants. That thread waits for nobody but for a page's lock, whose holders wait for nobody; it
-// takes no memory from the allocator, as a thread that waits for it may hold the allocator's locks.
-// Writes of the guest's own do not come here: their way clears the page's mark, which opens it.
+// Invariants. The thread waits only for a page's lock, whose holders never wait; it does not
+// allocate, because a thread that waits for it may hold the allocator's locks. The guest's own
+// writes do not come here: their slow path clears the page's mark, which opens it.
 
 import Host
 import Synchronization
@@ -30,23 +30,23 @@ import SystemPackage
 package final class CodeGuard: Sendable {
   private struct Memory: Sendable {
     var range: Range<UInt>
-    /// Protected pages are known to the kernel; else somebody else watches it, or it is of a kind
-    /// that cannot be protected.
+    /// The kernel tracks protected pages; if false, another userfaultfd has the memory, or its kind
+    /// cannot be protected.
     var isRegistered: Bool
   }
 
   private struct Memories: Sendable {
-    /// Of all slots, with how many have it.
+    /// Memory of all slots, with the number of slots for each.
     var slots: [Range<UInt>: Int] = [:]
-    /// Those of which a page had code.
+    /// Memory with code pages, past or present.
     var withCode: [Memory] = []
 
     func index(of page: UInt) -> Int? { withCode.firstIndex { $0.range.contains(page) } }
   }
 
-  /// nil where the kernel does not let us.
+  /// nil if the kernel refuses.
   private let faults: UserFaultDescriptor?
-  /// Why it does not.
+  /// Why it refuses.
   private let refusal: Errno?
   private let memory = Mutex(Memories())
   private let map: HostMemoryMap
@@ -57,7 +57,7 @@ package final class CodeGuard: Sendable {
 
   private static let pageSize: UInt = 4096
 
-  /// - Parameter protects: false: pages are compared only.
+  /// - Parameter protects: false: pages are only compared.
   init(protects: Bool, map: HostMemoryMap) {
     self.map = map
     var refusal: Errno?
@@ -72,10 +72,10 @@ package final class CodeGuard: Sendable {
     self.refusal = refusal
   }
 
-  /// Has `onWrite` called before each write to a protected page; it opens the page. It waits for
-  /// nobody and takes no memory from the allocator.
+  /// Calls `onWrite` before each write to a protected page; it opens the page. It must not wait or
+  /// allocate.
   ///
-  /// - Returns: false where this was done before.
+  /// - Returns: false if already started.
   package func start(_ onWrite: @escaping @Sendable (_ page: UInt) -> Void) throws(Errno) -> Bool {
     try isStarted.withLock { (isStarted) throws(Errno) in
       if isStarted { return false }
@@ -110,9 +110,9 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// Leaves a part of memory to another userfaultfd.
+  /// Releases a part of memory for another userfaultfd.
   ///
-  /// - Returns: what is protected no longer; the caller drops its code.
+  /// - Returns: the unprotected ranges; the caller drops their code.
   package func yield(_ range: Range<UInt>) -> [Range<UInt>] {
     memory.withLock { memory in
       for known in memory.withCode where known.isRegistered && known.range.overlaps(range) {
@@ -125,8 +125,8 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// Whether the memory that a page lies in is known to the kernel (again, if `anew`); false where
-  /// it is no guest's or cannot be protected.
+  /// Registers the memory of a page with the kernel (again, if `anew`); false if it is no guest
+  /// memory or cannot be protected.
   private func register(_ page: UInt, anew: Bool) -> Bool {
     memory.withLock { memory in
       if let index = memory.index(of: page) {
@@ -148,13 +148,13 @@ package final class CodeGuard: Sendable {
 
   // MARK: Pages; under the page's lock
 
-  /// Others' writes to a page wait from now on.
+  /// Makes others' writes to a page wait.
   package func protect(_ page: UInt) {
     guard isProtecting else { return }
     let range = page..<(page + Self.pageSize)
     for attempt in 0..<2 {
       guard register(page, anew: attempt > 0) else { break }
-      // A page that is not there is read first: kernels before 6.4 protect what is there.
+      // Read an absent page first: kernels before 6.4 protect only present ones.
       var byte: UInt8 = 0
       _ = unsafe GuardedCopy.copy(from: UnsafeRawPointer(bitPattern: page), to: &byte, count: 1)
       do throws(Errno) {
@@ -162,7 +162,7 @@ package final class CodeGuard: Sendable {
         protectionCount.add(1, ordering: .relaxed)
         return
       } catch {
-        // What the client mapped over registered memory has to be registered again.
+        // If the client mapped over registered memory, register it again.
         if error == .noSuchFileOrDirectory { continue }
         memory.withLock { memory in
           if let index = memory.index(of: page) { memory.withCode[index].isRegistered = false }
@@ -173,9 +173,9 @@ package final class CodeGuard: Sendable {
     unprotectedCount.add(1, ordering: .relaxed)
   }
 
-  /// Lets writes to a page go on.
+  /// Lets writes to a page continue.
   ///
-  /// - Parameter always: somebody may wait, whatever is known of the page.
+  /// - Parameter always: a writer may be waiting, whatever the page's known state.
   package func open(_ page: UInt, always: Bool) {
     guard isProtecting else { return }
     if always
@@ -187,7 +187,7 @@ package final class CodeGuard: Sendable {
 
   // MARK: Comparison
 
-  /// Whether somebody may write to a page, which has code, without its protection telling.
+  /// Whether a page with code can be written without a protection fault.
   package func needsComparison(_ page: UInt) -> Bool {
     let isOurs = memory.withLock { memory in
       memory.withCode.contains { $0.range.contains(page) && $0.isRegistered }
@@ -207,9 +207,9 @@ package final class CodeGuard: Sendable {
     }
   }
 
-  /// A line for the user.
+  /// A line of statistics for the user.
   ///
-  /// - Parameter kept: copies of pages that CPUs have.
+  /// - Parameter kept: the number of CPUs' page copies.
   package func report(copies kept: Int) -> String {
     let (protected, writes, unprotected) = (
       protectionCount.load(ordering: .relaxed), writeCount.load(ordering: .relaxed),

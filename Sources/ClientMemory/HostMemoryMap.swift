@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a client has mapped in this process, and with which rights, as /proc/self/maps says. A guest
-// is given what is there; its access to anything else is the client's EFAULT and nobody's signal.
+// A client's mappings in this process, and their rights, from /proc/self/maps. A guest gets what is
+// mapped; its access to anything else gives the client EFAULT, and no signal.
 //
 //     guard let area = map.area(at: host), area.isWritable else { EFAULT }
 //
-// What is read is kept until a mapping changes. Whoever changes one calls `changed` after it; an
-// area counts as long as its generation is `generation`. Changes that nobody reports (by raw system
-// calls) are detected late if memory is unmapped, and at once if it is mapped.
+// Areas are cached until a mapping changes. Code that changes one calls `changed` afterwards; an
+// area is valid while its generation equals `generation`. Of unreported changes (by raw system
+// calls), unmapping is detected late, mapping at once.
 
 import CHost
 import Host
@@ -25,15 +25,15 @@ package final class HostMemoryMap: Sendable {
   package struct Area: Sendable {
     package var range: Range<UInt64>
     package var isWritable: Bool
-    /// Others may see it, and write to it, by mappings of their own.
+    /// Others may read and write it through mappings of their own.
     package var isShared = false
-    /// What it is a mapping of; nil for anonymous memory.
+    /// The mapped file; nil for anonymous memory.
     var file: File?
-    /// It was looked whether the file is as long.
+    /// It has been checked against the file's length.
     var isTrimmed = false
     package var generation: UInt64 = 0
 
-    /// Where the client changes nothing.
+    /// If the client changes nothing.
     package static let everything = Area(range: 0..<(.max), isWritable: true)
   }
 
@@ -66,10 +66,10 @@ package final class HostMemoryMap: Sendable {
   /// A mapping of this process changed.
   package func changed() { changes.add(1, ordering: .sequentiallyConsistent) }
 
-  /// The area of an address; nil where nothing can be read. A page of a file, or one that waits for
-  /// the client's userfaultfd, may be brought in.
+  /// The area of an address; nil if it is not readable. May fault in a page of a file, or one that
+  /// the client supplies.
   ///
-  /// - Parameter anew: whatever is known.
+  /// - Parameter anew: ignore cached areas.
   package func area(at address: UInt64, anew: Bool = false) -> Area? {
     let now = generation
     guard var found = untrimmed(at: address, now, anew: anew) else { return nil }
@@ -97,18 +97,18 @@ package final class HostMemoryMap: Sendable {
     }
   }
 
-  /// From an address to the end of its mapping; 0 where there is none.
+  /// Bytes from an address to the end of its mapping; 0 if there is none.
   package func mappingSize(at address: UInt) -> UInt {
     let area = untrimmed(at: UInt64(address), generation, anew: true)
     return area.map { UInt($0.range.upperBound) - address } ?? 0
   }
 
-  /// Whether others may write to the memory at an address by other mappings.
+  /// Whether others may write to the memory at an address through other mappings.
   package func isShared(at address: UInt64) -> Bool {
     untrimmed(at: address, generation, anew: false)?.isShared ?? true
   }
 
-  /// Whether an open file is mapped in one of the ranges, as far as is known.
+  /// Whether an open file is mapped in one of the ranges, according to cached areas.
   package func maps(_ file: File, in ranges: [Range<UInt>]) -> Bool {
     state.withLock { state in
       state.areas.contains { area in
@@ -122,11 +122,11 @@ package final class HostMemoryMap: Sendable {
 
   // MARK: The end of a file
 
-  /// The part of a mapping that lies within its file: pages beyond have nothing to read.
+  /// The part of a mapping within its file: pages beyond are not readable.
   private static func trim(_ range: Range<UInt64>) -> Range<UInt64> {
     var low = range.lowerBound >> pageShift
     var high = range.upperBound >> pageShift
-    // Everything below `low` is there, `high` and beyond is not or is the end.
+    // Pages below `low` are present; `high` and beyond are not, or it is the end.
     if high > low, isThere(high - 1) { return range }
     while low < high {
       let middle = (low + high) / 2

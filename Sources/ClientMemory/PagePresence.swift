@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which pages of this process can be accessed without waiting, as mincore(2) and /proc/self/pagemap
-// say, and bringing one that cannot.
+// Which pages of this process can be accessed without waiting, by mincore(2) and
+// /proc/self/pagemap, and faulting in of absent ones.
 
 import CHost
 import Host
@@ -14,15 +14,14 @@ import SystemPackage
 package enum PagePresence {
   /// Whether this host has swap space at all.
   package static let mayBeSwapped: Bool = {
-    // A line of headings, then a line for each.
+    // A heading, then a line for each swap area.
     guard let text = try? contentsOfFile("/proc/swaps") else { return false }
     return text.split(separator: UInt8(ascii: "\n")).count > 1
   }()
 
   private static let pageSize: UInt = 4096
 
-  /// Which pages of a range are in memory; those that nobody has touched are not. nil where a part
-  /// is not mapped.
+  /// Which pages of a range are in memory; untouched ones are not. nil if a part is not mapped.
   package static func resident(_ range: Range<UInt>) -> [Bool]? {
     var bytes = [UInt8](repeating: 0, count: range.count / Int(pageSize))
     let start = unsafe UnsafeMutableRawPointer(bitPattern: range.lowerBound)
@@ -30,7 +29,7 @@ package enum PagePresence {
     return bytes.map { $0 & 1 != 0 }
   }
 
-  /// Which pages of a range are swapped out; nil where the kernel does not say.
+  /// Which pages of a range are swapped out; nil if the kernel does not tell.
   package static func swapped(_ range: Range<UInt>) -> [Bool]? {
     guard let file = try? OwnedFileDescriptor(opening: "/proc/self/pagemap", flags: O_RDONLY)
     else { return nil }
@@ -42,10 +41,10 @@ package enum PagePresence {
     return entries.map { $0 & 1 << 62 != 0 }
   }
 
-  /// Has the kernel bring the page of an address, and waits until it is there. Never faults,
-  /// whatever becomes of the mapping meanwhile.
+  /// Has the kernel bring in the page of an address and waits for it. Never faults, whatever
+  /// happens to the mapping meanwhile.
   ///
-  /// - Returns: false where there is no page to be had so.
+  /// - Returns: false if no page can be brought in.
   package static func bring(_ address: UInt) -> Bool {
     var byte: UInt8 = 0
     return unsafe withUnsafeMutablePointer(to: &byte) { place in

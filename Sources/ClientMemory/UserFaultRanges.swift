@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory of this process the client brings page by page (userfaultfd's missing mode): an
-// access to a page that is missing waits until the client has supplied it. The code that
-// intercepts the client's ioctls reports the ranges.
+// Memory of this process that the client supplies page by page (userfaultfd's missing mode): an
+// access to a missing page waits until the client has supplied it. The code that intercepts the
+// client's ioctls reports the ranges.
 //
 //     memory.userFaults.add(range, descriptor)      // after UFFDIO_REGISTER
 //     memory.userFaults.remove(range)               // after UFFDIO_UNREGISTER
@@ -20,7 +20,7 @@ package final class UserFaultRanges: Sendable {
   private let entries = Mutex<[Entry]>([])
   private let count = Atomic<Int>(0)
 
-  /// A look at one word.
+  /// Reads one word.
   package var isEmpty: Bool { count.load(ordering: .acquiring) == 0 }
 
   package func add(_ range: Range<UInt>, _ descriptor: Int32) {
@@ -35,7 +35,7 @@ package final class UserFaultRanges: Sendable {
     if !isEmpty { change { Self.remove(range, &$0) } }
   }
 
-  /// A descriptor is closed; its memory is ordinary again.
+  /// A descriptor was closed: its memory is ordinary again.
   package func close(_ descriptor: Int32) {
     if !isEmpty { change { $0.removeAll { $0.descriptor == descriptor } } }
   }

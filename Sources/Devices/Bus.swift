@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a guest's accesses find their device. A bus is a list of address ranges that do not overlap,
-// each with a device; a machine has one for I/O ports and one for physical memory. Devices may come
-// and go while vCPUs run: an access that has found its device is carried out, later ones find what
-// is there then. What no device answers reads as all ones, and writes to it are lost, as on the
-// real bus.
+// Dispatch of guest accesses to devices. A bus is a list of disjoint address ranges, each with a
+// device; a machine has one for I/O ports and one for physical memory. Devices may be attached and
+// detached while vCPUs run: accesses in progress complete, later ones see the new state. Addresses
+// without a device read as all ones and ignore writes, as on the real bus.
 //
 //     let ports = Bus()
 //     ports.attach(SerialPort(...), at: 0x3F8, size: 8)
@@ -12,14 +11,14 @@
 
 import Synchronization
 
-/// A device that a guest can access. It knows neither its address nor its bus: offsets count from
-/// where it was attached. Any vCPU may call it at any time.
+/// A device that a guest can access. It knows neither its address nor its bus: offsets are relative
+/// to where it was attached. Any vCPU may call it at any time.
 package protocol BusDevice: Sendable {
   /// Reads `width` (1, 2, 4 or 8) bytes at an offset; bits above the width are ignored.
   func read(offset: UInt64, width: Int) -> UInt64
   /// Writes `width` bytes at an offset; bits of the value above the width are 0.
   func write(offset: UInt64, width: Int, value: UInt64)
-  /// The machine is reset: the device is what it was when the machine was switched on.
+  /// Resets the machine: restores the device's power-on state.
   func resetWithMachine()
 }
 
@@ -39,9 +38,9 @@ package final class Bus: Sendable {
 
   package init() {}
 
-  /// Puts a device on the bus.
+  /// Attaches a device.
   ///
-  /// - Returns: false when the range is empty or overlaps another: then nothing changes.
+  /// - Returns: false if the range is empty or overlaps another: then nothing changes.
   @discardableResult
   package func attach(_ device: any BusDevice, at start: UInt64, size: UInt64) -> Bool {
     let (end, overflow) = start.addingReportingOverflow(size)
@@ -55,12 +54,12 @@ package final class Bus: Sendable {
     }
   }
 
-  /// Takes the device that starts at an address off the bus.
+  /// Detaches the device that starts at an address.
   package func detach(at start: UInt64) {
     ranges.withLock { $0.removeAll { $0.start == start } }
   }
 
-  /// The range that holds an address.
+  /// The range that contains an address.
   private func find(_ address: UInt64) -> Range? {
     ranges.withLock { ranges in
       var low = 0
@@ -74,14 +73,14 @@ package final class Bus: Sendable {
     }
   }
 
-  /// Reads from whatever device is there; all ones where there is none.
+  /// Reads from the device at an address; all ones if there is none.
   package func read(_ address: UInt64, width: Int) -> UInt64 {
     let mask = Self.mask(width)
     guard let range = find(address) else { return mask }
     return range.device.read(offset: address - range.start, width: width) & mask
   }
 
-  /// Writes to whatever device is there.
+  /// Writes to the device at an address.
   package func write(_ address: UInt64, width: Int, value: UInt64) {
     guard let range = find(address) else { return }
     range.device.write(
@@ -93,5 +92,5 @@ package final class Bus: Sendable {
   }
 }
 
-/// A wire from a device to an interrupt chip: called with the level it is to have.
+/// A wire from a device to an interrupt chip: called with the new level.
 package typealias InterruptLine = @Sendable (_ level: Bool) -> Void

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The i8042 without keyboard and mouse, and the reset that PCs do through it.
+// The i8042 without keyboard and mouse, and the PC's reset line behind it.
 
 import Synchronization
 
-/// The i8042 without keyboard and mouse: enough for software to find nothing attached, and for the
-/// reset that PCs do through it. The data port is at offset 0, the command port at offset 4.
+/// The i8042 without keyboard and mouse: software can see that nothing is attached, and reset the
+/// PC. The data port is at offset 0, the command port at offset 4.
 package final class KeyboardController: BusDevice {
   /// Commands written to the command port.
   package enum Command {
@@ -20,9 +20,9 @@ package final class KeyboardController: BusDevice {
   }
 
   package struct State: Sendable, Hashable {
-    /// What the data port reads next.
+    /// The next value of the data port.
     var output: UInt8?
-    /// The command whose parameter the next write to the data port is.
+    /// The command that waits for its parameter at the data port.
     var pending: UInt8?
     var configuration: UInt8 = 0x30
   }
@@ -40,9 +40,9 @@ package final class KeyboardController: BusDevice {
   private let isPresent: Bool
 
   /// - Parameters:
-  ///   - isPresent: otherwise its ports read as if nobody were there, so that firmware does not
-  ///     wait for seconds for a keyboard; the reset works in any case.
-  ///   - reset: the guest asks for a reset of the machine.
+  ///   - isPresent: if false its ports read as absent, so that firmware does not wait seconds for a
+  ///     keyboard; the reset works in any case.
+  ///   - reset: called when the guest requests a reset of the machine.
   package init(isPresent: Bool = true, reset: @escaping @Sendable () -> Void) {
     self.isPresent = isPresent
     self.reset = reset
@@ -75,7 +75,7 @@ package final class KeyboardController: BusDevice {
     if asksForReset { reset() }
   }
 
-  /// Takes a command; true when it resets the machine.
+  /// Executes a command; true if it resets the machine.
   private static func command(_ value: UInt8, _ state: inout State) -> Bool {
     state.pending = nil
     switch value {
@@ -90,8 +90,8 @@ package final class KeyboardController: BusDevice {
     return false
   }
 
-  /// Takes a parameter; anything else is for a keyboard that is not there. Bit 0 of the output
-  /// port is the processor's reset line, active when low.
+  /// Takes a parameter; other bytes are for the absent keyboard. Bit 0 of the output port is the
+  /// processor's reset line, active low.
   private static func data(_ value: UInt8, _ state: inout State) -> Bool {
     defer { state.pending = nil }
     switch state.pending {

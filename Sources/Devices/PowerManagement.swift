@@ -23,9 +23,9 @@ package final class PowerManagement: BusDevice {
   package static let size: UInt64 = 12
   /// Ticks per second of the PM timer.
   package static let timerFrequency: UInt64 = 3_579_545
-  /// The value of the control register's sleep type that powers the machine off.
+  /// The sleep type in the control register that powers the machine off.
   package static let powerOffSleepType: UInt16 = 5
-  /// That of QEMU's chipsets, which UEFI knows without ACPI's tables.
+  /// That of QEMU's chipsets, which UEFI uses without ACPI's tables.
   package static let firmwareSleepType: UInt16 = 0
 
   private static let sciEnable: UInt16 = 1
@@ -50,7 +50,7 @@ package final class PowerManagement: BusDevice {
   ///   - interrupt: the SCI's line.
   ///   - now: nanoseconds on a monotonic clock.
   ///   - sleepTypes: those that power the machine off.
-  ///   - powerOff: the guest powers the machine off.
+  ///   - powerOff: called when the guest powers the machine off.
   package init(
     interrupt: @escaping InterruptLine, now: @escaping @Sendable () -> UInt64,
     sleepTypes: [UInt16] = [powerOffSleepType], powerOff: @escaping @Sendable () -> Void
@@ -64,7 +64,7 @@ package final class PowerManagement: BusDevice {
   /// The timer's value: it wraps at 32 bits.
   private var timer: UInt64 {
     let ticks = now().multipliedFullWidth(by: Self.timerFrequency)
-    // The quotient overflows only after 163 years; then the low bits still count on.
+    // The quotient overflows only after 163 years; then the low bits still count.
     let seconds = UInt64(1_000_000_000)
     return seconds.dividingFullWidth((ticks.high % seconds, ticks.low)).quotient & 0xFFFF_FFFF
   }
@@ -112,9 +112,9 @@ package final class PowerManagement: BusDevice {
     }
   }
 
-  /// Somebody presses the power button.
+  /// Presses the power button.
   ///
-  /// - Returns: whether the guest has asked to be told of it.
+  /// - Returns: whether the guest has enabled the event.
   @discardableResult
   package func pressPowerButton() -> Bool {
     state.withLock { state in

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The PC's real-time clock with its battery-backed memory (MC146818): an index register and a data
-// register. The time is the host's plus an offset that the guest changes when it sets the clock.
-// Interrupt flags are worked out from the time that has passed whenever somebody looks; the owner
-// calls `advance` at `nextEvent` so that interrupts are raised in time.
+// register. The time is the host's plus an offset that changes when the guest sets the clock.
+// Interrupt flags are computed from the elapsed time on each access; the owner calls `advance` at
+// `nextEvent` so that interrupts are raised in time.
 //
 //     var clock = RealTimeClock(now: HostClock.realtime())
 //     clock.index = RealTimeClock.Register.hours
 //     let hours = clock.readData(now: HostClock.realtime())   // BCD
 
-/// The chip as a plain value; times are nanoseconds since 1970 UTC. Those of the guest need more
-/// than 64 bits: it may set any year up to 2599, and an `Int64` ends in April 2262.
+/// The chip as a plain value; times are nanoseconds since 1970 UTC. The guest's need more than 64
+/// bits: it may set any year up to 2599, and an `Int64` ends in April 2262.
 package struct RealTimeClock: Sendable, Hashable {
   package enum Register {
     package static let seconds: UInt8 = 0
@@ -48,7 +48,7 @@ package struct RealTimeClock: Sendable, Hashable {
   private static let updateInProgress: UInt8 = 0x80
   private static let interruptRequest: UInt8 = 0x80
 
-  /// The register that the data port reaches.
+  /// The register that the data port accesses.
   package var index: UInt8 = 0
   private var memory = [UInt8](repeating: 0, count: 128)
   private var flags: UInt8 = 0
@@ -56,7 +56,7 @@ package struct RealTimeClock: Sendable, Hashable {
   private var offset: Nanoseconds = 0
   /// The guest's time at the last `advance`.
   private var lastTime: Nanoseconds
-  /// The guest's time where it stands still, while register B's halt bit is set.
+  /// The stopped guest time while register B's halt bit is set.
   private var halted: Nanoseconds?
 
   package init(now: UInt64) {
@@ -66,8 +66,8 @@ package struct RealTimeClock: Sendable, Hashable {
     memory[Int(Register.d)] = 0x80
   }
 
-  /// Writes down how much memory there is, where firmware looks for it: below 1 MiB and above in
-  /// units of 1 KiB, above 16 MiB and above 4 GiB in units of 64 KiB.
+  /// Stores the memory size where firmware reads it: below 1 MiB and above in units of 1 KiB, above
+  /// 16 MiB and above 4 GiB in units of 64 KiB.
   package mutating func setMemorySize(below4GiB low: UInt64, above4GiB high: UInt64) {
     func set(_ register: Int, _ count: Int, _ value: UInt64) {
       let limit: UInt64 = 1 << UInt64(count &* 8)
@@ -86,7 +86,7 @@ package struct RealTimeClock: Sendable, Hashable {
   private var control: UInt8 { memory[Int(Register.b)] }
   private func time(_ now: UInt64) -> Nanoseconds { halted ?? Nanoseconds(now) &+ offset }
 
-  /// The chip's RESET pin: no interrupts are enabled or pending.
+  /// The chip's RESET pin: disables and clears all interrupts.
   package mutating func reset() {
     let enables =
       Control.updateInterrupt | Control.alarmInterrupt | Control.periodicInterrupt
@@ -97,7 +97,7 @@ package struct RealTimeClock: Sendable, Hashable {
   /// The level of the interrupt line.
   package var interruptLevel: Bool { flags & control & 0x70 != 0 }
 
-  /// Reads the register that `index` names.
+  /// Reads the register selected by `index`.
   package mutating func readData(now: UInt64) -> UInt8 {
     advance(now: now)
     let moment = time(now)
@@ -117,7 +117,7 @@ package struct RealTimeClock: Sendable, Hashable {
     }
   }
 
-  /// Writes the register that `index` names.
+  /// Writes the register selected by `index`.
   package mutating func writeData(_ value: UInt8, now: UInt64) {
     advance(now: now)
     switch index {
@@ -153,7 +153,7 @@ package struct RealTimeClock: Sendable, Hashable {
     lastTime = new
   }
 
-  // Division that rounds down, so that times before 1970 work too.
+  // Division that rounds down, for times before 1970.
   private static func seconds(_ value: Nanoseconds) -> Int64 {
     Int64(truncatingIfNeeded: (value &- remainder(value, second)) / second)
   }
@@ -218,7 +218,7 @@ extension RealTimeClock {
   private static let updateFlag: UInt8 = 0x10
   private static let alarmFlag: UInt8 = 0x20
   private static let periodicFlag: UInt8 = 0x40
-  /// How many passed seconds are searched for an alarm: a day, after which it repeats.
+  /// How many elapsed seconds are searched for an alarm: a day, after which it repeats.
   private static let alarmSearch: Int64 = 86400
 
   /// Nanoseconds between periodic interrupts; nil when register A selects none.
@@ -228,7 +228,7 @@ extension RealTimeClock {
     return Self.second << (rate <= 2 ? rate + 6 : rate - 1) / 32768
   }
 
-  /// Sets the flags of what happened since the last call.
+  /// Sets the flags of events since the last call.
   package mutating func advance(now: UInt64) {
     let moment = time(now)
     defer { lastTime = moment }

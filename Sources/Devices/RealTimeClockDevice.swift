@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The real-time clock as a device on the bus; the chip itself is `RealTimeClock`.
+// The real-time clock as a device on the bus; `RealTimeClock` is the chip itself.
 
 import Synchronization
 
@@ -45,7 +45,7 @@ package final class RealTimeClockDevice: BusDevice {
     let value = UInt8(truncatingIfNeeded: value)
     state.withLock { state in
       guard offset == 1 else {
-        // Bit 7 masks NMIs on a PC; nothing here raises any.
+        // Bit 7 masks NMIs on a PC; there are none here.
         state.chip.index = value & 0x7F
         return
       }
@@ -55,7 +55,7 @@ package final class RealTimeClockDevice: BusDevice {
     }
   }
 
-  /// The battery keeps time and memory.
+  /// The battery preserves time and memory.
   package func resetWithMachine() {
     state.withLock { state in
       state.chip.reset()
@@ -64,9 +64,9 @@ package final class RealTimeClockDevice: BusDevice {
     eventChanged()
   }
 
-  /// Raises the interrupts that are due.
+  /// Raises due interrupts.
   ///
-  /// - Returns: the host's time of the next call; nil when none is needed.
+  /// - Returns: the host's time of the next call; nil if none is needed.
   package func runEvents() -> UInt64? {
     state.withLock { state in
       let time = now()

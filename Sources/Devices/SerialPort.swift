@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The 16550A as a device on the bus; the chip itself is `UART16550`.
+// The 16550A as a device on the bus; `UART16550` is the chip itself.
 
 import Synchronization
 
-/// A 16550A on a bus: bytes out go to `output`, bytes in come through `receive`.
+/// A 16550A on a bus: sent bytes go to `output`, received ones come through `receive`.
 package final class SerialPort: BusDevice {
   private struct State {
     var chip = UART16550()
-    /// What has arrived and does not fit into the chip's FIFO yet.
+    /// Received bytes that do not fit into the chip's FIFO yet.
     var backlog: [UInt8] = []
     var backlogStart = 0
     var level = false
@@ -57,7 +57,7 @@ package final class SerialPort: BusDevice {
     }
   }
 
-  /// What has arrived and was not read stays for the next guest.
+  /// Unread received bytes stay for the next guest.
   package func resetWithMachine() {
     state.withLock { state in
       state.chip = UART16550()
@@ -66,7 +66,7 @@ package final class SerialPort: BusDevice {
     }
   }
 
-  /// Bytes arrive from the terminal.
+  /// Receives bytes from the terminal.
   package func receive(_ bytes: some Collection<UInt8>) {
     state.withLock { state in
       state.backlog.append(contentsOf: bytes)
@@ -75,7 +75,7 @@ package final class SerialPort: BusDevice {
     }
   }
 
-  /// Bytes that wait for the guest to read; whoever feeds the port slows down when they pile up.
+  /// Bytes that the guest has not read; callers of `receive` slow down when they pile up.
   package var pendingInput: Int { state.withLock { $0.backlog.count - $0.backlogStart } }
 
   /// The chip's state.

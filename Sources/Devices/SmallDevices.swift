@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Devices of one register: the reset control register and its like.
+// Devices of one register, such as the reset control register.
 
 import Synchronization
 
 /// The reset control register of PC chipsets: a write with bit 2 set resets.
 package final class ResetRegister: BusDevice {
-  /// What ACPI tells the guest to write: a full reset.
+  /// The value that ACPI tells the guest to write: a full reset.
   package static let resetValue: UInt8 = 0x06
 
   private static let resetBit: UInt8 = 1 << 2
@@ -24,7 +24,7 @@ package final class ResetRegister: BusDevice {
   }
 }
 
-/// The port through which a test guest ends its machine with a status of its own.
+/// The port by which a test guest ends its machine with an exit status.
 package final class DebugExit: BusDevice {
   private let exit: @Sendable (UInt8) -> Void
 
@@ -39,9 +39,9 @@ package final class DebugExit: BusDevice {
   }
 }
 
-/// The port to which firmware that was built for it writes what it does (QEMU's debug console).
+/// The debug port of firmware that was built for it (QEMU's debug console).
 package final class DebugPort: BusDevice {
-  /// What the port reads as, which says that somebody listens.
+  /// The port's value, which says that it exists.
   private static let presence: UInt64 = 0xE9
   private static let lineLimit = 4096
 

@@ -10,7 +10,7 @@
 
 /// State and behaviour of a 16550A.
 package struct UART16550: Sendable, Hashable {
-  /// Registers by offset (some share one: by direction, or by LCR's divisor latch bit).
+  /// Registers by offset (some share one, selected by direction or by LCR's divisor latch bit).
   package enum Register {
     package static let data: UInt64 = 0
     package static let interruptEnable: UInt64 = 1
@@ -77,7 +77,7 @@ package struct UART16550: Sendable, Hashable {
   /// Whether a byte can be received without an overrun.
   package var canReceive: Bool { received.count < capacity && modemControl & Self.loop == 0 }
 
-  /// What IIR reads now, without its FIFO bits.
+  /// The current value of IIR, without its FIFO bits.
   private var identification: UInt8 {
     if interruptEnable & InterruptEnable.lineStatus != 0, overrun {
       return Identification.lineStatus
@@ -99,7 +99,7 @@ package struct UART16550: Sendable, Hashable {
     identification != Identification.none && modemControl & (Self.out2 | Self.loop) == Self.out2
   }
 
-  /// A byte arrives on the wire.
+  /// Receives a byte from the wire.
   package mutating func receive(_ byte: UInt8) {
     if received.count < capacity { received.append(byte) } else { overrun = true }
   }
@@ -143,7 +143,7 @@ package struct UART16550: Sendable, Hashable {
 
   /// Writes a register.
   ///
-  /// - Returns: the byte that went out on the wire, if one did.
+  /// - Returns: the sent byte, if any.
   package mutating func write(_ offset: UInt64, _ value: UInt8) -> UInt8? {
     let latch = lineControl & Self.divisorLatch != 0
     switch offset {
@@ -179,7 +179,7 @@ package struct UART16550: Sendable, Hashable {
     let before = modemLines
     modemControl = value
     let changed = (before ^ modemLines) >> 4
-    // The ring indicator's delta tells its falling edge only.
+    // The ring indicator's delta reports only its falling edge.
     let ring: UInt8 = before & ~modemLines & 0x40 != 0 ? 4 : 0
     modemDelta |= changed & 0xB | ring
   }

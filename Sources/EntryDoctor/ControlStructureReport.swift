@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `martlet doctor vmcs` and `martlet doctor vmcb`: what a saved control structure says, area by
-// area, and which rules of VM entry it breaks; or how two of them differ.
+// `martlet doctor vmcs` and `martlet doctor vmcb`: the contents of a saved control structure, area
+// by area, and the rules of VM entry that it breaks; or the difference of two.
 //
 //     let report = try ControlStructureReport(vmcs: text)
 //     for line in report.lines { print(line) }
@@ -30,7 +30,7 @@ package struct ControlStructureReport {
 
   let areas: [Area]
   private let explanation: EntryExplanation
-  /// What the rules could not be asked about.
+  /// Rules that could not be checked.
   private let notes: [String]
 
   /// Whether it breaks no rule.
@@ -38,7 +38,7 @@ package struct ControlStructureReport {
 
   // MARK: Reading
 
-  /// - Parameter text: see VMCSFile.swift.
+  /// - Parameter text: in the format of VMCSFile.swift.
   package init(
     vmcs text: String, checkedBy checker: SavedControlStructures
   ) throws(ControlStructureFileError) {
@@ -61,7 +61,7 @@ package struct ControlStructureReport {
     notes = Self.notes(file)
   }
 
-  /// - Parameter bytes: a VMCB as it is in memory.
+  /// - Parameter bytes: a VMCB in memory format.
   package init(
     vmcb bytes: [UInt8], checkedBy checker: SavedControlStructures
   ) throws(ControlStructureFileError) {
@@ -104,7 +104,7 @@ package struct ControlStructureReport {
       .reduce(0) { $0 << 8 | UInt64($1) }
   }
 
-  /// The controls decide which rules there are.
+  /// The controls determine which rules apply.
   private static func notes(_ file: VMCSFile) -> [String] {
     let needed: [VMCSField] = [
       .pinBasedControls, .primaryControls, .secondaryControls, .exitControls, .entryControls,
@@ -132,13 +132,13 @@ package struct ControlStructureReport {
     return lines + verdict
   }
 
-  /// The rules.
+  /// The verdict on the rules.
   package var verdict: [String] {
     let broken = isAccepted ? ["It breaks no rule of VM entry."] : explanation.lines
     return broken + notes
   }
 
-  /// How another one differs: fields with both values, and bits that have come (+) and gone (-).
+  /// The difference to another one: fields with both values, and added (+) and removed (-) bits.
   package func difference(_ other: ControlStructureReport) -> [String] {
     let here = areas.flatMap(\.entries)
     let there = Dictionary(

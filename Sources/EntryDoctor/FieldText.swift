@@ -22,7 +22,7 @@ enum FieldText {
     default: break
     }
     guard let names = BitNames.of(field) else { return "" }
-    // A mask has most bits set; those that a control has to have say nothing.
+    // A mask has most bits set; a control's required bits are not worth listing.
     if field == .cr0Mask || field == .cr4Mask { return names.list(value) }
     if let fixed = required[field] { return names.text(value & ~UInt64(fixed)) }
     let isSegment = (0x4814...0x4822).contains(field.rawValue)

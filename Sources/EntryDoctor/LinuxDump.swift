@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What Linux prints of a VMCS after a failed entry. A line has several values; some are named by
-// what stands before them ("CS: sel=... attr=..."), and some names mean another field in another
-// part. Values are hexadecimal, with or without 0x. It leaves some fields out, such as the VMCS
-// link pointer; rules about those are not checked.
+// Linux's dump of a VMCS after a failed entry. A line has several values; a name may depend on the
+// text before it ("CS: sel=... attr=..."), and on the part of the dump. Values are hexadecimal,
+// with or without 0x. Some fields are missing, such as the VMCS link pointer; rules about those are
+// not checked.
 
 import X86
 
@@ -24,7 +24,7 @@ enum LinuxDump {
         part = start.value
         continue
       }
-      // A line that begins with a blank continues the one before.
+      // A line that begins with a blank continues the previous one.
       let content = withoutStamp(line)
       if content.first?.isWhitespace != true { prefix = "" }
       for (key, value) in values(content, &prefix) {
@@ -35,7 +35,7 @@ enum LinuxDump {
     return fields
   }
 
-  /// Without what dmesg and its readers put before a line.
+  /// Removes what dmesg and its readers prepend to a line.
   private static func withoutStamp(_ line: Substring) -> Substring {
     var rest = line
     if let end = rest.firstRange(of: "kvm_intel: ") { return rest[end.upperBound...] }
@@ -54,7 +54,7 @@ enum LinuxDump {
       rest = rest[rest.index(after: sign)...].drop { $0 == " " }
       let token = rest.prefix { !$0.isWhitespace && $0 != "," }
       rest = rest[token.endIndex...]
-      // A segment and its offset, or what is before a mark for the key that follows it.
+      // A segment and its offset, or a prefix for the key that follows it.
       if let mark = key.firstRange(of: ": ") {
         prefix = String(key[..<mark.lowerBound])
         key = String(key[mark.upperBound...])
@@ -71,7 +71,7 @@ enum LinuxDump {
     return found
   }
 
-  /// Words with one blank between them, without commas and remarks.
+  /// Words separated by single blanks, without commas and remarks.
   private static func words(_ text: Substring) -> String {
     text.split { $0.isWhitespace || $0 == "," }.filter { !$0.hasPrefix("(") }
       .joined(separator: " ")

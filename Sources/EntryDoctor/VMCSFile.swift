@@ -2,11 +2,11 @@
 //
 // A VMCS as text. A VMCS has no architectural layout, so its file has one line for each field:
 //
-//     # anything after this mark is a comment
+//     # a comment
 //     guest CR0 = 0x80050033
-//     0x681E = 0xFFF0                  an encoding does as well
+//     0x681E = 0xFFF0                  an encoding works as well
 //
-// What Linux prints of a VMCS (dmesg, with kvm_intel.dump_invalid_vmcs=1) is read, too; see
+// Linux's dump of a VMCS (dmesg, with kvm_intel.dump_invalid_vmcs=1) is accepted, too; see
 // LinuxDump.swift.
 
 import X86
@@ -20,7 +20,7 @@ package struct ControlStructureFileError: Error, Equatable, CustomStringConverti
 package struct VMCSFile: Equatable {
   package var fields: [VMCSField: UInt64]
 
-  /// A file with more is of something else.
+  /// The size limit; larger files are something else.
   package static let limit = 1 << 20
 
   package init(parsing text: String) throws(ControlStructureFileError) {
@@ -66,7 +66,7 @@ package struct VMCSFile: Equatable {
     return fields
   }
 
-  /// By name or encoding. The high half of a field has no line of its own.
+  /// By name or encoding. High halves of fields have no lines.
   private static func field(_ name: some StringProtocol) -> VMCSField? {
     if let field = VMCSField(named: String(name)) { return field }
     guard name.hasPrefix("0x"), let encoding = UInt32(name.dropFirst(2), radix: 16),
@@ -79,7 +79,7 @@ package struct VMCSFile: Equatable {
     text.hasPrefix("0x") ? UInt64(text.dropFirst(2), radix: 16) : UInt64(text)
   }
 
-  /// The bits that a field has.
+  /// The valid bits of a field.
   static func mask(_ field: VMCSField) -> UInt64 {
     switch field.width {
     case .bits16: 0xFFFF
@@ -94,7 +94,7 @@ package struct VMCSFile: Equatable {
     return rest.drop { $0.isWhitespace }
   }
 
-  /// For messages: a file may have anything in it.
+  /// For messages: a file may contain anything.
   static func shortened(_ text: some StringProtocol) -> String {
     let shown = text.prefix(40).map { $0.isASCII && !$0.isNewline ? $0 : "?" }
     return String(shown) + (text.count > 40 ? "..." : "")

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest memory in pieces, as a driver hands it to a device: checked when the list is made, then
-// read and written as one run of bytes. The guest may change the bytes at any time; what is checked
-// is copied first.
+// A scatter-gather list of guest memory from a driver: checked when it is built, then read and
+// written as one run of bytes. The guest may change the bytes at any time, so code copies bytes
+// before it checks them.
 
 import CHost
 import Glibc
 
-/// Ranges of guest memory, one after the other. The memory must outlive the list.
+/// Ranges of guest memory, in order. The memory must outlive the list.
 /// Sendable: addresses of guest memory, which is shared in any case.
 @safe package struct GuestBuffers: @unchecked Sendable {
   private let memory: GuestMemory
@@ -19,7 +19,7 @@ import Glibc
 
   /// Adds a range.
   ///
-  /// - Returns: false where it does not lie in memory, or the list would have more bytes than fit
+  /// - Returns: false if it is not in memory, or the list would have more bytes than fit
   ///   an `Int`.
   package mutating func append(_ address: UInt64, count size: UInt32) -> Bool {
     if size == 0 { return true }
@@ -32,7 +32,7 @@ import Glibc
 
   package var isEmpty: Bool { count == 0 }
 
-  /// A part of the bytes, as much of it as there is.
+  /// A slice of the bytes, clamped to the list.
   package func slice(from start: Int, count wanted: Int = .max) -> GuestBuffers {
     var part = GuestBuffers(memory)
     unsafe forPieces(from: start, count: wanted) { base, size in
@@ -42,7 +42,7 @@ import Glibc
     return part
   }
 
-  /// Copies bytes out; nil where there are fewer.
+  /// Copies bytes out; nil if there are fewer.
   package func bytes(from start: Int = 0, count wanted: Int) -> [UInt8]? {
     guard wanted >= 0, start >= 0, start <= count, wanted <= count &- start else { return nil }
     var result: [UInt8] = []
@@ -53,9 +53,9 @@ import Glibc
     return result
   }
 
-  /// Copies bytes in, as many as fit, and tells the processor.
+  /// Copies as many bytes in as fit, and notifies the processor.
   ///
-  /// - Returns: how many.
+  /// - Returns: their number.
   @discardableResult
   package func write(_ bytes: UnsafeRawBufferPointer, at start: Int = 0) -> Int {
     var done = 0
@@ -67,7 +67,7 @@ import Glibc
     return done
   }
 
-  /// Sets all bytes to 0.
+  /// Zeroes all bytes.
   package func clear() {
     unsafe forPieces(from: 0, count: count) { base, size in
       unsafe memset(base, 0, size)
@@ -75,19 +75,19 @@ import Glibc
     }
   }
 
-  /// The pieces as system calls take them. What such a call wrote is to be told by `noteWritten`.
+  /// The pieces for system calls. Report their writes by `noteWritten`.
   package func withVectors<Result>(
     _ body: (UnsafeBufferPointer<iovec>) -> Result
   ) -> Result { unsafe pieces.withUnsafeBufferPointer(body) }
 
-  /// The first bytes were written by somebody whom the processor has not seen.
+  /// The first bytes were written without the processor's knowledge.
   package func noteWritten(_ size: Int) {
     unsafe forPieces(from: 0, count: size) { base, size in
       unsafe memory.noteWrite(base, count: size)
     }
   }
 
-  /// Calls a function with the pieces of a part; none has 0 bytes.
+  /// Calls a function with the pieces of a part; none is empty.
   private func forPieces(
     from start: Int, count wanted: Int, _ body: (UnsafeMutableRawPointer, Int) -> Void
   ) {

@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Single values that guest and device change while the other looks: rings' indexes and flags. Each
-// is one access of the processor, so nobody sees half of one.
+// Single values that guest and device access concurrently: rings' indexes and flags. Each is one
+// access of the processor, so values are never torn.
 
 import Synchronization
 
 extension GuestMemory {
-  /// A little-endian value; nil where it does not lie in memory or is not aligned. What the guest
-  /// wrote before it is seen after it.
+  /// Load-acquires a little-endian value; nil if it is not in memory or not aligned.
   package func load16(_ address: UInt64) -> UInt16? {
     guard let place = unsafe aligned(address, 2) else { return nil }
     return unsafe place.assumingMemoryBound(to: Atomic<UInt16>.self).pointee.load(
       ordering: .acquiring)
   }
 
-  /// Stores a little-endian value after everything that was written before.
+  /// Store-releases a little-endian value.
   ///
-  /// - Returns: false where it does not lie in memory or is not aligned.
+  /// - Returns: false if it is not in memory or not aligned.
   package func store16(_ value: UInt16, at address: UInt64) -> Bool {
     guard let place = unsafe aligned(address, 2) else { return false }
     unsafe place.assumingMemoryBound(to: Atomic<UInt16>.self).pointee.store(
@@ -25,7 +24,7 @@ extension GuestMemory {
     return true
   }
 
-  /// Stores a little-endian value; nobody looks at it before an index that follows.
+  /// Stores a little-endian value, which others read only after a later index.
   package func store64(_ value: UInt64, at address: UInt64) -> Bool {
     guard let place = unsafe host(address, count: 8) else { return false }
     unsafe place.storeBytes(of: value, as: UInt64.self)

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest's physical memory as the VMM and its devices see it: one host mapping, of which the
-// part below the hole under 4 GiB and the part above it are two ranges of guest-physical addresses.
-// Every access is checked against the ranges. A software processor keeps code that it has decoded,
-// so every write that the guest does not make itself is told (`noteWrite`), after the bytes are
-// there.
+// The guest's physical memory for the VMM and its devices: one host mapping, split into a
+// guest-physical range below the hole under 4 GiB and one above it. Every access is checked against
+// the ranges. A software processor caches decoded code, so every write that is not the guest's own
+// must be reported by `noteWrite`, after the bytes are written.
 //
 //     let memory = try GuestMemory(size: 512 << 20, lowEnd: 0xC000_0000, highStart: 0x1_0000_0000)
 //     guard memory.write([1, 2], at: 0x1000) else { ... }
@@ -13,7 +12,7 @@ import Glibc
 import Host
 import SystemPackage
 
-/// The memory of a machine. Guest and VMM share it; the owner of the machine keeps it alive.
+/// The memory of a machine, shared by guest and VMM; the owner of the machine keeps it alive.
 @safe package final class GuestMemory: Sendable {
   /// A range of guest-physical addresses and the host memory behind it.
   /// Sendable: plain numbers; what the address points to is shared with the guest in any case.
@@ -25,7 +24,7 @@ import SystemPackage
     package var end: UInt64 { guestAddress + size }
   }
 
-  /// Told of host memory that was written.
+  /// Called for host memory that was written.
   package typealias WriteObserver = @Sendable (_ start: UnsafeRawPointer, _ count: Int) -> Void
 
   private let mapping: Mapping
@@ -35,13 +34,13 @@ import SystemPackage
   /// Bytes in all regions.
   package let size: Int
 
-  /// Maps zeroed memory, on huge pages where the host gives them.
+  /// Maps zeroed memory, with huge pages if the host provides them.
   ///
   /// - Parameters:
   ///   - size: bytes, a multiple of 4096.
-  ///   - lowEnd: where the memory's first range ends at the latest.
-  ///   - highStart: where the rest goes on.
-  ///   - observer: told of all writes.
+  ///   - lowEnd: upper limit of the memory's first range.
+  ///   - highStart: start of the second range.
+  ///   - observer: called for all writes.
   package init(
     size: Int, lowEnd: UInt64, highStart: UInt64, observer: WriteObserver? = nil
   ) throws(Errno) {
@@ -63,7 +62,7 @@ import SystemPackage
   /// The end of the memory below 4 GiB.
   package var lowEnd: UInt64 { regions[0].end }
 
-  /// The host address of a range; nil unless all of it lies in one region.
+  /// The host address of a range; nil unless it is entirely in one region.
   package func host(_ address: UInt64, count: Int) -> UnsafeMutableRawPointer? {
     guard count >= 0 else { return nil }
     for region in regions where address >= region.guestAddress && address <= region.end {
@@ -73,7 +72,7 @@ import SystemPackage
     return nil
   }
 
-  /// Makes all bytes 0, and gives the host its memory back. While no guest runs.
+  /// Zeroes all bytes and returns the memory to the host. Call it while no guest runs.
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
@@ -84,12 +83,12 @@ import SystemPackage
     }
   }
 
-  /// Somebody else than the guest has written these bytes of its memory.
+  /// Bytes of the guest's memory were written by something other than the guest.
   package func noteWrite(_ start: UnsafeRawPointer, count: Int) { unsafe observer?(start, count) }
 
   /// Copies bytes in.
   ///
-  /// - Returns: false when they do not fit; nothing is written then.
+  /// - Returns: false if they do not fit; nothing is written then.
   package func write(_ bytes: ArraySlice<UInt8>, at address: UInt64) -> Bool {
     guard let target = unsafe host(address, count: bytes.count) else { return false }
     unsafe bytes.withUnsafeBytes { source in
@@ -102,14 +101,14 @@ import SystemPackage
 
   /// Copies bytes in.
   ///
-  /// - Returns: false when they do not fit; nothing is written then.
+  /// - Returns: false if they do not fit; nothing is written then.
   package func write(_ bytes: [UInt8], at address: UInt64) -> Bool {
     write(bytes[...], at: address)
   }
 
-  /// Makes bytes 0.
+  /// Zeroes bytes.
   ///
-  /// - Returns: false when they do not lie in memory.
+  /// - Returns: false if they are not in memory.
   package func clear(_ address: UInt64, count: Int) -> Bool {
     guard let target = unsafe host(address, count: count) else { return false }
     unsafe memset(target, 0, count)
@@ -117,7 +116,7 @@ import SystemPackage
     return true
   }
 
-  /// Copies bytes out; nil when they do not lie in memory.
+  /// Copies bytes out; nil if they are not in memory.
   package func read(_ address: UInt64, count: Int) -> [UInt8]? {
     guard let source = unsafe host(address, count: count) else { return nil }
     return unsafe [UInt8](UnsafeRawBufferPointer(start: source, count: count))

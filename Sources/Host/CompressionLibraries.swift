@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The host's libraries that decompress: zlib and libzstd, which every Debian has because apt needs
-// them. They are loaded when something needs them (`SharedLibrary`) and are no part of the program.
+// The host's decompression libraries: zlib and libzstd, which every Debian has because apt needs
+// them. They are loaded on demand (`SharedLibrary`) and are not part of the program.
 //
 //     guard let zlib = ZlibLibrary() else { ... }
 //     let result = zlib.inflate(input, into: output, .raw)
 
-/// What a decompression did.
+/// The result of a decompression.
 package struct DecompressionResult {
   /// Bytes of the output.
   package var written: Int
-  /// The data ended where they say that they end.
+  /// The end of the data was reached.
   package var isComplete: Bool
 }
 
@@ -19,7 +19,7 @@ package struct DecompressionResult {
   package static let file = "libz.so.1"
 
   package enum Header: Int32, Sendable {
-    /// Deflate data alone, with any window.
+    /// Raw deflate data, with any window.
     case raw = -15
     /// A gzip header; the largest window.
     case gzip = 31
@@ -47,7 +47,7 @@ package struct DecompressionResult {
   private let inflate: Inflate
   private let end: End
 
-  /// Nil where the host lacks the library.
+  /// Nil if the host lacks the library.
   package init?() {
     guard let library = SharedLibrary(Self.file),
       let initialize = unsafe library.function("inflateInit2_", as: Initialize.self),
@@ -58,7 +58,7 @@ package struct DecompressionResult {
     library.keep()
   }
 
-  /// - Returns: nil where the data are damaged, or either buffer has 4 GiB or more.
+  /// - Returns: nil if the data is damaged, or a buffer has 4 GiB or more.
   package func inflate(
     _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer, _ header: Header
   ) -> DecompressionResult? {
@@ -91,7 +91,8 @@ package struct DecompressionResult {
 
   private typealias Create = @convention(c) @Sendable () -> OpaquePointer?
   private typealias Free = @convention(c) @Sendable (OpaquePointer) -> Int
-  /// (context, output, input) -> 0 at a frame's end, more before, or an error that `IsError` tells.
+  /// (context, output, input) -> 0 at a frame's end, more before, or an error that `IsError`
+  /// detects.
   private typealias Decompress =
     @convention(c) @Sendable (
       OpaquePointer, UnsafeMutableRawPointer, UnsafeMutableRawPointer
@@ -110,7 +111,7 @@ package struct DecompressionResult {
   private let step: Decompress
   private let isError: IsError
 
-  /// Nil where the host lacks the library.
+  /// Nil if the host lacks the library.
   package init?() {
     guard let library = SharedLibrary(Self.file),
       let create = unsafe library.function("ZSTD_createDCtx", as: Create.self),
@@ -124,7 +125,7 @@ package struct DecompressionResult {
 
   /// Decompresses frames until the input ends, or a frame ends and the output is full.
   ///
-  /// - Returns: nil where the data are damaged.
+  /// - Returns: nil if the data is damaged.
   package func decompress(
     _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
   ) -> DecompressionResult? {
@@ -134,7 +135,7 @@ package struct DecompressionResult {
     var output = unsafe Buffer(
       start: UnsafeRawPointer(target.baseAddress), size: target.count, position: 0)
     var left = 1
-    // A step that makes no progress is the last.
+    // A step without progress is the last.
     while true {
       let before = (input.position, output.position)
       left = unsafe step(context, &output, &input)

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A fast 64-bit hash: names kept translations by the code that they are of, and finds damage. It
-// has no secret: whoever wants two texts with the same one can have them, so what is found by it is
-// compared.
+// A fast 64-bit hash: it names stored translations by their code, and detects damage. It is not
+// keyed, so anyone can forge collisions: data found by the hash is compared.
 
 package enum ContentHash {
   private static let first: UInt64 = 0x9E37_79B9_7F4A_7C15
@@ -13,7 +12,7 @@ package enum ContentHash {
     return product.high ^ product.low
   }
 
-  /// The hash so far, and 16 bytes more. The rotated part stays where a factor happens to be 0.
+  /// Mixes 16 bytes into the hash. The rotated part survives a factor that happens to be 0.
   @inline(__always) private static func mix(_ h: UInt64, _ a: UInt64, _ b: UInt64) -> UInt64 {
     (h &<< 29 | h &>> 35) &+ fold(a ^ first ^ h, b ^ second)
   }

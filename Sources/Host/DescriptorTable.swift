@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which of the process's descriptors are open on files of a kind that the owner of the table
-// answers for.
+// Which descriptors of the process refer to files of the table's owner.
 //
 //     table.add(descriptor, file)
 //     if table.mayHold(descriptor), let file = table.held(descriptor) { ... }
 //     table.remove(descriptor)         // before it is closed
 //
-// Most calls of `close` and `ioctl` are for other descriptors: they look at one word and take no
-// lock.
+// Most calls of `close` and `ioctl` are for other descriptors: they read one word and take no lock.
 
 import Glibc
 import Synchronization
 
-/// What descriptors of the table are open on. It goes with the last of them.
+/// The file behind descriptors of the table. It is released with the last of them.
 package final class DescribedFile: Sendable {
   package let identity: FileIdentity
-  /// The owner's.
+  /// The owner's object.
   package let object: any AnyObject & Sendable
   fileprivate let references = Atomic<Int>(0)
 
@@ -26,7 +24,7 @@ package final class DescribedFile: Sendable {
   }
 }
 
-/// What tells one open file from another.
+/// Identifies an open file.
 package struct FileIdentity: Hashable, Sendable {
   package var device: UInt
   package var node: UInt
@@ -45,17 +43,17 @@ package struct FileIdentity: Hashable, Sendable {
   }
 
   private static let flagCount = 1 << 20
-  /// Bits of a descriptor's byte: the table has it; it is an eventfd that was given to KVM_IRQFD.
+  /// Bits of a descriptor's byte: it is in the table; it is an eventfd that was given to KVM_IRQFD.
   private enum Flag {
     static let known: UInt8 = 1 << 0
     static let event: UInt8 = 1 << 1
   }
-  /// One byte for each descriptor number; numbers beyond share the last. Changed under the lock of
-  /// `entries`, read without: what a caller has put in order, by a system call or a lock of its
-  /// own, it finds in order.
+  /// One byte for each descriptor number; numbers beyond the limit share the last. Changed under
+  /// the lock of `entries`, read without it: readers see the order that they established
+  /// themselves, by a system call or another lock.
   private let flags: UnsafeMutablePointer<Atomic<UInt8>>
   private let entries = Mutex(Entries())
-  /// Whether any number was an eventfd's.
+  /// Whether any descriptor was an eventfd's.
   private let hasEvents = Atomic<Bool>(false)
 
   package init() {
@@ -83,7 +81,7 @@ package struct FileIdentity: Hashable, Sendable {
     min(Int(UInt32(bitPattern: descriptor)), Self.flagCount - 1)
   }
 
-  /// Whether the table may have a descriptor.
+  /// Whether the table may contain a descriptor.
   package func mayHold(_ descriptor: Int32) -> Bool { has(flag(descriptor), Flag.known) }
 
   package func mayBeEvent(_ descriptor: Int32) -> Bool {
@@ -103,7 +101,7 @@ package struct FileIdentity: Hashable, Sendable {
     }
   }
 
-  /// Whether one of these numbers may be an eventfd's; they are no longer.
+  /// Whether one of these descriptors may be an eventfd's; clears their bits.
   package func takeEvents(_ range: ClosedRange<Int32>) -> Bool {
     guard range.upperBound >= 0, hasEvents.load(ordering: .relaxed) else { return false }
     var found = false
@@ -115,7 +113,7 @@ package struct FileIdentity: Hashable, Sendable {
     return found
   }
 
-  /// The file that a descriptor is open on as one of the table's descriptors is, by its identity.
+  /// The file of the table with this identity.
   package func file(_ identity: FileIdentity) -> DescribedFile? {
     entries.withLock { $0.byIdentity[identity] }
   }
@@ -133,10 +131,10 @@ package struct FileIdentity: Hashable, Sendable {
       entries.byIdentity[file.identity] = file
       return old.flatMap { Self.forget($0, &entries) }
     }
-    _ = old  // Ends outside the lock.
+    _ = old  // Freed outside the lock.
   }
 
-  /// The descriptor is about to be closed.
+  /// Call it before a descriptor is closed.
   package func remove(_ descriptor: Int32) {
     guard mayHold(descriptor) else { return }
     let last = entries.withLock { entries -> DescribedFile? in
@@ -154,12 +152,12 @@ package struct FileIdentity: Hashable, Sendable {
     for descriptor in all where range.contains(descriptor) { remove(descriptor) }
   }
 
-  /// `new` is a duplicate of `old` now.
+  /// `new` is now a duplicate of `old`.
   package func duplicate(_ old: Int32, as new: Int32) {
     if let file = held(old) { add(new, file) }
   }
 
-  /// One descriptor of a file went. Returns what the caller lets go of outside the lock.
+  /// Releases one descriptor of a file. Returns what the caller must free outside the lock.
   private static func forget(_ file: DescribedFile, _ entries: inout Entries) -> DescribedFile? {
     let left = file.references.subtract(1, ordering: .relaxed).newValue
     if left == 0 { entries.byIdentity[file.identity] = nil }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Events that can be waited for as file descriptors: eventfd, timerfd, signalfd, and the epoll
-// instance that waits for all of them. Each is the owner of its descriptor.
+// Events as file descriptors: eventfd, timerfd, signalfd, and the epoll instance that waits for all
+// of them. Each type owns its descriptor.
 //
 //     let poller = try Poller()
 //     let wake = try EventFile()
@@ -15,7 +15,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// A counter that can be waited for (eventfd).
+/// A counter to wait for (eventfd).
 package struct EventFile: ~Copyable, Sendable {
   package let descriptor: OwnedFileDescriptor
 
@@ -24,13 +24,13 @@ package struct EventFile: ~Copyable, Sendable {
       owning: try systemCall { () -> Int32 in eventfd(0, Int32(EFD_CLOEXEC | EFD_NONBLOCK)) })
   }
 
-  /// Adds 1: whoever waits wakes up. Safe in signal handlers.
+  /// Adds 1 and so wakes waiters. Safe in signal handlers.
   package func signal() {
     var one: UInt64 = 1
     _ = unsafe write(descriptor.rawValue, &one, 8)
   }
 
-  /// Sets the counter to 0 and returns what it was.
+  /// Resets the counter to 0 and returns its old value.
   @discardableResult
   package func consume() -> UInt64 {
     var value: UInt64 = 0
@@ -38,7 +38,7 @@ package struct EventFile: ~Copyable, Sendable {
   }
 }
 
-/// A timer on the monotonic clock that can be waited for (timerfd).
+/// A timer on the monotonic clock (timerfd).
 package struct TimerFile: ~Copyable, Sendable {
   package let descriptor: OwnedFileDescriptor
 
@@ -61,7 +61,7 @@ package struct TimerFile: ~Copyable, Sendable {
     _ = try systemCall { () -> Int32 in unsafe timerfd_settime(raw, flags, &setting, nil) }
   }
 
-  /// How often the timer has fired since the last look.
+  /// How often the timer has fired since the last call.
   @discardableResult
   package func consume() -> UInt64 {
     var value: UInt64 = 0
@@ -84,7 +84,7 @@ package struct SignalFile: ~Copyable, Sendable {
       owning: try systemCall { () -> Int32 in unsafe signalfd(-1, &mask, flags) })
   }
 
-  /// The next signal's number, nil when none waits.
+  /// The next pending signal's number, or nil.
   package func next() -> Int32? {
     var info = signalfd_siginfo()
     let size = MemoryLayout<signalfd_siginfo>.size
@@ -96,7 +96,7 @@ package struct SignalFile: ~Copyable, Sendable {
 package struct Poller: ~Copyable, Sendable {
   package let descriptor: OwnedFileDescriptor
 
-  /// What can happen to a descriptor.
+  /// Events of a descriptor.
   package struct Readiness: OptionSet, Sendable {
     package let rawValue: UInt32
     package init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -105,7 +105,7 @@ package struct Poller: ~Copyable, Sendable {
     package static let writable = Self(rawValue: EPOLLOUT.rawValue)
     package static let hangUp = Self(rawValue: EPOLLHUP.rawValue)
     package static let error = Self(rawValue: EPOLLERR.rawValue)
-    /// Of interest: each new event is told once, whether it was taken or not.
+    /// As interest: edge-triggered; reports each new event once, consumed or not.
     package static let edge = Self(rawValue: EPOLLET.rawValue)
   }
 
@@ -114,15 +114,15 @@ package struct Poller: ~Copyable, Sendable {
       owning: try systemCall { () -> Int32 in epoll_create1(Int32(EPOLL_CLOEXEC)) })
   }
 
-  /// Changes what is told of a descriptor that was added.
+  /// Changes the events that a registered descriptor reports.
   package func change(
     _ file: Int32, token: UInt64, interest: Readiness
   ) throws(Errno) {
     try control(EPOLL_CTL_MOD, file, token: token, interest: interest)
   }
 
-  /// Tokens of open files that are waited for: one goes with the last descriptor of its file, in
-  /// any process (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
+  /// Tokens of registered open files. epoll drops a file with its last descriptor in any process
+  /// (Linux, "/proc/<pid>/fdinfo": the lines of an epoll file).
   package var tokens: Set<UInt64>? {
     guard let info = try? contentsOfFile("/proc/self/fdinfo/\(descriptor.rawValue)") else {
       return nil
@@ -138,7 +138,7 @@ package struct Poller: ~Copyable, Sendable {
     return tokens
   }
 
-  /// Adds a descriptor; `token` names it in `wait`. Regular files throw `Errno.notPermitted`.
+  /// Adds a descriptor; `wait` reports it as `token`. Regular files throw `Errno.notPermitted`.
   package func add(
     _ file: Int32, token: UInt64, interest: Readiness = .readable
   ) throws(Errno) {
@@ -161,9 +161,9 @@ package struct Poller: ~Copyable, Sendable {
     _ = try systemCall { () -> Int32 in epoll_ctl(raw, EPOLL_CTL_DEL, file, nil) }
   }
 
-  /// Waits for events and hands each to `body`.
+  /// Waits for events and calls `body` for each.
   ///
-  /// - Parameter timeout: milliseconds; nil waits for ever.
+  /// - Parameter timeout: milliseconds; nil waits without limit.
   package func wait(
     timeout: Int32? = nil, _ body: (_ token: UInt64, _ readiness: Readiness) -> Void
   ) throws(Errno) {

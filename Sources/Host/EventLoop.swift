@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One thread that waits for many descriptors and calls whoever registered one. Anybody may register
-// and leave, from any thread; handlers run in the loop's thread, one after the other, and must not
-// wait.
+// One thread that waits for many descriptors and calls their handlers. Any thread may add and
+// remove descriptors; handlers run in the loop's thread, one after the other, and must not block.
 //
 //     let loop = try EventLoop()
 //     let source = try loop.add(socket) { _ in receive() }
@@ -12,12 +11,12 @@
 import Synchronization
 import SystemPackage
 
-/// Descriptors and what to do when something happens to them.
+/// Descriptors and their handlers.
 package final class EventLoop: Sendable {
-  /// Called with what has happened.
+  /// Called with the events.
   package typealias Handler = @Sendable (Poller.Readiness) -> Void
 
-  /// A descriptor that is waited for.
+  /// A registered descriptor.
   package struct Source: Sendable, Hashable {
     package let descriptor: Int32
     fileprivate let token: UInt64
@@ -25,7 +24,7 @@ package final class EventLoop: Sendable {
 
   private struct State {
     var handlers: [UInt64: Handler] = [:]
-    /// Tokens are not used again, so that an event of a source that has gone finds nobody.
+    /// Tokens are never reused, so an event of a removed source finds no handler.
     var nextToken: UInt64 = 0
   }
 
@@ -34,7 +33,7 @@ package final class EventLoop: Sendable {
 
   package init() throws(Errno) { poller = try Poller() }
 
-  /// Waits for a descriptor, which must stay open until it is removed. Plain files throw
+  /// Registers a descriptor, which must stay open until it is removed. Plain files throw
   /// `Errno.notPermitted`.
   package func add(
     _ descriptor: Int32, interest: Poller.Readiness = .readable, _ handler: @escaping Handler
@@ -53,20 +52,20 @@ package final class EventLoop: Sendable {
     return Source(descriptor: descriptor, token: token)
   }
 
-  /// Changes what is waited for.
+  /// Changes the events to wait for.
   package func change(_ source: Source, interest: Poller.Readiness) throws(Errno) {
     try poller.change(source.descriptor, token: source.token, interest: interest)
   }
 
-  /// Stops waiting. In the loop's thread: the handler is not called any more.
+  /// Unregisters a source. In the loop's thread: the handler is not called any more.
   package func remove(_ source: Source) {
     state.withLock { $0.handlers[source.token] = nil }
     try? poller.remove(source.descriptor)
   }
 
-  /// Waits once, and calls the handlers of what has happened.
+  /// Waits once, and calls the handlers of the events.
   ///
-  /// - Parameter timeout: milliseconds; nil waits for ever.
+  /// - Parameter timeout: milliseconds; nil waits without limit.
   package func runOnce(timeout: Int32? = nil) throws(Errno) {
     var events: [(token: UInt64, readiness: Poller.Readiness)] = []
     try poller.wait(timeout: timeout) { events.append(($0, $1)) }

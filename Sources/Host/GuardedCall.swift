@@ -1,31 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Calls that end where they access memory that is not there: the way out of code that accesses a
-// guest's memory in a thousand places.
+// Calls that end when they access vanished memory: a way out of code with a thousand accesses to
+// guest memory.
 //
 //     var frame = GuardedCall.Frame()
-//     if !GuardedCall.call(&frame, function, argument) { ... frame.fault is not there ... }
+//     if !GuardedCall.call(&frame, function, argument) { ... frame.fault has vanished ... }
 //
-// A program that wants this calls `prepare` once and `recover` in its handlers of SIGSEGV and
-// SIGBUS; without, calls are plain ones.
+// A program that uses this calls `prepare` once and `recover` in its handlers of SIGSEGV and
+// SIGBUS; otherwise calls are not guarded.
 //
-// A call that is cut off does not unwind: its Swift frames are left where they are, and whatever
-// they hold then (locks, references, memory, a `defer`) they hold for ever. The alternative, to
-// check each access's result, is a branch in a thousand places, which the fast path of each pays
-// for. It is sound by this contract of the functions that are called so:
+// An aborted call does not unwind its Swift frames: they are abandoned, and whatever they hold then
+// (locks, references, memory, a `defer`) is never released. The alternative, a check of each
+// access's result, costs a branch in a thousand places, in the fast path of each. Aborting is safe
+// by this contract of the called functions:
 //
-//   - Between the call and an access that may fault lie only frames of the processor's execution:
-//     `runGuest` or `emulateOne`, an instruction's handler, and the loads and stores that it calls.
+//   - Between the call and an access that may fault there are only frames of the processor's
+//     execution: `runGuest` or `emulateOne`, an instruction's handler, and its loads and stores.
 //   - None of them may hold a lock, own memory or a descriptor, or have a reference that it must
-//     give back. `VanishedMemoryTests` cuts each kind of access off. Their state is in
-//     `CPUState`, plain memory; the objects that they use are held by the caller of `call`, whose
-//     frame stays.
-//   - A `defer` or `catch` of theirs that restores state has a twin in `PhysicalCPU.leaveCutOff`,
-//     which finds in `CPUState` what is to be restored.
-//   - Everything else that accesses such memory (decoding, comparison and protection of code, the
+//     release. `VanishedMemoryTests` aborts each kind of access. Their state is in `CPUState`,
+//     plain memory; the caller of `call`, whose frame stays, holds the objects that they use.
+//   - A `defer` or `catch` that restores state has a twin in `PhysicalCPU.leaveCutOff`, which
+//     restores it from `CPUState`.
+//   - All other code that accesses such memory (decoding, comparison and protection of code, the
 //     hypervisor) uses `GuardedCopy`, which returns.
 //
-// Control registers of the x87 unit and of SSE are the caller's again.
+// The caller's control registers of the x87 unit and of SSE are restored.
 
 import CHost
 import Synchronization
@@ -36,20 +35,20 @@ import Synchronization
 
 package enum GuardedCall {
   package typealias Function = @convention(c) (UnsafeMutableRawPointer) -> Void
-  /// Where to go on instead of an instruction that faulted, by its address; 0: the call is cut off.
+  /// Returns where to continue after a fault at an instruction address; 0: abort the call.
   package typealias Redirection = @convention(c) (UnsafeMutableRawPointer, UInt) -> UInt
 
-  /// What the handler has to know of a call.
+  /// A call's data for the signal handler.
   @safe package struct Frame {
-    /// The generated code's stack pointer. Its first field, as that code stores it.
+    /// The generated code's stack pointer. It must be the first field, where that code stores it.
     fileprivate var stack: UInt = 0
     fileprivate var outer: UnsafeMutablePointer<Frame>?
     fileprivate var argument: UnsafeMutableRawPointer?
     fileprivate var redirection: Redirection?
-    /// The address whose access cut the call off.
+    /// The address whose access aborted the call.
     package fileprivate(set) var fault: UInt = 0
 
-    /// - Parameter redirection: is called in the signal handler, with the call's argument.
+    /// - Parameter redirection: called in the signal handler, with the call's argument.
     package init(_ redirection: Redirection? = nil) { unsafe self.redirection = unsafe redirection }
   }
 
@@ -65,7 +64,7 @@ package enum GuardedCall {
     return key
   }()
 
-  /// From now on calls are guarded: handlers call `recover`.
+  /// Guards calls from now on: handlers call `recover`.
   package static func prepare() {
     _ = key
     if GuardedCode.shared != nil { prepared.store(true, ordering: .releasing) }
@@ -75,7 +74,7 @@ package enum GuardedCall {
 
   /// Calls `function(argument)`.
   ///
-  /// - Returns: false where it was cut off.
+  /// - Returns: false if it was aborted.
   package static func call(
     _ frame: inout Frame, _ function: Function, _ argument: UnsafeMutableRawPointer
   ) -> Bool {
@@ -96,13 +95,13 @@ package enum GuardedCall {
     }
   }
 
-  /// In a handler of SIGSEGV or SIGBUS for memory that guarded calls access: has the innermost call
-  /// of this thread go on elsewhere or end.
+  /// In a handler of SIGSEGV or SIGBUS for memory that guarded calls access: redirects or aborts
+  /// the innermost call of this thread.
   ///
   /// - Parameters:
-  ///   - address: the signal's.
+  ///   - address: the fault's address.
   ///   - context: the handler's third argument.
-  /// - Returns: false where the thread is in no such call.
+  /// - Returns: false if the thread is in no such call.
   package static func recover(_ address: UInt, _ context: UnsafeMutableRawPointer?) -> Bool {
     guard isPrepared, let context = unsafe context, let code = GuardedCode.shared,
       let frame = unsafe pthread_getspecific(key)?.assumingMemoryBound(to: Frame.self)

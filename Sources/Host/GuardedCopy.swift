@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Copies from and to addresses that may not be there, as a kernel copies from and to its users.
+// Copies from and to addresses that may be unmapped, like a kernel's copies from and to its users.
 //
 // The copy is a few instructions of generated code. A program that installs handlers for SIGSEGV
 // and SIGBUS calls `recover` in them: a fault in that code makes the copy report failure. Without
@@ -8,8 +8,8 @@
 //
 //     guard GuardedCopy.copy(from: address, to: buffer, count: 16) else { throw .badAddress }
 //
-// `store` is one store of the processor, `exchange` one atomic exchange, for those who write what
-// others read meanwhile.
+// `store` is a single store, `exchange` an atomic exchange, for memory that others read
+// concurrently.
 
 import CHost
 
@@ -28,7 +28,7 @@ package enum GuardedCopy {
 
   /// Copies `count` bytes.
   ///
-  /// - Returns: false where a part of either range is not there; bytes before it may be copied.
+  /// - Returns: false if a part of either range is unmapped; bytes before it may be copied.
   package static func copy(
     from source: UnsafeRawPointer?, to destination: UnsafeMutableRawPointer?, count: Int
   ) -> Bool {
@@ -40,7 +40,7 @@ package enum GuardedCopy {
 
   /// Stores an integer of 1, 2, 4 or 8 bytes.
   ///
-  /// - Returns: false where it cannot be written there.
+  /// - Returns: false if it is not writable.
   package static func store<T: FixedWidthInteger>(
     _ value: T, to destination: UnsafeMutableRawPointer
   ) -> Bool {
@@ -57,7 +57,7 @@ package enum GuardedCopy {
 
   /// Exchanges a byte, atomically.
   ///
-  /// - Returns: what was there; nil where it cannot be written.
+  /// - Returns: the old value; nil if it is not writable.
   package static func exchange(_ value: UInt8, at destination: UnsafeMutableRawPointer) -> UInt8? {
     guard let code = GuardedCode.shared else { return nil }
     let function = unsafe unsafeBitCast(
@@ -85,7 +85,7 @@ package enum GuardedCopy {
   /// Makes the code, so that `recover` never has to.
   package static func prepare() { _ = GuardedCode.shared?.start }
 
-  /// In a handler of SIGSEGV or SIGBUS: whether the fault was a copy's, which then fails.
+  /// In a handler of SIGSEGV or SIGBUS: whether the fault was a copy's. If so, makes it fail.
   ///
   /// - Parameter context: the handler's third argument.
   package static func recover(_ context: UnsafeMutableRawPointer?) -> Bool {
@@ -96,7 +96,7 @@ package enum GuardedCopy {
     return true
   }
 
-  /// Where a signal's context keeps the general registers.
+  /// Indices of general registers in a signal's context.
   package enum Registers {
     package static let rsp = 15
     package static let rip = 16
@@ -104,13 +104,13 @@ package enum GuardedCopy {
       registersOffset + register * 8
     }
     private static let registersOffset = unsafe MemoryLayout<ucontext_t>.offset(of: \.uc_mcontext)!
-    /// Makes what signal handlers use.
+    /// Initializes what signal handlers use.
     static func prepare() { _ = registersOffset }
   }
 }
 
 /// The generated code of guarded copies and calls.
-/// Sendable: written before `shared` has its value, never after.
+/// Sendable: written only before `shared` is set.
 final class GuardedCode: @unchecked Sendable {
   let memory: CodeMemory
   let start: UInt

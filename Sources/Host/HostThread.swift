@@ -14,7 +14,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// Names a running thread so that another can send it a signal.
+/// Identifies a running thread so that another can send it a signal.
 package struct ThreadIdentifier: Sendable, Hashable {
   package let rawValue: UInt
 
@@ -27,8 +27,7 @@ package struct ThreadIdentifier: Sendable, Hashable {
   package func signal(_ number: Int32) { _ = pthread_kill(pthread_t(rawValue), number) }
 }
 
-/// A started thread, open to `KickSignal`; `join` waits for its end. One that is not joined is
-/// detached.
+/// A started thread, open to `KickSignal`; `join` waits for its end. It is detached if not joined.
 package struct HostThread: ~Copyable, Sendable {
   package let identifier: ThreadIdentifier
 
@@ -80,7 +79,7 @@ package struct HostThread: ~Copyable, Sendable {
 
   private static let beginning = Mutex<(@Sendable (String) -> Void)?>(nil)
 
-  /// Has every thread that starts from now on call a function first, with its name.
+  /// Makes every thread that starts from now on call a function first, with its name.
   package static func atStart(_ function: @escaping @Sendable (String) -> Void) {
     beginning.withLock { $0 = function }
   }
@@ -95,13 +94,13 @@ package struct HostThread: ~Copyable, Sendable {
   }
 }
 
-/// The signal that makes a thread leave a system call: its handler does nothing, and because it is
-/// installed without SA_RESTART the call returns EINTR.
+/// The signal that makes a thread return from a system call: its handler does nothing, and because
+/// it is installed without SA_RESTART the call returns EINTR.
 package enum KickSignal {
   /// SIGUSR1.
   package static let number = SIGUSR1
 
-  /// Installs the handler that does nothing.
+  /// Installs the empty handler.
   package static func install() {
     var action = sigaction()
     unsafe action.__sigaction_handler.sa_handler = { _ in }
@@ -111,7 +110,7 @@ package enum KickSignal {
   }
 
   /// Lets the calling thread receive the signal. Threads of a dispatch pool block all signals, and
-  /// a new thread inherits that.
+  /// new threads inherit that.
   package static func unblock() {
     var mask = sigset_t()
     unsafe sigemptyset(&mask)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` is the
-// one owner of its range and unmaps it at the end of its life. Pointers into it are valid as long
-// as the owner lives, and keeping to that is the duty of whoever takes one.
+// Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` owns its
+// range and unmaps it at the end of its life. Users must not keep pointers into it longer than
+// that.
 //
 //     let memory = try Mapping(anonymous: 512 << 20, hugePages: true)
 //     memory.address.storeBytes(of: 1, as: UInt32.self)
@@ -14,7 +14,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// What a mapping's pages may be used for.
+/// The access rights of a mapping's pages.
 package struct MemoryProtection: OptionSet, Sendable {
   package let rawValue: Int32
   package init(rawValue: Int32) { self.rawValue = rawValue }
@@ -32,11 +32,11 @@ package struct MemoryProtection: OptionSet, Sendable {
   /// Bytes, a multiple of the page size.
   package let size: Int
 
-  /// What is unmapped in the end: the guards too.
+  /// The range to unmap, including guards.
   private let whole: UnsafeMutableRawBufferPointer
 
-  /// Bytes before and behind guest memory and a CPU's state that nothing can access, at least: an
-  /// address that is wrong by less ends the program and reaches nothing.
+  /// Minimum size of the inaccessible guards before and after guest memory and a CPU's state: an
+  /// address that is wrong by less ends the program.
   package static let guardSize = 1 << 20
 
   /// The alignment that lets the kernel back memory with 2 MiB pages.
@@ -47,7 +47,7 @@ package struct MemoryProtection: OptionSet, Sendable {
   /// - Parameters:
   ///   - size: bytes, above 0; rounded up to pages.
   ///   - hugePages: align to 2 MiB and ask for huge pages (advice that the kernel may ignore).
-  ///   - guards: `guardSize` bytes or more on either side cannot be accessed.
+  ///   - guards: at least `guardSize` inaccessible bytes on either side.
   package init(
     anonymous size: Int, hugePages: Bool = false, guards: Bool = false
   ) throws(Errno) {
@@ -57,7 +57,7 @@ package struct MemoryProtection: OptionSet, Sendable {
       hugePages: hugePages, guards: guards)
   }
 
-  /// Maps a range of a file, shared with whoever else maps it.
+  /// Maps a range of a file, shared with its other mappings.
   package init(
     sharing descriptor: Int32, offset: Int = 0, size: Int,
     protection: MemoryProtection = [.read, .write], hugePages: Bool = false
@@ -67,8 +67,7 @@ package struct MemoryProtection: OptionSet, Sendable {
       offset: offset, hugePages: hugePages)
   }
 
-  /// Maps zeroed memory without a name that can be mapped again; where there is room for a huge
-  /// page its address is one's.
+  /// Maps zeroed anonymous memory that can be mapped again; aligned to huge pages if large enough.
   fileprivate init(sharedSize size: Int) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write], flags: MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -132,7 +131,7 @@ package struct MemoryProtection: OptionSet, Sendable {
 
   deinit { unsafe munmap(whole.baseAddress, whole.count) }
 
-  /// Reserves an aligned range of addresses: too much is mapped, then both ends are cut off.
+  /// Reserves an aligned range of addresses: maps too much, then cuts off both ends.
   private static func reserve(
     _ size: Int, alignment: Int
   ) throws(Errno) -> UnsafeMutableRawPointer {
@@ -148,7 +147,7 @@ package struct MemoryProtection: OptionSet, Sendable {
     return unsafe whole + head
   }
 
-  /// Shows a page-aligned range of another file in place of a part of this mapping.
+  /// Replaces a part of this mapping by a page-aligned range of another file.
   package func replace(
     _ part: Range<Int>, sharing descriptor: Int32, offset: Int
   ) throws(Errno) {
@@ -160,7 +159,7 @@ package struct MemoryProtection: OptionSet, Sendable {
     }
   }
 
-  /// Leaves the memory mapped for as long as the process lives.
+  /// Keeps the memory mapped for the life of the process.
   package consuming func keep() { discard self }
 
   /// All bytes.
@@ -168,7 +167,7 @@ package struct MemoryProtection: OptionSet, Sendable {
     unsafe UnsafeMutableRawBufferPointer(start: address, count: size)
   }
 
-  /// Bytes of the mapping that are in memory now.
+  /// Bytes of the mapping that are resident.
   package func residentBytes() throws(Errno) -> Int {
     var pages = [UInt8](repeating: 0, count: size / 4096)
     _ = try systemCall { () -> Int32 in unsafe mincore(address, size, &pages) }
@@ -183,7 +182,7 @@ package struct MemoryFile: ~Copyable, Sendable {
   /// Bytes.
   package let size: Int
 
-  /// Makes a zero-filled file; `name` shows in /proc/self/maps.
+  /// Creates a zeroed file; `name` shows in /proc/self/maps.
   package init(name: String, size: Int) throws(Errno) {
     let raw = try systemCall { () -> Int32 in unsafe memfd_create(name, UInt32(MFD_CLOEXEC)) }
     let owner = OwnedFileDescriptor(owning: raw)
@@ -193,13 +192,14 @@ package struct MemoryFile: ~Copyable, Sendable {
   }
 }
 
-/// Memory for generated code, mapped twice: what is written through `writable` can be run at the
-/// same offset of `executable`. No mapping is both. It is anonymous memory and not a memfd, because
-/// `perf` takes names from its map file for anonymous memory alone.
+/// Memory for generated code, mapped twice: code written through `writable` can run at the same
+/// offset of `executable`. No mapping is both. It is anonymous memory, not a memfd, because `perf`
+/// uses its map file only for anonymous memory.
 ///
-/// The writable mapping stays: a translation is written some thousand times a second, and a change
-/// of protection stops every thread of the process. No guest can name either mapping: its accesses
-/// go by the TLB, whose entries are made from EPT, and EPT's from slots alone (docs/security.md).
+/// The writable mapping stays: translations are written some thousand times a second, and a change
+/// of protection stops every thread of the process. No guest can address either mapping: its
+/// accesses go through the TLB, filled from EPT, which is filled only from slots
+/// (docs/security.md).
 /// Sendable: it owns two mappings and does not access them.
 package struct CodeMemory: ~Copyable, @unchecked Sendable {
   private let writableMapping: Mapping
@@ -213,19 +213,19 @@ package struct CodeMemory: ~Copyable, @unchecked Sendable {
     executableMapping = executable
   }
 
-  /// Where code is written.
+  /// The address for writing code.
   package var writable: UnsafeMutableRawPointer { unsafe writableMapping.address }
-  /// Where code is run.
+  /// The address for running code.
   package var executable: UnsafeRawPointer { unsafe UnsafeRawPointer(executableMapping.address) }
   /// Bytes in either mapping.
   package var size: Int { writableMapping.size }
 
-  /// Puts huge pages behind a part, where the kernel can: large code that runs from 4 KiB pages
-  /// misses the processor's TLB for instructions all the time. That is madvise(2)'s MADV_COLLAPSE
-  /// (Linux 6.1), which obeys no setting for shared memory as MADV_HUGEPAGE does.
+  /// Backs a part with huge pages if the kernel can: large code in 4 KiB pages misses the
+  /// processor's instruction TLB all the time. It uses madvise(2)'s MADV_COLLAPSE (Linux 6.1),
+  /// which, unlike MADV_HUGEPAGE, ignores the settings for shared memory.
   ///
-  /// - Parameter part: multiples of 2 MiB; what is outside of the memory is left out.
-  /// - Returns: false where it has not worked and need not be tried again.
+  /// - Parameter part: multiples of 2 MiB; bytes outside the memory are ignored.
+  /// - Returns: false if it failed and need not be tried again.
   package func collapse(_ part: Range<Int>) -> Bool {
     guard part.lowerBound >= 0, part.upperBound <= size, !part.isEmpty else { return true }
     for view in 0..<2 {

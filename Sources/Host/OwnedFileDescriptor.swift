@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Open files: one owner each, which closes it, and reads and writes on descriptors of others that
+// Open files: one owner each, which closes it; and reads and writes on others' descriptors that
 // retry after a signal.
 
 import CHost
@@ -10,7 +10,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// The one owner of an open file: closes it when it goes away.
+/// The owner of an open file: closes it at the end of its life.
 package struct OwnedFileDescriptor: ~Copyable, Sendable {
   /// The descriptor's number, valid as long as the owner lives.
   package let rawValue: Int32
@@ -25,7 +25,7 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
 
   deinit { close(rawValue) }
 
-  /// Gives the number up without closing it.
+  /// Returns the descriptor without closing it.
   package consuming func release() -> Int32 {
     let value = rawValue
     discard self
@@ -47,7 +47,7 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
   }
 }
 
-/// Reads at most `buffer.count` bytes from a descriptor that somebody else owns; 0 is the end.
+/// Reads at most `buffer.count` bytes from another owner's descriptor; 0 is the end.
 package func read(
   _ descriptor: Int32, into buffer: UnsafeMutableRawBufferPointer,
   interruption: InterruptionPolicy = .repeatCall
@@ -57,7 +57,7 @@ package func read(
   }
 }
 
-/// Writes all bytes to a descriptor that somebody else owns, waiting where it would block.
+/// Writes all bytes to another owner's descriptor, waiting if it would block.
 package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
   var done = 0
   while done < bytes.count {
@@ -73,14 +73,14 @@ package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) thro
   }
 }
 
-/// Writes text to a descriptor; a reader that has gone away is no error worth stopping for.
+/// Writes text to a descriptor; ignores a closed reader.
 package func writeText(_ descriptor: Int32, _ text: String) {
   var text = text
   text.withUTF8 { bytes in try? unsafe writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
 }
 
-/// Makes a file with these bytes, where there is none of its name. If it cannot be written whole,
-/// it is removed.
+/// Creates a file with these bytes; fails if it exists. Removes it if it cannot be written
+/// completely.
 package func saveFile(_ path: String, _ bytes: [UInt8]) throws(Errno) {
   let descriptor = try systemCall { () -> Int32 in
     unsafe open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
@@ -98,8 +98,8 @@ package func saveFile(_ path: String, _ bytes: [UInt8]) throws(Errno) {
 
 /// The whole contents of a file.
 ///
-/// - Parameter limit: the most bytes that it may have. Files of users may be of any size, and some
-///   have no end.
+/// - Parameter limit: maximum size. Users' files may be of any size, and some are
+///   endless.
 /// - Throws: the errno of open, fstat or read; `Errno.isDirectory` for a directory,
 ///   `Errno.fileTooLarge` beyond the limit.
 package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
@@ -107,13 +107,13 @@ package func contentsOfFile(_ path: String, limit: Int = 1 << 30) throws(Errno) 
   return try contentsOfFile(file.rawValue, limit: limit)
 }
 
-/// What a file that somebody else owns has from where it stands to its end.
+/// The rest of another owner's open file, from its current position.
 package func contentsOfFile(_ file: Int32, limit: Int = 1 << 30) throws(Errno) -> [UInt8] {
   var status = stat()
   _ = try systemCall { () -> Int32 in unsafe fstat(file, &status) }
   if status.st_mode & S_IFMT == S_IFDIR { throw .isDirectory }
   guard status.st_size <= limit else { throw .fileTooLarge }
-  // One byte more than the file has, so that its end shows without growing.
+  // One byte more than the file, to detect its end without growing.
   var bytes = [UInt8](repeating: 0, count: max(Int(status.st_size) &+ 1, 4096))
   var count = 0
   while true {

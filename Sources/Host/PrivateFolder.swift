@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A folder whose files nobody but this user can have written: what is read from them is trusted as
-// the program itself is. Owner and mode are checked on descriptors, so that what was checked is
-// what is used, and no name that is a symbolic link is followed into or inside of it.
+// A folder whose files only this user can have written: their contents are trusted like the program
+// itself. Owner and mode are checked on descriptors, so that what was checked is what is used, and
+// symbolic links are never followed.
 //
 //     let folder = try PrivateFolder(opening: path, creates: true)
 //     let file = try folder.open("figures", flags: O_RDWR)
@@ -11,12 +11,12 @@ import CHost
 import Glibc
 import SystemPackage
 
-/// Why a folder or a file in it is not used.
+/// Why a folder or a file in it is rejected.
 package enum PrivateFolderError: Error, Equatable, CustomStringConvertible {
   case system(Errno)
-  /// Somebody else owns it.
+  /// Another user owns it.
   case foreign
-  /// Others than the owner may read or write it.
+  /// Other users may read or write it.
   case open(mode: UInt32)
   /// It is not a folder, or not a regular file with one name.
   case wrongKind
@@ -35,7 +35,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
   package let path: String
   private let descriptor: OwnedFileDescriptor
 
-  /// - Parameter creates: makes the folder, and its parents, where it is missing.
+  /// - Parameter creates: create the folder, and its parents, if missing.
   package init(opening path: String, creates: Bool) throws(PrivateFolderError) {
     descriptor = try Self.openFolder(path, creates: creates)
     self.path = path
@@ -67,7 +67,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
     }
   }
 
-  /// Throws unless an open file is this user's alone, and of the kind.
+  /// Throws unless an open file belongs to this user only, and is of the kind.
   private static func check(_ descriptor: Int32, kind: mode_t) throws(PrivateFolderError) {
     var status = stat()
     guard unsafe fstat(descriptor, &status) == 0 else { throw .system(Errno(rawValue: errno)) }
@@ -98,7 +98,7 @@ package struct PrivateFolder: ~Copyable, Sendable {
     package var modified: Int
   }
 
-  /// The ordinary files, by name.
+  /// The regular files, by name.
   package func entries() -> [Entry] {
     let copy = fcntl(descriptor.rawValue, F_DUPFD_CLOEXEC, 0)
     guard copy >= 0, let stream = unsafe fdopendir(copy) else { return [] }
@@ -119,14 +119,14 @@ package struct PrivateFolder: ~Copyable, Sendable {
     return result.sorted { $0.name < $1.name }
   }
 
-  /// Gives a file another name, in place of what has it.
+  /// Renames a file and replaces the target.
   package func rename(_ old: String, to new: String) throws(PrivateFolderError) {
     if unsafe renameat(descriptor.rawValue, old, descriptor.rawValue, new) != 0 {
       throw .system(Errno(rawValue: errno))
     }
   }
 
-  /// The same where nothing has the name; false where something has.
+  /// The same if the target does not exist; false if it does.
   package func renameIfFree(_ old: String, to new: String) throws(PrivateFolderError) -> Bool {
     if unsafe linkat(descriptor.rawValue, old, descriptor.rawValue, new, 0) == 0 {
       remove(old)

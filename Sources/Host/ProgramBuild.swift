@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which build of the program, or of the library, this is: which file its code was loaded from, and
-// when that was written. Nobody writes to a file without changing its times, and reading all of it
-// would take longer than what the answer is for.
+// Identifies the build of the program, or of the library: the file that its code was loaded from,
+// and the file's times. Writes change the times, and hashing the whole file would take too long.
 
 import CHost
 import Glibc
@@ -10,8 +9,8 @@ import SystemPackage
 
 package enum ProgramBuild {
   /// - Parameter anchor: an address in the program's or the library's code.
-  /// - Returns: numbers that another build does not have; where the file cannot be found, none
-  ///   that any other process has.
+  /// - Returns: numbers unique to the build; if the file cannot be found, unique to the
+  ///   process.
   package static func identity(anchor: UnsafeRawPointer) -> [UInt64] {
     var status = stat()
     guard let path = unsafe path(anchor), unsafe stat(path, &status) == 0 else {
@@ -26,7 +25,7 @@ package enum ProgramBuild {
   private static func path(_ anchor: UnsafeRawPointer) -> String? {
     var info = unsafe chost_dl_info()
     guard unsafe chost_dladdr(anchor, &info) != 0, let name = unsafe info.file else { return nil }
-    // The program itself has the name that it was called by: another file may have it by now.
+    // The program's name is the one that it was called by: another file may have it by now.
     let text = unsafe String(cString: name)
     let isLibrary = text.hasPrefix("/") && text != CommandLine.arguments.first
     return isLibrary ? text : "/proc/self/exe"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Raw terminal mode that is always undone: when its owner goes away, when the process calls exit,
-// and when a signal that nobody handles kills it. The saved mode lies in static storage because a
-// signal handler can reach nothing else; so there is one raw terminal in a process at a time.
+// Raw terminal mode that is always undone: when its owner ends, when the process calls exit, and
+// when an unhandled signal kills it. The saved mode is in static storage because a signal handler
+// can reach nothing else; so a process has at most one raw terminal at a time.
 //
 //     let terminal = try RawTerminal(descriptor: STDIN_FILENO)
 //     defer { terminal.restore() }
@@ -15,7 +15,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// A terminal in raw mode: no echo, no line editing, no signals from keys, bytes as they come.
+/// A terminal in raw mode: no echo, no line editing, no signals from keys, unprocessed bytes.
 package struct RawTerminal: ~Copyable, Sendable {
   /// The terminal whose mode is to be restored; -1 when none.
   private static let active = Atomic<Int32>(-1)
@@ -28,7 +28,7 @@ package struct RawTerminal: ~Copyable, Sendable {
     SIGXCPU, SIGSYS,
   ]
 
-  /// What is told of a fatal signal after the terminal is restored, in the signal's handler.
+  /// Receives a fatal signal after the terminal is restored, in the signal's handler.
   package typealias FatalSignalReporter =
     @convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void
   /// Set before there are threads.
@@ -36,7 +36,7 @@ package struct RawTerminal: ~Copyable, Sendable {
 
   /// Puts a terminal into raw mode.
   ///
-  /// - Throws: ENOTTY for what is not a terminal; EBUSY when another is raw.
+  /// - Throws: ENOTTY if it is not a terminal; EBUSY if another is raw.
   package init(descriptor: Int32) throws(Errno) {
     var mode = termios()
     _ = try systemCall { () -> Int32 in unsafe tcgetattr(descriptor, &mode) }
@@ -55,26 +55,26 @@ package struct RawTerminal: ~Copyable, Sendable {
 
   deinit { Self.restoreActive() }
 
-  /// Whether a terminal is raw now: then a line ends with "\r\n".
+  /// Whether a terminal is raw: then lines end with "\r\n".
   package static var isActive: Bool { active.load(ordering: .acquiring) >= 0 }
 
   /// Whether a descriptor is a terminal.
   package static func isTerminal(_ descriptor: Int32) -> Bool { isatty(descriptor) == 1 }
 
-  /// Restores the mode that the terminal had, once. Safe in a signal handler.
+  /// Restores the old mode of the terminal, once. Safe in signal handlers.
   package static func restoreActive() {
     let descriptor = active.exchange(-1, ordering: .acquiringAndReleasing)
     if descriptor >= 0 { unsafe tcsetattr(descriptor, TCSANOW, saved) }
   }
 
   /// Makes the process restore the terminal before it dies of a signal or calls exit. Call it
-  /// before anything else handles signals; a handler installed later has to pass on what it does
-  /// not want.
+  /// before anything else handles signals; handlers installed later must pass on signals that they
+  /// do not handle.
   package static func prepare() { handlers }
 
   private static let handlers: Void = {
     _ = atexit { RawTerminal.restoreActive() }
-    // Swift's own handlers would start an interactive backtrace. They stay only where asked for.
+    // Swift's own handlers would start an interactive backtrace. They stay only on request.
     let keepsOld = unsafe getenv("SWIFT_BACKTRACE") != nil
     for signal in fatalSignals {
       var action = sigaction()
@@ -84,8 +84,8 @@ package struct RawTerminal: ~Copyable, Sendable {
         var old = sigaction()
         if let saved = unsafe RawTerminal.oldActions { old = unsafe saved[Int(number)] }
         unsafe sigaction(number, &old, nil)
-        // A fault comes again when its instruction is run again; anything else is sent again. The
-        // call that a filter stopped is over.
+        // A fault recurs when its instruction is executed again; other signals are sent again. A
+        // call that a filter stopped does not recur.
         let isOver = number == SIGTRAP || number == SIGSYS
         let isFault = unsafe !isOver && (information?.pointee.si_code ?? 0) > 0
         if !isFault { raise(number) }

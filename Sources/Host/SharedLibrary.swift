@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A library of the host that is loaded when something needs it, so that the program neither depends
-// on it nor pays for it at its start.
+// A host library loaded on demand, so that the program neither depends on it nor pays for it at
+// start.
 //
 //     guard let library = SharedLibrary("liblz4.so.1") else { return nil }
 //     let version = library.function("LZ4_versionNumber", as: (@convention(c) () -> Int32).self)
@@ -13,7 +13,7 @@
 @safe package struct SharedLibrary: ~Copyable {
   private let handle: UnsafeMutableRawPointer
 
-  /// - Parameter name: as the loader looks for it, with the number of its interface.
+  /// - Parameter name: for the loader, including the interface number.
   package init?(_ name: String) {
     guard let handle = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { return nil }
     unsafe self.handle = unsafe handle
@@ -21,12 +21,12 @@
 
   deinit { unsafe dlclose(handle) }
 
-  /// Leaves the library loaded as long as the program runs.
+  /// Keeps the library loaded for the life of the program.
   package consuming func keep() { discard self }
 
-  /// A function, valid as long as the library lives; nil where the library has none of this name.
+  /// A function, valid as long as the library lives; nil if the library lacks it.
   ///
-  /// - Parameter type: its type in C; nothing checks it.
+  /// - Parameter type: its C type, unchecked.
   package func function<Function>(_ name: String, as type: Function.Type) -> Function? {
     guard let address = unsafe dlsym(handle, name),
       unsafe MemoryLayout<Function>.size == MemoryLayout<UnsafeMutableRawPointer>.size

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one place where a failed system call becomes a Swift error. Every call to libc that reports
+// The one place where a failed system call becomes a Swift error. Every libc call that reports
 // failure by -1 and errno goes through `systemCall`, which reads errno before anything else can
-// overwrite it and owns the policy for EINTR: repeat the call, unless the caller asks to see it.
+// overwrite it and has the policy for EINTR: repeat the call, unless the caller handles it.
 //
 //     let count = try systemCall { read(descriptor, buffer, size) }
 
@@ -17,7 +17,7 @@ import SystemPackage
 package enum InterruptionPolicy: Sendable {
   /// Call again.
   case repeatCall
-  /// Throw `Errno.interrupted`: the caller waits for signals too.
+  /// Throw `Errno.interrupted`: the caller also waits for signals.
   case report
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How long the calling thread has waited for a processor, from /proc/thread-self/schedstat. A
-// thread that will not be allowed to open files keeps this one open for as long as it lives. Others
-// open it each time: a thread of somebody else's program must hold no descriptor, whose number that
-// program may close and use again.
+// thread that will not be allowed to open files keeps this one open for life. Others open it each
+// time: a thread of another program must not hold a descriptor, whose number that program may close
+// and reuse.
 //
-//     ThreadRunDelay.prepare()            // where files may be opened
+//     ThreadRunDelay.prepare()            // while files may be opened
 //     let nanoseconds = ThreadRunDelay.read()
 
 import CHost
@@ -41,7 +41,7 @@ package enum ThreadRunDelay {
     unsafe open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)
   }
 
-  /// Nanoseconds since the thread's start; 0 where the kernel does not tell.
+  /// Nanoseconds since the thread's start; 0 if the kernel does not tell.
   package static func read() -> UInt64 {
     if let kept { return read(kept) }
     let file = openFile()

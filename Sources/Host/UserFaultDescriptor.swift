@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// userfaultfd in its write-protect mode: pages of this process are protected, and whoever writes to
-// one, a thread by a store or the kernel on a thread's behalf, waits until the page is opened
-// again.
+// userfaultfd in its write-protect mode: writes to protected pages of this process, by a thread's
+// store or by the kernel on its behalf, wait until the page is opened again.
 //
 //     let faults = try UserFaultDescriptor()
 //     try faults.register(memory)             // anonymous, shared or huge pages
@@ -21,20 +20,20 @@ import SystemPackage
 package struct UserFaultDescriptor: ~Copyable, Sendable {
   private let descriptor: OwnedFileDescriptor
 
-  /// Of kernel 6.4: pages that are not there yet can be protected.
+  /// Kernel 6.4 and later: absent pages can be protected.
   private static let unpopulated: UInt64 = 1 << 13
   private static let required = UInt64(UFFD_FEATURE_PAGEFAULT_FLAG_WP)
   private static let wanted =
     required | UInt64(UFFD_FEATURE_WP_HUGETLBFS_SHMEM) | unpopulated
 
-  /// - Throws: EPERM where the kernel keeps it from this user (`vm.unprivileged_userfaultfd`),
-  ///   ENOSYS and EINVAL where it has no such thing.
+  /// - Throws: EPERM if the kernel denies it to this user (`vm.unprivileged_userfaultfd`),
+  ///   ENOSYS and EINVAL if it lacks the feature.
   package init() throws(Errno) {
     descriptor = OwnedFileDescriptor(owning: try Self.makeReady())
   }
 
   private static func makeReady() throws(Errno) -> Int32 {
-    // Features are asked for once in a descriptor's life: the first tells which there are.
+    // Features can be requested once per descriptor: the first one queries the available ones.
     let probe = OwnedFileDescriptor(owning: try make())
     let offered = try shakeHands(probe.rawValue, features: 0)
     guard offered & required == required else { throw .notSupported }
@@ -45,7 +44,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
 
   private static let flags = Int(O_CLOEXEC | O_NONBLOCK)
 
-  /// By the system call, else by the device, whose permissions its owner sets.
+  /// By the system call, else by the device, which has file permissions.
   private static func make() throws(Errno) -> Int32 {
     do throws(Errno) {
       return Int32(
@@ -66,7 +65,7 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
     return api.features
   }
 
-  /// ioctl as a system call: the C library's function may be interposed.
+  /// ioctl as a system call, because the C library's function may be interposed.
   @discardableResult
   private static func control(
     _ file: Int32, _ request: UInt, _ argument: UInt
@@ -88,9 +87,9 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
     uffdio_range(start: UInt64(memory.lowerBound), len: UInt64(memory.count))
   }
 
-  /// Makes whole pages known; holes among them stay what they are.
+  /// Registers whole pages; holes among them stay unregistered.
   ///
-  /// - Throws: EBUSY where another descriptor has them; EINVAL for other kinds of memory.
+  /// - Throws: EBUSY if another descriptor has them; EINVAL for other kinds of memory.
   package func register(_ memory: Range<UInt>) throws(Errno) {
     try control(
       CUFFDIO_REGISTER,
@@ -101,21 +100,21 @@ package struct UserFaultDescriptor: ~Copyable, Sendable {
     try? control(CUFFDIO_UNREGISTER, Self.range(memory))
   }
 
-  /// Protects pages of registered memory: writes wait from now on.
+  /// Protects pages of registered memory: writes to them wait.
   ///
-  /// - Throws: ENOENT where they are not registered (any more).
+  /// - Throws: ENOENT if they are not registered (any more).
   package func protect(_ memory: Range<UInt>) throws(Errno) {
     try control(
       CUFFDIO_WRITEPROTECT, uffdio_writeprotect(range: Self.range(memory), mode: UInt64(1 << 0)))
   }
 
-  /// Lets writes go on.
+  /// Unprotects pages: writes continue.
   package func open(_ memory: Range<UInt>) {
     do throws(Errno) {
       try control(
         CUFFDIO_WRITEPROTECT, uffdio_writeprotect(range: Self.range(memory), mode: 0))
     } catch {
-      // Not registered any more: whoever waits tries again.
+      // Not registered any more: waiting threads retry.
       try? control(CUFFDIO_WAKE, Self.range(memory))
     }
   }

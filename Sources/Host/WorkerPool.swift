@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Threads that do what a vCPU must not wait for, such as a disk's reads. Work is not handed over:
-// workers are told that there may be some, and look where it is. One that takes a piece and sees
-// another behind it wakes the next worker, so that as many run as have something to do.
+// Threads for work that a vCPU must not wait for, such as a disk's reads. Work is not handed over:
+// a woken worker looks for it. A worker that takes a piece and finds another one wakes the next
+// worker, so that as many run as there is work for.
 //
 //     let pool = WorkerPool(name: "disk0", count: 4) { takeOneRequest() }
 //     try pool.start()
@@ -16,9 +16,9 @@ import SystemPackage
   import Glibc
 #endif
 
-/// A number of threads that sleep until there may be work.
+/// Threads that sleep until there may be work.
 package final class WorkerPool: Sendable {
-  /// Takes one piece of work, tells whether there was one.
+  /// Takes one piece of work; returns whether there was one.
   package typealias Work = @Sendable () -> Bool
 
   /// Enough for system calls and the devices' small functions.
@@ -31,7 +31,7 @@ package final class WorkerPool: Sendable {
   private let threads = Atomic<Int>(0)
 
   /// - Parameters:
-  ///   - name: the threads' name, by which the sandbox knows what they are for.
+  ///   - name: the threads' name, by which the sandbox selects their rights.
   ///   - count: of threads.
   ///   - work: called by any of them, several at a time.
   package init(name: String, count: Int, work: @escaping Work) {
@@ -61,7 +61,7 @@ package final class WorkerPool: Sendable {
   /// There may be work. From any thread; does not wait.
   package func wake() { bell.ring() }
 
-  /// Ends the threads, each after the work that it has begun, and waits for that.
+  /// Ends the threads, each after its current work, and joins them.
   package func stop() {
     bell.close()
     while threads.load(ordering: .sequentiallyConsistent) > 0 { usleep(200) }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a global system interrupt goes: a pin of a chip, or a message. The table is a value, built
-// once when the client sets it and then only looked up.
+// Routes of global system interrupts: to a chip's pin, or as a message. The table is a value, built
+// when the client sets it and then only looked up.
 // Linux, "KVM_SET_GSI_ROUTING"; SDM volume 3, "Message Signalled Interrupts".
 
-/// An MSI: the write that a device makes.
+/// An MSI: the device's memory write.
 package struct MessageSignalledInterrupt: Sendable, Hashable {
   package var addressLow: UInt32
   package var addressHigh: UInt32
@@ -16,7 +16,7 @@ package struct MessageSignalledInterrupt: Sendable, Hashable {
     self.data = data
   }
 
-  /// How the destination is to be read (the flags of KVM_CAP_X2APIC_API).
+  /// How the destination is decoded (the flags of KVM_CAP_X2APIC_API).
   package struct Format: OptionSet, Sendable {
     package var rawValue: UInt8
     package init(rawValue: UInt8) { self.rawValue = rawValue }
@@ -57,7 +57,7 @@ package enum GSIRoute: Sendable, Hashable {
   case ioapic(pin: UInt8)
   case message(MessageSignalledInterrupt)
 
-  /// The IRQ of the 8259 pair, 0 to 15, if the route leads there.
+  /// The IRQ of the 8259 pair, 0 to 15, if the route goes there.
   package var picLine: Int? {
     switch self {
     case .picMaster(let pin): Int(pin & 7)
@@ -78,8 +78,7 @@ package struct GSIRoutingTable: Sendable, Hashable {
   package init() {}
 
   /// Builds the table. nil for a GSI or a number of routes at or over `limit`, a pin that the chip
-  /// does not have, or a second route of one GSI to the same chip or beside a message (Linux:
-  /// EINVAL).
+  /// lacks, or a second route of one GSI to the same chip or beside a message (Linux: EINVAL).
   package init?(_ entries: [(gsi: UInt32, route: GSIRoute)]) {
     guard entries.count <= Self.limit,
       entries.allSatisfy({ $0.gsi < Self.limit && $0.route.isValid })
@@ -101,14 +100,14 @@ package struct GSIRoutingTable: Sendable, Hashable {
     starts.append(Int32(routes.count))
   }
 
-  /// The routes of `gsi`; none when there is none.
+  /// The routes of `gsi`; empty if it has none.
   package subscript(gsi gsi: UInt32) -> ArraySlice<GSIRoute> {
     let index = Int(gsi)
     guard index < starts.count - 1 else { return [] }
     return routes[Int(starts[index])..<Int(starts[index + 1])]
   }
 
-  /// What KVM has after KVM_CREATE_IRQCHIP: GSI 0 to 15 to the 8259 pair and the I/O APIC, 16 to 23
+  /// KVM's routes after KVM_CREATE_IRQCHIP: GSI 0 to 15 to the 8259 pair and the I/O APIC, 16 to 23
   /// to the I/O APIC.
   package static var standard: GSIRoutingTable {
     var entries: [(gsi: UInt32, route: GSIRoute)] = []

@@ -3,12 +3,12 @@
 // The I/O APIC with 24 pins: 82093AA data sheet, "I/O APIC Registers". Version 0x11 as the chip,
 // or 0x20 with the EOI register that later ones have.
 //
-// It routes nothing itself: each operation returns the message to send, and at the EOI of a
-// level-triggered vector the pins to service again. A message returned counts as accepted (remote
-// IRR is set); `deliveryFailed` takes that back.
+// It does not route messages itself: each operation returns the message to send, and at the EOI of
+// a level-triggered vector the pins to service again. A returned message counts as accepted (remote
+// IRR is set); `deliveryFailed` undoes that.
 //
-// Invariant: bit n of `irr` is the level of line n, which for an edge-triggered pin is also what
-// tells a new edge from a line that is still high.
+// Invariant: bit n of `irr` is the level of line n, which for an edge-triggered pin also
+// distinguishes a new edge from a line that is still high.
 //
 //   if case .send(let message) = ioapic.setLine(9, asserted: true) { route(message) }
 //   for pin in ioapic.endOfInterrupt(vector: 0x39) { ioapic.service(pin).map(route) }
@@ -38,13 +38,13 @@ package struct IOAPIC: Sendable {
     static let writableLow: UInt64 = 0x1_FFFF & ~readOnly
   }
 
-  /// What became of a change of a line.
+  /// The result of a line change.
   package enum LineOutcome: Sendable, Hashable {
-    /// Nothing to signal: the line fell, or stays as it was.
+    /// Nothing to signal: the line fell, or did not change.
     case idle
     case send(InterruptMessage)
     case masked
-    /// The interrupt before this one is still pending.
+    /// The previous interrupt is still pending.
     case coalesced
 
     package var message: InterruptMessage? {
@@ -53,7 +53,7 @@ package struct IOAPIC: Sendable {
     }
   }
 
-  /// The state as `kvm_ioapic_state` lays it out.
+  /// The state in the layout of `kvm_ioapic_state`.
   package struct State: Sendable {
     package var baseAddress: UInt64 = IOAPIC.defaultAddress
     package var select: UInt32 = 0
@@ -64,7 +64,7 @@ package struct IOAPIC: Sendable {
   }
 
   package internal(set) var state = State()
-  /// Edges in `irr` that were sent already: the line is still high, but nothing is owed.
+  /// Edges in `irr` that were already sent: the line is still high, but no message is due.
   private var delivered: UInt32 = 0
   /// 0x11 or 0x20.
   package let version: UInt8
@@ -77,14 +77,14 @@ package struct IOAPIC: Sendable {
     state.irr = lines
   }
 
-  /// The state for a snapshot: its `irr` leaves out edges that were sent already.
+  /// The state for a snapshot: its `irr` omits edges that were already sent.
   package var snapshot: State {
     var copy = state
     copy.irr &= ~delivered
     return copy
   }
 
-  /// Restores a state. The requests in its `irr` are returned as pins to service, as nobody else
+  /// Restores a state. Returns the requests in its `irr` as pins to service, since nothing else
   /// will deliver them.
   package mutating func load(_ new: State) -> Pins {
     state = new
@@ -110,7 +110,7 @@ extension IOAPIC {
     }
   }
 
-  /// Drives line `pin`; polarity is the board's business, `asserted` is logical.
+  /// Drives line `pin`; `asserted` is logical, as polarity depends on the board.
   package mutating func setLine(_ pin: Int, asserted: Bool) -> LineOutcome {
     guard pin >= 0, pin < Self.pinCount else { return .idle }
     let bit: UInt32 = 1 &<< UInt32(truncatingIfNeeded: pin)
@@ -128,7 +128,7 @@ extension IOAPIC {
     return fire(pin).map { .send($0) } ?? .masked
   }
 
-  /// The message of `pin` if its line asks for one now: asserted, not masked, and, when
+  /// The message of `pin` if its line requests one now: asserted, not masked, and, if
   /// level-triggered, not waiting for an EOI.
   package mutating func service(_ pin: Int) -> InterruptMessage? {
     guard pin >= 0, pin < Self.pinCount else { return nil }
@@ -139,8 +139,8 @@ extension IOAPIC {
     return fire(pin)
   }
 
-  /// A local APIC ended a level-triggered vector: clears remote IRR of the pins that have it and
-  /// returns those whose line is still asserted. A masked pin is not among them.
+  /// A local APIC ended a level-triggered vector: clears remote IRR of its pins and returns those
+  /// whose line is still asserted, unless masked.
   package mutating func endOfInterrupt(vector: UInt8) -> Pins {
     var again = Pins(bits: 0)
     for pin in 0..<Self.pinCount {
@@ -153,21 +153,21 @@ extension IOAPIC {
     return again
   }
 
-  /// Whether `pin` is level-triggered with this vector, so that its EOI concerns it.
+  /// Whether `pin` is level-triggered with this vector, so that it awaits its EOI.
   package func awaits(_ pin: Int, vector: UInt8) -> Bool {
     guard pin >= 0, pin < Self.pinCount else { return false }
     let entry = state.entries[pin]
     return entry & 0xFF == UInt64(vector) && entry & Entry.level != 0
   }
 
-  /// No local APIC took the message of `pin`: it is not waiting for an EOI.
+  /// No local APIC accepted the message of `pin`: it does not wait for an EOI.
   package mutating func deliveryFailed(_ pin: Int) {
     guard pin >= 0, pin < Self.pinCount else { return }
     delivered &= ~(1 &<< UInt32(truncatingIfNeeded: pin))
     state.entries[pin] &= ~Entry.remoteIRR
   }
 
-  /// The message that `pin` sends as programmed, masked or not.
+  /// The message of `pin` as programmed, masked or not.
   package func message(of pin: Int) -> InterruptMessage? {
     guard pin >= 0, pin < Self.pinCount else { return nil }
     let entry = state.entries[pin]
@@ -198,7 +198,7 @@ extension IOAPIC {
 // MARK: - Registers
 
 extension IOAPIC {
-  /// Reads the window at `offset`. Registers are 32 bits wide; the caller cuts to its width.
+  /// Reads the window at `offset`. Registers are 32 bits wide; the caller truncates to its width.
   package func read(_ offset: Int) -> UInt32 {
     switch offset & 0xFF {
     case Offset.select: return state.select
@@ -207,7 +207,7 @@ extension IOAPIC {
     }
   }
 
-  /// What a register write asks of the owner.
+  /// The owner's work after a register write.
   package enum Effect: Sendable, Hashable {
     case none
     /// A level-triggered line was waiting to be unmasked.
@@ -257,7 +257,7 @@ extension IOAPIC {
 
   private mutating func writeLow(_ pin: Int, _ value: UInt64) -> Effect {
     var entry = state.entries[pin] & ~Entry.writableLow | value & Entry.writableLow
-    // An edge-triggered entry waits for no EOI. Guests rely on it to clear a stuck remote IRR.
+    // An edge-triggered entry never waits for EOI. Guests use this to clear a stuck remote IRR.
     if entry & Entry.level == 0 { entry &= ~Entry.remoteIRR }
     state.entries[pin] = entry
     guard entry & Entry.level != 0, let message = service(pin) else { return .none }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What travels between the chips: an interrupt on its way to local APICs, whoever sent it (an
-// ICR write, an I/O APIC pin, an MSI). A router offers the message to each local APIC's
-// `LocalAPICIdentity` and hands it to those that match (or to one of them, for lowest priority).
+// The messages between the chips: an interrupt on its way to local APICs, from any source (an ICR
+// write, an I/O APIC pin, an MSI). A router offers the message to each local APIC's
+// `LocalAPICIdentity` and delivers it to those that match (or to one of them, for lowest priority).
 //
 //   if let message = ioapic.setLine(4, asserted: true).message {
 //     for cpu in cpus where cpu.identity.matches(message) { cpu.apic.deliver(message) }
@@ -21,7 +21,7 @@ package enum DeliveryMode: UInt8, Sendable, Hashable {
   case startup = 6
   case external = 7
 
-  /// Bits 10:8 of `word`, where every register keeps the mode.
+  /// Bits 10:8 of `word`, the mode's position in every register.
   package init(bits10To8 word: UInt32) {
     self = DeliveryMode(rawValue: UInt8(truncatingIfNeeded: (word >> 8) & 7)) ?? .fixed
   }

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What arrives: messages from the bus, the LINT pins (among them the 8259's INTR, "virtual wire"),
-// the processor's own sources, and errors. SDM volume 3: "Handling Interrupts", "Local Vector
-// Table", "Error Handling".
+// Inputs: messages from the bus, the LINT pins (including the 8259's INTR, "virtual wire"), the
+// processor's own sources, and errors. SDM volume 3: "Handling Interrupts", "Local Vector Table",
+// "Error Handling".
 
 import X86
 
 extension LocalAPIC {
-  /// What the processor has to do about something delivered.
+  /// The processor's work after a delivery.
   package enum Delivery: Sendable, Hashable {
-    /// Not taken: disabled, masked, or nothing to take.
+    /// Not accepted: disabled, masked, or nothing to deliver.
     case ignored
     /// A vector is newly requested in IRR.
     case requested
-    /// The vector was already requested: the two became one.
+    /// The vector was already requested: the two merge.
     case coalesced
     case nmi
     case smi
     case initialize
     /// Start-up message: the page number of the start address.
     case startup(UInt8)
-    /// An INTA cycle with the 8259 has to fetch the vector.
+    /// An INTA cycle of the 8259 must fetch the vector.
     case external
   }
 
-  /// Takes a message that `identity` matches.
+  /// Accepts a message that `identity` matches.
   @discardableResult
   package mutating func deliver(_ message: InterruptMessage) -> Delivery {
     guard mode != .disabled else { return .ignored }
@@ -58,15 +58,15 @@ extension LocalAPIC {
     if asserted { lineLevels |= bit } else { lineLevels &= ~bit }
     guard asserted else { return .ignored }
     if mode == .disabled {
-      // The pins are then the processor's INTR and NMI.
+      // Then the pins are the processor's INTR and NMI.
       return pin == 0 ? .external : (wasAsserted ? .ignored : .nmi)
     }
     return serviceLINT(pin == 0 ? APICRegister.lvtLINT0 : APICRegister.lvtLINT1, wasAsserted)
   }
 
-  /// Raises an LVT entry of the processor's own: `APICRegister.lvtPerformance`, `.lvtThermal`,
-  /// `.lvtCMCI`, `.lvtTimer` or `.lvtError`. A performance interrupt masks its entry, as the
-  /// hardware does.
+  /// Raises one of the processor's own LVT entries: `APICRegister.lvtPerformance`, `.lvtThermal`,
+  /// `.lvtCMCI`, `.lvtTimer` or `.lvtError`. Like the hardware, a performance interrupt masks its
+  /// entry.
   @discardableResult
   package mutating func raiseLocal(_ offset: Int) -> Delivery {
     let entry = self[offset]
@@ -81,12 +81,12 @@ extension LocalAPIC {
     pendingErrors |= error
     let entry = self[APICRegister.lvtError]
     let vector = UInt8(truncatingIfNeeded: entry & APICLVT.vectorMask)
-    // An illegal vector here would report itself for ever.
+    // An illegal vector here would report itself endlessly.
     guard entry & APICLVT.masked == 0, vector >= 16 else { return }
     request(vector)
   }
 
-  /// A level-triggered LINT entry whose vector ended asks again while its pin is asserted.
+  /// A level-triggered LINT entry whose vector ended requests it again while its pin is asserted.
   mutating func endLocalLevel(_ vector: UInt8) {
     for pin in 0..<2 {
       let offset = pin == 0 ? APICRegister.lvtLINT0 : APICRegister.lvtLINT1

@@ -7,8 +7,8 @@
 import X86
 
 extension LocalAPIC {
-  /// A vector waits whose class is above the processor's priority. A few machine instructions:
-  /// made to be asked before every VM entry.
+  /// Whether a vector is pending whose class is above the processor's priority. A few machine
+  /// instructions, cheap enough for every VM entry.
   package var hasDeliverableInterrupt: Bool {
     UInt32(highestIRR & 0xF0) > self[APICRegister.ppr] & 0xF0
   }
@@ -49,8 +49,8 @@ extension LocalAPIC {
     return vector
   }
 
-  /// Requests a vector of this processor: sets IRR and TMR. False when it was already requested
-  /// (the two are one interrupt). A vector below 16 is an error instead and returns false.
+  /// Requests a vector of this processor: sets IRR and TMR. False if it was already requested (the
+  /// two merge). A vector below 16 is an error instead and returns false.
   @discardableResult
   package mutating func request(_ vector: UInt8, trigger: TriggerMode = .edge) -> Bool {
     guard vector >= 16 else {
@@ -68,8 +68,8 @@ extension LocalAPIC {
     return isNew
   }
 
-  /// Ends the highest interrupt in service. Returns its vector when the I/O APIC is to hear of it:
-  /// it was level-triggered and the broadcast is not suppressed.
+  /// Ends the highest interrupt in service. Returns its vector if the I/O APIC needs it: it was
+  /// level-triggered and the broadcast is not suppressed.
   package mutating func endOfInterrupt() -> UInt8? {
     let vector = highestISR
     guard vector != 0 else { return nil }
@@ -95,7 +95,7 @@ extension LocalAPIC {
     self[APICRegister.ppr] = task & 0xF0 >= service ? task : service
   }
 
-  /// Finds the cached highest bits again after the page was loaded.
+  /// Recomputes the cached highest bits after the page was loaded.
   mutating func rebuildPriorityCache() {
     highestIRR = highest(APICRegister.irr, from: 0xFF)
     highestISR = highest(APICRegister.isr, from: 0xFF)
@@ -106,7 +106,7 @@ extension LocalAPIC {
 // MARK: - 256-bit sets
 
 extension LocalAPIC {
-  /// Byte offset of the register that holds `vector` in the set at `set`: 32 vectors to each.
+  /// Byte offset of the register with `vector` in the set at `set`: 32 vectors in each.
   @inline(__always)
   private func slot(_ set: Int, _ vector: UInt8) -> Int { set &+ Int(vector >> 5) &<< 4 }
 
@@ -125,7 +125,7 @@ extension LocalAPIC {
     self[slot(set, vector)] &= ~(1 &<< UInt32(vector & 31))
   }
 
-  /// The highest vector in `set`, looking at the register of `vector` and below; 0 for none.
+  /// The highest vector in `set`, from the register of `vector` downwards; 0 for none.
   func highest(_ set: Int, from vector: UInt8) -> UInt8 {
     var word = Int(vector >> 5)
     while word >= 0 {

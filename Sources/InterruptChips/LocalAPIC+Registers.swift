@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rules of the registers (which exist in which mode, who may write which bits) and access
-// through the xAPIC page. SDM volume 3: "Local APIC Register Address Map", "APIC Register Address
-// Map and Access", and the section of each register.
+// The rules of the registers (existence by mode, writable bits) and access through the xAPIC page.
+// SDM volume 3: "Local APIC Register Address Map", "APIC Register Address Map and Access", and the
+// section of each register.
 
 import X86
 
 extension LocalAPIC {
-  /// What a register write asks of the owner.
+  /// The owner's work after a register write.
   package enum Effect: Sendable, Hashable {
     case none
     /// Route this message.
     case send(InterprocessorInterrupt)
-    /// Tell the I/O APIC that this level-triggered vector ended.
+    /// Report the end of this level-triggered vector to the I/O APIC.
     case endOfInterrupt(UInt8)
-    /// This edge-triggered vector ended: for those who count.
+    /// This edge-triggered vector ended, for code that counts ends.
     case edgeEnded(UInt8)
-    /// Ask `nextDeadline` again.
+    /// `nextDeadline` changed.
     case timerChanged
-    /// `identity` changed (by ID, LDR, DFR or SVR), and with SVR also what LINT0 lets through.
+    /// `identity` changed (by ID, LDR, DFR or SVR), and with SVR also `acceptsExternalInterrupts`.
     case identityChanged
-    /// A LINT entry changed: look at `acceptsExternalInterrupts` again.
+    /// A LINT entry changed: check `acceptsExternalInterrupts` again.
     case linesChanged
   }
 
@@ -30,11 +30,11 @@ extension LocalAPIC {
     var access: Access
     /// Bits that software may change.
     var writable: UInt32
-    /// Bits that keep their value whatever is written, without being reserved.
+    /// Bits that ignore writes without being reserved.
     var ignored: UInt32 = 0
   }
 
-  /// The rule of the register at `offset` in the current mode; nil when there is none.
+  /// The rule of the register at `offset` in the current mode; nil if there is none.
   func rule(_ offset: Int) -> Rule? {
     let wide = mode == .x2APIC
     let xAPICOnly: UInt32 = 0xFF00_0000
@@ -56,7 +56,7 @@ extension LocalAPIC {
     case APICRegister.svr: return Rule(access: .readWrite, writable: writableSVR)
     case APICRegister.esr: return Rule(access: .readWrite, writable: 0)
     case APICRegister.icrLow:
-      // The xAPIC keeps reserved bits as they are written, as KVM does; the x2APIC faults on them.
+      // Like KVM, the xAPIC stores reserved bits as written; the x2APIC faults on them.
       let writable: UInt32 = wide ? 0xC_CFFF : ~APICICR.deliveryStatus
       return Rule(access: .readWrite, writable: writable, ignored: APICICR.deliveryStatus)
     case APICRegister.initialCount: return Rule(access: .readWrite, writable: 0xFFFF_FFFF)
@@ -109,8 +109,8 @@ extension LocalAPIC {
     return offset == APICRegister.currentCount ? currentCount(at: time) : self[offset]
   }
 
-  /// Reads `width` bytes (1, 2, 4 or 8) at any offset of the page: the bytes of the register's
-  /// first four; the other twelve read 0.
+  /// Reads `width` bytes (1, 2, 4 or 8) at any offset of the page: a register has four bytes; the
+  /// other twelve read 0.
   package mutating func readMMIO(_ offset: Int, width: Int, at time: Time) -> UInt64 {
     let shift = UInt64(truncatingIfNeeded: (offset & 0xF) &* 8)
     guard shift < 32 else { return 0 }
@@ -119,7 +119,7 @@ extension LocalAPIC {
   }
 
   /// Writes the 32-bit register at `offset` of the xAPIC page. Reserved bits keep their value;
-  /// a write that is not to the start of a register is ignored.
+  /// writes not at the start of a register are ignored.
   @discardableResult
   package mutating func writeRegister(
     _ offset: Int, _ value: UInt32, at time: Time
@@ -133,7 +133,7 @@ extension LocalAPIC {
     return store(offset, value, rule, at: time)
   }
 
-  /// Stores a permitted write and does what the register is for.
+  /// Stores a valid write and performs the register's effect.
   mutating func store(_ offset: Int, _ value: UInt32, _ rule: Rule, at time: Time) -> Effect {
     let old = self[offset]
     let new = old & ~rule.writable | value & rule.writable
@@ -199,7 +199,7 @@ extension LocalAPIC {
     return .none
   }
 
-  /// Makes the message that ICR describes.
+  /// Builds the message that ICR describes.
   private mutating func sendCommand() -> Effect {
     let low = self[APICRegister.icrLow]
     let high = self[APICRegister.icrHigh]

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The state as KVM shows it: `kvm_lapic_state` is the register page. In x2APIC mode its ID register
-// holds the 32-bit identifier, or, for clients that did not enable 32-bit identifiers, its low
-// eight bits in 31:24 (Linux, "KVM_GET_LAPIC" and "KVM_CAP_X2APIC_API").
-// IA32_APIC_BASE and IA32_TSC_DEADLINE are not in the page; they travel as registers.
+// The state in KVM's format: `kvm_lapic_state` is the register page. In x2APIC mode its ID register
+// has the 32-bit identifier, or, for clients that did not enable 32-bit identifiers, its low eight
+// bits in 31:24 (Linux, "KVM_GET_LAPIC" and "KVM_CAP_X2APIC_API").
+// IA32_APIC_BASE and IA32_TSC_DEADLINE are not in the page; clients save them as MSRs.
 
 import X86
 
 extension LocalAPIC {
-  /// The register page, word `offset / 4` for the register at `offset`, the current count as of
+  /// The register page, word `offset / 4` for the register at `offset`, with the current count at
   /// `time`.
   package func registerImage(at time: Time, wideID: Bool) -> InlineArray<256, UInt32> {
     var image = InlineArray<256, UInt32> { page[$0 &<< 2] }
@@ -19,7 +19,7 @@ extension LocalAPIC {
     return image
   }
 
-  /// Loads a register page. False, with nothing changed, when the page's x2APIC identifier is not
+  /// Loads a register page. False, with nothing changed, if the page's x2APIC identifier is not
   /// this processor's (Linux: EINVAL).
   package mutating func load(
     registerImage image: InlineArray<256, UInt32>, at time: Time, wideID: Bool
@@ -41,8 +41,8 @@ extension LocalAPIC {
     return true
   }
 
-  /// Restores IA32_APIC_BASE from outside the guest: any mode may follow any other. False for a
-  /// mode that does not exist.
+  /// Restores IA32_APIC_BASE from outside the guest: any change of mode is allowed. False
+  /// for an invalid mode.
   package mutating func restoreBase(_ value: UInt64) -> Bool {
     let new = APICBase(rawValue: value)
     if new.contains(.extd), !new.contains(.en) || !features.contains(.x2APIC) { return false }
@@ -58,6 +58,6 @@ extension LocalAPIC {
     return true
   }
 
-  /// Restores IA32_TSC_DEADLINE from outside the guest, whatever the timer's mode.
+  /// Restores IA32_TSC_DEADLINE from outside the guest, in any timer mode.
   package mutating func restoreTSCDeadline(_ value: UInt64) { tscDeadlineValue = value }
 }

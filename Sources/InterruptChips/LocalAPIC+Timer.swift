@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The timer: one-shot and periodic on the bus clock, and TSC deadline. The owner arms a host timer
-// for `nextDeadline`, and calls `expireTimer` when it comes; the current count is computed when
-// read. SDM volume 3: "APIC Timer", "TSC-Deadline Mode".
+// for `nextDeadline`, and calls `expireTimer` when it fires; the current count is computed on
+// reads. SDM volume 3: "APIC Timer", "TSC-Deadline Mode".
 
 import X86
 
@@ -15,7 +15,7 @@ extension LocalAPIC {
     case reserved = 3
   }
 
-  /// When the timer wants `expireTimer`, in the clock that it counts.
+  /// When to call `expireTimer`, on the clock that the timer counts.
   package enum Deadline: Sendable, Hashable {
     case nanoseconds(UInt64)
     case tsc(UInt64)
@@ -36,7 +36,7 @@ extension LocalAPIC {
   }
 
   /// Delivers the timer's interrupt if its time has come, and re-arms a periodic timer for the
-  /// first expiry after `time` (expiries missed are one interrupt).
+  /// first expiry after `time` (missed expiries merge into one interrupt).
   @discardableResult
   package mutating func expireTimer(at time: Time) -> Delivery {
     switch timerMode {
@@ -51,7 +51,7 @@ extension LocalAPIC {
     return raiseLocal(APICRegister.lvtTimer)
   }
 
-  /// IA32_TSC_DEADLINE as RDMSR sees it: 0 outside TSC-deadline mode and once expired.
+  /// RDMSR of IA32_TSC_DEADLINE: 0 outside TSC-deadline mode and once expired.
   package func readTSCDeadline() -> UInt64 { timerMode == .tscDeadline ? tscDeadlineValue : 0 }
 
   /// WRMSR of IA32_TSC_DEADLINE: arms the timer for an absolute TSC, or disarms it with 0;
@@ -75,7 +75,7 @@ extension LocalAPIC {
       guard timerMode == .periodic else { return 0 }
       remaining = nextPeriod(after: time.nanoseconds, from: expiry) &- time.nanoseconds
     }
-    // A count lasts until its tick is over, so round up.
+    // A count lasts until the end of its tick, so round up.
     remaining = (remaining &+ tick &- 1) / tick
     return UInt32(truncatingIfNeeded: min(remaining, 0xFFFF_FFFF))
   }
@@ -110,15 +110,14 @@ extension LocalAPIC {
     return .timerChanged
   }
 
-  /// Starts counting again from a restored register page.
+  /// Restarts the count from a restored register page.
   mutating func restoreTimer(at time: Time) {
     timerExpiry = nil
     guard timerMode == .oneShot || timerMode == .periodic else { return }
     let initial = self[APICRegister.initialCount]
     let current = min(self[APICRegister.currentCount], initial)
     guard initial != 0 else { return }
-    // A one-shot timer that has run out may have had no one to tell yet: it expires now, as in
-    // Linux.
+    // An expired one-shot timer may not have been reported yet: it expires now, as in Linux.
     let count = current == 0 && timerMode == .periodic ? initial : current
     timerExpiry = time.nanoseconds &+ UInt64(count) &* tick
   }
@@ -129,7 +128,7 @@ extension LocalAPIC {
   private var tick: UInt64 {
     let configuration = self[APICRegister.divideConfiguration]
     let code = configuration & 3 | (configuration & 8) >> 1
-    // With at most so long a cycle no product with a count overflows, nor its sum with the time.
+    // With this limit of the cycle no product with a count overflows, nor its sum with the time.
     let cycle = UInt64(max(1, min(busCycleNanoseconds, 1 << 24)))
     return cycle &<< UInt64((code &+ 1) & 7)
   }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The local APIC of one processor, in xAPIC and x2APIC mode: a pure state machine. Time and lines
-// are injected; what it wants done outside (an IPI routed, an EOI told to the I/O APIC, a timer
-// armed) it returns. SDM volume 3, "Advanced Programmable Interrupt Controller (APIC)".
+// are injected; work for others (routing an IPI, reporting an EOI to the I/O APIC, arming a timer)
+// is returned. SDM volume 3, "Advanced Programmable Interrupt Controller (APIC)".
 //
-// The state IS the architectural register page (1 KiB, a register each 16 bytes), so a snapshot
-// is a copy (`registerImage`), and a few words beside it. Invariants:
+// The state is the architectural register page (1 KiB, a register every 16 bytes), so a snapshot is
+// a copy (`registerImage`), plus a few words. Invariants:
 //   - `highestIRR` and `highestISR` are the highest bits set in IRR and ISR, 0 for none (vectors
-//     below 16 cannot be delivered, so 0 is free to mean that);
+//     below 16 cannot be delivered);
 //   - PPR in the page is up to date after every mutation.
 // So the check before each VM entry, `hasDeliverableInterrupt`, is two loads and a compare.
 //
@@ -19,7 +19,7 @@
 import X86
 
 package struct LocalAPIC: ~Copyable, Sendable {
-  /// What the model offers beyond the common base.
+  /// Optional features of the model.
   package struct Features: OptionSet, Sendable {
     package var rawValue: UInt8
     package init(rawValue: UInt8) { self.rawValue = rawValue }
@@ -31,7 +31,7 @@ package struct LocalAPIC: ~Copyable, Sendable {
     package static let cmci = Features(rawValue: 1 << 3)
   }
 
-  /// The moment of an access, in both clocks that a local APIC timer may count.
+  /// The time of an access, on both clocks that a local APIC timer may count.
   package struct Time: Sendable, Hashable {
     package var nanoseconds: UInt64
     /// The guest's time-stamp counter.
@@ -45,7 +45,7 @@ package struct LocalAPIC: ~Copyable, Sendable {
   let page: RegisterPage
   var highestIRR: UInt8 = 0
   var highestISR: UInt8 = 0
-  /// Errors detected and not yet latched into ESR by a write to it.
+  /// Errors not yet latched into ESR by a write to it.
   var pendingErrors: UInt32 = 0
   /// Levels of the LINT0 (bit 0) and LINT1 (bit 1) pins.
   var lineLevels: UInt8 = 0
@@ -55,10 +55,10 @@ package struct LocalAPIC: ~Copyable, Sendable {
   var tscDeadlineValue: UInt64 = 0
   /// IA32_APIC_BASE.
   package internal(set) var base: UInt64
-  /// The identifier from reset: all of it in x2APIC mode, the low eight bits in xAPIC mode.
+  /// The identifier at reset: all of it in x2APIC mode, the low eight bits in xAPIC mode.
   package let initialID: UInt32
   package var features: Features
-  /// Length of one bus cycle, which the timer counts before division.
+  /// Length of one bus cycle, the timer's undivided tick.
   package var busCycleNanoseconds: UInt32 = 1
 
   package init(
@@ -82,8 +82,8 @@ extension LocalAPIC {
     resetRegisters(id: initialID &<< 24)
   }
 
-  /// Programs LINT0 to pass the 8259's INTR, as firmware leaves the bootstrap processor ("Virtual
-  /// Wire Mode" of the MultiProcessor Specification) and as KVM does after a reset by default.
+  /// Programs LINT0 to pass the 8259's INTR, as firmware does on the bootstrap processor ("Virtual
+  /// Wire Mode" of the MultiProcessor Specification) and KVM after a reset by default.
   package mutating func presetVirtualWire() {
     self[APICRegister.lvtLINT0] = UInt32(DeliveryMode.external.rawValue) << 8
   }
@@ -112,7 +112,7 @@ extension LocalAPIC {
     }
   }
 
-  /// Sets the mask bit of every LVT entry, as a reset and a software disable do.
+  /// Sets the mask bit of every LVT entry, for reset and software disable.
   mutating func maskAllLVT() {
     if features.contains(.cmci) { self[APICRegister.lvtCMCI] |= APICLVT.masked }
     for offset in stride(from: APICRegister.lvtTimer, through: APICRegister.lvtError, by: 0x10) {
@@ -120,7 +120,7 @@ extension LocalAPIC {
     }
   }
 
-  /// Adds or takes away the seventh LVT entry, for corrected machine checks.
+  /// Adds or removes the seventh LVT entry, for corrected machine checks.
   package mutating func offerCorrectedErrors(_ offered: Bool) {
     guard features.contains(.cmci) != offered else { return }
     if offered { features.insert(.cmci) } else { features.remove(.cmci) }
@@ -152,7 +152,7 @@ extension LocalAPIC {
 
   package var isSoftwareEnabled: Bool { self[APICRegister.svr] & APICSVR.enabled != 0 }
 
-  /// Where the xAPIC page lies in guest-physical memory.
+  /// Guest-physical address of the xAPIC page.
   package var baseAddress: UInt64 { base & APICBase.addressMask }
 
   /// The identifier in the current mode.
@@ -167,8 +167,8 @@ extension LocalAPIC {
       isFlat: self[APICRegister.dfr] >> 28 == 0xF, isSoftwareEnabled: isSoftwareEnabled)
   }
 
-  /// Writes IA32_APIC_BASE. False (the caller raises #GP(0)) for a reserved bit or for a change of
-  /// mode that "x2APIC State Transitions" does not have.
+  /// Writes IA32_APIC_BASE. False (the caller raises #GP(0)) for a reserved bit or a change of mode
+  /// that "x2APIC State Transitions" does not allow.
   /// - Parameter physicalAddressWidth: MAXPHYADDR.
   package mutating func writeBase(_ value: UInt64, physicalAddressWidth: Int) -> Bool {
     let flags: APICBase = [.bsp, .extd, .en]

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a local APIC is addressed. A small value, so that a router can keep one per processor and
-// match messages without taking the lock of any local APIC.
+// The address of a local APIC. A small value, so that a router can keep one per processor and match
+// messages without locking any local APIC.
 //
 // SDM volume 3: "Determining IPI Destination", "Logical Destination Mode in x2APIC Mode".
 
 package struct LocalAPICIdentity: Sendable, Hashable {
   package enum Mode: UInt8, Sendable, Hashable {
-    /// IA32_APIC_BASE.EN is 0: nothing reaches it.
+    /// IA32_APIC_BASE.EN is 0: it receives nothing.
     case disabled
     case xAPIC
     case x2APIC
@@ -21,7 +21,7 @@ package struct LocalAPICIdentity: Sendable, Hashable {
   package var logicalID: UInt32
   /// DFR selects the flat model (xAPIC only).
   package var isFlat: Bool
-  /// SVR.8; a software-disabled local APIC takes only NMI, SMI, INIT and start-up messages.
+  /// SVR.8; a software-disabled local APIC accepts only NMI, SMI, INIT and start-up messages.
   package var isSoftwareEnabled: Bool
 
   package init(
@@ -43,8 +43,8 @@ package struct LocalAPICIdentity: Sendable, Hashable {
       ? matchesCluster32(message.destination) : matchesLogical8(message.destination)
   }
 
-  /// Whether `interrupt`, sent by `sender`, is for this local APIC; `isSender` says that the two
-  /// are the same processor.
+  /// Whether `interrupt` from `sender` is for this local APIC; `isSender` says that they are the
+  /// same processor.
   package func matches(_ interrupt: InterprocessorInterrupt, isSender: Bool) -> Bool {
     switch interrupt.shorthand {
     case .none: matches(interrupt.message)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The 1 KiB register page of a local APIC, out of line. An InlineArray in the struct would be the
-// simpler storage, but the compiler copies all of it for each indexed read, which costs more than
-// any operation of the chip.
+// The 1 KiB register page of a local APIC, allocated separately. An InlineArray in the struct would
+// be simpler, but the compiler copies all of it for each indexed read, which costs more than any
+// operation of the chip.
 //
-// Invariant: the memory is this value's alone, and every access is at an index below 256.
+// Invariant: only this value uses the memory, and every access is at an index below 256.
 
-/// Sendable because it is not copied: whoever has the local APIC has the page.
+/// Sendable because it is not copied: the owner of the local APIC has the page.
 @safe struct RegisterPage: ~Copyable, @unchecked Sendable {
-  /// Bytes of the page that hold registers.
+  /// Size of the page.
   static let size = 1024
 
   private let words: UnsafeMutablePointer<UInt32>

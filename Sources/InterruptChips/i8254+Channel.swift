@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One counter of the 8254: what the program writes and reads. What it counts is in
-// `i8254+Counting.swift`. 8254 data sheet: "Programming the 8254", "Read Operations".
+// One counter of the 8254: programming and reads. `i8254+Counting.swift` has the counting. 8254
+// data sheet: "Programming the 8254", "Read Operations".
 
 extension PIT8254 {
   struct Channel: Sendable {
@@ -17,13 +17,13 @@ extension PIT8254 {
 
     /// Ticks to count, 1 to 65536.
     var count: UInt32 = 0x1_0000
-    /// A count written while another runs: taken over at `reloadTick` (modes 2 and 3) or at the
-    /// next trigger (modes 1 and 5).
+    /// A count written while another runs: loaded at `reloadTick` (modes 2 and 3) or at the next
+    /// trigger (modes 1 and 5).
     var pendingCount: UInt32?
     var reloadTick: UInt64 = 0
     /// A count was written since the control word.
     var isLoaded = false
-    /// Modes 1 and 5 have seen a rising gate since the control word.
+    /// Modes 1 and 5: the gate has risen since the control word.
     var isTriggered = false
     /// The tick at which `count` began.
     var loadTick: UInt64 = 0
@@ -59,7 +59,7 @@ extension PIT8254.Channel {
     access = newAccess
     readState = newAccess
     writeState = newAccess
-    // Modes 6 and 7 are 2 and 3: the top bit does not matter for them.
+    // Modes 6 and 7 are 2 and 3: their top bit is ignored.
     let bits = value >> 1 & 7
     mode = bits > 5 ? bits & 3 : bits
     isBCD = value & 1 != 0
@@ -119,7 +119,7 @@ extension PIT8254.Channel {
     latchedStatus = out | null | access.rawValue << 4 | modeBits | (isBCD ? 1 : 0)
   }
 
-  /// The byte of `value` that `state` stands for, and the state after it.
+  /// The byte of `value` for `state`, and the next state.
   private func take(_ state: ByteState, _ value: UInt16) -> (UInt8, ByteState) {
     let low = UInt8(truncatingIfNeeded: value)
     let high = UInt8(truncatingIfNeeded: value >> 8)

@@ -11,15 +11,15 @@
 //   4 strobe                    low for d = N                N + 1
 //   5 strobe, by the gate       low for d = N                N + 1
 //
-// A count written in mode 2 or 3 while one runs takes over at the end of the period (the chip takes
-// it at the end of the half period in mode 3).
+// A count written in mode 2 or 3 while one runs is loaded at the end of the period (in mode 3 the
+// chip loads it at the end of the half period).
 
 extension PIT8254.Channel {
   private var isPeriodic: Bool { mode == 2 || mode == 3 }
   private var isGateTriggered: Bool { mode == 1 || mode == 5 }
   private var isCounting: Bool { isLoaded && (!isGateTriggered || isTriggered) }
 
-  /// Takes a whole count.
+  /// Loads a complete count.
   mutating func load(_ raw: UInt16, at tick: UInt64) {
     let value = decode(raw)
     settle(at: tick)
@@ -55,7 +55,7 @@ extension PIT8254.Channel {
     }
   }
 
-  /// Takes a waiting count over once the period before it is at its end.
+  /// Loads a pending count once the previous period has ended.
   mutating func settle(at tick: UInt64) {
     guard let next = pendingCount, isPeriodic, gate, tick >= reloadTick else { return }
     let edges = (reloadTick &- loadTick) / UInt64(count)
@@ -78,7 +78,7 @@ extension PIT8254.Channel {
     }
   }
 
-  /// The count as the program reads it.
+  /// The count that a program reads.
   mutating func readableCount(at tick: UInt64) -> UInt16 {
     settle(at: tick)
     let n = UInt64(count)
@@ -107,7 +107,7 @@ extension PIT8254.Channel {
     return loadTick &+ UInt64(count) &+ (mode >= 4 ? 1 : 0)
   }
 
-  /// The rising edges of OUT until `tick` that were not reported yet.
+  /// The unreported rising edges of OUT until `tick`.
   mutating func takeEdges(at tick: UInt64) -> UInt64 {
     settle(at: tick)
     guard isCounting, gate || isGateTriggered else { return 0 }

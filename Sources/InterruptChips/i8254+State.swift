@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The state as KVM shows it: the fields of `kvm_pit_state2` (Linux, "KVM_GET_PIT2"). A count that
-// waits for the end of a period, and the ticks counted before the gate fell, have no field there:
-// the state shows the waiting count as loaded, and a load time that agrees with the count.
+// The state in KVM's format: the fields of `kvm_pit_state2` (Linux, "KVM_GET_PIT2"). It has no
+// fields for a pending count and for the ticks counted before the gate fell: the state shows the
+// pending count as loaded, and a load time that matches the count.
 
 extension PIT8254 {
   /// `kvm_pit_channel_state`.
@@ -19,12 +19,12 @@ extension PIT8254 {
     package var mode: UInt8 = 0
     package var bcd: UInt8 = 0
     package var gate: UInt8 = 0
-    /// Nanoseconds of the injected clock.
+    /// Nanoseconds on the injected clock.
     package var countLoadTime: Int64 = 0
     package init() {}
   }
 
-  /// `kvm_pit_state2` without its flags, of which only the speaker's is the chip's.
+  /// `kvm_pit_state2` without its flags, except for the speaker's.
   package struct State: Sendable {
     package var channels: InlineArray<3, ChannelState> = InlineArray(repeating: ChannelState())
     /// KVM_PIT_FLAGS_SPEAKER_DATA_ON.
@@ -40,7 +40,7 @@ extension PIT8254 {
     return state
   }
 
-  /// Restores a state. Edges of channel 0 before `nanoseconds` are taken as reported.
+  /// Restores a state. Edges of channel 0 before `nanoseconds` count as reported.
   package mutating func load(_ state: State, at nanoseconds: UInt64) {
     let tick = Self.ticks(at: nanoseconds)
     for index in 0..<3 { channels[index] = Channel(state.channels[index], at: tick) }

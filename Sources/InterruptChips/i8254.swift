@@ -6,7 +6,7 @@
 // Definitions"; port 0x61: 82371SB data sheet, "NMI Status and Control Register".
 //
 // OUT of channel 0 drives IRQ0. The owner arms a host timer for `nextDeadline` and then calls
-// `advance`, which says how many rising edges have passed:
+// `advance`, which returns the number of rising edges since:
 //
 //   pit.write(port: 0x43, 0x34, at: now)    // channel 0, low then high byte, mode 2
 //   pit.write(port: 0x40, 0x9C, at: now)
@@ -14,16 +14,16 @@
 //   let due = pit.nextDeadline               // nanoseconds
 //   for _ in 0..<pit.advance(to: now) { pulse(irq: 0) }
 //
-// Count 1, illegal in modes 2 and 3, makes an edge each tick; the owner limits how often it wakes.
+// Count 1, illegal in modes 2 and 3, gives an edge each tick; the owner limits its wake-ups.
 
 package struct PIT8254: Sendable {
   /// Ticks per second.
   package static let frequency: UInt64 = 1_193_182
-  /// The refresh request, which bit 4 of port 0x61 follows, toggles each so many nanoseconds.
+  /// The period at which the refresh request, bit 4 of port 0x61, toggles.
   static let refreshNanoseconds: UInt64 = 15_085
 
   var channels: InlineArray<3, Channel>
-  /// Bits 3:0 of port 0x61 as written: timer 2 gate, speaker data, two NMI masks.
+  /// The written bits 3:0 of port 0x61: timer 2 gate, speaker data, two NMI masks.
   var port61: UInt8 = 0
 
   package init() {
@@ -103,13 +103,13 @@ extension PIT8254 {
 // MARK: - IRQ0
 
 extension PIT8254 {
-  /// When OUT of channel 0 rises next, in nanoseconds; nil when it does not.
+  /// When OUT of channel 0 rises next, in nanoseconds; nil if it does not.
   package var nextDeadline: UInt64? {
     channels[0].nextEdge.map { Self.nanoseconds(at: $0) }
   }
 
-  /// The rising edges of OUT of channel 0 since the last call (or since the channel was loaded):
-  /// as many pulses are due on IRQ0.
+  /// The number of rising edges of channel 0's OUT since the last call (or since the channel was
+  /// loaded): each is a pulse on IRQ0.
   package mutating func advance(to nanoseconds: UInt64) -> UInt64 {
     channels[0].takeEdges(at: Self.ticks(at: nanoseconds))
   }

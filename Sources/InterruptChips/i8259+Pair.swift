@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The master and the slave wired together, at ports 0x20, 0x21, 0xA0, 0xA1, 0x4D0 and 0x4D1.
-// 8259A data sheet: "Cascade Mode", "Interrupt Sequence" (with the default IR7 of a request that
-// went away).
+// The master and the slave wired together, at ports 0x20, 0x21, 0xA0, 0xA1, 0x4D0 and 0x4D1. 8259A
+// data sheet: "Cascade Mode", "Interrupt Sequence" (with the default IR7 for a request that
+// disappeared).
 
 package struct PIC8259Pair: Sendable, Hashable {
   package private(set) var master = PIC8259(isMaster: true)
@@ -19,7 +19,7 @@ package struct PIC8259Pair: Sendable, Hashable {
     self.slave = slave
   }
 
-  /// The master's INT: the processor is asked for an INTA cycle.
+  /// The master's INT: it requests an INTA cycle.
   package var isInterruptRequested: Bool { master.requestedLine != nil }
 
   /// Drives line `irq`, 0 to 15. Line 2 is the cascade and cannot be driven.
@@ -34,11 +34,11 @@ package struct PIC8259Pair: Sendable, Hashable {
     }
   }
 
-  /// The INTA cycle: takes the request of highest priority and returns its vector; IR7 of the chip
-  /// concerned (the spurious interrupt) when it went away.
+  /// The INTA cycle: accepts the request of highest priority and returns its vector; IR7 of its
+  /// chip (the spurious interrupt) if the request disappeared.
   package mutating func acknowledge() -> UInt8 { acknowledgeNotingEnd().vector }
 
-  /// The same, with the IRQs (bit n is IRQ n) whose service automatic EOI ended.
+  /// The same, with the IRQs (bit n is IRQ n) that automatic EOI ended.
   package mutating func acknowledgeNotingEnd() -> (vector: UInt8, ended: UInt16) {
     guard let line = master.requestedLine else { return (master.vectorBase &+ 7, 0) }
     var ended = UInt16(master.acknowledge(line))
@@ -54,7 +54,7 @@ package struct PIC8259Pair: Sendable, Hashable {
     return (vector, ended)
   }
 
-  /// Reads `port`; 0xFF for a port that is not the pair's.
+  /// Reads `port`; 0xFF if it is not the pair's.
   package mutating func read(port: UInt16) -> UInt8 {
     switch port {
     case 0x20, 0x21: return master.read(isData: port & 1 != 0)
@@ -68,7 +68,7 @@ package struct PIC8259Pair: Sendable, Hashable {
     }
   }
 
-  /// Writes `port`. Returns the IRQs (bit n is IRQ n) whose service an EOI command ended.
+  /// Writes `port`. Returns the IRQs (bit n is IRQ n) that an EOI command ended.
   @discardableResult
   package mutating func write(port: UInt16, _ value: UInt8) -> UInt16 {
     var ended: UInt16 = 0
@@ -83,7 +83,7 @@ package struct PIC8259Pair: Sendable, Hashable {
     return ended
   }
 
-  /// Carries the slave's INT to IR2. INT drops at INTA, so a second request of the slave is a new
+  /// Connects the slave's INT to IR2. INT falls at INTA, so a second request of the slave is a new
   /// edge.
   private mutating func updateCascade() {
     let requested = slave.requestedLine != nil

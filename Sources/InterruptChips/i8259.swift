@@ -11,11 +11,11 @@
 //   pair.setLine(4, asserted: true)
 //   if pair.isInterruptRequested { let vector = pair.acknowledge() }
 //
-// ICW1's level bit (LTIM) does nothing, as in PC chip sets, where ELCR replaces it. An edge stays
-// latched when its line falls before INTA, as in KVM: a client may pulse a line.
+// ICW1's level bit (LTIM) is ignored, as in PC chip sets, where ELCR replaces it. As in KVM, an
+// edge stays latched if its line falls before INTA: a client may pulse a line.
 
 package struct PIC8259: Sendable, Hashable {
-  /// Which word of the initialization sequence is awaited (`init_state` of KVM).
+  /// The next word of the initialization sequence (`init_state` of KVM).
   package enum Initialization: UInt8, Sendable {
     case done = 0
     case icw2 = 1
@@ -31,7 +31,7 @@ package struct PIC8259: Sendable, Hashable {
   /// The line of highest priority; 0 unless rotated.
   package var priorityAdd: UInt8 = 0
   package var vectorBase: UInt8 = 0
-  /// Reads of the command port give ISR, not IRR.
+  /// Reads of the command port return ISR, not IRR.
   package var readsISR = false
   /// The next read is a poll.
   package var isPolling = false
@@ -46,7 +46,7 @@ package struct PIC8259: Sendable, Hashable {
   /// The lines that ELCR can change.
   package let elcrMask: UInt8
   package let isMaster: Bool
-  /// ICW1 said that there is one chip only, so ICW3 is left out. Not in KVM's state.
+  /// ICW1 selected single mode, so ICW3 is skipped. Not in KVM's state.
   var isSingle = false
 
   package init(isMaster: Bool) {
@@ -64,11 +64,11 @@ package struct PIC8259: Sendable, Hashable {
     if asserted { lastIRR |= bit } else { lastIRR &= ~bit }
   }
 
-  /// The line that the chip requests service for.
+  /// The line whose service the chip requests.
   package var requestedLine: Int? {
     guard let request = rank(irr & ~imr) else { return nil }
     var inService = isr
-    // Under special mask, a masked line in service holds nobody back.
+    // Under special mask, a masked line in service blocks no other.
     if specialMask { inService &= ~imr }
     // Under the special fully nested mode, the slave may interrupt its own service.
     if specialFullyNested, isMaster { inService &= ~(1 << 2) }
@@ -76,7 +76,7 @@ package struct PIC8259: Sendable, Hashable {
     return line(ofRank: request)
   }
 
-  /// The chip's half of INTA: moves `line` from IRR to ISR. Returns the line if its service ends at
+  /// The chip's part of INTA: moves `line` from IRR to ISR. Returns the line if its service ends at
   /// once (automatic EOI).
   @discardableResult
   mutating func acknowledge(_ line: Int) -> UInt8 {
@@ -90,7 +90,7 @@ package struct PIC8259: Sendable, Hashable {
     return autoEOI ? bit : 0
   }
 
-  /// Position in the order of priority, 0 the highest, of the highest line in `set`.
+  /// Rank of the highest-priority line in `set`, 0 being the highest.
   private func rank(_ set: UInt8) -> Int? {
     guard set != 0 else { return nil }
     let shift = priorityAdd & 7
@@ -129,7 +129,7 @@ extension PIC8259 {
     return isData ? imr : (readsISR ? isr : irr)
   }
 
-  /// Returns the lines that nobody will end any more: in service, or edges that are forgotten.
+  /// Returns the lines that will never be ended: in service, or forgotten edges.
   private mutating func writeICW1(_ value: UInt8) -> UInt8 {
     let ended = isr | irr & ~elcr
     let lines = lastIRR
@@ -151,7 +151,7 @@ extension PIC8259 {
     case .icw2:
       vectorBase = value & 0xF8
       initialization = isSingle ? (needsICW4 ? .icw4 : .done) : .icw3
-    // The wiring of the pair is fixed, so ICW3 says nothing new.
+    // The wiring of the pair is fixed, so ICW3 is ignored.
     case .icw3: initialization = needsICW4 ? .icw4 : .done
     case .icw4:
       specialFullyNested = value & 0x10 != 0
@@ -168,7 +168,7 @@ extension PIC8259 {
       rotateOnAutoEOI = value >> 5 == 4
       return 0
     case 1, 5:
-      // A masked line is not ended unspecifically under special mask.
+      // Under special mask, unspecific EOI skips masked lines.
       guard let rank = rank(specialMask ? isr & ~imr : isr) else { return 0 }
       let ended = self.line(ofRank: rank)
       if value >> 5 == 5 { priorityAdd = UInt8(truncatingIfNeeded: (ended &+ 1) & 7) }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A client that maps, unmaps or protects memory of slots. The kernel notifies Linux's KVM (MMU
-// notifiers); here the code that intercepts the client's calls does.
+// Clients that map, unmap or protect memory of slots. The kernel notifies Linux's KVM by MMU
+// notifiers; here the code that intercepts the client's calls does.
 //
 //     let result = hypervisor.changeMappings(range) { munmap(...) }
 
@@ -16,15 +16,15 @@ import X86CPU
 #endif
 
 extension Hypervisor {
-  /// Runs `change`, which changes mappings or rights of a part of this process's memory. No guest
-  /// that has it runs meanwhile, and none has what was there before.
+  /// Runs `change`, which changes mappings or rights of a range of this process's memory. Meanwhile
+  /// no guest with that memory runs, and afterwards none has stale mappings of it.
   package func changeMappings<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
     let affected = openMachines.filter { $0.memories.contains { $0.uses(range) } }
     if affected.isEmpty {
       defer { client.map?.changed() }
       return change()
     }
-    // A client may name more than there are addresses: what slots have of it is what counts.
+    // The client's range may exceed the address space: use only what slots have of it.
     let parts = affected.flatMap(\.memories).flatMap { memory in
       memory.all.map { $0.hostRange.clamped(to: range) }
     }
@@ -33,21 +33,20 @@ extension Hypervisor {
     return result
   }
 
-  /// Runs `change`, which changes the contents of a part of memory, or of nothing.
+  /// Runs `change`, which changes the contents of a range of memory, or of none.
   package func changeContents<R>(_ range: Range<UInt>, _ change: () -> R) -> R {
-    // Pages that the client brings have to be brought again.
+    // Pages that the client brings in must be brought in again.
     if !watching(range).isEmpty { return changeMappings(range, change) }
     defer { forget(client.part(of: range)) }
     return change()
   }
 
-  /// The client brings a part of memory page by page from now on.
+  /// The client brings in a range of memory page by page from now on.
   package func noteUserFaults(_ range: Range<UInt>) {
     for machine in watching(range) { machine.forgetMappings() }
   }
 
-  /// Machines whose guests want to hear of pages that they would wait for, in memory that the
-  /// client brings.
+  /// Machines whose guests use asynchronous page faults, and have memory that the client brings in.
   private func watching(_ range: Range<UInt>) -> [Machine] {
     guard client.userFaults.overlaps(range) else { return [] }
     return openMachines.filter { machine in
@@ -55,7 +54,7 @@ extension Hypervisor {
     }
   }
 
-  /// Runs `change`, which changes a file's size or takes pages out of it.
+  /// Runs `change`, which changes a file's size or punches holes in it.
   package func changeFile<R>(_ descriptor: Int32, _ change: () -> R) -> R {
     let machines = openMachines
     let ranges = machines.flatMap(\.memories).flatMap { $0.all.map(\.hostRange) }
@@ -70,24 +69,24 @@ extension Hypervisor {
     return result
   }
 
-  /// The client closed a descriptor that it had given to KVM_IRQFD. Waits for nobody.
+  /// The client closed a descriptor that it had given to KVM_IRQFD. Does not block.
   package func eventsClosed() {
     for machine in openMachines { machine.interruptEvents?.clientClosed() }
   }
 
-  /// The client wants to watch a part of memory by a userfaultfd of its own, of which there can be
-  /// one.
+  /// The client wants to watch a range of memory by a userfaultfd of its own; the kernel allows
+  /// only one.
   package func yieldProtection(of range: Range<UInt>) {
     for range in client.codeGuard?.yield(range) ?? [] { forget(range) }
   }
 
-  /// Drops the code of slots' memory.
+  /// Drops code decoded from slots' memory.
   private func forget(_ range: Range<UInt>) {
     guard let start = unsafe UnsafeRawPointer(bitPattern: range.lowerBound) else { return }
     unsafe PhysicalCPU.noteHostWrite(start, count: range.count)
   }
 
-  /// Runs `change` while no guest of the machines runs, and has all their mappings made anew.
+  /// Runs `change` while no guest of the machines runs, and has all their mappings rebuilt.
   private static func stop<R>(_ machines: [Machine], _ change: () -> R) -> R {
     let deadline = HostClock.monotonic() &+ Machine.patience
     func stopRest(_ rest: ArraySlice<Machine>) -> R {
@@ -101,8 +100,8 @@ extension Hypervisor {
     return stopRest(machines[...])
   }
 
-  /// Machines that a client can reach, by their own handles or by those of their vCPUs; always in
-  /// the same order, in which their locks are taken.
+  /// Machines with open handles, of their own or of their vCPUs; always in the same order, which is
+  /// the lock order.
   private var openMachines: [Machine] {
     var all: [Machine] = []
     for object in openObjects {
@@ -117,8 +116,8 @@ extension Hypervisor {
 }
 
 extension Machine {
-  /// Memory of a slot has gone at an address, and maybe more: all entries are made anew, and code
-  /// that came from the slot is decoded again. The caller is a vCPU outside guest code.
+  /// Memory of a slot has vanished at an address, and maybe elsewhere: drops all entries, and all
+  /// code decoded from the slot. The caller is a vCPU outside guest code.
   func memoryVanished(_ address: UInt) {
     let deadline = HostClock.monotonic() &+ Self.patience
     withGuestsStopped(until: deadline) {
@@ -132,10 +131,10 @@ extension Machine {
 }
 
 extension MachineMemory {
-  /// An access of ours found out that memory has gone: mappings are read anew.
+  /// An access of the hypervisor found that memory has vanished: read mappings again.
   func hostMemoryVanished() { host?.changed() }
 
-  /// Whether a slot names a part of this memory.
+  /// Whether a slot uses a part of this memory.
   func uses(_ range: Range<UInt>) -> Bool {
     withSlots { $0.ordered.contains { $0.hostRange.overlaps(range) } }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Our KVM: what `/dev/kvm` is to a program. It owns the physical CPUs of the software processor and
-// the table of handles by which clients name machines and vCPUs.
+// The hypervisor behind `/dev/kvm`. It owns the software processor's physical CPUs and the table of
+// handles by which clients name machines and vCPUs.
 //
 //     let hypervisor = try Hypervisor(physicalCPUs: 2)
 //     let system = hypervisor.open()
@@ -9,9 +9,9 @@
 //     let cpu = try hypervisor.ioctl(machine, CKVM_CREATE_VCPU, 0)
 //     ... _ = try hypervisor.ioctl(cpu, CKVM_RUN, 0)
 //
-// Locks, in the order in which they may be taken: a vCPU's `inUse`, the machine's `configuration`,
-// memory slots, nested tables; the interrupt chips, the machine's CPU list, a local APIC. The
-// pool's lock is taken below those two and takes none.
+// Lock order: a vCPU's `inUse`, the machine's `configuration`, memory slots, nested tables; the
+// interrupt chips, the machine's CPU list, a local APIC. The pool's lock comes after both
+// sequences; no lock is taken under it.
 
 import CHost
 import ClientMemory
@@ -26,8 +26,8 @@ import X86JIT
   import Glibc
 #endif
 
-/// An object of the hypervisor without its handle: a call looks nothing up and takes no lock of the
-/// table of handles. It keeps the object alive; the handle, which its owner closes, keeps it open.
+/// An object of the hypervisor without its handle: calls need no look-up and no lock of the handle
+/// table. It keeps the object alive; the handle, which its owner closes, keeps it open.
 package struct OpenObject: Sendable {
   fileprivate let hypervisor: Hypervisor
   fileprivate let object: Hypervisor.Object
@@ -37,7 +37,7 @@ package struct OpenObject: Sendable {
     try hypervisor.call(object, request, argument)
   }
 
-  /// The vCPU, for those who call KVM_RUN in the midst of signals; nil for other objects.
+  /// The vCPU, for clients that call KVM_RUN amid signals; nil for other objects.
   package var runner: InterruptibleCPU? {
     guard case .virtualCPU(let vcpu, let machine) = object else { return nil }
     return InterruptibleCPU(vcpu: vcpu, machine: machine)
@@ -45,17 +45,17 @@ package struct OpenObject: Sendable {
 }
 
 package final class Hypervisor: Sendable {
-  /// Whose processors the physical CPUs are.
+  /// The vendor of the physical CPUs.
   package let silicon: SiliconVendor
   let pool: PhysicalCPUPool
-  /// Goes up whenever nested mappings of any machine were taken away. A physical CPU whose slot has
-  /// an older number drops what it has cached before it enters a guest.
+  /// Incremented whenever nested mappings of any machine were removed. A physical CPU whose slot
+  /// has an older value flushes its TLB before it enters a guest.
   let mappings = Atomic<UInt64>(1)
 
   enum Object: Sendable {
     case system
     case machine(Machine)
-    /// The machine is kept open by its vCPUs' handles.
+    /// Handles of its vCPUs keep a machine open.
     case virtualCPU(VirtualCPU, Machine)
   }
 
@@ -63,28 +63,28 @@ package final class Hypervisor: Sendable {
   let translationLog: TranslationLog?
   /// Translations of earlier runs.
   let translationStore: TranslationStore?
-  /// Why there are none although there should be, or what was wrong with them; one line.
+  /// Why there is no store although one was requested, or what was wrong with it; one line.
   package let storeProblem: String?
-  /// The memory that slots name.
+  /// The memory that slots use.
   package let client: ClientMemory
-  /// The client writes to code unannounced.
+  /// The client writes to code without notice.
   let watchesCode: Bool
-  /// Where failed VM entries are told.
+  /// Reports failed VM entries.
   let entryFailures: EntryFailureReports
-  /// What the vCPUs of closed machines did.
+  /// Statistics of closed machines' vCPUs.
   let finished = Mutex(RunStatistics())
 
   /// - Parameters:
   ///   - physicalCPUs: 1 to 64; nil: as many as the host has.
-  ///   - silicon: whose processors they are: VT-x is Intel's, SVM is AMD's. nil: the
-  ///     host's vendor's.
-  ///   - translates: hot guest code becomes host code (X86JIT), where the host allows it.
+  ///   - silicon: their vendor, Intel with VT-x or AMD with SVM. nil: the host's
+  ///     vendor.
+  ///   - translates: compile hot guest code to host code (X86JIT), if the host allows it.
   ///   - tuning: when the translators translate, and how much they keep.
-  ///   - reports: what the translators tell.
-  ///   - store: where translations are kept from run to run; nil: nowhere.
-  ///   - client: the memory that the client gives to guests; see there how its writes to memory
-  ///     with code are known.
-  ///   - entryFailures: where failed VM entries are told.
+  ///   - reports: the translators' output.
+  ///   - store: the file that keeps translations between runs; nil: none.
+  ///   - client: the client's memory for guests, which also tracks its writes to
+  ///     memory with code.
+  ///   - entryFailures: reports failed VM entries.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     tuning: TranslatorTuning = .standard, reports: TranslatorReports = .none,
@@ -121,12 +121,12 @@ package final class Hypervisor: Sendable {
       }, enableSpare: { (cpu) throws(Errno) in try Backends.type(for: cpu).enable(cpu) })
   }
 
-  /// Bytes of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.
+  /// Size of a vCPU's shared pages: `kvm_run`, port data, coalesced ring.
   package static let sharedSize = SharedPages.size
 
   package var physicalCPUCount: Int { pool.slots.count }
 
-  /// In a child of fork, before it makes a hypervisor of its own.
+  /// Called in a child of fork, before it creates its own hypervisor.
   package static func forgetParent() { PhysicalCPU.forgetParent() }
 
   /// Opens the system, as `open("/dev/kvm")` does.
@@ -149,7 +149,7 @@ package final class Hypervisor: Sendable {
     }
   }
 
-  /// What a handle names, for a client that has a table of its own and keeps this in it.
+  /// The object of a handle, for clients that keep it in a table of their own.
   package func opened(_ handle: Int32) throws(Errno) -> OpenObject {
     OpenObject(hypervisor: self, object: try object(handle))
   }
@@ -171,15 +171,15 @@ package final class Hypervisor: Sendable {
     }
   }
 
-  /// The signals that KVM_SET_SIGNAL_MASK wants blocked during KVM_RUN, bit n - 1 for signal n; nil
-  /// where the thread's own mask stays. The client's side of KVM_RUN carries it out: signals
-  /// belong to its threads. It calls this on the thread that is about to call KVM_RUN.
+  /// The signals that KVM_SET_SIGNAL_MASK blocks during KVM_RUN, bit n - 1 for signal n; nil keeps
+  /// the thread's mask. The client's side of KVM_RUN applies it, because signal masks belong to its
+  /// threads. It calls this on the thread that is about to call KVM_RUN.
   package func signalMask(_ handle: Int32) -> UInt64? {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return nil }
     return vcpu.runState.signalMask
   }
 
-  /// Makes a vCPU leave KVM_RUN, as a signal to its thread does. From any thread.
+  /// Makes a vCPU return from KVM_RUN, like a signal to its thread. From any thread.
   package func kick(_ handle: Int32) {
     guard case .virtualCPU(let vcpu, _)? = try? object(handle) else { return }
     vcpu.request(.kick)

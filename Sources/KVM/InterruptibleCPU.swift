@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The handle with which the preload library runs a vCPU. What it has may be called in a signal's
-// handler where it says so.
+// The handle with which the preload library runs a vCPU. Members marked safe may be called in
+// signal handlers.
 
 import CHost
 import Host
 import Synchronization
 import SystemPackage
 
-/// A vCPU as its thread's signal handlers know it.
+/// A vCPU for signal handlers of its thread.
 ///
-///     runner.run(0, entered: { runner.rearm() }, left: {})   // what came before is past
+///     runner.run(0, entered: { runner.rearm() }, left: {})   // forgets earlier interruptions
 ///     // a handler calls runner.interrupt(): EINTR
 package final class InterruptibleCPU: Sendable {
   private let vcpu: VirtualCPU
@@ -30,13 +30,13 @@ package final class InterruptibleCPU: Sendable {
     if vcpu.mailbox.mayHave(.signal) { _ = vcpu.mailbox.take(.signal) }
   }
 
-  /// The file that holds what the vCPU shares with its client.
+  /// The file of the pages that the vCPU shares with its client.
   package var sharedFile: Int32 { vcpu.shared.file.descriptor.rawValue }
 
   /// See `Hypervisor.signalMask`.
   package var signalMask: UInt64? { vcpu.runState.signalMask }
 
-  /// Where the dirty ring lies in the file, in bytes; nil without one.
+  /// The dirty ring's byte range in the file; nil without one.
   package var dirtyRingRange: Range<Int>? {
     vcpu.dirtyRing.map { ring in
       let start = DirtyRing.pageOffset * 4096
@@ -44,16 +44,16 @@ package final class InterruptibleCPU: Sendable {
     }
   }
 
-  /// The file with the ring of coalesced writes, which lies in the same place of it as of this
-  /// vCPU's pages; nil where it is this vCPU's own.
+  /// The file with the ring of coalesced writes, at the same offset as in this vCPU's pages; nil if
+  /// the ring is in this vCPU's own file.
   package var ringFile: Int32? { vcpu.shared.ringFile }
   package static let ringRange = CoalescedRing.fileRange
 
   /// KVM_RUN, which waits while another thread is in an ioctl of this vCPU.
   ///
   /// - Parameters:
-  ///   - entered: the vCPU is this thread's; it may call `rearm` and `interrupt`.
-  ///   - left: it will be another's.
+  ///   - entered: called when this thread owns the vCPU; may call `rearm` and `interrupt`.
+  ///   - left: called before the thread gives the vCPU up.
   package func run(
     _ argument: UInt, entered: () -> Void, left: () -> Void
   ) throws(Errno) -> Int32 {

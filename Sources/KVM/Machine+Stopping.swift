@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Keeping the guests of a machine out of guest code while their memory changes.
+// Keeps the guests of a machine out of guest code while their memory changes.
 //
-// Whoever changes memory waits for every vCPU that is in guest code, as long as it takes. There is
-// one vCPU that may never come: one that waits for a page which the client brings by userfaultfd,
-// maybe with the very thread that changes memory now. Such a straggler is left behind after a
+// A thread that changes memory waits for every vCPU in guest code, as long as it takes. Only one
+// kind may never exit: a vCPU that waits for a page which the client brings in by userfaultfd,
+// perhaps with the very thread that is changing memory. Such a straggler is left behind after a
 // while:
 //
-//  - the nested tables that it may be walking stay until all guests have been outside;
-//  - what it knows of memory is taken from it before the change is reported done, so its next
-//    access of any other page walks, finds nothing and exits; and it has to come here before it
-//    enters again;
+//  - the nested tables that it may be walking are kept until all guests have exited;
+//  - its cached translations are dropped before the change is reported as done, so its next access
+//    to any other page walks, misses and exits; and it must come here before it enters again;
 //  - the access that it waits in, and pages that the running instructions have looked up already,
-//    are addresses of a slot's memory, where the host's own page tables say what may be accessed.
+//    are addresses of a slot's memory, which the host's own page tables protect.
 
 import ClientMemory
 import Host
@@ -24,14 +23,14 @@ import X86CPU
 #endif
 
 extension Machine {
-  /// How long a change waits before it asks whether a vCPU may wait for the client.
+  /// How long a change waits before it checks whether a vCPU may wait for the client.
   static let patience: UInt64 = 1_000_000_000
 
-  /// Runs `change` while no vCPU is in guest code, then has every physical CPU drop its cached
+  /// Runs `change` while no vCPU is in guest code, then has every physical CPU flush its cached
   /// mappings before it enters a guest again.
   ///
   /// - Parameter deadline: monotonic time after which a vCPU is left behind that may wait for
-  ///   memory which the client is to bring.
+  ///   memory which the client brings in.
   func withGuestsStopped<R, E: Error>(
     until deadline: UInt64 = .max, _ change: () throws(E) -> R
   ) throws(E) -> R {
@@ -51,7 +50,7 @@ extension Machine {
     return try change()
   }
 
-  /// - Returns: false where the vCPU is still in guest code.
+  /// - Returns: false if the vCPU is still in guest code.
   private func waitUntilOutside(_ vcpu: VirtualCPU, _ deadline: UInt64) -> Bool {
     while vcpu.mailbox.isInGuest {
       if deadline != .max, HostClock.monotonic() >= deadline, mayWaitForClient { return false }
@@ -60,7 +59,7 @@ extension Machine {
     return true
   }
 
-  /// Whether a vCPU may wait for a page that the client brings.
+  /// Whether a vCPU may wait for a page that the client brings in.
   private var mayWaitForClient: Bool {
     let userFaults = hypervisor.client.userFaults
     return !userFaults.isEmpty
@@ -71,7 +70,7 @@ extension Machine {
 }
 
 extension VirtualCPU {
-  /// Of a vCPU that is in guest code: its CPU knows no translation any more.
+  /// Flushes the translations of a vCPU in guest code.
   fileprivate func takeTranslations() {
     let running = mailbox.runningOn
     if running >= 0 { hypervisor.pool.slots[running].cpu.takeTranslations() }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A virtual machine: memory slots and the nested tables that they become, vCPUs, interrupt chips,
-// clock.
+// A virtual machine: memory slots with their nested tables, vCPUs, interrupt chips, clock.
 
 import CHost
 import Host
@@ -15,8 +14,8 @@ import X86CPU
   import Glibc
 #endif
 
-/// The vCPUs of a machine in order of creation, and how their local APICs are addressed. A part of
-/// the machine for those who must not keep it alive: the timer thread and the interrupt chips.
+/// The vCPUs of a machine in order of creation, and the addresses of their local APICs. A separate
+/// object for users that must not keep the machine alive: the timer thread and the interrupt chips.
 final class VirtualCPUList: Sendable {
   struct List: Sendable {
     var all: [VirtualCPU] = []
@@ -27,11 +26,11 @@ final class VirtualCPUList: Sendable {
   var all: [VirtualCPU] { list.withLock { $0.all } }
 }
 
-/// Sendable: what changes is in mutexes, or changes under the lock of ioctls.
+/// Sendable: what changes is in mutexes, or guarded by the lock of ioctls.
 final class Machine: @unchecked Sendable {
   let hypervisor: Hypervisor
   let memory: MachineMemory
-  /// What vCPUs in system management mode have in its place: address space 1.
+  /// The memory of vCPUs in system management mode: address space 1.
   let managementMemory: MachineMemory
   /// By address space.
   var memories: [MachineMemory] { [memory, managementMemory] }
@@ -42,19 +41,19 @@ final class Machine: @unchecked Sendable {
   /// Serialises the ioctls that change the machine.
   let configuration = Mutex(Configuration())
   let options = Mutex(MachineOptions())
-  /// Made with the first KVM_GET_STATS_FD, under the lock of `configuration`.
+  /// Created by the first KVM_GET_STATS_FD, under the lock of `configuration`.
   var statisticsFile: StatisticsFile?
   /// Set once, by KVM_CREATE_IRQCHIP, before any vCPU exists.
   private(set) var interrupts: InterruptController?
-  /// Made with the first irqfd.
+  /// Created for the first irqfd.
   private(set) var interruptEvents: InterruptEvents?
 
-  /// What ioctls configure.
+  /// State that ioctls configure.
   struct Configuration: Sendable {
     var bootCPU: UInt32 = 0
     var tssAddress: UInt64?
     var identityMapAddress: UInt64 = 0xFFFB_C000
-    /// KVM_CAP_MAX_VCPU_ID's, once set.
+    /// The limit of KVM_CAP_MAX_VCPU_ID, once set.
     var maxCPUID: UInt32?
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2's options.
     var dirtyLogOptions: UInt64 = 0
@@ -62,7 +61,7 @@ final class Machine: @unchecked Sendable {
     var dirtyRingEntries: UInt32 = 0
   }
 
-  /// As in Linux: how many vCPUs, and identifiers below which number.
+  /// Linux's limits: the number of vCPUs, and the bound of their identifiers.
   static let maxVirtualCPUs: UInt32 = 1024
   static let maxCPUIDs: UInt32 = 4096
 
@@ -76,8 +75,8 @@ final class Machine: @unchecked Sendable {
   }
 
   deinit {
-    // While the vCPUs are held here: who tells one of a page may hold it for a moment, and must not
-    // be the last.
+    // While the list here retains the vCPUs: a thread that reports a page may retain a vCPU
+    // briefly, and must not be the one that frees it.
     for vcpu in cpus.all { vcpu.paravirtual.faults.clear() }
     interruptEvents?.stop()
     if interrupts != nil { timers.stop() }
@@ -88,11 +87,11 @@ final class Machine: @unchecked Sendable {
     if hypervisor.watchesCode {
       for slot in memories.flatMap(\.all) { release(slot) }
     }
-    // Another machine's memory may come to lie where this one's was.
+    // Another machine's memory may get the same addresses.
     hypervisor.mappings.add(1, ordering: .sequentiallyConsistent)
   }
 
-  /// The vCPUs now.
+  /// The current vCPUs.
   var virtualCPUs: [VirtualCPU] { cpus.all }
 
   /// Under the lock of `configuration`.
@@ -103,7 +102,7 @@ final class Machine: @unchecked Sendable {
     return events
   }
 
-  /// - Parameter splitRoutes: pins of the client's I/O APIC; nil where all chips are ours.
+  /// - Parameter splitRoutes: pins of the client's I/O APIC; nil if all chips are ours.
   func installInterruptController(splitRoutes: UInt32? = nil) throws(Errno) {
     let controller = InterruptController(cpus: cpus, timers: timers, splitRoutes: splitRoutes)
     try timers.start(controller)

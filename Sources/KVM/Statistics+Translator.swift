@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The figures of the translators of all physical CPUs, for `--stats`.
+// Statistics of the translators of all physical CPUs, for `--stats`.
 
 import Host
 import X86CPU
 import X86Decoder
 import X86JIT
 
-/// What translators tell while they work.
+/// Output of translators while they work.
 package struct TranslatorReports: Sendable {
-  /// Descriptor that each translation is listed on, guest and host code.
+  /// Descriptor for a listing of each translation, guest and host code.
   package var listing: Int32?
-  /// Descriptor of the file in which `perf` looks up names of generated code.
+  /// Descriptor of the file in which `perf` looks up generated code's names.
   package var perfMap: Int32?
-  /// Count how translated code is entered, and take times.
+  /// Count entries into translated code, and measure times.
   package var measures: Bool
 
   package init(listing: Int32? = nil, perfMap: Int32? = nil, measures: Bool = false) {
@@ -30,14 +30,13 @@ package struct TranslatorReports: Sendable {
 }
 
 extension Hypervisor {
-  /// Completes the reports of the translators, and keeps what they have translated. For when no
-  /// vCPU runs.
+  /// Completes the translators' reports, and stores their translations. Call it while no vCPU runs.
   package func finishReports() {
     translationLog?.finish()
     translationStore?.flush()
   }
 
-  /// The store of translations, or what is wrong with it.
+  /// Opens the store of translations, or says what is wrong with it.
   static func open(
     _ settings: TranslationStoreSettings?, _ options: TranslationOptions
   ) -> (store: TranslationStore?, problem: String?) {
@@ -51,7 +50,7 @@ extension Hypervisor {
     }
   }
 
-  /// What the translators of all physical CPUs did, for people to read; exact while no vCPU runs.
+  /// Statistics of all physical CPUs' translators, for people to read; exact while no vCPU runs.
   /// Empty without translators.
   package var translatorStatistics: [(name: String, value: UInt64)] {
     let translators = pool.slots.compactMap { $0.cpu.translator as? Translator }
@@ -87,7 +86,7 @@ extension Hypervisor {
           (name: "  that differ", value: differing),
         ])
   }
-  /// How translations were reached, and times; empty where nothing was measured.
+  /// Counts of entries and times; empty if nothing was measured.
   private static func rows(_ tiers: TierCounts) -> [(name: String, value: UInt64)] {
     if tiers.guestTicks == 0 { return [] }
     func share(_ part: UInt64, _ whole: UInt64) -> String {

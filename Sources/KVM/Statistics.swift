@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What vCPUs and physical CPUs did, for `--stats`. Counts are written by their own thread alone and
-// are exact while none runs.
+// Statistics of vCPUs and physical CPUs, for `--stats`. Each thread writes its own counts; they are
+// exact while none runs.
 
 import ClientMemory
 import Synchronization
 import X86
 import X86CPU
 
-/// What a vCPU did.
+/// Statistics of a vCPU.
 package struct RunStatistics: Sendable {
   /// Exits of the processor by cause, `GuestExit.Cause.count` of them.
   package var exits = InlineArray<32, UInt64>(repeating: 0)
   /// Returns of KVM_RUN with an exit for the client.
   package var userExits: UInt64 = 0
-  /// Times that the vCPU slept.
+  /// How often the vCPU slept.
   package var halts: UInt64 = 0
   /// Instructions that the guest retired.
   package var instructions: UInt64 = 0
@@ -37,7 +37,7 @@ package struct RunStatistics: Sendable {
 }
 
 extension Hypervisor {
-  /// What all vCPUs did since the hypervisor was made; exact while none runs.
+  /// Statistics of all vCPUs since the hypervisor was created; exact while none runs.
   package var totalStatistics: RunStatistics {
     var total = finished.withLock { $0 }
     for machine in machines {
@@ -46,8 +46,8 @@ extension Hypervisor {
     return total
   }
 
-  /// What the TLBs and block caches of all physical CPUs did, for people to read; exact while no
-  /// vCPU runs.
+  /// Statistics of the TLBs and block caches of all physical CPUs, for people to read; exact while
+  /// no vCPU runs.
   package var cacheStatistics: [(name: String, value: UInt64)] {
     var caches = CacheStatistics()
     for slot in pool.slots { caches.add(slot.cpu.cacheStatistics) }
@@ -64,7 +64,7 @@ extension Hypervisor {
 }
 
 extension Hypervisor {
-  /// For each vCPU of the machines that are open: its exits by reason. Exact while none runs.
+  /// For each vCPU of the open machines: its exits by reason. Exact while none runs.
   package var virtualCPUReport: String {
     var text = ""
     for (number, machine) in machines.enumerated() {

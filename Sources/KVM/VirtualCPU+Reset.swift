@@ -29,7 +29,7 @@ extension VirtualCPU {
     updateHoggingControls()
   }
 
-  /// INIT: what INIT and power-up have in common.
+  /// INIT, and the part of power-up that equals it.
   func resetRegisters() {
     nested?.reset(self)
     let s = unsafe cpu.s
@@ -46,7 +46,7 @@ extension VirtualCPU {
     }
   }
 
-  /// What the guest has arranged with its hypervisor is over.
+  /// Ends the guest's agreements with its hypervisor.
   private func resetParavirtual() {
     paravirtual.reset()
     clock.steal = StealTime()
@@ -71,7 +71,7 @@ extension VirtualCPU {
     }
   }
 
-  /// INIT from another CPU: the boot CPU starts again, the others wait for a start-up message.
+  /// INIT from another CPU: the boot CPU restarts, the others wait for a start-up message.
   func handleINIT() {
     if smm.isActive {
       smm.isINITLatched = true

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A virtual CPU, which consists of parts. Each part is a file in `Parts/` or with what it is about,
-// and says there whose it is and what it may touch:
+// A virtual CPU, made of parts. Each part has a file in `Parts/` or near its topic, which says who
+// may use it and what it may touch:
 //
-//     mailbox        what other threads leave, and where the vCPU is       any thread
+//     mailbox        requests of other threads; where the vCPU is           any thread
 //     apic           the local APIC                                        any thread, by its lock
 //     backend        the control block                                     the vCPU's thread
 //     registers      what no control block holds                           the pool, or the thread
@@ -11,9 +11,9 @@
 //     events         what the next entry delivers                          ... and so the others
 //     clock, paravirtual, debug, taskPriority, smm, performance, cpuid, msrs, machineCheck, nested
 //
-// The vCPU's thread is the one that is in an ioctl of it, one at a time (`inUse`); KVM_RUN is the
-// ioctl that stays. Parts know nothing of each other. What needs several of them, or the machine,
-// is in the extensions of `VirtualCPU`, in the folders of what they are about.
+// The vCPU's thread is the one in an ioctl of it, one at a time (`inUse`); KVM_RUN is the ioctl
+// that stays. Parts do not know each other. Code that needs several of them, or the machine, is in
+// extensions of `VirtualCPU`, in the folders of their topics.
 
 import CHost
 import Host
@@ -29,29 +29,29 @@ final class LockedAPIC: Sendable {
   init(_ apic: consuming LocalAPIC) { state = Mutex(apic) }
 }
 
-/// Sendable: whoever holds the lock of ioctls has it, in KVM_RUN as elsewhere; what others reach is
-/// atomic or in mutexes.
+/// Sendable: the holder of the lock of ioctls owns it, in KVM_RUN as elsewhere; what other threads
+/// reach is atomic or in mutexes.
 final class VirtualCPU: @unchecked Sendable {
   unowned(unsafe) let machine: Machine
   let hypervisor: Hypervisor
   /// KVM's vcpu_id; its APIC identifier.
   let id: UInt32
-  /// Place in the machine's list.
+  /// Index in the machine's list.
   let index: Int
   let shared: SharedPages
   let backend: any VirtualizationBackend
   /// Held by the thread that is in an ioctl of this vCPU.
   let inUse = Mutex(())
 
-  // MARK: Reached by others
+  // MARK: Used by other threads
 
   let mailbox = VCPUMailbox()
   let apic: LockedAPIC?
   let dirtyRing: DirtyRing?
 
-  // MARK: The vCPU's thread's
+  // MARK: Used by the vCPU's thread
 
-  /// The physical CPU that this vCPU has now.
+  /// The physical CPU that this vCPU owns now.
   var slot: PhysicalCPUSlot?
   var registers: VCPURegisters
   var runState: RunState
@@ -69,7 +69,7 @@ final class VirtualCPU: @unchecked Sendable {
   var machineCheck = MachineCheckBanks()
   var performance = PerformanceMonitor()
   var statistics = RunStatistics()
-  /// Made with the first KVM_GET_STATS_FD.
+  /// Created by the first KVM_GET_STATS_FD.
   var statisticsFile: StatisticsFile?
 
   /// State of the physical CPU in `slot`.
@@ -121,7 +121,7 @@ final class VirtualCPU: @unchecked Sendable {
 
   // MARK: Requests
 
-  /// Asks the run loop for something, from any thread.
+  /// Posts a request to the run loop, from any thread.
   func request(_ request: VCPURequest) {
     mailbox.post(request)
     let running = mailbox.runningOn
@@ -132,10 +132,10 @@ final class VirtualCPU: @unchecked Sendable {
     }
   }
 
-  /// The 8259 pair is the client's: it injects by KVM_INTERRUPT.
+  /// The client has the 8259 pair: it injects by KVM_INTERRUPT.
   var hasClientPIC: Bool { unsafe machine.interrupts?.isSplit ?? true }
 
-  /// Sleeps until a request comes or the timer's deadline.
+  /// Sleeps until a request arrives or the timer expires.
   func park() {
     let deadline = mailbox.park()
     if deadline != .max { unsafe machine.timers.note(deadline) }
@@ -156,9 +156,9 @@ final class VirtualCPU: @unchecked Sendable {
     backend.unload(from: physical)
   }
 
-  /// Makes sure that this vCPU has a physical CPU.
+  /// Takes a physical CPU, if this vCPU has none.
   ///
-  /// - Parameter runs: one that runs guest code.
+  /// - Parameter runs: a CPU that may run guest code.
   @discardableResult
   func takeSlot(runs: Bool = true) -> PhysicalCPUSlot {
     if let slot { return slot }
@@ -175,7 +175,7 @@ final class VirtualCPU: @unchecked Sendable {
     hypervisor.pool.release(slot)
   }
 
-  /// Runs `body` with the vCPU's state in a physical CPU.
+  /// Runs `body` with the vCPU's state loaded in a physical CPU.
   func withLoaded<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
     if slot != nil { return try body() }
     takeSlot(runs: false)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The transport to the kernel's KVM. Each call is one ioctl(2); descriptors are closed by their
-// owners.
+// The transport to the kernel's KVM. Each call is one ioctl(2); owners close their descriptors.
 
 import CHost
 import Host
@@ -11,7 +10,7 @@ import SystemPackage
   import Glibc
 #endif
 
-/// The kernel's KVM, reached through its device file.
+/// The kernel's KVM through its device file.
 package final class DeviceTransport: KVMTransport {
   package let name: String
   private let path: String

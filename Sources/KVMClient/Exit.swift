@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Exits to user space as a Swift enumeration, read from the shared `kvm_run` page. Sizes and
-// offsets in that page are checked, as they come from outside.
+// offsets in that page are untrusted and checked.
 
 import CHost
 
@@ -11,31 +11,31 @@ package enum Exit {
   case io(PortAccess)
   /// The guest accesses physical memory that no slot maps.
   case mmio(MemoryAccess)
-  /// HLT, where the interrupt chips are not in the kernel.
+  /// HLT, if the interrupt chips are not in the kernel.
   case halt
   /// Triple fault.
   case shutdown
-  /// The guest's state was refused at entry, with the processor's reason.
+  /// VM entry failed, with the processor's reason.
   case failEntry(reason: UInt64, cpu: UInt32)
-  /// The hypervisor gave up: an instruction that it cannot emulate, or an event that cannot be
-  /// delivered. `data` holds what it says about it.
+  /// The hypervisor failed: an instruction that it cannot emulate, or an event that it cannot
+  /// deliver. `data` has details.
   case internalError(suberror: UInt32, data: [UInt64])
   /// A kick or a signal.
   case interrupted
   /// Interrupts can be injected now.
   case interruptWindowOpen
-  /// The guest asked for something about the whole machine (`KVM_SYSTEM_EVENT_...`).
+  /// The guest requested a system event (`KVM_SYSTEM_EVENT_...`).
   case systemEvent(type: UInt32)
   /// The guest debug interface stopped the CPU.
   case debug
-  /// The processor's reason, which the hypervisor does not know.
+  /// The processor's exit reason, unknown to the hypervisor.
   case hardware(reason: UInt64)
   /// A `KVM_EXIT_...` that this client does not handle.
   case unknown(UInt32)
 }
 
-/// A port access: `count` items of `width` bytes each, one after the other at `data`. For an input
-/// the client fills the data before it runs the CPU again.
+/// A port access: `count` items of `width` bytes each, contiguous at `data`. For an input the
+/// client fills the data before it runs the CPU again.
 @safe package struct PortAccess {
   package let isWrite: Bool
   package let port: UInt16
@@ -57,8 +57,8 @@ package enum Exit {
 }
 
 extension Exit {
-  /// Reads the exit from the shared pages, which are `size` bytes long. Whatever does not fit
-  /// into them is reported as `unknown`.
+  /// Reads the exit from the shared pages, which are `size` bytes long. Reports `unknown` if its
+  /// data is not inside them.
   package init(reading run: UnsafeMutablePointer<kvm_run>, size: Int) {
     let pages = UnsafeMutableRawPointer(run)
     let reason = unsafe run.pointee.exit_reason
@@ -99,7 +99,7 @@ extension Exit {
         count: Int(io.count), data: pages + Int(io.data_offset)))
   }
 
-  /// Where `kvm_run.mmio.data` lies: Swift knows no offsets inside C's anonymous unions.
+  /// Offset of `kvm_run.mmio.data`: Swift has no offsets inside C's anonymous unions.
   private static let memoryDataOffset = 40
 
   private static func memory(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a machine is when it has been made, kept so that it can be made so again: a restart of the
-// guest puts it back instead of building another machine.
+// The initial state of a machine, saved so that a restart of the guest can restore it instead of
+// building another machine.
 
 import CHost
 import SystemPackage
@@ -29,7 +29,7 @@ extension MachineHandle {
     return ChipState(chips: chips, timer: timer)
   }
 
-  /// While no virtual CPU runs.
+  /// Call it while no virtual CPU runs.
   package func setChipState(_ state: ChipState) throws(Errno) {
     for var chip in state.chips { try call(CKVM_SET_IRQCHIP, &chip) }
     var timer = state.timer
@@ -37,7 +37,7 @@ extension MachineHandle {
   }
 }
 
-/// Everything of a virtual CPU but its time-stamp counter, which goes on.
+/// The state of a virtual CPU except its time-stamp counter, which keeps running.
 package struct VirtualCPUState: Sendable {
   fileprivate var general: kvm_regs
   fileprivate var special: kvm_sregs
@@ -51,10 +51,10 @@ package struct VirtualCPUState: Sendable {
 }
 
 extension VirtualCPUHandle {
-  /// Those whose setting moves the time-stamp counter.
+  /// Registers whose writes change the time-stamp counter.
   private static let timeRegisters: Set<UInt32> = [0x10, 0x3B]
 
-  /// - Parameter registers: model-specific ones, of which those are kept that can be read.
+  /// - Parameter registers: model-specific ones; unreadable ones are skipped.
   package func state(registers: [UInt32]) throws(Errno) -> VirtualCPUState {
     let model = registers.compactMap { index -> (UInt32, UInt64)? in
       guard !Self.timeRegisters.contains(index), let value = modelRegister(index) else {
@@ -71,7 +71,7 @@ extension VirtualCPUHandle {
       waits: try get(CKVM_GET_MP_STATE, kvm_mp_state()), model: model)
   }
 
-  /// While the CPU does not run. An instruction that waits for its completion is forgotten.
+  /// Call it while the CPU does not run. Drops an instruction that waits for its completion.
   package func setState(_ state: VirtualCPUState) throws(Errno) {
     try complete()
     try set(CKVM_SET_SREGS, state.special)
@@ -85,15 +85,15 @@ extension VirtualCPUHandle {
     try set(CKVM_SET_MP_STATE, state.waits)
   }
 
-  /// Ends an access of a device that KVM_RUN has left for: it is completed by the next KVM_RUN,
-  /// which returns at once.
+  /// Ends a device access that KVM_RUN has exited for: the next KVM_RUN completes it and returns at
+  /// once.
   private func complete() throws(Errno) {
     setImmediateExit(1)
     defer { setImmediateExit(0) }
     do throws(Errno) {
       _ = try transport.ioctl(handle, CKVM_RUN, 0)
     } catch {
-      // A CPU that waits for its start-up message says that there is nothing to run.
+      // A CPU that waits for its start-up message reports that there is nothing to run.
       guard error == .interrupted || error == .resourceTemporarilyUnavailable else { throw error }
     }
   }
@@ -114,7 +114,7 @@ extension VirtualCPUHandle {
 }
 
 extension System {
-  /// Model-specific registers that can be kept.
+  /// Model-specific registers that can be saved.
   package func modelRegisters() throws(Errno) -> [UInt32] {
     var capacity = 256
     while true {

@@ -33,7 +33,7 @@ package final class MachineHandle: Sendable {
     (try? transport.ioctl(handle, CKVM_CHECK_EXTENSION, UInt(number))) ?? 0
   }
 
-  /// A flag of `setMemory`: what the guest writes there is an access of a device.
+  /// A flag of `setMemory`: the guest's writes exit as device accesses.
   package static let readOnlyMemory = UInt32(KVM_MEM_READONLY)
 
   /// Maps host memory into the guest's physical address space; size 0 removes the slot.
@@ -51,23 +51,23 @@ package final class MachineHandle: Sendable {
     try call(CKVM_SET_USER_MEMORY_REGION, &region)
   }
 
-  /// Names the three pages that Intel's KVM needs for real mode, below 4 GiB and outside memory.
+  /// Sets the three pages that Intel's KVM needs for real mode, below 4 GiB and outside memory.
   package func setTSSAddress(_ address: UInt64) throws(Errno) {
     _ = try transport.ioctl(handle, CKVM_SET_TSS_ADDR, UInt(address))
   }
 
-  /// Names the page that Intel's KVM needs for its identity map.
+  /// Sets the page that Intel's KVM needs for its identity map.
   package func setIdentityMapAddress(_ address: UInt64) throws(Errno) {
     var address = address
     try call(CKVM_SET_IDENTITY_MAP_ADDR, &address)
   }
 
-  /// Makes the in-kernel 8259 pair, IOAPIC and local APICs. Before any virtual CPU.
+  /// Creates the in-kernel 8259 pair, IOAPIC and local APICs. Call it before creating virtual CPUs.
   package func createInterruptChips() throws(Errno) {
     _ = try transport.ioctl(handle, CKVM_CREATE_IRQCHIP, 0)
   }
 
-  /// Makes the in-kernel 8254, with the speaker port 0x61 as a dummy.
+  /// Creates the in-kernel 8254, with a dummy speaker port 0x61.
   package func createTimer() throws(Errno) {
     var config = kvm_pit_config()
     config.flags = UInt32(KVM_PIT_SPEAKER_DUMMY)
@@ -91,7 +91,7 @@ package final class MachineHandle: Sendable {
     try call(CKVM_SIGNAL_MSI, &message)
   }
 
-  /// Routes GSIs to messages, each to one, and no GSI to anything else.
+  /// Routes GSIs to messages, one each, and removes all other routes.
   package func setMessageRoutes(
     _ routes: [(gsi: UInt32, address: UInt64, data: UInt32)]
   ) throws(Errno) {
@@ -114,7 +114,7 @@ package final class MachineHandle: Sendable {
     _ = try transport.ioctl(handle, CKVM_SET_GSI_ROUTING, UInt(bitPattern: buffer.baseAddress))
   }
 
-  /// Has an eventfd raise a GSI (an edge for each signal).
+  /// Connects an eventfd to a GSI (an edge for each signal).
   package func addInterruptEvent(_ descriptor: Int32, gsi: UInt32) throws(Errno) {
     var event = kvm_irqfd()
     event.fd = UInt32(bitPattern: descriptor)
@@ -122,7 +122,7 @@ package final class MachineHandle: Sendable {
     try call(CKVM_IRQFD, &event)
   }
 
-  /// Makes a virtual CPU; its number is its APIC identifier.
+  /// Creates a virtual CPU; its number is its APIC identifier.
   package func createVirtualCPU(_ number: UInt32) throws(Errno) -> VirtualCPUHandle {
     let cpu = try transport.ioctl(handle, CKVM_CREATE_VCPU, UInt(number))
     return try VirtualCPUHandle(machine: self, handle: cpu, runSize: runSize)

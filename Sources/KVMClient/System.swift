@@ -13,12 +13,12 @@
 import CHost
 import SystemPackage
 
-/// The KVM as a whole: what it can do, and the maker of machines.
+/// The KVM system: capabilities, and creation of machines.
 package final class System: Sendable {
   package let transport: any KVMTransport
   let handle: Int32
 
-  /// The one version of the API that exists.
+  /// The only version of the API.
   package static let supportedVersion: Int32 = 12
 
   /// Opens the transport.
@@ -34,19 +34,19 @@ package final class System: Sendable {
 
   deinit { transport.close(handle) }
 
-  /// The answer to KVM_CHECK_EXTENSION: 0 when missing, 1 or a number otherwise.
+  /// The answer to KVM_CHECK_EXTENSION: 0 if missing, 1 or a number otherwise.
   package func capability(_ number: Int32) -> Int32 {
     (try? transport.ioctl(handle, CKVM_CHECK_EXTENSION, UInt(number))) ?? 0
   }
 
-  /// Makes a virtual machine without memory and CPUs.
+  /// Creates a virtual machine without memory and CPUs.
   package func createMachine() throws(Errno) -> MachineHandle {
     let size = try transport.ioctl(handle, CKVM_GET_VCPU_MMAP_SIZE, 0)
     let machine = try transport.ioctl(handle, CKVM_CREATE_VM, 0)
     return MachineHandle(transport: transport, handle: machine, runSize: Int(size))
   }
 
-  /// The CPUID entries that a guest can be given.
+  /// The CPUID entries that a guest can have.
   package func supportedCPUID() throws(Errno) -> [kvm_cpuid_entry2] {
     var capacity = 64
     while true {

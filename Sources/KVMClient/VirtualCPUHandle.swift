@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A virtual CPU. One thread runs it at a time and reads or writes its registers; `kick` may be
-// called from any thread and makes `run` return `Exit.interrupted`.
+// A virtual CPU. One thread at a time runs it and accesses its registers; any thread may call
+// `kick`, which makes `run` return `Exit.interrupted`.
 
 import CHost
 import Host
@@ -43,11 +43,11 @@ import SystemPackage
     unsafe pages.assumingMemoryBound(to: kvm_run.self)
   }
 
-  /// Runs guest code until it needs something of user space.
+  /// Runs guest code until it exits to user space.
   ///
-  /// - Returns: the reason; `Exit.interrupted` after a kick (whose request is now taken).
-  /// - Throws: the errno of KVM_RUN, EINTR excepted. `Errno.resourceTemporarilyUnavailable` says
-  ///   that a CPU which waits for its start-up interrupt was woken: run it again.
+  /// - Returns: the reason; `Exit.interrupted` after a kick (whose request is then cleared).
+  /// - Throws: the errno of KVM_RUN, except EINTR. `Errno.resourceTemporarilyUnavailable` means
+  ///   that a CPU was woken that waits for its start-up interrupt: run it again.
   package func run() throws(Errno) -> Exit {
     do throws(Errno) {
       _ = try transport.ioctl(handle, CKVM_RUN, 0)
@@ -59,7 +59,7 @@ import SystemPackage
     return unsafe Exit(reading: shared, size: runSize)
   }
 
-  /// Makes `run` return, now or the next time it is called, from any thread.
+  /// Makes `run` return, now or at its next call, from any thread.
   ///
   /// - Parameter thread: the thread that runs this vCPU.
   package func kick(_ thread: ThreadIdentifier) {
@@ -101,9 +101,9 @@ extension VirtualCPUHandle {
   /// x87 and SSE state.
   package func setFPU(_ value: kvm_fpu) throws(Errno) { try set(CKVM_SET_FPU, value) }
 
-  /// Delivers an interrupt, where the interrupt chips are not in the kernel.
+  /// Delivers an interrupt, if the interrupt chips are not in the kernel.
   ///
-  /// - Throws: `Errno.fileExists` while one waits already.
+  /// - Throws: `Errno.fileExists` while one is pending.
   package func interrupt(_ vector: UInt32) throws(Errno) {
     try set(CKVM_INTERRUPT, kvm_interrupt(irq: vector))
   }
@@ -121,7 +121,7 @@ extension VirtualCPUHandle {
     try set(CKVM_SET_LAPIC, value)
   }
 
-  /// What the CPU's CPUID instruction answers.
+  /// Sets the results of the CPU's CPUID instruction.
   package func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
     try CPUIDList.write(entries) { (argument) throws(Errno) in
       _ = try transport.ioctl(handle, CKVM_SET_CPUID2, argument)
@@ -130,7 +130,7 @@ extension VirtualCPUHandle {
 
   /// Sets model-specific registers, in order.
   ///
-  /// - Returns: how many were accepted: the one at that index was refused, when below the count.
+  /// - Returns: how many were accepted: if below the count, the one at that index was rejected.
   package func setMSRs(
     _ values: [(index: UInt32, value: UInt64)]
   ) throws(Errno) -> Int32 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The transport to the hypervisor in this process. It answers with the same numbers, structs and
-// errors as the kernel does, so clients cannot tell.
+// The transport to the hypervisor in this process. It returns the same numbers, structs and errors
+// as the kernel, so clients cannot distinguish them.
 
 import CHost
 import Host
@@ -18,20 +18,20 @@ package final class LoopbackTransport: KVMTransport {
   package let hypervisor: Hypervisor
 
   /// - Parameters:
-  ///   - physicalCPUs: how many processors the software has; nil: as many as the host.
-  ///   - silicon: whose processors they are; nil: the host's vendor's.
+  ///   - physicalCPUs: the number of software processors; nil: as many as the host.
+  ///   - silicon: their vendor; nil: the host's vendor.
   ///   - translates: whether they translate hot code.
   ///   - threshold: executions of a block until it is translated; nil, as for the next two: the
   ///     translator's own choice.
-  ///   - hotEntries: entries of a translation until it is translated with what follows it.
+  ///   - hotEntries: entries of a translation until it is translated with its successors.
   ///   - codeBytes: code memory of each processor.
-  ///   - guardsSpeculation: whether translated code's accesses are harmless where the host guesses.
+  ///   - guardsSpeculation: whether translated code's accesses are harmless under misprediction.
   ///   - verifiesAccesses: whether translated code's accesses are compared with a walk.
-  ///   - listing: descriptor that each translation is listed on.
+  ///   - listing: descriptor for a listing of each translation.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
-  ///   - store: folder of translations of earlier runs, and the bytes that it may have.
-  ///   - measures: times are taken, and translated code counts; `statistics` tells.
-  ///   - warn: takes the lines of a warning.
+  ///   - store: folder for translations of earlier runs, and its size limit in bytes.
+  ///   - measures: measure times, and count in translated code, for `statistics`.
+  ///   - warn: prints the lines of a warning.
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
@@ -52,13 +52,13 @@ package final class LoopbackTransport: KVMTransport {
       entryFailures: EntryFailureReports(warn: warn))
   }
 
-  /// How the names of files with translations end.
+  /// Suffixes of files with translations.
   package static let storeSuffixes = [TranslationFile.suffix, TranslationFile.temporarySuffix]
 
   /// What is wrong with the translations of earlier runs; one line.
   package var storeProblem: String? { hypervisor.storeProblem }
 
-  /// A hypervisor that was made elsewhere.
+  /// A hypervisor created elsewhere.
   package init(_ hypervisor: Hypervisor) { self.hypervisor = hypervisor }
 
   package func open() throws(Errno) -> Int32 { hypervisor.open() }
@@ -74,7 +74,7 @@ package final class LoopbackTransport: KVMTransport {
     return try unsafe hypervisor.sharedPages(vcpu)
   }
 
-  /// The pages are the vCPU's own and end with it.
+  /// The pages belong to the vCPU and end with it.
   package func unmapRun(_ vcpu: Int32, _ pages: UnsafeMutableRawPointer, size: Int) {}
 
   package func close(_ handle: Int32) { hypervisor.close(handle) }
@@ -93,7 +93,7 @@ package final class LoopbackTransport: KVMTransport {
     var rows = [(name: "VM exits", value: exits.reduce(0) { $0 &+ $1.count })]
     rows += exits.map { (name: "  \($0.cause)", value: $0.count) }
     rows.append((name: "halts", value: total.halts))
-    // The processor does not count instructions everywhere; then there is nothing to tell.
+    // The processor does not count instructions in all modes; then there is no figure.
     if total.instructions > 0 {
       rows.append((name: KVMStatistic.instructions, value: total.instructions))
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_RUN on the client's thread, which signals may reach at any instruction.
+// KVM_RUN on the client's thread, which may get signals at any instruction.
 //
 // In Linux a signal ends KVM_RUN with EINTR and its handler runs on the way out. Here the handler
 // would run in the middle of guest code or of the hypervisor. So the library's own handler, which
-// replaces the client's (ClientSignals), only notes a signal that comes meanwhile and asks the
-// vCPU to leave; when KVM_RUN is over the signal is sent to the thread again, and now the client's
-// handler runs. A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is pending
-// then, as in Linux.
+// replaces the client's (ClientSignals), only notes a signal during KVM_RUN and asks the vCPU to
+// exit; after KVM_RUN it sends the signal to the thread again, and then the client's handler runs.
+// A signal that the client blocks outside KVM_RUN (KVM_SET_SIGNAL_MASK) is then pending, as in
+// Linux.
 
 import CHost
 import Glibc
@@ -23,8 +23,7 @@ final class ClientRun: Sendable {
 
   func run(_ argument: UInt) throws(Errno) -> Int32 {
     guard let thread = unsafe ClientThread.current() else { throw .noMemory }
-    // KVM_RUN from a handler that interrupted KVM_RUN on the same thread cannot happen: handlers
-    // are put off.
+    // A handler cannot call KVM_RUN within KVM_RUN on the same thread: handlers are postponed.
     let control = chost_fnstcw()
     let mxcsr = chost_stmxcsr()
     let mask = unsafe SignalMask(runner.signalMask, unblocks: thread.pointee.blocksFaults)
@@ -42,14 +41,14 @@ final class ClientRun: Sendable {
   }
 }
 
-/// The signals that are blocked during KVM_RUN (KVM_SET_SIGNAL_MASK), and those that are otherwise.
+/// The signals blocked during KVM_RUN (KVM_SET_SIGNAL_MASK), and those blocked otherwise.
 struct SignalMask {
   private var during = sigset_t()
   private var outside = sigset_t()
 
   /// - Parameters:
-  ///   - signals: bit n - 1 for signal n; nil: there is no such mask.
-  ///   - unblocks: the client blocks signals of faults, which it cannot do in KVM_RUN.
+  ///   - signals: bit n - 1 for signal n; nil: no mask is set.
+  ///   - unblocks: the client blocks fault signals, which must be unblocked in KVM_RUN.
   init?(_ signals: UInt64?, unblocks: Bool) {
     guard signals != nil || unblocks else { return nil }
     outside = Self.current
@@ -57,12 +56,12 @@ struct SignalMask {
     let old = Self.bits(outside)
     let wanted = (signals ?? old) & ~ClientSignals.faultSet
     unsafe withUnsafeMutableBytes(of: &during) { unsafe $0.storeBytes(of: wanted, as: UInt64.self) }
-    // In Linux a signal that only KVM_RUN lets through ends it and stays pending. Here it is taken
-    // by the library, even where the client never thought of an action.
+    // In Linux a signal that only KVM_RUN unblocks ends it and stays pending. Here the library
+    // handles it, even if the client never set an action.
     ClientSignals.watch(old & ~wanted)
   }
 
-  /// The calling thread's.
+  /// The calling thread's mask.
   private static var current: sigset_t {
     var set = sigset_t()
     _ = unsafe Real.sigmask?(SIG_BLOCK, nil, &set)
@@ -73,7 +72,7 @@ struct SignalMask {
     unsafe withUnsafeBytes(of: set) { unsafe $0.load(as: UInt64.self) }
   }
 
-  /// Whether the calling thread blocks a signal of faults.
+  /// Whether the calling thread blocks a fault signal.
   static var blocksFaults: Bool { bits(current) & ClientSignals.faultSet != 0 }
 
   func apply() {
@@ -87,18 +86,18 @@ struct SignalMask {
   }
 }
 
-/// What a thread's signal handler has to know. Its memory is the thread's until it ends.
+/// A thread's data for its signal handlers. Its memory is valid until the thread ends.
 @safe struct ClientThread: ~Copyable {
   private static let capacity = 32
   /// The vCPU of this thread's KVM_RUN; nil outside.
   private var running: Unmanaged<InterruptibleCPU>?
-  /// The vCPU is this thread's. Until then another thread is in its KVM_RUN, which a signal to this
-  /// one does not end.
+  /// This thread owns the vCPU. Until then another thread is in its KVM_RUN, which a signal to this
+  /// one must not end.
   private let isInside = Atomic<Bool>(false)
-  /// While another thread looks at `running`, or this one changes it.
+  /// Held while another thread reads `running`, or this one changes it.
   private let isLocked = Atomic<Bool>(false)
   private var isCancelled = false
-  /// Whether the thread blocks signals of faults outside KVM_RUN, if that is known.
+  /// Whether the thread blocks fault signals outside KVM_RUN, if that is known.
   private var isBlockingFaults = false
   var isMaskKnown = false
   private var count = 0
@@ -113,11 +112,11 @@ struct SignalMask {
     return key
   }()
 
-  /// Makes what signal handlers use, so that none of them has to.
+  /// Initializes what signal handlers use.
   static func prepare() { _ = key }
 
-  /// All threads that were ever in KVM_RUN, by pthread_t: the addresses of theirs. And some that
-  /// were cancelled before.
+  /// All threads that were ever in KVM_RUN: their data by pthread_t. And some that were cancelled
+  /// before.
   private struct All: Sendable {
     var known: [UInt: UInt] = [:]
     var cancelled: [UInt] = []
@@ -129,7 +128,7 @@ struct SignalMask {
     all.withLock { _ = $0.known.removeValue(forKey: own) }
   }
 
-  /// pthread_cancel was called for a thread: it is to leave KVM_RUN.
+  /// pthread_cancel was called for a thread: it must return from KVM_RUN.
   static func cancelled(_ thread: UInt) {
     all.withLock { all in
       guard let address = all.known[thread],
@@ -143,7 +142,7 @@ struct SignalMask {
     }
   }
 
-  /// The calling thread's; made at its first KVM_RUN.
+  /// The calling thread's data; created at its first KVM_RUN.
   static func current() -> UnsafeMutablePointer<ClientThread>? {
     if let existing = unsafe existing { return unsafe existing }
     guard let memory = unsafe malloc(MemoryLayout<ClientThread>.size) else { return nil }
@@ -161,7 +160,7 @@ struct SignalMask {
     return unsafe thread
   }
 
-  /// The calling thread's, if it was ever in KVM_RUN. Safe in signal handlers.
+  /// The calling thread's data, if it was ever in KVM_RUN. Safe in signal handlers.
   static var existing: UnsafeMutablePointer<ClientThread>? {
     unsafe pthread_getspecific(key)?.assumingMemoryBound(to: ClientThread.self)
   }
@@ -183,7 +182,7 @@ struct SignalMask {
     unlock()
   }
 
-  /// The vCPU is this thread's now. A signal that came while it waited ends KVM_RUN at once.
+  /// This thread owns the vCPU now. A signal that came while it waited ends KVM_RUN at once.
   mutating func enter() {
     lock()
     unsafe running?._withUnsafeGuaranteedRef { runner in
@@ -218,7 +217,7 @@ struct SignalMask {
     unsafe running?._withUnsafeGuaranteedRef { $0.interrupt() }
   }
 
-  /// Held for some instructions, by no signal handler.
+  /// Held for a few instructions, never by a signal handler.
   private func lock() {
     while isLocked.exchange(true, ordering: .acquiring) { sched_yield() }
   }
@@ -227,13 +226,13 @@ struct SignalMask {
 
   var isRunning: Bool { unsafe running != nil }
 
-  /// Puts a signal off until KVM_RUN is over. False where it cannot be.
+  /// Postpones a signal until KVM_RUN ends. False if it cannot be.
   mutating func postpone(_ signal: siginfo_t) -> Bool {
     guard isRunning else { return false }
-    // Kept first: who enters meanwhile looks at the count.
+    // Stored first: a thread that is entering checks the count.
     defer { interrupt() }
     if unsafe signal.si_signo < 32 {
-      // As in the kernel, one of them is pending or none.
+      // As in the kernel, at most one of them is pending.
       for index in 0..<count where unsafe signals[index].si_signo == signal.si_signo { return true }
     }
     guard count < Self.capacity else { return false }
@@ -242,11 +241,11 @@ struct SignalMask {
     return true
   }
 
-  /// After KVM_RUN: what was put off comes again.
+  /// After KVM_RUN: sends postponed signals again.
   static func sendAgain(_ thread: UnsafeMutablePointer<ClientThread>) {
     let count = unsafe thread.pointee.count
     if count == 0 { return }
-    // A handler may call KVM_RUN, which starts the list anew: it is copied first.
+    // A handler may call KVM_RUN, which reuses the list: copy it first.
     let signals = unsafe thread.pointee.signals
     unsafe thread.pointee.count = 0
     let process = Int(getpid())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The client's signal actions. The kernel knows one handler of ours for every signal that the
-// client handles; what the client asked for is kept here, and told when it asks.
+// The client's signal actions. The kernel has one handler of ours for every signal that the client
+// handles; the client's actions are stored here and returned when it asks.
 
 import CHost
 import ClientMemory
@@ -11,7 +11,7 @@ import Host
 import KVM
 import Synchronization
 
-/// An action as the client set it. Never freed: equal ones are kept once, and programs have few.
+/// An action that the client set. Never freed: equal ones are shared, and programs have few.
 final class ClientAction: Sendable {
   let handler: UInt
   let flags: Int32
@@ -29,7 +29,7 @@ final class ClientAction: Sendable {
 
 enum ClientSignals {
   private static let count = 65
-  /// By signal number: an unretained ClientAction, or 0 where the kernel has the client's action.
+  /// By signal number: an unretained ClientAction, or 0 if the kernel has the client's action.
   nonisolated(unsafe) private static let current: UnsafeMutablePointer<Atomic<UInt>> = {
     let table = UnsafeMutablePointer<Atomic<UInt>>.allocate(capacity: count)
     for index in 0..<count { unsafe (table + index).initialize(to: Atomic(0)) }
@@ -43,7 +43,7 @@ enum ClientSignals {
   ) -> Int32 {
     guard let real = unsafe Real.sigaction else { return fail(ENOSYS) }
     guard number > 0, number < count else { return unsafe real(number, new, old) }
-    // A handler that calls sigaction must not meet the lock that it interrupted.
+    // A handler that calls sigaction must not block on a lock that it interrupted.
     var all = sigset_t()
     var mask = sigset_t()
     unsafe sigfillset(&all)
@@ -62,7 +62,7 @@ enum ClientSignals {
     var result: Int32
     if let new = unsafe new {
       let wanted = unsafe new.pointee
-      // SIG_DFL and SIG_IGN are the kernel's.
+      // SIG_DFL and SIG_IGN go to the kernel.
       let isHandled =
         handler(wanted) > 1 || reported.contains(number)
         || handler(wanted) == 0 && isWatched(number)
@@ -122,7 +122,7 @@ enum ClientSignals {
 
   // MARK: Faults
 
-  /// Stands before the client in SIGSEGV and SIGBUS, whatever the client does with them.
+  /// Handles SIGSEGV and SIGBUS before the client, whatever its actions.
   static func watchFaults() {
     GuardedCopy.prepare()
     GuardedCall.prepare()
@@ -133,8 +133,8 @@ enum ClientSignals {
   }
 
   private static let faults = [SIGSEGV, SIGBUS]
-  /// Those and that of Swift's traps: where the client leaves one its default action, and it is
-  /// raised in KVM_RUN, there is a crash report first.
+  /// Those and Swift's trap: if the client leaves its default action and it is raised in KVM_RUN, a
+  /// crash report comes first.
   private static let reported = [SIGSEGV, SIGBUS, SIGILL]
 
   private static func install(_ number: Int32) -> Int32 {
@@ -148,8 +148,8 @@ enum ClientSignals {
   /// SIGSEGV and SIGBUS.
   static let faultSet: UInt64 = faults.reduce(0) { $0 | 1 &<< UInt64($1 - 1) }
 
-  /// pthread_sigmask(3). Whoever blocks the signals of faults may have them blocked in KVM_RUN,
-  /// where they are ours.
+  /// pthread_sigmask(3). A thread that blocks fault signals may have them blocked in KVM_RUN, where
+  /// the library needs them.
   static func changeMask(
     _ how: Int32, _ new: UnsafePointer<sigset_t>?, _ old: UnsafeMutablePointer<sigset_t>?
   ) -> Int32 {
@@ -161,7 +161,7 @@ enum ClientSignals {
     return result
   }
 
-  // MARK: Signals that end KVM_RUN alone
+  // MARK: Signals that only end KVM_RUN
 
   /// Bit n - 1 for signal n.
   private static let watched = Atomic<UInt64>(0)
@@ -170,12 +170,12 @@ enum ClientSignals {
     watched.load(ordering: .relaxed) & 1 &<< UInt64(number - 1) != 0
   }
 
-  /// By default they do nothing, or stop and continue the process, which is the kernel's.
+  /// By default they do nothing, or stop and continue the process, which the kernel does.
   private static let unwatched: UInt64 = [
     SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SIGKILL,
   ].reduce(0b11 << 31) { $0 | 1 << UInt64($1 - 1) }
 
-  /// Stands before the client in these signals, also where it leaves them their default action.
+  /// Handles these signals before the client, even those with default actions.
   static func watch(_ signals: UInt64) {
     let wanted = signals & ~unwatched
     let new = wanted & ~watched.load(ordering: .relaxed)
@@ -189,7 +189,7 @@ enum ClientSignals {
   typealias Handler =
     @convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void
 
-  /// What the kernel calls.
+  /// The kernel's handler.
   private static let entry: Handler = { number, info, context in
     let saved = errno
     unsafe ClientSignals.deliver(number, info, context)
@@ -209,8 +209,8 @@ enum ClientSignals {
     unsafe callClient(number, info, context)
   }
 
-  /// Whether a fault was our access to memory that is the client's: to what an ioctl names, or a
-  /// guest's to that of a slot.
+  /// Whether a fault was our access to the client's memory: to an ioctl's argument, or a guest's to
+  /// that of a slot.
   private static func recover(
     _ info: UnsafeMutablePointer<siginfo_t>?, _ context: UnsafeMutableRawPointer?
   ) -> Bool {
@@ -220,7 +220,7 @@ enum ClientSignals {
     return unsafe Client.memory?.recover(address, context) == true
   }
 
-  /// Raised by the thread's own instruction, which cannot wait.
+  /// Raised by the thread's own instruction, so it cannot be postponed.
   private static func isFault(_ number: Int32, _ info: siginfo_t) -> Bool {
     unsafe [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS].contains(number) && info.si_code > 0
   }
@@ -245,11 +245,11 @@ enum ClientSignals {
       unsafe initial.__sigaction_handler.sa_handler = nil
       _ = unsafe set(number, &initial, nil)
     }
-    // A handler of either kind may be called with all three arguments.
+    // Handlers of both kinds may be called with all three arguments.
     unsafe unsafeBitCast(action.handler, to: Handler.self)(number, info, context)
   }
 
-  /// A fault that the client does not handle: it happens again, and now the kernel acts.
+  /// A fault that the client does not handle: it recurs, and then the kernel acts.
   private static func endByDefault(
     _ number: Int32, _ info: UnsafeMutablePointer<siginfo_t>?, ignored: Bool
   ) {
@@ -260,7 +260,7 @@ enum ClientSignals {
     if isSent { raise(number) }
   }
 
-  /// signal(2): BSD's semantics, or System V's.
+  /// signal(2), with BSD's or System V's semantics.
   static func simple(_ number: Int32, _ handler: UInt, flags: Int32) -> UInt {
     var new = sigaction()
     unsafe withUnsafeMutableBytes(of: &new) { unsafe $0.storeBytes(of: handler, as: UInt.self) }

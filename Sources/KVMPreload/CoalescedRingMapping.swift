@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a client maps the ring of coalesced writes: one ring for each machine, shown in the pages
-// of every vCPU.
+// Client mappings of the ring of coalesced writes: one ring for each machine, shown in the pages of
+// every vCPU.
 
 import CHost
 import Glibc
 import Host
 import KVM
 
-/// A machine has one ring of coalesced writes, a page of its first vCPU's file. Where a client maps
-/// the pages of another vCPU, that page is put in place of the vCPU's own.
+/// A machine has one ring of coalesced writes, a page in its first vCPU's file. If a client maps
+/// another vCPU's pages, that page replaces the vCPU's own.
 enum CoalescedRingMapping {
   private static let fixedNoReplace: Int32 = 0x10_0000  // MAP_FIXED_NOREPLACE
 
-  /// A mapping was made: shows the ring where it belongs there.
+  /// After a new mapping: replaces the ring's page in it.
   static func show(
     in place: Int, _ length: UInt, file: Int32, offset: Int, protection: Int32, flags: Int32
   ) {

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The name `/dev/kvm` and what the calls that take names answer for it.
+// The name `/dev/kvm`, and the results of path-based calls for it.
 
 import CHost
 import Glibc
 
 /// `/dev/kvm` as a name in the file system, whether or not the host has one.
 enum DevicePath {
-  /// Whether a path names the device: exactly, but for repeated slashes.
+  /// Whether a path names the device: exactly, apart from repeated slashes.
   static func matches(_ path: UnsafePointer<CChar>?) -> Bool {
     guard var place = unsafe path, unsafe place[0] == slash else { return false }
     while unsafe place[1] == slash { unsafe place += 1 }
     let text: StaticString = "/dev/kvm"
     for index in 0...8 where unsafe place[index] != CChar(bitPattern: text.utf8Start[index]) {
-      // A path that is shorter differs at its end.
+      // A shorter path differs at its end.
       return false
     }
     return true
@@ -21,7 +21,7 @@ enum DevicePath {
 
   private static let slash = CChar(bitPattern: UInt8(ascii: "/"))
 
-  /// The answer of `access`.
+  /// The result of `access`.
   static func access(_ mode: Int32) -> Int32 { mode & Int32(X_OK) == 0 ? 0 : fail(EACCES) }
 
   /// The device's numbers: misc, kvm.
@@ -29,7 +29,7 @@ enum DevicePath {
   private static let minor: UInt32 = 232
   private static let mode: UInt32 = S_IFCHR | 0o666
 
-  /// The answer of `stat` and its variants.
+  /// The result of `stat` and its variants.
   static func status(_ result: UnsafeMutablePointer<stat>?) -> Int32 {
     guard let result = unsafe result else { return fail(EFAULT) }
     guard let real = unsafe Real.stat else { return fail(ENOSYS) }
@@ -38,7 +38,7 @@ enum DevicePath {
     return 0
   }
 
-  /// What `fstat` says of an open device.
+  /// The result of `fstat` for an open device.
   static func describe(_ result: UnsafeMutablePointer<stat>) {
     unsafe result.pointee.st_mode = mode
     unsafe result.pointee.st_rdev = UInt(major) << 8 | UInt(minor & 0xFF)
@@ -47,7 +47,7 @@ enum DevicePath {
     unsafe result.pointee.st_nlink = 1
   }
 
-  /// The answer of `statx`; the struct's fields by their offsets, as Swift's C library has it not.
+  /// The result of `statx`; fields by offset, because Swift's Glibc lacks the struct.
   static func extendedStatus(_ result: UnsafeMutableRawPointer?) -> Int32 {
     guard let result = unsafe result else { return fail(EFAULT) }
     guard let real = unsafe Real.statx else { return fail(ENOSYS) }

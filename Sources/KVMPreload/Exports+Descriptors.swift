@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ioctl(2), and what makes and ends descriptors.
+// ioctl(2), and calls that create and close descriptors.
 
 import CHost
 import ClientMemory
@@ -18,7 +18,7 @@ private let userFaultRequestType: UInt = 0xAA
 ) -> Int32 {
   if (request >> 8) & 0xFF == kvmRequestType {
     let isAsynchronous = Cancellation.postpone()
-    // Clients that keep the number in an int have extended its sign: 32 bits count.
+    // Clients that keep the number in an int sign-extend it: only 32 bits count.
     let result = callKVM(descriptor, UInt32(truncatingIfNeeded: request), argument)
     if isAsynchronous { Cancellation.restore() }
     if let result { return result }
@@ -29,7 +29,7 @@ private let userFaultRequestType: UInt = 0xAA
   return UserFaults.noted(descriptor, request, argument, last)
 }
 
-/// The result of an ioctl, tried once more if it wanted memory that we watch for writes.
+/// The result of an ioctl, repeated if it needed memory that we watch for writes.
 private func yielding(
   _ result: Int32, _ descriptor: Int32, _ request: UInt, _ argument: UInt
 ) -> Int32 {
@@ -37,15 +37,15 @@ private func yielding(
     let library = Library.existing,
     let memory = unsafe UnsafePointer<uffdio_register>(bitPattern: argument)
   {
-    // A migration's page faults are the client's: what we watch for writes we give up.
+    // A migration's page faults belong to the client: stop watching the memory for writes.
     unsafe library.hypervisor.yieldProtection(of: UserFaults.range(memory.pointee.range))
     return Real.ioctl?(descriptor, request, argument) ?? fail(ENOSYS)
   }
   return result
 }
 
-/// nil where the descriptor is not KVM's. What it holds on to is let go of when it returns, where
-/// the thread may end.
+/// nil if the descriptor is not KVM's. Releases all references on return; only then may the thread
+/// end.
 @inline(never) private func callKVM(
   _ descriptor: Int32, _ request: UInt32, _ argument: UInt
 ) -> Int32? {
@@ -105,7 +105,7 @@ private func yielding(
   }
 }
 
-/// `wanted` was closed, if it was open, and is `old`'s duplicate.
+/// `wanted` was closed, if it was open, and is now `old`'s duplicate.
 private func replaced(_ old: Int32, _ wanted: Int32, _ result: Int32) -> Int32 {
   if result >= 0, old != wanted {
     DescriptorTable.shared.remove(wanted)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The client's changes of its memory: mmap, munmap, mremap, mprotect and similar calls. Each makes
-// the system call; if it concerns a slot's memory, the hypervisor is notified around it, as the
-// kernel notifies its KVM.
+// the system call; if it concerns a slot's memory, it goes through the hypervisor, like the
+// kernel's notification of its KVM.
 //
-// An allocator may call these at any time, from within anything: where no slot is concerned, no
-// lock is taken, nothing is allocated and no other function is looked up.
+// An allocator may call these at any time, from within anything. So a call that concerns no slot
+// takes no lock, allocates nothing and looks up no function.
 
 import CHost
 import ClientMemory
@@ -20,7 +20,7 @@ import KVM
     errno = EINVAL
     return -1
   }
-  // Other mappings are made where nothing is.
+  // Other mappings are made in free space.
   let replaces = flags & MAP_FIXED != 0
   let place = MemoryCalls.map(replaces ? address : 0, replaces ? length : 0) {
     chost_syscall(
@@ -70,7 +70,7 @@ import KVM
     })
 }
 
-/// The fifth argument is there with MREMAP_FIXED and MREMAP_DONTUNMAP.
+/// The fifth argument exists with MREMAP_FIXED and MREMAP_DONTUNMAP.
 @_cdecl("mremap") public func exportedMremap(
   _ old: UInt, _ oldLength: UInt, _ length: UInt, _ flags: Int32, _ new: UInt
 ) -> Int {
@@ -91,7 +91,7 @@ import KVM
   func call() -> Int {
     chost_syscall(Int(SYS_shmat), Int(segment), Int(bitPattern: address), Int(flags), 0, 0, 0)
   }
-  // Only with SHM_REMAP does a segment replace what is there.
+  // Only with SHM_REMAP does a segment replace mappings.
   guard flags & SharedMemory.remap != 0 else { return MemoryCalls.map(0, 0, call) }
   let start = flags & SharedMemory.round != 0 ? address & ~4095 : address
   return MemoryCalls.map(start, SharedMemory.size(of: segment), call)
@@ -114,8 +114,7 @@ enum SharedMemory {
     return unsafe shmctl(segment, IPC_STAT, &status) == 0 ? UInt(status.shm_segsz) : 0
   }
 
-  /// Of the segment that is attached at an address. Where none of a slot's memory is, it does not
-  /// matter.
+  /// The size of the segment attached at an address. Irrelevant if it contains no slot's memory.
   static func size(at address: UInt) -> UInt {
     guard let memory = Client.memory, memory.mayConcern(address, 1) else { return 1 }
     return memory.map?.mappingSize(at: address) ?? 1
@@ -155,7 +154,7 @@ enum SharedMemory {
   func call() -> Int {
     chost_syscall(Int(SYS_fallocate), Int(file), Int(mode), offset, length, 0, 0)
   }
-  // Without a mode (or with one that keeps the size) nothing that is there changes.
+  // Without a mode (or with one that keeps the size) no existing contents change.
   return Int32(truncatingIfNeeded: mode > 1 ? MemoryCalls.changeFile(file, call) : call())
 }
 
@@ -165,12 +164,12 @@ enum SharedMemory {
   exportedFallocate(file, mode, offset, length)
 }
 
-/// Which changes of memory the hypervisor has to know of.
+/// Which memory changes concern the hypervisor.
 enum MemoryCalls {
   static let dontneedLocked: Int32 = 24  // MADV_DONTNEED_LOCKED
   static let guardInstall: Int32 = 102  // MADV_GUARD_INSTALL
 
-  /// The hypervisor if the range touches memory of a slot, or may.
+  /// The hypervisor if the range may contain a slot's memory.
   private static func concerned(_ address: UInt, _ length: UInt) -> Hypervisor? {
     guard length != 0, Client.memory?.mayConcern(address, length) == true else { return nil }
     return Library.existing?.hypervisor
@@ -182,7 +181,7 @@ enum MemoryCalls {
     return start..<max(start, end)
   }
 
-  /// What maps, unmaps or protects.
+  /// Calls that map, unmap or protect.
   static func map(_ address: UInt, _ length: UInt, _ call: () -> Int) -> Int {
     guard let hypervisor = concerned(address, length) else {
       let result = call()
@@ -195,7 +194,7 @@ enum MemoryCalls {
     return result
   }
 
-  /// What takes contents away.
+  /// Calls that discard contents.
   static func empty(_ address: UInt, _ length: UInt, _ call: () -> Int) -> Int {
     guard let hypervisor = concerned(address, length) else { return call() }
     var error = errno
@@ -214,7 +213,7 @@ enum MemoryCalls {
     return result
   }
 
-  /// errno is the call's in the end, whatever is done around it.
+  /// Restores the call's errno at the end.
   private static func noting(_ error: inout Int32, _ call: () -> Int) -> Int {
     let result = call()
     error = errno

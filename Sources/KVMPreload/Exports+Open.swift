@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// open(2) and its variants. The variadic ones take their optional argument as a register that may
-// hold anything: on x86-64 a variadic integer is passed where a plain one is.
+// open(2) and its variants. The variadic ones declare their optional argument as a register that
+// may hold anything: x86-64 passes variadic integers like plain ones.
 
 import Glibc
 

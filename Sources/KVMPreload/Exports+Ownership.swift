@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Owner, mode and extended attributes of `/dev/kvm`, which libvirt sets before it starts QEMU. What
-// clients open under this name is no file, so there is nothing to change, and the device that the
-// host may have there stays as it is: owner and mode are taken without effect, and attributes are
-// those of a file system that has none. All other paths go to the C library.
+// Owner, mode and extended attributes of `/dev/kvm`, which libvirt sets before it starts QEMU.
+// There is no file behind the name, and a host's real device must stay as it is: owner and mode are
+// accepted without effect, and extended attributes fail as on a file system without them. All other
+// paths go to the C library.
 
 import Glibc
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// sigaction(2), signal(2) and pthread_sigmask(3), as the client sees them (`ClientSignals`).
+// sigaction(2), signal(2) and pthread_sigmask(3) for the client (`ClientSignals`).
 
 import CHost
 import Glibc
@@ -44,7 +44,7 @@ import Glibc
   ClientSignals.simple(number, handler, flags: ClientSignals.systemV)
 }
 
-/// System V's: SIG_HOLD blocks the signal, everything else lets it through.
+/// System V's: SIG_HOLD blocks the signal, all others unblock it.
 @_cdecl("sigset") public func exportedSigSet(_ number: Int32, _ handler: UInt) -> UInt {
   let hold: UInt = 2
   var set = sigset_t()

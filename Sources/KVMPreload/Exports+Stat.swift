@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// stat(2) and its variants, by their names in all versions of the C library.
+// stat(2) and its variants, under their names in all versions of the C library.
 
 import Glibc
 import Host
 
 public typealias Status = UnsafeMutablePointer<stat>
 
-/// What `fstat` says is the memory file's; a client asks for a device.
+/// `fstat` describes the memory file; the client expects a device.
 private func describeOwn(_ descriptor: Int32, _ result: Status?, _ done: Int32) -> Int32 {
   if done == 0, let result = unsafe result,
     case .system? = DescriptorTable.shared.known(descriptor)?.kind

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// pthread_cancel(3), and what is asked of mappings of a vCPU.
+// pthread_cancel(3), and checks of a vCPU's mappings.
 
 import CHost
 import Glibc
@@ -13,27 +13,27 @@ import KVM
   return result
 }
 
-/// The calling thread's cancellation type. Code of the library, which has locks and memory of its
-/// own, is not left in its midst: cancellation waits until it is done.
+/// The calling thread's cancellation type. The library's code, with its locks and memory, must not
+/// be abandoned halfway: cancellation is deferred until it is done.
 enum Cancellation {
   private static let deferred = Int32(0)
   private static let asynchronous = Int32(1)
 
-  /// Whether `restore` has to be called.
+  /// Returns whether `restore` must be called.
   static func postpone() -> Bool {
     var old = deferred
     unsafe pthread_setcanceltype(deferred, &old)
     return old == asynchronous
   }
 
-  /// Ends the thread if it was cancelled.
+  /// Restores the type, which ends a cancelled thread.
   static func restore() { pthread_setcanceltype(asynchronous, nil) }
 }
 
-/// A vCPU's dirty ring lies in its file, so that the kernel maps it; but it would not refuse what
-/// Linux's KVM refuses.
+/// A vCPU's dirty ring is in its file, so the kernel maps it; these checks are the ones that
+/// Linux's KVM makes.
 enum DirtyRingMapping {
-  /// A ring is mapped shared, and is no code.
+  /// A ring must be mapped shared and not executable.
   static func isRefused(
     _ descriptor: Int32, _ length: UInt, _ protection: Int32, _ flags: Int32, _ offset: Int
   ) -> Bool {

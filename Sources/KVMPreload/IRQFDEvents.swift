@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Descriptors of eventfds that the client gave to KVM_IRQFD, and their duplicates. An irqfd ends in
-// Linux with the last descriptor of its eventfd; ours keeps one of its own, so somebody has to say
-// when the client's are gone. What has passed by raw system calls is not seen: such an irqfd stays.
+// Descriptors of eventfds that the client gave to KVM_IRQFD, and their duplicates. In Linux an
+// irqfd ends with the last descriptor of its eventfd; ours keeps one of its own, so the hypervisor
+// must be told when the client's are closed. Raw system calls are not noticed: such an irqfd stays.
 
 import CHost
 import Glibc
@@ -10,7 +10,7 @@ import Host
 import KVM
 
 enum IRQFDEvents {
-  /// KVM_IRQFD was done.
+  /// Called after KVM_IRQFD.
   static func note(_ argument: UInt) {
     guard let request = unsafe UnsafePointer<kvm_irqfd>(bitPattern: argument)?.pointee,
       request.flags & UInt32(KVM_IRQFD_FLAG_DEASSIGN) == 0
@@ -24,7 +24,7 @@ enum IRQFDEvents {
 
   /// Runs `close`, which closes these descriptors.
   static func closing(_ range: ClosedRange<Int32>, _ close: () -> Int32) -> Int32 {
-    // Most are none, and a number may be another's as soon as it is closed.
+    // Read first: the number may be another file's as soon as it is closed.
     let isEvent = DescriptorTable.shared.takeEvents(range)
     let result = close()
     if isEvent { tell() }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which of the process's descriptors are KVM's.
+// Which descriptors of the process are KVM's.
 //
-// Each object of KVM has a file in memory (memfd), and a client's descriptors are open on it: so
-// duplicates, inheritance over fork and exec, passing to other processes, poll, and the mapping of
-// a vCPU's pages are the kernel's work. The table remembers descriptor numbers. One that it does
-// not know (made by a raw system call, or received) is recognised by its file.
+// Each KVM object has a file in memory (memfd), which the client's descriptors refer to. So the
+// kernel handles duplicates, inheritance over fork and exec, passing to other processes, poll, and
+// the mapping of a vCPU's pages. The table stores descriptor numbers. An unknown one (created by a
+// raw system call, or received) is recognised by its file.
 
 import CHost
 import Glibc
@@ -13,7 +13,7 @@ import Host
 import KVM
 import SystemPackage
 
-/// What a KVM descriptor is open on.
+/// The object behind a KVM descriptor.
 final class KVMFile: Sendable {
   enum Kind: Sendable {
     /// `/dev/kvm`.
@@ -23,14 +23,14 @@ final class KVMFile: Sendable {
   }
 
   let kind: Kind
-  /// The hypervisor's object: the table of descriptors leads straight to it.
+  /// The hypervisor's object, without a handle look-up.
   let object: OpenObject
   let library: Library
   private let handle: Int32
 
-  /// Takes over the handle.
+  /// Takes ownership of the handle.
   ///
-  /// - Throws: EBADF where the hypervisor does not have it.
+  /// - Throws: EBADF if the hypervisor does not have it.
   init(_ kind: Kind, handle: Int32, library: Library) throws(Errno) {
     self.kind = kind
     self.handle = handle
@@ -50,7 +50,7 @@ extension FileIdentity {
 }
 
 extension DescriptorTable {
-  /// Everything in it is a KVMFile's.
+  /// All its objects are KVMFiles.
   static let shared = DescriptorTable()
 
   /// The first descriptor of a file.
@@ -59,7 +59,7 @@ extension DescriptorTable {
     add(descriptor, DescribedFile(identity, file))
   }
 
-  /// The file of a descriptor that an ioctl of KVM was called on.
+  /// The file of a descriptor for an ioctl of KVM.
   func file(_ descriptor: Int32) -> KVMFile? {
     if let file = known(descriptor) { return file }
     guard let identity = FileIdentity(descriptor) else { return nil }
@@ -76,7 +76,7 @@ extension DescriptorTable {
   }
 }
 
-/// The file behind a descriptor of `/dev/kvm`: its text makes it known to a process that got the
+/// The file behind a descriptor of `/dev/kvm`: its text identifies it in a process that got the
 /// descriptor by exec or by message.
 enum SystemFile {
   private static let text: StaticString = "martlet: /dev/kvm"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// libmartlet-kvm.so: loaded before the C library (LD_PRELOAD), it answers for `/dev/kvm` in an
-// unmodified client. The client's calls of `open` and `ioctl` end in the hypervisor of this
-// process; vCPUs run on the client's own threads.
+// libmartlet-kvm.so: loaded before the C library (LD_PRELOAD), it implements `/dev/kvm` for an
+// unmodified client. The client's calls of `open` and `ioctl` reach the hypervisor in this process;
+// vCPUs run on the client's own threads.
 //
 //     client:  fd = open("/dev/kvm")   -> Exports+Open    -> Library.openDevice
 //              ioctl(fd, KVM_...)      -> Exports+Descriptors -> Library.call -> Hypervisor
@@ -10,8 +10,8 @@
 //              close, dup              -> DescriptorTable
 //              sigaction               -> ClientSignals: a signal ends KVM_RUN
 //
-// Settings come from the environment (`Settings`). Nothing here ends the process; what fails is -1
-// and errno.
+// Settings come from the environment (`Settings`). Nothing here ends the process; failures return
+// -1 and errno.
 
 import CHost
 import ClientMemory
@@ -23,7 +23,7 @@ import SystemPackage
 import X86
 import X86JIT
 
-/// The hypervisor of this process and what the library keeps with it.
+/// The hypervisor of this process, with the library's state.
 final class Library: Sendable {
   let hypervisor: Hypervisor
   private let process: pid_t
@@ -41,11 +41,11 @@ final class Library: Sendable {
 
   private static let instance = Mutex<Library?>(nil)
 
-  /// The library of this process; a child of fork gets one of its own. nil where it cannot be made.
+  /// The library of this process; a child of fork gets its own. nil if it cannot be created.
   static var current: Library? {
     instance.withLock { instance in
       if let instance, instance.isOwn { return instance }
-      // What was the parent's is left alone: its threads are not here.
+      // Leak the parent's: its threads are not here.
       if let old = instance {
         _ = unsafe Unmanaged.passRetained(old)
         Hypervisor.forgetParent()
@@ -61,10 +61,10 @@ final class Library: Sendable {
     }
   }
 
-  /// The address of `instance`, which is never freed: others look while they may hold its lock.
+  /// The address of `instance`, which is never freed: readers may hold its lock already.
   private static let existingAddress = Atomic<UInt>(0)
 
-  /// The library, if this process has made one. Takes no lock.
+  /// The library, if this process has created one. Takes no lock.
   static var existing: Library? {
     let address = existingAddress.load(ordering: .acquiring)
     guard let pointer = unsafe UnsafeRawPointer(bitPattern: address) else { return nil }
@@ -72,7 +72,7 @@ final class Library: Sendable {
     return library.isOwn ? library : nil
   }
 
-  /// Whether this process made it.
+  /// Whether this process created it.
   var isOwn: Bool { process == getpid() }
 
   // MARK: Opening
@@ -149,7 +149,7 @@ final class Library: Sendable {
     for line in lines { writeText(STDERR_FILENO, "martlet: warning: \(line)\n") }
   }
 
-  /// To the file that MARTLET_FAILED_ENTRY names.
+  /// Saves to the file that MARTLET_FAILED_ENTRY names.
   @Sendable private static func saveFailedEntry(_ bytes: [UInt8]) {
     guard let path = Settings.failedEntry else { return }
     do throws(Errno) {
@@ -168,11 +168,11 @@ final class Library: Sendable {
   }
 }
 
-/// What the environment says.
+/// Settings from the environment.
 enum Settings {
   /// MARTLET_PCPUS: physical CPUs; the host's if absent.
   static let physicalCPUs: Int? = value("MARTLET_PCPUS").flatMap { Int($0) }
-  /// MARTLET_VENDOR=intel or amd: whose processors; the host's if absent.
+  /// MARTLET_VENDOR=intel or amd: the processors' vendor; the host's if absent.
   static let silicon = value("MARTLET_VENDOR").flatMap { SiliconVendor(rawValue: $0) }
   /// MARTLET_TRANSLATOR=off: hot code stays in the interpreter.
   static let translates = value("MARTLET_TRANSLATOR") != "off"
@@ -189,7 +189,7 @@ enum Settings {
   /// MARTLET_STATS=1: exits by reason for each vCPU, on standard error at the end.
   static let statistics = value("MARTLET_STATS") == "1"
 
-  /// MARTLET_FAILED_ENTRY: file for the first control structure that the processor refuses.
+  /// MARTLET_FAILED_ENTRY: file for the first control structure that the processor rejects.
   static let failedEntry: String? = value("MARTLET_FAILED_ENTRY")
 
   private static func value(_ name: String) -> String? {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C library's functions under names that this library exports itself: found behind it in the
-// order in which the dynamic linker searches. Everything here that needs one of them calls it by
-// this way, never by its plain name, which would be the exported function.
+// The C library's functions that this library exports under the same names: the next definitions in
+// the dynamic linker's search order. Code here that needs one of them must call it this way,
+// because its plain name is the exported function.
 
 import CHost
 import Glibc
@@ -94,7 +94,7 @@ enum Real {
   static let sigmask = unsafe find("pthread_sigmask", SigMask.self)
   static let sigaction = unsafe find("sigaction", SigAction.self)
 
-  /// The next definition of a C function; nil where the C library has none.
+  /// The next definition of a C function; nil if the C library lacks it.
   private static func find<Function>(_ name: StaticString, _ type: Function.Type) -> Function? {
     let next = unsafe UnsafeMutableRawPointer(bitPattern: -1)  // RTLD_NEXT
     let text = unsafe UnsafeRawPointer(name.utf8Start).assumingMemoryBound(to: CChar.self)

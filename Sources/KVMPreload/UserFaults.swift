@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The client's userfaultfds: which memory it brings page by page, as its ioctls say.
+// The client's userfaultfds: their ioctls tell which memory the client supplies page by page.
 
 import CHost
 import ClientMemory
@@ -10,7 +10,7 @@ import KVM
 enum UserFaults {
   private static let missingMode: UInt64 = 1 << 0
 
-  /// Takes note of an ioctl that a userfaultfd has answered; returns its result.
+  /// Notes a userfaultfd's completed ioctl; returns its result.
   static func noted(
     _ descriptor: Int32, _ request: UInt, _ argument: UInt, _ result: Int32
   ) -> Int32 {
@@ -33,7 +33,7 @@ enum UserFaults {
     return result
   }
 
-  /// The kernel has looked at the range, but the client may have written another one there since.
+  /// The kernel has checked the range, but the client may have overwritten it since.
   static func range(_ memory: uffdio_range) -> Range<UInt> {
     let start = UInt(memory.start)
     return start..<max(start, start &+ UInt(memory.len))

@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ACPI tables of the machine (ACPI specification, "ACPI Software Programming Model"): RSDP,
-// XSDT, FADT with FACS and DSDT, MADT, MCFG. They lie one after the other from
-// `GuestMap.acpiTables` on.
+// XSDT, FADT with FACS and DSDT, MADT, MCFG, contiguous from `GuestMap.acpiTables` on.
 
 import Host
 
 /// The tables' bytes, for `GuestMap.acpiTables`, or for firmware to place (`FirmwareTables`).
 package struct ACPITables: Sendable {
-  /// A pointer in the bytes to a place in them.
+  /// A pointer in the bytes to another position in them.
   struct Link: Sendable {
     let offset: Int
     let size: Int
   }
 
-  /// The RSDP's place, with room behind it.
+  /// Room for the RSDP.
   static let rootSize = 64
 
   /// The RSDP is first.
   package private(set) var bytes = [UInt8](repeating: 0, count: rootSize)
-  /// Everything that is an address, the RSDP's pointer first.
+  /// All addresses in the bytes, the RSDP's pointer first.
   private(set) var links = [Link(offset: 24, size: 8)]
   /// The tables with checksums.
   private(set) var checked: [Range<Int>] = []
@@ -31,7 +30,7 @@ package struct ACPITables: Sendable {
   /// - Parameters:
   ///   - processors: 1 to 254, with APIC identifiers from 0 on.
   ///   - base: the address of the first byte.
-  ///   - pci: where PCI is in memory.
+  ///   - pci: PCI's memory ranges.
   package init(
     processors: Int, base: UInt64 = GuestMap.acpiTables, pci: PCIMap = .standard
   ) {
@@ -59,7 +58,7 @@ package struct ACPITables: Sendable {
     return base &+ UInt64(truncatingIfNeeded: start)
   }
 
-  /// Notes pointers in the table at an address.
+  /// Notes the pointers in the table at an address.
   private mutating func link(_ table: UInt64, _ pointers: [(offset: Int, size: Int)]) {
     let start = Int(truncatingIfNeeded: table &- base)
     links += pointers.map { Link(offset: start &+ $0.offset, size: $0.size) }
@@ -95,7 +94,7 @@ package struct ACPITables: Sendable {
     bytes.replaceSubrange(0..<root.count, with: root)
   }
 
-  /// The firmware ACPI control structure: the global lock lies in it.
+  /// The firmware ACPI control structure, which contains the global lock.
   private static func facs() -> [UInt8] {
     var table = Array("FACS".utf8) + [UInt8](repeating: 0, count: 60)
     table.store(UInt32(64), at: 4)
@@ -177,8 +176,7 @@ package struct ACPITables: Sendable {
     return entry
   }
 
-  /// Where PCI configuration space is as memory (PCI Firmware Specification, "MCFG Table
-  /// Description").
+  /// The address of PCI configuration space (PCI Firmware Specification, "MCFG Table Description").
   private static func configurationSpace(_ pci: PCIMap) -> [UInt8] {
     var table = [UInt8](repeating: 0, count: 8)
     table.append(little: pci.configuration.lowerBound)
@@ -186,7 +184,7 @@ package struct ACPITables: Sendable {
     return table + [0, 0, 0, 0, 0, 0, 0, 0]
   }
 
-  /// The DSDT's body: how to power off, and the devices that no bus can tell of.
+  /// The DSDT's body: the power-off state, and devices that cannot be enumerated.
   private static func differentiatedSystem(_ pci: PCIMap) -> [UInt8] {
     let powerOff = AML.byte(5)
     return AML.assign("\\_S5", AML.package([powerOff, powerOff, AML.byte(0), AML.byte(0)]))
@@ -220,10 +218,10 @@ package struct ACPITables: Sendable {
         ])
   }
 
-  /// The way to bus 0: what it passes on, and where its interrupt pins lead.
+  /// The host bridge of bus 0: its windows and interrupt routes.
   private static func pciRoot(_ pci: PCIMap) -> [UInt8] {
     let ports = GuestMap.Port.pci
-    // Configuration space lies in the middle.
+    // Configuration space is in the middle.
     let (memory, space) = (pci.memory, pci.configuration)
     return AML.device(
       "PCI0",
@@ -255,7 +253,7 @@ package struct ACPITables: Sendable {
     }
   }
 
-  /// Says that configuration space is nobody else's.
+  /// Reserves configuration space.
   private static func configurationReservation(_ pci: PCIMap) -> [UInt8] {
     let space = pci.configuration
     return AML.device(

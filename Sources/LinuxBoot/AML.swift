@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The few terms of ACPI's machine language that the DSDT needs, as functions that give their bytes
+// The terms of ACPI's machine language that the DSDT needs, as functions that return their bytes
 // (ACPI specification, "ACPI Machine Language (AML) Specification").
 
 import Host
@@ -17,7 +17,7 @@ enum AML {
   private static let root: UInt8 = 0x5C
   private static let endTag: [UInt8] = [0x79, 0]
 
-  /// Four characters, filled up with underscores; a leading backslash starts at the root.
+  /// Four characters, padded with underscores; a leading backslash starts at the root.
   static func name(_ text: String) -> [UInt8] {
     let absolute = text.hasPrefix("\\")
     let segment = absolute ? text.dropFirst() : text[...]
@@ -76,13 +76,13 @@ enum AML {
     return bytes + [1, count]
   }
 
-  /// What a bridge passes on of a kind of address ("Address Space Resource Descriptors").
+  /// The kinds of a bridge's windows ("Address Space Resource Descriptors").
   enum AddressSpace: UInt8 {
     case memory = 0
     case ports = 1
     case buses = 2
 
-    /// Memory that can be written and is not cached; all ports.
+    /// Writable, uncached memory; all ports.
     fileprivate var flags: UInt8 {
       switch self {
       case .memory: 1
@@ -92,12 +92,12 @@ enum AML {
     }
   }
 
-  /// A range of buses or ports, whose ends do not move.
+  /// A fixed range of buses or ports.
   static func window16(_ space: AddressSpace, _ first: UInt16, _ last: UInt16) -> [UInt8] {
     window(0x88, space, first, last)
   }
 
-  /// A range of memory below 4 GiB, whose ends do not move.
+  /// A fixed range of memory below 4 GiB.
   static func window32(_ space: AddressSpace, _ first: UInt32, _ last: UInt32) -> [UInt8] {
     window(0x87, space, first, last)
   }

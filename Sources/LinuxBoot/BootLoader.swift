@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Loads a kernel the way a boot loader does: the image, its command line, the initrd, what the
-// guest has to know about the machine.
+// Loads a kernel like a boot loader: the image, its command line, the initrd, and the description
+// of the machine.
 //
 //     let loader = BootLoader(memory: memory, processors: 2)
 //     let entry = try loader.load(kernel: file, kernelName: path, initrd: nil, commandLine: "...")
 
 import GuestMemory
 
-/// What a kernel is started with.
+/// The boot loader of a machine.
 package struct BootLoader {
   private let memory: GuestMemory
   private let processors: Int
@@ -16,8 +16,8 @@ package struct BootLoader {
   private let random: (UInt64) -> UInt64
 
   /// - Parameters:
-  ///   - decompresses: the loader decompresses a bzImage, where it can, instead of the guest.
-  ///   - random: a number from 0 up to and without its argument, for a kernel's addresses.
+  ///   - decompresses: decompress a bzImage, if possible, instead of the guest.
+  ///   - random: a number from 0 up to, but not including, its argument, for a kernel's addresses.
   package init(
     memory: GuestMemory, processors: Int, decompresses: Bool = true,
     random: @escaping (UInt64) -> UInt64 = { UInt64.random(in: 0..<max($0, 1)) }
@@ -28,7 +28,7 @@ package struct BootLoader {
     self.random = random
   }
 
-  /// An initrd's bytes and the name that messages call it.
+  /// An initrd's bytes and its name in messages.
   package struct InitialRAMDisk {
     package let bytes: [UInt8]
     package let name: String
@@ -40,7 +40,7 @@ package struct BootLoader {
 
   /// Loads everything.
   ///
-  /// - Returns: where the first CPU starts.
+  /// - Returns: the first CPU's entry point.
   package func load(
     kernel: [UInt8], kernelName: String, initrd: InitialRAMDisk?, commandLine: String
   ) throws(LoadError) -> EntryPoint {
@@ -87,7 +87,7 @@ package struct BootLoader {
     return loaded.entry
   }
 
-  /// Boot tables of the processor and of the firmware; returns the RSDP's address.
+  /// Writes boot tables of the processor and of the firmware; returns the RSDP's address.
   private func writePlatform() throws(LoadError) -> UInt64 {
     try check(BootDescriptorTable.write(to: memory) && BootPageTables.write(to: memory))
     let tables = ACPITables(processors: processors)
@@ -112,7 +112,7 @@ package struct BootLoader {
     try check(memory.write(bytes, at: GuestMap.commandLine))
   }
 
-  /// As high as the initrd may be, on a page; nil where there is none or it does not fit.
+  /// The highest page-aligned address for the initrd; nil if there is none or it does not fit.
   private func initrdStart(_ initrd: InitialRAMDisk?, limit: UInt64) -> UInt64? {
     guard let initrd, !initrd.bytes.isEmpty else { return nil }
     let size = UInt64(initrd.bytes.count)

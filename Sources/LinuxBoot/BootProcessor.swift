@@ -1,22 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The registers with which the first CPU enters a loaded image. KVM's structs are the vocabulary,
-// because that is what they are handed to.
+// The registers with which the first CPU enters a loaded image, as KVM's structs.
 
 import CHost
 import GuestMemory
 import Host
 import X86
 
-/// Where and in which mode a loaded image starts.
+/// Entry address and mode of a loaded image.
 package enum EntryPoint: Sendable, Hashable {
-  /// Linux's 64-bit boot protocol: long mode with an identity map, RSI holds the zero page.
+  /// Linux's 64-bit boot protocol: long mode with an identity map, RSI points to the zero page.
   case linux64(address: UInt64)
-  /// PVH: 32-bit protected mode without paging, EBX holds the start info.
+  /// PVH: 32-bit protected mode without paging, EBX points to the start info.
   case pvh(address: UInt32)
   /// Real mode at a segment and an offset.
   case realMode(segment: UInt16, offset: UInt16)
-  /// As a processor starts: 16 bytes below 4 GiB, where firmware is.
+  /// A processor's reset state: 16 bytes below 4 GiB, where firmware is.
   case reset
 }
 
@@ -27,13 +26,13 @@ package enum BootDescriptorTable {
   package static let code32Selector: UInt16 = 0x20
   package static let taskSelector: UInt16 = 0x28
 
-  /// Flat segments of 4 GiB, accessed, and a TSS whose limit is that of an empty one.
+  /// Flat segments of 4 GiB, accessed, and a TSS of minimum size.
   package static let entries: [UInt64] = [
     0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_9B00_0000_FFFF,
     0x0000_8B00_0000_0067,
   ]
 
-  /// Puts the table into memory.
+  /// Writes the table to memory.
   static func write(to memory: GuestMemory) -> Bool {
     var bytes: [UInt8] = []
     for entry in entries { bytes.append(little: entry) }

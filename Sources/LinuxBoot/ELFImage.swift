@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A 64-bit ELF kernel with a PVH note (Xen's "x86/HVM direct boot ABI"): its segments are loaded
-// at their physical addresses, and it is entered in 32-bit protected mode with a start info.
+// A 64-bit ELF kernel with a PVH note (Xen's "x86/HVM direct boot ABI"): its segments are loaded at
+// their physical addresses, and it starts in 32-bit protected mode with a start info.
 
 import GuestMemory
 import Host
@@ -75,7 +75,7 @@ package struct ELFImage: Sendable {
     end = segments.map { $0.address.addingReportingOverflow($0.memorySize).partialValue }.max() ?? 0
   }
 
-  /// Looks for Xen's note with the 32-bit entry point among the notes of a segment.
+  /// Finds Xen's note with the 32-bit entry point in a segment.
   private static func findEntry(_ file: [UInt8], _ notes: Segment) -> UInt32? {
     var position = notes.fileOffset
     let end = notes.fileOffset + notes.fileSize
@@ -96,7 +96,7 @@ package struct ELFImage: Sendable {
     return nil
   }
 
-  /// Puts the segments into memory, which is zero where the file has no bytes for them.
+  /// Copies the segments to memory, which is zero where the file has no bytes for them.
   package func load(into memory: GuestMemory, name: String) throws(LoadError) -> EntryPoint {
     for segment in segments {
       let bytes = file[segment.fileOffset..<segment.fileOffset + segment.fileSize]
@@ -113,7 +113,7 @@ package struct ELFImage: Sendable {
   }
 }
 
-/// The start info of the PVH protocol, with the memory map and the initrd behind it.
+/// The start info of the PVH protocol, followed by the memory map and the initrd.
 enum StartInfo {
   private static let magic: UInt32 = 0x336E_C578
   private static let size: UInt64 = 56

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The files in which firmware finds the machine's memory map and ACPI tables (QEMU's specification
-// of fw_cfg, and of the script that places tables). Firmware chooses where the tables lie, and
-// computes pointers and checksums.
+// The files from which firmware reads the machine's memory map and ACPI tables (QEMU's
+// specification of fw_cfg, and of the script that places tables). Firmware chooses the tables'
+// addresses, and computes pointers and checksums.
 
 import GuestMemory
 import Host
@@ -17,7 +17,7 @@ package enum FirmwareTables {
   package static func files(
     _ memory: GuestMemory, processors: Int, pci: PCIMap = .standard
   ) -> [(name: String, bytes: [UInt8])] {
-    // The first table behind the RSDP is at offset 0 of its file.
+    // The first table after the RSDP is at offset 0 of its file.
     let root = UInt64(truncatingIfNeeded: ACPITables.rootSize)
     let tables = ACPITables(processors: processors, base: 0 &- root, pci: pci)
     var bytes = tables.bytes

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest-physical address map: the one place that says what lies where.
+// The guest-physical address map, defined only here.
 //
 //     0x0000_0500   boot GDT                     (boot, the guest's afterwards)
 //     0x0000_6000   PVH start info               (boot)
@@ -29,23 +29,23 @@
 //
 // Interrupts: 0 timer (IOAPIC pin 2), 4 serial, 8 real-time clock, 9 ACPI, 16 to 23 PCI's pins.
 
-/// Where PCI's devices may have their ranges, and configuration space of bus 0, which may lie in
-/// the middle of it.
+/// PCI's address ranges for devices, and the configuration space of bus 0, which may be in the
+/// middle of them.
 package struct PCIMap: Sendable, Hashable {
   package var memory: Range<UInt64>
   package var configuration: Range<UInt64>
 
-  /// Of machines without firmware or with a BIOS.
+  /// For machines without firmware or with a BIOS.
   package static let standard = PCIMap(
     memory: GuestMap.pciMemory, configuration: GuestMap.pciConfiguration)
 
-  /// Of machines with UEFI.
+  /// For machines with UEFI.
   ///
-  /// - Parameter base: of configuration space.
+  /// - Parameter base: address of configuration space.
   package static func firmware(base: UInt64 = GuestMap.pciConfiguration.lowerBound) -> PCIMap {
     let memory = GuestMap.firmwareMemoryHole..<GuestMap.pciMemory.upperBound
     let size = UInt64(GuestMap.pciConfiguration.count)
-    // Firmware may say anything; the tables have a range of devices on either side.
+    // Firmware may choose any address; the tables need a range of devices on either side.
     let start = min(max(base, memory.lowerBound + size), memory.upperBound - 2 * size)
     return PCIMap(memory: memory, configuration: start..<start + size)
   }
@@ -69,7 +69,7 @@ package enum GuestMap {
   package static let acpiTablesEnd: UInt64 = 0x10_0000
   package static let highLoadAddress: UInt64 = 0x10_0000
   package static let memoryHole: UInt64 = 0xC000_0000
-  /// With configuration space in it.
+  /// Contains configuration space.
   package static let pciMemory: Range<UInt64> = 0xC000_0000..<0xFEC0_0000
   package static let pciConfiguration: Range<UInt64> = 0xE000_0000..<0xE010_0000
   package static let ioAPIC: UInt64 = 0xFEC0_0000
@@ -78,13 +78,13 @@ package enum GuestMap {
   package static let taskStatePages: UInt64 = 0xFEFF_D000
   package static let hypervisorPagesEnd: UInt64 = 0xFF00_0000
   package static let fourGiB: UInt64 = 0x1_0000_0000
-  /// Where firmware for a BIOS is copied, and how much of its end.
+  /// The address of a BIOS's copy, and its size, from the end of the firmware.
   package static let firmwareCopy: UInt64 = 0xE_0000
   package static let firmwareCopySize = 0x2_0000
   package static let firmwareLimit = Int(fourGiB - hypervisorPagesEnd)
 
-  /// Where the memory of PCI is on a machine with UEFI, which wants nothing else there from 2 GiB
-  /// on, and places configuration space by itself.
+  /// Start of PCI's memory on a machine with UEFI, which needs all addresses from 2 GiB on for it,
+  /// and places configuration space itself.
   package static let firmwareMemoryHole: UInt64 = 0x8000_0000
 
   package enum Port {
@@ -98,7 +98,7 @@ package enum GuestMap {
     package static let reset: UInt64 = 0xCF9
     package static let pciAddress: UInt64 = 0xCF8
     package static let pciData: UInt64 = 0xCFC
-    /// Of devices' ranges.
+    /// For devices' ranges.
     package static let pci: Range<UInt64> = 0x1000..<0x1_0000
   }
 

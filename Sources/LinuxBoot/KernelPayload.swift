@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The kernel proper of a bzImage, decompressed by the loader: a 64-bit ELF file, and behind it the
-// table of places to mend when the kernel is to run at other virtual addresses than those it was
-// linked for. Linux's own decompressor does the same (see "KASLR" in its documentation).
+// The kernel proper of a bzImage, decompressed by the loader: a 64-bit ELF file, followed by a
+// relocation table for running the kernel at other virtual addresses than those it was linked for.
+// Linux's own decompressor does the same (see "KASLR" in its documentation).
 //
-// The table, from the end of the payload backwards: addresses of 32-bit values that grow with the
-// virtual offset, down to a 0; in kernels before 6.15 addresses of 32-bit values that shrink, down
-// to a 0; addresses of 64-bit values that grow, down to a 0 at the end of the ELF file. Addresses
+// The table, backwards from the end of the payload: addresses of 32-bit values to increase by the
+// virtual offset, ended by 0; in kernels before 6.15 addresses of 32-bit values to decrease, ended
+// by 0; addresses of 64-bit values to increase, ended by 0 at the end of the ELF file. Addresses
 // are the low 32 bits of virtual ones.
 //
 //     if let kernel = KernelPayload(file: bytes, setup: header) {
@@ -16,7 +16,7 @@
 import GuestMemory
 import Host
 
-/// A decompressed kernel. Whatever its file holds, it is read and written inside its bounds.
+/// A decompressed kernel. All accesses stay inside its bounds, whatever its file contains.
 struct KernelPayload: ~Copyable {
   struct Segment {
     var fileOffset: Int
@@ -41,7 +41,7 @@ struct KernelPayload: ~Copyable {
     static let loadable: UInt32 = 1
   }
 
-  /// Where the kernel's virtual addresses begin: __START_KERNEL_map.
+  /// The kernel's first virtual address: __START_KERNEL_map.
   private static let virtualBase: UInt64 = 0xFFFF_FFFF_8000_0000
   private static let sizeBytes = 4
 
@@ -50,7 +50,7 @@ struct KernelPayload: ~Copyable {
   private let segments: [Segment]
   /// The physical address that the kernel was linked for.
   private let linkedAddress: UInt64
-  /// Nil where the kernel runs at the addresses it was linked for only.
+  /// Nil if the kernel only runs at the addresses it was linked for.
   private let relocations: Relocations?
   /// Bytes of memory from the kernel's start to the end of its last segment.
   let memorySize: UInt64
@@ -60,9 +60,9 @@ struct KernelPayload: ~Copyable {
   /// Whether it can run at other virtual addresses.
   var isRelocatable: Bool { relocations != nil }
 
-  /// Decompresses a payload; nil where it, or what comes out, is not understood.
+  /// Decompresses a payload; nil if it, or the result, is not understood.
   ///
-  /// - Parameter linkedAddress: the address that the header says the kernel prefers.
+  /// - Parameter linkedAddress: the header's preferred address.
   init?(_ payload: UnsafeRawBufferPointer, linkedAddress: UInt64, limit: Int) {
     guard let format = unsafe PayloadFormat(payload) else { return nil }
     let body = payload.count - Self.sizeBytes
@@ -70,7 +70,7 @@ struct KernelPayload: ~Copyable {
     guard size > Header.size, size <= limit,
       let data = try? Mapping(anonymous: size, hugePages: true)
     else { return nil }
-    // The size is part of a gzip file, and behind a file of the other formats.
+    // The size is part of a gzip file, and follows a file of the other formats.
     let input = unsafe UnsafeRawBufferPointer(
       rebasing: payload[..<(format == .gzip ? body + 4 : body)])
     let output = unsafe UnsafeMutableRawBufferPointer(start: data.address, count: size)
@@ -78,7 +78,7 @@ struct KernelPayload: ~Copyable {
     let bytes = UnsafeRawBufferPointer(output)
     guard let file = unsafe ELFFile(bytes, linkedAddress: linkedAddress) else { return nil }
     let relocations = unsafe Self.findRelocations(bytes, from: file.end)
-    // Without the table the kernel was built to stay where it was linked for.
+    // Without the table the kernel must stay where it was linked for.
     if relocations == nil && file.end < size { return nil }
     self.init(data, size, file, relocations, linkedAddress)
   }
@@ -106,7 +106,7 @@ struct KernelPayload: ~Copyable {
     var segments: [Segment] = []
     var memorySize: UInt64 = 0
     var entryOffset: UInt64
-    /// Of the file, in the payload.
+    /// End of the ELF file in the payload.
     var end: Int
 
     init?(_ bytes: UnsafeRawBufferPointer, linkedAddress: UInt64) {
@@ -154,8 +154,8 @@ struct KernelPayload: ~Copyable {
 
   // MARK: Relocations
 
-  /// The table between the end of the ELF file and that of the payload; nil where it has another
-  /// form.
+  /// The table between the end of the ELF file and that of the payload; nil if its format is
+  /// unknown.
   private static func findRelocations(
     _ bytes: UnsafeRawBufferPointer, from end: Int
   ) -> Relocations? {
@@ -185,12 +185,12 @@ struct KernelPayload: ~Copyable {
 
   // MARK: Loading
 
-  /// Puts the kernel into memory that is zero.
+  /// Copies the kernel to zeroed memory.
   ///
   /// - Parameters:
   ///   - address: physical, of the kernel's start.
   ///   - virtualOffset: added to all virtual addresses; 0 for a kernel that is not relocatable.
-  /// - Returns: false where something does not fit. The memory is zero again then.
+  /// - Returns: false if something does not fit. Then the memory is zero again.
   func load(into memory: GuestMemory, at address: UInt64, virtualOffset: UInt64) -> Bool {
     guard let start = unsafe memory.host(address, count: Int(clamping: memorySize)) else {
       return false
@@ -204,7 +204,7 @@ struct KernelPayload: ~Copyable {
 
   private static let page = 4096
 
-  /// Pages of zeros are not touched: the kernel's .bss is in the file.
+  /// Pages of zeroes are not touched: the file contains the kernel's .bss.
   private func copy(_ segment: Segment, _ target: UnsafeMutableRawBufferPointer) {
     var position = 0
     while position < segment.fileSize {
@@ -232,7 +232,7 @@ struct KernelPayload: ~Copyable {
   private func relocate(_ target: UnsafeMutableRawBufferPointer, by offset: UInt64) -> Bool {
     guard let relocations else { return false }
     let bytes = unsafe bytes
-    /// Offset of a value in the kernel; nil where it does not lie inside.
+    /// Offset of a value in the kernel; nil if it is outside.
     func place(_ n: Int, _ size: Int) -> Int? {
       let virtual = unsafe UInt64(bitPattern: Int64(Int32(bitPattern: Self.word(bytes, n))))
       let place = virtual &- Self.virtualBase &- linkedAddress

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. The
-// kernel's own decompressor would choose addresses at random; so does this, for physical and
-// virtual ones.
+// A bzImage whose payload the loader decompresses: the guest starts in the kernel proper. Like the
+// kernel's own decompressor, this chooses random physical and virtual addresses.
 
 import GuestMemory
 import Host
@@ -16,21 +15,20 @@ struct LoadedKernel {
   var isRandomized = false
 }
 
-/// Chooses where a kernel goes. Physical addresses are below 4 GiB, which is what the boot page
-/// tables map.
+/// Chooses a kernel's addresses. Physical ones are below 4 GiB, the limit of the boot page tables.
 struct KernelPlacement: Equatable {
   var address: UInt64
   var virtualOffset: UInt64 = 0
 
-  /// KERNEL_IMAGE_SIZE of kernels that are relocatable: their part of the virtual addresses.
+  /// KERNEL_IMAGE_SIZE of relocatable kernels: their part of the virtual addresses.
   private static let virtualSize: UInt64 = 1 << 30
 
   /// - Parameters:
   ///   - size: bytes of memory that the kernel needs.
-  ///   - preferred: the lowest address, and that of a kernel that stays where it was linked for.
+  ///   - preferred: the lowest address, and the address of a kernel that is not relocatable.
   ///   - ceiling: the first address after the memory that may be used.
-  ///   - random: a number below its argument; nil for a kernel that stays.
-  /// - Returns: nil where it does not fit.
+  ///   - random: a number below its argument; nil for a kernel that is not relocatable.
+  /// - Returns: nil if it does not fit.
   init?(
     size: UInt64, preferred: UInt64, alignment: UInt64, ceiling: UInt64,
     random: ((UInt64) -> UInt64)?
@@ -47,17 +45,17 @@ struct KernelPlacement: Equatable {
 }
 
 extension LinuxImage {
-  /// Large pages: what the kernel's first page tables are made of.
+  /// Large pages, as in the kernel's first page tables.
   private static let leastAlignment: UInt32 = 2 << 20
 
   /// Decompresses the kernel into memory.
   ///
   /// - Parameters:
   ///   - ceiling: the first address after the memory that may be used.
-  ///   - random: a number below its argument, for the kernel's addresses; nil loads it where it
-  ///     prefers to be.
-  /// - Returns: nil where anything about the image is not understood or it does not fit. Then the
-  ///   guest may still be able to decompress it.
+  ///   - random: a number below its argument, for the kernel's addresses; nil loads it at its
+  ///     preferred address.
+  /// - Returns: nil if the image is not understood or does not fit. The guest may still be able
+  ///   to decompress it.
   func loadDecompressed(
     into memory: GuestMemory, below ceiling: UInt64, random: ((UInt64) -> UInt64)?
   ) -> LoadedKernel? {
@@ -82,7 +80,7 @@ extension LinuxImage {
     }
   }
 
-  /// Where the compressed kernel lies in the file.
+  /// The compressed kernel's range in the file.
   private var payload: Range<Int>? {
     guard let offset = file.load(UInt32.self, at: Field.payloadOffset),
       let size = file.load(UInt32.self, at: Field.payloadSize), size > 0

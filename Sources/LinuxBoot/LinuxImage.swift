@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A bzImage and its set-up header (Linux, "The Linux/x86 Boot Protocol"). The header lies at
-// 0x1F1 of the file; after it and the real-mode code comes the protected-mode kernel, which
-// decompresses itself.
+// A bzImage and its set-up header (Linux, "The Linux/x86 Boot Protocol"). The header is at 0x1F1 in
+// the file; after it and the real-mode code comes the protected-mode kernel, which decompresses
+// itself.
 
 import GuestMemory
 import Host
@@ -47,9 +47,9 @@ package struct LinuxImage: Sendable {
   let file: [UInt8]
   let setupSize: Int
   let systemSize: Int
-  /// Where the kernel wants to be loaded.
+  /// The kernel's preferred load address.
   package let loadAddress: UInt64
-  /// Bytes that the kernel needs from its load address on before it knows its memory.
+  /// Bytes from its load address on that the kernel needs before it knows its memory.
   package let initSize: UInt64
   /// The highest address that an initrd may touch.
   package let initrdMaximum: UInt64
@@ -62,7 +62,7 @@ package struct LinuxImage: Sendable {
       && file.load(UInt32.self, at: Field.magic) == magic
   }
 
-  /// Checks the header and that the file is whole.
+  /// Checks the header and that the file is complete.
   package init(_ file: [UInt8], name: String) throws(LoadError) {
     func field<Value: FixedWidthInteger>(
       _ type: Value.Type, _ offset: Int
@@ -94,7 +94,7 @@ package struct LinuxImage: Sendable {
     self.file = file
   }
 
-  /// Puts the protected-mode kernel into memory, which decompresses itself.
+  /// Copies the protected-mode kernel, which decompresses itself, to memory.
   ///
   /// - Returns: the kernel with the memory that it needs until it knows the machine's.
   func load(into memory: GuestMemory, name: String) throws(LoadError) -> LoadedKernel {
@@ -110,8 +110,7 @@ package struct LinuxImage: Sendable {
       entry: .linux64(address: loadAddress + Self.entryOffset), range: loadAddress..<end)
   }
 
-  /// The set-up header at its place in an otherwise empty zero page. Its length follows from the
-  /// jump that precedes the magic.
+  /// The set-up header in an otherwise empty zero page. The jump before the magic has its length.
   func zeroPage() -> [UInt8] {
     var page = [UInt8](repeating: 0, count: 4096)
     let end = min(Field.magic + Int(file[Field.jump + 1]), 0x290, file.count)
@@ -122,7 +121,7 @@ package struct LinuxImage: Sendable {
   }
 }
 
-/// The zero page: what the boot loader tells Linux.
+/// The zero page: the boot loader's information for Linux.
 enum ZeroPage {
   private static let rsdp = 0x70
   private static let initrdAddressHigh = 0xC0

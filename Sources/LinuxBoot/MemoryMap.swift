@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The map of memory that firmware hands to Linux (E820).
+// Firmware's memory map for Linux (E820).
 
 import GuestMemory
 
-/// The memory map that the guest is told (E820).
+/// The guest's memory map (E820).
 package struct MemoryMap: Sendable, Hashable {
   package struct Entry: Sendable, Hashable {
     package let start: UInt64
@@ -33,7 +33,7 @@ package struct MemoryMap: Sendable, Hashable {
     }
   }
 
-  /// What firmware is told, which takes out of memory what it uses itself.
+  /// The map for firmware, which removes the memory that it uses itself.
   init(forFirmware memory: GuestMemory, _ pci: PCIMap) {
     add(0, to: memory.lowEnd, Self.usable)
     for region in memory.regions.dropFirst() {

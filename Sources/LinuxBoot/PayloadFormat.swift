@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a bzImage's payload is compressed, and its decompression by the host's libraries: zlib,
-// liblzma, liblz4, libzstd, which every Debian has because apt needs them. They are loaded for the
-// purpose and are no part of the program.
+// The compression format of a bzImage's payload, and decompression by the host's libraries: zlib,
+// liblzma, liblz4, libzstd, which every Debian has because apt needs them. They are loaded on
+// demand and are not part of the program.
 //
 //     let format = PayloadFormat(payload)
 //     let whole = format?.decompress(payload, into: buffer) == buffer.count
 
 import Host
 
-/// The compressions of Linux's kernel that a library here can undo.
+/// Compression formats of Linux's kernel that a library here can decompress.
 package enum PayloadFormat: String, CaseIterable, Sendable {
   case gzip, xz, lz4, zstd
 
@@ -28,7 +28,7 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     }
   }
 
-  /// The format that begins so; nil where it is none of these.
+  /// Detects the format; nil if it is none of these.
   package init?(_ payload: UnsafeRawBufferPointer) {
     let found = Self.allCases.first { format in
       unsafe payload.count > 16 && payload.prefix(format.magic.count).elementsEqual(format.magic)
@@ -46,9 +46,9 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     }
   }
 
-  /// Decompresses a payload without the size that Linux's build puts behind it.
+  /// Decompresses a payload without the size that Linux's build appends.
   ///
-  /// - Returns: bytes written; nil where the library is missing or finds the data damaged or longer
+  /// - Returns: bytes written; nil if the library is missing or finds the data damaged or longer
   ///   than `output`.
   package func decompress(
     _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer
@@ -82,7 +82,7 @@ private enum LZ4 {
   typealias Decompress =
     @convention(c) (UnsafeRawPointer, UnsafeMutableRawPointer, Int32, Int32) -> Int32
 
-  /// Blocks of up to 8 MiB, each behind its compressed size.
+  /// Blocks of up to 8 MiB, each preceded by its compressed size.
   static func decompress(
     _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
     _ output: UnsafeMutableRawBufferPointer

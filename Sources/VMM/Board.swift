@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The devices of the machine on their buses. What a device asks of the machine as a whole (power
-// off, reset, exit) goes through `MachineControl`, because the devices exist before the machine.
+// The devices of the machine on their buses. Requests of devices to the whole machine (power off,
+// reset, exit) go through `MachineControl`, because the devices exist before the machine.
 
 import Devices
 import GuestMemory
@@ -12,7 +12,7 @@ import Logging
 import Synchronization
 import SystemPackage
 
-/// Carries a device's request to end the run to the machine.
+/// Passes a device's request to end the run to the machine.
 final class MachineControl: Sendable {
   private let outcome = Mutex<Outcome?>(nil)
   private let ended: EventFile
@@ -24,7 +24,7 @@ final class MachineControl: Sendable {
     self.onReboot = onReboot
   }
 
-  /// Readable when the run is to end, or the guest to be restarted.
+  /// Readable when the run must end, or the guest restart.
   var descriptor: Int32 { ended.descriptor.rawValue }
 
   /// The first outcome counts.
@@ -35,7 +35,7 @@ final class MachineControl: Sendable {
 
   var result: Outcome? { outcome.withLock { $0 } }
 
-  /// The guest asks for a reset of the machine.
+  /// The guest requests a reset of the machine.
   func reboot() {
     switch onReboot {
     case .exit: end(.restart)
@@ -45,7 +45,7 @@ final class MachineControl: Sendable {
     }
   }
 
-  /// Whether the guest has asked for a restart since the last look.
+  /// Whether the guest has requested a restart since the last call.
   func takeRestart() -> Bool {
     guard isRestarting.exchange(false, ordering: .acquiringAndReleasing) else { return false }
     ended.consume()
@@ -53,7 +53,7 @@ final class MachineControl: Sendable {
   }
 }
 
-/// The buses and the devices that the VMM itself talks to.
+/// The buses and the devices that the VMM itself accesses.
 struct Board: Sendable {
   let ports: Bus
   let memoryMapped: Bus
@@ -61,14 +61,14 @@ struct Board: Sendable {
   let console: ConsoleWriter
   let serial: SerialPort
   let power: PowerManagement
-  /// What the terminal's input goes to.
+  /// The receiver of the terminal's input.
   let input: any InputReceiver
   let clock: RealTimeClockDevice
   /// Readable when the clock's next event has changed.
   let clockChanged: SharedEvent
-  /// Served by the main thread; devices register with it.
+  /// Runs in the main thread; devices register with it.
   let loop: EventLoop
-  /// Seconds that a guest has to power off after SIGTERM.
+  /// Seconds that a guest has for powering off after SIGTERM.
   let shutdownTime: Int
   private let slots: PCISlots
   private let pci: PCIRoot
@@ -92,7 +92,7 @@ struct Board: Sendable {
       eventChanged: { clockChanged.file.signal() })
 
     let ports = Bus()
-    // Port 0x61 lies between the keyboard controller's two ports; the hypervisor answers it.
+    // Port 0x61 is between the keyboard controller's two ports; the hypervisor answers it.
     let keyboard = KeyboardController(isPresent: flash == nil) { control.reboot() }
     ports.attach(keyboard, at: GuestMap.Port.keyboardController, size: 5)
     ports.attach(clock, at: GuestMap.Port.realTimeClock, size: 2)
@@ -161,13 +161,13 @@ struct Board: Sendable {
     self.clockChanged = clockChanged
   }
 
-  /// The ways to PCI's configuration space.
+  /// Attaches the access mechanisms of PCI configuration space.
   ///
-  /// - Parameter memoryMapped: nil where firmware places it in memory.
+  /// - Parameter memoryMapped: nil if firmware places it in memory.
   private static func attach(
     _ pci: PCIRoot, _ address: PCIAddressPort, ports: Bus, memoryMapped: Bus?
   ) {
-    // The reset register is at the next port.
+    // The next port is the reset register.
     ports.attach(address, at: GuestMap.Port.pciAddress, size: 1)
     ports.attach(PCIDataPort(pci, address), at: GuestMap.Port.pciData, size: PCIDataPort.size)
     memoryMapped?.attach(
@@ -175,22 +175,22 @@ struct Board: Sendable {
       size: PCIConfigurationMemory.size)
   }
 
-  /// Resets the devices, while no CPU runs.
+  /// Resets the devices. Call it while no CPU runs.
   func reset() {
     for device in devices { device.resetWithMachine() }
     pci.resetWithMachine()
   }
 
-  /// The terminal has this size.
+  /// The terminal was resized.
   func resizeTerminal(_ size: ConsoleDevice.Size) { slots.console?.resize(size) }
 
-  /// Whether no device works on requests from before a reset.
+  /// Whether no device processes requests from before a reset.
   var isIdle: Bool { !pci.isBusy }
 
-  /// Starts the devices' threads. No guest code has run.
+  /// Starts the devices' threads. Call it before any guest code runs.
   func start() throws(Errno) { try slots.start() }
 
-  /// Ends the devices' threads, after the vCPUs' have ended.
+  /// Ends the devices' threads. Call it after the vCPUs' threads have ended.
   func stop() { slots.stop() }
 }
 
@@ -200,14 +200,14 @@ final class SharedEvent: Sendable {
   init() throws(Errno) { file = try EventFile() }
 }
 
-/// Configuration space in memory, where firmware has placed it.
+/// Configuration space in memory, at the address set by firmware.
 private final class ConfigurationWindow: Sendable {
   private let bus: Bus
   private let place = Mutex<UInt64?>(nil)
 
   init(_ bus: Bus) { self.bus = bus }
 
-  /// What lies over other devices is not there.
+  /// A range that overlaps other devices is not attached.
   func move(_ root: PCIRoot, to base: UInt64?) {
     place.withLock { place in
       if let place { bus.detach(at: place) }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What CPUID answers on each virtual CPU: what the hypervisor supports, with the leaves that tell a
-// CPU's place rewritten. The machine has one package with one thread per core, and a CPU's APIC
-// identifier is its number.
+// The CPUID of each virtual CPU: the hypervisor's supported entries, with the topology leaves
+// rewritten. The machine has one package with one thread per core, and a CPU's APIC identifier is
+// its number.
 
 import CHost
 
@@ -27,12 +27,12 @@ struct CPUIDPolicy {
 
   let supported: [kvm_cpuid_entry2]
   let processors: Int
-  /// Whether the interrupt chips in the hypervisor have the TSC-deadline timer.
+  /// Whether the hypervisor's local APICs have the TSC-deadline timer.
   let hasDeadlineTimer: Bool
-  /// MAXPHYADDR of guests with UEFI, which makes page tables of 2 MiB pages for all addresses: more
-  /// bits would take all of a small machine's memory.
+  /// MAXPHYADDR for guests with UEFI, which builds page tables of 2 MiB pages for all addresses:
+  /// with more bits they would take all of a small machine's memory.
   static let firmwareAddressBits: UInt32 = 41
-  /// The most bits of physical addresses; nil: those of the processor.
+  /// Limit of physical-address bits; nil: the processor's.
   var addressBitsLimit: UInt32?
 
   /// Bits of an APIC identifier that number the cores of the package.
@@ -65,7 +65,7 @@ struct CPUIDPolicy {
       } else {
         entry.edx &= ~Self.hyperThreadingBit
       }
-    // A guest that sees LA57 walks five levels of page tables; no machine of ours needs 57 bits.
+    // A guest with LA57 walks five levels of page tables; our machines never need 57 bits.
     case Leaf.structuredFeatures where entry.index == 0: entry.ecx &= ~Self.la57Bit
     case Leaf.deterministicCache where entry.eax & 0x1F != 0:
       // Caches of levels 1 and 2 belong to a core, others to the package.

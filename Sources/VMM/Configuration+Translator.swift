@@ -5,10 +5,10 @@
 import Glibc
 
 extension Configuration {
-  /// Bytes of the code memory that a user can ask for.
+  /// Valid sizes of the code memory in bytes.
   package static let translatorCodeSizes = 64 << 10...512 << 20
 
-  /// Switches the software engine's translator.
+  /// Enables or disables the software engine's translator.
   package mutating func setTranslator(_ text: String) throws(RunError) {
     switch text {
     case "on": translates = true
@@ -17,7 +17,7 @@ extension Configuration {
     }
   }
 
-  /// Switches the guard of translated code's accesses against speculation.
+  /// Enables or disables the guard of translated code's accesses against speculation.
   package mutating func setSpeculationGuard(_ text: String) throws(RunError) {
     switch text {
     case "on": guardsSpeculation = true
@@ -26,12 +26,12 @@ extension Configuration {
     }
   }
 
-  /// Sets after how many executions a block is translated.
+  /// Sets the number of executions after which a block is translated.
   package mutating func setTranslatorThreshold(_ text: String) throws(RunError) {
     translatorThreshold = UInt32(try Self.count(text, "--translator-threshold"))
   }
 
-  /// Sets after how many entries a translated block is translated with those that follow it.
+  /// Sets the number of entries after which a translated block is translated with its successors.
   package mutating func setTranslatorHotEntries(_ text: String) throws(RunError) {
     translatorHotEntries = try Self.count(text, "--translator-hot-entries")
   }
@@ -56,10 +56,10 @@ extension Configuration {
   }
 }
 
-/// A folder of translations that outlive the run.
+/// A folder that keeps translations between runs.
 package struct TranslationCache: Sendable, Equatable {
   package var path: String
-  /// Bytes that it may have.
+  /// Size limit in bytes.
   package var limit: Int
 
   package static let defaultLimit = 256 << 20
@@ -70,7 +70,7 @@ package struct TranslationCache: Sendable, Equatable {
     self.limit = limit
   }
 
-  /// Where the XDG Base Directory Specification has it; nil where the user has no home.
+  /// The path by the XDG Base Directory Specification; nil if the user has no home.
   package static var defaultPath: String? {
     func absolute(_ name: String) -> String? {
       let value = unsafe getenv(name).map { unsafe String(cString: $0) }
@@ -82,7 +82,7 @@ package struct TranslationCache: Sendable, Equatable {
 }
 
 extension Configuration {
-  /// Sets where translations are kept: "on", "off" or a folder, with ",size=64M" behind it.
+  /// Sets where translations are kept: "on", "off" or a folder, optionally followed by ",size=64M".
   package mutating func setTranslationCache(_ text: String) throws(RunError) {
     var limit = TranslationCache.defaultLimit
     var path = text

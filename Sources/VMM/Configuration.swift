@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the user wants of a machine, checked as far as it can be without touching anything.
+// The user's configuration of a machine, checked as far as possible without opening anything.
 
 import Devices
 import Glibc
@@ -8,14 +8,14 @@ import LinuxBoot
 import SystemPackage
 import X86
 
-/// The engines that a user can name.
+/// The engines that a user can select.
 package enum EngineChoice: String, Sendable, CaseIterable {
   case auto
   case soft
   case kvm
 }
 
-/// What a reboot of the guest does.
+/// The effect of a guest's reboot.
 package enum RebootAction: String, Sendable, CaseIterable {
   case restart
   case exit
@@ -26,60 +26,60 @@ package struct Configuration: Sendable {
   package var kernel: String?
   package var initrd: String?
   package var append = ""
-  /// What boots the disks; nil: a kernel is given, or the built-in guest runs.
+  /// The firmware that boots the disks; nil: a kernel is given, or the built-in guest runs.
   package var firmware: FirmwareChoice?
-  /// The monitor decompresses a compressed kernel where it can, instead of the guest.
+  /// The monitor decompresses a compressed kernel if possible, instead of the guest.
   package var decompresses = true
   /// Bytes.
   package var memory = 512 << 20
   package var processors = 1
-  /// Physical CPUs of the software engine; nil for as many as the host has.
+  /// Physical CPUs of the software engine; nil: as many as the host has.
   package var physicalProcessors: Int?
-  /// Whose processors the software engine has; nil: the host's vendor's.
+  /// The vendor of the software engine's processors; nil: the host's vendor.
   package var vendor: SiliconVendor?
   /// The software engine translates hot code.
   package var translates = false
-  /// When it translates, and how much code it keeps; nil: its own choice. See
+  /// Thresholds and code memory of the translator; nil: its defaults. See
   /// `Configuration+Translator.swift`.
   package var translatorThreshold: UInt32?
   package var translatorHotEntries: Int32?
   package var translatorCodeBytes: Int?
-  /// Whether translated code's accesses are harmless where the host's processor guesses.
+  /// Whether translated code's accesses are harmless when the host mispredicts.
   package var guardsSpeculation = true
-  /// Whether translated code's accesses are compared with a walk, for tests.
+  /// Whether translated code's accesses are compared with a page walk, for tests.
   package var verifiesAccesses = false
-  /// Where translations are kept from run to run; nil: nowhere.
+  /// Where translations are kept between runs; nil: nowhere.
   package var translationCache: TranslationCache?
-  /// Descriptors of what the translator reports: guest and host code, and names for `perf`.
+  /// Descriptors of the translator's reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?
   package var perfMap: Int32?
   package var disks: [DiskConfiguration] = []
   package var network: NetworkConfiguration?
-  /// The terminal is the virtio console, and not the serial port's.
+  /// The terminal is the virtio console instead of the serial port.
   package var usesVirtioConsole = false
   /// Named ports of the virtio console.
   package var ports: [PortConfiguration] = []
   /// The guest has a source of random bytes.
   package var hasEntropy = false
   package var onReboot = RebootAction.restart
-  /// Seconds that a guest has to power off after SIGTERM; 0: none.
+  /// Seconds that a guest has for powering off after SIGTERM; 0: none.
   package var shutdownTime = 30
   package var engine = EngineChoice.auto
   package var statistics = false
 
-  /// What the kernel is told before the user's own text.
+  /// The kernel's command line before the user's own text.
   package static let defaultCommandLine = "console=ttyS0"
   package static let virtioCommandLine = "console=hvc0"
-  /// As many CPUs as 8-bit APIC identifiers can name.
+  /// Limit of 8-bit APIC identifiers.
   package static let maximumProcessors = 254
-  /// As many physical CPUs as the software engine has, at most.
+  /// Limit of the software engine's physical CPUs.
   package static let maximumPhysicalProcessors = 64
 
   package init() {}
 
-  /// Address space that a run may come to need besides what is mapped when the guest starts, with
-  /// much to spare: it bounds a run-away. Threads' stacks and heaps, code memories, tables by the
-  /// size of guest memory.
+  /// Address space that a run may need in addition to what is mapped when the guest starts, with a
+  /// large margin: it stops run-away allocation. Threads' stacks and heaps, code memories, tables
+  /// by the size of guest memory.
   package var addressReserve: UInt64 {
     let physical =
       physicalProcessors
@@ -99,7 +99,7 @@ extension Configuration {
   /// Sets the memory from text such as "512M", "2G", "65536K"; a bare number counts MiB.
   package mutating func setMemory(_ text: String) throws(RunError) {
     let units = ["K": 10, "M": 20, "G": 30, "T": 40]
-    // Some letters are two in upper case, so that no Character can be made of them.
+    // Some letters' upper case is two letters, which is not a Character.
     let shift = text.last.flatMap { units[$0.uppercased()] }
     let digits = shift == nil ? text[...] : text.dropLast()
     guard let number = Int(digits), number >= 0, number <= Int.max >> (shift ?? 20) else {
@@ -147,7 +147,7 @@ extension Configuration {
     disks = try texts.map { (text) throws(RunError) in try DiskConfiguration(text) }
   }
 
-  /// Says who decompresses a compressed kernel.
+  /// Selects who decompresses a compressed kernel.
   package mutating func setDecompression(_ text: String) throws(RunError) {
     switch text {
     case "host": decompresses = true
@@ -156,7 +156,7 @@ extension Configuration {
     }
   }
 
-  /// Has translations listed in a file; "-" is standard error. An existing file is overwritten.
+  /// Lists translations in a file; "-" is standard error. An existing file is overwritten.
   package mutating func setTranslationListing(_ path: String) throws(RunError) {
     if path == "-" {
       translationListing = STDERR_FILENO
@@ -165,7 +165,7 @@ extension Configuration {
     }
   }
 
-  /// Has names of translated code written to where `perf` looks for them.
+  /// Writes names of translated code to `perf`'s map file.
   package mutating func setPerfMap() throws(RunError) {
     perfMap = try Self.create(
       "/tmp/perf-\(getpid()).map", option: "--perf-map", flags: O_NOFOLLOW)
@@ -190,7 +190,7 @@ extension Configuration {
     vendor = choice
   }
 
-  /// Sets the firmware: by name, by file, or because disks without a kernel need one.
+  /// Sets the firmware: by name, by file, or the default for disks without a kernel.
   package mutating func setFirmware(_ text: String?) throws(RunError) {
     guard let text else {
       if kernel == nil, initrd == nil, !disks.isEmpty { firmware = .automatic }
@@ -202,7 +202,7 @@ extension Configuration {
     firmware = try FirmwareChoice(text)
   }
 
-  /// Sets what a reboot does.
+  /// Sets the effect of a reboot.
   package mutating func setRebootAction(_ text: String) throws(RunError) {
     guard let action = RebootAction(rawValue: text) else {
       throw RunError("--on-reboot \(text): give restart or exit")
@@ -210,7 +210,7 @@ extension Configuration {
     onReboot = action
   }
 
-  /// Sets what the terminal is to the guest.
+  /// Sets the guest's device for the terminal.
   package mutating func setConsole(_ text: String) throws(RunError) {
     switch text {
     case "serial": usesVirtioConsole = false

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the serial port receives: a terminal with its escape keys, a pipe, or a plain file, which
-// cannot be waited for and is looked at every few milliseconds. The guest reads at its own speed,
-// so input waits in the descriptor while the port has enough.
+// The input of the serial port: a terminal with its escape keys, a pipe, or a plain file, which
+// cannot be polled and is read every few milliseconds. The guest reads at its own speed, so input
+// stays in the descriptor while the port has enough.
 
 import Devices
 import Glibc
@@ -16,14 +16,14 @@ final class ConsoleInput: Sendable {
     var keys = EscapeKeys()
     var isOpen = true
     var canBePolled = true
-    /// The event loop waits for it: it is no plain file, and the guest keeps up.
+    /// Registered with the event loop: it can be polled, and the guest keeps up.
     var source: EventLoop.Source?
   }
 
-  /// The serial port takes no more before the guest has read some.
+  /// Limit of unread bytes in the serial port.
   private static let backlog = 4096
   private static let chunkSize = 1024
-  /// Milliseconds between looks at what cannot be waited for.
+  /// Milliseconds between reads of a descriptor that cannot be polled.
   private static let interval: Int32 = 10
 
   private let descriptor: Int32
@@ -39,9 +39,9 @@ final class ConsoleInput: Sendable {
 
   private var hasRoom: Bool { board.input.pendingInput < Self.backlog }
 
-  /// Waits for the descriptor, or stops to.
+  /// Registers or unregisters the descriptor.
   ///
-  /// - Returns: milliseconds until it is to be looked at; nil where nobody has to.
+  /// - Returns: milliseconds until `look` must be called; nil if it need not be.
   func update() throws(Errno) -> Int32? {
     try state.withLock { (state) throws(Errno) in
       let isWanted = state.isOpen && hasRoom
@@ -69,7 +69,7 @@ final class ConsoleInput: Sendable {
     state.source = nil
   }
 
-  /// Reads what cannot be waited for.
+  /// Reads a descriptor that cannot be polled.
   func look() {
     if state.withLock({ $0.isOpen && !$0.canBePolled }) { read() }
   }
@@ -90,7 +90,7 @@ final class ConsoleInput: Sendable {
     board.input.receive(isTerminal ? typed(chunk[..<count]) : Array(chunk[..<count]))
   }
 
-  /// What is for the guest of what was typed.
+  /// The typed bytes for the guest, without escape keys.
   private func typed(_ bytes: ArraySlice<UInt8>) -> [UInt8] {
     state.withLock { $0.keys.take(bytes) }.compactMap { event in
       switch event {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The host's sides of a virtio console's ports: the terminal for the first, and for each other a
-// Unix socket that waits for one client at a time.
+// The host sides of a virtio console's ports: the terminal for the first, and for each other a Unix
+// socket that accepts one client at a time.
 
 import CHost
 import Devices
@@ -10,7 +10,7 @@ import Host
 import Synchronization
 import SystemPackage
 
-/// What takes the input of a terminal.
+/// Receives a terminal's input.
 protocol InputReceiver: Sendable {
   /// Bytes that the guest has not read yet.
   var pendingInput: Int { get }
@@ -27,7 +27,7 @@ final class TerminalPort: ConsoleBackend, InputReceiver {
 
   init(_ writer: ConsoleWriter) { self.writer = writer }
 
-  /// - Parameter wake: has the device look for bytes.
+  /// - Parameter wake: makes the device check for bytes.
   func connect(wake: @escaping @Sendable () -> Void) { self.wake.withLock { $0 = wake } }
 
   var isOpen: Bool { true }
@@ -50,7 +50,7 @@ final class TerminalPort: ConsoleBackend, InputReceiver {
   }
 }
 
-/// A console that nobody looks at, where there are other ports.
+/// A console without a terminal, if there are other ports.
 final class NobodyPort: ConsoleBackend {
   let isOpen = false
   let hasRoom = true
@@ -59,7 +59,7 @@ final class NobodyPort: ConsoleBackend {
   func take(_ limit: Int) -> [UInt8] { [] }
 }
 
-/// A port of a guest, and the socket of the host that leads to it.
+/// A guest's port, and the host's socket for it.
 package struct PortConfiguration: Sendable, Hashable {
   package let name: String
   package let path: String
@@ -91,13 +91,13 @@ final class SocketPort: ConsoleBackend {
     var wake: (@Sendable () -> Void)?
   }
 
-  /// Bytes that wait for the guest, at most.
+  /// Limit of bytes that wait for the guest.
   private static let backlog = 64 << 10
 
   private let listener: OwnedFileDescriptor
   private let state = Mutex(State())
 
-  /// Waits at a path, where an old socket without a listener may be.
+  /// Listens at a path, and replaces an old socket without a listener.
   init(_ configuration: PortConfiguration) throws(RunError) {
     let option = "--port \(configuration.name)=\(configuration.path)"
     do throws(Errno) {
@@ -119,7 +119,7 @@ final class SocketPort: ConsoleBackend {
     let raw = owner.rawValue
     if unsafe !call(path, { unsafe bind(raw, $0, $1) }) {
       let reason = Errno(rawValue: errno)
-      // Whether somebody listens there still.
+      // Check whether another process still listens there.
       let probe = try make()
       let other = probe.rawValue
       guard reason == .addressInUse, unsafe !call(path, { unsafe Glibc.connect(other, $0, $1) }),
@@ -132,7 +132,7 @@ final class SocketPort: ConsoleBackend {
     return owner
   }
 
-  /// Calls a function with the address of a path; whether it succeeds.
+  /// Calls a function with the address of a path; returns whether it succeeds.
   private static func call(
     _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Bool {
@@ -146,7 +146,7 @@ final class SocketPort: ConsoleBackend {
     }
   }
 
-  /// - Parameter wake: has the device look for bytes, room, or a change of `isOpen`.
+  /// - Parameter wake: makes the device check for bytes, room, or a change of `isOpen`.
   func connect(_ loop: EventLoop, wake: @escaping @Sendable () -> Void) throws(Errno) {
     state.withLock { ($0.loop, $0.wake) = (loop, wake) }
     _ = try loop.add(listener.rawValue) { [weak self] _ in self?.accept() }
@@ -223,7 +223,7 @@ final class SocketPort: ConsoleBackend {
     }
   }
 
-  /// Waits for what there is room for, and to send what is left.
+  /// Sets the events to wait for: input if there is room, output if bytes are left.
   private func update(_ state: inout State) {
     guard let source = state.source else { return }
     var interest: Poller.Readiness = state.input.count < Self.backlog ? .readable : []
@@ -233,7 +233,7 @@ final class SocketPort: ConsoleBackend {
     try? state.loop?.change(source, interest: interest)
   }
 
-  /// The client has gone; what it has sent stays for the guest.
+  /// The client has disconnected; its bytes stay for the guest.
   private func drop(_ state: inout State) {
     if let source = state.source { state.loop?.remove(source) }
     if let client = state.client { close(client) }

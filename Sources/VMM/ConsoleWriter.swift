@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Collects what the guest sends to its serial port and writes it to the terminal in pieces, so that
-// a vCPU does not make a system call for each character. The event loop writes; a vCPU does so
-// itself only when much has piled up, which also slows a guest down to the speed of its reader.
+// Buffers the guest's serial output and writes it to the terminal in pieces, so that a vCPU does
+// not make a system call for each character. The event loop writes; a vCPU does so itself only when
+// the buffer is full, which slows a guest down to the speed of its reader.
 
 import Host
 import Synchronization
 import SystemPackage
 
-/// Buffered output to a descriptor that somebody else owns.
+/// Buffered output to another owner's descriptor.
 package final class ConsoleWriter: Sendable {
-  /// Bytes that may pile up before the sender has to wait.
+  /// Bytes that may be buffered before the sender must wait.
   private static let limit = 64 << 10
 
   private let pending = Mutex<[UInt8]>([])
@@ -24,7 +24,7 @@ package final class ConsoleWriter: Sendable {
     pending.withLock { $0.reserveCapacity(4096) }
   }
 
-  /// Readable when there is something to write.
+  /// Readable when there are bytes to write.
   package var wakeDescriptor: Int32 { wake.descriptor.rawValue }
 
   /// Adds a byte.
@@ -37,7 +37,7 @@ package final class ConsoleWriter: Sendable {
     if count >= Self.limit { flush() }
   }
 
-  /// Writes everything out. A reader that has gone away loses it.
+  /// Writes all bytes. They are lost if the reader has closed.
   package func flush() {
     writing.withLock { _ in
       wake.consume()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The log of the VMM, for somebody who looks for the cause of a problem. Errors, outcomes and the
-// engine's line are messages for the user and are not logged.
+// The log of the VMM, for diagnosing problems. Errors, outcomes and the engine's line are messages
+// for the user and are not logged.
 //
 //     log.debug("CPU 0 starts")        // seen with --log debug
 
@@ -13,14 +13,14 @@ import Logging
 let log = Logger(label: "martlet")
 
 package enum Diagnostics {
-  /// Only what is wrong and yet does not end the run.
+  /// Only problems that do not end the run.
   package static let defaultLevel = Logger.Level.warning.rawValue
 
-  /// What `--log` takes.
+  /// The values of `--log`.
   package static var levels: [String] { Logger.Level.allCases.map(\.rawValue) }
 
-  /// Sends messages of a level and above to standard error. To be called once, before a machine is
-  /// made.
+  /// Sends messages of a level and above to standard error. Call it once, before a machine is
+  /// created.
   package static func start(level text: String) throws(RunError) {
     guard let level = Logger.Level(rawValue: text) else {
       let names = levels.joined(separator: ", ")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What --disk says: a file or a block device, and options behind commas.
+// The argument of --disk: a file or a block device, and options after commas.
 //
 //     debian.qcow2,overlay=temporary
 
@@ -15,13 +15,13 @@ package struct DiskConfiguration: Sendable, Hashable {
 
   package var isReadOnly: Bool { options.isReadOnly }
 
-  /// As many as there are slots on the bus, beside those of the bridge and of devices of other
-  /// kinds.
+  /// As many as there are slots on the bus, except those of the bridge and of other kinds of
+  /// devices.
   package static let maximumCount = PCIRoot.slotCount - 5
 
-  /// Reads the text of an option. Two commas are one in the file's name.
+  /// Parses the option's text. A doubled comma is a comma in the file's name.
   package init(_ text: String) throws(RunError) {
-    // No file's name has a NUL.
+    // File names never contain NUL.
     let parts = text.replacing(",,", with: "\0").split(
       separator: ",", omittingEmptySubsequences: false
     )
@@ -29,7 +29,7 @@ package struct DiskConfiguration: Sendable, Hashable {
     path = String(parts[0])
     guard !path.isEmpty else { throw RunError("--disk \(text): no file; give one") }
     for option in parts.dropFirst() { try set(String(option), text) }
-    // A snapshot is never written to.
+    // A snapshot is never written.
     if options.snapshot != nil, options.overlayFolder == nil { options.isReadOnly = true }
   }
 
@@ -55,14 +55,14 @@ package struct DiskConfiguration: Sendable, Hashable {
     }
   }
 
-  /// Where files of any size can be, and survive no restart of the host.
+  /// A folder for large files that need not survive a restart of the host.
   private static var temporaryFolder: String {
     unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/var/tmp"
   }
 
-  /// Opens and locks the image and the files that it rests on.
+  /// Opens and locks the image and its backing files.
   ///
-  /// - Parameter report: called with a line when the image proves to be damaged.
+  /// - Parameter report: called with a line if the image turns out to be damaged.
   func open(report: @escaping @Sendable (String) -> Void) throws(RunError) -> any BlockImage {
     do throws(ImageError) {
       return try DiskImage.open(path: path, options, report: report)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What this machine offers for running guests, as lines for the user, with how to fix what is
+// This machine's support for running guests, as lines for the user, with remedies for what is
 // missing.
 
 import Glibc
@@ -14,7 +14,7 @@ package struct Doctor {
 
   package init(_ supply: EngineSupply) { self.supply = supply }
 
-  /// CPU features that matter, with what they are for.
+  /// CPU features that matter, with their use.
   private static let features: [(flag: String, use: String)] = [
     ("vmx", "Intel's hardware virtualization"), ("svm", "AMD's hardware virtualization"),
     ("fsgsbase", "CPU state at a segment base"), ("bmi2", "flagless shifts in translated code"),
@@ -62,7 +62,7 @@ package struct Doctor {
     return lines
   }
 
-  /// How `martlet kvm` learns of what its program writes to guest memory.
+  /// How `martlet kvm` detects its program's writes to guest memory.
   private func clientLine() -> String {
     let name = "writes of programs under martlet kvm"
     do throws(Errno) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // An engine is a KVM to run on: a transport, and one line that says which it is and why it was
-// taken. Nothing else in the VMM knows which one it got.
+// chosen. Nothing else in the VMM knows which one it is.
 
 import KVMClient
 import Logging
@@ -12,13 +12,13 @@ package struct Engine: Sendable {
   package let transport: any KVMTransport
   /// One line for the user.
   package let reason: String
-  /// The kernel's KVM, not code of this process.
+  /// The kernel's KVM, not one in this process.
   package var isDevice: Bool { transport is DeviceTransport }
 }
 
-/// The makers of transports that a program has at hand.
+/// The available transports.
 package struct EngineSupply: Sendable {
-  /// Makes a software KVM with the physical CPUs that a configuration asks for.
+  /// Creates a software KVM with the configuration's physical CPUs.
   package typealias SoftwareMaker =
     @Sendable (_ configuration: Configuration) throws(Errno) -> any KVMTransport
 
@@ -33,7 +33,7 @@ package struct EngineSupply: Sendable {
     self.software = software
   }
 
-  /// Takes the engine that a configuration asks for.
+  /// Selects the engine for a configuration.
   package func choose(_ configuration: Configuration) throws(RunError) -> Engine {
     switch configuration.engine {
     case .soft: return try softEngine(configuration, why: "as asked")
@@ -95,7 +95,7 @@ package struct EngineSupply: Sendable {
     }
   }
 
-  /// Why the kernel's KVM cannot be used and how to fix that; nil when it can.
+  /// Why the kernel's KVM cannot be used, with a remedy; nil if it can.
   package func deviceProblem() -> String? {
     do throws(Errno) {
       _ = try System(transport: device)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Measures how fast a KVM is. The device file alone says nothing about it: a KVM may interpret a
-// guest's supervisor code at hundreds of nanoseconds an instruction. The probe is a
-// guest of two instructions in a loop, run in user mode and in supervisor mode.
+// Measures how fast a KVM is. The device file says nothing about it: a KVM may interpret a guest's
+// supervisor code at hundreds of nanoseconds an instruction. The probe is a guest with a loop of
+// two instructions, run in user mode and in supervisor mode.
 
 import CHost
 import GuestMemory
@@ -17,7 +17,7 @@ package struct EngineSpeed: Sendable {
   package let supervisor: Double
   package let user: Double
 
-  /// Above this a KVM is taken for one that interprets supervisor code.
+  /// Above this a KVM is assumed to interpret supervisor code.
   package static let slowest = 50.0
   package var isUsable: Bool { supervisor < Self.slowest }
 }
@@ -28,7 +28,8 @@ struct EngineProbe {
   private static let code: [UInt8] = [0x49, 0x75, 0xFD, 0xE6, 0x10]
   private static let codeAddress: UInt64 = 0x1000
   private static let instructionsPerRound = 2.0
-  /// Enough to tell slow from fast in a millisecond or two, then more for an exact figure.
+  /// First enough rounds to tell slow from fast in a millisecond or two, then more for an exact
+  /// figure.
   private static let firstRounds: UInt64 = 1000
   private static let exactRounds: UInt64 = 400_000
 

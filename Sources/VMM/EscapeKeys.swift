@@ -2,7 +2,7 @@
 //
 // The terminal's escape keys: Ctrl-A and another key.
 
-/// Splits what the user types into bytes for the guest and commands for the VMM: Ctrl-A and a key.
+/// Splits the user's input into bytes for the guest and commands for the VMM: Ctrl-A and a key.
 package struct EscapeKeys: Sendable {
   package enum Event: Sendable, Hashable {
     case input(UInt8)
@@ -18,7 +18,7 @@ package struct EscapeKeys: Sendable {
 
   package init() {}
 
-  /// Takes what was typed. An unknown key after Ctrl-A does nothing.
+  /// Processes typed bytes. An unknown key after Ctrl-A does nothing.
   package mutating func take(_ bytes: some Sequence<UInt8>) -> [Event] {
     var events: [Event] = []
     for byte in bytes {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Firmware: code in read-only memory below 4 GiB, which finds out from `FirmwareConfiguration` what
-// machine it runs on and boots a disk. SeaBIOS and OVMF are those that are known to work. UEFI has
-// a flash chip with its variables below the code.
+// Firmware: code in read-only memory below 4 GiB, which reads the machine's configuration from
+// `FirmwareConfiguration` and boots a disk. SeaBIOS and OVMF are known to work. UEFI has a flash
+// chip with its variables below the code.
 
 import Devices
 import Glibc
@@ -14,13 +14,13 @@ import Logging
 import Synchronization
 import SystemPackage
 
-/// Firmware in memory of its own, as the processor finds it.
+/// Firmware in memory of its own.
 final class Firmware: Sendable {
   private let code: Mapping
   private let size: Int
   private let variables: Variables?
 
-  /// What UEFI's variables begin as, and where they are kept.
+  /// The initial contents of UEFI's variables, and the file that keeps them.
   private struct Variables: Sendable {
     let bytes: [UInt8]
     let file: FlashFile?
@@ -57,16 +57,16 @@ final class Firmware: Sendable {
     }
   }
 
-  /// Puts the code below 4 GiB, where the guest cannot write to it.
+  /// Maps the code below 4 GiB, read-only for the guest.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
     try unsafe machine.setMemory(
       slot: slot, guestAddress: GuestMap.fourGiB - UInt64(size), size: UInt64(size),
       hostAddress: code.address, flags: MachineHandle.readOnlyMemory)
   }
 
-  /// The chip with the variables, below the code; nil for a BIOS.
+  /// The flash chip with the variables, below the code; nil for a BIOS.
   ///
-  /// - Parameter slot: of memory, while the chip reads as such.
+  /// - Parameter slot: the memory slot while the chip is in memory mode.
   func makeFlash(_ machine: MachineHandle, slot: UInt32) throws(Errno) -> PlacedFlash? {
     guard let variables else { return nil }
     let place = FlashPlace(
@@ -80,7 +80,7 @@ final class Firmware: Sendable {
     return PlacedFlash(device: flash, start: place.start)
   }
 
-  /// The start of a BIOS's code in real mode reads it below 1 MiB.
+  /// Copies a BIOS below 1 MiB, where its start code in real mode reads it.
   func copy(into guest: GuestMemory) -> Bool {
     guard variables == nil else { return true }
     let count = GuestMap.firmwareCopySize
@@ -88,22 +88,22 @@ final class Firmware: Sendable {
     return unsafe guest.write(Array(end), at: GuestMap.firmwareCopy)
   }
 
-  /// What it is told of the machine.
+  /// The configuration for firmware.
   ///
-  /// - Parameter diskSlots: those of disks, in the order of booting.
+  /// - Parameter diskSlots: the disks' slots, in boot order.
   static func configuration(
     _ memory: GuestMemory, processors: Int, pci: PCIMap, diskSlots: Range<Int>
   ) -> FirmwareConfiguration {
     typealias Item = FirmwareConfiguration.Item
     let count = UInt16(truncatingIfNeeded: processors)
     var files = FirmwareTables.files(memory, processors: processors, pci: pci)
-    // Texts of the BIOS and of boot loaders go to the serial port, and keys come from there.
+    // Output of the BIOS and of boot loaders goes to the serial port, and input comes from there.
     var port: [UInt8] = []
     port.append(little: UInt16(GuestMap.Port.serial))
     files.append(("etc/sercon-port", port))
-    // It does not wait for somebody to ask for a menu.
+    // Do not wait for a key for the boot menu.
     files.append(("etc/show-boot-menu", [0, 0]))
-    // Open Firmware's names of virtio disks.
+    // Open Firmware names of virtio disks.
     let names = diskSlots.map { Array("/pci@i0cf8/scsi@\(String($0, radix: 16))/disk@0,0".utf8) }
     let order = Array(names.joined(separator: [0x0A]))
     if !order.isEmpty { files.append(("bootorder", order + [0])) }
@@ -119,12 +119,12 @@ struct PlacedFlash {
   let start: UInt64
 }
 
-/// Where the flash chip is memory of the machine, while it is.
+/// The flash chip's memory slot, while it is in memory mode.
 private final class FlashPlace: Sendable {
   private let machine: MachineHandle
   private let slot: UInt32
   let start: UInt64
-  /// The chip's contents. It lives as long as the board, which it is a device of.
+  /// The chip's contents. The board, which has it as a device, keeps it alive.
   private let contents = Mutex<(address: UInt, size: UInt64)>((0, 0))
 
   init(machine: MachineHandle, slot: UInt32, start: UInt64) {
@@ -138,7 +138,7 @@ private final class FlashPlace: Sendable {
     try map(true)
   }
 
-  /// What cannot be shown as memory is read through the device.
+  /// If the slot cannot be set, the device handles reads.
   func show(_ isMemory: Bool) {
     do throws(Errno) {
       try map(isMemory)

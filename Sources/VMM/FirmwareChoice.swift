@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What --firmware says, and the files that it names.
+// The argument of --firmware, and the files that it names.
 //
 //     uefi,vars=machine.vars
 
@@ -10,15 +10,15 @@ import Host
 import LinuxBoot
 import SystemPackage
 
-/// What boots the disks.
+/// The firmware that boots the disks.
 package enum FirmwareChoice: Sendable, Hashable {
-  /// BIOS or UEFI, by what the first disk has.
+  /// BIOS or UEFI, by the first disk's boot loaders.
   case automatic
-  /// SeaBIOS as Debian has it.
+  /// SeaBIOS from Debian.
   case bios
-  /// OVMF as Debian has it.
+  /// OVMF from Debian.
   ///
-  /// - Parameter variables: the file that keeps its variables; nil: they go with the machine.
+  /// - Parameter variables: the file that keeps its variables; nil: they are not kept.
   case uefi(variables: String?)
   /// A file with a BIOS.
   case file(String)
@@ -46,7 +46,7 @@ package enum FirmwareChoice: Sendable, Hashable {
 
   var isUEFI: Bool { if case .uefi = self { true } else { false } }
 
-  /// The choice for a first disk.
+  /// Resolves the automatic choice for a first disk.
   func resolved(for disk: (any BlockImage)?) -> FirmwareChoice {
     guard self == .automatic else { return self }
     guard let disk, let loaders = try? BootLoaders(disk) else { return .bios }
@@ -55,7 +55,7 @@ package enum FirmwareChoice: Sendable, Hashable {
 
   // MARK: Files
 
-  /// A BIOS's bytes.
+  /// Reads a BIOS.
   func loadBIOS() throws(RunError) -> [UInt8] {
     let (path, name) =
       switch self {
@@ -71,7 +71,7 @@ package enum FirmwareChoice: Sendable, Hashable {
     return bytes
   }
 
-  /// UEFI's code, and what its variables begin as.
+  /// Reads UEFI's code and the initial contents of its variables.
   static func loadUEFI() throws(RunError) -> (code: [UInt8], variables: [UInt8]) {
     let name = "--firmware uefi"
     let code = try read(codePath, name, package: "ovmf", isOurs: true)
@@ -104,7 +104,7 @@ package enum FirmwareChoice: Sendable, Hashable {
     }
   }
 
-  /// Opens the file of variables; one that is not there is made of what they begin as.
+  /// Opens the file of variables; creates a missing one from the initial contents.
   static func openVariables(_ path: String, initial: [UInt8]) throws(RunError) -> FlashFile {
     let name = "--firmware uefi,vars=\(path)"
     if unsafe access(path, F_OK) != 0 { try create(path, initial, name) }
@@ -127,7 +127,7 @@ package enum FirmwareChoice: Sendable, Hashable {
     return file
   }
 
-  /// Makes a whole file or none.
+  /// Creates a complete file or none.
   private static func create(_ path: String, _ bytes: [UInt8], _ name: String) throws(RunError) {
     let draft = path + ".new"
     do throws(Errno) {

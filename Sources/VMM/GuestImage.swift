@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a machine starts: kernel and initial RAM disk, firmware, or the built-in guest. The files
-// stay open, as a restart reads them again when no file can be opened any more.
+// What a machine boots: kernel and initial RAM disk, firmware, or the built-in guest. The files
+// stay open, because a restart reads them again when no file can be opened any more.
 
 import Glibc
 import GuestMemory
@@ -12,14 +12,14 @@ import SystemPackage
 
 /// The files of a guest, its firmware, or the built-in one.
 final class GuestImage: Sendable {
-  /// More than a guest can be given below 4 GiB, where kernel and initrd have to be.
+  /// The limit of what fits below 4 GiB, where kernel and initrd must be.
   private static let limit = Int(GuestMap.fourGiB)
 
-  /// A file that the user has named.
+  /// A file named by the user.
   private struct Source: Sendable {
     let path: String
     let option: String
-    /// Open for as long as the program runs.
+    /// Open for the life of the program.
     let descriptor: Int32
   }
 
@@ -76,7 +76,7 @@ final class GuestImage: Sendable {
 
   private static func read(_ source: Source) throws(RunError) -> [UInt8] {
     do throws(Errno) {
-      // A pipe is read once, and has no start to go back to.
+      // A pipe is read only once and cannot seek.
       lseek(source.descriptor, 0, SEEK_SET)
       return try contentsOfFile(source.descriptor, limit: limit)
     } catch {
@@ -84,17 +84,17 @@ final class GuestImage: Sendable {
     }
   }
 
-  /// Puts firmware into the address space, where there is any.
+  /// Maps firmware into the address space, if there is any.
   func map(into machine: MachineHandle, slot: UInt32) throws(Errno) {
     try firmware?.map(into: machine, slot: slot)
   }
 
-  /// The flash chip of the firmware, where it has one.
+  /// The firmware's flash chip, if it has one.
   func makeFlash(_ machine: MachineHandle, slot: UInt32) throws(Errno) -> PlacedFlash? {
     try firmware?.makeFlash(machine, slot: slot)
   }
 
-  /// Loads the guest into memory that is 0.
+  /// Loads the guest into zeroed memory.
   func load(into memory: GuestMemory) throws(RunError) -> EntryPoint {
     if let firmware {
       guard firmware.copy(into: memory) else {

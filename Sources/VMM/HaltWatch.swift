@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Detects a guest in which nothing can happen any more.
+// Detects a guest that has halted for good.
 
 import Host
 
@@ -19,7 +19,7 @@ struct HaltWatch {
 
   init(_ processors: [VirtualProcessor]) { self.processors = processors }
 
-  /// Inspects when it is time; true when all CPUs have halted for good.
+  /// Inspects when due; true when all CPUs have halted for good.
   mutating func check() -> Bool {
     let now = HostClock.monotonic()
     guard now >= next else { return false }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The recipe of a machine, from memory to the first CPU's registers.
+// Builds a machine, from memory to the first CPU's registers.
 
 import CHost
 import Devices
@@ -12,12 +12,12 @@ import Logging
 import SystemPackage
 import X86
 
-/// Makes a machine that is ready to run.
+/// Builds a machine that is ready to run.
 enum MachineBuilder {
   static func build(
     _ given: Configuration, _ engine: Engine, output: Int32
   ) throws(RunError) -> VirtualMachine {
-    // What the user named is read first: most mistakes are there.
+    // Read the user's files first: most errors are there.
     let equipment = try Equipment(given)
     var configuration = given
     configuration.firmware = given.firmware?.resolved(for: equipment.disks.first)
@@ -101,7 +101,7 @@ enum MachineBuilder {
     return cpus
   }
 
-  /// Runs a step of the recipe; its errno becomes a line that names it.
+  /// Runs a build step; its errno becomes a line that names the step.
   private static func step<Result>(
     _ what: String, _ body: () throws(Errno) -> Result
   ) throws(RunError) -> Result {
@@ -113,13 +113,13 @@ enum MachineBuilder {
   }
 }
 
-/// What a restart of the guest sets the machine back to.
+/// The state that a restart of the guest restores.
 struct InitialState: Sendable {
   private let image: GuestImage
   private let chips: ChipState
   private let processors: [VirtualCPUState]
 
-  /// Of a machine that was just made.
+  /// Saves the state of a newly built machine.
   init(
     _ image: GuestImage, _ system: System, _ machine: MachineHandle, _ cpus: [VirtualCPUHandle]
   ) throws(Errno) {
@@ -129,7 +129,7 @@ struct InitialState: Sendable {
     processors = try cpus.map { (cpu) throws(Errno) in try cpu.state(registers: registers) }
   }
 
-  /// Sets back chips and CPUs, and loads the guest into memory that is 0.
+  /// Restores chips and CPUs, and loads the guest into zeroed memory.
   func restore(
     _ machine: MachineHandle, _ cpus: [VirtualCPUHandle], _ memory: GuestMemory
   ) throws(RunError) {
@@ -144,7 +144,7 @@ struct InitialState: Sendable {
   }
 }
 
-/// What firmware leaves in a CPU's registers.
+/// A CPU's registers as firmware leaves them.
 enum ProcessorReset {
   private static let fastStrings: UInt64 = 1
   /// Memory type range registers on, everything write-back.
@@ -160,7 +160,7 @@ enum ProcessorReset {
     fpu.fcw = 0x37F
     fpu.mxcsr = 0x1F80
     try cpu.setFPU(fpu)
-    // The 8259's output on LINT0 and NMIs on LINT1, as the MP specification's virtual wire mode.
+    // The 8259's output on LINT0 and NMIs on LINT1, as in the MP specification's virtual wire mode.
     var apic = try cpu.localAPIC()
     unsafe withUnsafeMutableBytes(of: &apic) { registers in
       unsafe registers.storeBytes(

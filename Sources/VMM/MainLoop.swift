@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The loop of a machine's main thread: what the user types, what the guest prints, signals, the
-// clock's interrupts, whatever devices have registered, and the watch for a guest that has halted
-// for ever.
+// The loop of a machine's main thread: typed input, the guest's output, signals, the clock's
+// interrupts, registered devices, and the watch for a guest that has halted for good.
 
 import CHost
 import Devices
@@ -11,7 +10,7 @@ import Host
 import Synchronization
 import SystemPackage
 
-/// Serves a machine until the run is to end.
+/// Serves a machine until the run ends.
 struct MainLoop: ~Copyable {
   static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH]
 
@@ -19,7 +18,7 @@ struct MainLoop: ~Copyable {
   private let input: ConsoleInput
   private var watch: HaltWatch
 
-  /// - Parameter isTerminal: the input has escape keys.
+  /// - Parameter isTerminal: whether the input has escape keys.
   init(_ machine: VirtualMachine, input: Int32, isTerminal: Bool) throws(Errno) {
     signal(SIGPIPE, SIG_IGN)
     let board = machine.board
@@ -46,7 +45,7 @@ struct MainLoop: ~Copyable {
     _ = try board.loop.add(board.clockChanged.file.descriptor.rawValue) { _ in alarm.run() }
   }
 
-  /// Tells the guest of the terminal's size.
+  /// Reports the terminal's size to the guest.
   private static func resize(_ board: Board, _ terminal: Int32?) {
     var size = winsize()
     guard let terminal, unsafe ioctl(terminal, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else {
@@ -55,7 +54,7 @@ struct MainLoop: ~Copyable {
     board.resizeTerminal(.init(columns: size.ws_col, rows: size.ws_row))
   }
 
-  /// Runs until an outcome is there.
+  /// Runs until there is an outcome.
   consuming func run() throws(Errno) -> Outcome {
     while true {
       if let outcome = machine.board.control.result { return outcome }
@@ -76,9 +75,8 @@ private final class SharedSignals: Sendable {
   init(_ numbers: [Int32]) throws(Errno) { file = try SignalFile(numbers) }
 }
 
-/// What a signal does to the run. SIGTERM presses the power button of a guest that looks for it,
-/// and ends the run when the guest's time is over, or when it comes again; all others end it at
-/// once.
+/// A signal's effect on the run. SIGTERM presses the power button if the guest has enabled it, and
+/// ends the run when the guest's time is over, or when it comes again; all others end it at once.
 private final class Shutdown: Sendable {
   let timer: TimerFile
   private let board: Board
@@ -118,7 +116,7 @@ private final class ClockAlarm: Sendable {
     self.board = board
   }
 
-  /// Raises the interrupts that are due, and sets the timer for the next.
+  /// Raises due interrupts, and sets the timer for the next.
   func run() {
     timer.consume()
     board.clockChanged.file.consume()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What --net says: how the guest reaches a network, and options behind commas.
+// The argument of --net: how the guest reaches a network, and options after commas.
 //
 //     user,publish=8080:80,mac=52:54:00:12:34:56
 
@@ -9,21 +9,21 @@ import SystemPackage
 
 /// The network of a machine.
 package struct NetworkConfiguration: Sendable, Hashable {
-  /// An address that no maker of cards has.
+  /// A locally administered address, which no manufacturer uses.
   package static let defaultAddress = "52:54:00:12:34:56"
 
   package var address: MACAddress
-  /// The gateway's address leads to the host itself.
+  /// The gateway's address reaches the host itself.
   package var reachesHost = false
-  /// Ports of the host that lead to the guest.
+  /// Ports of the host that are forwarded to the guest.
   package var published: [PublishedPort] = []
 
-  /// A TCP port of the host and the guest's that it leads to.
+  /// A TCP port of the host and the guest's port for it.
   package struct PublishedPort: Sendable, Hashable {
     package let host: UInt16
     package let guest: UInt16
 
-    /// Reads text such as "8080:80"; one number stands for both.
+    /// Parses text such as "8080:80"; a single number is used for both.
     init?(_ text: some StringProtocol) {
       let parts = text.split(separator: ":", omittingEmptySubsequences: false)
       let numbers = parts.compactMap { UInt16($0) }.filter { $0 > 0 }
@@ -33,7 +33,7 @@ package struct NetworkConfiguration: Sendable, Hashable {
     }
   }
 
-  /// Reads the text of an option; nil for no network.
+  /// Parses the option's text; nil for no network.
   package static func parse(_ text: String) throws(RunError) -> NetworkConfiguration? {
     let parts = text.split(separator: ",", omittingEmptySubsequences: false)
     switch parts.first {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a run of a machine ends, and the exit status for each end.
+// How a run of a machine ends, with the exit statuses.
 
 import CHost
 import KVMClient
@@ -17,7 +17,7 @@ package enum Outcome: Sendable {
   case crashed(CrashReport)
   /// All CPUs halted with interrupts off.
   case halted(CrashReport)
-  /// The hypervisor gave up on a CPU.
+  /// The hypervisor failed on a CPU.
   case failed(String, CrashReport?)
 
   package var status: Int32 {
@@ -32,7 +32,7 @@ package enum Outcome: Sendable {
     }
   }
 
-  /// What the user is told; nil when there is nothing to say.
+  /// The message for the user; nil if there is none.
   package var message: String? {
     switch self {
     case .poweredOff, .quit, .debugExit: nil
@@ -51,12 +51,12 @@ package enum Outcome: Sendable {
 package struct CrashReport: Sendable, Hashable, CustomStringConvertible {
   package let description: String
 
-  /// Stands for the report that is made when the CPUs have stopped.
+  /// Placeholder for the report that is made when the CPUs have stopped.
   static let pending = CrashReport(description: "")
 
   private init(description: String) { self.description = description }
 
-  /// - Parameter lastExit: why the CPU left the guest the last time before this.
+  /// - Parameter lastExit: the CPU's previous exit reason.
   init(_ cpu: VirtualCPUHandle, number: Int, lastExit: String) {
     guard let general = try? cpu.registers(), let special = try? cpu.specialRegisters() else {
       description = "CPU \(number): registers cannot be read; last exit: \(lastExit)"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a configuration puts into the slots of PCI bus 0: disks from slot 1 on, then the network,
-// the source of random bytes and the console.
+// The devices in the slots of PCI bus 0: disks from slot 1 on, then the network, the source of
+// random bytes and the console.
 
 import Devices
 import GuestMemory
@@ -10,7 +10,7 @@ import KVMClient
 import Logging
 import SystemPackage
 
-/// What a machine is equipped with, opened before anything is built.
+/// A machine's images and sockets, opened before anything is built.
 struct Equipment {
   let disks: [any BlockImage]
   let network: UserNetwork?
@@ -35,7 +35,7 @@ struct Equipment {
 
 /// The devices in the slots.
 struct PCISlots: Sendable {
-  /// Behind the host bridge.
+  /// After the host bridge.
   static let firstSlot = 1
   private let pci: PCIRoot
   private let machine: MachineHandle
@@ -43,7 +43,7 @@ struct PCISlots: Sendable {
   private var disks: [(name: String, device: BlockDevice)] = []
   private(set) var console: ConsoleDevice?
 
-  /// - Parameter terminal: the console's; nil: there is one only where there are ports.
+  /// - Parameter terminal: the console's; nil: there is a console only if there are ports.
   init(
     _ equipment: Equipment, _ pci: PCIRoot, machine: MachineHandle, memory: GuestMemory,
     loop: EventLoop, terminal: TerminalPort?
@@ -92,7 +92,7 @@ struct PCISlots: Sendable {
     console = device
   }
 
-  /// What the device in the next slot is connected by.
+  /// The connection of the device in the next slot.
   private func connection(
     _ name: String, _ memory: GuestMemory, _ queueSizes: [UInt16]
   ) -> VirtioConnection {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Points of a run at which a program may do something of its own.
+// Points of a run at which a program may run code of its own.
 
 import SystemPackage
 
-/// What a program does at points of a machine's run.
+/// A program's callbacks during a machine's run.
 @safe package struct RunHooks: Sendable {
-  /// All threads exist and no guest code has run: gives away what the event loop's thread does not
-  /// need.
+  /// Called when all threads exist and no guest code has run: drops the privileges of the event
+  /// loop's thread.
   package var confine: (@Sendable () throws(Errno) -> Void)?
-  /// After that, in the same thread.
+  /// Called after that, in the same thread.
   package var confined: (@Sendable () -> Void)?
-  /// In a vCPU's thread at its first exit, with the guest's memory from address 0 on.
+  /// Called in a vCPU's thread at its first exit, with the guest's memory from address 0 on.
   package var firstExit: (@Sendable (UnsafeMutableRawBufferPointer) -> Void)?
 
   package init() {}

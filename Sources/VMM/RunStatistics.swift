@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What `--stats` counts in the VMM: exits to user space, times and memory.
+// The VMM's statistics for `--stats`: exits to user space, times and memory.
 
 import KVMClient
 
-/// How often a CPU came out of the guest to the VMM, by reason. Owned by the CPU's thread.
+/// How often a CPU exited to the VMM, by reason. Owned by the CPU's thread.
 struct ExitCounts: Sendable {
   private(set) var total: UInt64 = 0
   private var perKind = [UInt64](repeating: 0, count: Self.names.count)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A network without privileges: passt, a separate program, turns the guest's packets into
-// connections of the host. It is at the other end of a socket, and exits when that is closed. It
-// confines itself. The monitor cannot start it later, when it is confined itself.
+// A network without privileges: passt, a separate program, translates the guest's packets to host
+// connections. It has the other end of a socket, and exits when that is closed. It confines itself.
+// The monitor must start it before it is confined itself.
 
 import CHost
 import Devices
@@ -19,13 +19,13 @@ final class UserNetwork: Sendable {
     static let gateway = "10.0.2.2"
     static let mask = "255.255.255.0"
   }
-  /// passt's number for the socket.
+  /// passt's descriptor of the socket.
   private static let socketNumber: Int32 = 3
 
   let configuration: NetworkConfiguration
-  /// The monitor's end, until somebody takes it.
+  /// The monitor's end, until `takeSocket`.
   private let socket: Int32
-  /// What passt writes.
+  /// passt's output.
   private let messages: OwnedFileDescriptor
 
   /// Starts passt.
@@ -51,10 +51,10 @@ final class UserNetwork: Sendable {
     }
   }
 
-  /// The monitor's end. To be called once.
+  /// The monitor's end. Call it once.
   func takeSocket() -> OwnedFileDescriptor { OwnedFileDescriptor(owning: socket) }
 
-  /// The last line that passt wrote, except those that say that there is no system log.
+  /// The last line of passt's output, except lines about a missing system log.
   var lastWords: String {
     var bytes = [UInt8](repeating: 0, count: 4096)
     let count = unsafe pread(messages.rawValue, &bytes, bytes.count, 0)
@@ -62,7 +62,7 @@ final class UserNetwork: Sendable {
     return lines.last { !$0.hasPrefix("Failed to send") }.map(String.init) ?? "no reason given"
   }
 
-  /// Where passt is.
+  /// The path of passt.
   static func find() -> String? {
     let path = unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? "/usr/bin:/bin"
     return path.split(separator: ":").map { "\($0)/\(program)" }.first {
@@ -92,7 +92,7 @@ final class UserNetwork: Sendable {
     unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDOUT_FILENO)
     unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
     unsafe posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
-    // Signals of the terminal are for the monitor alone; passt exits with the socket.
+    // Only the monitor handles the terminal's signals; passt exits with the socket.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }

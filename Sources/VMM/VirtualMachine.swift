@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A built machine and its run: vCPU threads in the guest, this thread in the event loop.
+// A built machine and its run: vCPU threads run the guest, the calling thread runs the event loop.
 //
 //     let machine = try VirtualMachine.make(configuration, engine: engine)
 //     let outcome = try machine.run(input: STDIN_FILENO)
@@ -15,7 +15,7 @@ import LinuxBoot
 import Synchronization
 import SystemPackage
 
-/// A machine that runs once, however often its guest restarts.
+/// A machine that runs once, but whose guest may restart any number of times.
 @safe package final class VirtualMachine: Sendable {
   /// Mapped as long as the machine lives.
   private let memory: GuestMemory
@@ -25,7 +25,7 @@ import SystemPackage
   private let engine: Engine
   private let initialState: InitialState
   private let started = HostClock.monotonic()
-  /// vCPUs may run guest code.
+  /// Whether vCPUs may run guest code.
   private let mayEnter = Atomic<Bool>(false)
   private let firstExit = unsafe Mutex<(@Sendable (UnsafeMutableRawBufferPointer) -> Void)?>(nil)
 
@@ -48,18 +48,18 @@ import SystemPackage
     try MachineBuilder.build(configuration, engine, output: output)
   }
 
-  /// Runs the machine to its end. Afterwards the terminal is as it was, all vCPU threads have
-  /// stopped and everything that the guest sent is written.
+  /// Runs the machine to its end. Afterwards the terminal is restored, all vCPU threads have
+  /// stopped and all of the guest's output is written.
   ///
-  /// - Parameter input: what the guest's serial port receives: a terminal (put into raw mode for
-  ///   the time of the run), a pipe or a file.
+  /// - Parameter input: the input of the guest's serial port: a terminal (in raw mode during
+  ///   the run), a pipe or a file.
   package func run(
     input: Int32 = STDIN_FILENO, hooks: RunHooks = RunHooks()
   ) throws(RunError) -> Outcome {
     unsafe firstExit.withLock { unsafe $0 = unsafe hooks.firstExit }
     var outcome: Outcome
     do throws(Errno) {
-      // Signals first: the threads inherit what is blocked here.
+      // Signals first: the threads inherit the signal mask.
       let isTerminal = RawTerminal.isTerminal(input)
       let loop = try MainLoop(self, input: input, isTerminal: isTerminal)
       let terminal = isTerminal ? try RawTerminal(descriptor: input) : nil
@@ -80,7 +80,7 @@ import SystemPackage
     return outcome
   }
 
-  /// Leaves to the event loop what it takes as events; for threads that start before it has blocked
+  /// Blocks the signals that the event loop handles; for threads that start before the loop blocks
   /// them.
   package static func blockSignals() {
     var mask = sigset_t()
@@ -94,7 +94,7 @@ import SystemPackage
     for processor in processors { try processor.start(self) }
   }
 
-  /// Stops all CPUs, then the devices, and waits for their threads.
+  /// Stops all CPUs, then the devices, and joins their threads.
   private func stop() throws(Errno) {
     for processor in processors { processor.stop() }
     mayEnter.store(true, ordering: .releasing)
@@ -104,15 +104,14 @@ import SystemPackage
 
   private static let stopLimit: UInt64 = 10_000_000_000
 
-  /// Starts the guest anew: all CPUs are stopped and set back, and so are chips, devices and
-  /// memory.
+  /// Restarts the guest: stops all CPUs and resets them, the chips, the devices and memory.
   ///
-  /// - Returns: the end of the run, where that cannot be done.
+  /// - Returns: the end of the run, if the guest cannot restart.
   func restart() throws(Errno) -> Outcome? {
     mayEnter.store(false, ordering: .releasing)
     for processor in processors { processor.pause() }
     try wait { processors.allSatisfy { $0.isPaused || $0.hasStopped } }
-    // One that has stopped had a reason, which ends the run.
+    // A stopped CPU has an outcome, which ends the run.
     if let outcome = board.control.result { return outcome }
     board.reset()
     try wait { board.isIdle }
@@ -135,7 +134,7 @@ import SystemPackage
     }
   }
 
-  /// What `--stats` prints.
+  /// The text for `--stats`.
   package var statistics: String {
     var exits = ExitCounts()
     for processor in processors { exits.add(processor.exitCounts) }

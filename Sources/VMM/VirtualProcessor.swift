@@ -8,8 +8,8 @@
 //                        ▼     │
 //                        paused
 //
-// Other threads talk to it by requests: they set a bit, then kick the CPU out of the guest; the
-// thread looks at the bits before each entry.
+// Other threads send it requests: they set a bit, then kick the CPU out of the guest; the thread
+// checks the bits before each entry.
 
 import CHost
 import Host
@@ -18,17 +18,17 @@ import Logging
 import Synchronization
 import SystemPackage
 
-/// What a vCPU's thread needs of its machine.
+/// The machine's services for a vCPU's thread.
 protocol ProcessorHost: AnyObject, Sendable {
   func access(_ access: PortAccess)
   func access(_ access: MemoryAccess)
-  /// Returns when guest code may be run.
+  /// Returns when guest code may run.
   func waitToEnter()
-  /// A vCPU has left guest code for the first time.
+  /// A vCPU has exited for the first time.
   func noteFirstExit()
-  /// The guest asks for a reset of the machine.
+  /// The guest requests a reset of the machine.
   func reboot()
-  /// The run is to end. The first caller's outcome counts.
+  /// Ends the run. The first outcome counts.
   func end(_ outcome: Outcome)
 }
 
@@ -85,16 +85,16 @@ final class VirtualProcessor: Sendable {
     }
   }
 
-  /// Asks the thread to leave the guest and end.
+  /// Asks the thread to exit the guest and end.
   func stop() { request(Request.stop) }
 
-  /// Asks the thread to leave the guest and wait until it may enter again.
+  /// Asks the thread to exit the guest and wait until it may enter again.
   func pause() { request(Request.pause) }
 
-  /// Whether the thread waits after `pause`.
+  /// Whether the thread is waiting after `pause`.
   var isPaused: Bool { state.load(ordering: .acquiring) == .paused }
 
-  /// Asks the thread to look whether its CPU can still go on; see `isHaltedForEver`.
+  /// Asks the thread to check whether its CPU can still continue; see `isHaltedForEver`.
   func inspect() {
     halted.store(false, ordering: .releasing)
     request(Request.inspect)
@@ -102,17 +102,17 @@ final class VirtualProcessor: Sendable {
 
   private func request(_ bits: UInt32) {
     requests.bitwiseOr(bits, ordering: .sequentiallyConsistent)
-    // The thread gives its name up under the lock before it ends, and one that has not started
-    // yet looks at its requests first.
+    // The thread clears `thread` under the lock before it ends, and a thread that has not started
+    // yet checks its requests first.
     thread.withLock { if let thread = $0 { cpu.kick(thread) } }
   }
 
   var exitsSoFar: UInt64 { progress.load(ordering: .relaxed) }
 
-  /// What the last inspection found.
+  /// The result of the last inspection.
   var isHaltedForEver: Bool { halted.load(ordering: .acquiring) }
 
-  /// Nanoseconds of the host's processor time that the thread has used, once it has stopped.
+  /// Nanoseconds of host CPU time that the thread has used, once it has stopped.
   var processorTime: UInt64 { time.load(ordering: .acquiring) }
 
   /// Exits by reason. Complete when the thread has stopped.
@@ -158,7 +158,7 @@ final class VirtualProcessor: Sendable {
     }
   }
 
-  /// Serves an exit; true when the CPU must not enter the guest again.
+  /// Handles an exit; true if the CPU must not enter the guest again.
   private func handle(_ exit: Exit, _ host: any ProcessorHost, _ lastExit: Exit?) -> Bool {
     switch exit {
     case .io(let access): host.access(access)
@@ -187,8 +187,8 @@ final class VirtualProcessor: Sendable {
     return true
   }
 
-  /// A halted CPU with interrupts off stays so for ever (nothing here raises NMIs), and one that
-  /// waits to be started stays so when all others do.
+  /// A halted CPU with interrupts off can never continue (nothing here raises NMIs), nor can one
+  /// that waits for its start-up message if all others cannot.
   private func look() {
     let waits = (try? cpu.multiprocessorState()).map { Int32(bitPattern: $0) }
     switch waits {
@@ -201,7 +201,7 @@ final class VirtualProcessor: Sendable {
     }
   }
 
-  /// Whether the thread does not run (any more).
+  /// Whether the thread is not running (any more).
   var hasStopped: Bool { [.created, .stopped].contains(state.load(ordering: .acquiring)) }
 
   /// The state of the CPU, when its thread has stopped.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The bits of IA32_ARCH_CAPABILITIES. A bit says that a processor does not have a defect, unless it
-// says otherwise.
+// The bits of IA32_ARCH_CAPABILITIES. A bit says that a processor lacks a vulnerability, unless
+// stated otherwise.
 
-/// IA32_ARCH_CAPABILITIES: which defects of speculative execution a processor does not have, and
-/// two that it has (SDM volume 4, "IA-32 Architectural MSRs").
+/// IA32_ARCH_CAPABILITIES: vulnerabilities of speculative execution that a processor lacks, and two
+/// further properties (SDM volume 4, "IA-32 Architectural MSRs").
 public struct ArchitecturalCapabilities: OptionSet, Sendable, Hashable {
   public var rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Names of the bits of control structures' fields, for reports. Each table is a list of bits with
-// the manuals' names; a bit without a name is reserved, or not known here.
+// the manuals' names; a bit without a name is reserved or unknown here.
 //
 //     BitNames.cr0.text(0x8000_0031)       // "PE, ET, NE, PG"
 //     BitNames.pin.name(of: 3)             // "NMI exiting"
 
 public struct BitNames: Sendable {
-  /// No bit has one.
+  /// No names.
   public static let none = BitNames([])
 
-  /// From bit 0 to 63; empty: none.
+  /// From bit 0 to 63; empty: no name.
   private let names: [String]
 
   init(_ rows: [(bit: Int, name: String)]) {
@@ -29,7 +29,7 @@ public struct BitNames: Sendable {
     return names[bit]
   }
 
-  /// The bits that are 1, by their names; those without a name by their number.
+  /// The set bits, by name or number.
   public func text(_ value: UInt64) -> String {
     (0..<64).filter { value >> UInt64($0) & 1 != 0 }
       .map { name(of: $0) ?? "bit \($0)" }.joined(separator: ", ")
@@ -96,11 +96,11 @@ extension BitNames {
     "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "vector 9", "#TS", "#NP", "#SS",
     "#GP", "#PF", "vector 15", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
   ])
-  /// Access rights as a VMCS has them.
+  /// Access rights in a VMCS's format.
   public static let accessRights = BitNames([
     (4, "S"), (7, "P"), (12, "AVL"), (13, "L"), (14, "D/B"), (15, "G"), (16, "unusable"),
   ])
-  /// Attributes as a VMCB has them.
+  /// Attributes in a VMCB's format.
   public static let attributes = BitNames([
     (4, "S"), (7, "P"), (8, "AVL"), (9, "L"), (10, "D/B"), (11, "G"),
   ])
@@ -158,7 +158,7 @@ extension BitNames {
     (16, "RTM"),
   ])
 
-  /// The bits of a VMCS's field, where it consists of bits.
+  /// The bits of a VMCS's field, if it consists of bits.
   public static func of(_ field: VMCSField) -> BitNames? { vmcs[field] }
 
   private static let vmcs: [VMCSField: BitNames] = {
@@ -218,7 +218,7 @@ extension BitNames {
     String(SVMExitCode(rawValue: code).name.trimmingPrefix("VMEXIT_"))
   }
 
-  /// The bits of a VMCB's field, where it consists of bits.
+  /// The bits of a VMCB's field, if it consists of bits.
   public static func of(_ field: VMCBField) -> BitNames? { vmcb[field.offset] }
 
   private static let vmcb: [UInt16: BitNames] = {

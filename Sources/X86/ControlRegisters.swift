@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Control, extended-control and debug registers: their bits, and the values that reserved bits
-// have.
+// Control, extended-control and debug registers: their bits, and the values of reserved bits.
 
 /// CR0 (SDM volume 3, "Control Registers").
 public struct CR0: OptionSet, Sendable, Hashable {

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Why the processor left guest code, in no vendor's numbers. VT-x's exit reason and SVM's EXITCODE
-// are each a table from these; what goes with a cause is in the processor's `ExitRecord`.
+// Why the processor exited guest code, vendor-neutral. VT-x's exit reason and SVM's EXITCODE are
+// each derived from it by a table; details of a cause are in the processor's `ExitRecord`.
 //
-// (`GuestExit` is the hypervisor's view of the same: what a backend makes of the vendor's
-// information.)
+// (`GuestExit` is the hypervisor's view of the same: a backend converts the vendor's information to
+// it.)
 
 public enum ExitCause: UInt8, CaseIterable, Sendable {
-  /// Nothing is recorded.
+  /// No exit is recorded.
   case none
 
   // MARK: Events
 
   case exception
-  /// Somebody wants the processor: a kick.
+  /// Another thread kicked the processor.
   case externalInterrupt
   case nmi, initSignal, startupIPI, smi
   case tripleFault
@@ -26,18 +26,18 @@ public enum ExitCause: UInt8, CaseIterable, Sendable {
   case notify
   case ferrFreeze
   case taskSwitch
-  /// VT-x's virtual APIC: a TPR below the threshold, an access to the APIC's page, a write that has
-  /// been made to the virtual one, an EOI that somebody waits for.
+  /// VT-x's virtual APIC: TPR below threshold, an access to the APIC's page, a write to the virtual
+  /// one, an EOI that exits.
   case tprBelowThreshold, apicAccess, apicWrite, virtualizedEOI
 
   // MARK: Memory
 
-  /// VT-x: there is no room in the log of modified pages.
+  /// VT-x: the log of modified pages is full.
   case pageLogFull
 
-  /// An access that the nested page tables do not allow.
+  /// An access that the nested page tables deny.
   case nestedFault
-  /// A malformed entry of EPT. (SVM: a nested fault with the reserved bit.)
+  /// A misconfigured EPT entry. (SVM: a nested fault with the reserved bit.)
   case nestedMisconfiguration
 
   // MARK: Registers, ports

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The layouts of exit qualifications (SDM volume 3, "Exit Qualification"). The processor makes them
-// and the hypervisor takes them apart, both by these types, so that neither has a bit number of its
-// own. A qualification of any value can be read: every property is defined for all bits.
+// The layouts of exit qualifications (SDM volume 3, "Exit Qualification"). The processor encodes
+// them and the hypervisor decodes them by the same types, so that neither has bit numbers of its
+// own. Any value can be decoded: every property is defined for all bits.
 //
 //     let io = IOQualification(size: 1, isInput: false, port: 0x3F8)
 //     IOQualification(rawValue: io.rawValue).port == 0x3F8
@@ -23,7 +23,7 @@ public struct IOQualification: RawRepresentable, Hashable, Sendable {
       | (isRepeated ? 1 << 5 : 0) | (isImmediate ? 1 << 6 : 0) | UInt64(port) << 16
   }
 
-  /// Bytes of one access.
+  /// Size of one access in bytes.
   @inlinable public var size: UInt8 { UInt8(truncatingIfNeeded: rawValue & 7) &+ 1 }
   @inlinable public var isInput: Bool { rawValue & 1 << 3 != 0 }
   @inlinable public var isString: Bool { rawValue & 1 << 4 != 0 }
@@ -46,7 +46,7 @@ public struct ControlRegisterQualification: RawRepresentable, Hashable, Sendable
     case lmsw = 3
   }
 
-  /// MOV to or from a control register, or CLTS, which names CR0 and no general register.
+  /// MOV to or from a control register, or CLTS, which has CR0 and no general register.
   @inlinable public init(_ access: Access, register: UInt8 = 0, general: UInt8 = 0) {
     rawValue = UInt64(register & 15) | access.rawValue << 4 | UInt64(general & 15) << 8
   }
@@ -95,7 +95,7 @@ public struct TaskSwitchQualification: RawRepresentable, Hashable, Sendable {
   }
 }
 
-/// What started a task switch.
+/// The source of a task switch.
 public enum TaskSwitchSource: UInt64, Sendable {
   case call = 0
   case interruptReturn = 1
@@ -129,7 +129,7 @@ public struct EPTViolationQualification: OptionSet, Hashable, Sendable {
   @inlinable public static var isWritablePage: Self { Self(rawValue: 1 << 10) }
   @inlinable public static var isNotExecutablePage: Self { Self(rawValue: 1 << 11) }
 
-  /// - Parameter entry: the bits of the EPT entry that allow accesses, 0 where there is none.
+  /// - Parameter entry: the rights bits of the EPT entry, 0 if there is none.
   @inlinable public static func rights(_ entry: UInt64) -> Self {
     Self(rawValue: (entry & EPTEntry.rightsMask) << 3)
   }
@@ -146,11 +146,11 @@ public struct APICAccessQualification: RawRepresentable, Hashable, Sendable {
     case read = 0
     case write = 1
     case fetch = 2
-    /// While an event is delivered.
+    /// During event delivery.
     case delivery = 3
-    /// By a guest-physical address, while an event is delivered.
+    /// By a guest-physical address, during event delivery.
     case physicalDelivery = 10
-    /// By a guest-physical address, while an instruction is fetched or executed.
+    /// By a guest-physical address, during an instruction's fetch or execution.
     case physical = 15
   }
 

@@ -3,7 +3,7 @@
 // Names of exit reasons for statistics and crash reports.
 
 extension ExitReason {
-  /// The reason's name as it is called here; its number where it has none.
+  /// The reason's name in this code; its number if it has none.
   public var name: String {
     Self.names.indices.contains(Int(rawValue)) ? Self.names[Int(rawValue)] : "reason \(rawValue)"
   }

@@ -28,7 +28,7 @@ public struct RFLAGS: OptionSet, Sendable, Hashable {
 
   /// The six flags that arithmetic writes.
   @inlinable public static var arithmetic: Self { [.cf, .pf, .af, .zf, .sf, .of] }
-  /// Every flag that exists; other bits read as 0 (`fixed` as 1).
+  /// All existing flags; other bits read as 0 (`fixed` as 1).
   @inlinable public static var all: Self {
     [
       .arithmetic, .fixed, .tf, .if, .df, .iopl, .nt, .rf, .vm, .ac, .vif, .vip, .id,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An event on its way into a guest: what the hypervisor injects, and what an exit has interrupted.
-// It is in no vendor's format; `InterruptionInfo` is VT-x's, and the two convert here.
+// An event for delivery to a guest: injected by the hypervisor, or interrupted by an exit. It is
+// vendor-neutral; `InterruptionInfo` is VT-x's format, and the two convert here.
 //
 //     let event = GuestEvent(exception: 14, errorCode: 2, instructionLength: 0)
 //     InterruptionInfo(event).hasErrorCode     // true
@@ -23,7 +23,7 @@ public struct GuestEvent: Hashable, Sendable {
   public var kind: Kind
   public var vector: UInt8
   public var errorCode: UInt32?
-  /// Bytes of the instruction that raised it, for software events.
+  /// Length in bytes of the instruction that raised it, for software events.
   public var instructionLength: UInt32
 
   @inlinable public init(
@@ -40,7 +40,7 @@ public struct GuestEvent: Hashable, Sendable {
   /// - Parameters:
   ///   - vector: 0 to 31.
   ///   - errorCode: nil: the exception has none.
-  ///   - instructionLength: of the instruction that raised it, where it is a software exception.
+  ///   - instructionLength: of the instruction that raised it, if it is a software exception.
   @inlinable public init(exception vector: UInt8, errorCode: UInt32?, instructionLength: UInt32) {
     let isSoftware = Self.isSoftware(vector)
     self.init(
@@ -50,12 +50,12 @@ public struct GuestEvent: Hashable, Sendable {
 
   @inlinable public static var nmi: Self { Self(.nmi, vector: ExceptionVector.nmi.rawValue) }
 
-  /// #BP and #OF: raised by instructions, so that the length of one goes with them.
+  /// #BP and #OF: raised by instructions, so their length is needed.
   @inlinable public static func isSoftware(_ vector: UInt8) -> Bool {
     vector == ExceptionVector.breakpoint.rawValue || vector == ExceptionVector.overflow.rawValue
   }
 
-  /// An instruction raised it: it returns behind that instruction.
+  /// An instruction raised it: it returns to the next instruction.
   @inlinable public var isOfInstruction: Bool {
     switch kind {
     case .externalInterrupt, .nmi, .hardwareException: false
@@ -86,7 +86,7 @@ extension InterruptionInfo.EventType {
 }
 
 extension GuestEvent.Kind {
-  /// nil for an "other event", which is the monitor trap flag's and no event of the guest's.
+  /// nil for an "other event", the monitor trap flag's, which is not an event of the guest.
   @inlinable public init?(_ type: InterruptionInfo.EventType) {
     switch type {
     case .externalInterrupt: self = .externalInterrupt
@@ -101,12 +101,12 @@ extension GuestEvent.Kind {
 }
 
 extension GuestEvent {
-  /// nil where the information is not valid, or not of an event of the guest's.
+  /// nil if the information is not valid, or not of a guest's event.
   ///
   /// - Parameters:
-  ///   - info: as VT-x has it.
-  ///   - errorCode: counts where the information says that there is one.
-  ///   - instructionLength: counts where an instruction raised the event.
+  ///   - info: in VT-x's format.
+  ///   - errorCode: used if the information says that there is one.
+  ///   - instructionLength: used if an instruction raised the event.
   @inlinable public init?(
     _ info: InterruptionInfo, errorCode: @autoclosure () -> UInt32,
     instructionLength: @autoclosure () -> UInt32

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exceptions: vectors, and the one-word error that abandons an instruction.
+// Exceptions: vectors, and the one-word error that aborts an instruction.
 
 /// The vectors that the architecture defines (SDM volume 3, "Exception and Interrupt Vectors").
 public enum ExceptionVector: UInt8, Sendable {
@@ -27,11 +27,11 @@ public enum ExceptionVector: UInt8, Sendable {
   case controlProtection = 21
 }
 
-/// Why an instruction was abandoned before it changed architectural state.
+/// Why an instruction was aborted before it changed architectural state.
 ///
-/// Most are exceptions for the guest. `vmExit` is not: it says that the processor must leave
-/// non-root operation, with the exit information already recorded by whoever threw it. The value
-/// is one word, so that a throw costs no more than a return.
+/// Most are exceptions for the guest. `vmExit` is not: the processor must exit non-root operation,
+/// and the thrower has already recorded the exit information. The value is one word, so that a
+/// throw costs no more than a return.
 ///
 ///     bits 7:0    vector
 ///     bit  8      an error code is delivered
@@ -57,7 +57,7 @@ public struct GuestException: Error, Hashable, Sendable {
   @inlinable public var errorCode: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) }
   @inlinable public var isVMExit: Bool { rawValue & 1 << 9 != 0 }
 
-  /// Leave non-root operation; the exit information is already recorded.
+  /// Exit non-root operation; the exit information is already recorded.
   @inlinable public static var vmExit: Self { Self(rawValue: 1 << 9) }
   @inlinable public static var invalidOpcode: Self { Self(.invalidOpcode) }
   @inlinable public static var deviceNotAvailable: Self { Self(.deviceNotAvailable) }

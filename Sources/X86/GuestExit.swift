@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Why guest code was left, and what the hypervisor needs to know of it, in no vendor's format. A
-// backend makes one of its exit information (`VMX+ExitTable.swift`);
-// `VirtualCPU+ExitHandlers.swift` handles it, for every vendor. Whatever only one vendor has to do
-// (a window to close, a shadow register to write) the backend has done by then.
+// Why guest code exited, and the information that the hypervisor needs, vendor-neutral. A backend
+// converts its exit information to it (`VMX+ExitTable.swift`); `VirtualCPU+ExitHandlers.swift`
+// handles it for every vendor. The backend has already done vendor-specific work (closing a window,
+// writing a shadow register).
 //
 //     let exit = backend.takeExit()        // such as .port(PortExit(...))
 //     let disposition = vcpu.handle(exit)
@@ -11,11 +11,11 @@
 public enum GuestExit: Sendable {
   /// An intercepted exception.
   ///
-  /// - Parameter debugCauses: of #DB, as DR6 has them.
+  /// - Parameter debugCauses: of #DB, in DR6's format.
   case exception(GuestEvent, debugCauses: UInt64)
-  /// Somebody wants the processor: the run loop looks who.
+  /// Another thread kicked the processor: the run loop checks the requests.
   case externalInterrupt
-  /// The processor's access found that memory of the client is gone.
+  /// An access of the processor found that the client's memory has vanished.
   case hostFault
   case tripleFault
   /// An interrupt, or an NMI, can be delivered now.
@@ -27,24 +27,24 @@ public enum GuestExit: Sendable {
   case debugRegister(number: Int, general: Int, isRead: Bool)
   case port(PortExit)
   case stringPort(StringPortExit)
-  /// An access that the nested page tables do not allow.
+  /// An access that the nested page tables deny.
   case nestedFault(NestedFault)
-  /// One instruction of a guest in single-step mode is over.
+  /// An instruction of a single-stepped guest has finished.
   case singleStep
   case busLock
-  /// The guest kept everybody out for too long.
+  /// The guest delayed exits for too long.
   case notify(isContextLost: Bool)
-  /// The backend has done all that there was to do: enter again.
+  /// The backend has handled it completely: enter again.
   case handled(Cause)
-  /// The processor refused the guest's state or the control block.
+  /// VM entry failed because of the guest's state or the control block.
   case entryFailed(reason: UInt64)
-  /// One that this hypervisor has no meaning for, by the vendor's number.
+  /// An exit unknown to this hypervisor, by the vendor's number.
   ///
-  /// - Parameter detail: what goes with it in a report; nil: nothing.
+  /// - Parameter detail: its information for a report; nil: none.
   case unexpected(code: UInt64, detail: UInt64?)
 }
 
-/// Instructions whose exit says no more than which one it was.
+/// Instructions whose exits carry no further information.
 public enum InterceptedInstruction: UInt8, Sendable, CaseIterable {
   case cpuid, hlt, rdmsr, wrmsr, xsetbv, pause, rdpmc, rdtsc, rdtscp
   /// VMCALL, VMMCALL.
@@ -53,15 +53,15 @@ public enum InterceptedInstruction: UInt8, Sendable, CaseIterable {
   case monitorWait
   /// WBINVD, INVD.
   case cacheFlush
-  /// The backend has dropped the page's translations.
+  /// The backend has flushed the page's translations.
   case invlpg
-  /// A write of a control register that the backend has done.
+  /// The backend has done a control register write.
   case controlRegisterWrite
   /// VMRUN and its like, or VMXON and its like: of a guest that is a hypervisor.
   case virtualization
   /// One that this machine does not have.
   case undefined
-  /// One whose exit nobody asked for: it is emulated.
+  /// An unrequested exit: the instruction is emulated.
   case emulated
 }
 
@@ -84,9 +84,9 @@ public struct StringPortExit: Sendable {
   public var size: Int
   public var isInput: Bool
   public var isRepeated: Bool
-  /// Of the first item in memory.
+  /// The address of the first item in memory.
   public var linear: UInt64
-  /// What of RCX, RSI and RDI counts.
+  /// The address-size mask of RCX, RSI and RDI.
   public var addressMask: UInt64
 
   @inlinable public init(
@@ -103,7 +103,7 @@ public struct StringPortExit: Sendable {
 public struct NestedFault: Sendable {
   /// Guest-physical.
   public var address: UInt64
-  /// The linear address that led there, where one did.
+  /// The linear address of the access, if there is one.
   public var linear: UInt64
   public var isWrite: Bool
   public var isFetch: Bool
@@ -119,7 +119,7 @@ public struct NestedFault: Sendable {
 // MARK: Causes
 
 extension GuestExit {
-  /// What statistics count by.
+  /// The categories of exit statistics.
   public enum Cause: UInt8, Sendable, CaseIterable {
     case exception, externalInterrupt, hostFault, tripleFault, interruptWindow, nmiWindow
     case taskSwitch, controlRegister, debugRegister, port, nestedFault, singleStep, busLock, notify

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of a guest's state is in no register, in the bits that VT-x gives it (SVM's interrupt shadow
-// is `blockingBySTI`).
+// Guest state outside of registers, in VT-x's bits (SVM's interrupt shadow is `blockingBySTI`).
 
 /// Guest interruptibility state (SDM volume 3, "Guest Non-Register State").
 public enum Interruptibility {

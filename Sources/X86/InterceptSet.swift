@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a hypervisor can have exit, in no vendor's format, and which instructions it can take away
-// from a guest. VM entry makes the two sets of VT-x's control fields, VMRUN of the intercept
-// vectors of a VMCB; instructions and translated code look at nothing else.
+// What a hypervisor can intercept, vendor-neutral, and the instructions that it can disable for a
+// guest. VM entry builds the two sets from VT-x's control fields, VMRUN from a VMCB's intercept
+// vectors; instructions and translated code check only these.
 //
 //     if c.intercepts(.hlt) { throw c.exit(.hlt, i) }
 //
-// Behind each bit: VT-x's control (SDM volume 3, "VM-Execution Control Fields"), then SVM's
-// intercept (APM volume 2, "Instruction Intercepts" and "Interrupt Intercepts"); "-" where a vendor
+// After each bit: VT-x's control (SDM volume 3, "VM-Execution Control Fields"), then SVM's
+// intercept (APM volume 2, "Instruction Intercepts" and "Interrupt Intercepts"); "-" if a vendor
 // has none.
 
-/// Instructions and events that exit. What needs more than a bit (exceptions, control and debug
-/// registers, ports, MSRs) has fields of its own in the processor's `Intercepts`.
+/// Instructions and events that exit. Intercepts of more than a bit (exceptions, control and debug
+/// registers, ports, MSRs) are fields of the processor's `Intercepts`.
 public struct InterceptSet: OptionSet, Hashable, Sendable {
   public var rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
 
-  // MARK: What translated code tests: the lowest byte
+  // MARK: Tested by translated code: the lowest byte
 
-  /// Somebody waits until the guest takes interrupts. VT-x: interrupt-window exiting. SVM: V_IRQ,
+  /// An event waits until the guest enables interrupts. VT-x: interrupt-window exiting. SVM: V_IRQ,
   /// whose virtual interrupt is delivered then, or exits by the VINTR intercept
   /// (`virtualInterrupt`).
   @inlinable public static var interruptWindow: Self { Self(rawValue: 1 << 0) }
-  /// VT-x: RDTSC exiting (which goes for RDTSCP too). SVM: RDTSC.
+  /// VT-x: RDTSC exiting (also for RDTSCP). SVM: RDTSC.
   @inlinable public static var rdtsc: Self { Self(rawValue: 1 << 1) }
   /// VT-x: RDTSC exiting. SVM: RDTSCP.
   @inlinable public static var rdtscp: Self { Self(rawValue: 1 << 2) }
@@ -35,20 +35,20 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
 
   // MARK: Between instructions
 
-  /// Somebody waits until the guest takes NMIs. VT-x: NMI-window exiting. SVM: - (IRET's intercept
+  /// An event waits until NMIs are unblocked. VT-x: NMI-window exiting. SVM: - (IRET's intercept
   /// serves).
   @inlinable public static var nmiWindow: Self { Self(rawValue: 1 << 8) }
-  /// The guest is left at `CPUState.deadline`. VT-x: activate VMX-preemption timer. SVM: -
+  /// The guest exits at `CPUState.deadline`. VT-x: activate VMX-preemption timer. SVM: -
   @inlinable public static var deadline: Self { Self(rawValue: 1 << 9) }
-  /// One instruction is executed. VT-x: monitor trap flag. SVM: -
+  /// Exits after one instruction. VT-x: monitor trap flag. SVM: -
   @inlinable public static var monitorTrap: Self { Self(rawValue: 1 << 10) }
   /// VT-x: external-interrupt exiting. SVM: INTR. The processor's only interrupts are kicks, which
   /// exit with or without it; a guest's interrupts are injected.
   @inlinable public static var externalInterrupt: Self { Self(rawValue: 1 << 11) }
   /// VT-x: NMI exiting. SVM: NMI. Without it (or with `virtualNMIs`) IRET unblocks NMIs.
   @inlinable public static var nmi: Self { Self(rawValue: 1 << 12) }
-  /// Not an exit: NMI blocking is the guest's. VT-x: virtual NMIs. SVM: always, as NMIs come by
-  /// EVENTINJ.
+  /// Not an exit: NMI blocking belongs to the guest. VT-x: virtual NMIs. SVM: always, as EVENTINJ
+  /// injects NMIs.
   @inlinable public static var virtualNMIs: Self { Self(rawValue: 1 << 13) }
   /// A virtual interrupt (V_IRQ) that could be delivered. VT-x: -. SVM: VINTR.
   @inlinable public static var virtualInterrupt: Self { Self(rawValue: 1 << 14) }
@@ -62,13 +62,12 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   @inlinable public static var taskSwitch: Self { Self(rawValue: 1 << 18) }
   /// Frozen by an x87 error with CR0.NE 0. VT-x: -. SVM: FERR_FREEZE.
   @inlinable public static var ferrFreeze: Self { Self(rawValue: 1 << 19) }
-  /// An atomic access that lies in two cache lines. VT-x: bus-lock detection. SVM: bus-lock
-  /// threshold.
+  /// An atomic access that crosses a cache line. VT-x: bus-lock detection. SVM: bus-lock threshold.
   @inlinable public static var busLock: Self { Self(rawValue: 1 << 20) }
   /// No instruction boundary for `Intercepts.notifyWindow`. VT-x: notify exiting. SVM: -
   @inlinable public static var notify: Self { Self(rawValue: 1 << 21) }
   /// PAUSEs in a loop. VT-x: PAUSE-loop exiting, at CPL 0. SVM: the pause filter, whose count and
-  /// threshold are another measure than VT-x's window and gap.
+  /// threshold differ from VT-x's window and gap.
   @inlinable public static var pauseLoop: Self { Self(rawValue: 1 << 22) }
 
   // MARK: Instructions of both vendors
@@ -89,7 +88,7 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   @inlinable public static var monitor: Self { Self(rawValue: 1 << 30) }
   /// VT-x: MWAIT exiting. SVM: MWAIT, armed or not.
   @inlinable public static var mwait: Self { Self(rawValue: 1 << 31) }
-  /// Where an address is armed. VT-x: -. SVM: MWAIT_CONDITIONAL.
+  /// If an address is armed. VT-x: -. SVM: MWAIT_CONDITIONAL.
   @inlinable public static var armedMWAIT: Self { Self(rawValue: 1 << 32) }
   /// WBINVD and WBNOINVD. VT-x: WBINVD exiting. SVM: WBINVD.
   @inlinable public static var wbinvd: Self { Self(rawValue: 1 << 33) }
@@ -120,20 +119,20 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
   @inlinable public static var rdseed: Self { Self(rawValue: 1 << 46) }
   /// VT-x: - (there is no rule for it: #UD). SVM: RSM.
   @inlinable public static var rsm: Self { Self(rawValue: 1 << 47) }
-  /// VT-x: -. SVM: IRET, before it does anything.
+  /// VT-x: -. SVM: IRET, before it has any effect.
   @inlinable public static var iret: Self { Self(rawValue: 1 << 48) }
   /// VT-x: -. SVM: PUSHF, POPF, before any exception.
   @inlinable public static var pushf: Self { Self(rawValue: 1 << 49) }
   @inlinable public static var popf: Self { Self(rawValue: 1 << 50) }
   /// INT n. VT-x: -. SVM: INTn, before any exception.
   @inlinable public static var softwareInterrupt: Self { Self(rawValue: 1 << 51) }
-  /// INT1. VT-x: - (the exception bitmap's #DB). SVM: ICEBP, which that bit does not take.
+  /// INT1. VT-x: - (the exception bitmap's #DB). SVM: ICEBP; the #DB intercept does not apply.
   @inlinable public static var icebp: Self { Self(rawValue: 1 << 52) }
-  /// MOV to CR0, or LMSW, that changes another bit than TS and MP. VT-x: -. SVM: CR0_SEL_WRITE.
+  /// MOV to CR0, or LMSW, that changes bits other than TS and MP. VT-x: -. SVM: CR0_SEL_WRITE.
   @inlinable public static var selectiveCR0Write: Self { Self(rawValue: 1 << 53) }
   /// VT-x: -. SVM: RDPRU.
   @inlinable public static var rdpru: Self { Self(rawValue: 1 << 54) }
-  /// SVM's own; each is #UD where EFER.SVME is 0. VT-x: #UD.
+  /// SVM's own; each is #UD if EFER.SVME is 0. VT-x: #UD.
   @inlinable public static var vmrun: Self { Self(rawValue: 1 << 55) }
   @inlinable public static var vmload: Self { Self(rawValue: 1 << 56) }
   @inlinable public static var vmsave: Self { Self(rawValue: 1 << 57) }
@@ -144,18 +143,18 @@ public struct InterceptSet: OptionSet, Hashable, Sendable {
 
   // MARK: Groups
 
-  /// Instructions that translated code executes itself and does not ask about: with one of these,
-  /// code is not translated (`ModeKey.interpreted`).
+  /// Instructions that translated code executes without checking: with one of these set, code is
+  /// not translated (`ModeKey.interpreted`).
   @inlinable public static var untranslated: Self { [.pushf, .popf] }
-  /// What is looked at between instructions.
+  /// Windows checked between instructions.
   @inlinable public static var windows: Self { [.interruptWindow, .nmiWindow] }
   @inlinable public static var descriptorTables: Self {
     [.sgdt, .sidt, .sldt, .str, .lgdt, .lidt, .lldt, .ltr]
   }
 }
 
-/// Instructions that a guest has only where its hypervisor says so: #UD without. SVM has no such
-/// controls: all of them.
+/// Instructions that the hypervisor must enable for a guest, else #UD. SVM has no such controls:
+/// all are enabled.
 public struct EnabledInstructions: OptionSet, Hashable, Sendable {
   public var rawValue: UInt32
   @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The registers of the local APIC: offsets, and the bits of those that have any.
+// The registers of the local APIC: offsets and bits.
 
 /// IA32_APIC_BASE (SDM volume 3, "Local APIC Status and Location").
 public struct APICBase: OptionSet, Sendable, Hashable {

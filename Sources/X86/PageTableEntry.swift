@@ -34,10 +34,10 @@ public enum EPTEntry {
   @inlinable public static var pageSize: UInt64 { 1 << 7 }
   @inlinable public static var accessed: UInt64 { 1 << 8 }
   @inlinable public static var dirty: UInt64 { 1 << 9 }
-  /// With mode-based execute control: `execute` of user-mode linear addresses, while bit 2 is that
-  /// of supervisor-mode ones.
+  /// With mode-based execute control: `execute` for user-mode linear addresses, while bit 2 is for
+  /// supervisor-mode ones.
   @inlinable public static var userExecute: UInt64 { 1 << 10 }
-  /// A violation here exits even where the guest is to get a virtualization exception.
+  /// A violation here exits even if the guest would otherwise get a virtualization exception.
   @inlinable public static var suppressException: UInt64 { 1 << 63 }
   @inlinable public static var addressMask: UInt64 { 0x000F_FFFF_FFFF_F000 }
 }
@@ -52,7 +52,7 @@ public enum EPTPointer {
   @inlinable public static var levelsMask: UInt64 { 7 << 3 }
   @inlinable public static var fourLevels: UInt64 { 3 << 3 }
   @inlinable public static var fiveLevels: UInt64 { 4 << 3 }
-  /// Levels of tables: 4 or 5, whatever the pointer says.
+  /// Levels of tables: 4 or 5, for any pointer.
   @inlinable public static func levels(_ pointer: UInt64) -> UInt64 {
     pointer & levelsMask == fiveLevels ? 5 : 4
   }

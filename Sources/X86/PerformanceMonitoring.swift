@@ -14,7 +14,7 @@ extension MSR {
   @inlinable public static var performanceGlobalStatus: Self { Self(rawValue: 0x38E) }
   @inlinable public static var performanceGlobalControl: Self { Self(rawValue: 0x38F) }
   @inlinable public static var performanceGlobalOverflowControl: Self { Self(rawValue: 0x390) }
-  /// IA32_A_PMC0, by which all bits of IA32_PMC0 can be written; the others follow.
+  /// IA32_A_PMC0, an alias for full-width writes of IA32_PMC0; the others follow.
   @inlinable public static var fullWidthCounter0: Self { Self(rawValue: 0x4C1) }
   /// PerfEvtSel0 and PerfCtr0 of AMD's processors (APM volume 2, "Performance-Monitoring
   /// Counters"); three more of each follow.
@@ -38,11 +38,11 @@ public struct PerformanceEventSelect: RawRepresentable, Hashable, Sendable {
   @inlinable public static var counterMask: UInt64 { 0xFF << 24 }
   @inlinable public static var reserved: UInt64 { 0xFFFF_FFFF_0000_0000 | anyThread }
 
-  /// On AMD's processors bits 11:8 of the event select are in bits 35:32, and what is reserved
-  /// reads as 0.
+  /// On AMD's processors bits 11:8 of the event select are in bits 35:32, and reserved bits read as
+  /// 0.
   @inlinable public static var amdReserved: UInt64 { 0xFFFF_FFF0_0028_0000 }
 
-  /// Event select in bits 7:0 (and, of AMD's, 35:32), unit mask in bits 15:8.
+  /// Event select in bits 7:0 (for AMD also 35:32), unit mask in bits 15:8.
   @inlinable public var event: UInt64 { rawValue & 0xF_0000_FFFF }
   @inlinable public func contains(_ bits: UInt64) -> Bool { rawValue & bits != 0 }
 }
@@ -65,8 +65,8 @@ public enum ArchitecturalEvent: UInt8, Sendable, CaseIterable {
     }
   }
 
-  /// The same of AMD's processors, for those that count (PPR of family 17h, "Core Performance
-  /// Monitor Counters").
+  /// The same for AMD's processors, for those events that count (PPR of family 17h, "Core
+  /// Performance Monitor Counters").
   @inlinable public var amdEncoding: UInt64? {
     switch self {
     case .coreCycles: 0x0076
@@ -77,7 +77,7 @@ public enum ArchitecturalEvent: UInt8, Sendable, CaseIterable {
     }
   }
 
-  /// What IA32_FIXED_CTR0, 1 and 2 count.
+  /// The events of IA32_FIXED_CTR0, 1 and 2.
   @inlinable public static var fixed: [Self] {
     [.instructionsRetired, .coreCycles, .referenceCycles]
   }
@@ -91,7 +91,7 @@ public enum FixedCounterControl {
   @inlinable public static var all: UInt64 { operatingSystem | user | interrupt }
 }
 
-/// Bits of IA32_PERF_GLOBAL_STATUS and IA32_PERF_GLOBAL_OVF_CTRL besides those of counters.
+/// Bits of IA32_PERF_GLOBAL_STATUS and IA32_PERF_GLOBAL_OVF_CTRL other than those of counters.
 public enum PerformanceGlobalStatus {
   /// Of the first fixed counter; as in IA32_PERF_GLOBAL_CTRL.
   @inlinable public static var fixedShift: UInt64 { 32 }
@@ -101,6 +101,6 @@ public enum PerformanceGlobalStatus {
 
 /// IA32_PERF_CAPABILITIES.
 public enum PerformanceCapabilities {
-  /// IA32_A_PMCx are there.
+  /// IA32_A_PMCx exist.
   @inlinable public static var fullWidthWrites: UInt64 { 1 << 13 }
 }

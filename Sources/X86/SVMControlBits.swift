@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bits of a VMCB's control fields, of SVM's MSRs, and of what CPUID says of SVM (APM volume 2,
-// "Secure Virtual Machine"; appendix "VMCB Layout").
+// Bits of a VMCB's control fields, of SVM's MSRs, and of SVM's CPUID leaf (APM volume 2, "Secure
+// Virtual Machine"; appendix "VMCB Layout").
 
-/// Instructions and events that exit, by the two intercept words that are neither of registers nor
-/// of exceptions: bits 31:0 are vector 3's, 63:32 vector 4's.
+/// Instructions and events that exit, by the two intercept words that are not for registers or
+/// exceptions: bits 31:0 are vector 3's, 63:32 vector 4's.
 public struct SVMIntercepts: OptionSet, Hashable, Sendable {
   public var rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }
@@ -46,7 +46,7 @@ public struct SVMIntercepts: OptionSet, Hashable, Sendable {
   @inlinable public static var taskSwitch: Self { Self(29) }
   @inlinable public static var ferrFreeze: Self { Self(30) }
   @inlinable public static var shutdown: Self { Self(31) }
-  /// Has to be 1.
+  /// Must be 1.
   @inlinable public static var vmrun: Self { Self(32) }
   @inlinable public static var vmmcall: Self { Self(33) }
   @inlinable public static var vmload: Self { Self(34) }
@@ -77,13 +77,13 @@ public enum SVMIntercept5 {
 public enum TLBControl {
   @inlinable public static var nothing: UInt8 { 0 }
   @inlinable public static var flushAll: UInt8 { 1 }
-  /// The guest's own.
+  /// All of the guest's translations.
   @inlinable public static var flushGuest: UInt8 { 3 }
-  /// The guest's own but for global pages.
+  /// The guest's translations except global pages.
   @inlinable public static var flushGuestNonGlobal: UInt8 { 7 }
 }
 
-/// The field of virtual interrupts:
+/// The virtual interrupt field:
 ///
 ///     7:0 V_TPR   8 V_IRQ   9 VGIF   11 V_NMI   12 V_NMI_MASK   19:16 V_INTR_PRIO   20 V_IGN_TPR
 ///     24 V_INTR_MASKING   25 VGIF is enabled   26 V_NMI is enabled   39:32 V_INTR_VECTOR
@@ -115,12 +115,12 @@ public struct VirtualInterrupt: RawRepresentable, Hashable, Sendable {
   @inlinable public var priority: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 16 & 0xF) }
   @inlinable public var vector: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 32) }
   @inlinable public var masksInterrupts: Bool { rawValue & Self.maskingBit != 0 }
-  /// The guest's global interrupt flag lets interrupts through, where it has one.
+  /// The guest's global interrupt flag, if it has one, allows interrupts.
   @inlinable public var isGIFOpen: Bool {
     rawValue & Self.gifEnabledBit == 0 || rawValue & Self.gifBit != 0
   }
 
-  /// A pending virtual interrupt that the virtual TPR lets through.
+  /// A pending virtual interrupt of sufficient priority for the virtual TPR.
   @inlinable public var isDeliverable: Bool {
     isPending && isGIFOpen && (rawValue & Self.ignoresTPRBit != 0 || priority > tpr)
   }
@@ -158,7 +158,7 @@ public struct NestedFaultInfo: OptionSet, Hashable, Sendable {
   @inlinable public static var fetch: Self { Self(rawValue: 1 << 4) }
   /// The guest-physical address is the access's own.
   @inlinable public static var finalAddress: Self { Self(rawValue: 1 << 32) }
-  /// It is one of the guest's page tables'.
+  /// It is that of one of the guest's page tables.
   @inlinable public static var guestTable: Self { Self(rawValue: 1 << 33) }
 }
 

@@ -66,7 +66,7 @@ public struct SVMExitCode: RawRepresentable, Hashable, Sendable {
   @inlinable public static var rdpru: Self { Self(0x8E) }
   @inlinable public static var invpcid: Self { Self(0xA2) }
   @inlinable public static var nestedPageFault: Self { Self(0x400) }
-  /// VMRUN refused the VMCB's contents.
+  /// VMRUN rejected the VMCB.
   @inlinable public static var invalid: Self { Self(.max) }
 
   /// The code of an intercept: bit n of words 3 and 4.
@@ -79,7 +79,7 @@ public struct SVMExitCode: RawRepresentable, Hashable, Sendable {
 }
 
 extension SVMExitCode {
-  /// The code's name as the manual has it.
+  /// The code's name in the manual.
   public var name: String {
     switch rawValue {
     case 0x00...0x0F: "VMEXIT_CR\(rawValue)_READ"

@@ -2,7 +2,7 @@
 //
 // The layouts of EVENTINJ, EXITINTINFO and of EXITINFO1 and EXITINFO2 by exit code, and of segment
 // attributes (APM volume 2, "Event Injection", "EXITINTINFO", "Instruction Intercepts"). The
-// processor makes them and the hypervisor takes them apart, both by these types.
+// processor encodes them and the hypervisor decodes them by the same types.
 //
 //     let event = SVMEvent(.externalInterrupt, vector: 0x30)
 //     GuestEvent(event, instructionLength: 0)     // the same interrupt
@@ -43,24 +43,24 @@ public struct SVMEvent: RawRepresentable, Hashable, Sendable {
   }
 
   @inlinable public var vector: UInt8 { UInt8(truncatingIfNeeded: rawValue) }
-  /// nil where the value is reserved.
+  /// nil if the value is reserved.
   @inlinable public var type: EventType? { EventType(rawValue: rawValue >> 8 & 7) }
   @inlinable public var hasErrorCode: Bool { rawValue & Self.errorCodeBit != 0 }
   @inlinable public var isValid: Bool { rawValue & Self.validBit != 0 }
   @inlinable public var errorCode: UInt32 { UInt32(truncatingIfNeeded: rawValue >> 32) }
 
-  /// It returns behind the instruction that raised it: INT n, INT3, INTO.
+  /// It returns to the instruction after the one that raised it: INT n, INT3, INTO.
   @inlinable public var isOfInstruction: Bool {
     type == .softwareInterrupt || type == .exception && GuestEvent.isSoftware(vector)
   }
 }
 
 extension GuestEvent {
-  /// nil where the event is not valid or of a reserved type.
+  /// nil if the event is not valid or of a reserved type.
   ///
   /// - Parameters:
-  ///   - event: as a VMCB has it.
-  ///   - instructionLength: counts where an instruction raised the event.
+  ///   - event: in a VMCB's format.
+  ///   - instructionLength: used if an instruction raised the event.
   @inlinable public init?(_ event: SVMEvent, instructionLength: @autoclosure () -> UInt32) {
     guard event.isValid, let type = event.type else { return nil }
     let kind: Kind =
@@ -90,7 +90,7 @@ public struct SVMPortInfo: RawRepresentable, Hashable, Sendable {
   ///   - isString: INS or OUTS.
   ///   - isRepeated: with REP.
   ///   - segment: of the memory operand of OUTS.
-  ///   - port: the first that is accessed.
+  ///   - port: the first accessed one.
   @inlinable public init(
     size: Int, addressSize: Int, isInput: Bool, isString: Bool = false, isRepeated: Bool = false,
     segment: SegmentRegister = .ds, port: UInt16
@@ -105,12 +105,12 @@ public struct SVMPortInfo: RawRepresentable, Hashable, Sendable {
   @inlinable public var isInput: Bool { rawValue & 1 != 0 }
   @inlinable public var isString: Bool { rawValue & 1 << 2 != 0 }
   @inlinable public var isRepeated: Bool { rawValue & 1 << 3 != 0 }
-  /// Bytes of one access.
+  /// Size of one access in bytes.
   @inlinable public var size: UInt8 {
     let bits = UInt8(truncatingIfNeeded: rawValue >> 4 & 7)
     return bits & 1 != 0 ? 1 : bits & 2 != 0 ? 2 : 4
   }
-  /// Bytes of an address: 2, 4 or 8.
+  /// Size of an address in bytes: 2, 4 or 8.
   @inlinable public var addressSize: Int {
     rawValue & 1 << 7 != 0 ? 2 : rawValue & 1 << 8 != 0 ? 4 : 8
   }
@@ -148,7 +148,7 @@ public struct SVMTaskSwitchInfo: RawRepresentable, Hashable, Sendable {
     rawValue = value
   }
 
-  /// - Parameter interrupts: an event was on its way (EXITINTINFO), which a task gate took.
+  /// - Parameter interrupts: an event was being delivered (EXITINTINFO) through a task gate.
   @inlinable public func source(interrupts: Bool) -> TaskSwitchSource {
     if rawValue & 1 << 36 != 0 { return .interruptReturn }
     if rawValue & 1 << 38 != 0 { return .jump }

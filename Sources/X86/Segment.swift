@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Segments: access rights in the VMCS's format, and descriptors as they lie in memory.
+// Segments: access rights in the VMCS's format, and descriptors in memory.
 
 /// A segment's access rights in the format of a VMCS (SDM volume 3, "Guest Register State"):
 ///
@@ -28,13 +28,13 @@ public struct SegmentAccessRights: RawRepresentable, Sendable, Hashable {
   @inlinable public var isUnusable: Bool { rawValue & Self.unusableBit != 0 }
   /// Code segment (of an S=1 type).
   @inlinable public var isCode: Bool { rawValue & 0x18 == 0x18 }
-  /// Code that may be read, or data that may be written.
+  /// Readable code, or writable data.
   @inlinable public var isReadableCodeOrWritableData: Bool { rawValue & 2 != 0 }
   /// Conforming code, or expand-down data.
   @inlinable public var isConformingOrExpandDown: Bool { rawValue & 4 != 0 }
 }
 
-/// An 8-byte segment descriptor as it lies in a descriptor table.
+/// An 8-byte segment descriptor in a descriptor table.
 public struct SegmentDescriptor: RawRepresentable, Sendable, Hashable {
   public var rawValue: UInt64
   @inlinable public init(rawValue: UInt64) { self.rawValue = rawValue }

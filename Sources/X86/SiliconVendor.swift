@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whose processor a processor is: Intel's, with VT-x, or AMD's, with SVM.
+// The vendor of a processor: Intel, with VT-x, or AMD, with SVM.
 
 public enum SiliconVendor: String, Sendable, CaseIterable {
   case intel

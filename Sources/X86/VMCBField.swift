@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The fields of a VMCB, SVM's control block: where each lies in its 4 KiB, how wide it is, and
-// which clean bit says that it has not changed (APM volume 2, appendix "VMCB Layout" and "VMCB
-// Clean Field"). This is the one definition of the layout.
+// The fields of a VMCB, SVM's control block: offset in its 4 KiB, size, and the clean bit that says
+// that it has not changed (APM volume 2, appendix "VMCB Layout" and "VMCB Clean Field"). This is
+// the one definition of the layout.
 //
 //     0x000  control area          0x400  state-save area
 //
@@ -15,8 +15,8 @@ public struct VMCBField: Hashable, Sendable {
   public var offset: UInt16
   /// 1, 2, 4 or 8 bytes.
   public var size: UInt8
-  /// What of the VMCB is not clean any more when the field changes; empty: the processor looks at
-  /// it in every VMRUN.
+  /// The part of the VMCB that is no longer clean when the field changes; empty: the processor
+  /// reads it in every VMRUN.
   public var clean: VMCBClean
 
   @inlinable public init(_ offset: UInt16, _ size: UInt8, _ clean: VMCBClean = []) {
@@ -25,7 +25,7 @@ public struct VMCBField: Hashable, Sendable {
     self.clean = clean
   }
 
-  /// Bytes of a VMCB.
+  /// Size of a VMCB.
   @inlinable public static var blockSize: Int { 4096 }
   @inlinable public static var saveArea: UInt16 { 0x400 }
 
@@ -69,7 +69,7 @@ public struct VMCBClean: OptionSet, Hashable, Sendable {
 // MARK: Control area
 
 extension VMCBField {
-  // The six words of intercepts (`SVMIntercepts`), two in each.
+  // The six words of intercepts (`SVMIntercepts`), two in each field.
   @inlinable public static var controlRegisterIntercepts: Self { Self(0x000, 4, .intercepts) }
   @inlinable public static var debugRegisterIntercepts: Self { Self(0x004, 4, .intercepts) }
   @inlinable public static var exceptionIntercepts: Self { Self(0x008, 4, .intercepts) }
@@ -96,7 +96,7 @@ extension VMCBField {
   @inlinable public static var virtualizationControl: Self { Self(0x0B8, 8, .lastBranch) }
   @inlinable public static var cleanBits: Self { Self(0x0C0, 4) }
   @inlinable public static var nextRIP: Self { Self(0x0C8, 8) }
-  /// How many instruction bytes follow; 0: none were fetched.
+  /// The number of instruction bytes that follow; 0: none were fetched.
   @inlinable public static var fetchedByteCount: Self { Self(0x0D0, 1) }
   @inlinable public static var avicBackingPage: Self { Self(0x0E0, 8, .avic) }
   @inlinable public static var avicLogicalTable: Self { Self(0x0F0, 8, .avic) }
@@ -106,7 +106,7 @@ extension VMCBField {
 // MARK: State-save area
 
 extension VMCBField {
-  /// Where the 16 bytes of a segment register begin: ES, CS, SS, DS, FS, GS, GDTR, LDTR, IDTR, TR.
+  /// Offset of the 16 bytes of a segment register: ES, CS, SS, DS, FS, GS, GDTR, LDTR, IDTR, TR.
   @inlinable static func segmentOffset(_ register: SegmentRegister) -> UInt16 {
     switch register {
     case .ldtr: saveArea + 0x70
@@ -115,7 +115,7 @@ extension VMCBField {
     }
   }
 
-  /// FS, GS, LDTR and TR are VMLOAD's, and have no clean bit.
+  /// VMLOAD loads FS, GS, LDTR and TR, which have no clean bit.
   @inlinable static func segmentClean(_ register: SegmentRegister) -> VMCBClean {
     register.rawValue < SegmentRegister.fs.rawValue ? .segments : []
   }
@@ -161,7 +161,7 @@ extension VMCBField {
   @inlinable public static var debugctl: Self { .save(0x270, 8, .lastBranch) }
 }
 
-// MARK: All of them
+// MARK: Table
 
 extension VMCBField {
   /// Every field, with its name in reports.

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Names of VMCS fields, as the manual has them (SDM volume 3, appendix "Field Encoding in VMCS"),
-// for reports and for VMCSs that are saved as text. Also of fields that this processor lacks: a
-// saved VMCS may be of another.
+// Names of VMCS fields from the manual (SDM volume 3, appendix "Field Encoding in VMCS"), for
+// reports and for VMCSs saved as text. Includes fields that this processor lacks, because a saved
+// VMCS may be another's.
 //
 //     VMCSField.guestRIP.name              // "guest RIP"
 //     VMCSField(named: "guest rip")        // .guestRIP
 
 extension VMCSField {
-  /// The field's name; its encoding where the manual has none.
+  /// The field's name; its encoding if the manual has none.
   public var name: String {
     Self.names[self] ?? "field 0x" + String(rawValue, radix: 16, uppercase: true)
   }
 
-  /// The field of a name; capitals do not count.
+  /// The field with a name; case is ignored.
   public init?(named name: String) {
     guard let field = Self.byName[name.lowercased()] else { return nil }
     self = field

@@ -9,7 +9,7 @@
 //
 //     VMCSField.guestRIP == VMCSField(.guestState, .natural, index: 15)      // 0x681E
 //
-// The fields are computed, so that a use of one is a constant also in other modules.
+// The fields are computed, so that their uses are constants in other modules, too.
 
 public struct VMCSField: RawRepresentable, Hashable, Sendable {
   public var rawValue: UInt32
@@ -33,7 +33,7 @@ public struct VMCSField: RawRepresentable, Hashable, Sendable {
     rawValue = index << 1 | area.rawValue << 10 | width.rawValue << 13
   }
 
-  /// All four values have a case, of both.
+  /// All four values have a case, in both enumerations.
   @inlinable public var area: Area { unsafe Area(rawValue: rawValue >> 10 & 3).unsafelyUnwrapped }
   @inlinable public var width: Width {
     unsafe Width(rawValue: rawValue >> 13 & 3).unsafelyUnwrapped

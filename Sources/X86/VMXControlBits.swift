@@ -89,7 +89,7 @@ public enum EntryControls {
   @inlinable public static var loadEFER: UInt32 { 1 << 15 }
 }
 
-/// Bits of the VM-function controls: the function of this number may be called.
+/// Bits of the VM-function controls: bit n enables function n.
 public enum VMFunctions {
   @inlinable public static var eptpSwitching: UInt64 { 1 << 0 }
 }

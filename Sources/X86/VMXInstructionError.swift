@@ -2,8 +2,8 @@
 //
 // Error numbers of failed VMX instructions and of VMX aborts.
 
-/// VM-instruction error numbers (SDM volume 3, "VM Instruction Error Numbers"): what VMfailValid
-/// leaves in the VM-instruction error field.
+/// VM-instruction error numbers (SDM volume 3, "VM Instruction Error Numbers"): VMfailValid stores
+/// them in the VM-instruction error field.
 public enum VMXInstructionError: UInt32, Sendable, Hashable {
   case vmcallInRootOperation = 1
   case vmclearInvalidAddress = 2

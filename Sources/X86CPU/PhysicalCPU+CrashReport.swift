@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a crash report tells of a guest, found in a signal's handler: it reads, takes no lock, and
-// meets the state as it is, in the midst of whatever was being done.
+// A guest's part of a crash report, collected in a signal handler: it only reads, takes no lock,
+// and finds the state in the middle of any operation.
 
 import Host
 import X86
 
 extension PhysicalCPU {
-  /// Has crash reports tell of this CPU.
+  /// Registers this CPU with crash reports.
   func announceToCrashReports() {
     CrashRecords.describer = describer
     crashRecord.pointee = CrashRecord()
@@ -17,7 +17,7 @@ extension PhysicalCPU {
   func withdrawFromCrashReports() { crashRecord.pointee.state = 0 }
 }
 
-/// A translation is at most so long.
+/// The maximum length of a translation.
 private let longestTranslation: UInt = 64 << 10
 
 private let describer: CrashRecords.Describer = { state, counter, memory in
@@ -38,7 +38,7 @@ private let describer: CrashRecords.Describer = { state, counter, memory in
   place.pointee.bytes = hostAddress(cpu, linear: s.pointee.rip &+ s.pointee.segments[1].base)
 }
 
-/// Where guest code of a linear address is, as far as code was executed from there; else 0.
+/// The host address of guest code at a linear address, if code was executed from there; else 0.
 private func hostAddress(_ cpu: CPU, linear: UInt64) -> UInt {
   let s = cpu.s
   let jump = s.pointee.jumpCache + Int((linear ^ linear >> 12) & BlockCache.jumpCacheMask)
@@ -56,7 +56,7 @@ private func hostAddress(_ cpu: CPU, linear: UInt64) -> UInt {
   return 0
 }
 
-/// Finds the block whose translation begins last before the program counter.
+/// Finds the block whose translation is the last to begin before the program counter.
 private func describeTranslation(
   _ cpu: CPU, _ counter: UInt, _ place: UnsafeMutablePointer<GuestPlace>
 ) {

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest memory that disappears without a call that we intercept: another process truncates the
-// file, or a raw system call unmaps it. The next access raises a signal of the host's. It is cut
-// off (GuardedCall), and guest code ends at the instruction that made it.
+// Guest memory that vanishes without a call that we intercept: another process truncates the file,
+// or a raw system call unmaps it. The next access raises a host signal. GuardedCall aborts it, and
+// guest code stops at the instruction that made the access.
 //
 //     guest code          an exit as if kicked, and `takeHostFault` has the address
 //     emulate             `EmulationResult.vanished`
 //     switchTask          false
 //
-// Why it is sound to leave frames as they are says GuardedCall. Code that is to be decoded is
-// copied with GuardedCopy, as references are held around it, and ends guest code by a VM exit.
+// GuardedCall explains why abandoned frames are safe. Code for decoding is copied with GuardedCopy,
+// because references are held around it, and a failure stops guest code by a VM exit.
 //
 // RIP and registers are those before the instruction, as after an instruction that threw: every
-// access that may fault comes before the first change of the state. In translated code, where the
-// state is in the host's registers, the signal's handler first has the instruction go the way of an
-// access that the TLB has no answer for (`NativeFaultSite`): its handler then meets the same.
+// access that may fault precedes the first change of the state. In translated code, with state in
+// host registers, the signal handler first sends the instruction to its TLB miss path
+// (`NativeFaultSite`); the instruction's handler then faults in the same way.
 //
-// What the TLB and EPT know of the memory stays: the hypervisor makes it anew.
+// TLB and EPT entries of the memory stay: the hypervisor rebuilds them.
 
 import Host
 import X86
 
-/// A guest's access in translated code: from `position` on, until the next site's, and where its
-/// way out of line begins. Both from the start of the code memory.
+/// A guest access in translated code: from `position` up to the next site, with the start of its
+/// out-of-line path. Both are offsets in the code memory.
 package struct NativeFaultSite {
   package var position: UInt32
   package var target: UInt32
@@ -33,8 +33,7 @@ package struct NativeFaultSite {
   }
 }
 
-/// All sites in order of position, for a signal's handler, which takes no lock and holds no
-/// reference.
+/// All sites in order of position, for signal handlers: needs no lock and no reference counting.
 package struct NativeFaultSites {
   private let start: UInt
   private let size: UInt
@@ -56,7 +55,7 @@ package struct NativeFaultSites {
   /// Whether an address is in the code memory.
   func contains(_ address: UInt) -> Bool { address &- start < size }
 
-  /// Where the instruction at an address goes on that faulted; 0 where it is no guest's access.
+  /// Where to continue after a fault at an address; 0 if the instruction there is no guest access.
   func target(_ address: UInt) -> UInt {
     let position = address &- start
     guard position < size, let sites else { return 0 }
@@ -85,7 +84,7 @@ private let emulation: GuardedCall.Function = { raw in
   cpu.owner.emulationResult = cpu.emulateOne()
 }
 
-/// What `emulateTaskSwitch` is called with, and what it throws.
+/// Arguments and result of `emulateTaskSwitch`.
 private struct TaskSwitchCall {
   var cpu: CPU
   var selector: UInt16
@@ -107,8 +106,8 @@ private let taskSwitch: GuardedCall.Function = { raw in
 }
 
 extension PhysicalCPU {
-  /// The address, in this process, of memory that was not there when guest code was left; nil where
-  /// it was left for another reason. Once for each such exit.
+  /// The address, in this process, of the vanished memory that stopped guest code; nil if it exited
+  /// for another reason. Resets it.
   package func takeHostFault() -> UInt? {
     defer { hostFault = nil }
     return hostFault
@@ -116,7 +115,7 @@ extension PhysicalCPU {
 
   package var hasHostFault: Bool { hostFault != nil }
 
-  /// From VM entry's events to a VM exit.
+  /// Runs from VM entry's events to a VM exit.
   func runGuarded() {
     crashRecord.pointee.enter()
     var frame = GuardedCall.Frame(redirection)
@@ -134,7 +133,7 @@ extension PhysicalCPU {
 
   /// `CPU.emulateTaskSwitch`.
   ///
-  /// - Returns: false where memory was not there; some of the switch may have happened.
+  /// - Returns: false if memory had vanished; the switch may be partly done.
   package func switchTask(
     selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32?
   ) throws(GuestException) -> Bool {
@@ -152,15 +151,14 @@ extension PhysicalCPU {
     return true
   }
 
-  /// Code that was to be decoded has gone: guest code ends before it, as where an access is cut
-  /// off.
+  /// Code to be decoded has vanished: guest code stops before it, as after an aborted access.
   func codeVanished(_ address: UInt) -> GuestException {
     hostFault = address
     return cpu.exit(.externalInterrupt)
   }
 
-  /// Makes the state whole after guest code was cut off, and records the exit. What frames that are
-  /// gone would have restored is restored here.
+  /// Makes the state complete after guest code was aborted, and records the exit. Restores what the
+  /// abandoned frames would have restored.
   private func leaveCutOff(_ address: UInt) {
     let s = cpu.s
     leaveGuestCode()
@@ -189,15 +187,15 @@ extension PhysicalCPU {
       s.pointee.injection = nil
       cpu.noteInterrupted(event, length: UInt8(truncatingIfNeeded: event.instructionLength))
     }
-    // Banks and modes that were changed for a moment.
+    // Temporary changes of banks and modes.
     cpu.updateMode()
     hostFault = address
   }
 }
 
 extension CPU {
-  /// Runs the body of a handler that changes RSP or RBP before it has made all its accesses: where
-  /// it ends early they are as they were.
+  /// Runs the body of a handler that changes RSP or RBP before its last access: restores them if
+  /// the body throws.
   func keepingStack(_ body: () throws(GuestException) -> Void) throws(GuestException) {
     let (rsp, rbp) = (gpr[4], gpr[5])
     s.pointee.keptStack = (rsp, rbp)

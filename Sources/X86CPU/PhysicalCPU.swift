@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One physical CPU of the software processor: its state, TLB and block cache, and the verbs of VT-x
-// or of SVM, by its vendor, with which the hypervisor runs guests on it. Guest code executes
-// between VM entry and VM exit only; "root mode", the host, is the program that calls the verbs.
+// One physical CPU of the software processor: its state, TLB and block cache, and the instructions
+// of VT-x or SVM, by vendor, as methods with which the hypervisor runs guests on it. Guest code
+// executes only between VM entry and VM exit; "root mode", the host, is the program that calls the
+// methods.
 //
-// A physical CPU is used by one thread at a time (whoever holds it from the hypervisor's pool);
-// only `kick` and the shootdown queue are for other threads.
+// One thread at a time uses a physical CPU (its owner in the hypervisor's pool); only `kick` and
+// the shootdown queue are for other threads.
 //
 //     let cpu = try PhysicalCPU(number: 0)
 //     try cpu.vmxon(region)
@@ -20,11 +21,11 @@ import SystemPackage
 import X86
 import X86Decoder
 
-/// Sendable: one thread at a time has the CPU (the head of this file); others reach atomics alone.
+/// Sendable: one thread at a time has the CPU (see above); other threads use only atomics.
 package final class PhysicalCPU: @unchecked Sendable {
   /// 0 to 63, unique among the CPUs of this process.
   package let number: Int
-  /// Whose processor it is: Intel's has VT-x, AMD's SVM.
+  /// Its vendor: Intel's processors have VT-x, AMD's SVM.
   package let silicon: SiliconVendor
   package let cpu: CPU
   let tlbBanks: UnsafeMutablePointer<TLBEntry>
@@ -35,7 +36,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   static let executePagesMask: UInt64 = 1023
   let executePages: UnsafeMutablePointer<ExecutePage>
   let writablePages: UnsafeMutablePointer<UInt32>
-  /// The next TLB context that is free.
+  /// The next free TLB context.
   var nextContext: UInt64 = 2
   var tlbCounts = TLBCounts()
   var pcidContexts: [TLBContext] = []
@@ -47,47 +48,46 @@ package final class PhysicalCPU: @unchecked Sendable {
   var lastTLBGeneration: UInt64 = 1
   /// Where pages larger than 4 KiB have entries.
   var largePages = NumberFilter()
-  /// Linear pages from which code was entered at CPL 3, and below it, since the epoch of those ways
-  /// last changed.
+  /// Linear pages from which code was entered at CPL 3, and below it, in the current epochs.
   var executedByUser = NumberFilter()
   var executedBySupervisor = NumberFilter()
   /// See `CPUState.physicalGeneration`.
   var physicalGeneration: UInt64 = 1
-  /// For accesses that have no single host pointer: 4 KiB.
+  /// Bounce buffer of 4 KiB for accesses without a single host pointer.
   let bounce: UnsafeMutableRawPointer
-  /// Whose accesses `emulate` serves.
+  /// Answers the accesses of `emulate`.
   var emulationContext: (any EmulationContext)?
   var emulationResult = EmulationResult.completed
   /// See `takeHostFault`.
   var hostFault: UInt?
-  /// Where translated code finds its successors.
+  /// The jump table in which translated code finds its successors.
   let nativeJumps: NativeJumps
   let requestLine: RequestLine
   let shootdowns = ShootdownQueue()
   let signals = CPUSignals()
-  /// Goes up when code has to be compared before it is executed.
+  /// Incremented when code must be compared before it is executed.
   var comparison: UInt64 = 0
-  /// What is taken from the queue to be done.
+  /// Requests taken from the queue.
   var taken: [ShootdownQueue.Request] = []
-  /// What performance counters are made of.
+  /// The counts behind performance counters.
   let counts: UnsafeMutablePointer<EventCounts>
-  /// What crash reports tell of this CPU.
+  /// This CPU's part of crash reports.
   let crashRecord: UnsafeMutablePointer<CrashRecord>
   /// VT-x: VMX operation and the current VMCS.
   let vmx: UnsafeMutablePointer<VMXUnit>
-  /// SVM and the VMCB whose state is here.
+  /// SVM, and the VMCB whose state is in the CPU.
   let svm: UnsafeMutablePointer<SVMUnit>
-  /// Blocks until `request` may have changed, at most until the host TSC of its argument: where a
-  /// guest without HLT exiting waits. Without it such a guest exits as if kicked.
+  /// Blocks until `request` may have changed, at most until the host TSC of its argument: a halted
+  /// guest without HLT exiting waits here. Without it such a guest exits as if kicked.
   package var waitForRequest: ((UInt64) -> Void)?
   /// Translates hot blocks, if there is one (see NativeCode.swift).
   package var translator: (any BlockTranslator)?
 
   /// - Parameters:
-  ///   - number: 0 to 63, not used by another CPU of this process that is alive.
-  ///   - silicon: whose processor it is.
+  ///   - number: 0 to 63, unique among this process's live CPUs.
+  ///   - silicon: the processor's vendor.
   ///   - blockOps: capacity of the block cache in instructions.
-  /// - Throws: where there is no memory for the state.
+  /// - Throws: if there is no memory for the state.
   package init(
     number: Int, silicon: SiliconVendor = .intel, blockOps: Int = 1 << 22
   ) throws(Errno) {
@@ -101,13 +101,13 @@ package final class PhysicalCPU: @unchecked Sendable {
     nativeJumps = try NativeJumps(tables)
     let size = Self.stateSize
     let raw = try NativeStack.allocate(stateSize: size)
-    // What follows is 0 as it comes, and not there until it is touched.
+    // The rest is zeroed memory, allocated when touched.
     raw.initializeMemory(as: UInt8.self, repeating: 0, count: CPU.heatOffset)
     // Each entry in one cache line.
     tlbBanks = try tables.take(TLB.entriesPerBank * TLB.bankCount, of: TLBEntry.self)
     tlbBanks.initialize(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
     let secondCount = LargeTLB.start + LargeTLB.entriesPerBank * TLB.bankCount
-    // None of generation 0 is valid, so the table begins as zeros.
+    // Generation 0 is never valid, so zeroed entries are invalid.
     secondTLB = try tables.take(secondCount, of: SecondTLBEntry.self)
     // Aligned for vectors: see `dropWriteTranslations`.
     writablePages = try tables.take(TLB.entriesPerBank * TLB.bankCount, of: UInt32.self)
@@ -140,10 +140,10 @@ package final class PhysicalCPU: @unchecked Sendable {
     announceToCrashReports()
   }
 
-  /// From so many on a CPU is one that is there to stay.
+  /// From this capacity on a CPU is long-lived.
   private static let manyBlockOps = 1 << 20
 
-  /// Bytes from `cpu.raw` on.
+  /// Size in bytes from `cpu.raw` on.
   private static var stateSize: Int {
     CPU.heatOffset + NativeState.heatCount * MemoryLayout<Int32>.stride
   }
@@ -161,10 +161,10 @@ package final class PhysicalCPU: @unchecked Sendable {
     NativeStack.deallocate(state: cpu.raw, stateSize: Self.stateSize)
   }
 
-  /// From any thread: the guest leaves with an external-interrupt exit at the next block.
+  /// Makes the guest exit with an external-interrupt exit at the next block. From any thread.
   package func kick() { request(CPURequest.kick) }
 
-  /// From any thread: sets bits of `CPUState.request`.
+  /// Sets bits of `CPUState.request`. From any thread.
   package func request(_ bits: UInt64) {
     requestLine.raise(bits)
   }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest execution between the entry into a guest and its exit.
+// Guest execution between VM entry and VM exit.
 //
-//     look at requests and slow reasons -> find the block at RIP -> run its micro-ops -> again
+//     check requests and slow reasons -> find the block at RIP -> run its micro-ops -> again
 //
-// A handler's `Step` says how its instruction ended. The loop leaves only with a VM exit recorded
+// A handler's `Step` says how its instruction ended. The loop returns only with a VM exit recorded
 // in `CPUState.exit` and `rip` exact. It never blocks and never allocates.
 
 import X86
@@ -57,7 +57,7 @@ extension CPU {
     s.pointee.rip &+ UInt64(block.pointee.length) &- 1 <= UInt64(segment(.cs).pointee.limit)
   }
 
-  /// Runs a block from its start. False where a VM exit is recorded.
+  /// Runs a block from its start. False if a VM exit is recorded.
   @inline(__always) private func run(_ block: BlockPointer) -> Bool {
     if block.pointee.native != 0 { return runNative(block) }
     block.pointee.heat &-= 1
@@ -91,9 +91,9 @@ extension CPU {
     return finish(step, op - 1)
   }
 
-  /// Runs the first instruction of a block alone.
+  /// Runs only the first instruction of a block.
   ///
-  /// - Parameter isSlow: what follows it comes before events are looked at.
+  /// - Parameter isSlow: events are checked only after the slow end of the instruction.
   func runOne(_ block: BlockPointer, isSlow: Bool = false) -> Bool {
     let op = block.pointee.ops
     if !is64Bit,
@@ -117,7 +117,7 @@ extension CPU {
     return step == Step.branch ? true : finish(step, op)
   }
 
-  /// One instruction with everything that `slow` asks for around it.
+  /// Runs one instruction with all checks that `slow` requires.
   func runSlowly() -> Bool {
     s.pointee.slow &= ~SlowReason.marks
     let before = s.pointee.slow
@@ -143,7 +143,7 @@ extension CPU {
     return afterSlowInstruction(before: before)
   }
 
-  /// Ends a block that ended otherwise than by a branch.
+  /// Handles the end of a block without a branch.
   @inline(never) func finish(_ step: Int32, _ op: MicroOpPointer) -> Bool {
     switch step {
     case Step.reload:
@@ -154,7 +154,7 @@ extension CPU {
       s.pointee.rip = currentRIP(op)
       return takePending(op)
     default:
-      // A stale block, or the end marker: no instruction of its own.
+      // A stale block, or the end marker: not an instruction.
       s.pointee.retired &-= 1
       if !is64Bit { s.pointee.rip &= 0xFFFF_FFFF }
       return true
@@ -171,7 +171,7 @@ extension CPU {
     return take(exception)
   }
 
-  /// Takes an exception at `rip`. False where it ended in a VM exit.
+  /// Delivers an exception at `rip`. False on a VM exit.
   private func take(_ exception: GuestException) -> Bool {
     if exception.isVMExit { return false }
     s.pointee.pendingException = exception.rawValue & ~GuestException.nonCanonicalBit
@@ -182,18 +182,18 @@ extension CPU {
 extension PhysicalCPU {
   /// How the emulation of one instruction ended.
   package enum EmulationResult: Equatable {
-    /// RIP is behind it (or on it again, for a repeated string instruction with more to do).
+    /// RIP is past it (or still on it, for a repeated string instruction with more to do).
     case completed
-    /// The context stopped it; nothing of the stopped step happened.
+    /// The context stopped it; the stopped step had no effect.
     case stopped
     /// It raised an exception, or another VM exit (`isVMExit`, recorded).
     case faulted(GuestException)
-    /// It accessed memory that the host does not have there any more (`takeHostFault`).
+    /// It accessed host memory that has vanished (`takeHostFault`).
     case vanished
   }
 
-  /// Executes the instruction at RIP with the context answering the accesses that EPT does not map.
-  /// A repeated string instruction makes one iteration.
+  /// Executes the instruction at RIP; the context answers accesses that EPT does not map. A
+  /// repeated string instruction makes one iteration.
   package func emulate(_ context: any EmulationContext) -> EmulationResult {
     cpu.s.pointee.exit.cause = .none
     do throws(GuestException) {
@@ -203,13 +203,13 @@ extension PhysicalCPU {
     }
   }
 
-  /// Runs `body` with the context answering the accesses that EPT does not map.
+  /// Runs `body`; the context answers accesses that EPT does not map.
   package func withContext<R>(
     _ context: any EmulationContext, _ body: () throws(GuestException) -> R
   ) throws(GuestException) -> R {
     emulationContext = context
     cpu.s.pointee.emulation = cpu.raw
-    // What it knows of writable pages is used: others wait for it to learn of pages with code.
+    // Cached writable pages are used, so other CPUs must wait until this one learns of code pages.
     enterGuestCode()
     defer {
       leaveGuestCode()
@@ -219,7 +219,7 @@ extension PhysicalCPU {
     return try body()
   }
 
-  /// A recorded cause tells an exit of its own from the context's stop.
+  /// A recorded cause distinguishes an exit from the context's stop.
   var stoppedOrExit: EmulationResult {
     cpu.s.pointee.exit.cause == .none ? .stopped : .faulted(.vmExit)
   }
@@ -250,7 +250,7 @@ extension CPU {
     default: break
     }
     s.pointee.retired &+= 1
-    // On itself again: a repeated string instruction with more to do.
+    // RIP unchanged: a repeated string instruction with more to do.
     if isBranch || s.pointee.rip != rip { owner.noteRetired(isBranch: isBranch) }
     return .completed
   }

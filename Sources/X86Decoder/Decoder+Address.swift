@@ -16,7 +16,7 @@ extension DecodeState {
     }
   }
 
-  /// "Compressed displacement (disp8*N) support in EVEX": N is what the operand accesses, or one
+  /// "Compressed displacement (disp8*N) support in EVEX": N is the size of the access, or of one
   /// element of it.
   private mutating func setDisplacementUnit() {
     guard space >= OpcodeSpace.evex else { return }
@@ -81,7 +81,7 @@ extension DecodeState {
     if (out.base == 4 || out.base == 5) && !overridden { out.segment = .ss }
   }
 
-  /// Returns whether there is a 32-bit displacement in place of a base.
+  /// Returns whether a 32-bit displacement replaces the base.
   private mutating func readSIB(mod: UInt8) throws(DecodeError) -> Bool {
     let sib = try byte()
     out.scale = sib >> 6

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The operands that a row names, with their immediates.
+// A row's operands, with their immediates.
 
 import X86
 
@@ -194,7 +194,7 @@ extension DecodeState {
     try out.operandSize == 2 ? signed(Int16.self) : signed(Int32.self)
   }
 
-  /// The width in bytes; 0 where nothing is accessed or where it is more than 255.
+  /// The width in bytes; 0 if nothing is accessed or it is more than 255.
   func width(_ width: OperandWidth) -> UInt8 {
     switch width {
     case .none: 0

@@ -75,7 +75,7 @@ extension DecodeState {
     }
   }
 
-  /// The opcode byte behind its escapes; VEX and EVEX begin with opcodes of other instructions,
+  /// The opcode byte after its escapes. VEX and EVEX begin with opcodes of other instructions,
   /// which outside 64-bit mode they still are with a memory operand.
   mutating func readOpcode() throws(DecodeError) {
     let first = try byte()
@@ -153,7 +153,7 @@ extension DecodeState {
     finishOpcode(map: map)
   }
 
-  /// What VEX and EVEX share: W, vvvv, pp and the register extensions.
+  /// The common part of VEX and EVEX: W, vvvv, pp and the register extensions.
   private mutating func setVector(extensions: UInt8, payload: UInt8) {
     out.encoding.vexW = payload & 0x80 != 0
     w = out.encoding.vexW

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which row of the opcode table the bytes name, and the rules that hold for the whole instruction.
+// Selects the row of the opcode table, and checks the rules for the whole instruction.
 
 import X86
 
 extension DecodeState {
-  /// Finds the row, sets everything that it says but the operands, and reads ModRM with what
-  /// belongs to it. Leaves the row in `row`.
+  /// Finds the row, sets all that it determines except the operands, and reads ModRM with its SIB
+  /// and displacement. Leaves the row in `row`.
   mutating func readRow() throws(DecodeError) {
     let table = OpcodeTable.shared
     let index = OpcodeTable.headIndex(space: space, opcode: opcode, prefix: mandatory)
@@ -68,7 +68,7 @@ extension DecodeState {
     if out.prefixes.contains(.lock) { try checkLock() }
   }
 
-  /// Effective operand size: the mode's, then 66, then REX.W, then what the row says.
+  /// Effective operand size: the mode's, then 66, then REX.W, then the row's rule.
   private mutating func setOperandSize() {
     var size: UInt8 = (out.mode == .bits16) == out.prefixes.contains(.operandSize) ? 4 : 2
     if is64 {
@@ -87,7 +87,7 @@ extension DecodeState {
 
   /// LOCK needs a row that allows it and memory as the destination.
   private func checkLock() throws(DecodeError) {
-    // AMD's other name of CR8; a processor without it is told apart when it is executed.
+    // AMD's other encoding of CR8; execution checks whether the processor has it.
     let encoding = out.encoding
     let isCR0 = encoding.modRM >> 3 & 7 == 0 && encoding.rex & 4 == 0
     if out.mnemonic == .movControl && isCR0 { return }
@@ -151,7 +151,7 @@ extension DecodeState {
 }
 
 extension OperandMethod {
-  /// Whether ModRM.rm holds it.
+  /// Whether the operand is in ModRM.rm.
   var isRM: Bool {
     switch self {
     case .rmGeneral, .rmVector, .rmMMX, .rmMask, .memory: true

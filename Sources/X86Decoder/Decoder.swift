@@ -3,9 +3,9 @@
 // Bytes to `Instruction`.
 //
 // One pass from left to right over a small state on the stack: prefixes, opcode, the row of the
-// opcode table that agrees with all of them, ModRM with displacement, operands with immediates.
-// Nothing is allocated. Whatever is not in the table is #UD; what the decoder cannot know (CPUID,
-// CR0.EM, privilege, whether VEX is enabled) is for the one who executes the instruction.
+// opcode table that matches all of them, ModRM with displacement, operands with immediates. Nothing
+// is allocated. Encodings without a row are #UD; checks that need other state (CPUID, CR0.EM,
+// privilege, whether VEX is enabled) are made at execution.
 //
 //     let bytes: [UInt8] = [0x48, 0x01, 0xD8]
 //     try bytes.withUnsafeBytes { try Decoder.decode($0, mode: .bits64) }  // add rax, rbx
@@ -14,16 +14,16 @@ import X86
 
 /// Bytes to `Instruction`.
 public enum Decoder {
-  /// The most bytes that an instruction can have.
+  /// The maximum length of an instruction.
   public static let maximumLength = 15
 
   /// Decodes the instruction at the start of `bytes`.
   ///
   /// - Parameters:
   ///   - bytes: The instruction's bytes and whatever follows them; at least one.
-  ///   - mode: What the current code segment is.
-  /// - Throws: `.truncated` where `bytes` end inside the instruction, `.tooLong` where it has more
-  ///   than 15 bytes, `.invalidOpcode` where it is none.
+  ///   - mode: The current code segment's mode.
+  /// - Throws: `.truncated` if `bytes` end inside the instruction, `.tooLong` if it has more
+  ///   than 15 bytes, `.invalidOpcode` if it is invalid.
   public static func decode(
     _ bytes: UnsafeRawBufferPointer, mode: CodeMode
   ) throws(DecodeError) -> Instruction {
@@ -37,15 +37,15 @@ public enum Decoder {
     return state.out
   }
 
-  /// Builds the opcode table now (else the first `decode` does): about a millisecond.
+  /// Builds the opcode table now instead of at the first `decode`: about a millisecond.
   public static func prepare() { _ = OpcodeTable.shared.rowCount }
 
-  /// Rows of the opcode maps that could not be read: none, unless one is misspelt.
+  /// Invalid rows of the opcode maps: none, unless one is misspelt.
   public static var tableErrors: [String] { OpcodeTable.shared.errors }
 }
 
-/// What has been read so far. Safe: each read is behind a comparison of `position` with `count`,
-/// and the state lives no longer than the call that gave it the bytes.
+/// The state of a decoding pass. Safe: each read follows a comparison of `position` with `count`,
+/// and the state lives no longer than the call that got the bytes.
 @safe struct DecodeState {
   let start: UnsafeRawPointer
   let count: Int
@@ -58,12 +58,12 @@ public enum Decoder {
   var opcode: UInt8 = 0
   /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2.
   var mandatory = 0
-  /// REX.W or VEX.W, where the mode has it.
+  /// REX.W or VEX.W, if the mode has it.
   var w = false
   /// VEX.L or EVEX.L'L.
   var vectorBits: UInt32 = 0
   var rexByte: UInt8 = 0
-  /// Register extensions, already as 8 (and 16) to add.
+  /// Register extensions, in place for addition: 8 (and 16).
   var extendReg: UInt8 = 0
   var extendIndex: UInt8 = 0
   var extendBase: UInt8 = 0
@@ -71,10 +71,10 @@ public enum Decoder {
   var highReg: UInt8 = 0
   var highRM: UInt8 = 0
   var highIndex: UInt8 = 0
-  /// vvvv before the mode limits it: 0 where the instruction has no use for it.
+  /// vvvv before the mode limits it: 0 if the instruction does not use it.
   var unusedVVVV: UInt8 = 0
   var overridden = false
-  /// Bytes that disp8 counts in.
+  /// The unit of disp8 in bytes.
   var displacementUnit: UInt8 = 1
   var flags: RowFlags = []
   /// The row, once `readRow` has found it.

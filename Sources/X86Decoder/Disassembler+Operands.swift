@@ -34,7 +34,7 @@ extension Disassembler {
     }
   }
 
-  /// ST(0) that the opcode implies is `st`; ST(i) of ModRM always has its number.
+  /// Implied ST(0) is `st`; ST(i) from ModRM always has its number.
   private static func x87Name(_ index: Int, of instruction: Instruction) -> String {
     let opcode = instruction.encoding.opcode
     let implied = opcode == 0xDC || opcode == 0xDE ? 1 : 0

@@ -12,7 +12,7 @@ public enum Disassembler {
   /// The text of an instruction.
   ///
   /// - Parameters:
-  ///   - instruction: as decoded.
+  ///   - instruction: the decoded instruction.
   ///   - address: of its first byte, for the targets of branches.
   public static func text(_ instruction: Instruction, at address: UInt64 = 0) -> String {
     var operands: [String] = []
@@ -31,7 +31,7 @@ public enum Disassembler {
     return operands.isEmpty ? words : words + " " + operands.joined(separator: ",")
   }
 
-  /// The mnemonic alone: conditions in their usual spelling (`je`, not `jz`), widths where they
+  /// Only the mnemonic: conditions in their usual spelling (`je`, not `jz`), with widths that
   /// belong to the name (`iretq`), without our suffixes.
   public static func name(_ instruction: Instruction) -> String {
     let mnemonic = instruction.mnemonic

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The CPUID features that rows of the opcode table name.
+// The CPUID features in rows of the opcode table.
 
 /// The CPUID feature that an instruction needs; `base` is the 64-bit baseline without CMOV, x87 and
 /// vectors.
 ///
-/// An EVEX instruction needs AVX512VL besides its feature where it has
-/// `Instruction.Attributes.vectorLength`. `vaes`, `vpclmulqdq` and `gfni` name what the instruction
-/// adds; VEX forms need AVX as well and EVEX forms AVX-512F.
+/// An EVEX instruction needs AVX512VL besides its feature if it has
+/// `Instruction.Attributes.vectorLength`. `vaes`, `vpclmulqdq` and `gfni` are the added features;
+/// VEX forms need AVX as well and EVEX forms AVX-512F.
 public enum Feature: UInt8, Sendable, CaseIterable {
   case base
   case cmov, cx8, cx16, fpu, mmx, fxsr

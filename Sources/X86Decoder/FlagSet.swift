@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sets of arithmetic flags, as rows of the opcode table name them: `fw` and `fr`, followed by the
-// first letters of the flags, or alone for all six.
+// Sets of arithmetic flags, as in rows of the opcode table: `fw` and `fr`, followed by the first
+// letters of the flags, or alone for all six.
 //
 //     fwpazso          INC: PF, AF, ZF, SF, OF
 //     fwc frc          CMC: CF from CF
@@ -17,7 +17,7 @@ public struct FlagSet: OptionSet, Sendable, Hashable {
   public static let of = Self(rawValue: 32)
   public static let all = Self(rawValue: 63)
 
-  /// What a condition (0 to 15 as encoded) looks at.
+  /// The flags that a condition (0 to 15 as encoded) tests.
   @inlinable public init(condition: UInt8) {
     switch condition >> 1 & 7 {
     case 0: self = .of

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the decoder makes of an instruction's bytes.
+// The decoded form of an instruction.
 //
-// An `Instruction` is a plain value: everything that the encoding says, nothing that depends on
-// the processor's state. Sizes are in bytes and are effective sizes: prefixes, REX.W and the mode
-// are already applied, so that no reader looks at a prefix again.
+// An `Instruction` is a plain value: everything that the encoding says, nothing that depends on the
+// processor's state. Sizes are effective sizes in bytes: prefixes, REX.W and the mode are already
+// applied, so users need not check prefixes.
 //
 //     48 01 44 8B 10        add [rbx + rcx*4 + 0x10], rax
 //
@@ -15,7 +15,7 @@
 
 import X86
 
-/// How the current code segment makes bytes mean instructions.
+/// The current code segment's mode, for decoding.
 public enum CodeMode: UInt8, Sendable {
   case bits16 = 0
   case bits32 = 1
@@ -39,10 +39,10 @@ public struct Operand: Sendable, Hashable {
     case vector
     /// An AVX-512 mask register.
     case mask
-    /// Memory at `segment:[base + index << scale + displacement]`. The instruction has the rest.
-    /// Of a string instruction: `number` is the general register that points, 6 (rSI, in
-    /// `segment`) or 7 (rDI, in ES). Of a gather or scatter: `number` is the size in bytes of the
-    /// vector register that is the index.
+    /// Memory at `segment:[base + index << scale + displacement]`, which are fields of the
+    /// instruction. For a string instruction `number` is the general register that points to it, 6
+    /// (rSI, in `segment`) or 7 (rDI, in ES). For a gather or scatter `number` is the size in bytes
+    /// of the index vector register.
     case memory
     /// An immediate in `Instruction.immediate`. Byte immediates that select or count (shifts,
     /// ports, vector controls) are zero-extended, all others sign-extended.
@@ -56,7 +56,7 @@ public struct Operand: Sendable, Hashable {
   }
   public var kind: Kind
   public var number: UInt8
-  /// In bytes. Of a memory operand: how much is accessed (0 where nothing is, as for LEA, or where
+  /// In bytes. For a memory operand the size of the access (0 if there is none, as for LEA, or if
   /// it is more than 255 bytes or depends on state, as for FXSAVE and XSAVE).
   public var size: UInt8
   public var access: Access
@@ -101,9 +101,9 @@ public struct Instruction: Sendable {
   public var index: UInt8 = Self.noRegister
   /// Log 2 of the scale: 0 to 3.
   public var scale: UInt8 = 0
-  /// Sign-extended displacement; of the MOV moffs forms, the whole (zero-extended) offset.
+  /// Sign-extended displacement; for the MOV moffs forms the whole (zero-extended) offset.
   public var displacement: Int64 = 0
-  /// Immediate, extended as the instruction says to the operand's size (sign-extended here to 64).
+  /// Immediate, extended to the operand's size by the instruction's rule (and sign-extended to 64).
   public var immediate: Int64 = 0
   public var immediate2: UInt16 = 0
 
@@ -112,8 +112,8 @@ public struct Instruction: Sendable {
   public var feature: Feature = .base
   /// Arithmetic flags that the result depends on.
   public var flagsRead: FlagSet = []
-  /// Arithmetic flags that certainly get a value which does not depend on the old one. Flags that
-  /// the manuals leave undefined count, except where processors keep them. See `countDecides`.
+  /// Arithmetic flags that are always written with a value independent of the old one. Flags that
+  /// the manuals leave undefined count, unless processors keep them. See `countDecides`.
   public var flagsWritten: FlagSet = []
   public var encoding: Encoding = Encoding()
 
@@ -125,7 +125,7 @@ public struct Instruction: Sendable {
     self.mode = mode
   }
 
-  /// Prefixes as they stand in the bytes.
+  /// Prefixes present in the bytes.
   public struct Prefixes: OptionSet, Sendable, Hashable {
     public var rawValue: UInt16
     @inlinable public init(rawValue: UInt16) { self.rawValue = rawValue }
@@ -141,18 +141,17 @@ public struct Instruction: Sendable {
     public static let evex = Self(rawValue: 1 << 9)
   }
 
-  /// What a row of the opcode table says beyond operands.
+  /// Properties of a row of the opcode table other than operands.
   public struct Attributes: OptionSet, Sendable, Hashable {
     public var rawValue: UInt32
     @inlinable public init(rawValue: UInt32) { self.rawValue = rawValue }
-    /// Ends a basic block: the next instruction is not the next in memory, or may not be.
+    /// Ends a basic block: execution may not continue at the next instruction.
     public static let branch = Self(rawValue: 1 << 0)
     /// #GP(0) unless CPL is 0.
     public static let privileged = Self(rawValue: 1 << 1)
     /// LOCK is allowed with a memory destination (elsewhere LOCK is #UD).
     public static let lockable = Self(rawValue: 1 << 2)
-    /// Changes processor state that decoded blocks depend on, or may leave guest code: ends a
-    /// block.
+    /// Changes processor state that decoded blocks depend on, or may exit guest code: ends a block.
     public static let serializes = Self(rawValue: 1 << 3)
     /// x87, MMX, SSE, AVX and AVX-512: executed by the host (see X86CPU/Vector).
     public static let vector = Self(rawValue: 1 << 4)
@@ -177,8 +176,8 @@ public struct Instruction: Sendable {
     public static let readsFlags = Self(rawValue: 1 << 14)
     /// EVEX with embedded broadcast of the memory operand (operand size is then one element).
     public static let broadcast = Self(rawValue: 1 << 15)
-    /// May not be executed unprivileged on the host, or its result depends on the host (CPUID,
-    /// RDTSC, system calls, port I/O): the oracle leaves it out.
+    /// Cannot run unprivileged on the host, or its result depends on the host (CPUID, RDTSC, system
+    /// calls, port I/O): the oracle skips it.
     public static let notForOracle = Self(rawValue: 1 << 16)
     /// EVEX on 16- or 32-byte vectors: needs AVX512VL besides the feature.
     public static let vectorLength = Self(rawValue: 1 << 17)
@@ -186,14 +185,14 @@ public struct Instruction: Sendable {
     /// suppressed exceptions.
     public static let embeddedRounding = Self(rawValue: 1 << 18)
     public static let suppressExceptions = Self(rawValue: 1 << 19)
-    /// A shift or rotation: by a count of 0 it changes nothing.
+    /// A shift or rotation: a count of 0 changes nothing.
     public static let countDecides = Self(rawValue: 1 << 21)
-    /// ModRM.reg names an operand; elsewhere it belongs to the opcode.
+    /// ModRM.reg is an operand; otherwise it is part of the opcode.
     public static let namesReg = Self(rawValue: 1 << 22)
-    /// Does the same with other registers and another address in ModRM (and VEX.vvvv), as long as
-    /// implicit registers are where they were.
+    /// Works equally with other registers and another address in ModRM (and VEX.vvvv), if implicit
+    /// registers stay the same.
     public static let relocatable = Self(rawValue: 1 << 23)
-    /// Works on rAX and rDX alone, and has no ModRM.
+    /// Uses only rAX and rDX, and has no ModRM.
     public static let accumulator = Self(rawValue: 1 << 24)
     /// The prefix is part of the opcode: 66, F3.
     public static let requires66 = Self(rawValue: 1 << 25)
@@ -202,7 +201,7 @@ public struct Instruction: Sendable {
     public static let avx = Self(rawValue: 1 << 20)
   }
 
-  /// Where the parts of the encoding lie, for those who emit it again (X86CPU/Vector, X86JIT).
+  /// Positions of the parts of the encoding, for re-encoding (X86CPU/Vector, X86JIT).
   public struct Encoding: Sendable, Hashable {
     public enum Map: UInt8, Sendable {
       case oneByte = 0
@@ -216,7 +215,7 @@ public struct Instruction: Sendable {
     public var opcode: UInt8 = 0
     public var hasModRM = false
     public var modRM: UInt8 = 0
-    /// Offset of the first byte of REX, VEX or EVEX (or of the opcode where there is none).
+    /// Offset of the first byte of REX, VEX or EVEX (or of the opcode if there is none).
     public var prefixLength: UInt8 = 0
     /// Offset of the opcode byte (after the escapes or the VEX or EVEX bytes).
     public var opcodeOffset: UInt8 = 0
@@ -233,19 +232,19 @@ public struct Instruction: Sendable {
     public var evexMask: UInt8 = 0
     public var evexZeroing = false
     public var evexB = false
-    /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2 (of legacy opcodes: the one that
-    /// counts).
+    /// Mandatory prefix as VEX.pp numbers it: none, 66, F3, F2 (for legacy opcodes the effective
+    /// one).
     public var mandatoryPrefix: UInt8 = 0
-    /// VEX.L or EVEX.L'L as it stands: the static rounding mode where `embeddedRounding`.
+    /// VEX.L or EVEX.L'L unchanged: the static rounding mode with `embeddedRounding`.
     public var lengthBits: UInt8 = 0
     /// EVEX broadcast: how many bytes the repeated elements fill; else 0.
     public var broadcastWidth: UInt8 = 0
   }
 }
 
-/// Why bytes are not an instruction.
+/// Why bytes cannot be decoded.
 public enum DecodeError: Error, Sendable, Hashable {
-  /// More bytes are needed than were given (a page boundary; the caller fetches and tries again).
+  /// More bytes are needed than were given (a page boundary; the caller fetches and retries).
   case truncated
   /// #UD.
   case invalidOpcode

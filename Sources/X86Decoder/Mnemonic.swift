@@ -2,10 +2,10 @@
 //
 // Names of instructions.
 //
-// They are spelled as the manuals spell them, in lower case. A capital letter starts a suffix of
-// ours (`callFar`, `movSegment`) that keeps apart what the manuals call by one name; the text of a
-// disassembly leaves it out. Conditional instructions have one name for each condition (`jz`,
-// `setnle`, `cmovb`), in the spelling o, no, b, nb, z, nz, be, nbe, s, ns, p, np, l, nl, le, nle.
+// They are spelled as in the manuals, in lower case. A capital letter starts a suffix of ours
+// (`callFar`, `movSegment`) that distinguishes instructions with the same name in the manuals; the
+// disassembly omits it. Conditional instructions have one name for each condition (`jz`, `setnle`,
+// `cmovb`), in the spelling o, no, b, nb, z, nz, be, nbe, s, ns, p, np, l, nl, le, nle.
 
 public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case invalid = 0
@@ -32,8 +32,8 @@ public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case setnle, cmovo, cmovno, cmovb, cmovnb, cmovz, cmovnz, cmovbe, cmovnbe, cmovs, cmovns, cmovp
   case cmovnp, cmovl, cmovnl, cmovle, cmovnle
 
-  // System instructions. `movControl` and `movDebug` stand above. The 64-bit forms of the XSAVE and
-  // FXSAVE families are the same names with operand size 8.
+  // System instructions. `movControl` and `movDebug` are above. The 64-bit forms of the XSAVE and
+  // FXSAVE families have the same names, with operand size 8.
   case lgdt, lidt, sgdt, sidt, lldt, ltr, sldt, str, lmsw, smsw, lar, lsl, verr, verw, clts, invd
   case wbinvd, wbnoinvd, invlpg, invpcid, invlpga, rdmsr, wrmsr, syscall, sysret, sysenter, sysexit
   case swapgs, rsm, clac, stac, rdfsbase, rdgsbase, wrfsbase, wrgsbase, rdpkru, wrpkru, monitor
@@ -43,7 +43,7 @@ public enum Mnemonic: UInt16, Sendable, CaseIterable {
   case getsec, encls, enclu, enclv, rdpru, ptwrite, umonitor, umwait, tpause, xabort, xbegin, xend
   case xtest, pconfig
 
-  // x87 instructions, under the names of the forms that do not wait where there are two (`fnsave`).
+  // x87 instructions, by the names of non-waiting forms where there are two (`fnsave`).
   case f2xm1, fabs, fadd, faddp, fiadd, fbld, fbstp, fchs, fnclex, fcmovb, fcmove, fcmovbe, fcmovu
   case fcmovnb, fcmovne, fcmovnbe, fcmovnu, fcom, fcomp, fcompp, fcomi, fcomip, fucomi, fucomip
   case fcos, fdecstp, fdiv, fdivp, fidiv, fdivr, fdivrp, fidivr, ffree, ffreep, ficom, ficomp, fild

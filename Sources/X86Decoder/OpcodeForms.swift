@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What all rows of the opcode table say together about a mnemonic with general operands: the forms
-// for which a processor needs code. Tables of handlers are made from it.
+// The forms of a mnemonic with general operands, from all rows of the opcode table: the forms for
+// which a processor needs code. Tables of handlers are generated from it.
 
 package struct OpcodeForms: Sendable {
-  /// Where an instruction's memory operand can be; `none` where all operands can be registers or
+  /// The position of an instruction's memory operand; `none` if all operands can be registers or
   /// immediates.
   package enum Memory: Sendable { case none, first, later }
 
@@ -18,7 +18,7 @@ package struct OpcodeForms: Sendable {
   package private(set) var absolute: Set<Memory> = []
 
   /// - Parameters:
-  ///   - mnemonic: whose rows are looked at; without rows everything is empty.
+  ///   - mnemonic: its rows are collected; without rows everything is empty.
   ///   - operandCounts: how many operands the rows may have.
   package init(of mnemonic: Mnemonic, operandCounts: ClosedRange<UInt8> = 0...4) {
     let table = OpcodeTable.shared
@@ -66,7 +66,7 @@ extension OperandSpec {
 }
 
 extension OperandWidth {
-  /// In bytes; empty where it says nothing about the size of the instruction.
+  /// In bytes; empty if it does not determine the size of the instruction.
   fileprivate var sizes: Set<UInt8> {
     switch self {
     case .byte: [1]

@@ -6,7 +6,7 @@
 //     @ FEATURE ATTRIBUTES : CONDITIONS : OPERANDS : NAME
 //     ROW | ROW | ROW
 //
-// `@` sets what the rows after it have in common; the parts after each colon may be left out. NAME
+// `@` sets the common part of the rows after it; the parts after each colon may be omitted. NAME
 // has a `*` for the row's own mnemonic (`v*ps`). A row is
 //
 //     OPCODE.CONDITION... MNEMONIC OPERANDS ATTRIBUTES ?FEATURE
@@ -14,12 +14,12 @@
 // OPCODE is two hex digits, with `+` for all eight registers in the low bits, with `c` for all 16
 // conditions (the mnemonic is then a stem), with `/5` for a reg field, `/5r` or `/5m` for its
 // register or memory form, `/r` or `/m` for those alone, `/5r2` for one rm. Conditions: mandatory
-// prefix `np 66 f3 f2` (none named: any; `n6`: np or 66), `w0 w1`, vector length `l0 l1 l2`,
-// `x32 x64` mode, `o16 o32 o64` operand size, `b0` no REX.B. Operands: `=` written, `+` read and
+// prefix `np 66 f3 f2` (none given: any; `n6`: np or 66), `w0 w1`, vector length `l0 l1 l2`, mode
+// `x32 x64`, operand size `o16 o32 o64`, `b0` no REX.B. Operands: `=` written, `+` read and
 // written, else read; then a letter for the method and one for the width as in `OperandMethod` and
-// `OperandWidth`; `-` for none. Where a row leaves its operands out the section's stand. Attributes
-// are the words of `OpcodeTable+Words.swift`, and `fw` and `fr` with the letters of the flags that
-// are written and read (FlagSet); a row's letters stand in place of its section's.
+// `OperandWidth`; `-` for none. A row without operands has the section's. Attributes are the words
+// of `OpcodeTable+Words.swift`, and `fw` and `fr` with the letters of the flags that are written
+// and read (FlagSet); a row's letters replace its section's.
 //
 //     @ base lock fw
 //     80/7 cmp Eb,Ic | 80/0 add +Eb,Ic | 90+ xchg +Zv,+%av | 70c j Jb
@@ -28,14 +28,14 @@
 private typealias Text = [UInt8]
 private typealias Slice = Range<Int>
 
-/// What `@` lines and rows can say, as one value.
+/// The contents of `@` lines and rows, as one value.
 private struct RowTraits {
   var feature: Feature = .base
   var attributes: Instruction.Attributes = []
   var flags: RowFlags = []
   var conditionMask: UInt32 = 0
   var condition: UInt32 = 0
-  /// Which mandatory prefixes, bit for each number.
+  /// The allowed mandatory prefixes, a bit for each number.
   var prefixes: UInt8 = 0xF
   var operands: [OperandSpec] = []
   var flagsRead: FlagSet = []
@@ -51,7 +51,7 @@ private struct RowTraits {
 struct OpcodeTableBuilder {
   var rows: [OpcodeRow] = []
   var errors: [String] = []
-  /// Of each row: space << 8 | opcode, and its mandatory prefixes.
+  /// For each row: space << 8 | opcode, and its mandatory prefixes.
   private var places: [(Int, UInt8)] = []
   private let words = WordTable()
   private var section = RowTraits()
@@ -163,7 +163,7 @@ extension OpcodeTableBuilder {
     }
   }
 
-  /// The row that traits make, with everything that follows from the operands.
+  /// The row for traits, with everything derived from the operands.
   private func finished(_ traits: RowTraits) -> OpcodeRow {
     var row = OpcodeRow()
     row.feature = traits.feature
@@ -260,7 +260,7 @@ extension OpcodeTableBuilder {
     }
   }
 
-  /// `/5r2`: reg field, register or memory form, rm field; each may be left out.
+  /// `/5r2`: reg field, register or memory form, rm field; each may be omitted.
   private func readModRM(_ text: Text, _ word: Slice, _ traits: inout RowTraits) {
     var seenForm = false
     for position in word.dropFirst() {
@@ -332,7 +332,7 @@ extension OpcodeTableBuilder {
 // MARK: The dense look-up
 
 extension OpcodeTableBuilder {
-  /// Heads and lists over all rows; the caller owns both, for ever.
+  /// Heads and lists over all rows; the caller owns both permanently.
   func finish() -> (UnsafePointer<OpcodeHead>, UnsafePointer<UInt16>) {
     let dense = OpcodeSpace.count << 10
     var chains = [[UInt16]](repeating: [], count: dense)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rows of the opcode table for those who make instructions of them instead of reading them: a
-// test that wants every row once asks here which rows there are and which bits they fix.
+// The rows of the opcode table for code that generates instructions instead of decoding them: tests
+// that need every row once find the rows and their fixed bits here.
 
-/// What the encodings of one row of the opcode table have in common.
+/// The common part of the encodings of one row of the opcode table.
 package struct RowTemplate: Sendable {
-  /// Position in the table: what `Decoder.decodeWithRow` returns.
+  /// Position in the table, as returned by `Decoder.decodeWithRow`.
   package let index: Int
   package let mnemonic: Mnemonic
   package let feature: Feature
@@ -17,7 +17,7 @@ package struct RowTemplate: Sendable {
   /// 0: one byte, 1: 0F, 2: 0F 38, 3: 0F 3A.
   package let map: Int
   package let opcode: UInt8
-  /// Mandatory prefixes that the row takes: bit for each of none, 66, F3, F2.
+  /// Allowed mandatory prefixes: a bit for each of none, 66, F3, F2.
   package let prefixes: UInt8
   package let hasModRM: Bool
   /// ModRM bits that the row fixes.
@@ -42,7 +42,7 @@ package struct RowTemplate: Sendable {
 }
 
 extension Decoder {
-  /// Every row that an opcode leads to.
+  /// All rows that any opcode leads to.
   package static var rowTemplates: [RowTemplate] {
     var places: [Int: (Int, UInt8)] = [:]
     let table = OpcodeTable.shared
@@ -58,7 +58,7 @@ extension Decoder {
     }
   }
 
-  /// `decode` that also tells the row.
+  /// `decode` that also returns the row.
   package static func decodeWithRow(
     _ bytes: UnsafeRawBufferPointer, mode: CodeMode
   ) throws(DecodeError) -> (Instruction, row: Int) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The words of the opcode maps' text, found by hash.
+// The words of the opcode maps' text, looked up by hash.
 
 struct RowTrait {
   var attributes: Instruction.Attributes = []
@@ -20,7 +20,7 @@ struct WordTable {
   private var conditions: [UInt64: RowCondition] = [:]
   private var fixedOperands: [UInt64: OperandSpec] = [:]
 
-  /// Undoes a section's `al`.
+  /// Cancels a section's `al`.
   static let unaligned = hash("una".utf8)
 
   init() {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The opcode table in the form that the decoder reads.
+// The opcode table in the decoder's format.
 //
-// The maps stand as text in `Opcodes/` and become this once, at the first decode:
+// The maps are text in `Opcodes/`, which the first decode converts once to:
 //
 //     heads    one for each (map, opcode, mandatory prefix): which rows may match, whether a ModRM
 //              byte follows; a head whose rows differ in ModRM leads to 16 more heads, one for
 //              each (register or memory form, reg field)
-//     lists    row numbers; each head has a stretch of it, in the order of the text
+//     lists    row numbers; each head has a range of it, in the order of the text
 //     rows     one for each row of the text (and each register or condition of `+` and `c` rows)
 //
-// The first row of the stretch whose condition agrees is the instruction; none is #UD. The buffers
-// are never freed and never written after they are built, which is why sharing them is safe.
+// The first row in the range whose condition matches is the instruction; none is #UD. The buffers
+// are never freed and never written after they are built, so sharing them is safe.
 
 /// How an operand is encoded; the letters are those of the text.
 enum OperandMethod: UInt8 {
@@ -58,11 +58,11 @@ struct OperandSpec {
   var method: OperandMethod = .none
   var width: OperandWidth = .none
   var access: Operand.Access = []
-  /// Of `fixedSegment`: which.
+  /// For `fixedSegment`: the segment.
   var number: UInt8 = 0
 }
 
-/// What the decoder alone needs to know about a row.
+/// A row's flags that only the decoder needs.
 struct RowFlags: OptionSet {
   var rawValue: UInt32
   init(rawValue: UInt32) { self.rawValue = rawValue }
@@ -73,7 +73,7 @@ struct RowFlags: OptionSet {
   static let atMost4 = Self(rawValue: 1 << 2)
   static let byteSize = Self(rawValue: 1 << 3)
   static let native = Self(rawValue: 1 << 4)
-  /// ModRM.rm is a register whatever ModRM.mod says.
+  /// ModRM.rm is a register for any ModRM.mod.
   static let registerOnly = Self(rawValue: 1 << 5)
   /// EVEX masking is allowed, zeroing too, masking is required.
   static let mask = Self(rawValue: 1 << 6)
@@ -98,11 +98,11 @@ struct RowFlags: OptionSet {
   static let distinct = Self(rawValue: 1 << 19)
   /// EVEX: no 128-bit form.
   static let not128 = Self(rawValue: 1 << 20)
-  /// Bytes of disp8*N where they are not the memory operand's: N in bits 24 to 31.
+  /// Unit N of disp8*N if it is not the memory operand's size: in bits 24 to 31.
   static let displacementShift: UInt32 = 24
 }
 
-/// The state of an encoding that rows select by, as bits.
+/// The state of an encoding for selecting rows, as bits.
 enum Condition {
   static let modRM: UInt32 = 0xFF
   static let reg: UInt32 = 0x38
@@ -125,7 +125,7 @@ struct OpcodeRow {
   var operands: (OperandSpec, OperandSpec, OperandSpec, OperandSpec) = (
     OperandSpec(), OperandSpec(), OperandSpec(), OperandSpec()
   )
-  /// The row is meant where `state & conditionMask == condition`.
+  /// The row matches if `state & conditionMask == condition`.
   var conditionMask: UInt32 = 0
   var condition: UInt32 = 0
   var flags: RowFlags = []
@@ -134,7 +134,7 @@ struct OpcodeRow {
   var flagsWritten: FlagSet = []
 }
 
-/// A stretch of candidate rows.
+/// A range of candidate rows.
 struct OpcodeHead {
   var start: UInt16 = 0
   var count: UInt8 = 0
@@ -154,14 +154,14 @@ enum OpcodeSpace {
   static let prefixes = 4
 }
 
-/// Safe to use and to share: its buffers are never freed nor written after they are built, and the
-/// indices into them are its own.
+/// Safe to use and to share: its buffers are never freed, nor written after they are built, and it
+/// creates the indices into them itself.
 @safe struct OpcodeTable: @unchecked Sendable {
   let heads: UnsafePointer<OpcodeHead>
   let lists: UnsafePointer<UInt16>
   let rows: UnsafePointer<OpcodeRow>
   let rowCount: Int
-  /// Lines of the text that could not be read: none, unless a row is misspelt.
+  /// Invalid lines of the text: none, unless a row is misspelt.
   let errors: [String]
 
   static let shared = OpcodeTable()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `martlet cache`: what `--translation-cache` has kept, and how to be rid of it.
+// `martlet cache`: shows and removes the translations that `--translation-cache` keeps.
 
 import ArgumentParser
 import Host

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `martlet doctor`: what this machine offers; with `vmcs` and `vmcb`, what is wrong with a saved
-// control structure.
+// `martlet doctor`: the machine's support for guests; with `vmcs` and `vmcb`, what is wrong with a
+// saved control structure.
 
 import ArgumentParser
 import Defence

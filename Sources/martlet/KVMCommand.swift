@@ -7,7 +7,7 @@ import Glibc
 import Host
 import VMM
 
-/// Replaces this process by the program (execvp), with the preload library that answers its
+/// Replaces this process by the program (execvp), with the preload library that implements its
 /// `/dev/kvm`: signals reach the program, and its exit status is the command's.
 struct KVMCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
@@ -120,7 +120,7 @@ struct KVMCommand: ParsableCommand {
     if stats { unsafe setenv("MARTLET_STATS", "1", 1) }
   }
 
-  /// Where the library is.
+  /// The path of the library.
   private static func library() -> String? {
     let name = "libmartlet-kvm.so"
     if let path = unsafe getenv("MARTLET_KVM_LIBRARY") { return unsafe String(cString: path) }

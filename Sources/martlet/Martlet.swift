@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The command line: options, their help, and the wiring of engine, sandbox and machine. Help, the
-// manual pages, the completions and the table in README.md all come from the declarations here.
+// The command line: options, their help, and the wiring of engine, sandbox and machine. Help,
+// manual pages and completions are generated from the declarations here.
 
 import ArgumentParser
 import CHost

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What tests of the sandbox and of crash reports have the program do: things that it never does.
+// Forbidden actions of the program, for tests of the sandbox and of crash reports.
 
 import CHost
 import Glibc
@@ -11,7 +11,7 @@ enum Misbehaviour: String, CaseIterable {
   case fault, trap, abort, translated
   case open, create, exec, fork, socket, ptrace, kill, map, inject, unlink
 
-  /// `NAME` in the thread of the event loop, `vcpu:NAME` in that of a vCPU at its first exit.
+  /// `NAME` in the event loop's thread, `vcpu:NAME` in a vCPU's at its first exit.
   static func plan(_ text: String, _ hooks: inout RunHooks) -> Bool {
     let parts = text.split(separator: ":")
     guard let name = parts.last, let behaviour = Self(rawValue: String(name)) else { return false }
@@ -30,7 +30,7 @@ enum Misbehaviour: String, CaseIterable {
     case .trap: preconditionFailure("on purpose")
     case .abort: Glibc.abort()
     case .translated:
-      // Guest memory from 8 MiB on: what translated code is about to read.
+      // Guest memory from 8 MiB on, which translated code is about to read.
       if let start = unsafe memory?.baseAddress {
         unsafe mprotect(start + (8 << 20), 1 << 20, PROT_NONE)
       }
@@ -38,7 +38,7 @@ enum Misbehaviour: String, CaseIterable {
     }
   }
 
-  /// The system call; 0 or more where it succeeds.
+  /// The system call's result; 0 or more on success.
   private func call() -> Int {
     let name = "/etc/passwd"
     return unsafe name.withCString { path in

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a program can take a preload library. One that cannot would run anyway, silently on the
+// Whether a program can load a preload library. One that cannot would run anyway, silently on the
 // host's `/dev/kvm`.
 
 import CHost
@@ -10,7 +10,7 @@ import Glibc
 struct ProgramFile {
   let path: String
 
-  /// - Parameter name: a path, or a name to look for in PATH. nil where there is no such program.
+  /// - Parameter name: a path, or a name to find in PATH. nil if there is no such program.
   init?(_ name: String) {
     if name.utf8.contains(UInt8(ascii: "/")) {
       path = name
@@ -24,11 +24,10 @@ struct ProgramFile {
     path = found
   }
 
-  /// Why the program does not take the library; nil where it does, or where starting it will tell
-  /// more.
+  /// Why the program does not load the library; nil if it does, or if starting it will tell more.
   var refusal: String? {
     var path = path
-    // A script is as its interpreter is; the kernel follows five of them.
+    // For a script its interpreter counts; the kernel follows five of them.
     for _ in 0..<5 {
       guard let file = open(path) else { return nil }
       defer { close(file) }
@@ -48,7 +47,7 @@ struct ProgramFile {
     return file >= 0 ? file : nil
   }
 
-  /// The loader takes no library from users for programs that run with more rights than theirs.
+  /// The loader ignores users' libraries for programs with more privileges than theirs.
   private static func privilege(_ file: Int32) -> String? {
     var status = stat()
     guard unsafe fstat(file, &status) == 0 else { return nil }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One report when the program itself fails: a fault, a trap of Swift's, abort(3), or a system call
-// that the sandbox does not allow. It goes to standard error and to martlet-crash-PID.txt.
+// Reports a failure of the program itself: a fault, a Swift trap, abort(3), or a forbidden system
+// call. The report goes to standard error and to martlet-crash-PID.txt.
 //
 //     CrashReporter.install()      // before there are threads; RawTerminal's handlers call it then
 //
-// All of it runs in a signal's handler: nothing allocates, takes a lock or calls more of the C
-// library than the calls that signal-safety(7) names. A fault that a report meets ends it, and the
-// program.
+// All of it runs in a signal handler: it must not allocate or take locks, and calls only C
+// functions that signal-safety(7) lists. A fault during a report ends the report and the program.
 
 import CHost
 import Glibc
@@ -20,13 +19,13 @@ package enum CrashReporter {
   /// How a report's file is opened: a new file, or none.
   package static let reportFlags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC
 
-  /// The folder for reports, open; nil: none. Set before there are threads.
+  /// The open folder for reports; nil: none. Set before there are threads.
   nonisolated(unsafe) package static var reportDirectory: Int32?
   nonisolated(unsafe) private static var symbols: SymbolTable?
   nonisolated(unsafe) private static var model = unsafe UnsafePointer<CChar>(strdup("unknown")!)
   nonisolated(unsafe) private static var program = unsafe UnsafePointer<CChar>(strdup("martlet")!)
 
-  /// The thread that reports, or did.
+  /// The thread that is reporting, or has reported.
   private static let reporting = Atomic<UInt>(0)
 
   nonisolated(unsafe) private static let exitNames: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
@@ -43,7 +42,7 @@ package enum CrashReporter {
     (SIGFPE, "SIGFPE"), (SIGSEGV, "SIGSEGV"), (SIGSYS, "SIGSYS"),
   ]
 
-  /// Reads what a report needs.
+  /// Prepares the data for reports.
   ///
   /// - Parameter program: its name and version.
   private static func prepare(program text: String) {
@@ -57,14 +56,14 @@ package enum CrashReporter {
     unsafe symbols = unsafe SymbolTable(anchor: UnsafeRawPointer(reportSymbol))
   }
 
-  /// In a program of somebody else's: neither a descriptor nor a stack is taken. Whoever handles
-  /// signals calls `report`.
+  /// For another program's process: takes neither a descriptor nor a stack. The signal handlers
+  /// call `report`.
   package static func prepareForClient(program: String) {
     prepare(program: program)
     unsafe reportDirectory = AT_FDCWD
   }
 
-  /// The folder that the user is in, or where temporary files go.
+  /// The current folder, or the one for temporary files.
   private static func openDirectory() -> Int32? {
     let temporary = unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/tmp"
     for path in [".", temporary] where unsafe access(path, W_OK) == 0 {
@@ -74,7 +73,7 @@ package enum CrashReporter {
     return nil
   }
 
-  /// Has fatal signals reported that `RawTerminal` handles.
+  /// Reports the fatal signals that `RawTerminal` handles.
   package static func install(program: String) {
     prepare(program: program)
     unsafe reportDirectory = openDirectory()
@@ -84,7 +83,7 @@ package enum CrashReporter {
     }
   }
 
-  /// The address of something in this program or library.
+  /// An address in this program or library.
   private static var reportSymbol: UnsafeRawPointer {
     unsafe unsafeBitCast(
       { number in _ = number } as @convention(c) (Int32) -> Void, to: unsafe UnsafeRawPointer.self)
@@ -99,8 +98,7 @@ package enum CrashReporter {
 
   private static let alternateSize = 64 << 10
 
-  /// Gives the calling thread a stack for handlers, so that one that overflows its own is reported
-  /// too.
+  /// Gives the calling thread a stack for handlers, so that stack overflows are reported, too.
   package static func prepareThread() {
     guard let memory = try? Mapping(anonymous: alternateSize, guards: true) else { return }
     var stack = unsafe stack_t()
@@ -110,7 +108,7 @@ package enum CrashReporter {
     memory.keep()
   }
 
-  /// Writes the report of a signal; in its handler.
+  /// Writes a signal's report. Called in the signal's handler.
   package static func report(
     _ number: Int32, _ information: UnsafeMutablePointer<siginfo_t>?,
     _ context: UnsafeMutableRawPointer?
@@ -120,7 +118,7 @@ package enum CrashReporter {
     let other = reporting.compareExchange(
       expected: 0, desired: own, ordering: .sequentiallyConsistent)
     if !other.exchanged {
-      // A report that fails itself ends here. Another thread's ends the process.
+      // A failing report ends here. If another thread is reporting, it ends the process.
       if other.original != own { sleep(2) }
       return
     }
@@ -132,7 +130,7 @@ package enum CrashReporter {
     if file >= 0 { close(file) }
   }
 
-  /// -1 where there can be none.
+  /// -1 if none can be created.
   private static func openReport() -> Int32 {
     guard let reportDirectory = unsafe reportDirectory else { return -1 }
     return unsafe withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 64) { name in

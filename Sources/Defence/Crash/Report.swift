@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a crash report says, part by part. Like everything here it runs in a signal's handler.
+// The parts of a crash report. All of it runs in a signal handler.
 
 import CHost
 import Glibc
@@ -55,7 +55,7 @@ import Host
     if let information = unsafe information {
       writer.put(", code ")
       unsafe writer.put(decimal: Int(information.pointee.si_code))
-      // SIGSYS has the call's number behind the address of the instruction.
+      // For SIGSYS the call's number follows the instruction's address.
       let raw = UnsafeRawPointer(information)
       if number == SIGSYS {
         let call = unsafe raw.load(fromByteOffset: 24, as: Int32.self)
@@ -95,7 +95,7 @@ import Host
 
   // MARK: Guests
 
-  /// The CPUs that this thread had last; whether there are any.
+  /// Writes the CPUs that this thread had last; returns whether there are any.
   private mutating func writeGuests() -> Bool {
     guard let describer = unsafe CrashRecords.describer else { return false }
     let own = UInt(pthread_self())
@@ -180,8 +180,8 @@ import Host
 
   // MARK: Backtrace
 
-  /// By frame pointers, which Swift keeps; translated code has the guest's RBP, so that it ends
-  /// there.
+  /// Follows frame pointers, which Swift keeps. Translated code has the guest's RBP, so the
+  /// backtrace ends there.
   private mutating func writeBacktrace() {
     writer.put("backtrace (names as `swift demangle` reads them):\n")
     writeFrame(counter)

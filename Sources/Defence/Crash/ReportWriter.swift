@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Text for signal handlers: no allocation, no lock, no Swift string but literals.
+// Text output in signal handlers: no allocation, no lock, no Swift strings except literals.
 
 import CHost
 import Glibc
@@ -8,7 +8,7 @@ import Host
 
 struct ReportWriter {
   private static let capacity = 4096
-  /// One report is written at a time.
+  /// Reports are written one at a time.
   nonisolated(unsafe) private static let buffer = UnsafeMutablePointer<UInt8>.allocate(
     capacity: capacity)
 
@@ -17,7 +17,7 @@ struct ReportWriter {
   /// -1: none.
   private let file: Int32
 
-  /// Makes what handlers use.
+  /// Allocates what handlers use.
   static func prepare() { unsafe buffer.initialize(repeating: 0, count: capacity) }
 
   init(error: Int32, file: Int32) {
@@ -35,8 +35,8 @@ struct ReportWriter {
     for index in 0..<text.utf8CodeUnitCount { unsafe put(text.utf8Start[index]) }
   }
 
-  /// Up to its end or 400 bytes, without control characters. Its label keeps literals, which would
-  /// be taken for pointers, away.
+  /// Writes at most 400 bytes, without control characters. The label prevents calls with literals,
+  /// which would convert to pointers.
   mutating func put(cString text: UnsafePointer<CChar>) {
     var index = 0
     while index < 400, unsafe text[index] != 0 {
@@ -90,7 +90,7 @@ struct ReportWriter {
   }
 }
 
-/// Memory that may not be there.
+/// Reads of memory that may be unmapped.
 enum CarefulRead {
   /// - Returns: whether all bytes could be read.
   static func copy(_ address: UInt, _ place: UnsafeMutableRawPointer, _ count: Int) -> Bool {

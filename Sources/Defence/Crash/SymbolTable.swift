@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Names of this program's functions, from the symbol table of its own file (System V ABI, "Symbol
-// Table"), which dladdr does not look at. The file is mapped beforehand; finding a name allocates
-// nothing.
+// Table"), which dladdr ignores. The file is mapped in advance; finding a name allocates nothing.
 
 import CHost
 import Glibc
@@ -14,12 +13,12 @@ import SystemPackage
 
   private let file: UnsafeRawPointer
   private let fileSize: Int
-  /// What to subtract from an address.
+  /// The difference between run-time and file addresses.
   private let bias: UInt
   private let symbols: Range<Int>
   private let strings: Range<Int>
 
-  /// - Parameter anchor: an address in the program or library. The mapping stays for ever.
+  /// - Parameter anchor: an address in the program or library. The mapping is never removed.
   init?(anchor: UnsafeRawPointer) {
     var info = unsafe chost_dl_info()
     guard unsafe chost_dladdr(anchor, &info) != 0, let base = unsafe info.base,
@@ -27,7 +26,7 @@ import SystemPackage
     else {
       return nil
     }
-    // The program's own name is what it was called by.
+    // For the program itself, the loader has the name that it was called by.
     let isPath = unsafe name[0] == CChar(bitPattern: UInt8(ascii: "/"))
     let descriptor = unsafe open(
       isPath ? String(cString: name) : "/proc/self/exe", O_RDONLY | O_CLOEXEC)
@@ -52,7 +51,7 @@ import SystemPackage
     return unsafe Int(truncatingIfNeeded: file.loadUnaligned(fromByteOffset: offset, as: T.self))
   }
 
-  /// The symbol table (type 2) and the strings that it names.
+  /// The symbol table (type 2) and its string table.
   private static func sections(
     _ file: UnsafeRawPointer, _ size: Int
   ) -> (symbols: Range<Int>, strings: Range<Int>)? {
@@ -78,7 +77,7 @@ import SystemPackage
     return nil
   }
 
-  /// The function that an address lies in; safe in signal handlers.
+  /// The function at an address; safe in signal handlers.
   func find(_ address: UInt) -> (name: UnsafePointer<CChar>, offset: UInt)? {
     let wanted = address &- bias
     var best: Int?

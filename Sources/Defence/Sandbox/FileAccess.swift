@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of the file system, the network and other processes a thread may reach: nothing
-// (landlock(7)). The files of a run are open by then. The one exception is the folder of crash
-// reports, where files can be made, not read.
+// Denies a thread access to the file system, the network and other processes (landlock(7)). The
+// files of a run are already open. The only exception is the folder of crash reports, where files
+// can be created, not read.
 
 import CHost
 import Glibc
@@ -23,10 +23,10 @@ package struct FileAccess: ~Copyable, Sendable {
     static let makeRegular: UInt64 = 1 << 8
   }
 
-  /// Abstract sockets are the one scope: that of signals would, on some kernels, keep threads that
-  /// confine themselves from interrupting each other; the filter of system calls does it instead.
+  /// The only scope is abstract sockets: that of signals would, on some kernels, stop threads that
+  /// confine themselves from interrupting each other; the system call filter does it instead.
   ///
-  /// Rights that exist, from the version of the interface on (landlock(7), "Landlock ABI
+  /// Access rights, by the version of the interface that added them (landlock(7), "Landlock ABI
   /// versions").
   private static let rights: [(version: Int, files: UInt64, network: UInt64, scopes: UInt64)] = [
     (1, 0x1FFF, 0, 0), (2, 0x2000, 0, 0), (3, 0x4000, 0, 0), (4, 0, 3, 0), (5, 0x8000, 0, 0),
@@ -38,8 +38,8 @@ package struct FileAccess: ~Copyable, Sendable {
     max(0, chost_syscall(Call.createRuleset, 0, 0, 1, 0, 0, 0))
   }
 
-  /// - Parameter directory: where files may be made.
-  /// - Returns: nil where the kernel has no Landlock, or it is switched off.
+  /// - Parameter directory: where files may be created.
+  /// - Returns: nil if the kernel has no Landlock, or it is disabled.
   package init?(directory: Int32?) throws(Errno) {
     let version = Self.version
     if version == 0 { return nil }
@@ -68,7 +68,7 @@ package struct FileAccess: ~Copyable, Sendable {
     ruleset = owner
   }
 
-  /// Takes the rights from the calling thread, and those that it starts, for ever. After
+  /// Permanently removes the rights from the calling thread and those that it starts. Call it after
   /// `no_new_privs`.
   package func confine() throws(Errno) {
     let raw = Int(ruleset.rawValue)

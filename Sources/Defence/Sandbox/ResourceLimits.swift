@@ -8,22 +8,22 @@ import Host
 import SystemPackage
 
 enum ResourceLimits {
-  /// RLIMIT_NPROC, which Swift's module of the C library leaves out.
+  /// RLIMIT_NPROC, which Swift's module of the C library lacks.
   private static let processes = __rlimit_resource(rawValue: 6)
 
-  /// When all threads have started.
+  /// Call it after all threads have started.
   ///
-  /// - Parameter reserve: address space that may come to what is mapped now.
+  /// - Parameter reserve: address space that may be mapped in addition.
   static func apply(mapped: UInt64, reserve: UInt64) {
     lower(RLIMIT_CORE, to: 0)
     let (sum, overflow) = mapped.addingReportingOverflow(reserve)
     if mapped > 0, !overflow { lower(RLIMIT_AS, to: sum) }
-    // Counts all of the user's processes and threads, so that only 0 says anything: no more. The
-    // kernel exempts root, for whom the filter of system calls stands alone.
+    // Counts all of the user's processes and threads, so only 0 (no more) is useful. The kernel
+    // exempts root, for whom only the system call filter applies.
     if geteuid() != 0 { lower(Self.processes, to: 0) }
   }
 
-  /// Bytes of address space in use; 0 where the kernel does not tell.
+  /// Bytes of address space in use; 0 if the kernel does not tell.
   static func mappedBytes() -> UInt64 {
     guard let bytes = try? contentsOfFile("/proc/self/statm"),
       let first = bytes.split(separator: UInt8(ascii: " ")).first

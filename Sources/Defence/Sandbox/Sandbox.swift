@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The process gives away what it does not need before a guest runs, so that a guest that takes it
-// over has won the guest's own memory and terminal and little else: no new privileges, system calls
-// by what a thread is for, no files, no network, no other processes, limits. docs/security.md has
-// the whole.
+// The process drops privileges before a guest runs, so that a guest that takes it over gains little
+// but the guest's own memory and terminal: no new privileges, system calls by a thread's role, no
+// files, no network, no other processes, limits. docs/security.md has the details.
 //
 //     let sandbox = try Sandbox(settings)     // one thread, files can be opened
 //     HostThread.atStart { sandbox.confineThread($0) }
 //     ... open files, make the machine, start its threads ...
 //     try sandbox.confineMain()               // files cannot be opened any more
 //
-// Filters belong to threads. So nothing may have started a thread before `atStart`.
+// Filters belong to threads, so no thread may be started before `atStart`.
 
 import CHost
 import Glibc
@@ -22,7 +21,7 @@ package final class Sandbox: Sendable {
   private let filter: SystemCallFilter?
   private let files: FileAccess?
 
-  /// What this host lacks, one line each, with how to fix it.
+  /// What this host lacks, one line each, with a remedy.
   package let missing: [String]
 
   /// Prepares everything, and sets `no_new_privs`.
@@ -32,7 +31,7 @@ package final class Sandbox: Sendable {
     let files = try FileAccess(directory: settings.reportDirectory)
     if files == nil {
       missing.append("Landlock is missing: boot a kernel with lsm=landlock,...")
-      // Files could be made anywhere.
+      // Otherwise files could be created anywhere.
       settings.reportDirectory = nil
       unsafe CrashReporter.reportDirectory = nil
     }
@@ -53,14 +52,14 @@ package final class Sandbox: Sendable {
     do throws(Errno) {
       try confine(ThreadRole(threadName: name))
     } catch {
-      // A thread outside of the sandbox would be a way out of it.
+      // An unconfined thread would be a way out of the sandbox.
       writeText(STDERR_FILENO, "martlet: sandbox: thread \(name) cannot be confined: \(error)\n")
       _exit(10)
     }
   }
 
   /// Confines the calling thread and limits the process. All threads that do not wait for this are
-  /// confined already.
+  /// already confined.
   package func confineMain() throws(Errno) {
     ResourceLimits.apply(
       mapped: ResourceLimits.mappedBytes(), reserve: settings.addressReserve)
@@ -72,7 +71,7 @@ package final class Sandbox: Sendable {
     try filter?.confine(role)
   }
 
-  /// What this host offers, for `martlet doctor`.
+  /// The host's support, for `martlet doctor`.
   package static var offers: [String] {
     let version = FileAccess.version
     return [

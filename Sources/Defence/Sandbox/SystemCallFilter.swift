@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Filters of system calls (seccomp(2)), made from the table by libseccomp, which is loaded for
-// that. A thread puts itself under its role's filter with one system call, so that only the start
-// needs the library.
+// System call filters (seccomp(2)), built from the table by libseccomp, which is loaded on demand.
+// A thread applies its role's filter with one system call, so only the start needs the library.
 //
-// A call that no rule allows raises SIGSYS: the crash report names it, and the process ends.
-// Killing at once would be no safer (a thread that could use the handler's moment is already
-// running somebody's code) and would tell nobody what happened.
+// A forbidden call raises SIGSYS: the crash report names it, and the process ends. Killing at once
+// would be no safer (a thread that could exploit the handler's run is already running injected
+// code) and would not report what happened.
 
 import CHost
 import Glibc
 import Host
 import SystemPackage
 
-/// Programs of all roles.
+/// The BPF programs of all roles.
 /// Sendable: the programs are never freed nor written after they are made.
 @safe package struct SystemCallFilter: @unchecked Sendable {
   /// By role; never freed.
@@ -25,7 +24,7 @@ import SystemPackage
   private static let trap: UInt32 = 0x0003_0000
   private static func error(_ number: Int32) -> UInt32 { 0x0005_0000 | UInt32(number) }
 
-  /// The functions of libseccomp that are used.
+  /// The functions used of libseccomp.
   @safe private struct Functions {
     let initialize: @convention(c) (UInt32) -> UnsafeMutableRawPointer?
     let release: @convention(c) (UnsafeMutableRawPointer) -> Void
@@ -56,9 +55,9 @@ import SystemPackage
     }
   }
 
-  /// Makes the programs.
+  /// Builds the programs.
   ///
-  /// - Returns: nil where the library is missing.
+  /// - Returns: nil if the library is missing.
   package init?(_ settings: SandboxSettings) throws(Errno) {
     guard let library = SharedLibrary(Self.library), let functions = Functions(library) else {
       return nil
@@ -70,7 +69,7 @@ import SystemPackage
     Self.nameCalls(functions)
   }
 
-  /// Whether the library is there.
+  /// Whether the library is installed.
   package static var isAvailable: Bool { SharedLibrary(library) != nil }
 
   private static func program(
@@ -78,7 +77,7 @@ import SystemPackage
   ) throws(Errno) -> sock_fprog {
     guard let context = unsafe functions.initialize(trap) else { throw .noMemory }
     defer { unsafe functions.release(context) }
-    // A search tree instead of a list (SCMP_FLTATR_CTL_OPTIMIZE), where the library has it.
+    // A binary tree instead of a list (SCMP_FLTATR_CTL_OPTIMIZE), if the library supports it.
     _ = unsafe functions.attribute(context, 8, 2)
     for rule in rules {
       let action = rule.refusal.map(error) ?? allow
@@ -107,8 +106,8 @@ import SystemPackage
       filter: bytes.baseAddress?.bindMemory(to: sock_filter.self, capacity: count))
   }
 
-  /// Puts the calling thread, and those that it starts, under a role's filter, for ever. After
-  /// `no_new_privs` is set.
+  /// Permanently applies a role's filter to the calling thread and those that it starts. Call it
+  /// after `no_new_privs` is set.
   package func confine(_ role: ThreadRole) throws(Errno) {
     var program = unsafe programs[role.rawValue]
     _ = try systemCall { () -> Int in
@@ -121,7 +120,7 @@ import SystemPackage
   // MARK: Names
 
   private static let nameCount = 512
-  /// By number; for signal handlers.
+  /// Names by number, for signal handlers.
   nonisolated(unsafe) private static let names: UnsafeMutablePointer<UnsafePointer<CChar>?> = {
     let names = UnsafeMutablePointer<UnsafePointer<CChar>?>.allocate(capacity: nameCount)
     unsafe names.initialize(repeating: nil, count: nameCount)
@@ -137,7 +136,7 @@ import SystemPackage
     }
   }
 
-  /// A system call's name; nil where it is not known. Safe in signal handlers.
+  /// A system call's name; nil if it is unknown. Safe in signal handlers.
   static func name(_ number: Int32) -> UnsafePointer<CChar>? {
     unsafe number >= 0 && Int(number) < nameCount ? names[Int(number)] : nil
   }

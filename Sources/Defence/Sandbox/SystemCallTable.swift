@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which system calls a thread of a running machine may make, by what the thread is for. Everything
-// that is not here ends the process with a report that names the call (`SystemCallFilter`).
+// The system calls that a thread of a running machine may make, by the thread's role. Any other
+// ends the process with a report that names the call (`SystemCallFilter`).
 //
-// A new system call somewhere in the program is a line here, with its check as narrow as can be.
-// What a C library may call instead of another call (futex_wait, TCGETS2) is here under both names;
-// names that the host's libseccomp does not know are left out.
+// A new system call somewhere in the program needs a line here, with the narrowest possible check.
+// Calls that a C library may make instead of others (futex_wait, TCGETS2) are here under both
+// names; names that the host's libseccomp does not know are skipped.
 
 import CHost
 import Glibc
 
-/// What a thread is for.
+/// A thread's role.
 package enum ThreadRole: Int, Sendable, CaseIterable {
   /// The event loop: terminal, signals, timers, the end of the run.
   case main
-  /// Runs guest code, and the devices that it reaches.
+  /// Runs guest code and the devices that it accesses.
   case processor
   /// Reads and writes disk images.
   case disk
@@ -28,14 +28,14 @@ package enum ThreadRole: Int, Sendable, CaseIterable {
   }
 }
 
-/// A condition on one argument: `argument & mask == value`, or that it differs.
+/// A condition on one argument: `argument & mask` equals `value`, or differs.
 struct ArgumentCheck: Sendable {
   var argument: UInt32
   var mask: UInt64 = .max
   var value: UInt64
   var differs = false
 
-  /// As libseccomp has it: SCMP_CMP_NE, SCMP_CMP_EQ, SCMP_CMP_MASKED_EQ.
+  /// As libseccomp's SCMP_CMP_NE, SCMP_CMP_EQ, SCMP_CMP_MASKED_EQ.
   var compiled: chost_seccomp_check {
     if mask == .max {
       return chost_seccomp_check(argument: argument, comparison: differs ? 1 : 4, a: value, b: 0)
@@ -44,24 +44,24 @@ struct ArgumentCheck: Sendable {
   }
 }
 
-/// Calls that are allowed, or refused with an error, where any of some conditions holds.
+/// Calls that are allowed, or fail with an error, if any of some conditions holds.
 struct SystemCallRule: Sendable {
   var roles: [ThreadRole]
   var calls: String
-  /// Each a list of checks that all hold; none: always.
+  /// Lists of checks, of which one must hold completely; an empty list always holds.
   var alternatives: [[ArgumentCheck]] = [[]]
-  /// The error instead of the call; nil: the call is made.
+  /// The error instead of the call; nil: the call is allowed.
   var refusal: Int32?
 }
 
-/// What the table has to know of this process and run.
+/// The table's parameters for this process and run.
 package struct SandboxSettings: Sendable {
-  /// The kernel's KVM runs the guest, so that nobody makes code and ioctls of KVM are needed.
+  /// The kernel's KVM runs the guest, so the process makes no code and needs KVM's ioctls.
   package var usesDevice: Bool
-  /// Of crash reports; nil: none may be written (see `CrashReporter`).
+  /// The folder of crash reports; nil: none may be written (see `CrashReporter`).
   package var reportDirectory: Int32?
   package var process = getpid()
-  /// Address space that may be needed beyond what is mapped when the guest starts.
+  /// Address space that may be needed in addition to what is mapped when the guest starts.
   package var addressReserve: UInt64
 
   package init(usesDevice: Bool, reportDirectory: Int32?, addressReserve: UInt64) {
@@ -84,9 +84,9 @@ enum SystemCallTable {
     general + arguments(settings) + memory(settings) + devices(settings) + files(settings)
   }
 
-  /// Without conditions.
+  /// Rules without conditions.
   private static let general = [
-    // Memory, locks, time and the thread's own affairs: allocator, threads, Swift's runtime.
+    // Memory, locks, time and thread management: allocator, threads, Swift's runtime.
     SystemCallRule(
       roles: all,
       calls: """
@@ -100,11 +100,11 @@ enum SystemCallTable {
     SystemCallRule(
       roles: [.main, .processor], calls: "writev pread64 pwrite64 mincore lseek fstat"),
     SystemCallRule(roles: [.device, .disk], calls: "mincore"),
-    // Disks, whose files are open by now. The main thread puts into a file at the end what its
-    // image has in memory.
+    // Disks, whose files are already open. At the end the main thread writes an image's cached
+    // tables to its file.
     SystemCallRule(
       roles: [.disk, .main], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
-    // The file of UEFI's variables, which a CPU's write to the flash chip changes.
+    // The file of UEFI's variables: a CPU's write to the flash chip changes it.
     SystemCallRule(roles: [.processor], calls: "pwritev"),
     // Clients of a console's ports.
     SystemCallRule(roles: [.main], calls: "accept4"),
@@ -114,9 +114,9 @@ enum SystemCallTable {
         epoll_create1 epoll_ctl epoll_wait epoll_pwait poll ppoll signalfd4 timerfd_create \
         timerfd_settime eventfd2 getrusage readv sysinfo prlimit64 setrlimit getrlimit uname
         """),
-    // Libraries have another way then. clone3 keeps its flags in memory, which a filter cannot see.
+    // Libraries then fall back. clone3 has its flags in memory, which a filter cannot check.
     SystemCallRule(roles: all, calls: "clone3", refusal: ENOSYS),
-    // Files are open by now. A library that looks for one finds that it may not.
+    // Files are already open. A library that looks for one gets an error.
     SystemCallRule(
       roles: all,
       calls: "open openat2 access faccessat faccessat2 readlink readlinkat stat lstat statx",
@@ -134,7 +134,7 @@ enum SystemCallTable {
       SystemCallRule(
         roles: all, calls: "tgkill",
         alternatives: equal(0, [UInt64(UInt32(bitPattern: settings.process))])),
-      // Memory of this process that may not be there: PagePresence, crash reports.
+      // Memory of this process that may be unmapped: PagePresence, crash reports.
       SystemCallRule(
         roles: all, calls: "process_vm_readv",
         alternatives: equal(0, [UInt64(UInt32(bitPattern: settings.process))])),
@@ -148,7 +148,7 @@ enum SystemCallTable {
     ]
   }
 
-  /// No memory is ever writable and executable. Only vCPU threads make code, with the software
+  /// No memory is ever writable and executable. Only vCPU threads generate code, with the software
   /// engine.
   private static func memory(_ settings: SandboxSettings) -> [SystemCallRule] {
     let none = [[ArgumentCheck(argument: 2, mask: executable, value: 0)]]
@@ -164,8 +164,8 @@ enum SystemCallTable {
   }
 
   private static func devices(_ settings: SandboxSettings) -> [SystemCallRule] {
-    // TCGETS to TCSETSF, TIOCGWINSZ, TCGETS2 to TCSETSF2: whichever thread ends the process
-    // restores the terminal. Not TIOCSTI, which types for the user.
+    // TCGETS to TCSETSF, TIOCGWINSZ, TCGETS2 to TCSETSF2: the thread that ends the process, which
+    // may be any, restores the terminal. Not TIOCSTI, which simulates typed input.
     let terminal: [UInt64] = [
       0x5401, 0x5402, 0x5403, 0x5404, 0x5413, 0x802C_542A, 0x402C_542B, 0x402C_542C, 0x402C_542D,
     ]
@@ -188,7 +188,7 @@ enum SystemCallTable {
     return rules
   }
 
-  /// A crash report may be made in its folder, as a new file. The rest is an error.
+  /// A crash report may be created in its folder. All else is an error.
   private static func files(_ settings: SandboxSettings) -> [SystemCallRule] {
     let emptyPath = ArgumentCheck(argument: 3, value: 0x1000)  // AT_EMPTY_PATH: fstat
     var notEmpty = emptyPath

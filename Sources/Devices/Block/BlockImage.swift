@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a disk reads and writes: the protocol of all image formats.
+// A disk's reads and writes: the protocol of all image formats.
 
 import GuestMemory
 import SystemPackage
 
-/// What a disk's contents are kept in. Several threads may call it at the same time, and each call
-/// may take as long as the host's disk does. Offsets and counts are bytes, inside of the image.
+/// A disk's contents. Several threads may call it at the same time, and each call may take as long
+/// as the host's disk does. Offsets and counts are bytes, inside the image.
 package protocol BlockImage: Sendable {
   /// Bytes, a multiple of `BlockSector.size`.
   var size: UInt64 { get }
   var isReadOnly: Bool { get }
-  /// Bytes that a write is best a multiple of: what lies below has blocks of this size.
+  /// Preferred multiple of write sizes in bytes: the block size of the storage below.
   var blockSize: UInt32 { get }
-  /// Bytes that a discarded range has to be a multiple of to give its place back.
+  /// Discarded ranges must be multiples of this many bytes to free space.
   var discardSize: UInt32 { get }
 
   /// Fills all of the buffers.
   func read(at offset: UInt64, into buffers: GuestBuffers) throws(Errno)
   /// Writes all of the buffers.
   func write(at offset: UInt64, from buffers: GuestBuffers) throws(Errno)
-  /// Returns when everything that was written is where a loss of power does not reach it.
+  /// Returns when all previous writes are durable.
   func flush() throws(Errno)
-  /// The contents of a range are not needed any more.
+  /// The contents of a range are no longer needed.
   func discard(at offset: UInt64, count: UInt64) throws(Errno)
-  /// - Parameter mayDiscard: the range need not keep its place.
+  /// - Parameter mayDiscard: the range's space may be freed.
   func writeZeroes(at offset: UInt64, count: UInt64, mayDiscard: Bool) throws(Errno)
-  /// Nothing is read or written any more: puts what is in memory into the file.
+  /// Ends use of the image: writes what is in memory to the file.
   func finish() throws(Errno)
 }
 
@@ -35,9 +35,9 @@ extension BlockImage {
   package func finish() throws(Errno) {}
 }
 
-/// An image as one that has it as its backing file reads it.
+/// An image as the backing file of another.
 protocol ImageLayer: Sendable {
-  /// Bytes; nothing is read beyond them.
+  /// Bytes; reads beyond them do not occur.
   var size: UInt64 { get }
   func read(at offset: UInt64, into pieces: IOPieces) throws(Errno)
 }
@@ -54,8 +54,8 @@ package indirect enum ImageError: Error, Hashable {
   case notAFile
   case badSize(UInt64)
   case isEmpty
-  /// What is wrong with its format, and what to do.
+  /// What is wrong with its format, and a remedy.
   case unusable(String)
-  /// A file that it reads what it lacks from.
+  /// Its backing file has an error.
   case backing(path: String, ImageError)
 }

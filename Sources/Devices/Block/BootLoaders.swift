@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which firmware a disk can be booted by, from its first sectors: a master boot record with code,
-// or a partition of EFI's in its table or in the GUID partition table behind it (UEFI
-// specification, "GUID Partition Table (GPT) Disk Layout").
+// Which firmware can boot a disk, from its first sectors: a master boot record with code, or an EFI
+// system partition in its table or in the GUID partition table behind it (UEFI specification, "GUID
+// Partition Table (GPT) Disk Layout").
 
 import GuestMemory
 import Host
 import SystemPackage
 
 package struct BootLoaders: Sendable, Hashable {
-  /// The first sector has code that a BIOS runs.
+  /// The first sector has boot code for a BIOS.
   package private(set) var hasBIOS = false
   /// There is an EFI system partition.
   package private(set) var hasEFI = false
 
   private static let sector = 512
-  /// Sectors that are read: those of a table of the usual size.
+  /// Number of sectors to read: those of a table of the usual size.
   private static let count = 34
   private static let table = 446
   private static let signature: [UInt8] = [0x55, 0xAA]
   private static let efiPartition: UInt8 = 0xEF
   private static let protective: UInt8 = 0xEE
-  /// C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as the table has it.
+  /// C12A7328-F81F-11D2-BA4B-00A0C93EC93B, in the table's byte order.
   private static let efiType: [UInt8] = [
     0x28, 0x73, 0x2A, 0xC1, 0x1F, 0xF8, 0xD2, 0x11, 0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B,
   ]
@@ -36,7 +36,7 @@ package struct BootLoaders: Sendable, Hashable {
     self.init(start: memory.read(0, count: size) ?? [])
   }
 
-  /// - Parameter bytes: how a disk begins.
+  /// - Parameter bytes: the start of a disk.
   package init(start bytes: [UInt8]) {
     guard bytes.count >= Self.sector, bytes[510..<512].elementsEqual(Self.signature) else { return }
     hasBIOS = bytes[..<Self.table].contains { $0 != 0 }

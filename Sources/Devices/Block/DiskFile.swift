@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The file or block device below a disk image. While it is open, others are kept out of it by a
-// lock (fcntl(2), "Open file description locks"): a writer keeps everybody out, readers each
-// other's writers.
+// The file or block device below a disk image. While it is open, a lock keeps others out (fcntl(2),
+// "Open file description locks"): a writer excludes everybody, readers exclude writers.
 
 import CHost
 import Glibc
@@ -10,7 +9,7 @@ import Host
 import SystemPackage
 
 /// A file or block device of an image. Several threads may call it at the same time. Offsets are at
-/// most `limit`, as system calls take them with a sign.
+/// most `limit`, as system calls take signed ones.
 final class DiskFile: Sendable {
   /// Two names of one file have the same identity.
   struct Identity: Hashable, Sendable {
@@ -23,7 +22,7 @@ final class DiskFile: Sendable {
       file = isDevice ? UInt64(status.st_rdev) : UInt64(status.st_ino)
     }
 
-    /// nil where there is no such file.
+    /// nil if there is no such file.
     init?(path: String) {
       var status = stat()
       guard unsafe stat(path, &status) == 0 else { return nil }
@@ -31,18 +30,18 @@ final class DiskFile: Sendable {
     }
   }
 
-  /// The first offset that nothing can be at.
+  /// The exclusive limit of offsets.
   static let limit: UInt64 = 1 << 62
 
   private let file: OwnedFileDescriptor
   let isDevice: Bool
   let isReadOnly: Bool
   let identity: Identity
-  /// Bytes that a write is best a multiple of.
+  /// Preferred multiple of write sizes in bytes.
   let blockSize: UInt32
   /// Opens and locks a file.
   convenience init(path: String, isReadOnly: Bool) throws(ImageError) {
-    // A pipe would wait for its other end.
+    // Opening a pipe would wait for its other end.
     let flags = (isReadOnly ? O_RDONLY : O_RDWR) | O_NONBLOCK
     let owner: OwnedFileDescriptor
     do throws(Errno) {
@@ -54,9 +53,9 @@ final class DiskFile: Sendable {
     try lock()
   }
 
-  /// A new file without a name, which goes when it is closed.
+  /// A new unnamed file, deleted when it is closed.
   ///
-  /// - Parameter folder: where the file system has room.
+  /// - Parameter folder: a folder of a file system with space.
   convenience init(temporaryIn folder: String) throws(ImageError) {
     var template = Array("\(folder)/martlet-overlay-XXXXXX".utf8CString)
     let raw: Int32
@@ -84,7 +83,7 @@ final class DiskFile: Sendable {
     file = owner
   }
 
-  /// Bytes now; 0 where the host does not tell.
+  /// Current size in bytes; 0 if the host does not tell.
   var size: UInt64 {
     let raw = file.rawValue
     if isDevice {
@@ -95,7 +94,7 @@ final class DiskFile: Sendable {
     return unsafe fstat(raw, &status) == 0 ? UInt64(clamping: status.st_size) : 0
   }
 
-  /// The whole file. The lock ends with the descriptor.
+  /// Locks the whole file. The lock ends with the descriptor.
   private func lock() throws(ImageError) {
     var lock = flock()
     lock.l_type = Int16(isReadOnly ? F_RDLCK : F_WRLCK)
@@ -103,7 +102,7 @@ final class DiskFile: Sendable {
     guard unsafe fcntl(file.rawValue, chost_ofd_setlk, &lock) != 0 else { return }
     switch errno {
     case EAGAIN, EACCES: throw .isInUse
-    // A file system without locks keeps nobody out.
+    // The file system does not support locks.
     case EINVAL, ENOLCK, EOPNOTSUPP: return
     default: throw .cannotOpen(Errno(rawValue: errno))
     }
@@ -113,7 +112,7 @@ final class DiskFile: Sendable {
 
   /// Reads all of the pieces.
   ///
-  /// - Parameter padsWithZeroes: what lies behind the end of the file is 0; otherwise it is an
+  /// - Parameter padsWithZeroes: bytes beyond the end of the file read as 0; otherwise they are an
   ///   error.
   func read(
     at offset: UInt64, into pieces: IOPieces, padsWithZeroes: Bool = false
@@ -121,7 +120,7 @@ final class DiskFile: Sendable {
     let file = file.rawValue
     let rest = try unsafe Self.all(of: pieces, offset) { unsafe preadv(file, $0, $1, $2) }
     if rest.isEmpty { return }
-    // The end of a file that somebody has cut.
+    // The file was truncated.
     guard padsWithZeroes else { throw .ioError }
     rest.clear()
   }
@@ -133,10 +132,11 @@ final class DiskFile: Sendable {
     guard rest.isEmpty else { throw .ioError }
   }
 
-  /// What pwritev(2) takes in one call.
+  /// The vector limit of pwritev(2).
   private static let vectorLimit = 1024
 
-  /// Repeats a call until it has done all of the pieces, or does no more; what is left.
+  /// Repeats a call until it has transferred all of the pieces, or makes no progress; returns the
+  /// rest.
   private static func all(
     of pieces: IOPieces, _ offset: UInt64,
     _ call: (UnsafePointer<iovec>?, Int32, off_t) -> Int
@@ -159,7 +159,7 @@ final class DiskFile: Sendable {
     return rest
   }
 
-  /// Bytes of the file; what lies behind its end is 0.
+  /// Bytes of the file; those beyond its end are 0.
   func bytes(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
     let buffer = HostBuffer(count: count)
     try read(at: offset, into: buffer.pieces(count: count), padsWithZeroes: true)
@@ -186,13 +186,13 @@ final class DiskFile: Sendable {
     static let zeroRange: Int32 = 16
   }
 
-  /// Gives the place of a range back where it can be.
+  /// Frees the space of a range if possible.
   func discard(at offset: UInt64, count: UInt64) throws(Errno) {
     do throws(Errno) {
       if isDevice { return try deviceCall(chost_blkdiscard, offset, count) }
       try allocate(Mode.punchHole | Mode.keepSize, offset, count)
     } catch {
-      // The contents may as well stay.
+      // Keeping the contents is allowed.
       guard Self.isUnsupported(error) else { throw error }
     }
   }
@@ -229,7 +229,7 @@ final class DiskFile: Sendable {
     _ = try systemCall { () -> Int32 in unsafe ioctl(file, UInt(request), &range) }
   }
 
-  /// For file systems that cannot do better.
+  /// Fallback for file systems without zeroing.
   private func writeOutZeroes(_ offset: UInt64, _ count: UInt64) throws(Errno) {
     let size = 64 << 10
     let zeroes = HostBuffer(count: size)

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a file's name to the image in it, with the files that it reads what it lacks from.
+// Opens the image in a file, together with its backing files.
 
 import SystemPackage
 
-/// What a file's bytes mean.
+/// The format of a file.
 package enum ImageFormat: String, Sendable, CaseIterable {
   case raw
   case qcow2
 
-  /// By how a file begins.
+  /// Detects the format from the start of a file.
   init(start: [UInt8]) { self = start.starts(with: Qcow2Header.magic) ? .qcow2 : .raw }
 }
 
 /// How an image is opened.
 package struct ImageOptions: Sendable, Hashable {
-  /// nil: by how the file begins.
+  /// nil: detect it.
   package var format: ImageFormat?
   package var isReadOnly = false
-  /// What is written goes to a temporary file in this folder instead.
+  /// Writes go to a temporary file in this folder instead.
   package var overlayFolder: String?
   /// An internal snapshot, by name or identifier.
   package var snapshot: String?
@@ -27,12 +27,12 @@ package struct ImageOptions: Sendable, Hashable {
 }
 
 package enum DiskImage {
-  /// Files that one image may rest on, one on the other.
+  /// Maximum length of a chain of backing files.
   private static let depthLimit = 64
 
-  /// Opens and locks an image and the files that it rests on.
+  /// Opens and locks an image and its backing files.
   ///
-  /// - Parameter report: called with a line when the image proves to be damaged.
+  /// - Parameter report: called with a line if the image turns out to be damaged.
   package static func open(
     path: String, _ options: ImageOptions, report: @escaping @Sendable (String) -> Void = { _ in }
   ) throws(ImageError) -> any BlockImage {
@@ -96,7 +96,7 @@ package enum DiskImage {
     }
   }
 
-  /// The path of a backing file, which is relative to the file that names it.
+  /// The path of a backing file, relative to the file that names it.
   private static func resolve(_ name: String, _ path: String) throws(ImageError) -> String {
     var name = name
     if name.hasPrefix("file:") { name.removeFirst("file:".count) }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory in pieces that a file is read into or written from: the guest's, the program's, or both in
-// one list, so that one system call can write a guest's bytes between bytes that are copied.
+// A scatter-gather list for file reads and writes: guest memory, the program's memory, or both in
+// one list, so that one system call can write a guest's bytes between copied ones.
 
 import CHost
 import Glibc
 import GuestMemory
 
-/// Memory in pieces, one after the other. It must outlive the list.
+/// A list of memory ranges, in order. The memory must outlive the list.
 @safe struct IOPieces {
-  /// None has 0 bytes.
+  /// None is empty.
   private(set) var vectors: [iovec]
   /// Bytes in all.
   private(set) var count: Int
@@ -42,7 +42,7 @@ import GuestMemory
     count &+= pieces.count
   }
 
-  /// A part of the bytes, as much of it as there is.
+  /// A slice of the bytes, clamped to the list.
   func slice(from start: Int, count wanted: Int = .max) -> IOPieces {
     if start == 0, wanted >= count { return self }
     var part = IOPieces()
@@ -50,7 +50,7 @@ import GuestMemory
     return part
   }
 
-  /// Sets all bytes to 0.
+  /// Zeroes all bytes.
   func clear() {
     for n in unsafe vectors.indices {
       let vector = unsafe vectors[n]
@@ -58,7 +58,7 @@ import GuestMemory
     }
   }
 
-  /// Copies bytes in, as many as fit.
+  /// Copies in as many bytes as fit.
   func fill(from bytes: UnsafeRawBufferPointer) {
     var done = 0
     unsafe forPieces(from: 0, count: bytes.count) { piece in
@@ -86,11 +86,11 @@ import GuestMemory
   }
 }
 
-/// Memory of the program for as long as a request takes.
+/// A buffer of the program for the duration of a request.
 @safe final class HostBuffer {
   let memory: UnsafeMutableRawBufferPointer
 
-  /// - Parameter count: bytes, all 0.
+  /// - Parameter count: bytes, zeroed.
   init(count: Int) {
     unsafe memory = UnsafeMutableRawBufferPointer.allocate(
       byteCount: max(count, 1), alignment: 4096)
@@ -99,7 +99,7 @@ import GuestMemory
 
   deinit { unsafe memory.deallocate() }
 
-  /// The bytes from an offset on, as many as there are.
+  /// The bytes from an offset on, clamped to the buffer.
   func pieces(from start: Int = 0, count wanted: Int) -> IOPieces {
     unsafe IOPieces(memory).slice(from: start, count: wanted)
   }

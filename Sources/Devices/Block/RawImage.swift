@@ -10,15 +10,15 @@ import SystemPackage
 package final class RawImage: BlockImage, ImageLayer {
   private let file: DiskFile
   package let size: UInt64
-  /// Nobody said that the file is raw. A guest that could make its start that of another format
-  /// would choose what the next run reads the file as, and with it files of the host.
+  /// The raw format was guessed, not given. Then the guest must not write another format's magic at
+  /// the start: it would choose how the next run reads the file, and thereby access host files.
   private let isGuessed: Bool
 
   package convenience init(path: String, isReadOnly: Bool) throws(ImageError) {
     try self.init(DiskFile(path: path, isReadOnly: isReadOnly), isGuessed: false)
   }
 
-  /// - Parameter isLayer: another image reads what it lacks from it, and takes any size.
+  /// - Parameter isLayer: it is a backing file, whose size may be any.
   init(_ file: DiskFile, isGuessed: Bool, isLayer: Bool = false) throws(ImageError) {
     size = file.size
     if !isLayer {
@@ -45,7 +45,7 @@ package final class RawImage: BlockImage, ImageLayer {
     guard isGuessed, offset < BlockSector.size else {
       return try file.write(at: offset, from: IOPieces(buffers))
     }
-    // A copy, which the guest cannot change after the look at it.
+    // A copy, which the guest cannot change after the check.
     let head = buffers.bytes(count: min(buffers.count, Int(BlockSector.size))) ?? []
     if offset == 0, ImageFormat(start: head) != .raw { throw .notPermitted }
     try file.write(head, at: offset)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a machine tells its firmware (QEMU's specification of fw_cfg): numbered items and named
-// files, read byte by byte at a port or copied to memory by a command that lies in memory.
+// Configuration for the machine's firmware (QEMU's specification of fw_cfg): numbered items and
+// named files, read byte by byte at a port or copied to memory by a command in memory.
 //
 //     0x510  selector, 16 bits     0x511  data, 8 bits     0x514  address of a command, big-endian
 
@@ -10,10 +10,10 @@ import Host
 import Synchronization
 
 package final class FirmwareConfiguration: BusDevice {
-  /// Bytes of the ports.
+  /// Size of the port range.
   package static let size: UInt64 = 12
 
-  /// Numbers of items that firmware knows.
+  /// Numbers of well-known items.
   package enum Item {
     package static let signature: UInt16 = 0x00
     package static let features: UInt16 = 0x01
@@ -40,13 +40,13 @@ package final class FirmwareConfiguration: BusDevice {
     static let size = 16
   }
 
-  /// Bytes at a port, and commands.
+  /// Byte-wise reads, and commands.
   private static let features: UInt32 = 3
-  /// What the address reads as.
+  /// The value read at the address port.
   private static let addressSignature: UInt64 = 0x5145_4D55_2043_4647
-  /// Behind the end of every item.
+  /// Beyond the end of every item.
   private static let positionLimit = 1 << 32
-  /// Bytes of a file's name in the directory, with the zero at its end.
+  /// Bytes of a file name in the directory, including the final zero.
   private static let nameSize = 56
 
   private struct State {
@@ -62,7 +62,7 @@ package final class FirmwareConfiguration: BusDevice {
 
   /// - Parameters:
   ///   - numbers: items of 16 bits.
-  ///   - files: in the order of their names, which have 55 bytes at most.
+  ///   - files: sorted by name; names have at most 55 bytes.
   package init(
     _ memory: GuestMemory, numbers: [UInt16: UInt16], files: [(name: String, bytes: [UInt8])]
   ) {
@@ -95,7 +95,7 @@ package final class FirmwareConfiguration: BusDevice {
     state.withLock { $0.items = all }
   }
 
-  /// Exchanges the bytes of files for as many others.
+  /// Replaces the contents of files by others of the same size.
   package func replace(_ files: [(name: String, bytes: [UInt8])]) {
     state.withLock { state in
       for file in files {
@@ -149,7 +149,7 @@ package final class FirmwareConfiguration: BusDevice {
 
   // MARK: Commands
 
-  /// Carries out the command at an address, and says there how it went.
+  /// Executes the command at an address and stores its result there.
   private func run(at address: UInt64, _ state: inout State) {
     state.addressHigh = 0
     guard let command = memory.read(address, count: Command.size),
@@ -166,7 +166,7 @@ package final class FirmwareConfiguration: BusDevice {
     } else if control & Command.skip != 0 {
       state.position = min(state.position &+ Int(truncatingIfNeeded: count), Self.positionLimit)
     } else if control & Command.write != 0 {
-      // Nothing here can be written.
+      // Writes are not supported.
       isDone = false
     }
     var answer: [UInt8] = []
@@ -174,7 +174,7 @@ package final class FirmwareConfiguration: BusDevice {
     _ = memory.write(answer, at: address)
   }
 
-  /// Copies bytes of the item to memory; behind its end they are 0.
+  /// Copies bytes of the item to memory; beyond its end they are 0.
   private func copy(_ count: Int, to address: UInt64, _ state: inout State) -> Bool {
     guard unsafe memory.host(address, count: count) != nil else { return false }
     let bytes = state.items[state.item] ?? []

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The file in which a flash chip's contents survive the machine. While it is open, it is locked
-// against others.
+// The file that keeps a flash chip's contents between runs. While it is open, it is locked against
+// others.
 
 import Host
 import SystemPackage

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The flash chip in which UEFI keeps its variables: 8 bits wide, Intel's command set ("Common Flash
-// Memory Interface Publication 100", command set 0001H). Most of the time it reads as memory, and
-// then the machine shows it as read-only memory; a command makes all accesses ones of this device
-// until another makes it read as memory again.
+// The flash chip in which UEFI stores its variables: 8 bits wide, Intel's command set ("Common
+// Flash Memory Interface Publication 100", command set 0001H). It usually reads as memory, and the
+// machine then maps it as read-only memory; after a command all accesses go to this device until
+// another command returns to memory mode.
 //
 //     write 0x10, then a byte      programs the byte: bits of it become 0
 //     write 0x20, then 0xD0        erases the block: all its bits become 1
@@ -43,7 +43,7 @@ import SystemPackage
     case query
   }
 
-  /// A command whose second write is to come.
+  /// A command that waits for its second write.
   private enum Pending {
     case program
     case erase
@@ -55,9 +55,9 @@ import SystemPackage
     var status = Status.ready
   }
 
-  /// Makes the contents readable as memory, or has reads come here.
+  /// Maps the contents as memory, or sends reads to the device.
   package typealias Visibility = @Sendable (_ isMemory: Bool) -> Void
-  /// Keeps contents that have changed: where they begin, and their bytes. Throws where it cannot.
+  /// Saves changed contents: their offset and bytes. Throws on failure.
   package typealias Keeper = @Sendable (Int, UnsafeRawBufferPointer) throws(Errno) -> Void
 
   private let contents: Mapping
@@ -78,7 +78,7 @@ import SystemPackage
       from: bytes)
   }
 
-  /// Where the contents lie, as long as the device lives.
+  /// The address of the contents, valid as long as the device lives.
   package var address: UnsafeMutableRawPointer { unsafe contents.address }
 
   package func resetWithMachine() {
@@ -124,7 +124,7 @@ import SystemPackage
   /// Intel, and a chip of 8 bits.
   private static let identifier: [UInt8] = [0x89, 0x18]
 
-  /// What a driver asks: command set, times as powers of two, no buffer, blocks of 4 KiB.
+  /// The query table for drivers: command set, times as powers of two, no buffer, blocks of 4 KiB.
   private static let queryTable: [UInt8] = {
     var table = [UInt8](repeating: 0, count: 0x31)
     table.replaceSubrange(0x10..<0x13, with: Array("QRY".utf8))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ethernet frames over a stream socket, each behind its length in 32 bits, high byte first: what
-// passt and QEMU's stream sockets speak. Nothing here waits: what the socket does not take is kept,
-// up to one frame, and what has come of a frame that is not whole is kept, too.
+// Ethernet frames over a stream socket, each preceded by its length in 32 bits, big-endian: the
+// protocol of passt and QEMU's stream sockets. Nothing here blocks: an unsent rest is buffered, up
+// to one frame, and so is an incomplete received frame.
 
 import CHost
 import Glibc
@@ -16,9 +16,9 @@ struct FrameStream: ~Copyable {
   static let frameLimit = 65_535 + 18
   static let frameMinimum = 14
   private static let prefixSize = 4
-  /// Some large frames at a time.
+  /// Room for some large frames.
   private static let inputSize = 256 << 10
-  /// System calls take no more pieces.
+  /// Limit of pieces in a system call.
   private static let pieceLimit = 1000
 
   enum Input {
@@ -29,11 +29,11 @@ struct FrameStream: ~Copyable {
   private var input = [UInt8](repeating: 0, count: inputSize)
   private var start = 0
   private var end = 0
-  /// What is left of a frame that the socket has not taken whole.
+  /// The unsent rest of a frame.
   private var output: [UInt8] = []
   private(set) var hasEnded = false
 
-  /// Makes the socket one that never waits.
+  /// Makes the socket non-blocking.
   init(_ socket: consuming OwnedFileDescriptor) throws(Errno) {
     let raw = socket.rawValue
     let flags = try systemCall { () -> Int32 in fcntl(raw, F_GETFL) }
@@ -44,17 +44,17 @@ struct FrameStream: ~Copyable {
   var descriptor: Int32 { socket.rawValue }
   var wantsToWrite: Bool { !output.isEmpty }
 
-  // MARK: In
+  // MARK: Receive
 
-  /// Nothing more is expected.
+  /// Ends reception.
   mutating func giveUp() { hasEnded = true }
 
-  /// Where the next frame is in what has come; nil where it is not whole.
+  /// The range of the next frame in the received bytes; nil if it is incomplete.
   private mutating func nextFrame() -> Range<Int>? {
     guard end &- start >= Self.prefixSize else { return nil }
     let size = input[start..<start &+ Self.prefixSize].reduce(0) { $0 << 8 | Int($1) }
     guard size >= Self.frameMinimum, size <= Self.frameLimit else {
-      // Nobody knows where the next one begins.
+      // The start of the next frame is unknown.
       hasEnded = true
       return nil
     }
@@ -63,9 +63,9 @@ struct FrameStream: ~Copyable {
     return first..<first &+ size
   }
 
-  /// Hands the next frame to a function, if one is there, and lets go of it when that returns true.
+  /// Passes the next frame, if any, to a function, and drops it if that returns true.
   ///
-  /// - Returns: nil without a frame, else what the function says.
+  /// - Returns: nil without a frame, else the function's result.
   mutating func takeFrame(_ body: (UnsafeRawBufferPointer) -> Bool) -> Bool? {
     guard let frame = nextFrame() else { return nil }
     let isTaken = unsafe input[frame].withUnsafeBytes(body)
@@ -73,7 +73,7 @@ struct FrameStream: ~Copyable {
     return isTaken
   }
 
-  /// Reads what has come.
+  /// Reads available bytes.
   mutating func fill() -> Input {
     if hasEnded { return .ended }
     if start > 0 {
@@ -101,10 +101,10 @@ struct FrameStream: ~Copyable {
     }
   }
 
-  // MARK: Out
+  // MARK: Send
 
-  /// Sends a frame, or as much of it as the socket takes; the rest follows by `flush`. Only while
-  /// nothing is left.
+  /// Sends a frame, or as much of it as the socket takes; `flush` sends the rest. Call it only when
+  /// no rest is left.
   mutating func send(_ frame: GuestBuffers) {
     guard !hasEnded, frame.count >= Self.frameMinimum, frame.count <= Self.frameLimit else {
       return
@@ -132,7 +132,7 @@ struct FrameStream: ~Copyable {
     }
   }
 
-  /// Sends what is left.
+  /// Sends the rest.
   mutating func flush() {
     guard !output.isEmpty, !hasEnded else { return }
     let raw = socket.rawValue
@@ -142,7 +142,7 @@ struct FrameStream: ~Copyable {
     if let sent { output.removeFirst(sent) } else { hasEnded = true }
   }
 
-  /// How much went out; nil where nobody is there any more.
+  /// The number of bytes sent; nil if the other end is closed.
   private static func send(_ socket: Int32, _ pieces: [iovec]) -> Int? {
     do throws(Errno) {
       return try systemCall { () -> Int in

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The two ways to configuration space: the ports 0xCF8 and 0xCFC (PCI Local Bus Specification,
-// "Configuration Mechanism #1"), and memory with 4 KiB for each function (PCI Express Base
-// Specification, "PCI Express Enhanced Configuration Access Mechanism").
+// The two access mechanisms of configuration space: the ports 0xCF8 and 0xCFC (PCI Local Bus
+// Specification, "Configuration Mechanism #1"), and memory with 4 KiB for each function (PCI
+// Express Base Specification, "PCI Express Enhanced Configuration Access Mechanism").
 
 import Synchronization
 
-/// A function's place.
+/// A function's address.
 package struct PCIAddress: Sendable, Hashable {
   package let bus: Int
   /// 0 to 31.
@@ -14,7 +14,7 @@ package struct PCIAddress: Sendable, Hashable {
   /// 0 to 7.
   package let function: Int
 
-  /// Bus, slot and function as both ways have them, one behind the other from the lowest bit on.
+  /// Bus, slot and function, in adjacent bits from the lowest on, as in both mechanisms.
   package init(_ bits: UInt64) {
     bus = Int(bits >> 8 & 0xFF)
     slot = Int(bits >> 3 & 0x1F)
@@ -22,7 +22,7 @@ package struct PCIAddress: Sendable, Hashable {
   }
 }
 
-/// The address port. Only 32-bit accesses are for it; port 0xCF9 in its middle is another device's.
+/// The address port. It only takes 32-bit accesses; port 0xCF9 within it is another device's.
 package final class PCIAddressPort: BusDevice {
   package static let port: UInt64 = 0xCF8
   private static let enable: UInt32 = 1 << 31
@@ -43,7 +43,7 @@ package final class PCIAddressPort: BusDevice {
     value.withLock { $0 = UInt32(truncatingIfNeeded: new) & Self.writable }
   }
 
-  /// The function and the register that the data port stands for; nil while switched off.
+  /// The function and register that the data port accesses; nil while disabled.
   fileprivate var target: (PCIAddress, Int)? {
     let value = value.withLock { $0 }
     guard value & Self.enable != 0 else { return nil }
@@ -84,7 +84,7 @@ package final class PCIDataPort: BusDevice {
 
 /// Configuration space as memory.
 package final class PCIConfigurationMemory: BusDevice {
-  /// Bytes of one bus.
+  /// Size of one bus.
   package static let size: UInt64 = 1 << 20
 
   private let root: PCIRoot

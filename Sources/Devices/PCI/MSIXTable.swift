@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // MSI-X as a plain value (PCI Local Bus Specification, "MSI-X Capability and Table Structures"):
-// the table of messages, and the bits of those that wait while they are masked.
+// the message table and the pending bits.
 //
 //     var table = MSIXTable(count: 3)
 //     table.control = MSIXTable.enable
-//     let message = table.raise(0)      // nil while vector 0 is masked; it waits then
+//     let message = table.raise(0)      // nil while vector 0 is masked: then it is pending
 
-/// A write that an interrupt controller takes as an interrupt.
+/// A memory write that an interrupt controller takes as an interrupt.
 package struct InterruptMessage: Sendable, Hashable {
   package var address: UInt64
   package var data: UInt32
@@ -22,7 +22,7 @@ package struct MSIXTable: Sendable, Hashable {
   /// Bits of the message control register.
   package static let enable: UInt16 = 1 << 15
   package static let functionMask: UInt16 = 1 << 14
-  /// Bytes of an entry.
+  /// Size of an entry.
   package static let entrySize = 16
   private static let masked: UInt32 = 1
 
@@ -34,7 +34,7 @@ package struct MSIXTable: Sendable, Hashable {
 
   private var entries: [Entry]
   private var pending: [Bool]
-  /// Enable and function mask, as the capability has them.
+  /// The enable and function mask bits.
   package var control: UInt16 = 0
 
   package init(count: Int) {
@@ -45,7 +45,7 @@ package struct MSIXTable: Sendable, Hashable {
   package var count: Int { entries.count }
   package var isEnabled: Bool { control & Self.enable != 0 }
 
-  /// The message control register, without enable and mask.
+  /// The table size field of the message control register.
   package var size: UInt16 { UInt16(truncatingIfNeeded: entries.count &- 1) }
 
   private func isOpen(_ vector: Int) -> Bool {
@@ -53,7 +53,7 @@ package struct MSIXTable: Sendable, Hashable {
       && entries[vector].control & Self.masked == 0
   }
 
-  /// An interrupt: the message to send, or nil where there is none or it has to wait.
+  /// Raises an interrupt: returns the message to send, or nil if there is none or it is masked.
   package mutating func raise(_ vector: Int) -> InterruptMessage? {
     guard entries.indices.contains(vector) else { return nil }
     guard isOpen(vector) else {
@@ -63,7 +63,7 @@ package struct MSIXTable: Sendable, Hashable {
     return InterruptMessage(address: entries[vector].address, data: entries[vector].data)
   }
 
-  /// Takes the messages that waited and need not any more.
+  /// Takes pending messages that are no longer masked.
   package mutating func takeReleased() -> [InterruptMessage] {
     var messages: [InterruptMessage] = []
     for vector in entries.indices where pending[vector] && isOpen(vector) {
@@ -74,7 +74,7 @@ package struct MSIXTable: Sendable, Hashable {
     return messages
   }
 
-  /// Reads 32 bits of the table; all ones behind its end.
+  /// Reads 32 bits of the table; all ones beyond its end.
   package func read(_ offset: UInt64) -> UInt32 {
     guard let index = index(offset) else { return .max }
     let entry = entries[index]
@@ -86,7 +86,7 @@ package struct MSIXTable: Sendable, Hashable {
     }
   }
 
-  /// Writes 32 bits of the table. `takeReleased` tells what follows.
+  /// Writes 32 bits of the table. Call `takeReleased` afterwards.
   package mutating func write(_ offset: UInt64, _ value: UInt32) {
     guard let index = index(offset) else { return }
     switch offset & 0xC {

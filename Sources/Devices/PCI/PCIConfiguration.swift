@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The configuration space of a function as a plain value (PCI Local Bus Specification,
-// "Configuration Space Organization"): 256 bytes, for each of which a mask says which bits software
-// can change. Base address registers need nothing else: the bits below a range's size cannot be
-// changed, and that is how software learns the size.
+// "Configuration Space Organization"): 256 bytes, each with a mask of its writable bits. Base
+// address registers need nothing else: the bits below a range's size are read-only, from which
+// software derives the size.
 //
 //     let identity = PCIIdentity(vendor: 0x1AF4, device: 0x1042, classCode: 0x018000)
 //     var space = PCIConfiguration(identity)
@@ -26,7 +26,7 @@ package enum PCIRegister {
   package static let capabilities = 0x34
   package static let interruptLine = 0x3C
   package static let interruptPin = 0x3D
-  /// The first byte behind the header.
+  /// The first byte after the header.
   package static let firstCapability = 0x40
 }
 
@@ -41,7 +41,7 @@ package enum PCICommand {
   package static let hasCapabilities: UInt16 = 1 << 4
 }
 
-/// Who a function says it is.
+/// The identification of a function.
 package struct PCIIdentity: Sendable, Hashable {
   package var vendor: UInt16
   package var device: UInt16
@@ -65,14 +65,14 @@ package struct PCIIdentity: Sendable, Hashable {
   }
 }
 
-/// What a base address register places.
+/// The kind of a base address register.
 package enum PCIRangeKind: Sendable, Hashable {
   case ports
   case memory32
-  /// Takes two registers.
+  /// Uses two registers.
   case memory64
 
-  /// The bits that software reads and cannot change.
+  /// The read-only type bits.
   fileprivate var type: UInt32 {
     switch self {
     case .ports: 1
@@ -82,7 +82,7 @@ package enum PCIRangeKind: Sendable, Hashable {
   }
 }
 
-/// A range of addresses that a function answers.
+/// An address range of a function.
 package struct PCIRange: Sendable, Hashable {
   /// The base address register.
   package let register: Int
@@ -104,7 +104,7 @@ package struct PCIConfiguration: Sendable, Hashable {
   private var bytes = [UInt8](repeating: 0, count: size)
   private var writable = [UInt8](repeating: 0, count: size)
   private var bases: [Base] = []
-  /// Where the next capability goes, and the byte that will point at it.
+  /// Offset of the next capability, and of the byte that will link to it.
   private var free = PCIRegister.firstCapability
   private var lastLink = PCIRegister.capabilities
 
@@ -120,9 +120,9 @@ package struct PCIConfiguration: Sendable, Hashable {
     allow(PCIRegister.interruptLine, 1, 0xFF)
   }
 
-  // MARK: What the device puts in
+  // MARK: Set up by the device
 
-  /// Adds a base address register. The size is a power of two, of 16 bytes or more for memory.
+  /// Adds a base address register. The size is a power of two, at least 16 bytes for memory.
   package mutating func addRange(_ register: Int, _ kind: PCIRangeKind, size: UInt64) {
     let offset = PCIRegister.baseAddresses + register * 4
     let mask = ~(size &- 1)
@@ -132,16 +132,16 @@ package struct PCIConfiguration: Sendable, Hashable {
     bases.append(Base(register: register, kind: kind, size: size))
   }
 
-  /// Adds registers of the function's own that keep what is written.
+  /// Adds device-specific registers that store what is written.
   package mutating func addRegisters(at offset: Int, count: Int) {
     for index in offset..<offset &+ count { writable[index] = 0xFF }
   }
 
-  /// Adds a capability behind the others.
+  /// Appends a capability to the list.
   ///
   /// - Parameters:
-  ///   - body: what follows the identifier and the link.
-  ///   - writable: the bits of it that software can change; none of what lies behind its end.
+  ///   - body: the bytes after the identifier and the link.
+  ///   - writable: the writable bits of the body; bytes beyond its end are read-only.
   /// - Returns: its offset.
   package mutating func addCapability(
     _ identifier: UInt8, _ body: [UInt8], writable allowed: [UInt8] = []
@@ -157,7 +157,7 @@ package struct PCIConfiguration: Sendable, Hashable {
     return offset
   }
 
-  /// Says that the function raises an interrupt pin, 1 for INTA#.
+  /// Sets the function's interrupt pin, 1 for INTA#.
   package mutating func setInterruptPin(_ pin: UInt8) { bytes[PCIRegister.interruptPin] = pin }
 
   package var command: UInt16 { UInt16(truncatingIfNeeded: get(PCIRegister.command, 2)) }
@@ -167,14 +167,14 @@ package struct PCIConfiguration: Sendable, Hashable {
     set { set(PCIRegister.status, 2, UInt32(newValue)) }
   }
 
-  // MARK: What software does
+  // MARK: Software's accesses
 
-  /// Reads 1, 2 or 4 bytes; all ones where they are not all in the space.
+  /// Reads 1, 2 or 4 bytes; all ones if they are not all in the space.
   package func read(_ offset: Int, width: Int) -> UInt32 {
     Self.isInside(offset, width) ? get(offset, width) : .max
   }
 
-  /// Writes 1, 2 or 4 bytes: those bits that can be changed.
+  /// Writes 1, 2 or 4 bytes: only the writable bits.
   package mutating func write(_ offset: Int, width: Int, value: UInt32) {
     guard Self.isInside(offset, width) else { return }
     for index in 0..<width {
@@ -184,7 +184,7 @@ package struct PCIConfiguration: Sendable, Hashable {
     }
   }
 
-  /// The ranges that the function answers now, as the command register has them switched on.
+  /// The ranges that the command register currently enables.
   package var ranges: [PCIRange] {
     bases.compactMap { base in
       let enable = base.kind == .ports ? PCICommand.ports : PCICommand.memory
@@ -201,12 +201,12 @@ package struct PCIConfiguration: Sendable, Hashable {
     (1...4).contains(width) && offset >= 0 && offset <= size &- width
   }
 
-  /// The bytes at an offset that is inside.
+  /// Bytes at a valid offset.
   package func get(_ offset: Int, _ width: Int) -> UInt32 {
     (0..<width).reversed().reduce(UInt32(0)) { $0 << 8 | UInt32(bytes[offset &+ $1]) }
   }
 
-  /// Sets bytes, whether software can change them or not. The offset is inside.
+  /// Sets bytes, read-only or not, at a valid offset.
   package mutating func set(_ offset: Int, _ width: Int, _ value: UInt32) {
     for index in 0..<width {
       bytes[offset &+ index] = UInt8(

@@ -1,34 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bus 0: which device is in which slot, and where their ranges are on the machine's buses. A write
-// to a configuration space may move, show or hide ranges; the root then brings the buses up to
-// date. A range that would lie outside of the windows or over another device is not shown until it
-// can be.
+// Bus 0: its slots' devices, and their ranges on the machine's buses. A write to a configuration
+// space may move, show or hide ranges; the root then updates the buses. A range outside the windows
+// or over another device is not shown until it can be.
 //
-// The slots' interrupt pins share a few lines. A line is up while any pin on it is.
+// The slots' interrupt pins share a few lines. A line is asserted while any pin on it is.
 
 import Synchronization
 
-/// A function that can be put into a slot. Any vCPU may call it at any time.
+/// A function for a slot. Any vCPU may call it at any time.
 package protocol PCIDevice: AnyObject, Sendable {
   /// Reads 1, 2 or 4 bytes of configuration space.
   func readConfiguration(_ offset: Int, width: Int) -> UInt32
   /// Writes 1, 2 or 4 bytes of configuration space.
   func writeConfiguration(_ offset: Int, width: Int, value: UInt32)
-  /// What it answers now.
+  /// Its current ranges.
   var ranges: [PCIRange] { get }
   /// Reads from one of its ranges.
   func read(range: Int, offset: UInt64, width: Int) -> UInt64
   /// Writes to one of its ranges.
   func write(range: Int, offset: UInt64, width: Int, value: UInt64)
-  /// The machine is reset, and no CPU runs: the function is what it was when the machine was
-  /// switched on.
+  /// Resets the machine, while no CPU runs: restores the function's power-on state.
   func resetWithMachine()
-  /// Whether it still reads or writes the guest's memory for requests from before a reset.
+  /// Whether requests from before a reset still access guest memory.
   var isBusy: Bool { get }
 }
 
-/// Where functions may have their ranges.
+/// Where functions' ranges may be.
 package struct PCIWindows: Sendable {
   package let memory: Range<UInt64>
   package let ports: Range<UInt64>
@@ -38,18 +36,17 @@ package struct PCIWindows: Sendable {
   }
 }
 
-/// What the host bridge says that it is. An operating system does not care, but firmware has
-/// drivers.
+/// The identity of the host bridge. Operating systems do not care, but firmware has drivers.
 package enum PCIChipset: Sendable {
   case generic
-  /// Intel's 82441FX, as far as QEMU's firmware looks. Its registers that protect the memory below
-  /// 1 MiB can be written, and protect nothing: there is memory everywhere.
+  /// Intel's 82441FX, as far as QEMU's firmware uses it. Its registers that protect the memory
+  /// below 1 MiB are writable without effect: all of it is RAM.
   case i440FX
-  /// Intel's Q35 with the LPC bridge of its ICH9, as far as QEMU's firmware looks. Firmware places
-  /// configuration space in memory; ACPI's block is where it is.
+  /// Intel's Q35 with the LPC bridge of its ICH9, as far as QEMU's firmware uses it. Firmware
+  /// places configuration space in memory; the ACPI block is fixed.
   case q35
 
-  /// The slot of the bridge to devices without a bus, which is the last one.
+  /// The slot of the bridge to devices without a bus: the last one.
   package static let bridgeSlot = PCIRoot.slotCount - 1
 
   fileprivate var hostBridge: PCIConfiguration {
@@ -73,8 +70,7 @@ package enum PCIChipset: Sendable {
     }
   }
 
-  /// The bridge to devices without a bus, where firmware looks for it: it finds the serial port by
-  /// it.
+  /// The bridge to devices without a bus, which firmware needs to find the serial port.
   fileprivate var lowPinCountBridge: PCIConfiguration? {
     guard self == .q35 else { return nil }
     var space = PCIConfiguration(
@@ -89,18 +85,18 @@ package enum PCIChipset: Sendable {
     return space
   }
 
-  /// Where firmware has placed configuration space; nil while it has not.
+  /// The address of configuration space set by firmware; nil if it is not set.
   fileprivate func configurationBase(_ bridge: any PCIDevice) -> UInt64? {
     guard self == .q35 else { return nil }
     let low = bridge.readConfiguration(Q35.configurationBase, width: 4)
     let high = bridge.readConfiguration(Q35.configurationBase + 4, width: 4)
-    // Bit 0 switches it on; its size of 64, 128 or 256 MiB is that of its alignment.
+    // Bit 0 enables it; its size of 64, 128 or 256 MiB equals its alignment.
     return low & 1 == 0 ? nil : UInt64(high) << 32 | UInt64(low & 0xFC00_0000)
   }
 
   /// Intel 3 Series Express Chipset Family and ICH9 datasheets, "Register Address Map".
   private enum Q35 {
-    /// Where configuration space is as memory, what protects memory below 1 MiB, SMRAM.
+    /// Address of configuration space, memory protection below 1 MiB, SMRAM.
     static let hostRegisters = 0x50..<0xA0
     static let configurationBase = 0x60
     static let powerManagementBase = 0x40
@@ -117,9 +113,9 @@ package final class PCIRoot: Sendable {
 
   private struct State {
     var devices = [(any PCIDevice)?](repeating: nil, count: PCIRoot.slotCount)
-    /// What is on the buses, by slot.
+    /// Ranges on the buses, by slot.
     var shown = [[PCIRange]](repeating: [], count: PCIRoot.slotCount)
-    /// Whether some range waits for its place.
+    /// Whether some range is waiting for space.
     var isCrowded = false
     var configurationBase: UInt64?
   }
@@ -132,12 +128,12 @@ package final class PCIRoot: Sendable {
   private let chipset: PCIChipset
   private let configurationMoved: ConfigurationMoved
 
-  /// Called when firmware has placed configuration space in memory, or taken it away.
+  /// Called when firmware has placed or removed configuration space in memory.
   package typealias ConfigurationMoved =
     @Sendable (_ root: PCIRoot, _ base: UInt64?) -> Void
 
-  /// - Parameter lines: where interrupt pins lead: a slot's INTA# to the line of its number,
-  ///   counted around.
+  /// - Parameter lines: interrupt lines: a slot's INTA# goes to the line of its number,
+  ///   modulo their count.
   package init(
     memory: Bus, ports: Bus, windows: PCIWindows, lines: [InterruptLine],
     chipset: PCIChipset = .generic,
@@ -162,7 +158,7 @@ package final class PCIRoot: Sendable {
     lines[slot % lines.count].makeInput()
   }
 
-  /// Puts a device into a slot that is free.
+  /// Puts a device into a free slot.
   package func insert(_ device: any PCIDevice, slot: Int) {
     state.withLock { state in
       state.devices[slot] = device
@@ -170,7 +166,7 @@ package final class PCIRoot: Sendable {
     }
   }
 
-  /// Takes a device out: its ranges go from the buses.
+  /// Removes a device and its ranges.
   package func remove(slot: Int) {
     state.withLock { state in
       state.devices[slot] = nil
@@ -178,7 +174,7 @@ package final class PCIRoot: Sendable {
     }
   }
 
-  /// Resets all functions: their ranges go from the buses.
+  /// Resets all functions and removes their ranges.
   package func resetWithMachine() {
     state.withLock { state in
       for slot in state.devices.indices {
@@ -189,7 +185,7 @@ package final class PCIRoot: Sendable {
     placeConfiguration()
   }
 
-  /// Follows the register of the chipset that places configuration space.
+  /// Applies the chipset's register that places configuration space.
   private func placeConfiguration() {
     let moved: UInt64?? = state.withLock { state in
       guard let bridge = state.devices[0] else { return nil }
@@ -200,12 +196,12 @@ package final class PCIRoot: Sendable {
     if let base = moved { configurationMoved(self, base) }
   }
 
-  /// Whether a function still works on requests from before a reset.
+  /// Whether a function still processes requests from before a reset.
   package var isBusy: Bool {
     state.withLock { $0.devices.contains { $0?.isBusy == true } }
   }
 
-  /// Reads configuration space; all ones where there is no function.
+  /// Reads configuration space; all ones if there is no function.
   package func read(_ function: PCIAddress, _ offset: Int, width: Int) -> UInt32 {
     device(function)?.readConfiguration(offset, width: width) ?? .max
   }
@@ -225,14 +221,14 @@ package final class PCIRoot: Sendable {
 
   // MARK: Ranges on the buses
 
-  /// Brings the buses up to date with a slot's device.
+  /// Updates the buses for a slot's device.
   private func show(_ slot: Int, _ state: inout State) {
     let wanted = state.devices[slot]?.ranges ?? []
     guard wanted != state.shown[slot] else { return }
     let gone = state.shown[slot].filter { !wanted.contains($0) }
     for range in gone { bus(range).detach(at: range.start) }
     state.shown[slot].removeAll { gone.contains($0) }
-    // What has gone may have made room for others.
+    // Removed ranges may have made room for others.
     if state.isCrowded && !gone.isEmpty {
       state.isCrowded = false
       for other in state.devices.indices { add(other, &state) }
@@ -262,7 +258,7 @@ package final class PCIRoot: Sendable {
   }
 }
 
-/// A device's range, as the bus sees it.
+/// A device's range on the bus.
 private final class RangeOnBus: BusDevice {
   private let device: any PCIDevice
   private let range: Int
@@ -281,8 +277,8 @@ private final class RangeOnBus: BusDevice {
   }
 }
 
-/// A function of the chipset, such as 00:00.0, through which the processor reaches the bus: it is
-/// its configuration space and has no ranges.
+/// A chipset function without ranges, such as 00:00.0, the processor's bridge to the bus: only a
+/// configuration space.
 private final class PlainFunction: PCIDevice {
   private let initialSpace: PCIConfiguration
   private let space: Mutex<PCIConfiguration>
@@ -307,7 +303,7 @@ private final class PlainFunction: PCIDevice {
   func write(range: Int, offset: UInt64, width: Int, value: UInt64) {}
 }
 
-/// A line that several pins raise.
+/// A line shared by several pins.
 private final class SharedInterruptLine: Sendable {
   private let line: InterruptLine
   private let raised = Mutex(Set<Int>())

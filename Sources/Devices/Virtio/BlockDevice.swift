@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A disk (virtio 1.2, "Block Device"). Requests are carried out by worker threads, several at a
-// time and in any order, which the driver reckons with; a vCPU only rings for them.
+// A disk (virtio 1.2, "Block Device"). Worker threads process requests, several at a time and in
+// any order, as drivers expect; a vCPU only rings the doorbell.
 
 import GuestMemory
 import Host
@@ -10,7 +10,7 @@ import SystemPackage
 
 package final class BlockDevice: VirtioDevice {
   package static let queueSizes: [UInt16] = [256]
-  /// Requests that are carried out at a time.
+  /// Requests processed at a time.
   private static let workerCount = 4
 
   private enum Feature {
@@ -28,13 +28,13 @@ package final class BlockDevice: VirtioDevice {
   private let image: any BlockImage
   private let serial: [UInt8]
   private let report: @Sendable (String) -> Void
-  /// Without a flush that the driver can ask for, every write has to be durable before it is done.
+  /// The driver did not negotiate flushes: every write must be durable before it completes.
   private let writesThrough = Atomic<Bool>(false)
   private let workers = Mutex<WorkerPool?>(nil)
 
   /// - Parameters:
-  ///   - serial: what the guest is told, of which 20 bytes count.
-  ///   - report: called with a line when something is lost.
+  ///   - serial: the disk's serial number; the guest sees its first 20 bytes.
+  ///   - report: called with a line when data is lost.
   package init(
     _ connection: VirtioConnection, _ image: any BlockImage, serial: String,
     report: @escaping @Sendable (String) -> Void = { _ in }
@@ -47,14 +47,14 @@ package final class BlockDevice: VirtioDevice {
 
   /// Starts the threads.
   ///
-  /// - Parameter name: theirs.
+  /// - Parameter name: the threads' name.
   package func start(name: String) throws(Errno) {
     let pool = WorkerPool(name: name, count: Self.workerCount) { [self] in serveNext() }
     try pool.start()
     workers.withLock { $0 = pool }
   }
 
-  /// Ends the threads, each after the request that it is at, and the use of the image.
+  /// Ends the threads, each after its current request, and the use of the image.
   package func stop() {
     let pool = workers.withLock { workers in
       defer { workers = nil }
@@ -98,8 +98,8 @@ package final class BlockDevice: VirtioDevice {
     return true
   }
 
-  /// Carries a request out; the status, and how much of the writable buffers is written from the
-  /// start on.
+  /// Processes a request; returns the status and how much of the writable buffers is written from
+  /// the start on.
   private func answer(_ request: BlockRequest) -> (status: UInt8, written: Int) {
     do throws(Errno) {
       switch request.kind {
@@ -132,7 +132,7 @@ package final class BlockDevice: VirtioDevice {
     if writesThrough.load(ordering: .acquiring) { try image.flush() }
   }
 
-  /// Discards or zeroes ranges, of which there may be as many as the configuration says.
+  /// Discards or zeroes ranges, at most as many as the configuration allows.
   private func clear(_ request: BlockRequest) throws(Errno) -> UInt8 {
     if image.isReadOnly { throw .readOnlyFileSystem }
     guard let ranges = BlockRequest.ClearedRange.all(of: request.output) else {
@@ -156,7 +156,7 @@ package final class BlockDevice: VirtioDevice {
     return BlockRequest.Status.ok
   }
 
-  /// The offset of a range of whole sectors that lies on the disk.
+  /// The byte offset of a range of whole sectors on the disk.
   private func range(_ sector: UInt64, _ count: Int) throws(Errno) -> UInt64 {
     let offset = sector.multipliedReportingOverflow(by: BlockSector.size)
     let count = UInt64(count)
@@ -173,7 +173,7 @@ package final class BlockDevice: VirtioDevice {
     var bytes = [UInt8](repeating: 0, count: 60)
     let capacity = image.size / BlockSector.size
     bytes.store(capacity, at: 0)
-    // The status and the header have descriptors, too.
+    // The status and the header need descriptors, too.
     bytes.store(UInt32(Self.queueSizes[0] &- 2), at: 12)
     bytes.store(UInt32(BlockSector.size), at: 20)
     let sectorsInBlock = image.blockSize / UInt32(BlockSector.size)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A disk's request (virtio 1.2, "Block Device", "Device Operation"): a header, then bytes for the
-// device or from it, then one byte for the status, however they are spread over buffers.
+// A disk's request (virtio 1.2, "Block Device", "Device Operation"): a header, then bytes to or
+// from the device, then a status byte, in any distribution over buffers.
 
 import GuestMemory
 import Host
 
-/// What a driver asks a disk for.
+/// A driver's request to a disk.
 struct BlockRequest {
   enum Kind {
     static let read: UInt32 = 0
@@ -28,11 +28,11 @@ struct BlockRequest {
 
   let kind: UInt32
   let sector: UInt64
-  /// What the driver sends, and where it wants what it asks for.
+  /// Bytes from the driver, and buffers for the device's answer.
   let output: GuestBuffers
   let input: GuestBuffers
 
-  /// nil where there is no header or no place for the status.
+  /// nil without a header or room for the status.
   init?(_ request: VirtioRequest) {
     guard let header = request.readable.bytes(count: Self.headerSize), request.writable.count > 0,
       let kind = header.load(UInt32.self, at: 0), let sector = header.load(UInt64.self, at: 8)
@@ -42,10 +42,10 @@ struct BlockRequest {
     input = request.writable.slice(from: 0, count: request.writable.count &- 1)
   }
 
-  /// A range that is discarded or zeroed.
+  /// A range to discard or zero.
   struct ClearedRange {
     static let unmap: UInt32 = 1
-    /// Ranges in a request, and sectors in a range, at most.
+    /// Limits: ranges in a request, sectors in a range.
     static let limit = 32
     static let sectorLimit: UInt32 = 1 << 22
     private static let size = 16
@@ -62,7 +62,7 @@ struct BlockRequest {
       (self.sector, self.sectors, self.flags) = (sector, sectors, flags)
     }
 
-    /// nil where there is no whole number of them, none, or too many.
+    /// nil if there is no whole number of them, none, or too many.
     static func all(of buffers: GuestBuffers) -> [ClearedRange]? {
       guard buffers.count > 0, buffers.count % size == 0, buffers.count <= limit * size,
         let bytes = buffers.bytes(count: buffers.count)

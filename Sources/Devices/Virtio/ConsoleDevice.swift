@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A console with several ports (virtio 1.2, "Console Device"). Port 0 is a console, hvc0 in Linux;
-// others are byte streams with names. All work is done in the event loop's thread. What the host's
-// side of a port has no room for stays in the guest's queue, and what the guest has no buffers for
-// stays at the host's side, so neither grows.
+// others are byte streams with names. All work is done in the event loop's thread. Bytes for a full
+// host side stay in the guest's queue, and bytes for a guest without buffers stay at the host side,
+// so neither grows.
 
 import GuestMemory
 import Host
 import Synchronization
 import SystemPackage
 
-/// The host's side of a port. Called in the event loop's thread.
+/// The host side of a port. Called in the event loop's thread.
 package protocol ConsoleBackend: AnyObject, Sendable {
-  /// Whether somebody is there.
+  /// Whether the host side is connected.
   var isOpen: Bool { get }
-  /// Whether it takes more of what the guest sends. Where not, it has the device wake up later.
+  /// Whether it accepts more of the guest's bytes. If not, it calls the device's `wake` later.
   var hasRoom: Bool { get }
   /// Whether there are bytes for the guest.
   var hasInput: Bool { get }
-  /// Takes what the guest has sent.
+  /// Takes the guest's bytes.
   func put(_ bytes: [UInt8])
-  /// Gives bytes for the guest: as many as there are, `limit` at most.
+  /// Returns bytes for the guest: all available ones, at most `limit`.
   func take(_ limit: Int) -> [UInt8]
 }
 
@@ -34,14 +34,14 @@ package final class ConsoleDevice: VirtioDevice {
     }
   }
 
-  /// A terminal's.
+  /// A terminal's size.
   package struct Size: Sendable, Hashable {
     package var columns: UInt16
     package var rows: UInt16
     package init(columns: UInt16, rows: UInt16) { (self.columns, self.rows) = (columns, rows) }
   }
 
-  /// Two queues for each port; those of control lie behind port 0's.
+  /// Two queues for each port; the control queues follow port 0's.
   package static func queueSizes(ports: Int) -> [UInt16] {
     [UInt16](repeating: 64, count: 2 * (ports + 1))
   }
@@ -64,9 +64,9 @@ package final class ConsoleDevice: VirtioDevice {
   }
 
   private struct PortState {
-    /// The driver has said that it is ready for it.
+    /// The driver has reported the port ready.
     var isReady = false
-    /// What it has been told: whether the host's side is open.
+    /// Whether the driver was told that the host side is open.
     var toldOpen = false
   }
 
@@ -80,9 +80,9 @@ package final class ConsoleDevice: VirtioDevice {
 
   private static let controlQueue = 2
   private static let messageSize = 8
-  /// No more is read of the driver's messages while so many of ours wait.
+  /// Limit of our pending messages, beyond which the driver's are not read.
   private static let messageLimit = 64
-  /// Bytes of a request and requests of a port until others in the event loop have their turn.
+  /// Bytes of a request, and requests of a port before other handlers of the event loop get a turn.
   private static let requestLimit = 1 << 20
   private static let turn = 16
 
@@ -95,7 +95,7 @@ package final class ConsoleDevice: VirtioDevice {
 
   /// - Parameters:
   ///   - ports: 1 to `maximumPorts`; the first is the console.
-  ///   - size: the console's.
+  ///   - size: the console's size.
   package init(
     _ connection: VirtioConnection, ports: [Port], size: Size, loop: EventLoop
   ) throws(Errno) {
@@ -108,7 +108,7 @@ package final class ConsoleDevice: VirtioDevice {
 
   package var features: UInt64 { Feature.size | Feature.multiplePorts }
 
-  /// Columns, rows, number of ports, and a register for emergencies that is not offered.
+  /// Columns, rows, number of ports, and an emergency write register that is not offered.
   package var configuration: [UInt8] {
     let size = state.withLock { $0.size }
     var bytes: [UInt8] = []
@@ -131,10 +131,10 @@ package final class ConsoleDevice: VirtioDevice {
 
   package func notify(queue: Int) { bell.ring() }
 
-  /// Somebody at the host's side has bytes, room, come or gone.
+  /// Call it when the host side has bytes, has room, connects or disconnects.
   package func wake() { bell.ring() }
 
-  /// The terminal has another size.
+  /// The terminal has a new size.
   package func resize(_ size: Size) {
     let isNew = state.withLock { state in
       defer { state.size = size }
@@ -177,13 +177,13 @@ package final class ConsoleDevice: VirtioDevice {
     }
   }
 
-  /// Of a port: from the guest's side, to receive and to transmit.
+  /// A port's queues, named from the guest's view.
   private func queues(_ port: Int) -> (receive: VirtioQueue, transmit: VirtioQueue) {
     let first = port == 0 ? 0 : Self.controlQueue &+ 2 &* port
     return (connection.queues[first], connection.queues[first &+ 1])
   }
 
-  /// Takes what the guest has sent; true where nothing is left that could be taken now.
+  /// Takes the guest's bytes; true when nothing more can be taken now.
   private func transmit(_ port: Int) -> Bool {
     let (backend, queue) = (ports[port].backend, queues(port).transmit)
     for _ in 0..<Self.turn {
@@ -193,14 +193,14 @@ package final class ConsoleDevice: VirtioDevice {
         queue.fail(request, .badRequest("port \(port): \(count) bytes at once"))
         return true
       }
-      // Nobody listens: what is sent is lost.
+      // The host side is not connected: the bytes are lost.
       if backend.isOpen { backend.put(bytes) }
       queue.complete(request, written: 0)
     }
     return false
   }
 
-  /// Gives the guest what has come; true where there is nothing more, or no buffer.
+  /// Passes received bytes to the guest; true when there are none left, or no buffers.
   private func receive(_ port: Int, isReady: Bool) -> Bool {
     guard isReady else { return true }
     let (backend, queue) = (ports[port].backend, queues(port).receive)
@@ -229,7 +229,7 @@ extension ConsoleDevice {
     state.messages.append(message + body)
   }
 
-  /// Reads the driver's messages; true where nothing is left that could be read now.
+  /// Reads the driver's messages; true when no more can be read now.
   private func readControl(_ state: inout State) -> Bool {
     let queue = connection.queues[Self.controlQueue &+ 1]
     for _ in 0..<Self.turn {
@@ -257,7 +257,7 @@ extension ConsoleDevice {
     }
   }
 
-  /// Says what a port is, once.
+  /// Describes a port, once.
   private func introduce(_ port: Int, _ state: inout State) {
     guard !state.ports[port].isReady else { return }
     state.ports[port].isReady = true
@@ -270,7 +270,7 @@ extension ConsoleDevice {
     }
   }
 
-  /// Tells of ports whose host's side has come or gone.
+  /// Reports ports whose host side has connected or disconnected.
   private func tellOpen(_ state: inout State) {
     for (number, port) in ports.enumerated() where state.ports[number].isReady {
       let isOpen = port.backend.isOpen

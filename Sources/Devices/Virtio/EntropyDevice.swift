@@ -12,9 +12,9 @@ import SystemPackage
 /// loop's thread.
 package final class EntropyDevice: VirtioDevice {
   package static let queueSizes: [UInt16] = [16]
-  /// Bytes for a request, at most: the device may give fewer than it is asked for.
+  /// Limit of bytes for a request: the device may return fewer than requested.
   private static let limit = 4096
-  /// Requests until others in the event loop have their turn.
+  /// Requests before other handlers of the event loop get a turn.
   private static let turn = 16
 
   package let type = VirtioDeviceType.entropy

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A network card (virtio 1.2, "Network Device") with one pair of queues and no offloads. All its
-// work is done in the event loop's thread; a vCPU only rings. Frames that the guest has no buffers
-// for stay in the socket, and what the socket does not take stays in the guest's queue. So neither
+// A network card (virtio 1.2, "Network Device") with one pair of queues and no offloads. The event
+// loop's thread does all its work; a vCPU only rings the doorbell. Frames for a guest without
+// buffers stay in the socket, and frames for a full socket stay in the guest's queue. So neither
 // side loses frames or grows.
 
 import GuestMemory
@@ -14,7 +14,7 @@ import SystemPackage
 package struct MACAddress: Sendable, Hashable {
   package let bytes: [UInt8]
 
-  /// Reads text such as "52:54:00:12:34:56"; nil where it is none, or the address of a group.
+  /// Reads text such as "52:54:00:12:34:56"; nil if it is invalid or a group address.
   package init?(_ text: String) {
     let parts = text.split(separator: ":", omittingEmptySubsequences: false)
     let bytes = parts.compactMap { $0.count == 2 ? UInt8($0, radix: 16) : nil }
@@ -25,12 +25,12 @@ package struct MACAddress: Sendable, Hashable {
 
 package final class NetworkDevice: VirtioDevice {
   package static let queueSizes: [UInt16] = [256, 256]
-  /// The largest packet: what passt takes.
+  /// The largest packet: passt's MTU.
   package static let mtu: UInt16 = 65_520
   private static let headerSize = 12
-  /// Frames each way until others in the event loop have their turn.
+  /// Frames in each direction before other handlers of the event loop get a turn.
   private static let turn = 64
-  /// Buffers that a frame may be spread over.
+  /// Limit of buffers for a frame.
   private static let bufferLimit = 64
 
   private enum Feature {
@@ -44,7 +44,7 @@ package final class NetworkDevice: VirtioDevice {
     var stream: FrameStream
     var source: EventLoop.Source?
     var interest: Poller.Readiness = []
-    /// Frames wait for buffers of the guest.
+    /// Frames are waiting for guest buffers.
     var isFull = false
     var merges = false
   }
@@ -64,7 +64,7 @@ package final class NetworkDevice: VirtioDevice {
 
   /// - Parameters:
   ///   - socket: a stream socket with frames.
-  ///   - ended: called when its other end is closed. The guest sees that the link is down.
+  ///   - ended: called when its other end is closed. The guest sees the link go down.
   package init(
     _ connection: VirtioConnection, address: MACAddress, socket: consuming OwnedFileDescriptor,
     loop: EventLoop, ended: @escaping @Sendable () -> Void
@@ -100,8 +100,8 @@ package final class NetworkDevice: VirtioDevice {
 
   // MARK: In the event loop's thread
 
-  /// - Parameter isCut: nobody is at the other end. What has come before is read first, if it can
-  ///   be.
+  /// - Parameter isCut: the other end is closed. Bytes received before are read first, if
+  ///   possible.
   private func serve(isCut: Bool = false) {
     guard isActive.load(ordering: .acquiring), isUp.load(ordering: .acquiring) else { return }
     let hasEnded = state.withLock { state in
@@ -114,8 +114,8 @@ package final class NetworkDevice: VirtioDevice {
     if hasEnded { disconnect() }
   }
 
-  /// Waits for the socket: to be written to while something is left, to be read while the guest has
-  /// buffers.
+  /// Sets the events to wait for: the socket is writable if a rest is unsent, readable if the guest
+  /// has buffers.
   private func wait(_ state: inout State) {
     var interest: Poller.Readiness = state.isFull ? [] : .readable
     if state.stream.wantsToWrite { interest.insert(.writable) }
@@ -140,7 +140,7 @@ package final class NetworkDevice: VirtioDevice {
     ended()
   }
 
-  /// Sends what the guest has; true where nothing is left that could be sent now.
+  /// Sends the guest's frames; true when no more can be sent now.
   private func transmit(_ state: inout State) -> Bool {
     state.stream.flush()
     for _ in 0..<Self.turn {
@@ -151,7 +151,7 @@ package final class NetworkDevice: VirtioDevice {
     return false
   }
 
-  /// Gives the guest what has come; true where there is nothing more, or the guest has no buffers.
+  /// Passes received frames to the guest; true when there are none left, or no buffers.
   private func receive(_ state: inout State) -> Bool {
     state.isFull = false
     let merges = state.merges
@@ -167,8 +167,7 @@ package final class NetworkDevice: VirtioDevice {
     return false
   }
 
-  /// Puts a frame into the guest's buffers, or drops one that can never fit; false where it has to
-  /// wait.
+  /// Copies a frame to the guest's buffers, or drops one that can never fit; false if it must wait.
   private func deliver(_ frame: UnsafeRawBufferPointer, _ merges: Bool) -> Bool {
     let size = Self.headerSize &+ frame.count
     let requests: [VirtioRequest]
@@ -177,7 +176,7 @@ package final class NetworkDevice: VirtioDevice {
     case .wait: return false
     case .tooSmall: return true
     }
-    // No flags, no offsets; how many buffers follows.
+    // No flags, no offsets, only the number of buffers.
     var bytes = [UInt8](repeating: 0, count: Self.headerSize)
     bytes[10] = UInt8(truncatingIfNeeded: requests.count)
     unsafe bytes.append(contentsOf: frame)

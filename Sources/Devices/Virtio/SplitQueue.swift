@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A split virtqueue, seen from the device, as a plain value (virtio 1.2, "Split Virtqueues"). The
-// three parts lie in guest memory and the driver may write anything there at any time. So every
+// The device's side of a split virtqueue, as a plain value (virtio 1.2, "Split Virtqueues"). Its
+// three parts are in guest memory, and the driver may write anything there at any time. So every
 // descriptor is copied before it is checked, every address is checked against memory, a chain has
-// at most `chainLimit` descriptors, and an index that runs ahead by more than the queue holds is an
-// error. After an error the queue is not to be used any more: the device needs a reset.
+// at most `chainLimit` descriptors, and an index further ahead than the queue's size is an error.
+// After an error the queue must not be used: the device needs a reset.
 //
 //     while let chain = try queue.pop(memory) {
 //       let written = serve(chain)
@@ -14,7 +14,7 @@
 import GuestMemory
 import Synchronization
 
-/// What a driver did wrong.
+/// A driver's error.
 package enum QueueError: Error, Hashable, CustomStringConvertible {
   case outsideMemory(UInt64)
   case indexRanAway
@@ -22,7 +22,7 @@ package enum QueueError: Error, Hashable, CustomStringConvertible {
   case endlessChain
   case unreadableOrder
   case badIndirectTable
-  /// The device could not make sense of the bytes.
+  /// The device could not parse the bytes.
   case badRequest(String)
 
   package var description: String {
@@ -38,7 +38,7 @@ package enum QueueError: Error, Hashable, CustomStringConvertible {
   }
 }
 
-/// Where a driver has put a queue.
+/// The addresses of a queue.
 package struct QueuePlace: Sendable, Hashable {
   package var size: UInt16
   package var descriptors: UInt64 = 0
@@ -52,15 +52,15 @@ package struct QueuePlace: Sendable, Hashable {
 /// The buffers of one request.
 package struct DescriptorChain: Sendable {
   package let head: UInt16
-  /// What the driver has written for the device.
+  /// Bytes that the driver wrote for the device.
   package fileprivate(set) var readable: GuestBuffers
-  /// Where the device may write.
+  /// Buffers that the device may write.
   package fileprivate(set) var writable: GuestBuffers
 }
 
 package struct SplitQueue: Sendable, Hashable {
-  /// Descriptors in a chain; more than any queue is long, as tables of indirect descriptors may be
-  /// longer.
+  /// Limit of descriptors in a chain; longer than any queue, as tables of indirect descriptors may
+  /// be.
   package static let chainLimit = 1024
 
   private typealias Layout = SplitQueueLayout
@@ -76,13 +76,13 @@ package struct SplitQueue: Sendable, Hashable {
   private let place: QueuePlace
   private let usesEventIndex: Bool
   private let allowsIndirect: Bool
-  /// Counters as the rings have them: they wrap at 2^16, and entries are found by their low bits.
+  /// Counters in the rings' format: they wrap at 2^16, and their low bits index entries.
   private var nextAvailable: UInt16 = 0
   private var nextUsed: UInt16 = 0
-  /// `nextUsed` when the driver was last asked whether it wants an interrupt.
+  /// `nextUsed` at the last check whether the driver wants an interrupt.
   private var lastAsked: UInt16 = 0
 
-  /// - Returns: nil where the size is no power of two, or a part is misaligned or outside of
+  /// - Returns: nil if the size is not a power of two, or a part is misaligned or outside
   ///   memory.
   package init?(_ place: QueuePlace, features: UInt64, _ memory: GuestMemory) {
     let size = UInt64(place.size)
@@ -108,14 +108,14 @@ package struct SplitQueue: Sendable, Hashable {
 
   // MARK: From the driver
 
-  /// How many chains the driver has made available and nobody has taken.
+  /// The number of available chains not yet taken.
   package func availableCount(_ memory: GuestMemory) throws(QueueError) -> UInt16 {
     let count = try load(place.driver &+ Layout.index, memory) &- nextAvailable
     guard count <= place.size else { throw .indexRanAway }
     return count
   }
 
-  /// Takes the next chain; nil where there is none. Then the driver will notify of the next.
+  /// Takes the next chain; nil if there is none. Then the driver will notify of the next.
   package mutating func pop(_ memory: GuestMemory) throws(QueueError) -> DescriptorChain? {
     if try availableCount(memory) == 0 {
       guard try askForNotification(memory) else { return nil }
@@ -126,15 +126,15 @@ package struct SplitQueue: Sendable, Hashable {
     return try chain(head, memory)
   }
 
-  /// Has the driver notify of what comes next. True where something has come before it could see
-  /// that.
+  /// Requests a notification of the next chain. True if one was added before the driver could see
+  /// the request.
   package func askForNotification(_ memory: GuestMemory) throws(QueueError) -> Bool {
     if usesEventIndex {
       let event = Layout.entries &+ UInt64(place.size) &* Layout.usedEntrySize
       try store(nextAvailable, place.device &+ event, memory)
     }
-    // The driver adds a chain and then looks at the event; so the device writes the event and then
-    // looks.
+    // The driver adds a chain and then reads the event, so the device writes the event and then
+    // checks the index.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     return try availableCount(memory) != 0
   }
@@ -164,7 +164,7 @@ package struct SplitQueue: Sendable, Hashable {
     throw .endlessChain
   }
 
-  /// A copy of a descriptor, which the driver may change afterwards as it likes.
+  /// A copy of a descriptor, which the driver may change afterwards.
   private func descriptor(
     _ index: UInt16, _ table: UInt64, _ count: UInt32, _ memory: GuestMemory
   ) throws(QueueError) -> Descriptor {
@@ -196,7 +196,7 @@ package struct SplitQueue: Sendable, Hashable {
 
   // MARK: To the driver
 
-  /// Gives a chain back.
+  /// Returns a chain.
   ///
   /// - Parameter written: bytes that the device has written, at least, from the first writable one
   ///   on.
@@ -207,7 +207,7 @@ package struct SplitQueue: Sendable, Hashable {
     try push([(head, written)], memory)
   }
 
-  /// Gives chains back, of which the driver sees all or none.
+  /// Returns chains atomically: the driver sees all or none.
   package mutating func push(
     _ chains: [(head: UInt16, written: UInt32)], _ memory: GuestMemory
   ) throws(QueueError) -> Bool {
@@ -219,7 +219,7 @@ package struct SplitQueue: Sendable, Hashable {
       nextUsed &+= 1
     }
     try store(nextUsed, place.device &+ Layout.index, memory)
-    // The driver changes what it wants and then looks at the index.
+    // The driver changes its wish for interrupts and then reads the index.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     return try wantsInterrupt(memory)
   }
@@ -231,7 +231,7 @@ package struct SplitQueue: Sendable, Hashable {
     let entries = Layout.entries &+ UInt64(place.size) &* Layout.availableEntrySize
     let event = try load(place.driver &+ entries, memory)
     defer { lastAsked = nextUsed }
-    // Whether the counter has passed the event since the last look.
+    // Whether the counter has passed the event since the last check.
     return nextUsed &- event &- 1 < nextUsed &- lastAsked
   }
 

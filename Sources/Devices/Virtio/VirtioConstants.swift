@@ -2,7 +2,7 @@
 //
 // Names of the virtio specification, version 1.2, with its numbers.
 
-/// Feature bits that belong to no one kind of device ("Reserved Feature Bits").
+/// Feature bits common to all devices ("Reserved Feature Bits").
 package enum VirtioFeature {
   package static let indirectDescriptors: UInt64 = 1 << 28
   package static let eventIndex: UInt64 = 1 << 29
@@ -37,10 +37,10 @@ package enum VirtioDeviceType: UInt16, Sendable {
   }
 }
 
-/// Where the fields of a split queue's parts are ("Split Virtqueues").
+/// Offsets of the fields in a split queue's parts ("Split Virtqueues").
 package enum SplitQueueLayout {
   package static let descriptorSize: UInt64 = 16
-  /// Flags, then the index, then the entries; of both rings.
+  /// Offsets in both rings: flags, index, entries.
   package static let flags: UInt64 = 0
   package static let index: UInt64 = 2
   package static let entries: UInt64 = 4
@@ -50,6 +50,6 @@ package enum SplitQueueLayout {
   package static let next: UInt16 = 1
   package static let write: UInt16 = 2
   package static let indirect: UInt16 = 4
-  /// The available ring's flag by which the driver does without interrupts.
+  /// The available ring's flag that suppresses interrupts.
   package static let noInterrupt: UInt16 = 1
 }

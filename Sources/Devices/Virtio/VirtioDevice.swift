@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a virtio device is to its transport, and the transport to the device.
+// The interface between a virtio device and its transport.
 
 import GuestMemory
 
-/// What a device gets from its transport: the queues and the interrupts.
+/// What a transport provides to a device: queues and interrupts.
 package struct VirtioConnection: Sendable {
   package let queues: [VirtioQueue]
   package let interrupts: VirtioInterrupts
 
-  /// - Parameter queueSizes: the most entries that each queue may have.
+  /// - Parameter queueSizes: the maximum size of each queue.
   package init(_ memory: GuestMemory, queueSizes: [UInt16], _ wires: DeviceWires) {
     let interrupts = VirtioInterrupts(queues: queueSizes.count, wires)
     queues = queueSizes.enumerated().map {
@@ -19,20 +19,20 @@ package struct VirtioConnection: Sendable {
   }
 }
 
-/// A device behind a virtio transport. Functions are called by vCPUs, so none may wait. The
-/// transport may hold its lock meanwhile: the device does not call it back.
+/// A device behind a virtio transport. vCPUs call its functions, so none may block. The transport
+/// may hold its lock meanwhile: the device must not call it back.
 package protocol VirtioDevice: AnyObject, Sendable {
   var type: VirtioDeviceType { get }
   var connection: VirtioConnection { get }
-  /// The feature bits of its kind that it offers.
+  /// The device-specific features that it offers.
   var features: UInt64 { get }
-  /// The bytes of its configuration as they are now.
+  /// The current bytes of its configuration.
   var configuration: [UInt8] { get }
-  /// The driver writes to the configuration. What cannot be written is left as it is.
+  /// The driver writes to the configuration. Read-only bytes stay unchanged.
   func writeConfiguration(_ offset: Int, width: Int, value: UInt64)
-  /// The driver is ready and has taken these features.
+  /// The driver is ready and has accepted these features.
   func activate(features: UInt64)
-  /// The driver says that a queue has something new.
+  /// The driver has added buffers to a queue.
   func notify(queue: Int)
 }
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a virtio device on PCI speaks up: messages by MSI-X, else the interrupt pin and the ISR
-// status (virtio 1.2, "Virtio Over PCI Bus"). Also where a device says that it needs a reset, since
-// that is told by an interrupt.
+// A virtio PCI device's notifications to the driver: MSI-X messages, else the interrupt pin and the
+// ISR status (virtio 1.2, "Virtio Over PCI Bus"). Also reports that a device needs a reset, since
+// an interrupt announces that.
 
 import Synchronization
 
-/// What a device on a bus reaches of the machine.
+/// A device's connections to the machine.
 package struct DeviceWires: Sendable {
   package let message: @Sendable (InterruptMessage) -> Void
   package let line: InterruptLine
-  /// Tells whoever runs the machine.
+  /// Reports a line to the user.
   package let report: @Sendable (String) -> Void
 
   package init(
@@ -51,14 +51,14 @@ package final class VirtioInterrupts: Sendable {
     self.wires = wires
     state = Mutex(
       State(
-        // One vector for each queue, one for changes of configuration.
+        // One vector for each queue, one for configuration changes.
         table: MSIXTable(count: queues &+ 1),
         queueVectors: [UInt16](repeating: Self.noVector, count: queues)))
   }
 
   // MARK: The device's side
 
-  /// Buffers of a queue were used.
+  /// The device has used buffers of a queue.
   func raise(queue: Int) {
     state.withLock { state in
       raise(state.queueVectors[queue], Cause.queue, &state)
@@ -73,7 +73,7 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// The device cannot go on before a reset. Whoever runs the machine is told once.
+  /// The device needs a reset. Reported to the user once.
   func fail(_ reason: String) {
     let isFirst = state.withLock { state in
       state.isBroken = true
@@ -108,7 +108,7 @@ package final class VirtioInterrupts: Sendable {
   var hasInterruptPending: Bool { state.withLock { $0.status != 0 } }
   var vectorCount: Int { state.withLock { $0.table.count } }
 
-  /// The driver is ready: a device that needs a reset says so from now on.
+  /// The driver is ready: from now on the device reports when it needs a reset.
   func activate() {
     state.withLock { state in
       state.isActive = true
@@ -116,7 +116,7 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// What a reset of the device resets; the function's table stays.
+  /// Reset of the device; the function's table is kept.
   func reset() {
     state.withLock { state in
       state.configurationVector = Self.noVector
@@ -127,7 +127,7 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// What a reset of the machine resets besides: the function's table.
+  /// Reset of the machine, which also resets the function's table.
   func resetWithMachine() {
     state.withLock { state in
       state.table = MSIXTable(count: state.table.count)
@@ -147,7 +147,7 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// The function's command register and MSI-X control.
+  /// The function's interrupt disable and MSI-X control bits.
   func setControl(_ control: UInt16, pinIsDisabled: Bool) {
     state.withLock { state in
       state.table.control = control
@@ -170,14 +170,14 @@ package final class VirtioInterrupts: Sendable {
     }
   }
 
-  /// The vector of a queue, or of changes of configuration (nil).
+  /// The vector of a queue, or of configuration changes (nil).
   func vector(_ queue: Int?) -> UInt16 {
     state.withLock { state in
       queue.map { state.queueVectors[$0] } ?? state.configurationVector
     }
   }
 
-  /// One that the table does not have becomes none, by which the driver sees that.
+  /// A vector that the table lacks becomes none, which tells the driver so.
   func setVector(_ queue: Int?, _ vector: UInt16) {
     state.withLock { state in
       let vector = Int(vector) < state.table.count ? vector : Self.noVector

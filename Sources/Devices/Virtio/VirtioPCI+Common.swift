@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The common configuration: status, features and queues (virtio 1.2, "Common configuration
-// structure layout"). Fields are in a table, so that accesses of any width find theirs.
+// structure layout"). A table of fields serves accesses of any width.
 
 import Synchronization
 
@@ -26,7 +26,7 @@ struct CommonConfiguration: Sendable, Hashable {
     case queueDriver = 0x28
     case queueDevice = 0x30
 
-    /// The field that holds an offset, and the offset in it.
+    /// The field at an offset, and the offset within it.
     static func at(_ offset: UInt64) -> (field: Field, inside: UInt64)? {
       guard offset < UInt64(size), let field = allCases.last(where: { $0.rawValue <= offset })
       else { return nil }
@@ -47,7 +47,7 @@ struct CommonConfiguration: Sendable, Hashable {
   var status: UInt8 = 0
   var queueSelect: UInt16 = 0
   var queues: [Queue]
-  /// The driver has asked for a reset, and the device is not through with its requests.
+  /// The driver has requested a reset, and the device still processes requests.
   var isResetting = false
 
   init(queueSizes: [UInt16]) {
@@ -55,7 +55,7 @@ struct CommonConfiguration: Sendable, Hashable {
     queues = queueSizes.map { Queue(place: QueuePlace(size: $0)) }
   }
 
-  /// The queue that the driver has selected; nil where there is none of this number.
+  /// The selected queue; nil if there is none of this number.
   var selected: Int? { Int(queueSelect) < queues.count ? Int(queueSelect) : nil }
 
   mutating func reset() { self = CommonConfiguration(queueSizes: queueSizes) }
@@ -64,7 +64,7 @@ struct CommonConfiguration: Sendable, Hashable {
 extension VirtioPCI {
   private typealias Field = CommonConfiguration.Field
 
-  /// What the driver may take: the device's own features and the transport's.
+  /// The offered features: the device's own and the transport's.
   private var offered: UInt64 {
     device.features | VirtioFeature.version1 | VirtioFeature.indirectDescriptors
       | VirtioFeature.eventIndex
@@ -78,7 +78,7 @@ extension VirtioPCI {
   func writeCommon(_ offset: UInt64, _ width: Int, _ value: UInt64) {
     guard let (field, inside) = Field.at(offset) else { return }
     state.withLock { state in
-      // Addresses are 64 bits that a driver writes in halves; other fields are written whole.
+      // Drivers write 64-bit addresses in halves; other fields are written whole.
       let old = inside == 0 && width == 8 ? 0 : self.value(of: field, &state.common)
       let mask: UInt64 = width >= 8 ? .max : (1 << UInt64(truncatingIfNeeded: width &* 8)) &- 1
       let shift = inside &* 8
@@ -121,7 +121,7 @@ extension VirtioPCI {
     }
   }
 
-  /// A field of the selected queue. A queue that is enabled stays as it is.
+  /// Sets a field of the selected queue, unless it is enabled.
   private func set(
     _ field: Field, _ value: UInt64, _ queue: Int, _ common: inout CommonConfiguration
   ) {
@@ -164,7 +164,7 @@ extension VirtioPCI {
       common.driverFeatures & ~(0xFFFF_FFFF << shift) | UInt64(value) << shift
   }
 
-  /// The status, in which a reset shows when it is done.
+  /// The status, which becomes 0 when a reset completes.
   private func status(_ common: inout CommonConfiguration) -> UInt8 {
     if common.isResetting, !device.connection.queues.contains(where: \.isBusy) { common.reset() }
     return common.status | (interrupts.isBroken ? VirtioStatus.needsReset : 0)

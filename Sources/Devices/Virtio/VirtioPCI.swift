@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A virtio device as a PCI function (virtio 1.2, "Virtio Over PCI Bus"); no legacy interface. Range
-// 0 has the registers, one part after the other; range 1 has MSI-X's table and pending bits.
-// Capabilities tell the driver where the parts are.
+// 0 has the registers; range 1 has MSI-X's table and pending bits. Capabilities describe where the
+// parts are.
 //
 //     0x0000 common configuration     0x1000 ISR status
 //     0x2000 device configuration     0x3000 notifications
 //
-// A reset must not end before the device has let go of the driver's buffers, and the vCPU that asks
-// for it must not wait. So the queues are taken away at once, and the status reads as 0, which
+// A reset must not complete before the device has released the driver's buffers, and the vCPU that
+// requests it must not wait. So the queues are disabled at once, and the status becomes 0, which
 // drivers wait for, when the last request is done.
 
 import Host
 import Synchronization
 
 package final class VirtioPCI: PCIDevice {
-  /// The vendor of virtio's PCI functions; the device's number begins where the types are added.
+  /// The PCI vendor of virtio; device IDs are `firstDevice` plus the type.
   package static let vendor: UInt16 = 0x1AF4
   package static let firstDevice: UInt16 = 0x1040
 
@@ -31,16 +31,16 @@ package final class VirtioPCI: PCIDevice {
     static let registers = 0
     static let messages = 1
   }
-  /// Where the pending bits begin in range 1.
+  /// Offset of the pending bits in range 1.
   private static let pendingBits: UInt64 = 0x800
   private static let messagesSize: UInt64 = 0x1000
-  /// Bytes between the places that queues are notified at.
+  /// Distance between the queues' notification addresses.
   static let notifyMultiplier: UInt32 = 4
 
-  /// What the registers of the common configuration say, and the function's configuration space.
+  /// The common configuration's registers and the function's configuration space.
   struct State {
     var space: PCIConfiguration
-    /// Where MSI-X's capability and the one for access by configuration space are.
+    /// Offsets of MSI-X's capability and of the configuration access capability.
     var messageCapability = 0
     var accessCapability = 0
     var common: CommonConfiguration
@@ -48,7 +48,7 @@ package final class VirtioPCI: PCIDevice {
 
   let device: any VirtioDevice
   let state: Mutex<State>
-  /// Configuration space as it is when the machine is switched on.
+  /// Configuration space at power-on.
   private let initialSpace: PCIConfiguration
 
   package init(_ device: any VirtioDevice) {
@@ -103,7 +103,7 @@ package final class VirtioPCI: PCIDevice {
       more: [Self.notifyMultiplier])
     add(CapabilityType.interruptStatus, Part.interruptStatus, 4)
     add(CapabilityType.device, Part.device, Part.size)
-    // Bar, offset, length and data are the driver's to write.
+    // The driver may write bar, offset, length and data.
     state.accessCapability = state.space.addCapability(
       vendorCapability, body(CapabilityType.access, 0, 0, [0]),
       writable: [0, 0, 0xFF, 0, 0, 0] + [UInt8](repeating: 0xFF, count: 12))
@@ -117,7 +117,7 @@ package final class VirtioPCI: PCIDevice {
       MSIXTable.capability, messages, writable: [0, 0xC0])
   }
 
-  /// A capability behind its identifier and link: length, type, range, two bytes of nothing,
+  /// A capability's body after identifier and link: length, type, range, two bytes of padding,
   /// offset, length.
   private static func body(
     _ type: UInt8, _ offset: UInt32, _ size: UInt32, _ more: [UInt32]
@@ -160,7 +160,7 @@ package final class VirtioPCI: PCIDevice {
     }
   }
 
-  /// An access of the field that stands for a register ("PCI configuration access capability").
+  /// An access to the data field of the "PCI configuration access capability".
   private func dataAccess(
     _ offset: Int, _ width: Int
   ) -> (range: Int, offset: UInt64, width: Int)? {
@@ -208,7 +208,7 @@ package final class VirtioPCI: PCIDevice {
     }
   }
 
-  /// The table and the pending bits take accesses of 4 and of 8 bytes.
+  /// The table and the pending bits allow accesses of 4 and 8 bytes.
   private func readMessages(_ offset: UInt64, _ width: Int) -> UInt64 {
     func part(_ offset: UInt64) -> UInt64 {
       if offset >= Self.pendingBits {

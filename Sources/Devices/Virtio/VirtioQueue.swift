@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A queue as devices use it, from any thread. A driver may reset the device while requests are
-// being carried out: those are then counted until they are done, and what they report reaches
-// nobody.
+// A queue for devices, usable from any thread. A driver may reset the device while requests are
+// being processed: they are then counted until they are done, and their results are dropped.
 
 import GuestMemory
 import Synchronization
 
-/// A request that was taken from a queue and has to be given back to it.
+/// A request taken from a queue, which must be returned to it.
 package struct VirtioRequest: Sendable {
   package let chain: DescriptorChain
   fileprivate let session: UInt64
@@ -18,7 +17,7 @@ package struct VirtioRequest: Sendable {
 
 package final class VirtioQueue: Sendable {
   private struct State {
-    /// nil while the driver has not enabled the queue, or has broken it.
+    /// nil unless the driver has enabled the queue without errors.
     var ring: SplitQueue?
     /// Counts resets.
     var session: UInt64 = 0
@@ -40,7 +39,7 @@ package final class VirtioQueue: Sendable {
 
   // MARK: The device's side
 
-  /// Takes the next request; nil where there is none, and the driver notifies of the next.
+  /// Takes the next request; nil if there is none, and then the driver notifies of the next.
   package func pop() -> VirtioRequest? {
     attempt { (state) throws(QueueError) in
       guard let chain = try state.ring?.pop(memory) else { return nil }
@@ -49,7 +48,7 @@ package final class VirtioQueue: Sendable {
     } ?? nil
   }
 
-  /// Whether another request can be taken; where not, the driver notifies of the next.
+  /// Whether another request can be taken; if not, the driver notifies of the next.
   package func hasMore() -> Bool {
     attempt { (state) throws(QueueError) in
       guard let ring = state.ring else { return false }
@@ -58,21 +57,21 @@ package final class VirtioQueue: Sendable {
     } ?? false
   }
 
-  /// What `gather` finds.
+  /// The result of `gather`.
   package enum Gathered {
     case requests([VirtioRequest])
-    /// The driver has to add buffers, and notifies when it has.
+    /// The driver must add buffers, and will notify.
     case wait
-    /// There can never be enough.
+    /// The queue can never hold enough.
     case tooSmall
   }
 
-  /// Takes as many requests as have room for some bytes, or none.
+  /// Takes as many requests as some bytes need, or none.
   ///
-  /// - Parameter limit: requests, at most.
+  /// - Parameter limit: maximum of requests.
   package func gather(bytes: Int, limit: Int) -> Gathered {
     attempt { (state) throws(QueueError) in
-      // A copy, which takes the place of the queue when there is enough.
+      // A copy, which replaces the queue on success.
       guard var ring = state.ring else { return .wait }
       var requests: [VirtioRequest] = []
       var room = 0
@@ -90,14 +89,14 @@ package final class VirtioQueue: Sendable {
     } ?? .wait
   }
 
-  /// Gives a request back. Each is given back once.
+  /// Returns a request. Call it once for each.
   ///
   /// - Parameter written: bytes that were written, from the first writable one on.
   package func complete(_ request: VirtioRequest, written: UInt32) {
     complete([(request, written)])
   }
 
-  /// Gives requests back, of which the driver sees all or none.
+  /// Returns requests atomically: the driver sees all or none.
   package func complete(_ requests: [(VirtioRequest, written: UInt32)]) {
     _ = attempt { (state) throws(QueueError) in
       state.inFlight &-= requests.count
@@ -108,7 +107,7 @@ package final class VirtioQueue: Sendable {
     }
   }
 
-  /// The driver has sent something that no device can make sense of: the device needs a reset.
+  /// The driver has sent an invalid request: the device needs a reset.
   package func fail(_ request: VirtioRequest, _ error: QueueError) {
     _ = attempt { (state) throws(QueueError) in
       state.inFlight &-= 1
@@ -119,8 +118,8 @@ package final class VirtioQueue: Sendable {
   private func attempt<Result>(
     _ body: (inout State) throws(QueueError) -> Result
   ) -> Result? {
-    // Interrupts and failures are told under the lock: none comes after the reset that takes the
-    // queue away.
+    // Interrupts and failures are reported under the lock, so that none follows the reset that
+    // disables the queue.
     state.withLock { state in
       do throws(QueueError) {
         return try body(&state)
@@ -136,7 +135,7 @@ package final class VirtioQueue: Sendable {
 
   /// The driver enables the queue.
   ///
-  /// - Returns: false where its parts cannot be where the driver says they are.
+  /// - Returns: false if the driver's addresses are invalid.
   func enable(_ place: QueuePlace, features: UInt64) -> Bool {
     guard place.size <= maximumSize, let ring = SplitQueue(place, features: features, memory)
     else { return false }
@@ -144,7 +143,7 @@ package final class VirtioQueue: Sendable {
     return true
   }
 
-  /// Takes the queue from the driver.
+  /// Disables the queue.
   func disable() {
     state.withLock { state in
       state.ring = nil
@@ -152,6 +151,6 @@ package final class VirtioQueue: Sendable {
     }
   }
 
-  /// Whether the device still works on requests.
+  /// Whether the device still processes requests.
   var isBusy: Bool { state.withLock { $0.inFlight > 0 } }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// CPUID tables and MSR lists between the client's memory and ours. Counts are the client's: they
-// are checked against a limit before memory is taken.
+// CPUID tables and MSR lists between the client's memory and ours. Counts come from the client:
+// they are checked against a limit before memory is allocated.
 
 import CHost
 import SystemPackage
@@ -14,7 +14,7 @@ enum CPUIDTable {
 
   /// Copies entries out.
   ///
-  /// - Throws: E2BIG where the client's buffer is too small; the count is left as it was.
+  /// - Throws: E2BIG if the client's buffer is too small; the count stays unchanged.
   static func write(_ entries: [kvm_cpuid_entry2], to argument: Argument) throws(Errno) {
     let capacity: UInt32 = try argument.read()
     guard entries.count <= Int(capacity) else { throw .argListTooLong }
@@ -61,7 +61,7 @@ enum CPUIDTable {
 
 /// `kvm_msr_list`: a count, then numbers.
 enum MSRListTable {
-  /// - Throws: E2BIG where the client's buffer is too small; the count needed is written back.
+  /// - Throws: E2BIG if the client's buffer is too small; the required count is written back.
   static func write(_ numbers: [UInt32], to argument: Argument) throws(Errno) {
     let capacity: UInt32 = try argument.read()
     try argument.write(UInt32(numbers.count))
@@ -78,7 +78,7 @@ enum MSRTable {
 
   /// Calls `body` for each entry until it returns nil.
   ///
-  /// - Returns: how many were done.
+  /// - Returns: the number of entries processed.
   static func forEach(
     _ argument: Argument, _ body: (kvm_msr_entry) -> UInt64?
   ) throws(Errno) -> Int32 {

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The answers of KVM_CHECK_EXTENSION, as one table. A capability without a row is 0: what Martlet
-// lacks is never offered.
+// The answers of KVM_CHECK_EXTENSION, as one table. Capabilities without a row are 0.
 
 import CHost
 import X86
 import X86CPU
 
-/// KVM_CHECK_EXTENSION: what this KVM can do, and nothing that it cannot.
+/// KVM_CHECK_EXTENSION: exactly what this KVM supports.
 enum Capabilities {
   /// Capability numbers with their answers; others are 0.
   static func value(_ number: UInt, physicalCPUs: Int, silicon: SiliconVendor) -> Int32 {
@@ -20,16 +19,16 @@ enum Capabilities {
     }
   }
 
-  /// What rests on controls that VT-x has and this processor's SVM has not.
+  /// Capabilities that need VM-execution controls of VT-x that this processor's SVM lacks.
   private static let ofIntel: Set<Int32> = [KVM_CAP_X86_BUS_LOCK_EXIT, KVM_CAP_X86_NOTIFY_VMEXIT]
 
   private static let table: [Int32: Int32] = [
     KVM_CAP_IRQCHIP: 1,
     KVM_CAP_HLT: 1,
     KVM_CAP_USER_MEMORY: 1,
-    // Without what KVM_CAP_GUEST_MEMFD and KVM_CAP_MEMORY_ATTRIBUTES would add.
+    // Without the flags of KVM_CAP_GUEST_MEMFD and KVM_CAP_MEMORY_ATTRIBUTES.
     KVM_CAP_USER_MEMORY2: 1,
-    // A bit for each type of machine: the ordinary one.
+    // A bit for each type of machine: only the default one.
     KVM_CAP_VM_TYPES: 1,
     KVM_CAP_X86_APIC_BUS_CYCLES_NS: 1,
     KVM_CAP_SET_TSS_ADDR: 1,
@@ -116,7 +115,7 @@ enum Capabilities {
     KVM_CAP_MULTI_ADDRESS_SPACE: Int32(Machine.addressSpaces),
     KVM_CAP_X86_BUS_LOCK_EXIT: KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT,
     KVM_CAP_X86_NOTIFY_VMEXIT: 1,
-    // Both are about what is not here: system events, and small pages in place of large ones.
+    // Neither applies here: system events, and splitting of huge pages.
     KVM_CAP_SYSTEM_EVENT_DATA: 1,
     KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: 1,
     KVM_CAP_DISABLE_QUIRKS: 1,

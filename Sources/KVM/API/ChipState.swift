@@ -49,7 +49,7 @@ enum ChipState {
     return chip
   }
 
-  /// Where `redirtbl` is, a union of bit fields that Swift does not see.
+  /// The offset of `redirtbl`, a union of bit fields that Swift does not import.
   private static let redirectionOffset = 24
 
   static func ioapic(_ chip: IOAPIC.State) -> kvm_ioapic_state {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls of /dev/kvm itself, as tables of request number and method. An unknown request is
+// The ioctls of /dev/kvm itself, as tables of request number and method. Unknown requests fail with
 // EINVAL.
 
 import CHost

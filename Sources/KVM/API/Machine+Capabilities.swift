@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // KVM_ENABLE_CAP on a machine: one table, and the options that it sets. vCPUs read the options at
-// exits, under a lock of their own.
+// exits, under the options' own lock.
 
 import CHost
 import InterruptChips
 import Synchronization
 import SystemPackage
 
-/// What clients switch on, for all vCPUs.
+/// Options that clients enable for all vCPUs.
 struct MachineOptions: Sendable {
   /// KVM_CAP_X2APIC_API.
   var messageFormat: MessageSignalledInterrupt.Format = []
-  /// KVM_CAP_X86_DISABLE_EXITS: a halt waits here even where the client has the interrupt chips.
+  /// KVM_CAP_X86_DISABLE_EXITS: HLT waits in KVM_RUN even if the client has the interrupt chips.
   var haltsInGuest = false
   var canReadPlatformInfo = true
   /// KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT.
@@ -20,7 +20,7 @@ struct MachineOptions: Sendable {
   var hasTripleFaultEvent = false
   /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
   var tellsEmulationFailures = false
-  /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_... that leave to the client.
+  /// KVM_CAP_X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_... bits that exit to the client.
   var userSpaceMSRs: UInt64 = 0
   var msrFilter: MSRFilter?
   /// KVM_PMU_CAP_DISABLE.
@@ -35,7 +35,7 @@ struct MachineOptions: Sendable {
   var tellsNotifyExits = false
   /// KVM_CAP_DISABLE_QUIRKS2.
   var disabledQuirks: UInt64 = 0
-  /// KVM_CAP_X86_APIC_BUS_CYCLES_NS: what local APIC timers count, before division.
+  /// KVM_CAP_X86_APIC_BUS_CYCLES_NS: the undivided cycle of local APIC timers.
   var busCycleNanoseconds: UInt32 = 1
   /// MSR_KVM_WALL_CLOCK, which all vCPUs share.
   var wallClock: UInt64 = 0
@@ -128,7 +128,7 @@ extension Machine {
     },
     KVM_CAP_X86_APIC_BUS_CYCLES_NS: { (machine, capability) throws(Errno) in
       let cycle = capability.args.0
-      // The longest time, of the highest count and divider, has to fit into 64 bits.
+      // The longest time (highest count and divider) must fit into 64 bits.
       guard cycle != 0, cycle <= UInt64.max / (UInt64(UInt32.max) * 128) else {
         throw .invalidArgument
       }
@@ -163,17 +163,17 @@ extension Machine {
       guard capability.args.0 & ~Hypercall.exitable == 0 else { throw .invalidArgument }
       machine.options.withLock { $0.userSpaceHypercalls = capability.args.0 }
     },
-    // A limit for polling, of which there is none.
+    // A limit for polling; we never poll.
     KVM_CAP_HALT_POLL: { (_, capability) throws(Errno) in
       guard capability.args.0 >> 32 == 0 else { throw .invalidArgument }
     },
-    // An instruction that cannot be emulated always leaves to the client; see also
+    // Instructions that cannot be emulated always exit to the client; see also
     // `VirtualCPU.accessBeyondWidth`.
     KVM_CAP_EXIT_ON_EMULATION_FAILURE: { (machine, capability) throws(Errno) in
       guard capability.args.0 <= 1 else { throw .invalidArgument }
       machine.options.withLock { $0.tellsEmulationFailures = capability.args.0 != 0 }
     },
-    // No processor's flaw has to be avoided by small pages, so there is nothing to switch off.
+    // No erratum here requires splitting of huge pages, so there is nothing to disable.
     KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: { (_, capability) throws(Errno) in
       guard capability.args.0 == 0 else { throw .invalidArgument }
     },
@@ -215,20 +215,20 @@ extension Machine {
   }
 }
 
-/// Behaviour that differs from hardware for the sake of old guests or clients, and can be switched
-/// off (KVM_X86_QUIRK_...).
+/// Deviations from hardware for old guests or clients, which clients can disable
+/// (KVM_X86_QUIRK_...).
 enum Quirks {
   /// LINT0 of the boot CPU is in virtual-wire mode from reset.
   static let lint0Reenabled = UInt64(KVM_X86_QUIRK_LINT0_REENABLED)
-  /// CR0.CD and CR0.NW do not make the guest's memory uncached. They never do: caches are coherent.
+  /// CR0.CD and CR0.NW do not make guest memory uncached. They never do: caches are coherent.
   static let cacheDisableCleared = UInt64(KVM_X86_QUIRK_CD_NW_CLEARED)
   /// The local APIC's page reads as ones and takes writes while it is in x2APIC mode or off.
   static let lapicHole = UInt64(KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
-  /// RIP is behind an OUT to port 0x7E when the client sees it.
+  /// RIP is already past an OUT to port 0x7E at the client's exit.
   static let out7E = UInt64(KVM_X86_QUIRK_OUT_7E_INC_RIP)
-  /// VMMCALL is done and patched.
+  /// The hypervisor executes and patches the wrong vendor's hypercall instruction.
   static let fixHypercall = UInt64(KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
-  /// MONITOR and MWAIT do nothing, whether CPUID has them or not.
+  /// MONITOR and MWAIT are no-ops, whatever CPUID says.
   static let mwaitNeverUndefined: UInt64 = 1 << 6
   /// The MWAIT bit of IA32_MISC_ENABLE does not change CPUID.
   static let miscEnableNoMwait = UInt64(KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)

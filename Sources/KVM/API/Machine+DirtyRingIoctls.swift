@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctl that recycles the dirty rings of a machine. Entries are in memory that the client
-// writes to: each is checked before its page is looked up.
+// The ioctl that recycles the dirty rings of a machine. The client can write to the entries: each
+// is checked before its page is looked up.
 
 import CHost
 import Synchronization
@@ -13,9 +13,9 @@ extension Machine {
     (CKVM_RESET_DIRTY_RINGS, { (machine, _) throws(Errno) in try machine.resetDirtyRings() })
   ]
 
-  /// Makes the pages of entries that the client has marked clean.
+  /// Marks the pages of entries that the client has harvested clean.
   ///
-  /// - Returns: how many entries.
+  /// - Returns: the number of entries.
   private func resetDirtyRings() throws(Errno) -> Int32 {
     try configuration.withLock { (configuration) throws(Errno) -> Int32 in
       guard configuration.dirtyRingEntries != 0 else { throw .invalidArgument }

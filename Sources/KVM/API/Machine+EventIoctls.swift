@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls that tie a machine to eventfds (irqfd, ioeventfd) and the zones whose writes are
-// coalesced.
+// The ioctls for eventfds of a machine (irqfd, ioeventfd) and for zones of coalesced writes.
 
 import CHost
 import Host
@@ -47,7 +46,7 @@ extension Machine {
     return WriteSinks.Zone(isPort: zone.pio == 1, address: zone.addr, size: UInt64(zone.size))
   }
 
-  /// The ring that all vCPUs fill and show: in the first one's file.
+  /// The ring that all vCPUs fill and map: it is in the first one's file.
   var coalescedRing: CoalescedRing? {
     cpus.all.first.map { unsafe CoalescedRing(base: $0.pages + CoalescedRing.page * 4096) }
   }
@@ -57,7 +56,7 @@ extension Machine {
     guard request.flags & ~known == 0 else { throw .invalidArgument }
     let client = Int32(truncatingIfNeeded: request.fd)
     if request.flags & UInt32(KVM_IRQFD_FLAG_DEASSIGN) != 0 {
-      // Tells a descriptor that is none, as Linux does.
+      // Fails for a bad descriptor, as in Linux.
       _ = try ClientEvent(client)
       interruptEvents?.deassign(gsi: request.gsi, client: client)
       return
@@ -101,7 +100,7 @@ extension Machine {
 }
 
 extension VirtualCPU {
-  /// Offers a write to what answers in place of the client.
+  /// Offers a write to ioeventfds and coalesced zones.
   func writeSink(_ address: UInt64, size: Int, value: UInt64, isPort: Bool) -> Bool {
     unsafe machine.writeSinks.write(
       WriteSinks.Place(isPort: isPort, address: address), size: size, value: value

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls of the in-kernel interrupt chips: creating them, raising lines, routes, MSIs, their
-// states. Each but the first is an error before the chips exist.
+// The ioctls of the in-kernel interrupt chips: creation, lines, routes, MSIs, states. All but the
+// first fail before the chips exist.
 
 import CHost
 import InterruptChips
@@ -57,8 +57,7 @@ extension Machine {
     (CKVM_SET_IRQCHIP, { (machine, argument) throws(Errno) in try machine.setChip(argument) }),
   ]
 
-  /// User space is about to interrupt the guest: what it says is ready may have been written
-  /// unseen.
+  /// User space is about to interrupt the guest: it may have written to guest memory undetected.
   func noteInterrupt() {
     if hypervisor.watchesCode { PhysicalCPU.contentsMayHaveChanged() }
   }
@@ -70,7 +69,7 @@ extension Machine {
     return interrupts
   }
 
-  /// The 8259 pair and the I/O APIC, where they are ours.
+  /// The 8259 pair and the I/O APIC; an error if they are the client's.
   func requireAllChips(
     _ error: Errno = .noSuchAddressOrDevice
   ) throws(Errno) -> InterruptController {

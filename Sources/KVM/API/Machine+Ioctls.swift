@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of a machine's ioctls, put together from the families in the files beside this one.
+// The table of a machine's ioctls, joined from the families in the files beside this one.
 
 import CHost
 import InterruptChips
@@ -11,8 +11,8 @@ import SystemPackage
   import Glibc
 #endif
 
-/// The ioctls of a machine: vCPUs, capabilities, addresses. Families with more of their own are in
-/// files of their own.
+/// The ioctls of a machine: vCPUs, capabilities, addresses. Larger families have files of their
+/// own.
 extension Machine {
   typealias Method = IoctlTable<Machine>.Method
 
@@ -38,7 +38,7 @@ extension Machine {
       }
     ),
     (CKVM_GET_STATS_FD, { (machine, _) throws(Errno) in try machine.openStatistics() }),
-    // No device of these kinds is ours to make.
+    // We have no devices of these kinds.
     (
       CKVM_CREATE_DEVICE,
       { (_, argument) throws(Errno) in
@@ -50,7 +50,7 @@ extension Machine {
     (
       CKVM_SET_TSS_ADDR,
       { (machine, argument) throws(Errno) in
-        // Three pages that end at 4 GiB at the latest; unrestricted guests need none of them.
+        // Three pages that end at 4 GiB at most; unrestricted guests need none of them.
         guard argument.value <= 1 << 32 - 3 * 4096 else { throw .invalidArgument }
         machine.configure { $0.tssAddress = UInt64(argument.value) }
         return 0
@@ -81,7 +81,7 @@ extension Machine {
     (
       CKVM_SET_NR_MMU_PAGES,
       { (_, argument) throws(Errno) in
-        // There is no limit to keep.
+        // Accepted and ignored: there is no limit.
         guard argument.value >= 64 else { throw .invalidArgument }
         return 0
       }

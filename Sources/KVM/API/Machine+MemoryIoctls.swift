@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls that set memory slots and read and clear their dirty logs. Every number in them is the
-// client's: addresses and sizes are checked for overflow and against limits before they are used.
+// The ioctls that set memory slots and read and clear their dirty logs. All numbers come from the
+// client: addresses and sizes are checked for overflow and limits before use.
 
 import CHost
 import ClientMemory
@@ -11,12 +11,12 @@ import X86CPU
 
 /// KVM_SET_USER_MEMORY_REGION, its successor, and the dirty log.
 extension Machine {
-  /// As Linux: 15 bits less the slots that it keeps for itself.
+  /// As Linux: 15 bits minus its internal slots.
   static let maxMemorySlots: UInt32 = 32764
-  /// A slot's number has its address space in bits 31:16: 0, or that of system management mode.
+  /// A slot number's bits 31:16 select its address space: 0, or that of system management mode.
   static let addressSpaces: UInt32 = 2
 
-  /// The address space of a slot; nil for numbers that no slot has.
+  /// The address space of a slot; nil for invalid slot numbers.
   func memory(of slot: UInt32) -> MachineMemory? {
     guard slot & 0xFFFF < Self.maxMemorySlots else { return nil }
     return switch slot >> 16 {
@@ -37,8 +37,8 @@ extension Machine {
         return 0
       }
     ),
-    // The same in a longer struct. What the rest of it is for, memory that the client cannot see
-    // (KVM_MEM_GUEST_MEMFD), is not offered, and its flag refused as any unknown one.
+    // The same in a longer struct. Its additional part is for KVM_MEM_GUEST_MEMFD (memory that the
+    // client cannot map), which is unsupported: its flag is rejected as unknown.
     (
       CKVM_SET_USER_MEMORY_REGION2,
       { (machine, argument) throws(Errno) in
@@ -75,9 +75,9 @@ extension Machine {
   ]
 
   private static let pageMask: UInt64 = 4095
-  /// What four levels of nested tables reach.
+  /// The reach of nested page tables with four levels.
   private static let guestLimit: UInt64 = 1 << 48
-  /// Beyond this no address of this process can be.
+  /// No address of this process is beyond this.
   private static let hostLimit: UInt64 = 1 << 47
 
   private func setMemory(
@@ -111,13 +111,13 @@ extension Machine {
   ) throws(Errno) {
     if memory.isTaken(slot) { throw .fileExists }
     slot.log = try Self.makeLog(slot, configuration)
-    // What was decoded of this memory when it was something else is not this machine's code.
+    // Drops code decoded from this memory for earlier uses.
     Self.forgetCode(slot)
     hypervisor.client.addSlot(slot.hostRange)
     memory.add(slot)
   }
 
-  /// The guest has a slot's memory no longer.
+  /// Removes a slot's memory from the guest.
   func release(_ slot: MemorySlot) {
     Self.forgetCode(slot)
     hypervisor.client.removeSlot(slot.hostRange)
@@ -149,9 +149,9 @@ extension Machine {
 
   // MARK: Dirty log
 
-  /// The slot whose log is asked for.
+  /// The slot of a dirty-log request.
   ///
-  /// - Throws: EINVAL for a number that no slot can have, ENOENT where there is no log.
+  /// - Throws: EINVAL for an invalid number, ENOENT if the slot has no log.
   private func logged(
     _ id: UInt32, _ configuration: Configuration
   ) throws(Errno) -> (memory: MachineMemory, slot: MemorySlot, log: DirtyBitmap) {
@@ -161,7 +161,7 @@ extension Machine {
     return (memory, slot, log)
   }
 
-  /// Copies the log out and, unless the client cleans pages itself, makes all of them clean.
+  /// Copies the log out and, unless the client cleans pages itself, marks all of them clean.
   private func getDirtyLog(
     _ request: kvm_dirty_log, _ configuration: Configuration
   ) throws(Errno) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls of a machine's 8254 and of its clock, from which all vCPUs' kvmclocks count.
+// The ioctls of a machine's 8254 and of its clock, the base of all vCPUs' kvmclocks.
 
 import CHost
 import Host
@@ -95,7 +95,7 @@ extension Machine {
   ]
 
   private func createPIT(flags: UInt32) throws(Errno) -> Int32 {
-    // Linux: ENOENT without the chips.
+    // As in Linux: ENOENT without the chips.
     let controller = try requireAllChips(.noSuchFileOrDirectory)
     try controller.chips.withLock { (chips) throws(Errno) in
       guard chips.pit == nil else { throw .fileExists }
@@ -142,7 +142,7 @@ extension Machine {
     guard data.flags & ~valid == 0 else { throw .invalidArgument }
     var value = data.clock
     if data.flags & UInt32(KVM_CLOCK_REALTIME) != 0 {
-      // The time between saving and restoring passed for the guest too.
+      // The guest's clock includes the time between save and restore.
       let now = HostClock.realtime()
       if now > data.realtime { value &+= now &- data.realtime }
     }

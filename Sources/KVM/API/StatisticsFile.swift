@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_GET_STATS_FD: a file that describes itself (Linux, "KVM_GET_STATS_FD").
+// KVM_GET_STATS_FD: a self-describing file (Linux, "KVM_GET_STATS_FD").
 //
 //     header | identifier | descriptors, each with its name | one u64 for each
 //
-// The file is memory that we share with whoever reads it. A vCPU that has one writes its numbers at
-// each exit, so they are never older: between exits only `instructions` would change.
+// The file is memory shared with its readers. A vCPU that has one writes its numbers at each exit,
+// so they are current: between exits only `instructions` would change.
 
 import CHost
 import Host
@@ -18,7 +18,7 @@ import X86
 #endif
 
 final class StatisticsFile: Sendable {
-  /// A statistic that only grows, or one that is as it is now.
+  /// A statistic that only grows, or a current value.
   enum Kind: UInt32, Sendable {
     case cumulative = 0
     case instant = 1
@@ -72,7 +72,7 @@ final class StatisticsFile: Sendable {
       of: value, toByteOffset: dataOffset + index * 8, as: UInt64.self)
   }
 
-  /// A new descriptor, with a position of its own, that the client closes.
+  /// A new descriptor with its own file position, for the client to close.
   func open() throws(Errno) -> Int32 {
     let path = "/proc/self/fd/\(file.descriptor.rawValue)"
     return try OwnedFileDescriptor(opening: path, flags: 0).release()
@@ -80,7 +80,7 @@ final class StatisticsFile: Sendable {
 }
 
 extension VirtualCPU {
-  /// Names as Linux has them, with the exits that they count. Before them come all exits.
+  /// Linux's names, with the exits that they count. The total of all exits precedes them.
   private static let exitStatistics: [(name: String, cause: GuestExit.Cause)] = [
     ("io_exits", .port), ("mmio_exits", .nestedFault), ("halt_exits", .hlt),
     ("irq_window_exits", .interruptWindow), ("nmi_window_exits", .nmiWindow),

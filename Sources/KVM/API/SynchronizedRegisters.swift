@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_CAP_SYNC_REGS: registers that travel in `kvm_run` instead of in ioctls of their own.
+// KVM_CAP_SYNC_REGS: registers in `kvm_run` instead of in ioctls of their own.
 
 import CHost
 import SystemPackage
@@ -9,7 +9,7 @@ extension VirtualCPU {
   static let synchronizable = UInt64(
     KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS)
 
-  /// At the start of KVM_RUN: what the client marked as changed.
+  /// Loads what the client marked dirty, at the start of KVM_RUN.
   func loadSynchronizedState() throws(Errno) {
     let dirty = unsafe run.pointee.kvm_dirty_regs
     let asked = unsafe dirty | run.pointee.kvm_valid_regs
@@ -31,13 +31,13 @@ extension VirtualCPU {
     }
   }
 
-  /// A part of the page that the client may write to at any time, in memory of our own: what is
-  /// checked is then what is used.
+  /// A private copy of a part of the page that the client may change at any time: the values
+  /// checked are the values used.
   private func copyOfShared<T>(_ part: UnsafeMutablePointer<T>) throws(Errno) -> T {
     try Argument(value: UInt(bitPattern: part)).read()
   }
 
-  /// At its end: what the client wants to see.
+  /// Stores what the client asked for, at the end of KVM_RUN.
   func storeSynchronizedState() {
     let valid = unsafe run.pointee.kvm_valid_regs
     if valid & Self.synchronizable == 0 { return }

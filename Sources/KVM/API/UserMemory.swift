@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an ioctl's argument points at. The client is in this process; what it names need not be
-// there, and is EFAULT then, where the program handles SIGSEGV and SIGBUS (`GuardedCopy`).
+// Memory that an ioctl's argument points to. The client is in this process. Unmapped memory yields
+// EFAULT if the program handles SIGSEGV and SIGBUS (`GuardedCopy`).
 
 import Host
 import SystemPackage
@@ -10,7 +10,7 @@ import SystemPackage
 struct Argument {
   let value: UInt
 
-  /// The address that the argument is.
+  /// The argument as an address.
   func pointer() throws(Errno) -> UnsafeMutableRawPointer {
     guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: value) else { throw .badAddress }
     return unsafe pointer
@@ -32,7 +32,7 @@ struct Argument {
     try store(value, offset &+ index &* MemoryLayout<T>.stride)
   }
 
-  /// Copies an array in that the argument points at.
+  /// Copies in the array that the argument points to.
   func elements<T: FixedWidthInteger>(_ count: Int) throws(Errno) -> [T] {
     let source = try unsafe pointer()
     var copied = false
@@ -46,7 +46,7 @@ struct Argument {
     return all
   }
 
-  /// Copies words in that the argument points at.
+  /// Copies in words that the argument points to.
   func read(_ words: DirtyBitmap.Words) throws(Errno) {
     let bytes = UnsafeMutableRawBufferPointer(words)
     guard unsafe GuardedCopy.copy(from: try pointer(), to: bytes.baseAddress, count: bytes.count)
@@ -64,7 +64,7 @@ struct Argument {
     }
   }
 
-  /// Copies `count` bytes out that `fill` makes.
+  /// Copies out `count` bytes that `fill` writes.
   func write(count: Int, _ fill: (UnsafeMutableRawPointer) -> Void) throws(Errno) {
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
     defer { unsafe buffer.deallocate() }
@@ -74,7 +74,7 @@ struct Argument {
     }
   }
 
-  /// Copies `count` bytes in for `use`.
+  /// Copies in `count` bytes and passes them to `use`.
   func read(count: Int, _ use: (UnsafeMutableRawPointer) throws(Errno) -> Void) throws(Errno) {
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
     defer { unsafe buffer.deallocate() }
@@ -107,14 +107,14 @@ struct Argument {
   }
 }
 
-/// The methods of one kind of object by ioctl number.
+/// The ioctl methods of one kind of object, by number.
 struct IoctlTable<Object>: Sendable {
   typealias Method = @Sendable (Object, Argument) throws(Errno) -> Int32
   private var methods: [UInt32: Method] = [:]
-  /// What Linux answers to a number that this kind of object does not have.
+  /// Linux's error for a number that this kind of object does not have.
   private let missing: Errno
 
-  /// Joins the families of an object's ioctls.
+  /// Joins an object's families of ioctls.
   init(_ families: [[(UInt32, Method)]], missing: Errno) {
     self.missing = missing
     for family in families {
@@ -122,9 +122,9 @@ struct IoctlTable<Object>: Sendable {
     }
   }
 
-  /// Calls the method of `request`, compared by its low 32 bits as Linux does.
+  /// Calls the method of `request`; like Linux, compares the low 32 bits.
   ///
-  /// - Throws: `missing` where there is none.
+  /// - Throws: `missing` if there is none.
   func call(_ object: Object, _ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
     guard let method = methods[request] else { throw missing }
     return try method(object, Argument(value: argument))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The local APIC's state, and what old clients do about a slow TPR: reports of its accesses, and a
-// copy of it in guest memory (KVM_TPR_ACCESS_REPORTING, KVM_SET_VAPIC_ADDR).
+// The local APIC's state, and support for clients that avoid slow TPR accesses: reports of TPR
+// accesses, and a copy of the TPR in guest memory (KVM_TPR_ACCESS_REPORTING, KVM_SET_VAPIC_ADDR).
 
 import CHost
 import InterruptChips
@@ -14,8 +14,8 @@ extension VirtualCPU {
       CKVM_GET_LAPIC,
       { (vcpu, argument) throws(Errno) in
         guard let apic = vcpu.apic else { throw .invalidArgument }
-        // A timer that is due at the image's time has its interrupt in the image: nobody else would
-        // know of it where the image is restored.
+        // A timer that has expired by now has its interrupt in the image: after a restore nothing
+        // else would raise it.
         let (time, wide) = (vcpu.apicTime, vcpu.usesWideAPICIDs)
         vcpu.expireTimer(at: time)
         try argument.write(apic.state.withLock { $0.registerImage(at: time, wideID: wide) })
@@ -65,19 +65,19 @@ extension VirtualCPU {
     unsafe machine.options.withLock { $0.messageFormat.contains(.extendedDestination) }
   }
 
-  /// What the bus has sent becomes visible in the state before it is read.
+  /// Applies events from the bus to the state before it is read.
   func takePendingEvents() {
     if !mailbox.take(.timer).isEmpty { expireTimer() }
   }
 
   // MARK: TPR
 
-  /// An access to the TPR's register, to be reported when the instruction is over.
+  /// Notes a TPR access, to be reported after the instruction.
   func noteTPRAccess(isWrite: Bool) {
     taskPriority.note(rip: emulation.rip, isWrite: isWrite)
   }
 
-  /// KVM_EXIT_TPR_ACCESS, where one is to be reported.
+  /// Reports a noted access as KVM_EXIT_TPR_ACCESS. False if there is none.
   func takeTPRReport() -> Bool {
     guard let access = taskPriority.takeAccess() else { return false }
     unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_TPR_ACCESS)
@@ -86,7 +86,7 @@ extension VirtualCPU {
     return true
   }
 
-  /// Before an entry: the guest may have changed the TPR in its copy.
+  /// Before an entry: reads the TPR from the guest's copy, which the guest may have changed.
   func readPriorityCopy() {
     guard taskPriority.copy != 0,
       let value = unsafe machine.memory.load(taskPriority.copy, as: UInt32.self)
@@ -96,7 +96,7 @@ extension VirtualCPU {
     events.mustCheck = true
   }
 
-  /// After an exit: TPR, the class in service, the highest request.
+  /// After an exit: writes TPR, the class in service and the highest request to the copy.
   func writePriorityCopy() {
     guard taskPriority.copy != 0, let apic else { return }
     let value = apic.state.withLock { apic -> UInt32 in

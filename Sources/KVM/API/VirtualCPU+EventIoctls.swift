@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The ioctls that queue interrupts, NMIs and SMIs, and those that save and restore pending events.
-// What a client restores is checked as a VM entry would check it.
+// Restored events are checked as at VM entry.
 
 import CHost
 import Synchronization
@@ -91,7 +91,7 @@ extension VirtualCPU {
     return value
   }
 
-  /// An event on its way into the guest. #BP and #OF of instructions come again by themselves.
+  /// An event on its way into the guest. INT3 and INTO are executed again instead.
   private func describe(_ event: GuestEvent, _ value: inout kvm_vcpu_events) {
     switch event.kind {
     case .externalInterrupt:
@@ -133,7 +133,7 @@ extension VirtualCPU {
     guard value.flags & ~known == 0,
       !hasException || value.exception.nr < 32 && value.exception.nr != ExceptionVector.nmi.rawValue
     else { throw .invalidArgument }
-    // No CPU that waits for its start is in system management mode.
+    // A CPU that waits for its start cannot be in system management mode.
     if value.flags & UInt32(KVM_VCPUEVENT_VALID_SMM) != 0,
       value.smi.smm != 0 || value.smi.pending != 0, runState.hasReceivedINIT
     {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls for x87, vector and XSAVE state and for XCR0. The client's image is copied before it
-// is checked, as it may change meanwhile.
+// The ioctls for x87, vector and XSAVE state and for XCR0. The client's image is copied before the
+// check, because the client may change it meanwhile.
 
 import CHost
 import SystemPackage
@@ -79,7 +79,7 @@ extension VirtualCPU {
       unsafe Array($0.bindMemory(to: kvm_xcr.self).prefix(Int(value.nr_xcrs)))
     }
     for entry in entries where entry.xcr == 0 {
-      // The client may set what the processor has, before or after the guest's CPUID.
+      // The client may set all that the processor has, before or after it sets CPUID.
       let supported = ExtendedStateLayout.supported
       guard ExtendedState.isValidXCR0(entry.value, supported: supported) else {
         throw .invalidArgument
@@ -89,13 +89,14 @@ extension VirtualCPU {
   }
 }
 
-/// The vector state in KVM's structs and back.
+/// Converts vector state to and from KVM's structs.
 enum ExtendedState {
-  /// Bytes of the whole XSAVE area, at least the 4096 of `kvm_xsave`.
+  /// Size of the whole XSAVE area, at least the 4096 bytes of `kvm_xsave`.
   static let areaSize = max(
     4096, Int(ExtendedStateLayout.standardSize(ExtendedStateLayout.supported)))
 
-  /// SDM volume 2, "XSETBV": x87 always, AVX with SSE, AVX-512's three together and with AVX.
+  /// SDM volume 2, "XSETBV": x87 always; AVX requires SSE; AVX-512's three components go together
+  /// and require AVX.
   static func isValidXCR0(_ value: UInt64, supported: UInt64) -> Bool {
     let xcr0 = XCR0(rawValue: value)
     guard value & ~supported == 0, xcr0.contains(.x87) else { return false }
@@ -217,7 +218,7 @@ enum ExtendedState {
     cpu.normalizeX87()
   }
 
-  /// Moves a component above SSE between the CPU and its place in the area.
+  /// Copies a component above SSE between the CPU and the area.
   private static func copy(
     _ cpu: CPU, _ component: Int, _ place: UnsafeMutableRawPointer, saving: Bool
   ) {

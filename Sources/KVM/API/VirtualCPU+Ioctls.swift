@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The table of a vCPU's ioctls and the lock (`inUse`) that lets one run at a time.
+// The table of a vCPU's ioctls and the lock (`inUse`) that serializes them.
 
 import CHost
 import InterruptChips
@@ -9,7 +9,7 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// The ioctls of a vCPU. Each but KVM_RUN is called with the vCPU's state in a physical CPU.
+/// The ioctls of a vCPU. All but KVM_RUN are called with the vCPU loaded on a physical CPU.
 extension VirtualCPU {
   typealias Method = IoctlTable<VirtualCPU>.Method
 
@@ -19,7 +19,7 @@ extension VirtualCPU {
       eventIoctls, nestedIoctls,
     ], missing: .invalidArgument)
 
-  /// Calls an ioctl; one at a time, so that another thread's call waits for the end of KVM_RUN.
+  /// Calls an ioctl. Calls are serialized: another thread's call waits for the end of KVM_RUN.
   func ioctl(_ request: UInt32, _ argument: UInt) throws(Errno) -> Int32 {
     try inUse.withLock { (_) throws(Errno) -> Int32 in
       if request == CKVM_RUN {
@@ -32,7 +32,7 @@ extension VirtualCPU {
     }
   }
 
-  /// KVM_RUN for a thread that is told when the vCPU is its own; see `InterruptibleCPU.run`.
+  /// KVM_RUN for a thread that learns when it owns the vCPU; see `InterruptibleCPU.run`.
   func run(_ argument: UInt, entered: () -> Void, left: () -> Void) throws(Errno) -> Int32 {
     guard argument == 0 else { throw .invalidArgument }
     return try inUse.withLock { (_) throws(Errno) -> Int32 in
@@ -97,7 +97,7 @@ extension VirtualCPU {
     guard known.contains(Int32(bitPattern: state)),
       apic != nil || state == UInt32(KVM_MP_STATE_RUNNABLE)
     else { throw .invalidArgument }
-    // INIT waits for the end of system management mode.
+    // System management mode blocks INIT.
     let isAfterINIT =
       state == UInt32(KVM_MP_STATE_SIPI_RECEIVED) || state == UInt32(KVM_MP_STATE_INIT_RECEIVED)
     if isAfterINIT, smm.isActive || mailbox.pendingSMI.load(ordering: .relaxed) {

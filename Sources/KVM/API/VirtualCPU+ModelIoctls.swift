@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls that say what a vCPU is: its CPUID, its MSRs, the rate and offset of its time-stamp
-// counter.
+// The ioctls for a vCPU's CPUID and MSRs and for the rate and offset of its time-stamp counter.
 
 import CHost
 import InterruptChips
@@ -114,7 +113,7 @@ extension VirtualCPU {
     ),
   ]
 
-  /// The address of KVM_VCPU_TSC_OFFSET's value, the one attribute of a vCPU.
+  /// The address of KVM_VCPU_TSC_OFFSET's value, the only attribute of a vCPU.
   private static func offsetAttribute(_ argument: Argument) throws(Errno) -> Argument {
     let attribute: kvm_device_attr = try argument.read()
     guard attribute.group == UInt32(KVM_VCPU_TSC_CTRL),
@@ -127,7 +126,7 @@ extension VirtualCPU {
     paravirtual.allows(feature, offered: cpuid.paravirtualFeatures)
   }
 
-  /// Once the vCPU has run, only what it has.
+  /// After the vCPU has run, accepts only an identical table.
   private func setCPUID(_ given: [kvm_cpuid_entry2]) throws(Errno) {
     let haltsInGuest = unsafe machine.options.withLock { $0.haltsInGuest }
     let entries = GuestCPUID.adjusted(given, haltsInGuest: haltsInGuest)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ioctls for general, special and debug registers. Combinations that no processor can be in are
-// EINVAL, so an entry cannot fail because of them.
+// The ioctls for general, special and debug registers. Combinations that no processor can be in
+// fail with EINVAL, so they cannot make a VM entry fail.
 
 import CHost
 import InterruptChips
@@ -97,7 +97,7 @@ extension VirtualCPU {
     ),
   ]
 
-  /// The client changed what the last exit left.
+  /// The client changed the state left by the last exit.
   func stateChanged() { registers.changed() }
 
   // MARK: General
@@ -153,7 +153,7 @@ extension VirtualCPU {
     return value
   }
 
-  /// The vector of an external interrupt whose delivery was interrupted.
+  /// The vector of an external interrupt whose delivery an exit interrupted.
   private var injectedInterrupt: UInt8? {
     guard let event = events.interrupted, event.kind == .externalInterrupt else { return nil }
     return event.vector
@@ -217,7 +217,7 @@ extension VirtualCPU {
     }
   }
 
-  /// Linux: EINVAL for combinations that no processor can be in.
+  /// As in Linux, EINVAL for combinations that no processor can be in.
   private func check(_ value: kvm_sregs2) throws(Errno) {
     let paging = value.cr0 & CR0.pg.rawValue != 0
     let efer = EFER(rawValue: value.efer)
@@ -261,7 +261,7 @@ extension VirtualCPU {
     stateChanged()
   }
 
-  /// The page-directory pointers that a PAE guest has loaded.
+  /// Loads the page-directory pointers of a PAE guest.
   func loadPDPTRs() {
     guard usesPAE else { return }
     let base = backend[.cr3] & 0xFFFF_FFE0
@@ -283,7 +283,7 @@ extension VirtualCPU {
   }
 }
 
-/// `kvm_segment` and back.
+/// Converts to and from `kvm_segment`.
 enum SegmentStruct {
   static func make(_ state: SegmentState) -> kvm_segment {
     var segment = kvm_segment()
@@ -308,11 +308,11 @@ enum SegmentStruct {
     rights |= UInt32(segment.dpl & 3) << 5 | UInt32(segment.present & 1) << 7
     rights |= UInt32(segment.avl & 1) << 12 | UInt32(segment.l & 1) << 13
     rights |= UInt32(segment.db & 1) << 14 | UInt32(segment.g & 1) << 15
-    // A segment that is not present cannot be in use.
+    // A segment that is not present is unusable.
     if segment.unusable != 0 || segment.present == 0 {
       rights |= SegmentAccessRights.unusableBit
     }
-    // The processor has TR busy always.
+    // A loaded TR is always busy.
     if register == .tr, segment.s == 0 { rights |= 2 }
     return SegmentState(
       base: segment.base, limit: segment.limit, accessRights: rights, selector: segment.selector)

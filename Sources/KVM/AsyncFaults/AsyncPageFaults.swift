@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Asynchronous page faults (Linux, "MSR_KVM_ASYNC_PF_EN"): a guest that touches a page which its
-// host has to bring first is told so by a #PF with a token in CR2, and runs something else; an
-// interrupt tells it when the page with that token is there.
+// Asynchronous page faults (Linux, "MSR_KVM_ASYNC_PF_EN"). When a guest touches a page that its
+// host must first bring in, it gets a #PF with a token in CR2 and can schedule another task; an
+// interrupt with the token announces the page.
 //
-//     touch      flags = 1, #PF, CR2 = token    -> a thread brings the page (PageArrivals)
-//     arrival    token, interrupt               -> the guest goes on with whoever waited
-//     ACK        the place of the token is free -> the next arrival
+//     touch      flags = 1, #PF, CR2 = token    -> a thread brings the page in (PageArrivals)
+//     arrival    token, interrupt               -> the guest resumes the task that waits for it
+//     ACK        the token's field is free      -> the next arrival
 //
-// Where a #PF cannot be delivered (in the kernel of a guest that did not ask for that, without
-// paging) the vCPU halts until the page or an interrupt comes, which is better than waiting in the
-// access: an interrupt's handler runs meanwhile. With interrupts disabled it waits in the access.
+// If no #PF can be delivered (guest kernel without `Enable.always`, paging off), the vCPU halts
+// until the page or an interrupt arrives. So interrupt handlers run meanwhile, unlike during a wait
+// in the access. With interrupts disabled the vCPU waits in the access.
 //
 //     structure:  u32 flags   u32 token   56 bytes
 
@@ -25,11 +25,11 @@ struct AsyncPageFaults: Sendable {
   /// MSR_KVM_ASYNC_PF_EN.
   enum Enable {
     static let enabled: UInt64 = 1 << 0
-    /// Also where the guest is in its kernel.
+    /// Also while the guest is in its kernel.
     static let always: UInt64 = 1 << 1
-    /// To the hypervisor in the guest.
+    /// For a nested hypervisor.
     static let asVMExit: UInt64 = 1 << 2
-    /// Arrivals are told by an interrupt.
+    /// An interrupt announces arrivals.
     static let byInterrupt: UInt64 = 1 << 3
     static let reserved: UInt64 = 3 << 4
     static let flags: UInt64 = 0x3F
@@ -37,7 +37,7 @@ struct AsyncPageFaults: Sendable {
 
   static let notPresent: UInt32 = 1
   private static let tokenOffset: UInt64 = 4
-  /// A token that says that everything is there.
+  /// The token that wakes all waiting tasks.
   static let broadcast: UInt32 = .max
   static let mostOutstanding = 64
 
@@ -45,12 +45,12 @@ struct AsyncPageFaults: Sendable {
   /// MSR_KVM_ASYNC_PF_INT: the vector.
   var interrupt: UInt64 = 0
   private var lastNumber: UInt32 = 0
-  /// The pages that are out, with the token that the guest knows; 0: it was not told.
+  /// Pages not yet there, with the token that the guest has; 0 if it got none.
   var outstanding: [UInt64: UInt32] = [:]
   var arrivals: PageArrivals?
-  /// The vCPU stands still for a page.
+  /// The vCPU halts until a page arrives.
   var isHalted = false
-  /// A page that a thread could not bring.
+  /// A page that a thread could not bring in.
   var failedPage: UInt64?
 
   var isEnabled: Bool {
@@ -60,14 +60,14 @@ struct AsyncPageFaults: Sendable {
   var address: UInt64 { enable & ~Enable.flags }
   var tokenAddress: UInt64 { address &+ Self.tokenOffset }
 
-  /// Never 0, which is "none".
+  /// Never 0, which means "none".
   mutating func makeToken(_ id: UInt32) -> UInt32 {
     lastNumber = lastNumber &+ 1
     if lastNumber &<< 12 == 0 { lastNumber = 1 }
     return lastNumber &<< 12 | id & 0xFFF
   }
 
-  /// Forgets what is out.
+  /// Forgets outstanding pages.
   mutating func clear() {
     arrivals?.close()
     arrivals = nil
@@ -97,7 +97,7 @@ extension VirtualCPU {
     guard unsafe machine.memory.isReadable(new.address, count: 64) else { return false }
     paravirtual.faults.enable = value
     unsafe machine.watchPresence()
-    // Whatever the guest waits for from before, as after a migration, is to be tried again.
+    // The guest may wait for pages from before, as after a migration: let it retry all.
     arrivals.add(PageArrival(page: nil))
     return true
   }
@@ -111,7 +111,7 @@ extension VirtualCPU {
 
   private var arrivals: PageArrivals {
     if let arrivals = paravirtual.faults.arrivals { return arrivals }
-    // Closed by the machine before it lets go of this vCPU.
+    // The machine closes it before it releases this vCPU.
     let arrivals = PageArrivals { [unowned(unsafe) self] in unsafe self.request(.pageArrival) }
     paravirtual.faults.arrivals = arrivals
     return arrivals
@@ -121,7 +121,7 @@ extension VirtualCPU {
 // MARK: - Faults
 
 extension VirtualCPU {
-  /// Maps the page that the guest touched; `mapped` too where it is told to wait for it.
+  /// Maps the page that the guest touched; `mapped` also if an arrival will announce it.
   func mapTouched(_ address: UInt64, writing: Bool) -> MachineMemory.Mapping {
     let mayWait = paravirtual.faults.isEnabled && canFaultLater(address & Page.mask)
     let mapping = memory.map(address, writing: writing, mayWait: mayWait)
@@ -130,13 +130,13 @@ extension VirtualCPU {
       ? .mapped : memory.map(address, writing: writing)
   }
 
-  /// The instruction at RIP can be left as it is, and an interrupt would be taken there.
+  /// The instruction at RIP can be interrupted, and interrupts are enabled.
   private func canFaultLater(_ page: UInt64) -> Bool {
     apic != nil && events.hasNone && runState.completion == .none
       && !smm.isActive && isInterruptAllowed && paravirtual.faults.failedPage != page
   }
 
-  /// Whether the vCPU need not wait for the page in its access.
+  /// False if the vCPU must wait for the page in its access.
   private func startFault(_ page: UInt64, host: UInt64) -> Bool {
     if paravirtual.faults.outstanding[page] != nil {
       paravirtual.faults.isHalted = true
@@ -174,7 +174,7 @@ extension VirtualCPU {
 // MARK: - Arrivals
 
 extension VirtualCPU {
-  /// Tells the guest of pages that have come, as far as it can be told.
+  /// Announces pages to the guest, one for each token that it has acknowledged.
   func takeArrivals() {
     paravirtual.faults.isHalted = false
     while canTakeArrival, let arrival = paravirtual.faults.arrivals?.take() {
@@ -191,14 +191,14 @@ extension VirtualCPU {
     }
   }
 
-  /// The guest has taken the last token.
+  /// The guest has acknowledged the last token.
   private var canTakeArrival: Bool {
     guard paravirtual.faults.isEnabled else { return true }
     return unsafe apic?.state.withLock { $0.mode != .disabled && $0.isSoftwareEnabled } == true
       && machine.memory.load(paravirtual.faults.tokenAddress, as: UInt32.self) == 0
   }
 
-  /// Whether a vCPU that stands still for a page has something else to do.
+  /// Whether an event wakes a vCPU that halts for a page.
   func wakesFromFault() -> Bool {
     guard
       hasPendingInterrupt || isSMIDeliverable

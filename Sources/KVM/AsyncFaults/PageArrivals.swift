@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages on their way to a vCPU: a thread for each has the kernel bring it, and hands it over when
-// it is there. Threads know this object and a host address, never the vCPU or its machine, which
-// may go while a page that nobody brings is out.
+// Pages on their way to a vCPU: a thread for each has the kernel bring it in and then reports it.
+// Threads know only this object and a host address: the vCPU and its machine may vanish while a
+// page is outstanding.
 
 import ClientMemory
 import Glibc
@@ -10,11 +10,11 @@ import Host
 import Synchronization
 import SystemPackage
 
-/// A page that has come.
+/// A page that has arrived.
 struct PageArrival: Sendable {
-  /// Guest-physical; nil: for whoever waits, after the guest may have missed some.
+  /// Guest-physical; nil wakes all waiting tasks, as the guest may have missed arrivals.
   var page: UInt64?
-  /// It could not be brought so: the vCPU waits for it itself.
+  /// The thread could not bring it in: the vCPU waits for it itself.
   var isFailed = false
 }
 
@@ -26,10 +26,10 @@ final class PageArrivals: Sendable {
 
   private let state: Mutex<State>
 
-  /// - Parameter notify: called when there is something to take, under a lock, from any thread.
+  /// - Parameter notify: called for each arrival, under a lock, from any thread.
   init(notify: @escaping @Sendable () -> Void) { state = Mutex(State(notify: notify)) }
 
-  /// Nobody is told of anything any more.
+  /// Ends all notifications.
   func close() { state.withLock { $0 = State() } }
 
   func add(_ arrival: PageArrival) {
@@ -46,7 +46,7 @@ final class PageArrivals: Sendable {
     state.withLock { $0.arrived.isEmpty ? nil : $0.arrived.removeFirst() }
   }
 
-  /// Starts bringing a page.
+  /// Starts bringing a page in.
   ///
   /// - Parameter host: its address in this process.
   func bring(_ page: UInt64, host: UInt64) throws(Errno) {

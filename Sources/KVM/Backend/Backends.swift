@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which backend a physical CPU gets: the first whose vendor's virtualization its CPUID offers. A
-// new vendor is a folder beside `VMX` and an entry here; nothing else names a backend.
+// Selects a physical CPU's backend: the first whose vendor's virtualization its CPUID offers. A new
+// vendor is a folder beside `VMX` and an entry here; nothing else names a backend.
 
 import SystemPackage
 import X86

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest state that no control block holds. While a vCPU is loaded it is in the physical CPU;
-// this is where it waits otherwise.
+// The guest state that is not in the control block. It is in the physical CPU while a vCPU is
+// loaded, and here otherwise.
 
 import X86
 import X86CPU
@@ -22,12 +22,12 @@ struct GuestContext {
   private var kernelGSBase: UInt64 = 0
   private var tscAux: UInt64 = 0
   private var vector = VectorState()
-  /// What the vendor that the guest's CPUID names does in its own way.
+  /// Behaviour that depends on the vendor in the guest's CPUID.
   var rules = VendorRules.intel
 
   init() {}
 
-  /// From the physical CPU.
+  /// Saves the state from the physical CPU.
   mutating func save(from cpu: CPU) {
     let s = unsafe cpu.s
     gpr = unsafe s.pointee.gpr
@@ -47,7 +47,7 @@ struct GuestContext {
     vector = unsafe cpu.vector.pointee
   }
 
-  /// Into the physical CPU. RSP is the control block's.
+  /// Restores the state to the physical CPU. RSP is in the control block.
   func restore(to cpu: CPU) {
     let s = unsafe cpu.s
     let rsp = unsafe s.pointee.gpr[Int(GeneralRegister.rsp.rawValue)]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The vendor seam: what the hypervisor asks of VT-x or SVM for one vCPU. A backend owns the vCPU's
-// control block and is written in the processor's verbs; nothing above it names a field of a VMCS
-// or a VMCB. All methods but `init` and `load` need the vCPU loaded on the physical CPU given last.
+// The vendor seam: the operations that the hypervisor needs from VT-x or SVM for one vCPU. A
+// backend owns the vCPU's control block and uses the processor's instructions; nothing above it
+// names a field of a VMCS or a VMCB. All methods but `init` and `load` need the vCPU loaded on the
+// physical CPU given last.
 
 import SystemPackage
 import X86
@@ -12,7 +13,7 @@ import X86CPU
 /// are in the physical CPU itself; see GuestContext).
 package enum ControlBlockRegister: Int, Sendable, CaseIterable {
   case rip, rsp, rflags
-  /// As the guest sees them, not as the processor runs them.
+  /// The guest's values, not the processor's.
   case cr0, cr3, cr4, efer, pat, dr7, debugctl
   case sysenterCS, sysenterESP, sysenterEIP
   case gdtrBase, gdtrLimit, idtrBase, idtrLimit
@@ -22,7 +23,7 @@ package enum ControlBlockRegister: Int, Sendable, CaseIterable {
   case pendingDebug
 }
 
-/// How the run loop goes on after an exit.
+/// How the run loop continues after an exit.
 enum Disposition {
   /// Enter again.
   case resume
@@ -47,69 +48,67 @@ protocol VirtualizationBackend: AnyObject {
 
   /// Makes the control block current on `cpu`.
   func load(on cpu: PhysicalCPU)
-  /// Writes everything cached back and makes the control block free to load elsewhere.
+  /// Writes cached fields back and frees the control block for another CPU.
   func unload(from cpu: PhysicalCPU)
 
   /// Enters the guest and returns after its exit.
   func run()
-  /// What the exit that `run` returned from was. Once for each exit, as it may act on it: after
+  /// The exit that `run` returned with. Call it once for each exit, as it may act on it, and after
   /// `takeInterruptedEvent`.
   func takeExit() -> GuestExit
-  /// After `GuestExit.entryFailed`: which rules the control block breaks.
+  /// After `GuestExit.entryFailed`: the rules that the control block breaks.
   func explainFailedEntry() -> EntryExplanation?
-  /// The control block as a file that `martlet doctor` reads.
+  /// The control block as a file for `martlet doctor`.
   var savedControlBlock: [UInt8] { get }
 
-  /// The processor changed guest registers outside the guest: the next entry checks all of them.
+  /// The processor changed guest registers outside the guest: check all of them at the next entry.
   func stateChangedInPlace()
-  /// Bytes of the instruction that exited.
+  /// Length in bytes of the instruction that exited.
   var instructionLength: UInt64 { get }
 
   subscript(_ register: ControlBlockRegister) -> UInt64 { get set }
   func segment(_ register: SegmentRegister) -> SegmentState
   func setSegment(_ register: SegmentRegister, _ value: SegmentState)
 
-  /// Queues an event for the next entry, which delivers it once.
+  /// Queues an event that the next entry delivers once.
   func inject(_ event: GuestEvent)
-  /// The event that the last exit interrupted on its way into the guest, if any; or one that was
-  /// queued and not delivered.
+  /// The event whose delivery the last exit interrupted, or one that was queued and not delivered.
   func takeInterruptedEvent() -> GuestEvent?
-  /// An event in the vendor's format, for reports to the client.
+  /// An event in the vendor's format, for reporting to the client.
   func vendorInformation(of event: GuestEvent) -> UInt64
-  /// Exit as soon as an interrupt could be delivered.
+  /// Exits as soon as an interrupt can be delivered.
   func setInterruptWindow(_ open: Bool)
-  /// Exit as soon as an NMI could be delivered, or deliver it (`takeDeliveredNMI`).
+  /// Exits as soon as an NMI can be delivered, or delivers it (`takeDeliveredNMI`).
   func setNMIWindow(_ open: Bool)
-  /// Whether the processor delivered, without an exit, the NMI that a window was opened for. Once
-  /// for each.
+  /// Whether the processor delivered the NMI of an open window without an exit. Resets the answer.
   func takeDeliveredNMI() -> Bool
 
-  /// The hypercall instruction of the vendor's processors, and the other vendor's, which is
-  /// undefined there.
+  /// The hypercall instruction of the vendor's processors, and the other vendor's, which raises #UD
+  /// there.
   var hypercall: (own: [UInt8], other: [UInt8]) { get }
-  /// What the multiplier of the time-stamp counter is a multiple of.
+  /// The granularity of the TSC multiplier.
   var tscMultiplierStep: UInt64 { get }
   func setTSCOffset(_ offset: UInt64)
-  /// Guest counts for each of the host's, in units of 2^-48.
+  /// Guest ticks for each host tick, in units of 2^-48.
   func setTSCMultiplier(_ multiplier: UInt64)
-  /// Which CR4 bits the guest may set without an exit.
+  /// The CR4 bits that the guest may set without an exit.
   func setGuestCR4(allowed: UInt64)
-  /// Which instructions the guest has, of those that controls can take away.
+  /// The guest's instructions, of those that controls can disable.
   func setInstructions(_ features: GuestFeatures)
-  /// Names the root of the nested page tables.
+  /// Sets the root of the nested page tables.
   func setNestedTables(_ root: UInt64)
-  /// Which exceptions exit, whether every instruction does, and accesses to debug registers.
+  /// Which exceptions exit, and whether every instruction and accesses to debug registers do.
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool)
-  /// Whether atomic accesses that lie in two cache lines exit.
+  /// Whether atomic accesses that cross a cache line exit.
   func setBusLockDetection(_ on: Bool)
-  /// How long, in TSC ticks, the guest may keep everybody out; nil: without end.
+  /// How long, in TSC ticks, the guest may delay an exit; nil: without limit.
   func setNotifyWindow(_ ticks: UInt32?)
-  /// Which MSRs the guest reaches without an exit, of those that may be.
+  /// The MSRs that the guest accesses without an exit, of those that allow it.
   ///
   /// - Parameter watchesEFER: writes of EFER exit.
   func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool)
-  /// Drops what the physical CPU has cached of the guest's own translations.
+  /// Flushes the physical CPU's cached guest translations.
   func flushGuestTranslations()
-  /// Drops what the physical CPU has cached of nested tables.
+  /// Flushes the physical CPU's cached nested mappings.
   func invalidateNestedMappings()
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU's CPUID as the client set it, and what follows from it: allowed bits of CR4 and XCR0,
+// A vCPU's CPUID as the client set it, and what it determines: allowed bits of CR4 and XCR0,
 // counters, vendor. Immutable; KVM_SET_CPUID2 makes a new one.
 
 import CHost
 import X86
 import X86CPU
 
-/// A vCPU's CPUID: the table that the client set, and what follows from it. It changes only as a
-/// whole, and not once the vCPU has run.
+/// A vCPU's CPUID: the client's table and values derived from it. It is replaced as a whole, and
+/// never after the vCPU has run.
 struct GuestCPUID {
   /// Processor state that CPUID reflects.
   struct Dynamic {
@@ -16,12 +16,12 @@ struct GuestCPUID {
     var xcr0: UInt64
     var xss: UInt64
     var isAPICEnabled: Bool
-    /// IA32_MISC_ENABLE's bit, where CPUID follows it.
+    /// IA32_MISC_ENABLE's MWAIT bit, if CPUID follows it.
     var monitorWait: Bool?
   }
 
   let entries: [kvm_cpuid_entry2]
-  /// Position in `entries` by function and index; by function alone where the index does not count.
+  /// Positions in `entries` by function and index; by function alone if the index is ignored.
   private let positions: [UInt64: Int]
   /// CR4 bits that the guest may set.
   let allowedCR4: UInt64
@@ -30,16 +30,16 @@ struct GuestCPUID {
 
   /// The performance counters of leaf 0AH.
   let performance: PerformanceModel
-  /// What its vendor's processors do in their own way.
+  /// Behaviour specific to its vendor's processors.
   let rules: VendorRules
-  /// What the guest's MSRs and instructions depend on.
+  /// The features that the guest's MSRs and instructions depend on.
   let features: GuestFeatures
   let isIntel: Bool
 
   /// Leaf 0x40000001 EAX.
   let paravirtualFeatures: UInt32
 
-  /// MAXPHYADDR, where the table says something: leaf 0x80000008 EAX.
+  /// MAXPHYADDR, if leaf 0x80000008 EAX has it.
   let physicalAddressBits: UInt64?
 
   private static let anyIndex: UInt64 = 0xFFFF_FFFF
@@ -59,7 +59,7 @@ struct GuestCPUID {
       return position.map { entries[$0] } ?? kvm_cpuid_entry2()
     }
     let (one, seven, state) = (find(1, 0), find(7, 0), find(0xD, 0))
-    // Before the client says what the guest has, it may have all.
+    // Before the client sets CPUID, all bits are allowed.
     allowedCR4 =
       entries.isEmpty
       ? Self.offeredCR4
@@ -80,7 +80,7 @@ struct GuestCPUID {
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
 
-  /// What a guest with all of KVM_GET_SUPPORTED_CPUID may set.
+  /// The bits that a guest with all of KVM_GET_SUPPORTED_CPUID may set.
   private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4
 
   private static func allowedCR4(ecx1: UInt32, ebx7: UInt32, ecx7: UInt32) -> UInt64 {
@@ -102,8 +102,8 @@ struct GuestCPUID {
     return (positions[key | UInt64(index)] ?? positions[key | Self.anyIndex]).map { entries[$0] }
   }
 
-  /// What CPUID returns. A function beyond the last is answered by the last basic one, as Intel's
-  /// processors do; those of AMD's answer 0.
+  /// The result of the CPUID instruction. For functions above the maximum, Intel's processors
+  /// return the last basic leaf, AMD's return 0.
   func lookUp(_ function: UInt32, _ index: UInt32, _ state: Dynamic) -> CPUIDLeaf {
     var function = function
     if entry(function, index) == nil, isBeyondLast(function), let last = entry(0, 0)?.eax {
@@ -111,7 +111,7 @@ struct GuestCPUID {
       function = last
     }
     guard let found = entry(function, index) else {
-      // Topology leaves give their index and the APIC identifier for every index.
+      // Topology leaves return the index and the APIC identifier for every index.
       guard function == 0xB || function == 0x1F, let first = entry(function, 0) else {
         return CPUIDLeaf()
       }
@@ -122,7 +122,7 @@ struct GuestCPUID {
     return leaf
   }
 
-  /// The table as it is now: with what the processor's state changes.
+  /// The table with the bits that reflect the processor's current state.
   func entries(_ state: Dynamic) -> [kvm_cpuid_entry2] {
     entries.map { entry in
       var (entry, leaf) = (
@@ -139,7 +139,7 @@ struct GuestCPUID {
     if function & 0x8000_0000 != 0 {
       base = 0x8000_0000
     } else {
-      // Hypervisors' leaves come in blocks of 256.
+      // Hypervisor leaves come in blocks of 256.
       base = function & 0xF000_0000 == 0x4000_0000 ? function & 0xFFFF_FF00 : 0
     }
     guard let last = entry(base, 0)?.eax else { return true }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which MSRs and instructions a guest has, by its CPUID. Until the client sets one it has none of
-// these, as in Linux.
+// The MSRs and instructions that a guest has, by its CPUID: none of these until the client sets it,
+// as in Linux.
 
 import CHost
 import X86
 import X86CPU
 
-/// Features on which MSRs and instructions of a guest depend.
+/// Features that MSRs and instructions of a guest depend on.
 struct GuestFeatures: OptionSet, Sendable {
   var rawValue: UInt32
 
@@ -25,9 +25,9 @@ struct GuestFeatures: OptionSet, Sendable {
   static let longMode = Self(rawValue: 1 << 11)
   static let architecturalCapabilities = Self(rawValue: 1 << 12)
   static let performanceCapabilities = Self(rawValue: 1 << 13)
-  /// What IA32_SPEC_CTRL is there for: IBRS (with IBPB), and AMD's three bits.
+  /// IA32_SPEC_CTRL exists for these: IBRS (with IBPB), and AMD's three bits.
   static let speculationControl = Self(rawValue: 1 << 14)
-  /// What IA32_PRED_CMD is there for: IBPB (with IBRS), and AMD's bit.
+  /// IA32_PRED_CMD exists for these: IBPB (with IBRS), and AMD's bit.
   static let predictionBarrier = Self(rawValue: 1 << 15)
 
   /// The guest may be a hypervisor.
@@ -52,7 +52,7 @@ struct GuestFeatures: OptionSet, Sendable {
 
   init(rawValue: UInt32) { self.rawValue = rawValue }
 
-  /// - Parameter find: the entry of a function and an index; zeros where there is none.
+  /// - Parameter find: returns the entry of a function and an index; zeros if there is none.
   init(_ find: (UInt32, UInt32) -> kvm_cpuid_entry2) {
     rawValue = 0
     for (feature, function, index, register, bits) in Self.table {
@@ -68,7 +68,7 @@ struct GuestFeatures: OptionSet, Sendable {
     }
   }
 
-  /// The features of which a guest needs one to have an MSR; nil where it needs none.
+  /// A guest has an MSR if it has one of these features; nil: always.
   static func needed(forMSR number: UInt32) -> Self? {
     switch MSR(rawValue: number) {
     case .specCtrl: .speculationControl
@@ -84,24 +84,24 @@ struct GuestFeatures: OptionSet, Sendable {
 }
 
 extension GuestCPUID {
-  /// EBX of leaf 0 where the vendor is Intel.
+  /// EBX of leaf 0 for vendor Intel.
   static let intelVendor: UInt32 = 0x756E_6547
-  /// MAXPHYADDR of a guest whose CPUID does not say it (SDM volume 2, "CPUID": leaf 80000008H).
+  /// MAXPHYADDR if the guest's CPUID lacks it (SDM volume 2, "CPUID": leaf 80000008H).
   private static let defaultPhysicalAddressBits: UInt64 = 36
 
-  /// Address bits that are reserved, by the guest's MAXPHYADDR.
+  /// Reserved address bits, by the guest's MAXPHYADDR.
   var reservedAddressBits: UInt64 {
     let bits = physicalAddressBits ?? Self.defaultPhysicalAddressBits
     return bits >= 64 ? 0 : ~((1 &<< bits) &- 1)
   }
 
-  /// A width of linear addresses that no processor has is refused, as in Linux.
+  /// Rejects widths of linear addresses that no processor has, as in Linux.
   static func isValid(_ entries: [kvm_cpuid_entry2]) -> Bool {
     guard let sizes = entries.first(where: { $0.function == 0x8000_0008 }) else { return true }
     return [0, 48, 57].contains(sizes.eax >> 8 & 0xFF)
   }
 
-  /// The table as the guest has it: where a halt does not exit, nobody ends it by a hypercall.
+  /// The table for the guest: without the hypercall that ends halts if HLT does not exit.
   static func adjusted(
     _ entries: [kvm_cpuid_entry2], haltsInGuest: Bool
   ) -> [kvm_cpuid_entry2] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The paravirtual features that a guest may be offered: the bits of KVM's CPUID leaf.
+// The paravirtual features that can be offered to a guest: the bits of KVM's CPUID leaf.
 
 /// Bits of CPUID leaf 0x40000001 EAX (Linux, "KVM CPUID bits").
 enum ParavirtualFeature {
@@ -19,7 +19,7 @@ enum ParavirtualFeature {
   static let migrationControl: UInt32 = 1 << 17
   static let stableClock: UInt32 = 1 << 24
 
-  /// The feature that each MSR belongs to.
+  /// The feature of each MSR.
   static let ofMSR: [UInt32: UInt32] = [
     ParavirtualMSR.oldWallClock: clockSource, ParavirtualMSR.oldSystemTime: clockSource,
     ParavirtualMSR.wallClock: clockSource2, ParavirtualMSR.systemTime: clockSource2,
@@ -35,7 +35,7 @@ enum ParavirtualFeature {
 enum Hypercall {
   /// Wakes the CPU whose APIC identifier is the second argument.
   static let kickCPU: UInt64 = 5
-  /// The host's wall clock and the guest's counter at one time.
+  /// The host's wall clock and the guest's TSC at the same moment.
   static let clockPairing: UInt64 = 9
   /// Sends an interrupt to the CPUs of a bitmap: its two words, its first APIC identifier, ICR's
   /// low word.
@@ -44,7 +44,7 @@ enum Hypercall {
   static let yield: UInt64 = 11
   /// Tells the host how a range of memory is used (confidential guests).
   static let mapGPARange: UInt64 = 12
-  /// Hypercalls that a client can ask to see.
+  /// Hypercalls that a client can request exits for.
   static let exitable: UInt64 = 1 << mapGPARange
   static let invalid: Int64 = -22
   static let fault: Int64 = -14

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_GET_SUPPORTED_CPUID: what the processor has, less what this hypervisor does not pass on, and
-// what it adds: the local APIC's features and its own leaves.
+// KVM_GET_SUPPORTED_CPUID: the processor's CPUID without what this hypervisor does not pass on,
+// plus what it adds: the local APIC's features and its own leaves.
 
 import CHost
 import X86
@@ -10,13 +10,13 @@ import X86CPU
 enum SupportedCPUID {
   /// Bits of leaf 1 ECX that differ from the processor's.
   private enum Leaf1ECX {
-    /// MWAIT would not wait.
+    /// MWAIT would return at once.
     static let monitor: UInt32 = 1 << 3
     /// No nesting yet.
     static let vmx: UInt32 = 1 << 5
     static let x2APIC: UInt32 = 1 << 21
-    /// Told by KVM_CAP_TSC_DEADLINE_TIMER alone, as it is there only with our local APIC: a client
-    /// that has its own must not pass it on.
+    /// Offered only by KVM_CAP_TSC_DEADLINE_TIMER, because only our local APIC has it: a client
+    /// with its own local APIC must not pass it on.
     static let tscDeadline: UInt32 = 1 << 24
     static let hypervisor: UInt32 = 1 << 31
     /// Set while CR4.OSXSAVE is.
@@ -25,7 +25,7 @@ enum SupportedCPUID {
     static let added = x2APIC | hypervisor | performanceCapabilitiesBit
   }
 
-  /// PDCM, of leaf 1 ECX.
+  /// PDCM in leaf 1 ECX.
   static let performanceCapabilitiesBit: UInt32 = 1 << 15
   /// SVM, of leaf 8000_0001H ECX.
   static let svmBit: UInt32 = 1 << 2
@@ -58,7 +58,7 @@ enum SupportedCPUID {
     for index in 0..<count { add(&list, function, index, silicon, significant: true) }
   }
 
-  /// How many subleaves the leaves with an index have.
+  /// The number of subleaves of leaves with an index.
   private static let subleaves: [UInt32: UInt32] = [
     4: 5, 7: 3, 0xB: 2, 0xD: 10, 0x12: 1, 0x14: 1, 0x1F: 2, 0x8000_001D: 5,
   ]
@@ -73,9 +73,9 @@ enum SupportedCPUID {
       leaf.ecx = leaf.ecx & ~Leaf1ECX.removed | Leaf1ECX.added
       leaf.edx |= apicBit
     }
-    // The processor has no counters: they are made here (Performance).
+    // The processor has no counters; `Performance` emulates them.
     if function == PerformanceModel.leaf { leaf = PerformanceModel.offered }
-    // OSPKE, set while CR4.PKE is.
+    // OSPKE mirrors CR4.PKE.
     if function == 7, index == 0 { leaf.ecx &= ~(1 << 4) }
     if !hasProtectionKeys { withholdProtectionKeys(&leaf, function, index) }
     if function == 0xD, index > 1, leaf.eax == 0 { return }
@@ -109,9 +109,9 @@ enum SupportedCPUID {
     }
   }
 
-  /// Linux, "KVM CPUID bits": all that a kernel 6.1 offers but for asynchronous page faults as VM
-  /// exits of a nested hypervisor. MSI_EXT_DEST_ID, HC_MAP_GPA_RANGE and MIGRATION_CONTROL are the
-  /// client's to offer, who does its part of them.
+  /// Linux, "KVM CPUID bits": all that kernel 6.1 offers except asynchronous page faults as VM
+  /// exits of a nested hypervisor. MSI_EXT_DEST_ID, HC_MAP_GPA_RANGE and MIGRATION_CONTROL need the
+  /// client's support, so the client offers them.
   private static let features: UInt32 =
     ParavirtualFeature.clockSource | ParavirtualFeature.noIODelay
     | ParavirtualFeature.clockSource2 | ParavirtualFeature.stealTime | ParavirtualFeature.unhalt

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Eventfds that a client hands over. Each is duplicated once and closed once; a release from two
-// sides closes it once, too.
+// Eventfds from a client. Each is duplicated once and closed once, even if two sides release it.
 
 import CHost
 import Host
@@ -12,14 +11,14 @@ import SystemPackage
   import Glibc
 #endif
 
-/// A client's eventfd, held under a descriptor of our own: what the client does with its descriptor
-/// later cannot lead us to another file.
+/// A client's eventfd, held under a descriptor of our own: later changes of the client's descriptor
+/// cannot redirect us to another file.
 final class ClientEvent: Sendable {
   let descriptor: Int32
-  /// What the kernel calls this eventfd, or the client's descriptor where it does not say.
+  /// The kernel's identifier of this eventfd, or the client's descriptor if there is none.
   private let identity: Identity
   private let released = Atomic<Bool>(false)
-  /// The descriptors of all that live.
+  /// The descriptors of all live instances.
   private static let own = Mutex<Set<Int32>>([])
 
   enum Identity: Hashable, Sendable {
@@ -27,10 +26,10 @@ final class ClientEvent: Sendable {
     case descriptor(Int32)
   }
 
-  /// - Throws: EBADF where nothing is open there, EINVAL where it is not an eventfd.
+  /// - Throws: EBADF if the descriptor is not open, EINVAL if it is not an eventfd.
   init(_ client: Int32) throws(Errno) {
     identity = try Self.identity(client)
-    // By system calls: what intercepts the client's calls must not take this for one of them.
+    // By raw system calls, because the preload library intercepts the client's calls.
     let new = chost_syscall(Int(SYS_fcntl), Int(client), Int(F_DUPFD_CLOEXEC), 3, 0, 0, 0)
     guard new >= 0 else { throw Errno(rawValue: errno) }
     descriptor = Int32(new)
@@ -39,7 +38,7 @@ final class ClientEvent: Sendable {
 
   deinit { release() }
 
-  /// Lets go of the descriptor: the client has none any more.
+  /// Closes our descriptor: the client has closed its own.
   func release() {
     if released.exchange(true, ordering: .sequentiallyConsistent) { return }
     _ = Self.own.withLock { $0.remove(descriptor) }
@@ -52,14 +51,13 @@ final class ClientEvent: Sendable {
   func isSame(as client: Int32) -> Bool { (try? Self.identity(client)) == identity }
   func isSame(as other: ClientEvent) -> Bool { identity == other.identity }
 
-  /// Whether one of these eventfds is this one.
+  /// Whether this eventfd is in the set.
   func isAmong(_ open: Set<Identity>) -> Bool {
     if case .descriptor = identity { return true }
     return open.contains(identity)
   }
 
-  /// The eventfds that descriptors of this process but ours are open on; nil where they cannot be
-  /// told.
+  /// The eventfds that are open in this process except ours; nil if they cannot be identified.
   static var clients: Set<Identity>? {
     guard let directory = unsafe opendir("/proc/self/fd") else { return nil }
     defer { unsafe closedir(directory) }
@@ -82,7 +80,7 @@ final class ClientEvent: Sendable {
     if !isReleased { _ = unsafe write(descriptor, &one, 8) }
   }
 
-  /// Takes the events that came. Not called where none came, which would block.
+  /// Resets the counter. Blocks if it is 0.
   func consume() {
     var value: UInt64 = 0
     if !isReleased { _ = unsafe read(descriptor, &value, 8) }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What answers a guest's write in place of the client, one table for ports and memory: ioeventfds,
-// which are signalled, and coalesced zones, whose writes wait in a ring that the client empties
-// when it comes by (Linux, "KVM_IOEVENTFD" and "KVM_(UN)REGISTER_COALESCED_MMIO").
+// Guest writes that need no exit to the client, one table for ports and memory: ioeventfds, which
+// are signalled, and coalesced zones, whose writes wait in a ring until the client's next exit
+// (Linux, "KVM_IOEVENTFD" and "KVM_(UN)REGISTER_COALESCED_MMIO").
 
 import CHost
 import Host
@@ -16,9 +16,9 @@ final class WriteSinks: Sendable {
   }
 
   struct Doorbell: Sendable {
-    /// 1, 2, 4 or 8; 0: a write of any length.
+    /// 1, 2, 4 or 8; 0: any length.
     var length: UInt32
-    /// The value that has to be written; nil: any.
+    /// The value to match; nil: any.
     var match: UInt64?
     var event: ClientEvent
 
@@ -30,7 +30,7 @@ final class WriteSinks: Sendable {
       return value & mask == match
     }
 
-    /// Whether a write could mean both (Linux: EEXIST).
+    /// Whether a write could match both (Linux: EEXIST).
     func collides(with other: Doorbell) -> Bool {
       length == 0 || other.length == 0
         || length == other.length
@@ -55,14 +55,14 @@ final class WriteSinks: Sendable {
   }
 
   private let state = Mutex(State())
-  /// Whether anything is registered: asked at every exit.
+  /// Whether anything is registered: checked at every exit.
   private let isUsed = Atomic<Bool>(false)
   /// As NR_IOBUS_DEVS.
   private static let limit = 1000
 
   /// Offers a write.
   ///
-  /// - Returns: whether it was taken.
+  /// - Returns: whether a sink took it.
   func write(
     _ place: Place, size: Int, value: UInt64, ring: () -> CoalescedRing?
   ) -> Bool {
@@ -90,7 +90,7 @@ final class WriteSinks: Sendable {
     isUsed.store(true, ordering: .sequentiallyConsistent)
   }
 
-  /// - Throws: ENOENT where there is no such ioeventfd.
+  /// - Throws: ENOENT if there is no such ioeventfd.
   func remove(_ bell: Doorbell, at place: Place) throws(Errno) {
     try state.withLock { (state) throws(Errno) in
       let index = state.doorbells[place]?.firstIndex {
@@ -111,7 +111,7 @@ final class WriteSinks: Sendable {
     isUsed.store(true, ordering: .sequentiallyConsistent)
   }
 
-  /// Removes the zones that hold all of `zone`.
+  /// Removes the zones that contain all of `zone`.
   func remove(_ zone: Zone) {
     state.withLock { state in
       state.zones.removeAll {
@@ -121,12 +121,12 @@ final class WriteSinks: Sendable {
   }
 }
 
-/// The page with writes that wait for the client: `kvm_coalesced_mmio_ring`, then its entries. The
-/// client moves `first`, we move `last`.
+/// The page of writes that wait for the client: `kvm_coalesced_mmio_ring`, then its entries. The
+/// client advances `first`, we advance `last`.
 @safe struct CoalescedRing {
-  /// Page of a vCPU's shared pages: KVM_COALESCED_MMIO_PAGE_OFFSET.
+  /// Its page in a vCPU's shared pages: KVM_COALESCED_MMIO_PAGE_OFFSET.
   static let page = 2
-  /// Where it is in a vCPU's shared pages, and in the file of the machine's first vCPU.
+  /// Its range in a vCPU's shared pages and in the file of the machine's first vCPU.
   static let fileRange = page * 4096..<(page + 1) * 4096
   private static let entries = 8
   private static let stride = MemoryLayout<kvm_coalesced_mmio>.stride
@@ -134,10 +134,10 @@ final class WriteSinks: Sendable {
 
   let base: UnsafeMutableRawPointer
 
-  /// - Returns: false where the ring is full.
+  /// - Returns: false if the ring is full.
   func append(_ place: WriteSinks.Place, size: Int, value: UInt64) -> Bool {
     let first = unsafe index(at: 0).pointee.load(ordering: .acquiring)
-    // The client may have written anything there, and may write again.
+    // The client may have written any value, and may do so again.
     let last = unsafe index(at: 4).pointee.load(ordering: .relaxed)
     guard last < Self.capacity else { return false }
     let next = (last + 1) % Self.capacity

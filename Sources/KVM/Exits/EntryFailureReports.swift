@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tells the user why VM entries fail. A client can make them fail as often as it likes, in as many
-// ways as there are rules: each way is told once, and there is an end to it.
+// Tells the user why VM entries fail. A client can provoke failures without limit, in as many ways
+// as there are rules: each kind is reported once, up to a limit.
 
 import Synchronization
 import X86CPU
@@ -11,12 +11,12 @@ package final class EntryFailureReports: Sendable {
   private let save: @Sendable ([UInt8]) -> Void
   private let told = Mutex<Set<String>>([])
 
-  /// So many ways are told.
+  /// The limit of reported kinds.
   package static let limit = 16
 
   /// - Parameters:
-  ///   - warn: takes the lines of one warning.
-  ///   - save: takes the first control block that was refused, as a file (`martlet doctor`).
+  ///   - warn: prints the lines of one warning.
+  ///   - save: saves the first rejected control block, as a file for `martlet doctor`.
   package init(
     warn: @escaping @Sendable ([String]) -> Void,
     save: @escaping @Sendable ([UInt8]) -> Void = { _ in }
@@ -25,7 +25,7 @@ package final class EntryFailureReports: Sendable {
     self.save = save
   }
 
-  /// Tells nobody.
+  /// Reports nothing.
   package static let silent = EntryFailureReports(warn: { _ in })
 
   /// - Parameters:

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MMIO and string I/O: the processor executes the instruction that exited once more, and every
-// access that memory does not answer comes to the vCPU, which is its `EmulationContext`: one call
-// from the processor to `readMMIO` below. The interrupt chips answer at once. What only the
-// client can answer stops the instruction before it has changed anything; when the answer has come
-// the instruction is executed again, and `log` feeds it all accesses that are done, in their order:
+// MMIO and string I/O. The processor executes the instruction that exited once more, and asks the
+// vCPU, its `EmulationContext`, for every access outside memory: `readMMIO` and its siblings below.
+// The interrupt chips answer at once. An access that only the client can answer stops the
+// instruction before it changes anything. With the answer the instruction starts again, and `log`
+// replays its finished accesses in order:
 //
 //     add [device], eax:   read -> stop; client answers 5
 //                          read -> log 5; write 5 + eax -> stop; client takes it
 //                          read -> log 5; write -> log; done
 //
-// The log belongs to the instruction at `rip`; with any other it is empty.
+// The log belongs to the instruction at `rip`; for any other it is empty.
 //
-// Repeated string I/O goes to the client as in Linux: an item of OUTS in an exit of its own, as
-// clients read no more than one, with the registers behind it; items of INS are asked for ahead, as
-// many as will surely be taken, and those not yet taken wait in `inputs`.
+// Repeated string I/O exits to the client as in Linux. Each item of OUTS has its own exit, with the
+// registers already past it, because clients read only one item. Items of INS are requested in
+// advance, as many as are sure to be consumed; the rest of them wait in `inputs`.
 
 import CHost
 import Host
@@ -23,8 +23,7 @@ import Synchronization
 import X86
 import X86CPU
 
-/// The instruction that is executed in steps. Belongs to the thread that is in an ioctl of the
-/// vCPU; it reaches nothing else.
+/// The instruction in emulation. Only the thread in an ioctl of the vCPU uses it.
 struct InstructionEmulation {
   enum Kind { case readMemory, writeMemory, readPort, writePort }
 
@@ -38,22 +37,22 @@ struct InstructionEmulation {
   private var log: [Access] = []
   private var position = 0
   private(set) var pending: Access?
-  /// `VCPURegisters.loadCount` when the client was asked for the pending access.
+  /// `VCPURegisters.loadCount` at the exit for the pending access.
   var loadCount: UInt64 = 0
-  /// Entries made to replay the instruction that is being emulated.
+  /// VM entries made to replay the emulated instruction.
   var replayEntries = 0
-  /// RIP of the instruction that the log belongs to.
+  /// RIP of the log's instruction.
   private(set) var rip: UInt64 = 0
-  /// RCX when the log's accesses were made.
+  /// RCX at the time of the log's accesses.
   private var count: UInt64 = 0
 
-  /// The item of OUTS that the client has not seen; its value is in the port data page.
+  /// The item of OUTS not yet sent to the client; its value is in the port data page.
   private(set) var output: (port: UInt16, size: Int)?
-  /// Items of INS that the client gave.
+  /// Items of INS from the client.
   private var inputs: [UInt64] = []
-  /// The repeated INS whose items are asked for ahead.
+  /// The repeated INS whose items are requested in advance.
   var repeatedInput: RepeatedInput?
-  /// How many items of INS were asked for at once.
+  /// The number of INS items requested at once.
   private(set) var inputBatch = 1
 
   struct RepeatedInput {
@@ -61,11 +60,11 @@ struct InstructionEmulation {
     /// The memory operand, and RDI, of the first item.
     var linear: UInt64
     var rdi: UInt64
-    /// Of the address size, by which RCX and RDI count.
+    /// The address-size mask of RCX and RDI.
     var mask: UInt64
   }
 
-  /// An access was to memory that the client has not there.
+  /// An access failed because the client's memory is unmapped.
   private var isHostFault = false
 
   mutating func takeHostFault() -> Bool {
@@ -75,7 +74,7 @@ struct InstructionEmulation {
 
   mutating func noteHostFault() { isHostFault = true }
 
-  /// As many items as lie in the page of the next one, so that no fault comes between them.
+  /// Requests at most the items in the next item's page, so that no fault comes between them.
   mutating func chooseInputBatch(_ cpu: CPU) {
     inputBatch = 1
     guard let input = repeatedInput else { return }
@@ -87,19 +86,19 @@ struct InstructionEmulation {
     inputBatch = unsafe max(1, Int(min(items, s.pointee.gpr[1] & input.mask)))
   }
 
-  /// The client sees the item of OUTS now.
+  /// Takes the item of OUTS for an exit to the client.
   mutating func takeOutput() -> (port: UInt16, size: Int)? {
     defer { output = nil }
     return output
   }
 
-  /// The client answered a request for items of INS; the first comes at once.
+  /// The client's answer to a request for INS items; the first is consumed at once.
   mutating func answer(_ values: [UInt64]) {
     inputs = values.reversed()
     if let first = inputs.popLast() { answer(first) }
   }
 
-  /// Before an instruction is executed from its start.
+  /// Called before an instruction is executed from its start.
   mutating func begin(at rip: UInt64, _ cpu: CPU) {
     if rip != self.rip {
       log.removeAll(keepingCapacity: true)
@@ -111,14 +110,14 @@ struct InstructionEmulation {
     pending = nil
   }
 
-  /// The instruction is over.
+  /// Called after the instruction.
   mutating func finish() {
     log.removeAll(keepingCapacity: true)
     position = 0
     pending = nil
   }
 
-  /// The client answered the pending access.
+  /// The client's answer to the pending access.
   mutating func answer(_ value: UInt64) {
     guard var access = pending else { return }
     access.value = value
@@ -126,9 +125,9 @@ struct InstructionEmulation {
     pending = nil
   }
 
-  /// The value of the next access, where the log has it.
+  /// The next access's value, if the log has it.
   mutating func replay(_ cpu: CPU) -> UInt64? {
-    // A repeated instruction has finished the iterations that RCX has counted.
+    // RCX has counted this repeated instruction's finished iterations.
     if unsafe cpu.gpr[1] != count {
       log.removeAll(keepingCapacity: true)
       position = 0
@@ -139,19 +138,19 @@ struct InstructionEmulation {
     return log[position &- 1].value
   }
 
-  /// An access is done.
+  /// Logs a finished access.
   mutating func note(_ access: Access) {
     log.append(access)
     position &+= 1
   }
 
-  /// An access waits for the client.
+  /// Makes an access wait for the client.
   mutating func stop(at access: Access) { pending = access }
 
-  /// The next item of INS that the client gave ahead.
+  /// The next INS item that was received in advance.
   mutating func takeInput() -> UInt64? { inputs.popLast() }
 
-  /// An item of OUTS is done, and its value is in the port data page. False where one is waiting.
+  /// Queues an OUTS item whose value is in the port data page. False if one is already waiting.
   mutating func send(_ port: UInt16, size: Int) -> Bool {
     if output != nil { return false }
     output = (port, size)
@@ -159,7 +158,7 @@ struct InstructionEmulation {
   }
 }
 
-/// The processor's accesses that memory does not answer, while it executes that instruction.
+/// The accesses outside memory during emulation.
 extension VirtualCPU: EmulationContext {
   func readMMIO(_ address: UInt64, size: Int) -> UInt64? {
     if let known = emulation.replay(cpu) { return known }
@@ -198,7 +197,7 @@ extension VirtualCPU: EmulationContext {
     // What is emulated for L2 reaches memory by `readMMIO` and `writeMMIO`.
     if runsNestedGuest { return false }
     switch memory.map(address, writing: writing) {
-    // Here it waits in the access.
+    // Emulation waits for the page in the access.
     case .mapped, .waits: return true
     case .dirtied(let slot, let page):
       _ = noteDirty(slot: slot, page: page)
@@ -210,7 +209,7 @@ extension VirtualCPU: EmulationContext {
     }
   }
 
-  /// An access was answered, or waits for the client.
+  /// Logs an answered access, or makes it wait for the client.
   private func end(_ access: InstructionEmulation.Access, _ value: UInt64?) -> UInt64? {
     var access = access
     guard let value else {
@@ -224,14 +223,14 @@ extension VirtualCPU: EmulationContext {
 }
 
 extension VirtualCPU {
-  /// Executes the instruction at RIP with devices in place of missing memory.
+  /// Executes the instruction at RIP with device accesses.
   func emulateInstruction() -> Disposition {
     guard let slot else { return .resume }
     var budget = 64
     while true {
       mailbox.enter(slot.index)
       guard isMemoryCurrent(slot) else {
-        // Enter the guest, which waits for the memory; the same exit comes again.
+        // Resume the guest, which waits for the memory; the same exit comes again.
         leaveGuest()
         return .resume
       }
@@ -241,7 +240,7 @@ extension VirtualCPU {
       leaveGuest()
       switch result {
       case .stopped where emulation.output != nil:
-        // What was done comes first; the rest of the instruction is another exit.
+        // Send the finished item first; the rest of the instruction is another exit.
         emulation.finish()
         return sendOutput()
       case .stopped: return requestAccess()
@@ -259,7 +258,7 @@ extension VirtualCPU {
         clearShadow()
         if emulation.output != nil { return sendOutput() }
         budget -= 1
-        // A repeated string instruction goes on here, unless somebody waits.
+        // Continue a repeated string instruction here unless a request is pending.
         if backend[.rip] != rip || budget == 0 || debug.isStepDone
           || mailbox.mayHaveRequests
         {
@@ -280,7 +279,7 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// Gives the client the item of OUTS that was done.
+  /// Exits to the client with the finished OUTS item.
   private func sendOutput() -> Disposition {
     runState.completion = .none
     if let output = emulation.takeOutput() {
@@ -289,7 +288,7 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// Asks the client for the pending access.
+  /// Exits to the client for the pending access.
   private func requestAccess() -> Disposition {
     if emulation.takeHostFault() {
       runState.completion = .none
@@ -321,8 +320,8 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// The client has answered: execute the instruction again. False where it needs the client once
-  /// more.
+  /// Executes the instruction again with the client's answer. False if it needs another exit to the
+  /// client.
   func completeEmulation() -> Bool {
     guard let access = emulation.pending else {
       runState.completion = .none
@@ -333,14 +332,15 @@ extension VirtualCPU {
     } else {
       emulation.answer(answerValue(access))
     }
-    // Where the physical CPU no longer has everything as the exit left it, the guest is entered,
-    // and the same exit brings it back to its emulation with the log in place.
+    // If the physical CPU has lost the exit's state, enter the guest: the same exit returns to
+    // emulation with the log intact.
     emulation.replayEntries = 0
     if emulation.loadCount != registers.loadCount { return true }
     return emulateInstruction() == .resume
   }
 
-  /// After an exit that was not the one to be replayed: give the instruction up if it is gone.
+  /// After an exit other than the replayed one: drops the log if the guest has left the
+  /// instruction.
   func checkReplay() {
     emulation.replayEntries += 1
     if backend[.rip] == emulation.rip, emulation.replayEntries < 64 { return }
@@ -377,7 +377,7 @@ extension VirtualCPU {
     return emulateInstruction()
   }
 
-  // MARK: Devices that the hypervisor has
+  // MARK: Devices of the hypervisor
 
   func readDevice(_ address: UInt64, size: Int) -> UInt64? {
     switch memory.place(address, count: size) {
@@ -432,7 +432,7 @@ extension VirtualCPU {
       guard apic.mode == .xAPIC else {
         return isQuirkOn(Quirks.lapicHole) ? LocalAPIC.Effect.none : nil
       }
-      // Only whole registers are written.
+      // Partial writes are ignored.
       guard size >= 4 else { return LocalAPIC.Effect.none }
       if address & 0xFF0 == APICRegister.tpr { noteTPRAccess(isWrite: true) }
       return apic.writeRegister(

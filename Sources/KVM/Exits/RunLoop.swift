@@ -2,15 +2,14 @@
 //
 // KVM_RUN.
 //
-//     finish what the client answered -> loop {
-//       do what others requested; sleep while halted
-//       take a physical CPU; enter the guest with the event that is due
+//     finish the exit that the client answered -> loop {
+//       handle requests of other threads; sleep while halted
+//       take a physical CPU; enter the guest with the pending event
 //       dispatch the exit to its handler
 //     }
 //
-// The rule for staying or returning: KVM_RUN returns 0 when a handler filled `kvm_run` with
-// something that the client has to do (`Disposition.userSpace`), EINTR when the client asked for it
-// by `immediate_exit` or a kick, and never otherwise.
+// KVM_RUN returns 0 when a handler filled `kvm_run` for the client (`Disposition.userSpace`), EINTR
+// when the client asked for it by `immediate_exit` or a kick, and never otherwise.
 
 import CHost
 import Host
@@ -32,7 +31,7 @@ extension VirtualCPU {
     paravirtual.faults.isHalted = false
     if runState.isWaitingForStartup { try waitForStartup() }
     let slot = takeSlot()
-    // The client may know of what others have written.
+    // The client may have seen other processes' writes.
     if hypervisor.watchesCode { slot.cpu.beginComparison() }
     try loadSynchronizedState()
     if apic == nil { unsafe cpu.s.pointee.cr8 = unsafe run.pointee.cr8 & 0xF }
@@ -52,7 +51,7 @@ extension VirtualCPU {
     return try finishRun()
   }
 
-  /// What `kvm_run` says after every return.
+  /// Fills the fields of `kvm_run` that every return sets.
   private func finishRun() throws(Errno) -> Int32 {
     if runState.takeHostFault() {
       publishState()
@@ -84,7 +83,7 @@ extension VirtualCPU {
     }
   }
 
-  /// EINTR. The exit reason says so where a signal came; `immediate_exit` leaves the last one.
+  /// EINTR. A signal sets the exit reason; `immediate_exit` keeps the last one.
   private func leaveInterrupted(_ reason: Int32? = KVM_EXIT_INTR) throws(Errno) -> Never {
     _ = mailbox.take([.kick, .signal])
     if let reason { unsafe run.pointee.exit_reason = UInt32(reason) }
@@ -141,7 +140,7 @@ extension VirtualCPU {
     }
   }
 
-  /// A reason to leave that is not of an instruction.
+  /// A reason to exit before the guest is entered.
   private func exitBeforeEntry() -> Int32? {
     if taskPriority.access != nil, takeTPRReport() { return KVM_EXIT_TPR_ACCESS }
     if let vector = runState.takeEndedVector() {
@@ -160,8 +159,8 @@ extension VirtualCPU {
     return nil
   }
 
-  /// Says that guest code (or its emulation) runs now. False, having taken it back, when a request
-  /// or the memory gate is in the way.
+  /// Marks guest code (or its emulation) as running. Returns false, and undoes it, if a request or
+  /// the memory gate forbids it.
   func enterGuest(_ slot: PhysicalCPUSlot) -> Bool {
     mailbox.enter(slot.index)
     if unsafe machine.memory.gate.load(ordering: .sequentiallyConsistent) != 0 {
@@ -210,8 +209,8 @@ extension VirtualCPU {
 
   // MARK: Not running
 
-  /// KVM_RUN on a CPU that was never started: waits for the start-up message, then has the client
-  /// call again (EAGAIN), as Linux does.
+  /// KVM_RUN on a CPU that was never started: waits for the start-up message, then returns EAGAIN
+  /// as Linux does, so that the client calls again.
   private func waitForStartup() throws(Errno) {
     while runState.isWaitingForStartup {
       if unsafe run.pointee.immediate_exit != 0 { try leaveInterrupted(nil) }
@@ -222,9 +221,9 @@ extension VirtualCPU {
     throw .resourceTemporarilyUnavailable
   }
 
-  /// A halted CPU goes on when it has an NMI or an interrupt that it would take, or was woken by a
-  /// hypercall. One that came before the HLT counts: a guest that waits for a lock looks at it,
-  /// then halts, and whoever frees the lock in between wakes it once.
+  /// A halted CPU wakes for an NMI, for a deliverable interrupt, or by a hypercall. A hypercall
+  /// before the HLT counts too: a guest checks a lock, then halts, and the thread that frees the
+  /// lock in between wakes it only once.
   private func wakes() -> Bool {
     guard runState.isHalted else { return false }
     if !runState.wakePending, !isSMIDeliverable, !mailbox.hasNMI {

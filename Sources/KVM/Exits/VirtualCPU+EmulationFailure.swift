@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What cannot be emulated; and guests whose CPUID has a smaller MAXPHYADDR than the processor
-// (KVM_CAP_SMALLER_MAXPHYADDR). To those, bits of a page-table entry beyond it are reserved, while
-// the processor takes them for a part of the address. No slot is there, so the access exits, and
-// gets the page fault here.
+// Instructions that cannot be emulated; and guests whose CPUID has a smaller MAXPHYADDR than the
+// processor (KVM_CAP_SMALLER_MAXPHYADDR). For those, page-table bits beyond their MAXPHYADDR are
+// reserved, but the processor takes them for address bits. No slot is there, so the access exits,
+// and the handler here raises the page fault.
 
 import CHost
 import Synchronization
@@ -11,7 +11,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// KVM_INTERNAL_ERROR_EMULATION, with the instruction's bytes where they can be read.
+  /// KVM_INTERNAL_ERROR_EMULATION, with the instruction's bytes if they can be read.
   func emulationFailed() -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
     let bytes = code(at: start, count: 15)
@@ -27,14 +27,14 @@ extension VirtualCPU {
     return internalError(KVM_INTERNAL_ERROR_EMULATION, data: data)
   }
 
-  /// Whether the guest can have no such physical address.
+  /// Whether a physical address exceeds the guest's MAXPHYADDR.
   func isBeyondWidth(_ address: UInt64) -> Bool {
     guard let width = cpuid.physicalAddressBits, width < 64 else { return false }
     return address >> width != 0
   }
 
-  /// #PF with the reserved bit. Linux emulates the instruction to come to that, so a client that
-  /// wants to know of those that it cannot emulate (KVM_CAP_EXIT_ON_EMULATION_FAILURE) is told.
+  /// Raises #PF with the reserved bit. Linux emulates the instruction to find this out, so a client
+  /// of KVM_CAP_EXIT_ON_EMULATION_FAILURE gets an exit if it cannot be emulated.
   func accessBeyondWidth(linear: UInt64, isWrite: Bool, isFetch: Bool) -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
     if unsafe machine.options.withLock({ $0.tellsEmulationFailures }),
@@ -51,7 +51,7 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// Behind legacy prefixes and REX.
+  /// Skips legacy prefixes and REX.
   private static func isX87(_ bytes: [UInt8]) -> Bool {
     let prefixes: [UInt8] = [0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3]
     let opcode = bytes.first { !prefixes.contains($0) && $0 & 0xF0 != 0x40 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is delivered to the guest at the next entry, in the order in which a processor takes it: an
-// event whose delivery was interrupted, an exception, an NMI, an interrupt. One event fits into an
-// entry; for others that wait, a window exit is asked for.
+// Selects the event that the next entry delivers, in the processor's order: an event whose delivery
+// was interrupted, an exception, an NMI, an interrupt. An entry delivers one event; for further
+// ones a window exit is requested.
 
 import CHost
 import InterruptChips
@@ -11,7 +11,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// Interrupts could be delivered at this instruction.
+  /// Whether interrupts can be delivered at this instruction.
   var isInterruptAllowed: Bool {
     if let nested, let answer = nested.allowsInterrupts { return answer }
     return unsafe cpu.s.pointee.rflags & RFLAGS.if.rawValue != 0
@@ -19,14 +19,14 @@ extension VirtualCPU {
         & UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS) == 0
   }
 
-  /// A debug trap of the instruction before waits, which comes before interrupts: an entry that
-  /// injects one would drop it.
+  /// The previous instruction's debug trap is pending. It precedes interrupts: an entry that
+  /// injects one would lose it.
   var hasPendingTrap: Bool {
     unsafe cpu.s.pointee.pendingDebug & PendingDebug.causes != 0
       && backend[.interruptibility] & UInt64(Interruptibility.blockingByMovSS) == 0
   }
 
-  /// An interrupt waits that priority lets through.
+  /// An interrupt of sufficient priority is pending.
   var hasPendingInterrupt: Bool {
     guard let apic else { return events.queuedInterrupt != nil }
     if isPICRequesting || events.queuedInterrupt != nil,
@@ -41,7 +41,7 @@ extension VirtualCPU {
     unsafe machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) ?? false
   }
 
-  /// The vector to deliver; the chip takes it as accepted.
+  /// The vector to deliver; acknowledges it at the chip.
   private func takeInterrupt() -> UInt8? {
     guard let apic else { return events.takeQueuedInterrupt() }
     if events.queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
@@ -53,9 +53,9 @@ extension VirtualCPU {
     return apic.state.withLock { $0.acceptHighest() }
   }
 
-  /// The last thing before an entry.
+  /// Called last before an entry.
   func injectEvents() {
-    // An instruction that is executed in steps comes first: its exit is on the way.
+    // An instruction in emulation comes first: its exit is imminent.
     if runState.completion == .emulation { return }
     var isTaken = injectException()
     guard events.mustCheck else { return }
@@ -67,14 +67,14 @@ extension VirtualCPU {
     if paravirtual.eoi.isEnabled { offerEOI() }
   }
 
-  /// Whether an event was queued.
+  /// Whether an event was queued for the entry.
   private func injectException() -> Bool {
     guard let event = events.takeInterrupted() ?? events.takeException(cpu) else { return false }
     inject(event)
     return true
   }
 
-  /// Real mode has no error codes, and an entry that would deliver one is refused (SDM volume 3,
+  /// Real mode has no error codes, and a VM entry that would deliver one fails (SDM volume 3,
   /// "VM-Entry Control Fields").
   private func inject(_ event: GuestEvent) {
     var event = event
@@ -118,14 +118,14 @@ extension VirtualCPU {
   /// Raises an exception of the instruction at RIP.
   func raise(_ exception: GuestException) { events.raise(exception) }
 
-  /// The client could inject an interrupt now.
+  /// Whether the client may inject an interrupt now.
   var isReadyForInjection: Bool {
     guard hasClientPIC else { return true }
     guard isInterruptAllowed, events.queuedInterrupt == nil, events.hasNone else { return false }
     return acceptsClientInterrupts
   }
 
-  /// What the client would inject is let through by the local APIC, where that is ours.
+  /// Whether our local APIC, if there is one, accepts the client's interrupts.
   private var acceptsClientInterrupts: Bool {
     apic?.state.withLock { $0.acceptsExternalInterrupts } ?? true
   }

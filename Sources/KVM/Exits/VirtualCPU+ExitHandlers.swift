@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What follows each exit, for every vendor: one arm and one call for each. An arm that returns
-// `.userSpace` has filled `kvm_run`.
+// Dispatches each exit, for every vendor, to its handler. An arm that returns `.userSpace` has
+// filled `kvm_run`.
 
 import CHost
 import X86
@@ -62,7 +62,7 @@ extension VirtualCPU {
     case .undefined:
       raise(.invalidOpcode)
       return .resume
-    // The processor itself is the best emulator.
+    // The processor itself emulates best.
     case .emulated: return emulateInstruction()
     }
   }
@@ -80,7 +80,7 @@ extension VirtualCPU {
   ) -> Disposition {
     switch number {
     case 4 where isWrite:
-      // A bit that its CPUID does not offer.
+      // A bit that the guest's CPUID does not offer.
       raise(.generalProtection)
       return .resume
     case 8: return accessCR8(general, isWrite: isWrite)

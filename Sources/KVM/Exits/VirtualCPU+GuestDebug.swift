@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // KVM_SET_GUEST_DEBUG: a debugger outside the guest. Single steps use the monitor trap flag,
-// software breakpoints the interception of #BP, hardware breakpoints the processor's debug
-// registers: while the client has those, the guest's own values wait in `GuestDebug.hidden`, and
-// its accesses to them exit.
+// software breakpoints the interception of #BP, hardware breakpoints the debug registers. While the
+// client uses those, `GuestDebug.hidden` has the guest's values and the guest's accesses exit.
 
 import CHost
 import Synchronization
@@ -11,17 +10,16 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// What the client debugs with. Belongs to the thread that is in an ioctl of the vCPU; it reaches
-/// nothing else.
+/// The client's debug settings. Only the thread in an ioctl of the vCPU uses it.
 struct GuestDebug: Sendable {
   /// KVM_GUESTDBG_...; 0 while debugging is off.
   var control: UInt32 = 0
   /// DR0 to DR3, and DR7, of KVM_GUESTDBG_USE_HW_BP.
   var addresses = InlineArray<4, UInt64>(repeating: 0)
   var dr7: UInt64 = 0
-  /// The guest's own debug registers, while the client has the processor's.
+  /// The guest's debug registers while the client uses the processor's.
   var hidden: DebugAddresses?
-  /// An instruction that was stepped over here is over.
+  /// An instruction that was emulated during a single step has finished.
   var isStepDone = false
 
   private func has(_ bit: Int32) -> Bool { control & UInt32(bit) != 0 }
@@ -30,7 +28,7 @@ struct GuestDebug: Sendable {
   var hasHardwareBreakpoints: Bool { has(KVM_GUESTDBG_USE_HW_BP) }
   var blocksInterrupts: Bool { has(KVM_GUESTDBG_BLOCKIRQ) }
 
-  /// Those that have to exit, one bit for each vector.
+  /// The exceptions that exit, one bit for each vector.
   var exceptions: UInt32 {
     (isStepping || hasHardwareBreakpoints ? 1 << UInt32(ExceptionVector.debug.rawValue) : 0)
       | (hasSoftwareBreakpoints ? 1 << UInt32(ExceptionVector.breakpoint.rawValue) : 0)
@@ -87,7 +85,7 @@ extension VirtualCPU {
     stateChanged()
   }
 
-  /// The guest's own.
+  /// The guest's values.
   var guestDebugAddresses: DebugAddresses {
     get {
       unsafe debug.hidden ?? DebugAddresses(addresses: cpu.s.pointee.dr, dr7: backend[.dr7])
@@ -100,11 +98,11 @@ extension VirtualCPU {
   private func loadDebugRegisters(_ value: DebugAddresses) {
     unsafe cpu.s.pointee.dr = value.addresses
     backend[.dr7] = value.dr7 & 0xFFFF_23FF | DR7.initial.rawValue
-    // The TLB knows which pages have breakpoints.
+    // TLB entries know the pages with breakpoints.
     backend.invalidateNestedMappings()
   }
 
-  /// #UD: it may be the other vendor's hypercall. #AC: see `exitForAlignmentCheck`.
+  /// #UD may be the other vendor's hypercall. #AC: see `exitForAlignmentCheck`.
   static let alwaysIntercepted: UInt32 =
     1 << UInt32(ExceptionVector.invalidOpcode.rawValue)
     | 1 << UInt32(ExceptionVector.alignmentCheck.rawValue)
@@ -128,13 +126,13 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// An instruction is over that the processor did not step over itself.
+  /// Reports a single step over an instruction that was emulated here.
   func stepExit() -> Disposition {
     debug.isStepDone = false
     return debugExit(.debug, dr6: DR6.bs.rawValue | DR6.initial.rawValue)
   }
 
-  /// #DB or #BP was intercepted.
+  /// Handles an intercepted #DB or #BP.
   func exitForException(_ event: GuestEvent, debugCauses: UInt64) -> Disposition {
     events.instructionLength = UInt32(truncatingIfNeeded: backend.instructionLength)
     switch ExceptionVector(rawValue: event.vector) {
@@ -150,7 +148,7 @@ extension VirtualCPU {
     }
   }
 
-  // MARK: The guest's debug registers, while the client has the processor's
+  // MARK: The guest's debug registers while the client uses the processor's
 
   /// MOV to or from a debug register (SDM volume 3, "Debug Registers").
   func accessDebugRegister(_ number: Int, general: Int, isRead: Bool) -> Disposition {

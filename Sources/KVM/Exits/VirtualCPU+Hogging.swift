@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guests that keep others out: bus locks (Linux, "KVM_CAP_X86_BUS_LOCK_EXIT") and chains of faults
+// Guests that block others: bus locks (Linux, "KVM_CAP_X86_BUS_LOCK_EXIT") and endless faults
 // without an event window (Linux, "KVM_CAP_X86_NOTIFY_VMEXIT").
 
 import CHost
@@ -10,7 +10,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// What the machine's options say about them.
+  /// Applies the machine's options.
   func updateHoggingControls() {
     let (detects, window) = unsafe machine.options.withLock {
       ($0.detectsBusLocks, $0.notifyWindow)
@@ -19,7 +19,7 @@ extension VirtualCPU {
     backend.setNotifyWindow(window)
   }
 
-  /// The instruction is over.
+  /// Called after the instruction.
   func exitForBusLock() -> Disposition {
     runState.hasLockedBus = true
     unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_X86_BUS_LOCK)
@@ -35,9 +35,9 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// #AC, which is intercepted because its handler's stack may raise it again, without end. The
-  /// event whose delivery it came of is not delivered: the second of such a pair is (SDM volume 3,
-  /// "Interrupt 8: Double Fault Exception"), and a fault comes again.
+  /// #AC is intercepted because its handler's stack may raise it again, without end. An event in
+  /// whose delivery it arose is dropped: this is the pair's second event (SDM volume 3, "Interrupt
+  /// 8: Double Fault Exception"), and a fault occurs again.
   func exitForAlignmentCheck() -> Disposition {
     events.interrupted = nil
     raise(GuestException(.alignmentCheck, code: 0))

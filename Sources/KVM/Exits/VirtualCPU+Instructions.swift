@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the hypervisor does in place of the instructions that exit.
+// Emulation of the instructions that exit.
 
 import CHost
 import Host
@@ -10,7 +10,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// CPUID, from the table that the client set.
+  /// CPUID, from the client's table.
   func emulateCPUID() -> Disposition {
     let function = unsafe UInt32(truncatingIfNeeded: cpu.gpr[0])
     let index = unsafe UInt32(truncatingIfNeeded: cpu.gpr[1])
@@ -30,10 +30,10 @@ extension VirtualCPU {
     return apic.state.withLock { $0.base } & APICBase.en.rawValue != 0
   }
 
-  /// HLT: waits in KVM_RUN where the interrupt chips are ours, else the client is told.
+  /// HLT: waits in KVM_RUN if we have the interrupt chips, else exits to the client.
   func emulateHLT() -> Disposition {
     advance()
-    // A single step ends the wait before it begins.
+    // A pending single-step trap ends the halt at once.
     if hasPendingTrap { return .resume }
     guard unsafe apic != nil || machine.options.withLock({ $0.haltsInGuest }) else {
       unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_HLT)
@@ -43,8 +43,8 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// XSETBV: XCR0 may enable what the guest's CPUID offers, in the combinations that exist (SDM
-  /// volume 1, "Enabling the XSAVE Feature Set and XSAVE-Enabled Features").
+  /// XSETBV: XCR0 may enable what the guest's CPUID offers, in valid combinations (SDM volume 1,
+  /// "Enabling the XSAVE Feature Set and XSAVE-Enabled Features").
   func emulateXSETBV() -> Disposition {
     let value = unsafe cpu.gpr[0] & 0xFFFF_FFFF | cpu.gpr[2] << 32
     guard unsafe UInt32(truncatingIfNeeded: cpu.gpr[1]) == 0,
@@ -58,14 +58,14 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// PAUSE in a loop: whoever holds the lock may be waiting for this CPU.
+  /// PAUSE in a loop: the lock's holder may be waiting for this CPU.
   func emulatePause() -> Disposition {
     advance()
     if hypervisor.pool.hasWaiters { yieldSlot() }
     return .resume
   }
 
-  /// VMCALL: the wake-up of a halted CPU, and what the client wants to see.
+  /// VMCALL: wakes halted CPUs, and exits for hypercalls that the client requested.
   func emulateHypercall() -> Disposition {
     let mask: UInt64 = cpu.is64Bit ? .max : 0xFFFF_FFFF
     let number = unsafe cpu.gpr[0] & mask
@@ -89,8 +89,8 @@ extension VirtualCPU {
     }
   }
 
-  /// KVM_HC_SCHED_YIELD: the vCPU with this APIC identifier has an interrupt whose answer the guest
-  /// waits for.
+  /// KVM_HC_SCHED_YIELD: the guest waits until the vCPU with this APIC identifier answers an
+  /// interrupt.
   private func yieldSlot(to apicID: UInt32) {
     guard hypervisor.pool.hasWaiters else { return }
     if let vcpu = unsafe machine.virtualCPUs.first(where: { $0.id == apicID }) {
@@ -99,8 +99,8 @@ extension VirtualCPU {
     yieldSlot()
   }
 
-  /// KVM_HC_CLOCK_PAIRING: `kvm_clock_pairing` at the first argument; the second says which clock,
-  /// of which there is one, the wall clock.
+  /// KVM_HC_CLOCK_PAIRING: writes `kvm_clock_pairing` to the first argument; the second selects the
+  /// clock, which must be the wall clock.
   private func pairClocks() -> Int64 {
     guard unsafe cpu.gpr[1] & 0xFFFF_FFFF == 0 else { return Hypercall.notSupported }
     let (time, tsc) = (HostClock.realtime(), guestTSC)
@@ -115,7 +115,7 @@ extension VirtualCPU {
     return isWritten ? 0 : Hypercall.fault
   }
 
-  /// - Returns: to how many CPUs.
+  /// - Returns: the number of CPUs.
   private func sendInterrupts() -> Int64 {
     guard let interrupts = unsafe machine.interrupts else { return Hypercall.notSupported }
     let width = cpu.is64Bit ? 64 : 32
@@ -172,7 +172,7 @@ extension VirtualCPU {
       let old = getCR8()
       advance()
       setCR8(UInt8(value))
-      // A client that has the local APIC may have an interrupt that this lets through.
+      // A client with the local APIC may have an interrupt that the new priority allows.
       guard apic == nil, UInt8(value) < old else { return .resume }
       unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_SET_TPR)
       return .userSpace
@@ -198,7 +198,7 @@ extension VirtualCPU {
 }
 
 extension Machine {
-  /// Ends the halt of the CPU with this APIC identifier.
+  /// Wakes the halted CPU with this APIC identifier.
   func wake(apicID: UInt32) {
     for vcpu in virtualCPUs where vcpu.id == apicID { vcpu.request(.wake) }
   }

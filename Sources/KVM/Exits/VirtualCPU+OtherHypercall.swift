@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// #UD that is not one to the guest: RSM, and the other vendor's hypercall. A guest that was told to
-// be on AMD's processor makes its hypercalls by VMMCALL, one that was told to be on Intel's by
-// VMCALL. It is done as the vendor's own is, and the instruction replaced by that, which is faster
-// the next time (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
+// #UD exits that the guest must not get: RSM, and the other vendor's hypercall. A guest uses
+// VMMCALL if its CPUID says AMD, VMCALL if it says Intel. The hypercall is executed, and the
+// instruction patched to the processor's own, which is faster next time
+// (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
 
 import CHost
 import Synchronization
@@ -11,7 +11,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// An instruction was undefined.
+  /// Handles a #UD exit.
   func exitForUndefined() -> Disposition {
     let start = backend[.rip] &+ (cpu.is64Bit ? 0 : backend.segment(.cs).base)
     if smm.isActive, isResume(at: start) { return leaveSystemManagement() }
@@ -23,7 +23,7 @@ extension VirtualCPU {
       guard let place = translate(start &+ UInt64(offset)) else { continue }
       _ = writeMemory(place, count: 1) { $0.storeBytes(of: byte, as: UInt8.self) }
     }
-    // The guest is entered again, and makes the hypercall.
+    // The guest resumes and executes the hypercall.
     return .resume
   }
 
@@ -37,8 +37,8 @@ extension VirtualCPU {
     }
   }
 
-  /// MONITOR and MWAIT: nothing to wait for, and undefined only where the client wants that of a
-  /// guest whose CPUID does not have them.
+  /// MONITOR and MWAIT: no-ops, and #UD only if the client disabled the quirk and the guest's CPUID
+  /// lacks them.
   func emulateMonitorWait() -> Disposition {
     if !isQuirkOn(Quirks.mwaitNeverUndefined), !hasMonitorWait {
       raise(.invalidOpcode)
@@ -52,7 +52,7 @@ extension VirtualCPU {
     cpuid.lookUp(1, 0, cpuidState).ecx & 1 << 3 != 0
   }
 
-  /// What CPUID reflects.
+  /// The state that CPUID reflects.
   var cpuidState: GuestCPUID.Dynamic {
     let miscEnable = readMSR(MSR.miscEnable.rawValue, byHost: true) ?? 0
     return unsafe GuestCPUID.Dynamic(

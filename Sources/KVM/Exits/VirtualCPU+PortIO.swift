@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // IN and OUT: answered by the interrupt chips, or by the client through the port data page. RIP
-// stays on the instruction until the client has answered, as Linux leaves it.
+// stays at the instruction until the client has answered, as in Linux.
 
 import CHost
 import Synchronization
@@ -9,7 +9,7 @@ import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// Where the data of a port access lie, relative to `kvm_run`.
+  /// Offset of the port data page from `kvm_run`.
   static let portDataOffset = 4096
   static let portDataSize = 4096
 
@@ -73,13 +73,13 @@ extension VirtualCPU {
     unsafe run.pointee.io.data_offset = UInt64(Self.portDataOffset)
   }
 
-  /// Finishes what the last exit asked the client for. False where it needs the client again.
+  /// Finishes the last exit with the client's answer. False if it needs another exit to the client.
   func complete() -> Bool {
     switch runState.completion {
     case .none: break
     case .portOut:
       runState.completion = .none
-      // Unless the client has sent the guest elsewhere.
+      // Unless the client changed RIP.
       if backend[.rip] == runState.completionRIP { advance() }
     case .portIn(let size):
       runState.completion = .none
@@ -105,7 +105,7 @@ extension VirtualCPU {
 
   // MARK: The end of an instruction
 
-  /// Moves RIP behind the instruction that exited.
+  /// Advances RIP past the instruction that exited.
   func advance() {
     let next = backend[.rip] &+ backend.instructionLength
     let is64Bit =
@@ -116,7 +116,7 @@ extension VirtualCPU {
     clearShadow()
   }
 
-  /// The shadow of STI or MOV SS ends with the instruction, and a single-step trap follows it.
+  /// Ends the shadow of STI or MOV SS with the instruction, and raises a single-step trap.
   func clearShadow() {
     let shadows = UInt64(Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS)
     let state = backend[.interruptibility]
@@ -126,7 +126,7 @@ extension VirtualCPU {
     }
   }
 
-  // MARK: Exits that end the run
+  // MARK: Exits that end KVM_RUN
 
   func internalError(_ suberror: Int32, data: [UInt64] = []) -> Disposition {
     unsafe run.pointee.exit_reason = UInt32(KVM_EXIT_INTERNAL_ERROR)
@@ -150,15 +150,15 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// The guest accessed memory of a slot where the client has nothing that can be accessed so:
-  /// KVM_RUN is EFAULT, on the instruction.
+  /// The guest accessed memory of a slot that the client has not mapped for such accesses: KVM_RUN
+  /// fails with EFAULT, with RIP at the instruction.
   func hostFault() -> Disposition {
     runState.isHostFault = true
     return .userSpace
   }
 
-  /// The processor's access found that memory of a slot has disappeared without a call that we
-  /// intercept. What was known of the client's mappings is out of date.
+  /// An access of the processor found that memory of a slot has vanished without a call that we
+  /// intercept. What we know of the client's mappings is outdated.
   func memoryVanished() -> Disposition {
     if let address = slot?.cpu.takeHostFault() { unsafe machine.memoryVanished(address) }
     return hostFault()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The hardware task switch, which always exits: the processor has checked the gate, the rest is
-// done here by the processor's own routine (SDM volume 3, "Treatment of Task Switches").
+// The hardware task switch, which always exits: the processor has checked the gate, and its own
+// routine does the rest here (SDM volume 3, "Treatment of Task Switches").
 
 import CHost
 import Synchronization
@@ -13,14 +13,14 @@ extension VirtualCPU {
     guard let slot else { return .resume }
     let event = events.takeInterrupted()
     var returnRIP = backend[.rip]
-    // Only an instruction is behind itself; an interrupt or a fault returns to where it came.
+    // After an instruction the task resumes behind it; after an interrupt or a fault, at it.
     if source != .interrupt || event?.isOfInstruction == true {
       returnRIP &+= backend.instructionLength
     }
     mailbox.enter(slot.index)
     defer { leaveGuest() }
     do throws(GuestException) {
-      // It cannot be begun again in its midst: memory that no nested entry has is accessed here.
+      // It cannot restart in the middle, so unmapped nested pages are handled here.
       emulation.finish()
       emulation.begin(at: backend[.rip], cpu)
       let isDone = try slot.cpu.withContext(self) { () throws(GuestException) in
@@ -45,7 +45,7 @@ extension VirtualCPU {
       }
       raise(error)
     }
-    // It changed registers behind the control block's back.
+    // It changed registers outside the control block.
     backend.stateChangedInPlace()
     return .resume
   }

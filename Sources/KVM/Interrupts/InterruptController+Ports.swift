@@ -8,7 +8,7 @@ import Synchronization
 import X86
 
 extension InterruptController {
-  /// Which ports the chips answer, as `port & 0xFFFF` ranges: asked at every port exit.
+  /// The ports of the chips, as `port & 0xFFFF` ranges: checked at every port exit.
   @inline(__always) static func ownsPort(_ port: UInt16) -> Bool {
     switch port {
     case 0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40...0x43, 0x61: true
@@ -16,7 +16,7 @@ extension InterruptController {
     }
   }
 
-  /// Reads a port of the chips; nil where none answers. Wider accesses read the first byte.
+  /// Reads a port of the chips; nil if no chip answers. Wider accesses read the first byte.
   func readPort(_ port: UInt16) -> UInt64? {
     chips.withLock { chips in
       switch port {
@@ -36,7 +36,7 @@ extension InterruptController {
     }
   }
 
-  /// Writes a port of the chips; false where none answers.
+  /// Writes a port of the chips; false if no chip answers.
   func writePort(_ port: UInt16, _ value: UInt64) -> Bool {
     let byte = UInt8(truncatingIfNeeded: value)
     return chips.withLock { chips in

@@ -1,34 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The 8254 at IRQ0. Ticks that a guest had no time for are not lost (Linux,
-// "KVM_REINJECT_CONTROL"): they are counted, and one follows when the guest has ended the interrupt
-// of the one before.
+// The 8254 at IRQ0. Missed ticks are not lost (Linux, "KVM_REINJECT_CONTROL"): they are counted,
+// and the next is raised when the guest has ended the previous one's interrupt.
 
 import InterruptChips
 import Synchronization
 
 /// Which ticks are due.
 struct TickReinjection: Sendable {
-  /// KVM_REINJECT_CONTROL; without it every edge is an interrupt, or joins one that is pending.
+  /// KVM_REINJECT_CONTROL; if off, every edge raises an interrupt or merges with a pending one.
   var isOn = true
-  /// Ticks whose interrupts have not ended, with the one that the guest has now.
+  /// Ticks whose interrupts have not ended, including the one in service.
   private(set) var pending: UInt64 = 0
   private var isAcknowledged = true
 
-  /// Forgets ticks: the counter was set, or the interrupt is unmasked.
+  /// Drops pending ticks: the counter was set, or the interrupt unmasked.
   mutating func reset() {
     pending = 0
     isAcknowledged = true
   }
 
-  /// So many edges came. Whether one is to be an interrupt now.
+  /// Counts edges. Returns whether to raise an interrupt now.
   mutating func add(_ edges: UInt64) -> Bool {
     guard isOn else { return true }
     pending = min(pending &+ edges, UInt64(Int32.max))
     return take()
   }
 
-  /// The guest ended an interrupt. Whether another is due.
+  /// The guest ended an interrupt. Returns whether to raise another.
   mutating func acknowledge() -> Bool {
     guard isOn else { return false }
     isAcknowledged = true
@@ -43,7 +42,7 @@ struct TickReinjection: Sendable {
 }
 
 extension InterruptController {
-  /// IRQ0's edges that are due at `now`.
+  /// Raises IRQ0's edges that are due at `now`.
   func firePIT(_ now: UInt64) {
     chips.withLock { chips in
       guard chips.pit != nil else {
@@ -56,7 +55,7 @@ extension InterruptController {
     }
   }
 
-  /// Puts the 8254's next edge where the timer thread sees it; at most 10000 wake-ups a second.
+  /// Publishes the 8254's next edge to the timer thread; at most 10000 wake-ups a second.
   func armPIT(_ chips: inout Chips, _ now: UInt64) {
     let next = chips.pit?.nextDeadline ?? .max
     pitDeadline.store(
@@ -78,9 +77,9 @@ extension InterruptController {
     }
   }
 
-  // MARK: Ends of the interrupt
+  // MARK: End of interrupt
 
-  /// Whether the end of a vector has to be told.
+  /// Whether the end of a vector must be reported.
   func isTick(_ vector: UInt8) -> Bool { tickVector.load(ordering: .relaxed) == vector }
 
   /// A local APIC ended an edge-triggered vector.
@@ -102,8 +101,7 @@ extension InterruptController {
 
   // MARK: Masks
 
-  /// Runs a write to a chip; where it unmasks the 8254's interrupt, ticks that came before are
-  /// past.
+  /// Runs a write to a chip; if it unmasks the 8254's interrupt, drops earlier ticks.
   func noticingUnmasking<R>(_ chips: inout Chips, _ write: (inout Chips) -> R) -> R {
     guard chips.pit != nil else { return write(&chips) }
     let before = Self.maskedTickPins(chips)

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine's interrupt chips and the wires between them: GSIs to the 8259 pair and the I/O APIC,
-// their outputs and MSIs to local APICs, the 8254 to IRQ0.
+// The machine's interrupt chips and their wiring: GSIs to the 8259 pair and the I/O APIC, outputs
+// and MSIs to local APICs, the 8254 to IRQ0.
 //
 //     setLine(gsi, level) -> 8259 pin -> INTR -> vCPUs whose LINT0 lets it through
 //                         -> I/O APIC pin -> message -> the local APICs that it names
 //
-// The chips are values under one lock. It may be held while a message is delivered (that takes the
-// CPU list's lock and then a local APIC's); nobody who holds one of those takes it.
+// The chips are values under one lock. The lock may be held while a message is delivered, which
+// takes the CPU list's lock and then a local APIC's. It is never taken while one of those is held.
 
 import Host
 import InterruptChips
@@ -25,11 +25,11 @@ final class InterruptController: @unchecked Sendable {
     var pitFlags: UInt32 = 0
     var ticks = TickReinjection()
     var routing = GSIRoutingTable.standard
-    /// How destinations of messages are read.
+    /// How message destinations are decoded.
     var messageFormat: MessageSignalledInterrupt.Format = []
-    /// Whoever asserts each GSI: bit 0 the client, bit 1 the 8254.
+    /// The sources that assert each GSI: bit 0 the client, bit 1 the 8254.
     var levels: [UInt8] = Array(repeating: 0, count: 64)
-    /// Resampling irqfds by GSI: to be told when the guest ends the interrupt.
+    /// Resampling irqfds by GSI: signalled when the guest ends the interrupt.
     var resamplers: [UInt32: [ClientEvent]] = [:]
     /// Last CPU that took a lowest-priority message.
     var lastLowest = 0
@@ -41,7 +41,7 @@ final class InterruptController: @unchecked Sendable {
     static let resample: UInt8 = 1 << 2
   }
 
-  /// 8259 pair, I/O APIC and 8254 are the client's; only local APICs are ours.
+  /// The client has the 8259 pair, I/O APIC and 8254; we have only the local APICs.
   let isSplit: Bool
   /// GSIs below this are the pins of the client's I/O APIC.
   let reservedRoutes: UInt32
@@ -50,12 +50,12 @@ final class InterruptController: @unchecked Sendable {
   let chips: Mutex<Chips>
   /// The 8259's INTR.
   let isPICRequesting = Atomic<Bool>(false)
-  /// The vector that the 8254's last tick went to a local APIC with; 0: to none.
+  /// The vector of the 8254's last tick at a local APIC; 0: none.
   let tickVector = Atomic<UInt8>(0)
   /// When OUT of the 8254's channel 0 rises next, in monotonic nanoseconds.
   let pitDeadline = Atomic<UInt64>(.max)
 
-  /// - Parameter splitRoutes: the pins of the client's I/O APIC; nil where all chips are ours.
+  /// - Parameter splitRoutes: the pins of the client's I/O APIC; nil if all chips are ours.
   init(cpus: VirtualCPUList, timers: TimerThread, splitRoutes: UInt32? = nil) {
     isSplit = splitRoutes != nil
     reservedRoutes = splitRoutes ?? 0
@@ -70,8 +70,8 @@ final class InterruptController: @unchecked Sendable {
 
   /// Drives a GSI.
   ///
-  /// - Returns: above 0 when a CPU (or the 8259) took it, 0 when it joined one that was pending or
-  ///   nothing was to be delivered, -1 when there is no such route or it is masked.
+  /// - Returns: above 0 when a CPU (or the 8259) took it, 0 when it merged with a pending one or
+  ///   delivered nothing, -1 when there is no such route or it is masked.
   @discardableResult
   func setLine(_ gsi: UInt32, _ level: Bool, source: UInt8 = Source.client) -> Int32 {
     chips.withLock { chips in
@@ -127,9 +127,9 @@ final class InterruptController: @unchecked Sendable {
 
   // MARK: Messages
 
-  /// Hands a message to the local APICs that it names.
+  /// Delivers a message to its destination local APICs.
   ///
-  /// - Returns: how many took it; 0 when it joined pending ones; -1 when none is named.
+  /// - Returns: how many took it; 0 when it merged with pending ones; -1 without a destination.
   @discardableResult
   private func deliver(_ message: InterruptMessage, _ chips: inout Chips) -> Int32 {
     cpus.list.withLock { cpus in
@@ -144,7 +144,7 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
-  /// One of the CPUs named, in turn.
+  /// Delivers to one of the destination CPUs, in turn.
   private func deliverLowest(
     _ message: InterruptMessage, _ cpus: VirtualCPUList.List, _ last: inout Int
   ) -> Int32 {
@@ -179,7 +179,7 @@ final class InterruptController: @unchecked Sendable {
   /// Sends a message to the CPUs of a bitmap: bit n of word w is the APIC identifier
   /// `first + w * wordWidth + n`.
   ///
-  /// - Returns: how many there were.
+  /// - Returns: the number of destination CPUs.
   func send(
     _ message: InterruptMessage, to words: [UInt64], wordWidth: Int, first: UInt32
   ) -> Int64 {
@@ -203,7 +203,7 @@ final class InterruptController: @unchecked Sendable {
 
   /// A local APIC ended a level-triggered vector.
   ///
-  /// - Returns: whether the client has the I/O APIC with such a pin.
+  /// - Returns: whether the client's I/O APIC has such a pin.
   func endOfInterrupt(_ vector: UInt8) -> Bool {
     chips.withLock { chips in
       if isSplit { return isClientPin(vector, chips) }
@@ -250,7 +250,7 @@ final class InterruptController: @unchecked Sendable {
     }
   }
 
-  /// The guest ended the interrupt of a pin: its lines go down before it is looked at again.
+  /// The guest ended a pin's interrupt: lowers its lines before the pin is evaluated again.
   func resample(_ pin: GSIRoute, _ chips: inout Chips) {
     for (gsi, events) in chips.resamplers where chips.routing[gsi: gsi].contains(pin) {
       lower(gsi, &chips)
@@ -265,7 +265,7 @@ final class InterruptController: @unchecked Sendable {
 
   // MARK: 8259
 
-  /// Lines of the 8259 pair whose service a command ended.
+  /// A command ended the service of these 8259 lines.
   func endedLines(_ lines: UInt16, _ chips: inout Chips) {
     var ended = lines
     while ended != 0, !chips.resamplers.isEmpty {
@@ -276,7 +276,7 @@ final class InterruptController: @unchecked Sendable {
     if lines != 0 { endedTick(lines, &chips) }
   }
 
-  /// Tells the vCPUs about a change of INTR.
+  /// Reports a change of INTR to the vCPUs.
   func updatePIC(_ chips: inout Chips) {
     let requested = chips.pic.isInterruptRequested
     let was = isPICRequesting.exchange(requested, ordering: .sequentiallyConsistent)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// irqfds: a thread that waits for the client's eventfds and drives their GSIs (Linux, "KVM_IRQFD").
+// irqfds: a thread waits for the client's eventfds and drives their GSIs (Linux, "KVM_IRQFD").
 //
 //     plain     an event is an edge: the line goes up and down
-//     resample  the line stays up until the guest ends the interrupt; then it goes down and the
-//               client is told, who signals again if its device still asks
+//     resample  the line stays up until the guest ends the interrupt; then it falls and the client
+//               gets an event, and signals again if its device still requests
 
 import Host
 import InterruptChips
@@ -29,7 +29,7 @@ final class InterruptEvents: @unchecked Sendable {
   private let controller: InterruptController
   private let state = Mutex(State())
   private let poller: Poller
-  /// Who signals an eventfd may be another process that has written to the guest's memory.
+  /// The signalling process may be another one that has written to the guest's memory.
   private let comparesCode: Bool
   private let wake: EventFile
   private let mustLook = Atomic<Bool>(false)
@@ -45,10 +45,10 @@ final class InterruptEvents: @unchecked Sendable {
     try poller.add(wake.descriptor.rawValue, token: Self.wakeToken)
   }
 
-  /// - Throws: EBUSY where the eventfd drives a GSI already.
+  /// - Throws: EBUSY if the eventfd already drives a GSI.
   func assign(gsi: UInt32, event: ClientEvent, resample: ClientEvent?) throws(Errno) {
     try state.withLock { (state) throws(Errno) in
-      // A number may have gone to another eventfd since the client had the last descriptor of one.
+      // The descriptor's number may be reused for another eventfd after the client closed it.
       let held = state.sources.values.lazy.filter { !$0.event.isReleased }
       if held.contains(where: { $0.event.isSame(as: event) }) {
         throw .resourceBusy
@@ -61,12 +61,12 @@ final class InterruptEvents: @unchecked Sendable {
       state.nextToken += 1
       state.sources[token] = Source(gsi: gsi, event: event, resample: resample)
       if let resample { controller.addResampler(gsi, resample) }
-      // An event that came before is reported now: epoll is level-triggered.
+      // Earlier events are reported now: epoll is level-triggered.
       try poller.add(event.descriptor, token: token)
     }
   }
 
-  /// Removes what the client's descriptor drives; nothing where it drives nothing.
+  /// Removes the irqfd of the client's descriptor, if any.
   func deassign(gsi: UInt32, client: Int32) {
     state.withLock { state in
       for (token, source) in state.sources
@@ -78,15 +78,15 @@ final class InterruptEvents: @unchecked Sendable {
     }
   }
 
-  /// The client closed descriptors of eventfds. The thread looks which: whoever closes may be
-  /// anywhere.
+  /// The client closed descriptors of eventfds. The irqfd thread finds out which, because the
+  /// caller may hold any lock.
   func clientClosed() {
     mustLook.store(true, ordering: .sequentiallyConsistent)
     wake.signal()
   }
 
-  /// Lets go of eventfds of which the client has no descriptor: where another process has it open,
-  /// it goes on driving its GSI, and else it drives nothing, as in Linux.
+  /// Drops eventfds of which the client has no descriptor. If another process has it open, it still
+  /// drives its GSI, as in Linux.
   private func dropAbandoned() {
     state.withLock { state in
       guard let open = ClientEvent.clients else { return }
@@ -95,7 +95,7 @@ final class InterruptEvents: @unchecked Sendable {
       }
       if abandoned.isEmpty { return }
       for (token, source) in abandoned {
-        // Nobody takes its events any more.
+        // Nobody consumes its events any more.
         try? poller.change(
           source.event.descriptor, token: token, interest: [.readable, .edge])
         source.event.release()
@@ -108,7 +108,7 @@ final class InterruptEvents: @unchecked Sendable {
     }
   }
 
-  /// Ends the thread and waits until it has ended.
+  /// Ends the thread and joins it.
   func stop() {
     guard state.withLock({ $0.isRunning }) else { return }
     isStopping.store(true, ordering: .sequentiallyConsistent)
@@ -132,7 +132,7 @@ final class InterruptEvents: @unchecked Sendable {
       if mustLook.exchange(false, ordering: .sequentiallyConsistent) { dropAbandoned() }
       return
     }
-    // Under the lock, so that one that was removed is not read any more.
+    // Under the lock, so that a removed one is not read any more.
     let source = state.withLock { state in
       let source = state.sources[token]
       source?.event.consume()

@@ -1,17 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The end of an interrupt without an exit (Linux, "MSR_KVM_PV_EOI_EN"): a word in the guest's
-// memory whose bit 0 we set when the interrupt in service has an end that concerns nobody but this
-// local APIC, and nothing waits behind it. The guest ends that interrupt by clearing the bit; where
-// it finds it clear, it writes the EOI register as ever.
+// EOI without an exit (Linux, "MSR_KVM_PV_EOI_EN"): we set bit 0 of a word in guest memory when the
+// end of the interrupt in service affects only this local APIC and no other request is pending. The
+// guest ends that interrupt by clearing the bit; if the bit is clear already, it writes the EOI
+// register as usual.
 //
 //     entry:  one in service, edge-triggered, none requested  -> bit set      (offerEOI)
 //             no longer so                                    -> bit cleared
 //     exit:   the bit is clear again                          -> EOI          (takeEOI)
 //     leaving KVM_RUN:                                        -> bit cleared  (withdrawEOI)
 //
-// So whoever looks at the guest's memory or at the local APIC from outside finds an ordinary local
-// APIC.
+// So other observers of guest memory or of the local APIC see an ordinary local APIC.
 
 import InterruptChips
 import Synchronization
@@ -28,7 +27,7 @@ struct ParavirtualEOI: Sendable {
 }
 
 extension LocalAPIC {
-  /// The interrupt in service, if it is an edge's and its end lets nothing else through.
+  /// The interrupt in service, if it is edge-triggered and no request waits for its end.
   var quietVector: UInt8? {
     guard let vector = highestServicedVector, highestRequestedVector == nil else { return nil }
     return isLevelTriggered(vector) ? nil : vector
@@ -48,7 +47,7 @@ extension VirtualCPU {
     return true
   }
 
-  /// Before an entry, when the local APIC may have changed.
+  /// Called before an entry if the local APIC may have changed.
   func offerEOI() {
     guard paravirtual.eoi.isEnabled, let apic else { return }
     let vector = apic.state.withLock { $0.quietVector }
@@ -67,7 +66,7 @@ extension VirtualCPU {
     endInterrupt()
   }
 
-  /// The bit goes; the interrupt ends by the register, if it has not ended yet.
+  /// Clears the bit; the guest then ends the interrupt by the register.
   func withdrawEOI() {
     takeEOI()
     guard paravirtual.eoi.isOffered else { return }

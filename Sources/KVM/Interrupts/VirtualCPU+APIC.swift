@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU and its local APIC: what arrives from the bus, what its registers' effects ask for, and
-// the timer.
+// A vCPU and its local APIC: messages from the bus, effects of register writes, and the timer.
 
 import CHost
 import Host
@@ -11,7 +10,7 @@ import X86
 import X86CPU
 
 extension LocalAPIC {
-  /// KVM's reset state: LINT0 of the boot CPU lets the 8259 through.
+  /// KVM's reset state: LINT0 of the boot CPU is connected to the 8259.
   mutating func acceptExternalAtReset() {
     var image = registerImage(at: Time(nanoseconds: 0), wideID: false)
     image[APICRegister.lvtLINT0 >> 2] = UInt32(DeliveryMode.external.rawValue) << 8
@@ -24,7 +23,7 @@ extension VirtualCPU {
 
   /// Takes a message.
   ///
-  /// - Returns: false when it joined one that was pending, or was ignored.
+  /// - Returns: false when it merged with a pending one or was ignored.
   @discardableResult
   func accept(_ message: InterruptMessage) -> Bool {
     guard let apic else { return false }
@@ -37,7 +36,7 @@ extension VirtualCPU {
     note(apic.state.withLock { $0.setLINT(0, asserted: asserted) })
   }
 
-  /// Tells the run loop what a delivery wants.
+  /// Posts the requests of a delivery to the run loop.
   @discardableResult
   func note(_ delivery: LocalAPIC.Delivery) -> Bool {
     switch delivery {
@@ -66,7 +65,7 @@ extension VirtualCPU {
     LocalAPIC.Time(nanoseconds: HostClock.monotonic(), tsc: guestTSC)
   }
 
-  /// Does what a register write asks for.
+  /// Carries out a register write's effect.
   func perform(_ effect: LocalAPIC.Effect) {
     events.mustCheck = true
     switch effect {
@@ -85,7 +84,7 @@ extension VirtualCPU {
     }
   }
 
-  /// Tells the bus how this local APIC is addressed now.
+  /// Updates this local APIC's address on the bus.
   func apicIdentityChanged() {
     guard let identity = apic?.state.withLock({ $0.identity }) else { return }
     unsafe machine.cpus.list.withLock { cpus in
@@ -95,7 +94,7 @@ extension VirtualCPU {
 
   // MARK: Timer
 
-  /// Puts the timer's next deadline where the timer thread sees it.
+  /// Publishes the timer's next deadline to the timer thread.
   func armTimer() {
     guard let apic else { return }
     let deadline: UInt64
@@ -108,19 +107,19 @@ extension VirtualCPU {
       let time = apicTime
       let distance = value > time.tsc ? clock.rate.nanoseconds(value &- time.tsc) : 0
       let (sum, overflow) = time.nanoseconds.addingReportingOverflow(distance)
-      // Rounded up: a timer must not come before its time.
+      // Rounded up: a timer must not fire early.
       deadline = overflow || sum == .max ? .max &- 1 : sum &+ 1
     }
     mailbox.timerDeadline.store(deadline, ordering: .sequentiallyConsistent)
     if deadline != .max { unsafe machine.timers.note(deadline) }
   }
 
-  /// Before an entry: a TSC deadline that has come needs no thread to say so.
+  /// Before an entry: fires an expired TSC deadline without the timer thread.
   func takeExpiredDeadline() {
     if clock.isDeadlineOver { expireTimer() }
   }
 
-  /// The timer's deadline has come.
+  /// The timer has expired.
   func expireTimer() { expireTimer(at: apicTime) }
 
   func expireTimer(at time: LocalAPIC.Time) {

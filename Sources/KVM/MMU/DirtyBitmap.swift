@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A slot's dirty log as a bitmap. Pages outside of it are not written to: indices are checked by
-// the slot that owns it.
+// A slot's dirty log as a bitmap. The slot that owns it checks page indices.
 
 import SystemPackage
 
@@ -9,9 +8,8 @@ import SystemPackage
   import Glibc
 #endif
 
-/// Which pages of a slot were written: one bit each, in words of 64 as KVM_GET_DIRTY_LOG gives
-/// them. Guarded by the lock of the slots that it belongs to.
-/// Sendable: guarded by the lock of the slots.
+/// Which pages of a slot were written: one bit each, in words of 64 as in KVM_GET_DIRTY_LOG.
+/// Sendable: guarded by the lock of its slots.
 @safe final class DirtyBitmap: @unchecked Sendable {
   typealias Words = UnsafeMutableBufferPointer<UInt64>
 
@@ -19,7 +17,7 @@ import SystemPackage
   let pageCount: Int
   var wordCount: Int { unsafe words.count }
 
-  /// - Parameter full: all pages count as written.
+  /// - Parameter full: mark all pages as written.
   init(pages: Int, full: Bool) throws(Errno) {
     unsafe words = try unsafe Self.allocate((pages + 63) / 64)
     pageCount = pages
@@ -32,8 +30,8 @@ import SystemPackage
 
   deinit { unsafe Self.free(words) }
 
-  /// Words that are 0. How many it is the client who says: where there is no memory for them, that
-  /// is an error, and memory is taken for those that are written to.
+  /// Zeroed words. The client chooses the size: without memory for them this fails, and pages are
+  /// allocated only when written.
   static func allocate(_ count: Int) throws(Errno) -> Words {
     guard let memory = unsafe calloc(max(count, 1), 8) else { throw .noMemory }
     return unsafe Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)
@@ -53,7 +51,7 @@ import SystemPackage
     return true
   }
 
-  /// Takes bits of a word out; returns those that were set.
+  /// Clears bits of a word; returns those that were set.
   func remove(word: Int, _ mask: UInt64) -> UInt64 {
     guard unsafe words.indices.contains(word) else { return 0 }
     let old = unsafe words[word] & mask

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A vCPU's dirty ring (Linux, "KVM_CAP_DIRTY_LOG_RING"): an array of `kvm_dirty_gfn` that the
-// client maps. We append pages that were written; the client reads them and marks them for reset; a
-// reset makes them clean again.
+// client maps. We append written pages; the client reads them and marks them for reset; a reset
+// makes them clean again.
 //
 //     kvm_dirty_gfn:  u32 flags (1 dirty, 2 reset)   u32 slot   u64 page in the slot
 
@@ -11,7 +11,7 @@ import Host
 import Synchronization
 import SystemPackage
 
-/// Sendable: the vCPU's thread appends, resets happen under the machine's lock of ioctls, and both
+/// Sendable: the vCPU's thread appends, resets run under the machine's lock of ioctls, and both
 /// counts are atomic. The client may write to the entries at any time.
 final class DirtyRing: @unchecked Sendable {
   /// As KVM_DIRTY_RING_MAX_ENTRIES and KVM_DIRTY_RING_RSVD_ENTRIES.
@@ -19,30 +19,30 @@ final class DirtyRing: @unchecked Sendable {
   static let reservedEntries: UInt32 = 64
   static let entrySize = MemoryLayout<kvm_dirty_gfn>.stride
 
-  /// What the client maps at this page of the vCPU (KVM_DIRTY_LOG_PAGE_OFFSET).
+  /// The client maps the ring at this page of the vCPU (KVM_DIRTY_LOG_PAGE_OFFSET).
   static let pageOffset = 64
 
   private let mapping: Mapping
   var pages: UnsafeMutableRawPointer { unsafe mapping.address }
   var byteCount: Int { Int(count) * Self.entrySize }
   let count: UInt32
-  /// Entries ever appended and ever reset.
+  /// Total entries appended and reset.
   private let appended = Atomic<UInt32>(0)
   private let reset = Atomic<UInt32>(0)
 
-  /// Bytes of the file that a ring of `count` entries makes of a vCPU's.
+  /// Size of a vCPU's file with a ring of `count` entries.
   static func fileSize(count: UInt32) -> Int { pageOffset * 4096 + Int(count) * entrySize }
 
   /// - Parameters:
   ///   - count: a power of two, whose entries fill pages.
-  ///   - file: of `fileSize` bytes, all 0.
+  ///   - file: of `fileSize` bytes, zeroed.
   init(count: UInt32, file: Int32) throws(Errno) {
     self.count = count
     mapping = try Mapping(
       sharing: file, offset: Self.pageOffset * 4096, size: Int(count) * Self.entrySize)
   }
 
-  /// So full that the client has to empty it before the guest goes on.
+  /// Whether the client must empty it before the guest continues.
   var isFull: Bool {
     appended.load(ordering: .relaxed) &- reset.load(ordering: .relaxed)
       >= count - Self.reservedEntries
@@ -54,7 +54,7 @@ final class DirtyRing: @unchecked Sendable {
 
   func append(slot: UInt32, page: UInt64) {
     let number = appended.load(ordering: .relaxed)
-    // Hypervisor's own writes have the reserved entries; beyond them nothing may be overwritten.
+    // The reserved entries are for the hypervisor's own writes; never overwrite entries.
     guard number &- reset.load(ordering: .relaxed) < count else { return }
     let place = unsafe entry(number)
     unsafe place.storeBytes(of: slot, toByteOffset: 4, as: UInt32.self)
@@ -64,9 +64,9 @@ final class DirtyRing: @unchecked Sendable {
     appended.store(number &+ 1, ordering: .relaxed)
   }
 
-  /// Takes the entries that the client has marked, in order, and hands them to `body`.
+  /// Removes entries that the client has marked, in order, and calls `body` for each.
   ///
-  /// - Returns: how many.
+  /// - Returns: their number.
   func takeMarked(_ body: (_ slot: UInt32, _ page: UInt64) -> Void) -> Int32 {
     var taken: Int32 = 0
     while taken < Int32(count) {
@@ -86,7 +86,7 @@ final class DirtyRing: @unchecked Sendable {
 }
 
 extension VirtualCPU {
-  /// A page was written for the first time since it was clean.
+  /// Records the first write to a clean page.
   func noteDirty(slot: UInt32, page: UInt64) -> Disposition {
     dirtyRing?.append(slot: slot, page: page)
     return .resume

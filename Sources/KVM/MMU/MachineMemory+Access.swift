@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The hypervisor's own accesses to guest memory, and what of a slot's memory the client has there.
+// The hypervisor's own accesses to guest memory, and what the client has mapped of a slot.
 
 import ClientMemory
 import Host
@@ -8,17 +8,17 @@ import X86
 import X86CPU
 
 extension MachineMemory {
-  /// Where an access to guest memory goes.
+  /// The target of an access to guest memory.
   @safe enum Place {
-    /// No slot has it, or not all of it, or not for writing.
+    /// No slot contains all of it, or the slot is read-only.
     case none
-    /// A slot has it, but the client has nothing there: EFAULT.
+    /// A slot contains it, but the client has no memory mapped: EFAULT.
     case fault
     case at(UnsafeMutableRawPointer)
   }
 
-  /// What may be mapped around an address of a slot; nil where the client has nothing there that
-  /// can be accessed so.
+  /// The area that may be mapped around an address of a slot; nil if the client has not mapped it
+  /// for such accesses.
   func area(_ slot: MemorySlot, _ address: UInt64, writing: Bool) -> HostMemoryMap.Area? {
     guard let host else { return .everything }
     let place = address &+ slot.offset
@@ -27,7 +27,7 @@ extension MachineMemory {
     return host.area(at: place, anew: true).flatMap { suits($0) ? $0 : nil }
   }
 
-  /// The place of `count` bytes of guest memory, all in one slot.
+  /// The host location of `count` bytes of guest memory in one slot.
   func place(_ address: UInt64, count: Int, writing: Bool = false) -> Place {
     guard let slot = slot(at: address), !(writing && slot.isReadOnly),
       let pointer = unsafe Self.pointer(slot, address, count)
@@ -41,13 +41,13 @@ extension MachineMemory {
     return unsafe .at(pointer)
   }
 
-  /// Whether `count` bytes of guest memory are there to read, all in one slot.
+  /// Whether `count` bytes of guest memory in one slot are readable.
   func isReadable(_ address: UInt64, count: Int) -> Bool {
     guard case .at = place(address, count: count) else { return false }
     return true
   }
 
-  /// Copies guest memory, all of one slot. False where it is not there.
+  /// Copies guest memory of one slot. False if it is not readable.
   func read(_ address: UInt64, to buffer: UnsafeMutableRawPointer, count: Int) -> Bool {
     guard case .at(let pointer) = place(address, count: count) else { return false }
     if unsafe GuardedCopy.copy(from: pointer, to: buffer, count: count) { return true }
@@ -55,7 +55,7 @@ extension MachineMemory {
     return false
   }
 
-  /// Reads an integer of guest memory; nil where there is none.
+  /// Reads an integer from guest memory; nil if there is none.
   func load<T: FixedWidthInteger>(_ address: UInt64, as type: T.Type = T.self) -> T? {
     var value: T = 0
     return unsafe read(address, to: &value, count: MemoryLayout<T>.size) ? value : nil
@@ -68,11 +68,11 @@ extension MachineMemory {
     return unsafe UnsafeMutableRawPointer(bitPattern: UInt(address &+ slot.offset))
   }
 
-  /// Has `body` write `count` bytes of guest memory, all in one slot, as the guest would: the dirty
-  /// log and the caches of decoded code know of it.
+  /// Has `body` write `count` bytes of guest memory in one slot like a guest write: updates the
+  /// dirty log and the caches of decoded code.
   ///
   /// - Parameter dirtied: called for each page that was clean in its slot's log.
-  /// - Returns: false where there is no such memory, or it is read-only.
+  /// - Returns: false if there is no such memory, or it is read-only.
   func write(
     _ address: UInt64, count: Int, _ body: (inout GuestBytes) -> Void,
     dirtied: (_ slot: UInt32, _ page: UInt64) -> Void
@@ -97,10 +97,10 @@ extension MachineMemory {
   }
 }
 
-/// Guest memory that is being written. Where it has gone, stores do nothing and loads are 0.
+/// Guest memory during a write. If it has vanished, stores do nothing and loads return 0.
 @safe struct GuestBytes {
   private let start: UnsafeMutableRawPointer
-  /// Every access so far has been possible.
+  /// Whether all accesses so far succeeded.
   private(set) var isThere = true
 
   init(_ start: UnsafeMutableRawPointer) { unsafe self.start = unsafe start }
@@ -113,7 +113,7 @@ extension MachineMemory {
     return value
   }
 
-  /// Of 4 and 8 bytes one store of the host's.
+  /// A single host store for 4 and 8 bytes.
   mutating func storeBytes<T: FixedWidthInteger>(
     of value: T, toByteOffset offset: Int = 0, as: T.Type
   ) {

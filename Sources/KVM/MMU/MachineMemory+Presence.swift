@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages for which a guest would wait: those that the client has not brought yet (userfaultfd), and
-// those that are swapped out. A machine with a guest that wants to hear of them (asynchronous page
-// faults) maps what is there, page by page where that is not all, so that the first touch of
-// anything else exits. What is swapped out after it was mapped is waited for.
+// Pages that a guest would have to wait for: those that the client has not brought in yet
+// (userfaultfd), and swapped-out ones. For guests with asynchronous page faults, a machine maps
+// only present pages, page by page if some are missing, so that the first touch of any other exits.
+// The guest waits for pages that are swapped out later.
 //
-// Nothing of this is done for other machines, nor where no slot's memory can be so.
+// Other machines, and those whose memory is always present, do none of this.
 
 import ClientMemory
 import Host
 import Synchronization
 import X86
 
-/// Which of the 512 pages around an address are there.
+/// Which of the 512 pages around an address are present.
 struct PresentPages: Sendable {
   var words = InlineArray<8, UInt64>(repeating: 0)
 
@@ -34,11 +34,11 @@ struct PresentPages: Sendable {
 extension MachineMemory {
   private static let regionSize: UInt64 = 2 << 20
 
-  /// Whether any slot's memory may have to be waited for.
+  /// Whether any slot's memory may be absent.
   var mayWait: Bool { withSlots { $0.ordered.contains { client.mayWait($0.hostRange) } } }
 
   /// The pages of a slot in the 2 MiB around a guest-physical address that can be accessed without
-  /// waiting; nil where all memory of the slot can, or nobody wants to know.
+  /// waiting; nil if all memory of the slot can, or presence is not watched.
   func presentPages(
     _ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area
   ) -> PresentPages? {
@@ -59,13 +59,13 @@ extension MachineMemory {
 }
 
 extension Machine {
-  /// From now on a guest hears of pages that it would wait for.
+  /// Starts asynchronous page faults for a guest of the machine.
   func watchPresence() {
     let was = memory.watchesPresence.exchange(true, ordering: .sequentiallyConsistent)
     if !was, memory.mayWait { forgetMappings() }
   }
 
-  /// Has all mappings made anew.
+  /// Has all mappings rebuilt.
   func forgetMappings() {
     withGuestsStopped(until: HostClock.monotonic() &+ Self.patience) {
       memory.withMappingsChanging {}

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory slots and the nested page tables that make them the guest's memory.
+// Memory slots, and the nested page tables that map them for the guest.
 //
-// A slot names a range of this process's memory for a range of guest-physical addresses. The nested
-// tables are filled from the slots when the guest first touches an address; taking a slot away
-// empties them, and the guest's next touch fills them anew. So the tables never have an entry that
-// the slots do not, and nothing outside the slots can be reached.
+// A slot maps a range of this process's memory to a range of guest-physical addresses. A guest's
+// first touch of an address fills the nested tables from the slots; removing a slot empties them,
+// and the guest's next touch fills them again. So the tables never have an entry without a slot,
+// and the guest reaches nothing outside the slots.
 //
 // A slot with a dirty log is mapped in 4 KiB pages, and a page is writable exactly while its bit in
 // the log is set: the first write to a clean page exits, sets the bit and makes the page writable.
-// Whoever clears bits does it while no vCPU is in guest code and takes the right to write back.
+// Code that clears bits runs while no vCPU is in guest code and write-protects the pages.
 //
-// An entry is made only for memory that the client has mapped, with the rights that it has there
-// (HostMemoryMap); all entries go when it changes its mappings (Hypervisor+ClientMappings).
+// Entries cover only memory that the client has mapped, with the client's rights (HostMemoryMap);
+// when the client changes its mappings, all entries are dropped (Hypervisor+ClientMappings).
 
 import CHost
 import ClientMemory
@@ -32,7 +32,7 @@ struct MemorySlot: Sendable {
   /// Address in this process of the first byte.
   var host: UInt64
   var flags: UInt32
-  /// Where flags say KVM_MEM_LOG_DIRTY_PAGES.
+  /// With KVM_MEM_LOG_DIRTY_PAGES in the flags.
   var log: DirtyBitmap?
 
   var end: UInt64 { base &+ size }
@@ -52,7 +52,7 @@ struct MemorySlots: Sendable {
   private(set) var ordered: [MemorySlot] = []
   private var bases: [UInt32: UInt64] = [:]
 
-  /// The place of the first slot that ends beyond `address`.
+  /// The index of the first slot that ends beyond `address`.
   private func place(_ address: UInt64) -> Int {
     var low = 0
     var high = ordered.count
@@ -92,8 +92,8 @@ struct MemorySlots: Sendable {
   }
 }
 
-/// The memory of this process that slots name: what a guest may have, for CPUs of other machines,
-/// which do not wait for the slots' lock.
+/// The memory of this process that slots use, for CPUs of other machines, which do not take the
+/// slots' lock.
 private final class SlotHostMemory: Sendable {
   private let ranges = Mutex<[UInt32: Range<UInt>]>([:])
 
@@ -113,19 +113,19 @@ final class MachineMemory: @unchecked Sendable {
   let shadows = ShadowList()
   /// The root of the nested tables; it never changes.
   let root: UInt64
-  /// Not 0 while vCPUs have to stay out of guest code.
+  /// Nonzero while vCPUs must stay out of guest code.
   let gate = Atomic<Int>(0)
-  /// Whether a vCPU was left in guest code by the last change: tables that go may be in use.
+  /// Whether the last change left a vCPU in guest code: dropped tables may still be in use.
   let mayBeWalked = Atomic<Bool>(false)
-  /// Whether a guest wants to hear of pages that it would wait for.
+  /// Whether a guest uses asynchronous page faults.
   let watchesPresence = Atomic<Bool>(false)
   let client: ClientMemory
-  /// What the client has mapped; nil where its slots' memory stays as it is.
+  /// The client's mappings; nil if they never change.
   let host: HostMemoryMap?
 
   /// - Parameters:
-  ///   - client: whose memory slots name.
-  ///   - format: of the nested tables, which the processor's vendor chooses.
+  ///   - client: the memory that slots use.
+  ///   - format: the format of the nested tables, by the processor's vendor.
   init(client: ClientMemory, format: NestedTableFormat = .extended) throws(Errno) {
     self.client = client
     host = client.map
@@ -145,22 +145,22 @@ final class MachineMemory: @unchecked Sendable {
   /// Runs `body` under the slots' lock.
   func withSlots<R>(_ body: (MemorySlots) -> R) -> R { slots.withLock { body($0) } }
 
-  /// What came of an access that the nested tables did not allow.
+  /// The result of an access that the nested tables did not allow.
   enum Mapping {
-    /// No slot lets the guest access it so.
+    /// No slot allows the access.
     case none
-    /// The client has nothing there that can be accessed so.
+    /// The client has not mapped the memory for such accesses.
     case fault
     case mapped
     /// Mapped, and this was the first write to the page since its dirty log was cleared.
     case dirtied(slot: UInt32, page: UInt64)
-    /// Not mapped: it has to be brought to this address of the process first.
+    /// Not mapped: the page at this host address must be brought in first.
     case waits(host: UInt64)
   }
 
   /// Maps the page (or large page) of `address`.
   ///
-  /// - Parameter mayWait: a page that would have to be waited for is left out.
+  /// - Parameter mayWait: do not map a page that would have to be brought in.
   func map(_ address: UInt64, writing: Bool, mayWait: Bool = false) -> Mapping {
     guard let slot = slot(at: address), !(writing && slot.isReadOnly) else { return .none }
     guard let area = area(slot, address, writing: writing) else { return .fault }
@@ -170,12 +170,12 @@ final class MachineMemory: @unchecked Sendable {
       return .waits(host: (address & Page.mask) &+ slot.offset)
     }
     present?.set(index, true)
-    // Under the slots' lock, so that no entry of a slot is made after it went.
+    // Under the slots' lock, so that a removed slot gets no new entry.
     return slots.withLock { slots in
       guard let now = slots.slot(at: address), now.offset == slot.offset,
         now.isReadOnly == slot.isReadOnly, host == nil || host?.generation == area.generation
       else {
-        // Changed meanwhile: the guest tries again.
+        // Changed meanwhile: let the guest retry.
         return .mapped
       }
       var result = Mapping.mapped
@@ -244,19 +244,19 @@ final class MachineMemory: @unchecked Sendable {
     shadows.clear(keepingTables: mayBeWalked)
   }
 
-  /// Copies the dirty log of a slot to as many words.
+  /// Copies a slot's dirty log to an equal number of words.
   func copyLog(of slot: MemorySlot, to words: DirtyBitmap.Words) {
     slots.withLock { _ in unsafe slot.log?.copy(to: words) }
   }
 
-  /// Makes one page of a slot clean. No vCPU is in guest code.
+  /// Marks one page of a slot clean. No vCPU is in guest code.
   func clean(_ id: UInt32, page: UInt64) {
     guard let slot = find(id), page < UInt64(slot.pageCount) else { return }
     clean(slot, first: Int(page & ~63), mask: 1 &<< (page & 63))
   }
 
-  /// Makes the pages of a slot whose bits are set in `mask`, 64 from page `first` on, clean: they
-  /// are no longer in the log, and their next write exits. No vCPU is in guest code.
+  /// Marks the pages of a slot clean whose bits are set in `mask`, 64 from page `first` on: removes
+  /// them from the log, and their next write exits. No vCPU is in guest code.
   func clean(_ slot: MemorySlot, first: Int, mask: UInt64) {
     slots.withLock { _ in
       let cleared = slot.log?.remove(word: first / 64, mask) ?? 0

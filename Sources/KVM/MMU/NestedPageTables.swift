@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Nested paging structures: four levels of 4 KiB tables in this process's memory, whose leaves hold
-// addresses in this process (SDM volume 3, "The Extended Page Table Mechanism", with `EPTEntry`;
-// APM volume 2, "Nested Paging", with `PageTableEntry`). The two formats have their rights,
-// addresses and page sizes in the same bits; they differ in the flags of a leaf.
+// Nested paging structures: four levels of 4 KiB tables in this process's memory, with host
+// addresses in their leaves (SDM volume 3, "The Extended Page Table Mechanism", with `EPTEntry`;
+// APM volume 2, "Nested Paging", with `PageTableEntry`). Both formats have rights, addresses and
+// page sizes in the same bits; they differ in the flags of a leaf.
 //
-// Not thread-safe; entries are single words, so a processor that walks while one is stored sees the
-// old or the new.
+// Not thread-safe, but entries are single words: a concurrent page walk reads either the old or the
+// new.
 
 import ClientMemory
 import Host
 import X86
 
-/// Whose walk reads the tables.
+/// The processor's format.
 enum NestedTableFormat: Sendable {
   /// VT-x's EPT.
   case extended
   /// SVM's: ordinary page tables, walked as by user accesses.
   case ordinary
 
-  /// In every leaf. Ordinary entries are marked as used, so that the processor need not.
+  /// In every leaf. Ordinary entries have the accessed and dirty bits set already.
   var leafFlags: UInt64 {
     switch self {
     case .extended: EPTEntry.memoryTypeWriteBack
@@ -27,7 +27,7 @@ enum NestedTableFormat: Sendable {
     }
   }
 
-  /// In every entry that leads to a table.
+  /// In every entry that points to a table.
   var tableFlags: UInt64 { self == .extended ? 0 : PageTableEntry.accessed }
 }
 
@@ -59,7 +59,7 @@ struct NestedLeaf {
 
   private let top: Pages
   private var lower = Pages()
-  /// Tables that are no longer reached from the top, but that a processor may still be in.
+  /// Unlinked tables that a processor may still be walking.
   private var left: [Pages] = []
   private let rootTable: UnsafeMutablePointer<UInt64>
 
@@ -74,22 +74,22 @@ struct NestedLeaf {
   /// The address of the top table.
   var root: UInt64 { unsafe UInt64(UInt(bitPattern: rootTable)) }
 
-  /// Takes all entries away.
+  /// Removes all entries.
   ///
-  /// - Parameter keepingTables: a processor may be walking; else none is, nor was left by an
-  ///   earlier call.
+  /// - Parameter keepingTables: a processor may be walking; if false none is, not even one that
+  ///   an earlier call left in guest code.
   mutating func clear(keepingTables: Bool = false) {
     unsafe rootTable.update(repeating: 0, count: 512)
     if keepingTables { left.append(lower) } else { left = [] }
     lower = Pages()
   }
 
-  /// Maps the largest page around `address` that `slot` holds; where that is 4 KiB, all of the
-  /// slot's pages in the same 2 MiB, because they will be wanted too.
+  /// Maps the largest page around `address` that `slot` contains; if that is 4 KiB, all of the
+  /// slot's pages in the same 2 MiB, because the guest will touch them too.
   ///
   /// - Parameters:
-  ///   - area: what of the slot's memory is mapped.
-  ///   - present: which pages of these 2 MiB to map, and nothing around them; nil: everything.
+  ///   - area: the mapped part of the slot's memory.
+  ///   - present: the pages of these 2 MiB to map, without a larger page; nil: all.
   mutating func map(
     _ address: UInt64, _ slot: MemorySlot, _ area: HostMemoryMap.Area,
     _ present: PresentPages? = nil
@@ -160,7 +160,7 @@ struct NestedLeaf {
     unsafe table[Int((address >> 12) & 511)] &= ~EPTEntry.write
   }
 
-  /// Puts a large page into `table` if the slot holds all of it at the alignment that it needs.
+  /// Stores a large page in `table` if the slot contains all of it with the required alignment.
   private func place(
     in table: Table, _ address: UInt64, _ shift: UInt64, _ slot: MemorySlot,
     _ area: HostMemoryMap.Area

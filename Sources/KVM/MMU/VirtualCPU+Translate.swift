@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_TRANSLATE: a walk of the guest's page tables that changes nothing.
+// KVM_TRANSLATE: a walk of the guest's page tables without side effects.
 
 import X86
 import X86CPU
 
 extension VirtualCPU {
-  /// The guest-physical address of a linear one; nil where it is not mapped.
+  /// The guest-physical address of a linear one; nil if it is not mapped.
   func translate(_ linear: UInt64) -> UInt64? {
     if backend[.cr0] & CR0.pg.rawValue == 0 { return linear }
     let cr4 = CR4(rawValue: backend[.cr4])

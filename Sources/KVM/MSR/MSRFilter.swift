@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM_X86_SET_MSR_FILTER: which MSRs the guest may access; and the exits by which the client
-// answers for MSRs (KVM_CAP_X86_USER_SPACE_MSR).
+// KVM_X86_SET_MSR_FILTER: the MSRs that the guest may access; and exits for MSR accesses that the
+// client handles (KVM_CAP_X86_USER_SPACE_MSR).
 
 import CHost
 import InterruptChips
@@ -54,8 +54,8 @@ struct MSRFilter: Sendable {
     }
   }
 
-  /// The first range that has the MSR for this kind of access decides. The x2APIC's registers are
-  /// not filtered.
+  /// The first range with the MSR decides for this kind of access. x2APIC registers are not
+  /// filtered.
   func allows(_ number: UInt32, isWrite: Bool) -> Bool {
     if (APICRegister.x2APICBase...MSR.x2APICLast.rawValue).contains(number) { return true }
     let flag = UInt32(isWrite ? KVM_MSR_FILTER_WRITE : KVM_MSR_FILTER_READ)
@@ -69,10 +69,10 @@ struct MSRFilter: Sendable {
 }
 
 extension VirtualCPU {
-  /// Another filter or CPUID: what needs no exit changes.
+  /// Applies a new filter or CPUID to the MSRs that do not exit.
   func updateMSRInterception() {
     let filter = unsafe machine.options.withLock { $0.msrFilter }
-    // The processor has all of EFER; a guest whose CPUID has less is looked after.
+    // The processor allows all of EFER; watch writes if the guest's CPUID has less.
     let watchesEFER = !cpuid.features.isSuperset(of: [.longMode, .executeDisable])
     withLoaded { backend.setMSRFilter(filter, watchesEFER: watchesEFER) }
   }
@@ -107,7 +107,7 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// An MSR that does not exist, or one that may not be accessed so.
+  /// The reason for an unknown MSR or an invalid access.
   private static func failure(_ number: UInt32) -> Int32 {
     isKnownMSR(number) ? KVM_MSR_EXIT_REASON_INVAL : KVM_MSR_EXIT_REASON_UNKNOWN
   }
@@ -117,7 +117,7 @@ extension VirtualCPU {
     unsafe cpu.gpr[2] = value >> 32
   }
 
-  /// #GP, or the client answers.
+  /// Raises #GP, or exits to the client.
   private func msrFailed(_ number: UInt32, _ written: UInt64?, _ reason: Int32) -> Disposition {
     guard unsafe machine.options.withLock({ $0.userSpaceMSRs }) & UInt64(reason) != 0 else {
       raise(.generalProtection)
@@ -133,7 +133,7 @@ extension VirtualCPU {
     return .userSpace
   }
 
-  /// The client answered.
+  /// Finishes an access that the client handled.
   func completeMSR(isRead: Bool) {
     runState.completion = .none
     if unsafe run.pointee.msr.error != 0 {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU's machine-check banks: KVM_X86_SETUP_MCE says how many, KVM_X86_SET_MCE reports an error
-// in one (SDM volume 3, "Machine-Check MSRs").
+// A vCPU's machine-check banks: KVM_X86_SETUP_MCE sets their number, KVM_X86_SET_MCE reports an
+// error in one (SDM volume 3, "Machine-Check MSRs").
 
 import CHost
 import SystemPackage
 import X86
 
-/// What machine checks a guest may be given.
+/// The machine-check features for guests.
 enum MachineCheck {
   static let maxBanks: UInt64 = 32
   /// IA32_MCG_CAP: 8 control register present, 10 corrected errors interrupt, 24 software error
@@ -32,9 +32,9 @@ enum MachineCheck {
   static let inProgress: UInt64 = 1 << 2
 }
 
-/// Belongs to the thread that is in an ioctl of the vCPU; it reaches nothing else.
+/// Only the thread in an ioctl of the vCPU uses it.
 struct MachineCheckBanks: Sendable {
-  /// What a report asks for.
+  /// The effect of a reported error.
   enum Outcome { case none, exception, tripleFault, correctedInterrupt }
 
   var capabilities: UInt64 = 10 | MachineCheck.controlPresent
@@ -86,7 +86,7 @@ struct MachineCheckBanks: Sendable {
     if Self.needsNoAction(event) { return reportNoAction(event) }
     let isUncorrected = event.status & MachineCheck.uncorrected != 0
     if isUncorrected {
-      // Reporting is off where a control is not all ones.
+      // A control that is not all ones disables reporting.
       let hasControl = capabilities & MachineCheck.controlPresent != 0
       if hasControl && control != .max || banks[bank] != .max { return .none }
       if status & MachineCheck.inProgress != 0 || !isEnabled { return .tripleFault }
@@ -105,7 +105,7 @@ struct MachineCheckBanks: Sendable {
     return .exception
   }
 
-  /// Uncorrected, but nothing has to be done at once (UCNA): as corrected errors are told.
+  /// Uncorrected, no action required (UCNA): signalled like corrected errors.
   private static func needsNoAction(_ event: kvm_x86_mce) -> Bool {
     let urgent =
       MachineCheck.contextCorrupt | MachineCheck.signalled | MachineCheck.actionRequired
@@ -125,19 +125,19 @@ struct MachineCheckBanks: Sendable {
 
   // MARK: MSRs
 
-  /// The bank whose CTL2 this is.
+  /// The bank of this CTL2.
   private func index2(_ number: UInt32) -> Int? {
     let index = Int(number) - Int(MSR.mc0Ctl2.rawValue)
     return index >= 0 && index < Int(count) ? index : nil
   }
 
-  /// The place of a bank's register.
+  /// The index of a bank's register.
   private func index(_ number: UInt32) -> Int? {
     let index = Int(number) - Int(MSR.mc0Ctl.rawValue)
     return index >= 0 && index < Int(count) * 4 ? index : nil
   }
 
-  /// - Returns: nil where this is not a register of the banks.
+  /// - Returns: nil if this is not a register of the banks.
   func read(_ number: UInt32) -> UInt64? {
     switch MSR(rawValue: number) {
     case .mcgCap: capabilities
@@ -147,7 +147,7 @@ struct MachineCheckBanks: Sendable {
     }
   }
 
-  /// Whether a write, if it is one of these registers, would be of them.
+  /// Whether this is the number of a register of the banks.
   static func owns(_ number: UInt32) -> Bool {
     switch MSR(rawValue: number) {
     case .mcgCap, .mcgStatus, .mcgControl: true
@@ -157,7 +157,7 @@ struct MachineCheckBanks: Sendable {
     }
   }
 
-  /// - Returns: whether the value may be written.
+  /// - Returns: whether the value is valid.
   mutating func write(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     switch MSR(rawValue: number) {
     case .mcgCap: return byHost && value == capabilities
@@ -175,7 +175,7 @@ struct MachineCheckBanks: Sendable {
         return true
       }
       guard let index = index(number) else { return false }
-      // Guests clear bit 10 or bit 0 of a control for the sake of old processors.
+      // Guests clear bit 10 or bit 0 of a control for old processors.
       if index & 3 == 0, value != 0, value | 1 << 10 | 1 != .max { return false }
       if index & 3 == 1, !byHost, value != 0 { return false }
       banks[index] = value

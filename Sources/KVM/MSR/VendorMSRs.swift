@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MSRs of other vendors' and older processors that kernels access without asking CPUID much,
-// because real ones have them: they read as 0, and what is written to some of them goes nowhere.
-// KVM does the same, so that a guest which was told to be on AMD's processor finds them.
+// MSRs of other vendors' and older processors that kernels access without checking CPUID: they read
+// as 0, and writes to some of them are ignored. KVM does the same for guests whose CPUID says AMD.
 
 import X86
 
 enum VendorMSR {
-  /// HWCR: bit 18 lets machine-check status be written, bit 24 says how the TSC counts.
+  /// HWCR: bit 18 makes machine-check status writable, bit 24 says how the TSC counts.
   static let hardwareConfiguration: UInt32 = 0xC001_0015
   static let storedHardwareConfiguration: UInt64 = 1 << 18 | 1 << 24
-  /// After reset of an AMD's processor: the TSC counts as fast in every state.
+  /// After reset of an AMD processor: the TSC counts equally fast in every state.
   static let resetHardwareConfiguration: UInt64 = 1 << 24
-  /// Bits of it that are taken and forgotten: cache and FERR# settings of firmware.
+  /// Bits of it that are ignored: cache and FERR# settings of firmware.
   static let ignoredHardwareConfiguration: UInt64 = 1 << 3 | 1 << 6 | 1 << 8
 
   /// EBL_CR_POWERON, SYSCFG, interrupt pending, MMIO configuration base, SMM's TSEG.

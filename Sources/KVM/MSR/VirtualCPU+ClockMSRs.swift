@@ -20,18 +20,18 @@ extension VirtualCPU {
   }
 
   func writeTSCAdjust(_ value: UInt64, byHost: Bool) -> Bool {
-    // Without its CPUID bit the guest's write goes nowhere, as in Linux.
+    // Without its CPUID bit the guest's write is ignored, as in Linux.
     if !byHost, !cpuid.features.contains(.tscAdjust) { return true }
     if !byHost { setTSCOffset(clock.offset &+ value &- msrs.tscAdjust) }
     msrs.tscAdjust = value
     return true
   }
 
-  /// The guest's counter now.
+  /// The guest's current TSC.
   var guestTSC: UInt64 { clock.counter }
 
-  /// KVM_SET_TSC_KHZ. A counter that nobody has written goes on as if it had always had this rate,
-  /// so that all vCPUs agree; one that was written goes on from where it is.
+  /// KVM_SET_TSC_KHZ. A counter never written gets the value as if it had always run at this rate,
+  /// so that all vCPUs agree; one that was written continues from its value.
   func setTSCRate(_ wanted: TSCRate) {
     let rate = wanted.rounded(to: backend.tscMultiplierStep)
     if rate == clock.rate { return }
@@ -49,7 +49,7 @@ extension VirtualCPU {
     writeClock()
   }
 
-  /// Writes the vCPU's kvmclock structure, if the guest has named one.
+  /// Writes the vCPU's kvmclock structure, if the guest has set its address.
   func writeClock() {
     let address = msrs.systemTime & ~1
     guard msrs.systemTime & 1 != 0, address & 3 == 0 else { return }
@@ -60,8 +60,7 @@ extension VirtualCPU {
     if done { clock.flags &= ~ParavirtualClock.guestStopped }
   }
 
-  /// The wall clock's MSR has no enable bit: 0 is no address. So is what a client writes at each
-  /// reset.
+  /// The wall clock's MSR has no enable bit: 0 means no address. Clients write 0 at each reset.
   func writeWallClock(_ address: UInt64) {
     guard address != 0, address & 3 == 0 else { return }
     _ = unsafe writeMemory(address, count: ParavirtualClock.wallClockSize, in: machine.memory) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Model-specific registers as the guest's RDMSR and WRMSR (where they exit) and the client's
-// KVM_GET_MSRS and KVM_SET_MSRS see them.
+// Model-specific registers for the guest's RDMSR and WRMSR (if they exit) and for the client's
+// KVM_GET_MSRS and KVM_SET_MSRS.
 //
-// Four kinds: those with a function here (clocks, local APIC, kvmclock); those in the control block
-// or in the physical CPU, which the processor's own rules check; those that only store, in
-// `MSRStore`, by the processor's table; and those that do not exist: nil, false, #GP.
+// There are four kinds: those with a function here (clocks, local APIC, kvmclock); those in the
+// control block or the physical CPU, checked by the processor's rules; those in `MSRStore`, which
+// only store, by the processor's table; and unknown ones: nil, false, #GP.
 
 import CHost
 import InterruptChips
@@ -13,26 +13,25 @@ import Synchronization
 import X86
 import X86CPU
 
-/// The MSRs of a vCPU that only store a value. Belongs to the thread that is in an ioctl of the
-/// vCPU; it reaches nothing else.
+/// The MSRs of a vCPU that only store a value. Only the thread in an ioctl of the vCPU uses it.
 struct MSRStore {
   /// By `MSRRule.slot`.
   var slots: InlineArray<112, UInt64> = MSRModel.initialSlots
   var isBootCPU = false
-  /// IA32_APIC_BASE where the client has the local APIC.
+  /// IA32_APIC_BASE if the client has the local APIC.
   var apicBaseWithoutChip: UInt64 = APICBase.defaultAddress | APICBase.en.rawValue
   var tscAdjust: UInt64 = 0
   var systemTime: UInt64 = 0
   var pollControl: UInt64 = 1
   var platformInfo: UInt64 = 0
   var microcodeRevision: UInt64 = MSRModel.microcodeRevision
-  /// IA32_ARCH_CAPABILITIES: what the client leaves of the processor's.
+  /// IA32_ARCH_CAPABILITIES: the processor's bits that the client kept.
   var architecturalCapabilities = MSRModel.architecturalCapabilities
   var smiCount: UInt64 = 0
-  /// IA32_POWER_CTL: stored, nothing follows.
+  /// IA32_POWER_CTL: stored without effect.
   var powerControl: UInt64 = 0
   var hardwareConfiguration: UInt64 = 0
-  /// IA32_SPEC_CTRL of a guest that the client has told of it: stored, nothing follows.
+  /// IA32_SPEC_CTRL if the guest's CPUID has it: stored without effect.
   var speculationControl: UInt64 = 0
 }
 
@@ -48,12 +47,12 @@ enum ParavirtualMSR {
   static let pollControl: UInt32 = 0x4B56_4D05
   static let asyncFaultVector: UInt32 = 0x4B56_4D06
   static let asyncFaultAcknowledge: UInt32 = 0x4B56_4D07
-  /// Whether the machine may be migrated, which concerns confidential guests alone: reads as 0.
+  /// Whether the machine may be migrated, for confidential guests only: reads as 0.
   static let migrationControl: UInt32 = 0x4B56_4D08
 }
 
 extension VirtualCPU {
-  /// MSRs in the control block's memory: read and written there.
+  /// MSRs that are accessed in the control block.
   private static func controlBlockRegister(_ number: UInt32) -> ControlBlockRegister? {
     switch MSR(rawValue: number) {
     case .efer: .efer
@@ -63,13 +62,13 @@ extension VirtualCPU {
     }
   }
 
-  /// The value of an MSR; nil where it does not exist. The vCPU is loaded.
+  /// The value of an MSR; nil if it does not exist. The vCPU is loaded.
   ///
-  /// - Parameter byHost: the client asks, not the guest.
+  /// - Parameter byHost: read by the client, not the guest.
   func readMSR(_ number: UInt32, byHost: Bool) -> UInt64? {
     if let register = Self.controlBlockRegister(number) { return backend[register] }
     guard isOfferedMSR(number, byHost: byHost) else {
-      // What the guest does not have the client may save all the same.
+      // The client may still save what the guest does not have.
       return byHost ? 0 : nil
     }
     if let nested, cpuid.features.contains(.svm) || byHost, let value = nested.readMSR(number) {
@@ -118,12 +117,12 @@ extension VirtualCPU {
     }
   }
 
-  /// What the client, too, finds only where the guest has it.
+  /// MSRs that the client, too, can access only if the guest has them.
   private static let ofTheGuestAlone: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.performanceCapabilities.rawValue,
   ]
 
-  /// Whether the guest has an MSR by its CPUID. KVM's own go by it where the client wants that
+  /// Whether the guest's CPUID offers an MSR. This limits KVM's own MSRs if the client wants it
   /// (KVM_CAP_ENFORCE_PV_FEATURE_CPUID).
   private func isOfferedMSR(_ number: UInt32, byHost: Bool) -> Bool {
     if byHost, !Self.ofTheGuestAlone.contains(number) { return true }
@@ -139,7 +138,7 @@ extension VirtualCPU {
     return hasParavirtual(bit)
   }
 
-  /// Whether there is such an MSR at all, whatever may be done with it.
+  /// Whether the MSR exists, accessible or not.
   static func isKnownMSR(_ number: UInt32) -> Bool {
     MSRModel.rule(number) != nil || MachineCheckBanks.owns(number)
       || ParavirtualFeature.ofMSR[number] != nil || number == MSR.smiCount.rawValue
@@ -157,7 +156,7 @@ extension VirtualCPU {
     return try? cpu.readMSR(number, hostInitiated: true)
   }
 
-  /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
+  /// Writes an MSR; false if it does not exist or the value is invalid. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     guard isOfferedMSR(number, byHost: byHost) else { return byHost && value == 0 }
     if let nested, cpuid.features.contains(.svm) || byHost,
@@ -270,7 +269,7 @@ extension VirtualCPU {
     return true
   }
 
-  /// LMA is as the client says only through KVM_SET_SREGS. The guest may set what its CPUID offers.
+  /// Only KVM_SET_SREGS lets the client set LMA. The guest may set what its CPUID offers.
   private func writeEFER(_ value: UInt64, byHost: Bool) -> Bool {
     let new = EFER(rawValue: value)
     guard new.isSubset(of: allowedEFER) else { return false }
@@ -298,7 +297,7 @@ extension VirtualCPU {
     return writeModelMSR(MSR.tscAux.rawValue, value & 0xFFFF_FFFF, byHost: true)
   }
 
-  /// An address with the upper bits that it has to have.
+  /// The address in canonical form.
   private func canonical(_ value: UInt64) -> UInt64 {
     let width: Int64 = backend[.cr4] & CR4.la57.rawValue != 0 ? 57 : 48
     return UInt64(bitPattern: (Int64(bitPattern: value) &<< (64 - width)) &>> (64 - width))
@@ -348,7 +347,7 @@ extension VirtualCPU {
       armTimer()
     } else {
       perform(apic.state.withLock { $0.writeTSCDeadline(value) })
-      // One that is over already is an interrupt now, and before the next instruction.
+      // An expired deadline raises its interrupt now, before the next instruction.
       takeExpiredDeadline()
     }
     return true
@@ -376,7 +375,7 @@ enum MSRLists {
     return rules.map(\.number) + own + PerformanceRegister.saved
   }()
 
-  /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
+  /// KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe the processor.
   static let features: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue,
     MSR.performanceCapabilities.rawValue,

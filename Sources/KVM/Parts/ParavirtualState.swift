@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a guest has arranged with its hypervisor: the end of interrupts without an exit, page faults
-// that arrive later, and whether its CPUID limits what it may arrange. Belongs to the thread that
-// is in an ioctl of the vCPU, except `faults.arrivals`, a queue that other threads fill. It reaches
-// nothing else; `ParavirtualEOI.swift` and `AsyncFaults` have what the vCPU does with it.
+// What a guest has agreed with its hypervisor: EOI without an exit, asynchronous page faults, and
+// whether its CPUID limits these. Only the thread in an ioctl of the vCPU uses it, except for
+// `faults.arrivals`, a queue that other threads fill. `ParavirtualEOI.swift` and `AsyncFaults`
+// contain the vCPU's side.
 
 struct ParavirtualState {
   var eoi = ParavirtualEOI()
@@ -11,12 +11,12 @@ struct ParavirtualState {
   /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
   var enforcesCPUID = false
 
-  /// Whether the guest may use a feature, given those that its CPUID offers.
+  /// Whether the guest may use a feature, given the features in its CPUID.
   func allows(_ feature: UInt32, offered: UInt32) -> Bool {
     !enforcesCPUID || offered & feature != 0
   }
 
-  /// INIT: what was arranged is over.
+  /// INIT: ends all agreements.
   mutating func reset() {
     eoi = ParavirtualEOI()
     faults.clear()

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Events that wait for the next entry: an exception that a handler raised, an event whose delivery
-// an exit interrupted, the client's interrupt. NMIs and SMIs, which come from any thread, are in
-// the mailbox. Belongs to the thread that is in an ioctl of the vCPU; it touches DR6 and CR2 of the
-// physical CPU that it is given, and nothing else.
+// Events for the next entry: an exception that a handler raised, an event whose delivery an exit
+// interrupted, the client's interrupt. NMIs and SMIs, which come from any thread, are in the
+// mailbox. Only the thread in an ioctl of the vCPU uses it; it changes DR6 and CR2 of the given
+// physical CPU, and nothing else.
 
 import X86
 import X86CPU
@@ -11,23 +11,23 @@ import X86CPU
 struct PendingEvents {
   /// An exception that an exit handler raised.
   var exception: GuestException?
-  /// What its delivery does to DR6 or CR2, until then.
+  /// Its payload for DR6 or CR2, until it is delivered.
   var payload: UInt64?
-  /// An event that an exit interrupted on its way into the guest.
+  /// An event whose delivery an exit interrupted.
   var interrupted: GuestEvent?
   /// KVM_INTERRUPT's vector, without an 8259 of ours.
   var queuedInterrupt: UInt8?
-  /// The guest goes down at the next entry.
+  /// The next entry shuts the guest down.
   var isTripleFault = false
-  /// Of the instruction whose #BP or #OF was intercepted.
+  /// Of an instruction with an intercepted #BP or #OF.
   var instructionLength: UInt32 = 1
-  /// Whether interrupts have to be looked at before the next entry.
+  /// Whether interrupts must be checked before the next entry.
   var mustCheck = true
 
-  /// Nothing that is to be delivered before an interrupt.
+  /// No event that precedes an interrupt.
   var hasNone: Bool { interrupted == nil && exception == nil }
 
-  /// An exception of the instruction at RIP.
+  /// Raises an exception of the instruction at RIP.
   mutating func raise(_ exception: GuestException, payload: UInt64? = nil) {
     self.exception = exception
     self.payload = payload
@@ -55,7 +55,7 @@ struct PendingEvents {
     return isTripleFault
   }
 
-  /// The exception as an event, its payload delivered.
+  /// Takes the exception as an event and delivers its payload.
   mutating func takeException(_ cpu: CPU) -> GuestEvent? {
     guard let exception else { return nil }
     deliverPayload(exception, cpu)
@@ -66,7 +66,7 @@ struct PendingEvents {
       instructionLength: instructionLength)
   }
 
-  /// What an exception does to a register before its handler runs: #DB to DR6, #PF to CR2.
+  /// Sets the register that an exception changes before its handler runs: #DB DR6, #PF CR2.
   mutating func deliverPayload(_ exception: GuestException, _ cpu: CPU) {
     guard let payload else { return }
     self.payload = nil

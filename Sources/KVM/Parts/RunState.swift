@@ -1,53 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How far a vCPU is: started or not, halted or not, in KVM_RUN or not, and what KVM_RUN still has
-// to finish or to report. Belongs to the thread that is in an ioctl of the vCPU. It reaches nothing
-// else.
+// A vCPU's run state: started, halted, in KVM_RUN, and what KVM_RUN still has to finish or report.
+// Only the thread in an ioctl of the vCPU uses it.
 
 import CHost
 
-/// What KVM_RUN does first with the client's answer to the last exit.
+/// How the next KVM_RUN finishes the last exit.
 enum Completion: Equatable {
   case none
-  /// OUT: nothing but RIP.
+  /// OUT: only advances RIP.
   case portOut
-  /// IN of so many bytes: into RAX.
+  /// IN of so many bytes into RAX.
   case portIn(UInt8)
   /// MMIO or string I/O: execute the instruction again with one more access answered.
   case emulation
-  /// RDMSR, WRMSR that the client answered.
+  /// RDMSR or WRMSR that the client answered.
   case readMSR
   case writeMSR
-  /// A hypercall whose result the client gave.
+  /// A hypercall with the client's result.
   case hypercall
 }
 
 struct RunState {
   /// KVM_MP_STATE_...
   var mpState: UInt32
-  /// KVM_RUN was called: the CPUID stays as it is.
+  /// KVM_RUN was called: CPUID is now fixed.
   var hasRun = false
   /// In KVM_RUN.
   var isInRun = false
-  /// KVM_HC_KICK_CPU came: the next halt, or the one that lasts, ends.
+  /// KVM_HC_KICK_CPU arrived: ends the current or next halt.
   var wakePending = false
-  /// KVM_SET_SIGNAL_MASK: the signals that are blocked during KVM_RUN; nil: the thread's own.
+  /// KVM_SET_SIGNAL_MASK: the signals blocked during KVM_RUN; nil: the thread's mask.
   var signalMask: UInt64?
 
-  // MARK: What is to be finished
+  // MARK: To finish
 
-  /// What the next KVM_RUN has to finish.
+  /// What the next KVM_RUN must finish.
   var completion: Completion = .none
-  /// Of the IN or OUT that the client was asked for.
+  /// RIP of the pending IN or OUT.
   var completionRIP: UInt64 = 0
 
-  // MARK: What is to be reported
+  // MARK: To report
 
   /// KVM_RUN ends with EFAULT.
   var isHostFault = false
   /// KVM_RUN_X86_BUS_LOCK at the next return.
   var hasLockedBus = false
-  /// A vector whose end the client's I/O APIC has to know.
+  /// A vector whose end must be reported to the client's I/O APIC.
   var endedVector: UInt8?
 
   init(mpState: Int32) { self.mpState = UInt32(mpState) }
@@ -61,7 +60,7 @@ struct RunState {
 
   mutating func become(_ state: Int32) { mpState = UInt32(state) }
 
-  /// Once for each that was noted.
+  /// Resets the flag and returns its value.
   mutating func takeHostFault() -> Bool {
     defer { isHostFault = false }
     return isHostFault

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The pages that a vCPU shares with its client: `kvm_run`, the data of port accesses, the ring of
-// coalesced writes. They lie in a file, so that a client maps them as it maps Linux's. The client
-// may write there at any time; what is checked is copied first.
+// coalesced writes. They are in a file, so that a client maps them as it maps Linux's. The client
+// may write there at any time, so code copies values before it checks them.
 
 import CHost
 import Host
@@ -11,10 +11,10 @@ import SystemPackage
 struct SharedPages: ~Copyable, Sendable {
   static let size = 3 * 4096
 
-  /// What a client maps.
+  /// The file that the client maps.
   let file: MemoryFile
-  /// The file of the machine's first vCPU, which has the ring of coalesced writes that all show;
-  /// nil for the first itself. It is open as long as the machine lives.
+  /// The file of the machine's first vCPU, with the ring of coalesced writes for all vCPUs; nil for
+  /// the first itself. It is open as long as the machine lives.
   let ringFile: Int32?
   private let mapping: Mapping
 
@@ -22,7 +22,7 @@ struct SharedPages: ~Copyable, Sendable {
 
   /// - Parameters:
   ///   - first: the file of the machine's first vCPU; nil for the first itself.
-  ///   - dirtyRingEntries: the file has a dirty ring behind the pages; 0: none.
+  ///   - dirtyRingEntries: size of the dirty ring behind the pages; 0: none.
   init(first: Int32?, dirtyRingEntries: UInt32) throws(Errno) {
     let file = try MemoryFile(
       name: "kvm-vcpu",

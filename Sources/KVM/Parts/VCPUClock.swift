@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A vCPU's time: its time-stamp counter, the deadline of its local APIC's timer in that counter's
-// terms, what its kvmclock says of it, and the time that others stole. Belongs to the thread that
-// is in an ioctl of the vCPU. It reads the host's counter; what follows of a change (the control
-// block, the timer thread, the guest's structures) is in VirtualCPU+ClockMSRs.
+// A vCPU's time: its time-stamp counter, the deadline of its local APIC's timer in TSC ticks, its
+// kvmclock flags, and its steal time. Only the thread in an ioctl of the vCPU uses it. It reads the
+// host's counter; VirtualCPU+ClockMSRs applies changes to the control block, the timer thread and
+// the guest's structures.
 
 import X86CPU
 
 struct VCPUClock {
-  /// How fast the guest's counter runs, and what it is more than the host's at that rate.
+  /// The rate of the guest's counter, and its offset from the host's at that rate.
   var rate: TSCRate
   var offset: UInt64
   /// The local APIC timer's TSC deadline; .max: none.
@@ -22,12 +22,12 @@ struct VCPUClock {
     self.offset = offset
   }
 
-  /// The guest's counter now.
+  /// The guest's current TSC.
   var counter: UInt64 { rate.counts(ofHost: HostTSC.read()) &+ offset }
 
   /// The offset with which the counter is `value` now.
   func offset(for value: UInt64) -> UInt64 { value &- rate.counts(ofHost: HostTSC.read()) }
 
-  /// A TSC deadline has come.
+  /// The TSC deadline has passed.
   var isDeadlineOver: Bool { deadline != .max && counter >= deadline }
 }

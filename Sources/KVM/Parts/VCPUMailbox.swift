@@ -1,44 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What other threads leave for a vCPU, and how they find it and wake it. The one part of a vCPU
-// that any thread may touch: all of it is atomic. It reaches nothing else.
+// Requests of other threads to a vCPU, and how they locate and wake it. Any thread may use this
+// part of a vCPU, and only this one: all of it is atomic.
 //
-//     requests   what others want of the run loop, one bit each (VCPURequest)
+//     requests   requests to the run loop, one bit each (VCPURequest)
 //     runningOn  the physical CPU that is in this vCPU's guest code now
 //
-// A request is first posted, then the vCPU is kicked out of guest code or woken; the run loop first
-// says that it is in guest code, then looks at the requests. So none is missed.
+// A sender first posts its request, then kicks the vCPU out of guest code or wakes it; the run loop
+// first sets `runningOn`, then checks the requests. So none is missed.
 
 import Synchronization
 
-/// What the run loop is asked for.
+/// Requests to the run loop.
 struct VCPURequest: OptionSet, Sendable {
   let rawValue: UInt64
   /// The client wants KVM_RUN to return.
   static let kick = Self(rawValue: 1 << 0)
-  /// A local APIC or 8259 has something new.
+  /// The local APIC or 8259 has changed.
   static let interrupt = Self(rawValue: 1 << 1)
   static let nmi = Self(rawValue: 1 << 2)
   static let smi = Self(rawValue: 1 << 10)
   static let initSignal = Self(rawValue: 1 << 3)
   static let startup = Self(rawValue: 1 << 4)
-  /// The local APIC timer's deadline has come.
+  /// The local APIC timer has expired.
   static let timer = Self(rawValue: 1 << 5)
   /// Memory changes: stay out of guest code until the gate opens.
   static let gate = Self(rawValue: 1 << 6)
-  /// kvmclock was set: write the time structure anew.
+  /// kvmclock was set: rewrite the time structure.
   static let clock = Self(rawValue: 1 << 7)
   /// End a halt (KVM_HC_KICK_CPU).
   static let wake = Self(rawValue: 1 << 8)
-  /// Another MSR filter: other accesses exit.
+  /// A new MSR filter: other accesses exit.
   static let msrFilter = Self(rawValue: 1 << 9)
-  /// A performance counter may have overflowed, or there is another event filter.
+  /// A performance counter may have overflowed, or the event filter has changed.
   static let counters = Self(rawValue: 1 << 11)
-  /// A page that the guest was told to wait for may be there.
+  /// A page that the guest waits for may have arrived.
   static let pageArrival = Self(rawValue: 1 << 17)
   /// A signal came to the thread that is in KVM_RUN.
   static let signal = Self(rawValue: 1 << 16)
-  /// What changes whether an interrupt can be delivered.
+  /// Requests that may make an interrupt deliverable.
   static let events: Self = [.interrupt, .nmi, .smi]
 }
 
@@ -49,9 +49,9 @@ struct VCPUMailbox: ~Copyable, Sendable {
   private let parker = Parker()
   private let gateParker = Parker()
 
-  /// When the local APIC timer has something to do, in monotonic nanoseconds.
+  /// The local APIC timer's next deadline, in monotonic nanoseconds.
   let timerDeadline = Atomic<UInt64>(.max)
-  /// The same for a performance counter's overflow.
+  /// The next overflow of a performance counter.
   let overflowDeadline = Atomic<UInt64>(.max)
   /// The page of the last start-up message.
   let startupVector = Atomic<UInt8>(0)
@@ -60,26 +60,25 @@ struct VCPUMailbox: ~Copyable, Sendable {
 
   // MARK: Requests
 
-  /// Adds a request. Who posts then kicks or wakes the vCPU; see `VirtualCPU.request`.
+  /// Adds a request. The caller then kicks or wakes the vCPU; see `VirtualCPU.request`.
   func post(_ request: VCPURequest) {
     requests.bitwiseOr(request.rawValue, ordering: .sequentiallyConsistent)
   }
 
-  /// Takes the requests in `mask`; returns those that were set.
+  /// Removes the requests in `mask`; returns those that were set.
   func take(_ mask: VCPURequest) -> VCPURequest {
     let old = requests.bitwiseAnd(~mask.rawValue, ordering: .sequentiallyConsistent).oldValue
     return VCPURequest(rawValue: old).intersection(mask)
   }
 
-  /// A look without order: one that is missed is found at the next entry.
+  /// A relaxed check: the next entry finds a missed request.
   var mayHaveRequests: Bool { requests.load(ordering: .relaxed) != 0 }
 
   func mayHave(_ request: VCPURequest) -> Bool {
     requests.load(ordering: .relaxed) & request.rawValue != 0
   }
 
-  /// Whether there are requests that keep a vCPU from entering which has passed the gate. Comes
-  /// after `enter`.
+  /// Whether requests prevent an entry after the vCPU has passed the gate. Called after `enter`.
   var preventsEntry: Bool {
     requests.load(ordering: .sequentiallyConsistent) & ~VCPURequest.gate.rawValue != 0
   }
@@ -91,13 +90,13 @@ struct VCPUMailbox: ~Copyable, Sendable {
   var isInGuest: Bool { runningOn >= 0 }
   var isParked: Bool { parked.load(ordering: .sequentiallyConsistent) }
 
-  /// Guest code, or its emulation, runs from now on.
+  /// Marks guest code, or its emulation, as running.
   func enter(_ index: Int) { running.store(index, ordering: .sequentiallyConsistent) }
   func leave() { running.store(-1, ordering: .sequentiallyConsistent) }
 
   // MARK: Sleep
 
-  /// Sleeps until a request comes or the timer's deadline, which then is a request.
+  /// Sleeps until a request arrives or the timer expires, which then is a request.
   ///
   /// - Returns: the deadline.
   func park() -> UInt64 {
@@ -120,7 +119,7 @@ struct VCPUMailbox: ~Copyable, Sendable {
 
   var hasNMI: Bool { pendingNMIs.load(ordering: .sequentiallyConsistent) != 0 }
 
-  /// At most two NMIs wait: one in service, one latched.
+  /// At most two NMIs are pending: one to deliver, one latched.
   func addNMI() {
     if pendingNMIs.load(ordering: .sequentiallyConsistent) < 2 {
       pendingNMIs.add(1, ordering: .sequentiallyConsistent)
@@ -129,7 +128,7 @@ struct VCPUMailbox: ~Copyable, Sendable {
 
   func takeNMI() { pendingNMIs.subtract(1, ordering: .sequentiallyConsistent) }
 
-  /// While an NMI is in service one more is latched, however many came.
+  /// While an NMI is in service only one more is latched.
   func latchOneNMI() {
     _ = pendingNMIs.compareExchange(expected: 2, desired: 1, ordering: .sequentiallyConsistent)
   }

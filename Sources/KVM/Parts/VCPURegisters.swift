@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where a vCPU's registers are: in the control block (`VirtualCPU.backend`), and, for those that no
-// control block holds, in the physical CPU on which it is resident or else in a `GuestContext`. It
-// touches that CPU's state when it is loaded and unloaded, which is under the pool's lock; the rest
-// belongs to the thread that is in an ioctl of the vCPU.
+// Where a vCPU's registers are: in the control block (`VirtualCPU.backend`), and the others in the
+// physical CPU on which it is resident or else in a `GuestContext`. Loading and unloading access
+// that CPU's state under the pool's lock; only the thread in an ioctl of the vCPU uses the rest.
 
 import X86CPU
 
 struct VCPURegisters {
-  /// The physical CPU that this vCPU has now.
+  /// The physical CPU that this vCPU owns now.
   var slot: PhysicalCPUSlot?
-  /// State of the CPU where this vCPU is, or was last.
+  /// State of the CPU where this vCPU is resident, or was last.
   private(set) var cpu: CPU
-  /// Goes up when the state in the physical CPU may no longer be what the last exit left.
+  /// Incremented when the state in the physical CPU may differ from the last exit's.
   private(set) var loadCount: UInt64 = 0
   private var context = GuestContext()
 
   init(_ cpu: CPU) { self.cpu = cpu }
 
-  /// What the last exit left is no longer there as it was.
+  /// The last exit's state has changed.
   mutating func changed() { loadCount &+= 1 }
 
   mutating func load(on physical: PhysicalCPU) {
@@ -26,12 +25,12 @@ struct VCPURegisters {
     changed()
   }
 
-  /// After the control block has been loaded.
+  /// Called after the control block has been loaded.
   func restoreContext() { context.restore(to: cpu) }
 
   mutating func saveContext(from physical: PhysicalCPU) { context.save(from: physical.cpu) }
 
-  /// What the vendor that the guest's CPUID names does in its own way.
+  /// Sets the behaviour of the vendor in the guest's CPUID.
   mutating func setVendorRules(_ rules: VendorRules) {
     context.rules = rules
     unsafe cpu.s.pointee.rules = rules

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which performance events a machine lets its guests count, as the client filters them.
+// The performance events that a machine lets its guests count, as the client filters them.
 
 import CHost
 import SystemPackage
 import X86
 
-/// KVM_SET_PMU_EVENT_FILTER: which events the guest's counters may count.
+/// KVM_SET_PMU_EVENT_FILTER: the events that the guest's counters may count.
 struct PerformanceEventFilter: Sendable {
   /// As KVM_PMU_EVENT_FILTER_MAX_EVENTS.
   private static let maxEvents: UInt32 = 300
@@ -29,7 +29,7 @@ struct PerformanceEventFilter: Sendable {
     }
   }
 
-  /// An event as the selector of a counter has it: select and unit mask.
+  /// An event as in a counter's selector: select and unit mask.
   func allows(event: UInt64) -> Bool { events.contains(event) == isAllowList }
 
   func allows(fixedCounter number: Int) -> Bool {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which performance counters a vCPU has, by its CPUID, and which MSR is which counter's.
+// A vCPU's performance counters by its CPUID, and the MSR of each.
 
 import CHost
 import X86
@@ -9,18 +9,18 @@ import X86CPU
 /// The performance counters that a CPUID table gives a vCPU (leaf 0AH, "Architectural Performance
 /// Monitoring"): at most those that are offered.
 ///
-/// A vCPU that the table makes one of AMD's has AMD's four counters instead, which are what such
-/// guests know: so have clients that take the vendor from their host.
+/// If the vendor is AMD, the vCPU has AMD's four counters instead, which such guests use. So do
+/// guests of clients that take the vendor from their host.
 struct PerformanceModel: Sendable, Equatable {
   /// 0 without counters.
   var version: UInt8 = 0
   var isAMD = false
   var generalCount = 0
   var fixedCount = 0
-  /// Bits that counters have.
+  /// The width of counters, as masks.
   var generalMask: UInt64 = 0
   var fixedMask: UInt64 = 0
-  /// Events that count, by their bit.
+  /// Events that can be counted, by their bit.
   var events: UInt32 = 0
 
   static let none = PerformanceModel()
@@ -34,12 +34,12 @@ struct PerformanceModel: Sendable, Equatable {
   private static let amdVendors: [UInt32] = [0x6874_7541, 0x6F67_7948]
   private static let width: UInt32 = 48
   private static let eventCount = UInt32(ArchitecturalEvent.allCases.count)
-  /// There are no caches and no predictions to miss.
+  /// The processor has no caches and no branch predictor to miss.
   private static let absent: [ArchitecturalEvent] = [
     .lastLevelCacheReferences, .lastLevelCacheMisses, .branchMisses,
   ]
 
-  /// Leaf 0AH as offered. EDX bit 15: "any thread" is not there.
+  /// Leaf 0AH as offered. EDX bit 15: "any thread" is deprecated.
   static let offered = CPUIDLeaf(
     eax: offeredVersion | UInt32(maxGeneral) << 8 | width << 16 | eventCount << 24,
     ebx: absent.reduce(0) { $0 | 1 << UInt32($1.rawValue) },
@@ -48,7 +48,7 @@ struct PerformanceModel: Sendable, Equatable {
   private init() {}
 
   /// - Parameters:
-  ///   - leaf: leaf 0AH as the client set it.
+  ///   - leaf: the client's leaf 0AH.
   ///   - vendor: EBX of leaf 0.
   init(_ leaf: CPUIDLeaf, vendor: UInt32) {
     version = UInt8(truncatingIfNeeded: leaf.eax)
@@ -79,7 +79,7 @@ struct PerformanceModel: Sendable, Equatable {
     (0..<fixedCount).reduce(0) { $0 | FixedCounterControl.all << UInt64($1 * 4) }
   }
 
-  /// The event that a general counter with this selector counts, if it counts.
+  /// The event that a general counter with this selector counts, if enabled.
   func event(_ select: PerformanceEventSelect) -> ArchitecturalEvent? {
     let all = ArchitecturalEvent.allCases
     if isAMD { return all.first { $0.amdEncoding == select.event } }
@@ -93,7 +93,7 @@ struct PerformanceModel: Sendable, Equatable {
 enum PerformanceRegister: Equatable {
   case eventSelect(Int)
   case counter(Int)
-  /// The same as `counter`, but all its bits can be written.
+  /// Like `counter`, but all its bits are writable.
   case fullWidthCounter(Int)
   case fixedCounter(Int)
   case fixedControl
@@ -131,7 +131,7 @@ enum PerformanceRegister: Equatable {
     }
   }
 
-  /// What the client saves and restores.
+  /// The MSRs that the client saves and restores.
   static let saved: [UInt32] = {
     let banks: [(MSR, Int)] = [
       (.performanceCounter0, PerformanceModel.maxGeneral),

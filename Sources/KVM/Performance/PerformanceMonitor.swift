@@ -5,25 +5,24 @@
 // (`EventCounts`); this adds them to the counters that are enabled for them.
 //
 //     registers change -> plan(): which counters count what (`active`)
-//     counts come      -> add(): into the counters; overflows into IA32_PERF_GLOBAL_STATUS
+//     counts arrive    -> add(): into the counters; overflows into IA32_PERF_GLOBAL_STATUS
 //
-// Cycles are those of the time-stamp counter at the guest's rate, from when a vCPU gets a physical
-// CPU for KVM_RUN until it gives it up: time that it is halted, with its client or without a CPU
-// does not count.
+// Cycles are TSC ticks at the guest's rate while a vCPU has a physical CPU for KVM_RUN: time in
+// halts, in the client or without a CPU does not count.
 //
-// Invariant: while `isRunning`, what the physical CPU has counted since the last `add` is not in
-// the counters yet; whoever reads or changes a register takes it first (VirtualCPU.syncCounters).
+// Invariant: while `isRunning`, the physical CPU's counts since the last `add` are not in the
+// counters yet; code that reads or changes a register adds them first (VirtualCPU.syncCounters).
 
 import X86
 import X86CPU
 
-/// Belongs to the thread that is in an ioctl of the vCPU; it reaches nothing else.
+/// Only the thread in an ioctl of the vCPU uses it.
 struct PerformanceMonitor: Sendable {
-  /// A counter that counts.
+  /// An enabled counter.
   private struct Active: Sendable {
     enum Source: Sendable { case instructions, branches, ticks }
     enum Rings: Sendable { case supervisor, user, both }
-    /// General counters come first, fixed ones after all eight of them.
+    /// General counters from 0, fixed ones from 8.
     var number = 0
     var source = Source.ticks
     var rings = Rings.both
@@ -41,14 +40,14 @@ struct PerformanceMonitor: Sendable {
   private(set) var globalStatus: UInt64 = 0
   private var active = InlineArray<11, Active>(repeating: Active())
   private var activeCount = 0
-  /// Something counts.
+  /// Some counter is enabled.
   private(set) var isActive = false
-  /// Something counts what only the interpreter counts.
+  /// Some counter counts events that only the interpreter counts.
   private(set) var countsInstructions = false
   /// The physical CPU counts for this vCPU.
   var isRunning = false
 
-  /// The counters of another CPUID, as after power-up.
+  /// Resets the counters for a new CPUID, as at power-up.
   mutating func configure(_ model: PerformanceModel) {
     guard model != self.model else { return }
     let capabilities = capabilities
@@ -58,7 +57,7 @@ struct PerformanceMonitor: Sendable {
     if model.version > 1 { globalControl = 1 << UInt64(model.generalCount) - 1 }
   }
 
-  /// IA32_MISC_ENABLE says that there are counters.
+  /// IA32_MISC_ENABLE's bit that counters exist.
   var hasMiscEnableBit: Bool { model.version != 0 && !model.isAMD }
 
   // MARK: Registers
@@ -75,7 +74,7 @@ struct PerformanceMonitor: Sendable {
     }
   }
 
-  /// The value of a register that is there.
+  /// The value of an existing register.
   func read(_ register: PerformanceRegister) -> UInt64 {
     switch register {
     case .eventSelect(let n), .amdEventSelect(let n): eventSelects[n]
@@ -88,14 +87,14 @@ struct PerformanceMonitor: Sendable {
     }
   }
 
-  /// Writes a register that is there; false where it may not have the value.
+  /// Writes an existing register; false if the value is invalid.
   mutating func write(_ register: PerformanceRegister, _ value: UInt64, byHost: Bool) -> Bool {
     switch register {
     case .eventSelect(let n):
       guard value & PerformanceEventSelect.reserved == 0 else { return false }
       eventSelects[n] = value
     case .counter(let n):
-      // Bits 31:0, with their sign.
+      // Bits 31:0, sign-extended.
       let extended = UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: value)))
       counters[n] = (byHost ? value : extended) & model.generalMask
     case .fullWidthCounter(let n):
@@ -121,8 +120,8 @@ struct PerformanceMonitor: Sendable {
     return true
   }
 
-  /// What RDPMC reads: bit 30 of the number is for fixed counters, bit 31 for the low 32 bits. Nil
-  /// where there is no such counter.
+  /// RDPMC's value: bit 30 of the number selects fixed counters, bit 31 the low 32 bits. Nil if
+  /// there is no such counter.
   func read(counter number: UInt32) -> UInt64? {
     let index = Int(number & 0x3FFF_FFFF)
     let isFixed = number & 1 << 30 != 0
@@ -131,9 +130,9 @@ struct PerformanceMonitor: Sendable {
     return number & 1 << 31 != 0 ? value & 0xFFFF_FFFF : value
   }
 
-  // MARK: What counts
+  // MARK: Planning
 
-  /// After a change of registers or of the filter.
+  /// Called after a change of registers or of the filter.
   mutating func plan(_ filter: PerformanceEventFilter?) {
     activeCount = 0
     countsInstructions = false
@@ -191,9 +190,9 @@ struct PerformanceMonitor: Sendable {
 
   // MARK: Counting
 
-  /// Adds what the physical CPU has counted.
+  /// Adds the physical CPU's counts.
   ///
-  /// - Returns: whether a counter overflowed that raises an interrupt.
+  /// - Returns: whether a counter with an interrupt overflowed.
   mutating func add(_ counts: EventCounts, _ rate: TSCRate) -> Bool {
     var interrupts = false
     for n in 0..<activeCount {
@@ -231,8 +230,8 @@ struct PerformanceMonitor: Sendable {
     return fixed < 0 ? UInt64(number) : PerformanceGlobalStatus.fixedShift &+ UInt64(fixed)
   }
 
-  /// How many instructions and branches the guest may go on for until a counter that raises an
-  /// interrupt overflows.
+  /// How many instructions and branches the guest may execute until a counter with an interrupt
+  /// overflows.
   var limits: EventLimits {
     var limits = EventLimits()
     for n in 0..<activeCount where active[n].interrupts {
@@ -246,7 +245,7 @@ struct PerformanceMonitor: Sendable {
     return limits
   }
 
-  /// The same for cycles of the guest's counter; nil where no such counter is enabled.
+  /// The same for guest TSC ticks; nil if no such counter is enabled.
   var cyclesToOverflow: UInt64? {
     var least: UInt64?
     for n in 0..<activeCount where active[n].interrupts && active[n].source == .ticks {

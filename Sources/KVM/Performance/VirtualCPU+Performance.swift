@@ -2,10 +2,10 @@
 //
 // A vCPU and its performance counters: the MSRs, RDPMC, and when the physical CPU counts.
 //
-// The physical CPU counts from `takeSlot` to `releaseSlot`. What it has counted goes into the
-// counters (`syncCounters`) when a register is read or changed, when the vCPU gives it up, and when
-// a counter that raises an interrupt may have overflowed: instructions and branches have limits at
-// which the guest leaves, cycles a deadline at which the timer thread asks for a look.
+// The physical CPU counts from `takeSlot` to `releaseSlot`. `syncCounters` adds its counts to the
+// counters when a register is read or changed, when the vCPU gives the CPU up, and when a counter
+// with an interrupt may have overflowed. Instructions and branches have limits at which the guest
+// exits, cycles a deadline at which the timer thread requests a check.
 
 import CHost
 import Host
@@ -17,7 +17,7 @@ import X86CPU
 extension VirtualCPU {
   // MARK: Registers
 
-  /// The value of a register of the counters; nil where the vCPU does not have it.
+  /// The value of a counters' register; nil if the vCPU does not have it.
   func readPerformance(_ register: PerformanceRegister, _ number: UInt32, byHost: Bool) -> UInt64? {
     guard performance.has(register) else {
       return isHarmlessWithoutCounters(number, byHost) ? 0 : nil
@@ -33,13 +33,13 @@ extension VirtualCPU {
       return isHarmlessWithoutCounters(number, byHost) && (!byHost || value == 0)
     }
     takeCounts()
-    // Counting goes on, whether it changed or not.
+    // Counting continues, whether the register changed or not.
     defer { planCounters() }
     return performance.write(register, value, byHost: byHost)
   }
 
-  /// The counters that the first processors with any had: guests probe them, and KVM lets them.
-  /// And a client may save and restore whatever is in the list of MSRs.
+  /// The first counters that processors had: guests probe them, and KVM allows it. A client may
+  /// save and restore everything in the list of MSRs.
   private func isHarmlessWithoutCounters(_ number: UInt32, _ byHost: Bool) -> Bool {
     if byHost { return PerformanceRegister.saved.contains(number) }
     switch PerformanceRegister(number) {
@@ -49,14 +49,14 @@ extension VirtualCPU {
     }
   }
 
-  /// IA32_PERF_CAPABILITIES, which only the client writes.
+  /// IA32_PERF_CAPABILITIES, which only the client may write.
   func writePerformanceCapabilities(_ value: UInt64, byHost: Bool) -> Bool {
     guard byHost, value & ~PerformanceCapabilities.fullWidthWrites == 0 else { return false }
     performance.capabilities = value
     return true
   }
 
-  /// RDPMC; the processor has looked at CR4.PCE.
+  /// RDPMC; the processor has checked CR4.PCE.
   func emulateRDPMC() -> Disposition {
     syncCounters()
     guard let value = unsafe performance.read(counter: UInt32(truncatingIfNeeded: cpu.gpr[1]))
@@ -79,7 +79,7 @@ extension VirtualCPU {
     planCounters()
   }
 
-  /// After a change of registers or of the filter (`takeCounts` was called before).
+  /// Called after a change of registers or of the filter, and after `takeCounts`.
   func planCounters() {
     unsafe performance.plan(machine.options.withLock { $0.eventFilter })
     // Outside KVM_RUN nothing counts.
@@ -88,7 +88,7 @@ extension VirtualCPU {
 
   // MARK: Counting
 
-  /// Has the physical CPU count, from now on.
+  /// Makes the physical CPU count.
   func armCounters(_ slot: PhysicalCPUSlot) {
     guard performance.isActive else {
       if performance.isRunning { disarmCounters(slot) }
@@ -112,7 +112,7 @@ extension VirtualCPU {
     unsafe machine.timers.note(deadline)
   }
 
-  /// Takes what was counted and has the physical CPU count no more.
+  /// Takes the counts and stops the physical CPU's counting.
   func disarmCounters(_ slot: PhysicalCPUSlot) {
     takeCounts()
     slot.cpu.stopCounting()
@@ -120,14 +120,14 @@ extension VirtualCPU {
     mailbox.overflowDeadline.store(.max, ordering: .relaxed)
   }
 
-  /// Brings the counters up to now.
+  /// Brings the counters up to date.
   func syncCounters() {
     guard performance.isRunning, let slot else { return }
     takeCounts()
     armCounters(slot)
   }
 
-  /// Adds what was counted; the limits and the deadline then no longer stand.
+  /// Adds the counts; the limits and the deadline are then invalid.
   func takeCounts() {
     guard performance.isRunning, let slot,
       performance.add(slot.cpu.takeCounts(), clock.rate), let apic
@@ -135,12 +135,12 @@ extension VirtualCPU {
     note(apic.state.withLock { $0.raiseLocal(APICRegister.lvtPerformance) })
   }
 
-  /// An instruction that was done in the guest's place has retired.
+  /// An instruction that the hypervisor emulated has retired.
   func noteRetired(isBranch: Bool = false) {
     if performance.isRunning { slot?.cpu.noteRetired(isBranch: isBranch) }
   }
 
-  /// After an exit.
+  /// Called after an exit.
   func checkCounters() {
     if performance.countsInstructions, let slot, slot.cpu.isAtLimit { syncCounters() }
   }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The state save area of system management mode, 512 bytes at SMBASE + FE00: in the layout of AMD64
-// (APM volume 2, "SMRAM State-Save Area"), which KVM shows to guests of either vendor, or in that
-// of 32-bit processors where the guest's CPUID has no long mode. Offsets are the manuals', from
-// SMBASE + 8000.
+// The state save area of system management mode, 512 bytes at SMBASE + FE00: in AMD64's layout (APM
+// volume 2, "SMRAM State-Save Area"), which KVM uses for guests of either vendor, or in that of
+// 32-bit processors if the guest's CPUID has no long mode. Offsets are the manuals', from SMBASE +
+// 8000.
 
 import X86
 import X86CPU
 
 struct StateSaveArea {
-  /// Where it lies, from SMBASE.
+  /// Its offset from SMBASE.
   static let offset: UInt64 = 0xFE00
   static let size = 512
   private static let first = 0x7E00
@@ -18,7 +18,7 @@ struct StateSaveArea {
 
   init() {}
 
-  /// Nil where `read`, which fills `size` bytes, cannot.
+  /// Nil if `read`, which fills `size` bytes, fails.
   init?(_ read: (UnsafeMutableRawPointer) -> Bool) {
     let isRead = unsafe bytes.withUnsafeMutableBytes { unsafe $0.baseAddress.map(read) ?? false }
     if !isRead { return nil }
@@ -50,8 +50,8 @@ struct StateSaveArea {
   }
 }
 
-/// Segment attributes as the area has them: bits 15:12 and 7:0 of the access rights; a segment that
-/// cannot be used is not present.
+/// Segment attributes in the area: bits 15:12 and 7:0 of the access rights; unusable segments are
+/// not present.
 extension SegmentState {
   fileprivate var savedAttributes: UInt32 {
     let present: UInt32 = 1 << 7
@@ -66,7 +66,7 @@ extension SegmentState {
 }
 
 extension StateSaveArea {
-  /// Bytes of the area that the two layouts share, or not.
+  /// Offsets of fields, common to both layouts or not.
   enum Layout {
     static let revision = 0x7EFC
     static let revision64: UInt64 = 0x2_0064
@@ -123,7 +123,7 @@ extension StateSaveArea {
     self[word: offset + 8] = value.base
   }
 
-  /// The 32-bit layout has the attributes where a descriptor's second word has them.
+  /// The 32-bit layout has the attributes as in a descriptor's second word.
   func segment32(_ offset: Int, selector: Int) -> SegmentState {
     SegmentState(
       base: self[dword: offset + 8], limit: self[offset + 4],

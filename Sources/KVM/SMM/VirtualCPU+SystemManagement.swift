@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// System management mode (SDM volume 3, "System Management Mode"): an SMI is taken between two
-// instructions, before NMIs and interrupts. What ran is saved at SMBASE + FE00 in address space 1,
-// which is the CPU's memory until RSM, and execution goes on at SMBASE + 8000 in real mode with
-// segments of 4 GiB. RSM reads everything back, as the handler has left it.
+// System management mode (SDM volume 3, "System Management Mode"): the CPU takes an SMI between two
+// instructions, before NMIs and interrupts. It saves its state at SMBASE + FE00 in address space 1,
+// which is its memory until RSM, and continues at SMBASE + 8000 in real mode with segments of 4
+// GiB. RSM restores the state, with the handler's changes.
 //
-// SMIs and INITs that come meanwhile wait for RSM; NMIs do unless the handler's IRET lets them in.
-// To the processor all this is VMX non-root operation: RSM is undefined there, which exits.
+// SMIs and INITs that arrive meanwhile wait for RSM; so do NMIs, unless the handler executes IRET.
+// To the processor all this is VMX non-root operation, where RSM raises #UD, which exits.
 
 import CHost
 import Synchronization
@@ -14,22 +14,22 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// What a vCPU has of system management mode. Belongs to the thread that is in an ioctl of the
-/// vCPU; it reaches nothing else. That an SMI waits is in the mailbox.
+/// A vCPU's system management state. Only the thread in an ioctl of the vCPU uses it. A pending SMI
+/// is in the mailbox.
 struct SystemManagement: Sendable {
   var isActive = false
   /// SMBASE.
   var base: UInt64 = 0x3_0000
-  /// NMIs were blocked when it was entered.
+  /// NMIs were blocked at entry.
   var wasNMIBlocked = false
-  /// An INIT waits for its end.
+  /// An INIT waits for RSM.
   var isINITLatched = false
-  /// Traps of the instruction before it.
+  /// Debug traps of the instruction before the SMI.
   var pendingDebug: UInt64 = 0
 }
 
 extension VirtualCPU {
-  /// The memory that the guest has now.
+  /// The memory that the guest currently uses.
   var memory: MachineMemory { unsafe smm.isActive ? machine.managementMemory : machine.memory }
 
   /// An SMI, from any thread.
@@ -43,7 +43,7 @@ extension VirtualCPU {
       && !runsNestedGuest && nested?.holdsEvents != true
   }
 
-  /// Before an entry that delivers an event, or none. An event comes first: the CPU is kicked, so
+  /// Called before an entry, with or without an event. An event comes first: the CPU is kicked, so
   /// that it exits before the first instruction of the event's handler.
   func deliverSMI(after isEventTaken: Bool) {
     events.mustCheck = true
@@ -133,7 +133,7 @@ extension VirtualCPU {
     for index in 0..<16 { area[word: Layout.rax64 - 8 * index] = unsafe cpu.gpr[index] }
     area[word: Layout.rax64 - 8 * 4] = backend[.rsp]
     save(Layout.registers64, in: &area)
-    // What the other layout has no room for.
+    // Registers that only this layout has.
     area[word: Layout.registers64.cr3] = backend[.cr3]
     area[word: Layout.registers64.rip] = backend[.rip]
     area[word: Layout.efer] = backend[.efer]
@@ -169,7 +169,7 @@ extension VirtualCPU {
 
   // MARK: RSM
 
-  /// Whether the instruction at a linear address is RSM, behind any prefixes.
+  /// Whether the instruction at a linear address is RSM, after any prefixes.
   func isResume(at start: UInt64) -> Bool {
     let bytes = code(at: start, count: 15)
     let prefixes: [UInt8] = [0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3]
@@ -177,7 +177,7 @@ extension VirtualCPU {
     return rest.prefix(2).elementsEqual([0x0F, 0xAA])
   }
 
-  /// RSM. State that no processor can be in shuts the CPU down.
+  /// RSM. Invalid state shuts the CPU down.
   func leaveSystemManagement() -> Disposition {
     let saved = unsafe StateSaveArea {
       unsafe memory.read(smm.base &+ StateSaveArea.offset, to: $0, count: StateSaveArea.size)
@@ -214,7 +214,7 @@ extension VirtualCPU {
     return .resume
   }
 
-  /// What both layouts have, and what comes out of none.
+  /// Restores what both layouts have, and resets what neither has.
   private func restore(_ area: StateSaveArea, _ registers: Layout.Registers, rip: UInt64) {
     backend[.rip] = rip
     let flags = area[dword: registers.rflags] & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue

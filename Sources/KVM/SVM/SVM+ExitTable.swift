@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// SVM's exit codes as exits of no vendor: one flat table, one small function per code, which takes
-// EXITINFO1 and EXITINFO2 apart. A function that needs the vendor to act (a window, a write of CR4)
-// does so here.
+// Converts SVM's exit codes to vendor-neutral exits: one flat table, with a small function per code
+// that decodes EXITINFO1 and EXITINFO2. A function that needs vendor-specific work (a window, a
+// write of CR4) does it here.
 
 import X86
 import X86CPU
@@ -10,7 +10,7 @@ import X86CPU
 extension SVM {
   typealias Decoder = @Sendable (SVM) -> GuestExit
 
-  /// By exit code, but for the nested page fault's and VMEXIT_INVALID.
+  /// By exit code, except the nested page fault's and VMEXIT_INVALID.
   private static let decoders: [Decoder] = {
     var table = [Decoder](repeating: unexpected, count: SVMExitCode.count)
     for (code, decoder) in entries { table[Int(code.rawValue)] = decoder }
@@ -24,7 +24,7 @@ extension SVM {
     return table
   }()
 
-  /// The same for codes that say all: a closure for each would have its context counted.
+  /// Codes without further information: a closure for each would count its context's references.
   private static let plainInstructions: [InterceptedInstruction?] = {
     var table = [InterceptedInstruction?](repeating: nil, count: SVMExitCode.count)
     for (code, instruction) in instructions { table[Int(code.rawValue)] = instruction }
@@ -37,7 +37,7 @@ extension SVM {
     (.taskSwitch, taskSwitch), (.shutdown, { _ in .tripleFault }),
   ]
 
-  /// Instructions whose code says all.
+  /// Instructions that their code fully describes.
   private static let instructions: [(SVMExitCode, InterceptedInstruction)] = [
     (.cpuid, .cpuid), (.hlt, .hlt), (.xsetbv, .xsetbv), (.pause, .pause), (.rdpmc, .rdpmc),
     (.vmmcall, .hypercall), (.monitor, .monitorWait), (.mwait, .monitorWait),
@@ -46,7 +46,7 @@ extension SVM {
     (.stgi, .virtualization), (.clgi, .virtualization), (.invlpga, .virtualization),
     (.rsm, .undefined), (.skinit, .undefined),
     (.rdpru, .undefined),
-    // They exit only where the guest's CPUID does not have them.
+    // They exit only if the guest's CPUID lacks them.
     (.rdtscp, .undefined), (.invpcid, .undefined),
   ]
 
@@ -75,7 +75,7 @@ extension SVM {
     return .exception(event, debugCauses: takeDebugCauses())
   }
 
-  /// The error code is in EXITINFO1 whether the exception has one or not.
+  /// EXITINFO1 is the error code, even if the exception has none.
   private static let exception: Decoder = { svm in
     let vector = UInt8(truncatingIfNeeded: svm.code & 31)
     let event = GuestEvent(
@@ -108,7 +108,7 @@ extension SVM {
       isWrite: svm.code & 0x10 != 0)
   }
 
-  /// The processor does the write, unless it sets a bit that the guest's CPUID does not offer.
+  /// The processor does the write, unless it sets a bit that the guest's CPUID lacks.
   private static let writeCR4: Decoder = { svm in
     let general = Int(SVMControlRegisterInfo(rawValue: svm.info1).general)
     let cpu = unsafe svm.cpu.cpu
@@ -146,7 +146,7 @@ extension SVM {
         linear: svm.linear(of: access, mask), addressMask: mask))
   }
 
-  /// Of the memory operand of INS and OUTS, which no field has.
+  /// The memory operand of INS and OUTS, which is in no field.
   private func linear(of access: SVMPortInfo, _ mask: UInt64) -> UInt64 {
     let register: GeneralRegister = access.isInput ? .rdi : .rsi
     let offset = unsafe cpu.cpu.gpr[Int(register.rawValue)] & mask
@@ -166,7 +166,7 @@ extension SVM {
         isFetch: info.contains(.fetch)))
   }
 
-  /// A page directory of PAE paging that is not mapped yet.
+  /// A PAE page directory that is not mapped yet.
   private var nestedFaultOfWrite: GuestExit {
     unsafe .nestedFault(
       NestedFault(

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest's registers in the VMCB, and what of them is in no VMCB.
+// The guest's registers in the VMCB, and those outside of it.
 
 import X86
 import X86CPU
 
 extension SVM {
-  /// The field of a register whose value is the field's; nil for those with a rule of their own.
+  /// The fields of registers without further rules; nil for the others.
   private static let fields: [VMCBField?] = ControlBlockRegister.allCases.map {
     switch $0 {
     case .rip: .rip
@@ -80,7 +80,7 @@ extension SVM {
     unsafe cpu.cpu.segment(register).pointee
   }
 
-  /// The privilege level is that of SS, as in the other vendor's control block.
+  /// The privilege level is that of SS, as in the VMCS.
   func setSegment(_ register: SegmentRegister, _ value: SegmentState) {
     unsafe cpu.vmcbWrite(.base(of: register), value.base)
     unsafe cpu.vmcbWrite(.limit(of: register), UInt64(value.limit))

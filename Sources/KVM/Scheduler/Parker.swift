@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A place to sleep for one thread. No wake-up is lost, whatever order sleep and wake-up come in.
+// A place to sleep for one thread. Wake-ups are never lost, in whatever order they come.
 
 import CHost
 import Synchronization
@@ -9,11 +9,10 @@ import Synchronization
   import Glibc
 #endif
 
-/// Where one thread sleeps until another wakes it or its deadline comes. A wake-up that comes
-/// before the sleep is remembered, so none is lost; several before one sleep count as one.
+/// One thread sleeps here until another wakes it or its deadline passes. A wake-up before the sleep
+/// is remembered; several before one sleep count as one.
 ///
-/// One word that the kernel watches (futex), so that a signal handler may wake the very thread that
-/// it interrupted.
+/// The state is one futex word, so a signal handler may wake the very thread that it interrupted.
 /// Sendable: the word is atomic.
 @safe final class Parker: @unchecked Sendable {
   private static let wait = 0 | 128  // FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET: private to
@@ -21,7 +20,7 @@ import Synchronization
   private static let waitUntil = 9 | 128
   private static let anyBit = 0xFFFF_FFFF
 
-  /// 1 after a wake-up that nobody has taken.
+  /// 1 after a wake-up that is not consumed yet.
   private let word = UnsafeMutablePointer<Atomic<UInt32>>.allocate(capacity: 1)
 
   init() { unsafe word.initialize(to: Atomic(0)) }
@@ -36,10 +35,10 @@ import Synchronization
     }
   }
 
-  /// Sleeps until `unpark` or until the monotonic clock reads `deadline` nanoseconds (`.max`: for
-  /// ever).
+  /// Sleeps until `unpark` or until the monotonic clock reads `deadline` nanoseconds (`.max`: no
+  /// deadline).
   ///
-  /// - Returns: false when the deadline came first.
+  /// - Returns: false when the deadline passed first.
   @discardableResult
   func park(until deadline: UInt64 = .max) -> Bool {
     var time = timespec(
@@ -55,8 +54,8 @@ import Synchronization
     return true
   }
 
-  /// Deadlines of guests are not to be joined with others: by default the kernel may let a thread
-  /// sleep 50 microseconds longer (prctl(2), "PR_SET_TIMERSLACK").
+  /// Makes guests' deadlines exact: by default the kernel may delay a wake-up by 50 microseconds
+  /// (prctl(2), "PR_SET_TIMERSLACK").
   private static func sleepExactly() {
     if prctl(PR_GET_TIMERSLACK) > 1 { _ = prctl(PR_SET_TIMERSLACK, 1) }
   }

@@ -2,18 +2,18 @@
 //
 // The physical CPUs of the software processor, shared by every vCPU of every machine.
 //
-// A vCPU needs a physical CPU whenever its state is run, read or written. It gives it up when it
-// halts or leaves for user space, but stays *resident* on it until another vCPU needs that CPU, so
-// that the usual return a microsecond later finds everything in place. Taking a CPU over from a
-// resident vCPU saves that vCPU's state first (`unload`).
+// A vCPU needs a physical CPU whenever its state is run, read or written. It gives the CPU up when
+// it halts or exits to user space, but stays *resident* on it until another vCPU needs that CPU. So
+// the usual return a microsecond later finds its state in place. A vCPU that takes over the CPU of
+// a resident one saves that one's state first (`unload`).
 //
 // Invariants, under `lock`: a slot is busy for at most one vCPU; a vCPU is resident on at most one
-// slot; a slot's state is touched without the lock only by whoever has it busy.
+// slot; only the vCPU that has a slot busy touches its state without the lock.
 //
-// More vCPUs than CPUs: waiters stand in a queue (`WaitQueue`); a release hands the slot to the
-// first of them, and a waiter kicks the vCPU that has run longest once that one's time slice is
-// over. Whoever wants no more than to look at a vCPU's state or to change it does not wait: for
-// them there is one CPU more, made when it is first needed, which never runs a guest.
+// With more vCPUs than CPUs, waiters queue (`WaitQueue`). A release hands the slot to the first of
+// them, and a waiter kicks the vCPU that has run longest once its time slice is over. Threads that
+// only read or change a vCPU's state do not wait: for them there is a spare CPU, created when first
+// needed, which never runs a guest.
 
 import Host
 import Synchronization
@@ -21,19 +21,19 @@ import SystemPackage
 import X86
 import X86CPU
 
-/// One physical CPU and who is on it.
-/// Sendable: `resident`, `isBusy` and `busySince` change under the pool's lock, the rest belongs to
-/// whoever has the slot busy.
+/// One physical CPU and its vCPU.
+/// Sendable: `resident`, `isBusy` and `busySince` change under the pool's lock; only the owner of a
+/// busy slot uses the rest.
 final class PhysicalCPUSlot: @unchecked Sendable {
   let index: Int
   let cpu: PhysicalCPU
-  /// Whose state is loaded.
+  /// The vCPU whose state is loaded.
   fileprivate(set) unowned(unsafe) var resident: VirtualCPU?
   fileprivate(set) var isBusy = false
   fileprivate var busySince: UInt64 = 0
-  /// Set when the running vCPU is to make room.
+  /// Set when the running vCPU should give the CPU up.
   let shouldYield = Atomic<Bool>(false)
-  /// The generation of mappings that this CPU's TLB agrees with (see `Hypervisor.mappings`).
+  /// The mapping generation of this CPU's TLB (see `Hypervisor.mappings`).
   var mappingGeneration: UInt64 = 0
 
   init(index: Int, cpu: PhysicalCPU) {
@@ -57,11 +57,11 @@ final class PhysicalCPUPool: @unchecked Sendable {
   private let silicon: SiliconVendor
   private let enableSpare: @Sendable (PhysicalCPU) throws(Errno) -> Void
 
-  /// Makes `count` physical CPUs and makes each ready to enter guests.
+  /// Creates `count` physical CPUs and prepares each to enter guests.
   ///
   /// - Parameters:
-  ///   - silicon: whose they are.
-  ///   - enable: makes a CPU ready.
+  ///   - silicon: their vendor.
+  ///   - enable: prepares a CPU.
   ///   - enableSpare: the same for one that runs no guest.
   init(
     count: Int, silicon: SiliconVendor, enable: (PhysicalCPU) throws(Errno) -> Void,
@@ -81,7 +81,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
   /// Numbers of CPUs are below 64.
   private var spareNumber: Int? { slots.count < 64 ? slots.count : nil }
 
-  /// The spare CPU if nobody has it, made if there is none.
+  /// The spare CPU if it is free, created if necessary.
   private func takeSpare(_ state: inout State) -> PhysicalCPUSlot? {
     if let spare = state.spare { return spare.isBusy ? nil : spare }
     guard let number = spareNumber else { return nil }
@@ -95,9 +95,9 @@ final class PhysicalCPUPool: @unchecked Sendable {
 
   var hasWaiters: Bool { waiterCount.load(ordering: .relaxed) != 0 }
 
-  /// Takes a physical CPU for `vcpu` and loads its state there, waiting for one if none is free.
+  /// Takes a physical CPU for `vcpu` and loads its state there; waits if none is free.
   ///
-  /// - Parameter runs: guest code is to run; else the spare one will do.
+  /// - Parameter runs: guest code is to run; if not, the spare CPU suffices.
   func acquire(_ vcpu: VirtualCPU, runs: Bool = true) -> PhysicalCPUSlot {
     var waiter: Waiter?
     let slot = state.withLock { state -> PhysicalCPUSlot? in
@@ -116,7 +116,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
     return wait(waiter, vcpu)
   }
 
-  /// Gives a physical CPU up; the vCPU stays resident unless someone waits.
+  /// Gives a physical CPU up; the vCPU stays resident unless another one waits.
   func release(_ slot: PhysicalCPUSlot) {
     state.withLock { state in
       slot.shouldYield.store(false, ordering: .relaxed)
@@ -124,19 +124,19 @@ final class PhysicalCPUPool: @unchecked Sendable {
         slot.isBusy = false
         return
       }
-      // Stays busy: the waiter has it now, and loads itself when it wakes.
+      // The slot stays busy: the waiter owns it now, and loads itself when it wakes.
       waiterCount.subtract(1, ordering: .relaxed)
       waiter.slot = slot
       waiter.parker.unpark()
     }
   }
 
-  /// The next CPU that is free is for `vcpu`, if it waits for one: others wait for what it does.
+  /// Moves `vcpu` to the front of the queue, if it is there: others wait for its work.
   func prefer(_ vcpu: VirtualCPU) {
     if hasWaiters { state.withLock { $0.queue.moveToFront(vcpu) } }
   }
 
-  /// Saves a vCPU's state and forgets it: it is going away, or its state is wanted elsewhere. The
+  /// Saves a vCPU's state and removes the vCPU: it ends, or another thread needs its state. The
   /// caller is the only user of the vCPU.
   func evict(_ vcpu: VirtualCPU) {
     state.withLock { state in
@@ -166,7 +166,7 @@ final class PhysicalCPUPool: @unchecked Sendable {
     state.spare.map { slots + [$0] } ?? slots
   }
 
-  /// The free slot that suits `vcpu` best: where it is resident, else an empty one, else any.
+  /// The best free slot for `vcpu`: where it is resident, else an empty one, else any.
   private func pick(_ vcpu: VirtualCPU) -> PhysicalCPUSlot? {
     var best: PhysicalCPUSlot?
     for slot in slots where !slot.isBusy {
@@ -181,8 +181,8 @@ final class PhysicalCPUPool: @unchecked Sendable {
     slot.busySince = HostClock.monotonic()
     guard unsafe slot.resident !== vcpu else { return }
     if let previous = unsafe slot.resident { previous.unload(from: slot.cpu) }
-    // The vCPU may be resident on a CPU that another vCPU has taken meanwhile: then that one has
-    // saved it. On a free one it must be saved now.
+    // The vCPU may be resident on another CPU. If a vCPU has taken that one over, it has saved this
+    // one's state; if that CPU is free, save it now.
     for other in all(state) where unsafe other.resident === vcpu {
       vcpu.unload(from: other.cpu)
       unsafe other.resident = nil
@@ -193,20 +193,19 @@ final class PhysicalCPUPool: @unchecked Sendable {
 
   // MARK: Time slices
 
-  /// How long a vCPU may run while others wait. Short slices cost more than they give: many vCPUs
-  /// wait for no more than to take a timer interrupt, and those that have work to do would run as
-  /// briefly as these.
+  /// How long a vCPU may run while others wait. Shorter slices cost more than they gain: many vCPUs
+  /// wait only to take a timer interrupt, and those with work to do would get equally short slices.
   private static let timeSlice: UInt64 = 10_000_000
 
-  /// How long a waiter sleeps until it looks whether somebody has run for too long: about as long
-  /// as those ahead of it take. So their number does not decide how often somebody looks.
+  /// How long a waiter sleeps until it checks for expired time slices: about as long as those ahead
+  /// of it run. So the rate of checks does not grow with their number.
   private func patience(ahead: Int) -> UInt64 {
     Self.timeSlice &* (1 &+ UInt64(clamping: ahead) / UInt64(clamping: max(slots.count, 1)))
   }
 
-  /// Asks the vCPU that has run longest to make room, if its time slice is over.
+  /// Asks the vCPU that has run longest to give its CPU up, if its time slice is over.
   ///
-  /// - Returns: after how many nanoseconds to look again.
+  /// - Returns: nanoseconds until the next check.
   private func preempt(_ state: State) -> UInt64 {
     var oldest: PhysicalCPUSlot?
     for slot in slots where slot.isBusy && !slot.shouldYield.load(ordering: .relaxed) {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Conversions between the host's time-stamp counter and nanoseconds. They saturate instead of
-// overflowing.
+// Conversions between the host's time-stamp counter and nanoseconds. They saturate.
 
 import X86CPU
 

@@ -2,7 +2,7 @@
 //
 // The machine's clocks: kvmclock (nanoseconds that the client can set) and the offset of the
 // guest's time-stamp counter. Both derive from the host's counter, so all vCPUs agree on them
-// without asking each other: the paravirtual clock's "stable" bit is true.
+// without communication: the paravirtual clock's "stable" bit is true.
 
 import Host
 import Synchronization
@@ -14,24 +14,24 @@ final class MachineClock: Sendable {
     /// kvmclock read `nanoseconds` when the host's counter read `tsc`.
     var tsc: UInt64
     var nanoseconds: UInt64
-    /// How fast counters of new vCPUs run.
+    /// The rate of new vCPUs' counters.
     var rate = TSCRate.host
-    /// Guest counter minus host counter at that rate, of vCPUs that did not set their own.
+    /// Guest counter minus host counter at that rate, for vCPUs that did not set their own.
     var tscOffset: UInt64
-    /// The last write of a guest's counter by the client, to tell writes that mean "the same".
+    /// The client's last write of a guest's counter, to detect writes that mean "the same".
     var lastWrite: LastWrite?
   }
 
   struct LastWrite: Sendable {
     var value: UInt64
-    /// The host's counter then, at the vCPU's rate.
+    /// The host's counter at that time, at the vCPU's rate.
     var time: UInt64
     var rate: TSCRate
     var offset: UInt64
   }
 
   private let state: Mutex<State>
-  /// The host's counter when the machine was made.
+  /// The host's counter when the machine was created.
   private let start: UInt64
 
   init() {
@@ -40,7 +40,7 @@ final class MachineClock: Sendable {
     state = Mutex(State(tsc: tsc, nanoseconds: 0, tscOffset: 0 &- tsc))
   }
 
-  /// KVM_SET_TSC_KHZ for vCPUs to come.
+  /// KVM_SET_TSC_KHZ for future vCPUs.
   func set(rate: TSCRate) {
     state.withLock {
       $0.rate = rate
@@ -48,7 +48,7 @@ final class MachineClock: Sendable {
     }
   }
 
-  /// The offset with which a counter of `rate` counts from when the machine was made.
+  /// The offset for a counter of `rate` that starts at 0 when the machine is created.
   func offset(rate: TSCRate) -> UInt64 { 0 &- rate.counts(ofHost: start) }
 
   var reference: State { state.withLock { $0 } }
@@ -68,9 +68,9 @@ final class MachineClock: Sendable {
     }
   }
 
-  /// The counter offset for a vCPU whose client writes `value` to its counter. Writes of the same
-  /// value (or 0), or of one that goes on from the last, within a second of each other mean that
-  /// the counters are to agree: they get the same offset.
+  /// The counter offset for a vCPU whose client writes `value` to its counter. Writes within a
+  /// second of the same value (or 0), or of one that continues the last, mean that the counters
+  /// must agree: they get the same offset.
   func offset(forWriting value: UInt64, rate: TSCRate) -> UInt64 {
     let now = rate.counts(ofHost: HostTSC.read())
     return state.withLock { state in

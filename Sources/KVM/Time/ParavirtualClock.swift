@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// kvmclock as the guest sees it: two structures in its memory (Linux, "KVM-specific MSRs"). They
-// hold a moment and a rate; the guest adds what its counter has counted since.
+// kvmclock's two structures in guest memory (Linux, "KVM-specific MSRs"). They hold a time and a
+// rate; the guest adds the ticks of its counter since then.
 //
 //     vcpu time info:  u32 version  u32 -  u64 tsc  u64 nanoseconds  u32 multiplier  s8 shift  u8
 //     flags
@@ -22,7 +22,7 @@ enum ParavirtualClock {
   static func scale(kilohertz: UInt64) -> (multiplier: UInt32, shift: Int8) {
     var frequency = max(kilohertz, 1) &* 1000
     var shift: Int8 = 0
-    // The multiplier is 10^9 * 2^32 / frequency, brought into its upper half by the shift.
+    // The multiplier is 10^9 * 2^32 / frequency, normalized by the shift.
     while frequency > 2_000_000_000 {
       frequency >>= 1
       shift -= 1
@@ -55,7 +55,7 @@ enum ParavirtualClock {
     place.storeBytes(of: version &+ 2, as: UInt32.self)
   }
 
-  /// Writes the wall clock: the time of day when kvmclock was 0.
+  /// Writes the wall clock: the time of day at which kvmclock was 0.
   static func writeWallClock(_ place: inout GuestBytes, _ clock: MachineClock) {
     let boot = HostClock.realtime() &- clock.nanoseconds(at: HostTSC.read())
     let version = place.load(as: UInt32.self) & ~1

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Steal time: how long a vCPU could have run and did not, as the guest sees it in its memory
-// (Linux, "MSR_KVM_STEAL_TIME"). It is what the host's scheduler says of the vCPU's thread.
+// Steal time: how long a vCPU was runnable but did not run, reported in guest memory (Linux,
+// "MSR_KVM_STEAL_TIME"). It is the run delay of the vCPU's thread in the host's scheduler.
 //
 //     u64 steal   u32 version   u32 flags   u8 preempted ...   64 bytes
 //
-// `preempted` is 1 while another vCPU has this one's physical CPU. A guest then need not interrupt
-// it to have its translations dropped: it sets bit 1 (KVM_FEATURE_PV_TLB_FLUSH), and they are
-// dropped before it runs again.
+// `preempted` is 1 while another vCPU has this one's physical CPU. A guest then flushes its TLB
+// without an interrupt: it sets bit 1 (KVM_FEATURE_PV_TLB_FLUSH), and the hypervisor flushes the
+// translations before the vCPU runs again.
 
 import CHost
 import Host
@@ -28,7 +28,7 @@ struct StealTime: Sendable {
 
   /// IA32-style MSR value: the address and the enable bit.
   var msr: UInt64 = 0
-  /// Where the thread's run delay stood when it was last accounted, and whose it was.
+  /// The thread's run delay at the last accounting, and the thread.
   private var lastDelay: UInt64 = 0
   private var thread: UInt = 0
 
@@ -55,8 +55,7 @@ extension VirtualCPU {
     return true
   }
 
-  /// Adds what was stolen to the guest's structure, with the version protocol: odd while it
-  /// changes.
+  /// Adds stolen time to the guest's structure, with the version protocol: odd while it changes.
   func accountStealTime() {
     guard clock.steal.isEnabled else { return }
     let stolen = clock.steal.take()
@@ -73,9 +72,9 @@ extension VirtualCPU {
     if wantsFlush { backend.flushGuestTranslations() }
   }
 
-  /// Gives the physical CPU to a vCPU that waits for one, and comes back.
+  /// Yields the physical CPU to a waiting vCPU, and takes one again.
   func yieldSlot() {
-    // In the middle of an instruction's emulation translations are not dropped.
+    // Translations must not be flushed in the middle of an emulated instruction.
     guard clock.steal.isEnabled, runState.completion == .none else { return releaseSlot() }
     _ = unsafe writeMemory(clock.steal.address, count: StealTime.size, in: machine.memory) {
       _ = $0.exchange(StealTime.preempted, atByteOffset: StealTime.preemptedOffset)

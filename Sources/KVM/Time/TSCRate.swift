@@ -6,15 +6,15 @@
 import SystemPackage
 import X86CPU
 
-/// How fast a guest's time-stamp counter runs: the host's counter times a fixed-point factor, as
-/// the VMCS has it (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
+/// The rate of a guest's time-stamp counter: the host's counter times a fixed-point factor, as in
+/// the VMCS (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation").
 struct TSCRate: Sendable, Equatable {
   var kilohertz: UInt64
-  /// Guest counts for each of the host's, in units of 2^-48.
+  /// Guest ticks for each host tick, in units of 2^-48.
   var multiplier: UInt64
 
   static let unscaled: UInt64 = 1 << 48
-  /// The host's own.
+  /// The host's rate.
   static let host = TSCRate(kilohertz: HostTSC.kilohertz, multiplier: unscaled)
 
   private init(kilohertz: UInt64, multiplier: UInt64) {
@@ -22,10 +22,10 @@ struct TSCRate: Sendable, Equatable {
     self.multiplier = multiplier
   }
 
-  /// What KVM_SET_TSC_KHZ asks for: 0 for the host's, which also has what is closer to it than 250
-  /// parts per million.
+  /// The argument of KVM_SET_TSC_KHZ: 0, and rates within 250 parts per million of the host's, mean
+  /// the host's.
   ///
-  /// - Throws: EINVAL where it is faster than any counter.
+  /// - Throws: EINVAL if it is faster than any counter.
   init(wanted argument: UInt) throws(Errno) {
     let wanted = UInt64(argument)
     let host = HostTSC.kilohertz
@@ -40,12 +40,12 @@ struct TSCRate: Sendable, Equatable {
     }
   }
 
-  /// The rate that a processor can have whose multiplier is a multiple of `step`, a power of two.
+  /// Rounds to a processor's multiplier, a multiple of `step`, which is a power of two.
   func rounded(to step: UInt64) -> TSCRate {
     TSCRate(kilohertz: kilohertz, multiplier: multiplier & ~(step &- 1))
   }
 
-  /// What a count of the host's is at this rate.
+  /// Converts a host count to this rate.
   func counts(ofHost counts: UInt64) -> UInt64 {
     if multiplier == Self.unscaled { return counts }
     let product = counts.multipliedFullWidth(by: multiplier)

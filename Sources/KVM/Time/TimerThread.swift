@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One thread per machine that watches the deadlines of its local APIC timers, of cycle counters
-// that will overflow, and of the 8254.
+// about to overflow, and of the 8254.
 //
-// A deadline is one atomic word of its owner. Whoever sets one calls `note`, which wakes the thread
-// only if it would sleep past it; a deadline that moves further away costs nothing, the thread
-// wakes once in vain. A vCPU that is halted waits for its own deadline itself, so the thread skips
-// it.
+// A deadline is one atomic word of its owner. A thread that sets one calls `note`, which wakes the
+// timer thread only if it would sleep past it. Postponing a deadline costs nothing but one useless
+// wake-up. A halted vCPU waits for its own deadline itself, so the thread skips it.
 //
-// `target` is when the thread will wake; `.max` while it looks at the deadlines, so that one set
+// `target` is the thread's wake-up time; `.max` while it checks the deadlines, so that one set
 // meanwhile is never missed.
 
 import Host
@@ -36,8 +35,8 @@ final class TimerThread: @unchecked Sendable {
     _ = consume thread
   }
 
-  /// Ends the thread and waits until it has ended. Not called by the thread itself: it knows the
-  /// machine's parts, never the machine.
+  /// Ends the thread and joins it. Not called by the thread itself: it knows the machine's parts,
+  /// never the machine.
   func stop() {
     isStopping.store(true, ordering: .sequentiallyConsistent)
     parker.unpark()
@@ -59,7 +58,7 @@ final class TimerThread: @unchecked Sendable {
     }
   }
 
-  /// Tells the owners of deadlines that have come; returns the next one.
+  /// Notifies the owners of expired deadlines; returns the next one.
   private func fireDue(_ now: UInt64) -> UInt64 {
     var next = UInt64.max
     for vcpu in cpus.all where !vcpu.mailbox.isParked {
@@ -75,7 +74,7 @@ final class TimerThread: @unchecked Sendable {
     return next
   }
 
-  /// Takes a deadline that has come; one that has not is the next, if it is before `next`.
+  /// Removes an expired deadline; another lowers `next` if it is earlier.
   private static func isDue(
     _ deadline: borrowing Atomic<UInt64>, _ now: UInt64, _ next: inout UInt64
   ) -> Bool {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VT-x's exit reasons as exits of no vendor: one flat table, one small function per reason, which
-// takes the exit information apart. A function that needs the vendor to act (a window, NMI
-// blocking, a shadow register, INVVPID) does so here.
+// Converts VT-x's exit reasons to vendor-neutral exits: one flat table, with a small function per
+// reason that decodes the exit information. A function that needs vendor-specific work (a window,
+// NMI blocking, a shadow register, INVVPID) does it here.
 
 import X86
 import X86CPU
@@ -17,7 +17,7 @@ extension VMX {
     return table
   }()
 
-  /// The same for reasons that say all: a closure for each would have its context counted.
+  /// Reasons without further information: a closure for each would count its context's references.
   private static let plainInstructions: [InterceptedInstruction?] = {
     var table = [InterceptedInstruction?](repeating: nil, count: ExitReason.count)
     for (reason, instruction) in instructions { table[Int(reason.rawValue)] = instruction }
@@ -36,7 +36,7 @@ extension VMX {
     (.busLock, { _ in .busLock }), (.notify, notify),
   ]
 
-  /// Instructions whose reason says all.
+  /// Instructions that their reason fully describes.
   private static let instructions: [(ExitReason, InterceptedInstruction)] = [
     (.cpuid, .cpuid), (.hlt, .hlt), (.rdmsr, .rdmsr), (.wrmsr, .wrmsr), (.xsetbv, .xsetbv),
     (.pause, .pause), (.rdpmc, .rdpmc), (.rdtsc, .rdtsc), (.rdtscp, .rdtscp),
@@ -47,7 +47,7 @@ extension VMX {
     (.vmptrst, .undefined), (.vmread, .undefined), (.vmresume, .undefined),
     (.vmwrite, .undefined), (.vmxoff, .undefined), (.vmxon, .undefined), (.invept, .undefined),
     (.invvpid, .undefined), (.vmfunc, .undefined), (.encls, .undefined),
-    // They exit only where the guest's CPUID does not have them.
+    // They exit only if the guest's CPUID lacks them.
     (.rdrand, .undefined), (.rdseed, .undefined),
   ]
 
@@ -59,7 +59,7 @@ extension VMX {
     return Self.decoders[reason](self)
   }
 
-  /// VMLAUNCH or VMRESUME refused the VMCS.
+  /// VMLAUNCH or VMRESUME failed.
   private static func refused(_ failure: VMXError) -> GuestExit {
     guard case .failValid(let number) = failure else { return .entryFailed(reason: 0) }
     return .entryFailed(reason: UInt64(number.rawValue))
@@ -69,10 +69,10 @@ extension VMX {
 
   // MARK: Events
 
-  /// NMIs stay blocked where the IRET that unblocked them did not happen: bit 12 of an EPT
+  /// Keeps NMIs blocked if the IRET that unblocked them did not complete: bit 12 of an EPT
   /// violation's qualification, and of an exception's information (SDM volume 3, "Information for
-  /// VM Exits Due to Vectored Events"). While an event was delivered the bit means nothing; a
-  /// double fault is no IRET's.
+  /// VM Exits Due to Vectored Events"). During event delivery the bit is undefined; a double fault
+  /// is not an IRET's.
   private func blockNMIsAgain() {
     guard unsafe cpu.vmread(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0 else {
       return
@@ -81,7 +81,7 @@ extension VMX {
     unsafe cpu.vmwrite(.guestInterruptibility, state | UInt64(Interruptibility.blockingByNMI))
   }
 
-  /// #UD and a debugger's exceptions are intercepted, and the host has no NMIs for us.
+  /// #UD and a debugger's exceptions are intercepted, and the host sends us no NMIs.
   private static let exception: Decoder = { vmx in
     let info = unsafe InterruptionInfo(
       rawValue: UInt32(truncatingIfNeeded: vmx.cpu.vmread(.exitInterruptionInfo)))
@@ -140,7 +140,7 @@ extension VMX {
     let isWrite = access.access == .movTo
     switch access.register {
     case 0 where isWrite:
-      // Only NE is not the guest's own. With the shadow as it wants it, the write needs no exit.
+      // The guest owns all bits but NE. With NE's value in the shadow, the write needs no exit.
       let value = unsafe vmx.cpu.cpu.gpr[general]
       let shadow = unsafe vmx.cpu.vmread(.cr0ReadShadow)
       unsafe vmx.cpu.vmwrite(

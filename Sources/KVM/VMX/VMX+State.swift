@@ -6,7 +6,7 @@ import X86
 import X86CPU
 
 extension VMX {
-  /// The field of a register whose value is the field's.
+  /// The fields of registers without further rules.
   private static let fields: [VMCSField] = ControlBlockRegister.allCases.map {
     switch $0 {
     case .rip: .guestRIP
@@ -65,7 +65,7 @@ extension VMX {
     return unsafe cpu.vmread(field) & ~mask | cpu.vmread(shadow) & mask
   }
 
-  /// The entry control "IA-32e mode guest" goes with EFER.LMA.
+  /// Keeps the entry control "IA-32e mode guest" equal to EFER.LMA.
   private func setLongMode(_ on: Bool) {
     let bit = UInt64(EntryControls.ia32eModeGuest)
     let old = unsafe cpu.vmread(.entryControls)

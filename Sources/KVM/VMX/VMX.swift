@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One vCPU on VT-x: its VMCS, written and read with the processor's verbs, and the entry into the
-// guest. See VMX+State for the registers and VMX+ExitTable for what follows an exit.
+// One vCPU on VT-x: its VMCS and VM entries. VMX+State has the registers, VMX+ExitTable decodes the
+// exits.
 //
-// The guest runs with EPT, VPID and as an unrestricted guest: real mode needs no help. CR0.NE and
-// CR4.VMXE, which VMX demands, are hidden from it by masks; every other bit of CR0, and the CR4
-// bits that its CPUID offers, are its own.
+// The guest runs with EPT, VPID and as an unrestricted guest, so real mode needs no special
+// handling. Masks hide CR0.NE and CR4.VMXE, which VMX requires, from the guest; it owns all other
+// CR0 bits and the CR4 bits in its CPUID.
 //
 // Invariant: the VMCS is clear (in memory) unless `cpu` is the physical CPU that it is current on.
 
@@ -15,11 +15,11 @@ import X86
 import X86CPU
 
 final class VMX: VirtualizationBackend {
-  /// Where the VMCS is current.
+  /// The physical CPU on which the VMCS is current.
   private(set) unowned(unsafe) var cpu: PhysicalCPU
   private let vmcs: VMXRegion
   private var isLaunched = false
-  /// The verb that failed, where the last entry did.
+  /// The instruction error, if the last entry failed.
   var failure: VMXError?
   private let vpid: UInt16
   private static let nextVPID = Atomic<UInt16>(0)
@@ -27,7 +27,7 @@ final class VMX: VirtualizationBackend {
   init(_ cpu: PhysicalCPU) {
     unsafe self.cpu = cpu
     vmcs = VMXRegion()
-    // 0 is the host's; numbers may be reused, which the tables' address tells apart.
+    // 0 is the host's; VPIDs may be reused, because the EPT pointers differ.
     vpid = max(1, Self.nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
   }
 
@@ -50,7 +50,7 @@ final class VMX: VirtualizationBackend {
   /// VMCALL, and the other vendor's VMMCALL.
   var hypercall: (own: [UInt8], other: [UInt8]) { ([0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]) }
   var tscMultiplierStep: UInt64 { 1 }
-  /// A window exits.
+  /// NMI windows exit.
   func takeDeliveredNMI() -> Bool { false }
 
   // MARK: The VMCS
@@ -87,7 +87,7 @@ final class VMX: VirtualizationBackend {
         try unsafe cpu.vmresume()
       } else {
         let reason = try unsafe cpu.vmlaunch()
-        // A VMLAUNCH that failed leaves the launch state "clear".
+        // A failed VMLAUNCH leaves the launch state "clear".
         isLaunched = reason != .invalidGuestState && reason != .msrLoading
       }
     } catch {
@@ -100,7 +100,7 @@ final class VMX: VirtualizationBackend {
   var savedControlBlock: [UInt8] { unsafe Array(cpu.currentVMCSText.utf8) }
 
   func flushGuestTranslations() {
-    // Type 1: all of one VPID's.
+    // Type 1: single context, this VPID.
     do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: vpid) } catch { failure = error }
   }
 
@@ -110,7 +110,7 @@ final class VMX: VirtualizationBackend {
   }
 
   func stateChangedInPlace() {
-    // What is current lives in the physical CPU, so it needs no copy; a reload has it all checked.
+    // The current VMCS is in the physical CPU: no copy. A reload makes the entry check all of it.
     let cpu = unsafe cpu
     unload(from: cpu)
     load(on: cpu)
@@ -139,8 +139,8 @@ final class VMX: VirtualizationBackend {
     VMXCapabilities.entry.required | EntryControls.loadDebugControls | EntryControls.loadPAT
     | EntryControls.loadEFER
 
-  /// How close PAUSEs must follow each other, and for how long they may, in TSC ticks. In software
-  /// a PAUSE alone takes more than the 128 ticks that suit real processors.
+  /// The largest gap between PAUSEs of a loop, and the loop's longest duration, in TSC ticks. A
+  /// software PAUSE alone takes more than the 128 ticks that suit real processors.
   private static let pauseLoop: (gap: UInt64, window: UInt64) = (4096, 20_000)
 
   private func writeConstantFields() {
@@ -151,7 +151,7 @@ final class VMX: VirtualizationBackend {
       (.msrBitmap, msrBitmap.address), (.vmcsLinkPointer, .max),
       (.pleGap, Self.pauseLoop.gap), (.pleWindow, Self.pauseLoop.window),
       (.cr0Mask, CR0.ne.rawValue),
-      // Root operation is this program; the processor only checks that a host could be there.
+      // This program is root operation; the processor only checks that the host state is valid.
       (.hostCR0, CR0([.pe, .et, .ne, .pg]).rawValue),
       (.hostCR4, CR4([.pae, .vmxe]).rawValue), (.hostCSSelector, 8), (.hostTRSelector, 16),
       (.hostEFER, EFER([.lme, .lma]).rawValue), (.hostPAT, 0x0007_0406_0007_0406),
@@ -212,7 +212,7 @@ final class VMX: VirtualizationBackend {
       info, errorCode: UInt32(truncatingIfNeeded: cpu.vmread(.idtVectoringErrorCode)),
       instructionLength: UInt32(truncatingIfNeeded: cpu.vmread(.exitInstructionLength)))
     if event?.kind == .nmi {
-      // Its delivery blocked NMIs already, and will again.
+      // Its delivery blocked NMIs already, and will do so again.
       let state = unsafe cpu.vmread(.guestInterruptibility)
       unsafe cpu.vmwrite(.guestInterruptibility, state & ~UInt64(Interruptibility.blockingByNMI))
     }
@@ -250,8 +250,8 @@ final class VMX: VirtualizationBackend {
   }
 }
 
-/// A page that a verb takes: VMXON region or VMCS, with the revision identifier.
-/// Sendable: its memory is the processor's, used by the thread that has the physical CPU.
+/// A VMXON region or VMCS, with the revision identifier.
+/// Sendable: its memory belongs to the processor, used by the thread that has the physical CPU.
 @safe final class VMXRegion: @unchecked Sendable {
   private let page: UnsafeMutableRawPointer
 
@@ -266,15 +266,15 @@ final class VMX: VirtualizationBackend {
   var address: UInt64 { unsafe UInt64(UInt(bitPattern: page)) }
 }
 
-/// Which MSRs the guest reaches without an exit (SDM volume 3, "MSR-Bitmap Address").
+/// The MSRs that the guest accesses without an exit (SDM volume 3, "MSR-Bitmap Address").
 /// Sendable: written by `init` alone.
 @safe final class VMXMSRBitmap: @unchecked Sendable {
   static let shared = VMXMSRBitmap()
   private let page: UnsafeMutableRawPointer
 
   /// - Parameters:
-  ///   - filter: of the MSRs that need no exit, those it denies exit all the same.
-  ///   - watchesEFER: so do writes of EFER.
+  ///   - filter: denied MSRs exit, even if they usually do not.
+  ///   - watchesEFER: writes of EFER exit too.
   init(_ filter: MSRFilter? = nil, watchesEFER: Bool = false) {
     unsafe page = .allocate(byteCount: 4096, alignment: 4096)
     unsafe page.initializeMemory(as: UInt8.self, repeating: 0xFF, count: 4096)
@@ -291,7 +291,7 @@ final class VMX: VirtualizationBackend {
 
   var address: UInt64 { unsafe UInt64(UInt(bitPattern: page)) }
 
-  /// Their values are in the control block or in the physical CPU, and the processor checks them.
+  /// Their values are in the control block or in the physical CPU, which checks them.
   private static let writable: [MSR] = [
     .sysenterCS, .sysenterESP, .sysenterEIP, .pat, .efer, .star, .lstar, .cstar, .fmask, .fsBase,
     .gsBase, .kernelGSBase,

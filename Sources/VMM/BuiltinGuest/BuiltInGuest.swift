@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest that runs where no kernel is given; its source is Guests/builtin.S.
+// The guest that runs if no kernel is given; its source is Guests/builtin.S.
 
-/// A guest that is part of this program, for machines without a Linux at hand: started in real
-/// mode.
+/// A guest in this program, for machines without a Linux at hand: it starts in real mode.
 package struct BuiltInGuest: Sendable {
   /// The bytes of its image.
   package let image: [UInt8]
-  /// Where they go: the guest-physical address, and where in them the first CPU starts.
+  /// The guest-physical load address, and the first CPU's entry point.
   package let loadAddress: UInt64
   package let entrySegment: UInt16
   package let entryOffset: UInt16
@@ -19,7 +18,7 @@ package struct BuiltInGuest: Sendable {
     self.entryOffset = entryOffset
   }
 
-  /// The guest that runs when no kernel is given.
+  /// The guest that runs if no kernel is given.
   package static let standard: BuiltInGuest? = BuiltInGuest(
     image: builtInGuestImage, loadAddress: 0x8000, entrySegment: 0, entryOffset: 0x8000)
 }

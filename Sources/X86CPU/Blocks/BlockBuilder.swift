@@ -6,7 +6,7 @@ import Host
 import X86
 import X86Decoder
 
-/// A linear page whose instructions may be executed, and its host page.
+/// A linear page with executable code, and its host page.
 package struct ExecutePage {
   /// Linear page with the block context's low bits, or all ones.
   var tag: UInt64
@@ -17,7 +17,7 @@ package struct ExecutePage {
 }
 
 extension CPU {
-  /// The block at RIP, built if need be.
+  /// The block at RIP, built if necessary.
   ///
   /// - Throws: the fault of fetching or decoding the first instruction.
   @inline(__always) func block(at linear: UInt64) throws(GuestException) -> BlockPointer {
@@ -30,9 +30,8 @@ extension CPU {
     return try findBlock(at: linear, slot)
   }
 
-  /// The block at a linear address, past the jump cache, if it is translated and there is nothing
-  /// to be looked at on the way: a search of translated code finds little in the jump cache, which
-  /// would only cost it a look at more memory.
+  /// The block at a linear address if it has a translation and no event is pending. Bypasses the
+  /// jump cache: searches for translated code mostly miss there, and would only touch more memory.
   @inline(__always) func translatedBlock(at linear: UInt64) -> BlockPointer? {
     guard let host = knownExecuteAddress(linear), let block = knownBlock(host),
       block.pointee.native != 0
@@ -40,8 +39,8 @@ extension CPU {
     return block
   }
 
-  /// The block at a host address, if it is there, lies in one page, and nobody writes to code
-  /// unseen.
+  /// The block at a host address if it is cached, within one page, and no undetected writes are
+  /// possible.
   @inline(__always) private func knownBlock(_ host: UInt64) -> BlockPointer? {
     let modeKey = s.pointee.modeKey
     let block = s.pointee.blocks._withUnsafeGuaranteedRef {
@@ -81,7 +80,7 @@ extension CPU {
     }
     let result: BlockPointer
     if let block { result = block } else { result = try buildBlock(linear, host) }
-    // While it was built, a comparison may have begun.
+    // A comparison may have begun while the block was built.
     if comparison == owner.comparison {
       slot.pointee = JumpCacheEntry(
         linear: linear, context: s.pointee.blockContext, block: result)
@@ -99,7 +98,7 @@ extension CPU {
     s.pointee.executePages + Int((linear >> Page.shift) & PhysicalCPU.executePagesMask)
   }
 
-  /// Host address of code at a linear address from whose page code was executed before.
+  /// Host address of code at a linear address, if code of its page was executed before.
   @inline(__always) private func knownExecuteAddress(_ linear: UInt64) -> UInt64? {
     let slot = executeSlot(linear)
     guard slot.pointee.tag == linear & Page.mask,
@@ -187,7 +186,7 @@ extension CPU {
   /// Bytes of the largest block.
   private static let longestBlock = BlockCache.maximumInstructions * 16
 
-  /// The bytes of the largest block that begins here, of which `room` are in its page.
+  /// Copies the bytes of the longest possible block; `room` of them are in the first page.
   private func snapshotOfCode(
     _ host: UInt64, _ room: Int
   ) throws(GuestException) -> UnsafeRawPointer {
@@ -196,8 +195,8 @@ extension CPU {
     return UnsafeRawPointer(buffer)
   }
 
-  /// Copies code that is to be decoded. References are held here, so it may not be cut off
-  /// (`GuardedCall`) where its memory has gone.
+  /// Copies code for decoding. The caller holds references, so a fault on vanished memory must not
+  /// abort it (`GuardedCall`).
   private func copyCode(
     from host: UInt64, to buffer: UnsafeMutableRawPointer, count: Int
   ) throws(GuestException) {
@@ -215,7 +214,7 @@ extension CPU {
     let first = Int(Page.size - host & Page.offsetMask)
     let second = try executeAddress(nextLinear(linear & Page.mask, Page.size))
     let (page, secondPage) = (host & Page.mask, second & Page.mask)
-    // Marking one, this CPU may learn that the other was written.
+    // While marking one page, this CPU may learn that the other was written.
     repeat {
       owner.markCode(page)
       owner.markCode(secondPage)

@@ -3,18 +3,18 @@
 // Decoded basic blocks of one CPU, found by host address and mode.
 //
 // A block is a run of micro-ops from one page, ended by a branch, by an instruction that changes
-// what decoding depends on, by the page's end or by a size limit. An instruction that lies across
-// two pages is a block of its own, which belongs to both. Blocks live in two arenas, micro-ops and
-// descriptors; when either is full, everything is dropped at once. Micro-ops of dropped blocks are
-// used again for blocks of the same length: blocks are built only while none runs that could be
-// among them.
+// the decoding mode, by the page's end or by a size limit. An instruction that crosses a page is a
+// block of its own and belongs to both pages. Blocks are allocated from two arenas, for micro-ops
+// and descriptors; when either is full, all blocks are dropped. Micro-ops of dropped blocks are
+// reused for blocks of the same length: blocks are built only while no block runs that could be
+// among the dropped ones.
 //
-// Two ways lead to a block: the jump cache, by linear address and `CPUState.blockContext` (address
-// space, mode, privilege), and behind it a hash by host address and mode, after translating RIP.
+// Blocks are found through the jump cache, by linear address and `CPUState.blockContext` (address
+// space, mode, privilege), and on a miss in a hash by host address and mode, after translating RIP.
 //
-// When a page with code is written, its blocks leave the hash, and each of their micro-ops becomes
-// `staleBlock`, which leaves the block: so the running block, too, stops after the writing
-// instruction.
+// When a page with code is written, its blocks are removed from the hash, and each of their
+// micro-ops becomes `staleBlock`, which exits the block: so the running block, too, stops after the
+// writing instruction.
 
 import Glibc
 import Host
@@ -25,16 +25,16 @@ import X86Decoder
 package struct Block {
   /// Host address of the first byte.
   package var host: UInt64
-  /// Host page of the second page's bytes; 0 where the block lies in one.
+  /// Host page of the second page's bytes; 0 if the block is in one page.
   package var secondPage: UInt64
   package var ops: MicroOpPointer
   package var modeKey: UInt16
-  /// Instructions; an end marker follows them where the last is not a branch.
+  /// Instructions; an end marker follows unless the last is a branch.
   package var count: UInt16
   /// Length in bytes.
   package var length: UInt16
   package var isValid: Bool
-  /// The last instruction is a branch; no other is.
+  /// The last instruction is a branch; no other one is.
   package var endsInBranch: Bool
   /// Next block in the hash chain and in the page's list; -1 ends them.
   var nextInHash: Int32
@@ -47,7 +47,7 @@ package struct Block {
   package var hasKeptRegion = false
   /// Where the block's translation starts; 0 without one.
   package var native: UInt = 0
-  /// What leads there at a linear page (`BlockTranslator.entry`), or 0.
+  /// Its entry code for a linear page (`BlockTranslator.entry`), or 0.
   package var nativeEntry: UInt = 0
   package var nativePage: UInt64 = 0
   /// Of the bytes that it was decoded from; see `CodeSignature`.
@@ -67,7 +67,7 @@ package struct JumpCacheEntry {
 package final class BlockCache {
   static let maximumInstructions = 48
   package static let jumpCacheMask: UInt64 = 16383
-  /// Buckets at most: chains are short as long as there are not many more blocks.
+  /// Maximum of buckets: chains stay short unless there are many more blocks.
   private static let mostBuckets = 1 << 18
 
   let opCapacity: Int
@@ -79,36 +79,36 @@ package final class BlockCache {
   let jumpCache: UnsafeMutablePointer<JumpCacheEntry>
   private var opCount = 0
   private var blockCount = 0
-  /// How many of `blocks` are in use, dropped ones included.
+  /// How many of `blocks` are used, including dropped ones.
   var usedBlocks: Int { blockCount }
-  /// Places of dropped blocks' micro-ops, by their number with the end marker.
+  /// Free micro-op ranges of dropped blocks, by their length with the end marker.
   private var freeOps = [[MicroOpPointer]](
     repeating: [], count: BlockCache.maximumInstructions + 2)
   /// First block of each host page with code.
   private var pages: [UInt64: Int32] = [:]
-  /// How often everything was dropped, and how many blocks were built and dropped with their page.
+  /// How often all blocks were dropped; how many were built, and dropped with their page.
   package private(set) var flushes: UInt64 = 0
   package private(set) var built: UInt64 = 0
   package private(set) var invalidated: UInt64 = 0
-  /// By host page; kept where clients write unannounced (PhysicalCPU+Comparison).
+  /// By host page; kept if clients may write undetected (PhysicalCPU+Comparison).
   var copies: [UInt64: CodeCopy] = [:]
-  /// Whether there may be one with bytes.
+  /// Whether any of them may have bytes.
   var hasCopies = false
-  /// Called when all translations went away, before anything runs again.
+  /// Called after all translations are dropped, before anything runs again.
   var nativeDropped: () -> Void = {}
-  /// Called for a block with a translation that is dropped.
+  /// Called for each dropped block with a translation.
   var nativeRetired: (BlockPointer) -> Void = { _ in }
-  /// Heat of a new block. 0, without a translator, wraps: it takes 2^32 executions to run out.
+  /// Heat of a new block. Without a translator it is 0 and wraps: it expires after 2^32 executions.
   package var initialHeat: UInt32 = 0
 
   private let opMemory: Mapping
   private let blockMemory: Mapping
-  /// What the tables of the CPU are in.
+  /// The memory of the CPU's tables.
   private let tables: TableMemory
 
   /// - Parameters:
   ///   - opCapacity: micro-ops (64 bytes each) that the cache holds.
-  ///   - tables: what the tables of ways to blocks are taken from; it lives as long as the cache.
+  ///   - tables: memory for the look-up tables; it lives as long as the cache.
   ///   - hugePages: see `TableMemory`.
   init(opCapacity: Int, tables: TableMemory, hugePages: Bool) throws(Errno) {
     self.opCapacity = opCapacity
@@ -137,7 +137,7 @@ package final class BlockCache {
     Int((host ^ host >> 14 ^ UInt64(modeKey) << 9) & hashMask)
   }
 
-  /// Forgets every translation.
+  /// Drops all translations.
   package func forgetNative() {
     nativeDropped()
     for n in 0..<blockCount {
@@ -158,14 +158,14 @@ package final class BlockCache {
     return nil
   }
 
-  /// Room for one more block of the longest kind: drops everything if there is none.
+  /// Makes room for one more block of maximum length: drops all blocks if necessary.
   func makeRoom() {
     if opCount + Self.maximumInstructions + 1 > opCapacity || blockCount + 1 > blockCapacity {
       dropAll()
     }
   }
 
-  /// Where the next block's micro-ops go.
+  /// The address for the next block's micro-ops.
   var nextOps: MicroOpPointer { ops + opCount }
 
   /// Adds the block whose micro-ops were written to `nextOps`.
@@ -192,7 +192,7 @@ package final class BlockCache {
     return pointer
   }
 
-  /// An operand may be a field of the micro-op itself.
+  /// Moves micro-ops; operands may point into the micro-op itself.
   private static func move(_ ops: MicroOpPointer, to place: MicroOpPointer, _ count: Int) {
     for n in 0..<count {
       var op = ops[n]
@@ -228,8 +228,8 @@ package final class BlockCache {
     nativeDropped()
   }
 
-  /// The memory of what was used, as it came: untouched pages cost nothing, so that the arenas may
-  /// be larger than most guests need.
+  /// Returns used memory to the host. Untouched pages cost nothing, so the arenas may be larger
+  /// than most guests need.
   private func giveBack() {
     let pages = UInt(4096)
     func give(_ start: UnsafeMutableRawPointer, _ bytes: Int) {
@@ -243,7 +243,7 @@ package final class BlockCache {
     give(blocks, blockCount * MemoryLayout<Block>.stride)
   }
 
-  /// Drops the code of one host page. The running block may be among it.
+  /// Drops the code of one host page, possibly with the running block.
   func drop(page: UInt64) {
     dropCopy(page)
     var index = pages.removeValue(forKey: page) ?? -1
@@ -255,7 +255,7 @@ package final class BlockCache {
     for index in crossing.removeValue(forKey: page) ?? [] { invalidate(index) }
   }
 
-  /// Drops the code of every host page, as `drop` does of each.
+  /// Drops the code of every host page, like `drop`.
   func dropEveryPage() {
     for page in Array(pages.keys) + Array(crossing.keys) { drop(page: page) }
   }
@@ -271,7 +271,8 @@ package final class BlockCache {
     let count = Int(block.pointee.count)
     for n in 0..<count { block.pointee.ops[n].handler = staleBlock }
     freeOps[count + 1].append(block.pointee.ops)
-    // Out of the hash, and unreachable through the jump cache by its handlers and `isValid`.
+    // Remove it from the hash; its handlers and `isValid` make it unreachable through the jump
+    // cache.
     let bucket = bucket(block.pointee.host, block.pointee.modeKey)
     if hash[bucket] == index {
       hash[bucket] = block.pointee.nextInHash
@@ -289,15 +290,15 @@ package final class BlockCache {
   }
 }
 
-/// What the micro-ops of a dropped block do: nothing, and leave the block at their own instruction.
-/// The jump cache may still lead here; the run loop looks at `isValid` after `stale`.
+/// The handler of dropped blocks' micro-ops: exits the block before the instruction. The jump cache
+/// may still lead here; the run loop checks `isValid` after `stale`.
 let staleBlock: Handler = { c, i in
   let c = CPU(c)
   c.s.pointee.rip = c.currentRIP(Handlers.op(i))
   return Step.stale
 }
 
-/// The end marker after a block's last instruction where that is not a branch.
+/// The end marker after a block's last instruction that is not a branch.
 let endOfBlock: Handler = { c, i in
   let c = CPU(c)
   c.s.pointee.rip = c.currentRIP(Handlers.op(i))

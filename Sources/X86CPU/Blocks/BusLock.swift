@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Bus-lock detection (SDM volume 3, "VMM Bus-Lock Detection"): an atomic access that lies in two
-// cache lines locks the bus, and with the VM-execution control the guest exits behind the
+// Bus-lock detection (SDM volume 3, "VMM Bus-Lock Detection"): an atomic access that crosses a
+// cache line locks the bus, and with the VM-execution control the guest exits after the
 // instruction.
 //
-// It costs nothing while the control is off: blocks that were decoded with it have a mode key of
-// their own. There a LOCKed instruction is its block's last, its handler is `watched`, and the end
-// marker behind it, whose operands nobody else looks at, has its own handler and its operand's
-// size. Such a block is not translated.
+// It costs nothing while the control is off: blocks decoded with it have a mode key of their own.
+// In them a LOCKed instruction ends its block and its handler is `watched`; the end marker behind
+// it, whose operands are otherwise unused, holds its original handler and operand size. Such a
+// block is not translated.
 
 import X86
 import X86Decoder
@@ -20,7 +20,7 @@ enum BusLock {
     i.memoryOperand != nil && (i.prefixes.contains(.lock) || i.mnemonic == .xchg)
   }
 
-  /// Has the instruction of `op`, which the end marker follows, looked at.
+  /// Watches the instruction of `op`, which the end marker follows.
   static func watch(_ i: Instruction, _ op: MicroOpPointer) {
     guard !op.pointee.isUndefined, let memory = i.memoryOperand else { return }
     let end = op + 1
@@ -38,7 +38,7 @@ enum BusLock {
     let cpu = CPU(c)
     let op = Handlers.op(i)
     let end = (op + 1).pointee
-    // The instruction may change its registers, and the block be dropped.
+    // The instruction may change its registers or drop the block.
     let asserts = cpu.crossesLine(op, end)
     let handler = unsafeBitCast(Int(truncatingIfNeeded: end.immediate), to: Handler.self)
     let next = cpu.nextRIP(op)
@@ -46,7 +46,7 @@ enum BusLock {
     guard asserts, step == Step.next, cpu.s.pointee.emulation == nil else { return step }
     cpu.s.pointee.rip = next
     if cpu.s.pointee.slow & ~SlowReason.counting != 0 {
-      // What ends with the instruction ends first (`afterSlowInstruction`).
+      // The end of the instruction comes first (`afterSlowInstruction`).
       cpu.s.pointee.slow |= SlowReason.busLock
       return Step.branch
     }
@@ -82,7 +82,7 @@ extension CPU {
     return try bitStringAddress(op, Int64(bitPattern: bit), size, .write)
   }
 
-  /// Records the exit; RIP is behind the instruction.
+  /// Records the exit; RIP is past the instruction.
   func noteBusLockExit() {
     _ = exit(.busLock)
   }

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which host pages hold code that some CPU has decoded: one bit for each page of the address space,
-// in a sparse mapping of which only the touched parts cost memory. It is shared by all CPUs of the
-// process.
+// Which host pages contain code that some CPU has decoded: one bit for each page of the address
+// space, in a sparse mapping that costs memory only where touched. All CPUs of the process share
+// it.
 //
 // Protocol. Before a CPU decodes from a page it sets the page's bit and, if it was clear, makes
-// every CPU drop its write translation (and waits until each has, or is outside guest code). Every
-// write to a page whose bit is set goes the slow way, which clears the bit and asks every CPU to
-// drop its code of that page. So no CPU runs code that changed, beyond the delay that x86 allows to
-// cross-modifying code. Another CPU that finds the bit set waits while `isSettled` is false.
+// every CPU drop its write translations of the page (and waits until each has, or is outside guest
+// code). Every write to a page whose bit is set takes the slow path, which clears the bit and asks
+// every CPU to drop its code of that page. So no CPU runs modified code beyond the delay that x86
+// allows for cross-modifying code. Another CPU that finds the bit set waits while `isSettled` is
+// false.
 //
-// Where others write to the memory unannounced there is a `CodeWatch`: the page is write-protected
-// in this process exactly while its bit is set. Bit and protection change together, under the
-// page's lock. Nobody waits for anybody while holding that lock.
+// If others may write to the memory without notice there is a `CodeWatch`: the page is
+// write-protected in this process exactly while its bit is set. Bit and protection change together,
+// under the page's lock. No thread waits for another while it holds that lock.
 
 import Glibc
 import Synchronization
@@ -25,17 +26,17 @@ package final class CodePages: Sendable {
   private static let byteCount = 1 << 32
   private let bitmap: UInt
 
-  /// What serialises the changes of a page's bit and protection; pages share them.
+  /// Serializes the changes of a page's bit and protection; pages share stripes.
   private final class Stripe: Sendable {
     let lock = Mutex<Void>(())
-    /// How many CPUs have set a bit and are still telling others.
+    /// How many CPUs have set a bit and are still notifying others.
     let settling = Atomic<Int>(0)
   }
 
   private let stripes = (0..<64).map { _ in Stripe() }
   /// An unretained WatchBox, or 0.
   private let watchAddress = Atomic<UInt>(0)
-  /// Copies of pages that all CPUs have (PhysicalCPU+Comparison).
+  /// Page copies of all CPUs (PhysicalCPU+Comparison).
   let copies = Atomic<Int>(0)
 
   private final class WatchBox: Sendable {
@@ -50,8 +51,8 @@ package final class CodePages: Sendable {
     bitmap = map == MAP_FAILED ? 0 : UInt(bitPattern: map)
   }
 
-  /// False where the address space that a process may have is too small (`ulimit -v`): no CPU can
-  /// be made then, so nobody looks at the map.
+  /// False if the process's address space is too small (`ulimit -v`): then no CPU can be created,
+  /// so the map is unused.
   var isThere: Bool { bitmap != 0 }
 
   /// The map's address, for `CPUState.codePages`.
@@ -82,15 +83,15 @@ package final class CodePages: Sendable {
 
   private func stripe(_ page: UInt64) -> Stripe { stripes[Int((page >> Page.shift) & 63)] }
 
-  /// Whether a page is marked and every CPU knows.
+  /// Whether a page is marked and every CPU has been notified.
   func isReady(_ page: UInt64) -> Bool { contains(page) && isSettled(page) }
 
   func isSettled(_ page: UInt64) -> Bool {
     stripe(page).settling.load(ordering: .sequentiallyConsistent) == 0
   }
 
-  /// Sets the page's bit and protects the page; true if the bit was clear. Then the caller tells
-  /// all CPUs, and calls `settle`.
+  /// Sets the page's bit and protects the page; true if the bit was clear. Then the caller notifies
+  /// all CPUs and calls `settle`.
   func mark(_ page: UInt64) -> Bool {
     let stripe = stripe(page)
     return stripe.lock.withLock { _ in
@@ -106,8 +107,8 @@ package final class CodePages: Sendable {
     stripe(page).settling.subtract(1, ordering: .sequentiallyConsistent)
   }
 
-  /// Clears the page's bit, asks all CPUs but one to drop the page's code, and lets writes to the
-  /// page go on. True if the bit was set. Allocates nothing.
+  /// Clears the page's bit, asks all CPUs but one to drop the page's code, and unprotects the page.
+  /// True if the bit was set. Allocates nothing.
   func unmark(_ page: UInt64, except own: ShootdownQueue?, opensAlways: Bool = false) -> Bool {
     stripe(page).lock.withLock { _ in
       let old = word(page).pointee.bitwiseAnd(~bit(page), ordering: .sequentiallyConsistent)
@@ -133,13 +134,13 @@ package final class CodePages: Sendable {
     Unmanaged<WatchBox>.fromOpaque(pointer)._withUnsafeGuaranteedRef { body($0.watch) }
   }
 
-  /// From now on pages are protected. A watch is never freed.
+  /// Protects pages with code from now on. A watch is never freed.
   func install(_ watch: CodeWatch) {
     let address = UInt(bitPattern: Unmanaged.passRetained(WatchBox(watch)).toOpaque())
     watchAddress.store(address, ordering: .releasing)
   }
 
-  /// In a child of fork: no page holds code, and no protection is left.
+  /// In a child of fork: clears all bits; no page is protected.
   func forget() {
     watchAddress.store(0, ordering: .releasing)
     madvise(UnsafeMutableRawPointer(bitPattern: bitmap), Self.byteCount, MADV_DONTNEED)

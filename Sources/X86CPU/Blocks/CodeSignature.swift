@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What tells whether code is still what it was when it was decoded. Its memory may be written by
-// those who tell nobody (another process, a device), so it is read once to be decoded, into a
-// buffer, and once to be translated: a block whose bytes have another signature then is not
-// translated.
+// Detects whether code has changed since it was decoded. Its memory may be written without notice
+// (by another process, a device), so it is read once into a buffer for decoding, and once for
+// translation: a block whose bytes then have another signature is not translated.
 //
-// The hash has a key of this process, so that no guest can make two codes with the same one.
+// The hash is keyed per process, so no guest can forge a collision.
 
 package enum CodeSignature {
   package static func of(_ bytes: UnsafeRawBufferPointer) -> Int {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which memory of this process the guests may have, as far as their owners say. A guest is known by
+// Which memory of this process guests may have, according to their owners. A guest is identified by
 // the address of its top EPT table.
 //
 //     GuestSpaces.shared.add(root) { page in slots.contain(page) }
 //
-// An owner says of a page that its guest may have it before an EPT entry names it, and until the
-// guest has been outside after the last such entry went.
+// An owner reports a page as its guest's before an EPT entry maps it, and until the guest has been
+// outside guest code after the last such entry was removed.
 
 import Synchronization
 
@@ -15,7 +15,7 @@ package final class GuestSpaces: Sendable {
 
   private let owners = Mutex<[UInt64: @Sendable (UInt64) -> Bool]>([:])
 
-  /// - Parameter mayHave: takes a host page, from any thread, and waits for nobody.
+  /// - Parameter mayHave: takes a host page; called from any thread, must not wait.
   package func add(_ root: UInt64, _ mayHave: @escaping @Sendable (UInt64) -> Bool) {
     owners.withLock { $0[root] = mayHave }
   }
@@ -24,7 +24,7 @@ package final class GuestSpaces: Sendable {
     owners.withLock { _ = $0.removeValue(forKey: root) }
   }
 
-  /// Whether a guest may have a host page: also where nobody has said.
+  /// Whether a guest may have a host page; true if its owner is unknown.
   func mayHave(_ page: UInt64, _ root: UInt64) -> Bool {
     guard let owner = owners.withLock({ $0[root] }) else { return true }
     return owner(page)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From decoded instruction to micro-op. `Lowering.lower` fills the operands in by their kinds (see
-// MicroOp) and picks the handler from the rule that the instruction's family registered.
+// From decoded instruction to micro-op. `Lowering.lower` fills in the operands by kind (see
+// MicroOp) and selects the handler by the rule that the instruction's family registered.
 //
 // A family is a caseless enum with a `register` function, listed in `Lowering.families`:
 //
@@ -42,7 +42,7 @@ package struct WidthHandlers {
   }
 }
 
-/// How an instruction's handler is chosen.
+/// How an instruction's handler is selected.
 package enum LoweringRule {
   /// #UD.
   case undefined
@@ -50,10 +50,10 @@ package enum LoweringRule {
   case single(Handler)
   /// By operand size.
   case widths(WidthHandlers)
-  /// By operand size and by where memory is: nowhere (`register`; operand 1 may be an immediate),
-  /// operand 1 (`load`), or operand 0 (`store`).
+  /// By operand size and memory operand: none (`register`; operand 1 may be an immediate), operand
+  /// 1 (`load`), or operand 0 (`store`).
   case forms(register: WidthHandlers, load: WidthHandlers, store: WidthHandlers)
-  /// A function that chooses, and may change the micro-op's fields. Nil is #UD.
+  /// A function that selects the handler and may change the micro-op's fields. Nil is #UD.
   case custom((Instruction, MicroOpPointer, CPU) -> Handler?)
 }
 
@@ -111,8 +111,8 @@ package enum Lowering {
     { ExtendedStateInstructions.register(&$0) },
   ]
 
-  /// Makes `instruction` ready to run in `op`, which must not move afterwards (`src` may point into
-  /// it). `offset` is the instruction's offset from the start of its block.
+  /// Lowers `instruction` into `op`, which must not move afterwards (`src` may point into it).
+  /// `offset` is the instruction's offset from the start of its block.
   package static func lower(
     _ instruction: Instruction, offset: UInt16, into op: MicroOpPointer, for c: CPU
   ) {
@@ -161,8 +161,8 @@ package enum Lowering {
     }
   }
 
-  /// The pointer of a register operand, or of operand 1's immediate. Nil for others, among them an
-  /// immediate in third place, which `immediate` already holds.
+  /// The pointer of a register operand, or of operand 1's immediate. Nil for others, including an
+  /// immediate in third place, which is in `immediate` already.
   private static func registerPointer(
     _ operand: Operand, _ index: Int, _ op: MicroOpPointer, _ c: CPU
   ) -> UnsafeMutableRawPointer? {
@@ -214,11 +214,11 @@ extension Instruction {
 }
 
 extension MicroOp {
-  /// The processor does not have the instruction: its handler raises #UD.
+  /// The processor lacks the instruction: its handler raises #UD.
   package var isUndefined: Bool {
     unsafeBitCast(handler, to: Int.self) == unsafeBitCast(undefinedOpcode, to: Int.self)
   }
 }
 
-/// #UD: what an instruction without a rule does.
+/// #UD: the handler of instructions without a rule.
 private let undefinedOpcode: Handler = { c, _ in CPU(c).raise(.invalidOpcode) }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the run loop and a translator of hot blocks agree on. The translator itself is X86JIT; this
-// module knows only how its code is entered and left.
+// The interface between the run loop and a translator of hot blocks. The translator itself is
+// X86JIT; this module knows only how to enter and leave its code.
 //
-// - The run loop counts `Block.heat` down and offers the block to `PhysicalCPU.translator`, which
-//   sets `Block.native`. Dropping a block clears it.
-// - Translated code runs with the host's stack pointer at the CPUState, so that its fields are
-//   [rsp + offset]; the stack for helpers is below it (`NativeStack`).
-// - It is entered with every register in the state and the arithmetic flags in `hostFlags`, and
-//   left the same way with `rip` set. What it returns is a `Step`, with `flagsInImage` where the
-//   flags are in `hostFlags` instead of `flagResult` and `flagAux`.
-// - It is left in bounded time after `CPUState.request` becomes other than 0, and at once when its
-//   own block is dropped. `slow` is 0 whenever it runs.
+// - The run loop counts `Block.heat` down and then offers the block to `PhysicalCPU.translator`,
+//   which sets `Block.native`. Dropping the block clears it.
+// - Translated code runs with the host's RSP pointing at the CPUState: its fields are
+//   [rsp + offset], and the stack for helpers is below it (`NativeStack`).
+// - On entry and on exit all registers are in the state and the arithmetic flags in `hostFlags`; on
+//   exit `rip` is set. The code returns a `Step`, with `flagsInImage` if the flags are in
+//   `hostFlags` instead of `flagResult` and `flagAux`.
+// - Translated code exits in bounded time after `CPUState.request` becomes nonzero, and at once
+//   when its own block is dropped. `slow` is 0 whenever it runs.
 
 import Glibc
 import Host
@@ -23,123 +23,123 @@ import X86
 package protocol BlockTranslator: AnyObject {
   /// Sets `native` of the block, or leaves it alone. Called outside translated code only.
   func translate(_ block: BlockPointer)
-  /// Sets `native` of a new block if it is known how, or leaves it alone. It may be called below
-  /// translated code.
+  /// Sets `native` of a new block if its translation is known, or leaves it alone. May be called
+  /// below translated code.
   ///
   /// - Parameters:
   ///   - page: the linear page that the block is in.
-  ///   - bytes: what it was decoded from, and what follows that in its page.
+  ///   - bytes: the bytes that it was decoded from, and the rest of its page.
   func recall(_ block: BlockPointer, page: UInt64, bytes: UnsafeRawBufferPointer)
-  /// Code that sets `CPUState.codePage` to a linear page and goes on with the block's
-  /// translation; 0 where there is no room for it.
+  /// Code that sets `CPUState.codePage` to a linear page and jumps to the block's translation; 0 if
+  /// there is no room for it.
   func entry(of block: BlockPointer, page: UInt64) -> UInt
-  /// A block is dropped whose translation is `native`: whoever still comes there, by a way that is
-  /// remembered, goes on with what the page holds now.
+  /// Drops a block with the translation `native`: remembered jumps to it execute what the page
+  /// holds now.
   func retire(_ block: BlockPointer)
   /// Gives a hot block better code, or leaves it alone.
   func optimize(_ block: BlockPointer)
-  /// Makes the state whole where a handler that translated code called will not return.
+  /// Makes the state complete when a handler called by translated code will not return to it.
   ///
   /// - Parameter information: `NativeState.callInformation`.
   func leaveHandler(_ information: UInt32)
 }
 
-/// The part of the CPU's state that is translated code's own.
+/// The part of the CPU's state that only translated code uses.
 package struct NativeState {
-  /// The host's stack pointer outside.
+  /// The host's stack pointer outside translated code.
   package var hostStack: UInt64 = 0
   /// See VectorReadiness.
   package var vectorReady: UInt32 = 0
-  /// Data segments of 4 GiB that can be written, as bits by number; of 32-bit code.
+  /// Writable data segments of 4 GiB, as bits by number; for 32-bit code.
   package var wholeSegments: UInt8 = 0
-  /// The guest's x87 instruction and data pointers and opcode while its state is in the host's
+  /// The guest's x87 instruction and data pointers and opcode while its state is in the host's x87
   /// unit.
   package var x87Instruction: UInt64 = 0
   package var x87Data: UInt64 = 0
   package var x87Opcode: UInt64 = 0
-  /// MXCSR as the program has it.
+  /// The program's own MXCSR.
   package var hostMXCSR: UInt32 = MXCSR.initial
-  /// What the destination of a flag recipe's instruction held before.
+  /// The old destination value of a flag recipe's instruction.
   package var flagSource: UInt64 = 0
   /// Temporaries of one instruction.
   package var temporary0: UInt64 = 0
   package var temporary1: UInt64 = 0
-  /// The micro-op that left with `Step.fault`.
+  /// The micro-op that exited with `Step.fault`.
   package var faultingOp: MicroOpPointer?
-  /// `NativeJumps`, whatever is requested.
+  /// `NativeJumps`, whether or not a request is pending.
   package var jumpTable: UInt64 = 0
-  /// `CPUState.blockContext` at CPL 3 and below, as they are now.
+  /// The current `CPUState.blockContext` at CPL 3 and below.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
-  /// Keeps what follows away from the fields that every access looks at. A processor that forwards
-  /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits
-  /// at each look at the TLB, which made a system call of Linux take twice the time.
+  /// Padding between the fields below and those that every access reads. A processor that forwards
+  /// stores to loads by the low address bits confuses fields 2 KiB apart: it then stalls at each
+  /// TLB check, which made a system call of Linux take twice the time.
   private var distance = InlineArray<82, UInt64>(repeating: 0)
-  /// Host addresses of groups of accesses in the block that runs.
+  /// Host addresses of the access groups in the running block.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
-  /// Pages that accesses of loops were last found in: host address, what to add to linear ones, and
-  /// the offset that an access must stay below, as of the stack's page. A translation forgets those
-  /// that it uses where it is entered. Each has its words in one cache line: see StateLayoutTests.
+  /// The last pages of accesses in loops: host address, distance from linear addresses, and the
+  /// limit of an access's offset, as for the stack's page. A translation clears those that it uses
+  /// when it is entered. Each is in one cache line: see StateLayoutTests.
   package var accessPages = InlineArray<64, UInt64>(repeating: 0)
   package static let accessPageCount = 16
   package static let accessPageStride = 32
-  /// Of rounds without looks: all ones if their pages are known; and what takes the place of their
-  /// bases behind the last round.
+  /// For loop rounds without checks: all ones if their pages are known; and the values that replace
+  /// their bases after the last round.
   package var roundsMask: UInt64 = 0
   package var harmlessBases = InlineArray<4, UInt64>(repeating: 0)
-  /// Guest registers, by number, whose host registers are lent to rounds: calls of translated code
-  /// have their return addresses where `gpr` has these.
+  /// Guest registers, by number, whose host registers loop rounds have borrowed: during calls of
+  /// translated code, `gpr` has return addresses in their places.
   package var lentRegisters = InlineArray<12, UInt64>(repeating: 0)
-  /// An address that leads nowhere, nor does any within 2 GiB of it: in the middle of what is
-  /// between programs and shared libraries in an address space of Linux.
+  /// An address with nothing mapped within 2 GiB of it: in the gap between programs and shared
+  /// libraries in Linux's address spaces.
   package var harmless: UInt64 = 0x6000_0000_0000
-  /// From a base to what takes its place: out of what the program has mapped.
+  /// From a base to its replacement: outside all that the program has mapped.
   package static let harmlessDistance: UInt64 = 0x4000_0000_0000
   package var verification = AccessVerification()
   /// Enters code: (state, address) -> step.
   package var enter: (@convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Int32)?
-  /// Whether times are taken at the switches between tiers.
+  /// Whether switches between tiers are timed.
   package var isMeasured = false
   package var counts = TierCounts()
-  /// Where in the code guests' accesses are.
+  /// The positions of guest accesses in the code.
   package var faultSites = NativeFaultSites()
-  /// How often each mnemonic was left to its handler: the translator's array.
+  /// How often each mnemonic's handler was called: the translator's array.
   package var handlerCounts: UnsafeMutablePointer<UInt64>?
-  /// A handler runs that translated code has called, with what the translator knows of the call.
+  /// A handler called by translated code is running; the translator's information on the call.
   package var isCalling = false
   package var callInformation: UInt32 = 0
-  /// A search runs for translated code: the flags are in `hostFlags`.
+  /// A search for translated code is running: the flags are in `hostFlags`.
   package var isSearching = false
-  /// What translated code leaves to handlers, by number: the translator's array.
+  /// Translated code's handler calls, by number: the translator's array.
   package var handlerSites: UnsafeMutablePointer<NativeHandlerSite>?
 
-  /// `stackLimit` of a page that is known.
+  /// `stackLimit` of a known page.
   package static let stackLimit: UInt64 = 4096 - 8 + 1
 
-  /// Bits of what translated code returns besides the step: the flags are in `hostFlags`; the block
-  /// at RIP must be interpreted.
+  /// Bits that translated code returns besides the step: the flags are in `hostFlags`; the block at
+  /// RIP must be interpreted.
   package static let flagsInImage: Int32 = 0x100
   package static let interpret: Int32 = 0x200
-  /// What a handler's caller returns to go on with the code at `temporary0`.
+  /// A handler's caller returns this to continue at `temporary0`.
   package static let goOn: Int32 = 0x400
   /// A VM exit is recorded.
   package static let exited: Int32 = 0x800
-  /// The block at RIP has been entered so often that it is worth translating with those after it.
+  /// The block at RIP is hot: it is worth translating together with its successors.
   package static let hot: Int32 = 0x1000
 
-  /// Counters of entries, below 0 where a block is hot: 32 bits each, numbered as translations are
-  /// made, so that those of a program's part lie together. They lie behind the vector state. Where
-  /// there are more translations than counters some share one and are hot the sooner.
+  /// Entry counters of 32 bits, below 0 when a block is hot. Translations get them in the order in
+  /// which they are made, so neighbours share cache lines. They follow the vector state. With more
+  /// translations than counters, some share one and become hot sooner.
   package static let heatCount = 1 << 18
 }
 
-/// An instruction that translated code leaves to its handler.
+/// A handler call of translated code.
 package struct NativeHandlerSite {
   package var op: MicroOpPointer
-  /// Where to go on in place of behind the call; or 0.
+  /// The address to return to instead of behind the call; or 0.
   package var back: UInt64
-  /// The translator's.
+  /// For the translator.
   package var information: UInt32
 
   package init(op: MicroOpPointer, back: UInt64, information: UInt32) {
@@ -149,12 +149,12 @@ package struct NativeHandlerSite {
   }
 }
 
-/// How a guest's code was run. Times are the host's time-stamp counter and taken only where
-/// `isMeasured` says so; `translations` and `lookups` are counted by code that was made to count.
+/// How guest code was run. Times are TSC ticks of the host, taken only if `isMeasured` is set;
+/// `translations` and `lookups` are counted by code that was translated for counting.
 package struct TierCounts: Sendable {
-  /// Blocks begun in translated code, and how many of them from the run loop, through the table of
-  /// jumps, and by a search below translated code where the table had none; all others came by a
-  /// jump or by falling through. A loop's rounds without looks (`LoopRounds`) are one.
+  /// Blocks begun in translated code, and how many of them from the run loop, through the jump
+  /// table, and by a search after a miss in the table; all others came by a jump or by falling
+  /// through. A loop's rounds without checks (`LoopRounds`) count as one.
   package var translations: UInt64 = 0
   package var entries: UInt64 = 0
   package var lookups: UInt64 = 0
@@ -179,7 +179,7 @@ package struct TierCounts: Sendable {
 }
 
 extension CPU {
-  /// The arithmetic flags as `hostFlags` has them.
+  /// The arithmetic flags in the format of `hostFlags`.
   @inline(__always) package var flagImage: UInt64 {
     get {
       let flags = arithmeticFlags
@@ -188,7 +188,7 @@ extension CPU {
     nonmutating set { arithmeticFlags = (newValue >> 8) & 0xD5 | (newValue & 1) << 11 }
   }
 
-  /// Runs a translated block and those that follow it. False where a VM exit is recorded.
+  /// Runs a translated block and its successors. False if a VM exit is recorded.
   @inline(never) func runNative(_ block: BlockPointer) -> Bool {
     let state = s
     guard let enter = state.pointee.native.enter,
@@ -220,9 +220,8 @@ extension CPU {
 }
 
 extension CPU {
-  /// The translation of the block at RIP, entered into the table of ways and ready to be run; 0
-  /// where there is none, or something else has to be looked at first. Called below translated
-  /// code.
+  /// The translation of the block at RIP, ready to run and entered into the jump table; 0 if there
+  /// is none or an event must be handled first. Called below translated code.
   package func nativeSuccessor() -> UInt {
     let state = s
     if state.requests != 0 || state.pointee.slow != 0 || state.pointee.activity != 0 {
@@ -238,7 +237,7 @@ extension CPU {
     return block.pointee.native
   }
 
-  /// Lets translated code find a block's translation at a linear address.
+  /// Enters a block's translation into the jump table.
   @inline(__always) private func enterJump(to block: BlockPointer, at linear: UInt64) {
     let page = linear & Page.mask
     if block.pointee.nativePage != page || block.pointee.nativeEntry == 0 {
@@ -250,9 +249,9 @@ extension CPU {
       linear: linear, context: s.pointee.blockContext, code: block.pointee.nativeEntry)
   }
 
-  /// After an instruction of translated code that ended with `step` otherwise than by going on,
-  /// flags being in `flagResult` and `flagAux`: takes its exception, and goes on in translated code
-  /// if nothing else is to be looked at.
+  /// After an instruction of translated code that ended with `step` instead of continuing, with
+  /// flags in `flagResult` and `flagAux`: delivers its exception, and continues in translated code
+  /// if nothing else is pending.
   ///
   /// - Returns: `NativeState.goOn` or `exited`, or the step to leave with.
   package func leaveHandler(_ step: Int32, _ op: MicroOpPointer) -> Int32 {
@@ -273,7 +272,7 @@ extension CPU {
     return NativeState.goOn
   }
 
-  /// The block at RIP was left as hot before its first instruction.
+  /// Translated code exited because the block at RIP is hot, before its first instruction.
   @inline(never) private func optimizeHotBlock() -> Bool {
     if let block = try? block(at: codeLinear), block.pointee.native != 0 {
       owner.translator?.optimize(block)
@@ -281,7 +280,7 @@ extension CPU {
     return true
   }
 
-  /// Where the heat counters begin.
+  /// Offset of the heat counters from the state.
   package static var heatOffset: Int {
     (CPU.vectorOffset + MemoryLayout<VectorState>.size + 63) & ~63
   }
@@ -292,20 +291,20 @@ extension CPU {
   }
 }
 
-/// One way from a linear address to translated code.
+/// A jump table's entry: from a linear address to translated code.
 package struct NativeJump {
   package var linear: UInt64
-  /// `CPUState.blockContext`; never 0 for a way that exists.
+  /// `CPUState.blockContext`; never 0 in a valid entry.
   package var context: UInt64
   package var code: UInt
   /// Makes the stride a power of two.
   var padding: UInt64 = 0
 }
 
-/// The table in which translated code finds its successors, direct mapped by linear address. The
-/// run loop enters what it is about to run. A way may outlive its translation, which then leads on
-/// (`BlockTranslator.retire`); dropping all of them empties the table.
-/// Sendable: its tables belong to whoever has the CPU; others exchange one word (RequestLine).
+/// Translated code's table of successors, direct mapped by linear address. The run loop enters each
+/// block that it runs. An entry may outlive its translation, which then leads to the current code
+/// (`BlockTranslator.retire`); dropping all blocks empties the table.
+/// Sendable: the CPU's owner alone uses its tables; others exchange one word (RequestLine).
 package struct NativeJumps: @unchecked Sendable {
   /// An entry's offset in bytes is the low half of the linear address times `factor`, shifted right
   /// and masked: its upper bits depend on all of the address.
@@ -314,17 +313,17 @@ package struct NativeJumps: @unchecked Sendable {
   @inlinable package static var offsetMask: UInt32 { 0xF_FFE0 }
   private static let count = (Int(offsetMask) + 32) / MemoryLayout<NativeJump>.stride
 
-  /// The table that leads nowhere.
+  /// The empty table.
   static let none = NativeJumps()
 
   let base: UnsafeMutablePointer<NativeJump>
 
-  /// Zeroes lead nowhere: no context is 0.
+  /// A zeroed entry never matches: no context is 0.
   init(_ tables: TableMemory) throws(Errno) {
     base = try tables.take(Self.count, of: NativeJump.self)
   }
 
-  /// Memory that is 0 and not there until it is touched.
+  /// Zeroed memory, allocated only when touched.
   private init() {
     base = calloc(Self.count, MemoryLayout<NativeJump>.stride).unsafelyUnwrapped
       .bindMemory(to: NativeJump.self, capacity: Self.count)
@@ -347,14 +346,14 @@ package struct NativeJumps: @unchecked Sendable {
   func empty() { memset(base, 0, Self.count * MemoryLayout<NativeJump>.stride) }
 }
 
-/// How other threads ask a CPU to leave guest code: the bits of `CPUState.request`, and translated
-/// code's table, which is exchanged for the empty one so that its next look-up fails.
-/// Sendable: every access to what it points to is atomic, and that lives as long as the CPU.
+/// How other threads make a CPU exit guest code: they set bits of `CPUState.request` and replace
+/// translated code's jump table with the empty one, so that its next look-up misses.
+/// Sendable: all accesses to its targets are atomic, and those live as long as the CPU.
 struct RequestLine: @unchecked Sendable {
   let bits: UnsafeMutablePointer<Atomic<UInt64>>
   let jumps: UnsafeMutablePointer<Atomic<UInt64>>
   let table: UInt64
-  /// `NativeJumps.none`: signal handlers raise requests, so nothing may be made then.
+  /// `NativeJumps.none`: signal handlers raise requests, so this must not be created then.
   private let nowhere: UInt64
 
   init(_ cpu: CPU, table: NativeJumps) {
@@ -373,12 +372,12 @@ struct RequestLine: @unchecked Sendable {
     jumps.pointee.store(nowhere, ordering: .sequentiallyConsistent)
   }
 
-  /// By the CPU's own thread: clears bits and returns those that were set.
+  /// Called by the CPU's own thread: clears bits and returns those that were set.
   func take(_ requests: UInt64) -> UInt64 {
     let old = bits.pointee.bitwiseAnd(~requests, ordering: .sequentiallyConsistent).oldValue
     if old & ~requests == 0 {
       jumps.pointee.store(table, ordering: .sequentiallyConsistent)
-      // Someone may have raised a bit between the two.
+      // Another thread may have raised a bit between the two.
       if bits.pointee.load(ordering: .sequentiallyConsistent) != 0 {
         jumps.pointee.store(nowhere, ordering: .sequentiallyConsistent)
       }
@@ -387,8 +386,8 @@ struct RequestLine: @unchecked Sendable {
   }
 }
 
-/// Memory of a CPUState with room for a stack below it, and guards on both sides that nothing can
-/// access: of a stack that is too deep, and of an offset that is wrong.
+/// Memory of a CPUState with a stack below it, and inaccessible guards on both sides: against stack
+/// overflow and wrong offsets.
 enum NativeStack {
   private static let size = 256 << 10
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pages with code that somebody may write to undetected: a copy of each is kept from before its
-// first block is decoded. When contents may have changed, all links to code are dropped, and the
-// first new one into a page compares it with its copy; a page that differs loses its code.
+// Code pages that others may write undetected: the CPU copies each page before it decodes its first
+// block. When contents may have changed, it drops all links to code, and the first new link into a
+// page compares the page with its copy; if they differ, the page's code is dropped.
 
 import Host
 import Synchronization
@@ -12,16 +12,16 @@ import X86
   import Glibc
 #endif
 
-/// What a CPU knows of the contents of a page that it has code of.
+/// A CPU's copy of a page with decoded code.
 struct CodeCopy {
-  /// nil: nobody writes to the page unseen.
+  /// nil: no undetected writes are possible.
   var bytes: UnsafeMutableRawPointer?
-  /// `PhysicalCPU.comparison` when it was last compared.
+  /// `PhysicalCPU.comparison` at the last comparison.
   var comparison: UInt64
 }
 
 extension PhysicalCPU {
-  /// Contents may have changed: every way to code is found anew, by `compareCode`.
+  /// Contents may have changed: drops all links to code, so that new ones go through `compareCode`.
   package func beginComparison() {
     if !blocks.hasCopies { return }
     comparison &+= 1
@@ -29,7 +29,7 @@ extension PhysicalCPU {
     cpu.updateBlockContext()
   }
 
-  /// Before code of a page is entered otherwise than from the page itself.
+  /// Called before code of a page is entered from outside the page.
   @inline(__always) func compareCode(_ page: UInt64) {
     if blocks.hasCopies { compareCopy(page) }
   }
@@ -38,7 +38,7 @@ extension PhysicalCPU {
     guard let known = blocks.copies[page], known.comparison != comparison,
       let bytes = known.bytes, let now = UnsafeRawPointer(bitPattern: UInt(page))
     else { return }
-    // A page that has gone is different: who decodes from it finds out.
+    // A vanished page counts as different; decoding from it then fails.
     let size = Int(Page.size)
     if GuardedCopy.copy(from: now, to: bounce, count: size), memcmp(bounce, bytes, size) == 0 {
       blocks.copies[page]?.comparison = comparison
@@ -47,14 +47,14 @@ extension PhysicalCPU {
     }
   }
 
-  /// After a page was marked, before anything is decoded from it.
+  /// Called after a page was marked, before anything is decoded from it.
   func keepCopy(_ page: UInt64) {
     if blocks.copies[page] != nil { return }
     guard let watch = CodePages.shared.watch else { return }
     var copy = CodeCopy(bytes: nil, comparison: comparison)
     if watch.needsComparison(page), let now = UnsafeRawPointer(bitPattern: UInt(page)) {
       let bytes = UnsafeMutableRawPointer.allocate(byteCount: Int(Page.size), alignment: 64)
-      // Where the page has gone, whoever decodes it finds out.
+      // If the page has vanished, decoding from it fails later.
       _ = GuardedCopy.copy(from: now, to: bytes, count: Int(Page.size))
       copy.bytes = bytes
       CodePages.shared.copies.add(1, ordering: .relaxed)
@@ -65,7 +65,7 @@ extension PhysicalCPU {
 }
 
 extension BlockCache {
-  /// A page has no code any more.
+  /// A page's code was dropped.
   func dropCopy(_ page: UInt64) {
     if copies.isEmpty { return }
     if let copy = copies.removeValue(forKey: page) { Self.free(copy) }

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What one CPU asks of the others about code pages; see CodePages for the protocol.
+// Requests between CPUs about code pages; see CodePages for the protocol.
 //
-// A CPU that runs guest code looks at its queue when `CPURequest.shootdown` is set, that is at the
-// next block. A CPU outside guest code looks when it enters. So a request is answered when the CPU
-// has processed its queue or is outside.
+// A CPU in guest code checks its queue when `CPURequest.shootdown` is set, at the next block. A CPU
+// outside guest code checks it when it enters. So a request is answered when the CPU has processed
+// its queue or is outside.
 //
-// Nobody waits for a CPU whose guest cannot have the page (`GuestSpaces`): it answers when it comes
-// to it, and before that guest has the page, as giving a guest memory takes an exit.
+// No CPU waits for one whose guest cannot have the page (`GuestSpaces`): that one processes its
+// queue later, and in any case before its guest gets the page, because mapping memory takes an
+// exit.
 
 import Glibc
 import Synchronization
 import X86
 
-/// Every CPU of this process, by what others need of it. The CPU itself is not held: it removes
-/// itself when it goes away, and its request word is touched only under the lock.
+/// Every CPU of this process, as others see it. The registry does not retain the CPU: a CPU removes
+/// itself when it ends, and its request word is accessed only under the lock.
 final class CPURegistry: Sendable {
   static let shared = CPURegistry()
 
@@ -34,10 +35,10 @@ final class CPURegistry: Sendable {
     entries.withLock { $0.removeAll { $0.queue === queue } }
   }
 
-  /// In a child of fork: the parent's CPUs are not here.
+  /// In a child of fork: forgets the parent's CPUs.
   func forget() { entries.withLock { $0.removeAll() } }
 
-  /// Sends a request to every CPU but one. Allocates nothing, unless a CPU has very many to do.
+  /// Posts a request to every CPU but one. Allocates nothing, unless a queue is very long.
   func post(_ request: ShootdownQueue.Request, except own: ShootdownQueue?) {
     entries.withLock { entries in
       for entry in entries where entry.queue !== own {
@@ -47,7 +48,7 @@ final class CPURegistry: Sendable {
     }
   }
 
-  /// Sends a request to every CPU but one; returns the queues with the request's number in each.
+  /// Posts a request to every CPU but one; returns the queues with the request's number in each.
   func send(
     _ request: ShootdownQueue.Request, except own: ShootdownQueue?
   ) -> [(queue: ShootdownQueue, number: UInt64)] {
@@ -69,23 +70,23 @@ final class ShootdownQueue: Sendable {
     case protect(UInt64)
     /// Drop the code of this host page.
     case dropCode(UInt64)
-    /// Compare code before it is executed.
+    /// Compare code before executing it.
     case compare
     /// Drop all write translations and all code.
     case everything
   }
 
-  /// A CPU outside guest code may stay there for ever: with so many requests it is asked for
-  /// everything instead.
+  /// A CPU may stay outside guest code indefinitely: beyond this many requests it gets `everything`
+  /// instead.
   private static let limit = 1024
 
   private let queue = Mutex<[Request]>([])
-  /// Requests ever added and ever processed.
+  /// Total requests added and processed.
   let added = Atomic<UInt64>(0)
   let processed = Atomic<UInt64>(0)
   /// The CPU is in guest code.
   let inGuest = Atomic<Bool>(false)
-  /// The guest whose code the CPU is in or was last in, by the address of its top EPT table.
+  /// The CPU's current or last guest, by the address of its top EPT table.
   let space = Atomic<UInt64>(0)
 
   init() { queue.withLock { $0.reserveCapacity(Self.limit + 1) } }
@@ -102,7 +103,7 @@ final class ShootdownQueue: Sendable {
     }
   }
 
-  /// The oldest requests, as many as `buffer` holds, and the number of the last of them.
+  /// The oldest requests, as many as fit into `buffer`, and the number of the last of them.
   func take(_ buffer: inout [Request]) -> UInt64 {
     queue.withLock { requests in
       swap(&requests, &buffer)
@@ -125,7 +126,7 @@ extension PhysicalCPU {
 
   var isInGuestCode: Bool { shootdowns.inGuest.load(ordering: .relaxed) }
 
-  /// Does what other CPUs asked for.
+  /// Processes other CPUs' requests.
   package func processShootdowns() {
     if cpu.s.requests & CPURequest.shootdown != 0 {
       _ = takeRequest(CPURequest.shootdown)
@@ -152,8 +153,8 @@ extension PhysicalCPU {
     shootdowns.processed.store(last, ordering: .sequentiallyConsistent)
   }
 
-  /// Marks a host page as holding code, before anything is decoded from it. When this returns, the
-  /// page is marked, and whoever clears the mark has this CPU drop what it decodes now.
+  /// Marks a host page as containing code, before anything is decoded from it. On return the page
+  /// is marked, and clearing the mark makes this CPU drop what it decodes from now on.
   func markCode(_ page: UInt64) {
     let pages = CodePages.shared
     while !pages.isReady(page) {
@@ -161,7 +162,8 @@ extension PhysicalCPU {
         tellOthers(page)
         pages.settle(page)
       } else {
-        // Somebody else is about it. Two CPUs may wait for each other: each answers while it waits.
+        // Another CPU is settling it. Two CPUs may wait for each other: each answers while it
+        // waits.
         processShootdowns()
         sched_yield()
       }
@@ -178,15 +180,15 @@ extension PhysicalCPU {
       {
         processShootdowns()
         sched_yield()
-        // Its thread may need this host CPU.
+        // The other CPU's thread may need this host CPU.
         rounds += 1
         if rounds & 255 == 0 { sched_yield() }
       }
     }
   }
 
-  /// Whether the guest that another CPU is in may have a host page. A CPU that changes guests looks
-  /// at its queue in between, so the answer holds for as long as it matters.
+  /// Whether another CPU's guest may have a host page. A CPU checks its queue between two guests,
+  /// so the answer stays valid long enough.
   private func mayHave(_ page: UInt64, _ queue: ShootdownQueue) -> Bool {
     if !queue.inGuest.load(ordering: .sequentiallyConsistent) { return false }
     let space = queue.space.load(ordering: .sequentiallyConsistent)
@@ -198,7 +200,7 @@ extension PhysicalCPU {
     for n in 0..<(TLB.entriesPerBank * TLB.bankCount) { tlbBanks[n] = .invalid }
   }
 
-  /// Write tags of a host page go; reads stay.
+  /// Drops the write tags of a host page; read tags stay.
   private func dropWriteTranslations(_ page: UInt64) {
     cpu.s.pointee.stackLimit = 0
     let wanted = SIMD16<UInt32>(repeating: UInt32(truncatingIfNeeded: page >> Page.shift))
@@ -220,14 +222,13 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// What is in `ShootdownQueue.space` while this CPU's guest runs; 0 without nested tables.
+  /// The value of `ShootdownQueue.space` while this CPU's guest runs; 0 without nested tables.
   fileprivate var guestSpace: UInt64 {
     s.pointee.intercepts.nested == .none
       ? 0 : s.pointee.intercepts.nestedRoot & EPTEntry.addressMask
   }
 
-  /// Every write that goes the slow way passes here before it is made, with any host address in its
-  /// page.
+  /// Called before every slow-path write, with any host address in its page.
   @inline(__always) func noteCodeWrite(_ host: UInt64) {
     if CodePages.contains(host, s.pointee.codePages) { dropCode(host & Page.mask) }
   }
@@ -239,8 +240,8 @@ extension CPU {
 }
 
 extension PhysicalCPU {
-  /// Memory was written by someone who is not a guest instruction (a device, the VMM): drops the
-  /// code of the pages in the range. From any thread.
+  /// A device or the VMM, not a guest instruction, wrote to memory: drops the code of the pages in
+  /// the range. From any thread.
   package static func noteHostWrite(_ host: UnsafeRawPointer, count: Int) {
     if count <= 0 { return }
     var page = UInt64(UInt(bitPattern: host)) & Page.mask

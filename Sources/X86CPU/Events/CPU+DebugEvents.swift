@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Debug exceptions: instruction, data and I/O breakpoints, single steps (SDM volume 3, "Debug
-// Exceptions"), and what else ends with one instruction: interrupt shadow and RF.
+// Exceptions"), and other effects of an instruction's end: interrupt shadow and RF.
 
 import X86
 
@@ -25,9 +25,9 @@ private struct Breakpoint {
 }
 
 extension CPU {
-  /// Before an instruction is executed while `slow` has `breakpoints`: instruction breakpoints.
+  /// Checks instruction breakpoints before an instruction while `slow` has `breakpoints`.
   ///
-  /// - Returns: false where it ended in a VM exit. May have changed `rip`.
+  /// - Returns: false on a VM exit. May have changed `rip`.
   package func beforeSlowInstruction() -> Bool {
     if s.pointee.rflags & RFLAGS.rf.rawValue != 0 { return true }
     if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0,
@@ -40,14 +40,14 @@ extension CPU {
     return raiseException(.debug(DR6(rawValue: matched)))
   }
 
-  /// After an instruction executed while `slow` was set: interrupt shadow, RF, single-step and data
-  /// breakpoint traps. `before` is the value of `slow` before the instruction.
+  /// After an instruction executed while `slow` was set: ends the interrupt shadow and RF, takes
+  /// single-step and data breakpoint traps. `before` is the value of `slow` before the instruction.
   ///
-  /// - Returns: false where it ended in a VM exit.
+  /// - Returns: false on a VM exit.
   package func afterSlowInstruction(before: UInt32) -> Bool {
     let slow = s.pointee.slow
     s.pointee.slow = slow & ~(SlowReason.marks | SlowReason.dataBreakpoint)
-    // Traps come first; then what waits behind the instruction.
+    // Traps come first, then other events after the instruction.
     var looks = (before & SlowReason.monitorTrap | slow & SlowReason.reloads) != 0
     if slow & SlowReason.delivered != 0 { return looks ? processEvents() : true }
     let shadowEnds = before & SlowReason.interruptShadow != 0 && slow & SlowReason.shadowArmed == 0
@@ -74,10 +74,9 @@ extension CPU {
     return shadowEnds || looks ? processEvents() : true
   }
 
-  /// Takes the debug exceptions that are pending at this instruction boundary, unless MOV SS blocks
-  /// them.
+  /// Takes the pending debug exceptions at this instruction boundary, unless MOV SS blocks them.
   ///
-  /// - Returns: false where it ended in a VM exit.
+  /// - Returns: false on a VM exit.
   package func takePendingDebug() -> Bool {
     let pending = s.pointee.pendingDebug
     if pending == 0 { return true }
@@ -88,8 +87,8 @@ extension CPU {
     return raiseException(.debug(DR6(rawValue: pending & PendingDebug.dr6)))
   }
 
-  /// A data access that data breakpoints may watch; called by the slow path of memory accesses, and
-  /// the trap comes after the instruction.
+  /// Checks data breakpoints for a data access; the slow path of memory accesses calls it. The trap
+  /// comes after the instruction.
   package func noteDataAccess(_ linear: UInt64, size: Int, isWrite: Bool) {
     let (matched, enabled) = matches(linear, UInt64(max(size, 1))) {
       $0 == Breakpoint.readOrWrite || isWrite && $0 == Breakpoint.write
@@ -97,7 +96,7 @@ extension CPU {
     notePending(matched, enabled)
   }
 
-  /// An access to an I/O port that I/O breakpoints (CR4.DE) may watch.
+  /// Checks I/O breakpoints (CR4.DE) for a port access.
   package func notePortAccess(_ port: UInt16, size: Int) {
     if s.pointee.dr7 & DR7.anyEnabled.rawValue == 0 { return }
     if s.pointee.cr4 & CR4.de.rawValue == 0 { return }
@@ -111,8 +110,8 @@ extension CPU {
     s.pointee.slow |= SlowReason.dataBreakpoint
   }
 
-  /// The breakpoints of the wanted kinds that an access touches, as DR6 bits, and whether one of
-  /// them is enabled.
+  /// The breakpoints of the wanted kinds that an access hits, as DR6 bits, and whether any of them
+  /// is enabled.
   private func matches(
     _ address: UInt64, _ size: UInt64, _ wanted: (UInt64) -> Bool
   ) -> (UInt64, Bool) {
@@ -130,15 +129,15 @@ extension CPU {
     return (bits, enabled)
   }
 
-  /// The causes that wait (behind MOV SS), as DR6 has them, for another debug exception that takes
-  /// them along: one handler is told of all. They are pending no more.
+  /// Takes the causes pending after MOV SS, in DR6's format, for another debug exception whose
+  /// handler then gets them all.
   func takeWaitingDebugCauses() -> UInt64 {
     let pending = s.pointee.pendingDebug
     s.pointee.pendingDebug = 0
     return pending & PendingDebug.causes != 0 ? pending & PendingDebug.dr6 : 0
   }
 
-  /// What a debug exception does to the debug registers when it is delivered.
+  /// Updates the debug registers at the delivery of a debug exception.
   func enterDebugException(_ bits: UInt64) {
     let kept = s.pointee.dr6 & ~PendingDebug.breakpoints
     s.pointee.dr6 = kept | bits | DR6.initial.rawValue

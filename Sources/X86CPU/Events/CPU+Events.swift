@@ -2,14 +2,14 @@
 //
 // Delivery of events: exceptions, interrupts, NMIs, software interrupts.
 //
-// An event is first offered to the hypervisor (`intercepts`), then takes
-// effect on CR2, DR6 and DR7, then goes through the interrupt table of the mode. A fault in that is
-// the next event: offered in turn, merged into a double fault where the classes say so, and so on
-// to shutdown. Nothing but memory has changed when a delivery faults, so each try starts from the
-// same state (SDM volume 3, "Interrupt and Exception Handling" and "Event Delivery").
+// An event is first offered to the hypervisor (`intercepts`), then changes CR2, DR6 and DR7, then
+// goes through the mode's interrupt table. A fault during delivery is the next event: it is offered
+// in turn, merged into a double fault if its class requires, and so on to shutdown. A faulting
+// delivery has changed only memory, so each attempt starts from the same state (SDM volume 3,
+// "Interrupt and Exception Handling" and "Event Delivery").
 //
-// - `rip` is the address of the instruction that the event belongs to, and what faults of a
-//   delivery push; `returnRIP` is what the first event pushes.
+// - `rip` is the address of the event's instruction, pushed by faults of a delivery; `returnRIP` is
+//   pushed by the first event.
 // - An exit in the middle of a delivery reports the event as interrupted.
 
 import CHost
@@ -19,7 +19,7 @@ extension CPU {
   /// Takes the exception in `pendingException` (raised by the instruction at `rip`): intercepts,
   /// double faults and delivery through the IDT.
   ///
-  /// - Returns: false where it ended in a VM exit, which is then in `exit`.
+  /// - Returns: false on a VM exit, which is then in `exit`.
   package func handleFault() -> Bool {
     let error = GuestException(rawValue: s.pointee.pendingException)
     defer { s.pointee.unblockedNMI = false }
@@ -28,9 +28,9 @@ extension CPU {
     return raiseException(error)
   }
 
-  /// Raises an exception at `rip` as if the instruction there had.
+  /// Raises an exception as if by the instruction at `rip`.
   ///
-  /// - Returns: false where it ended in a VM exit.
+  /// - Returns: false on a VM exit.
   package func raiseException(_ error: GuestException) -> Bool {
     var error = error
     if error.vector == ExceptionVector.debug.rawValue {
@@ -38,16 +38,16 @@ extension CPU {
     }
     guard let event = offered(error), deliver(event, returnRIP: s.pointee.rip) else { return false }
     if s.pointee.slow & SlowReason.monitorTrap == 0 { return true }
-    // The monitor trap flag counts the delivery for an instruction.
+    // The monitor trap flag counts the delivery as an instruction.
     _ = exit(.monitorTrap)
     return false
   }
 
   /// Delivers an event through the guest's IDT: an injected or virtual interrupt, an exception, a
-  /// software interrupt. Nested faults are handled as the architecture says.
+  /// software interrupt. Handles nested faults as the architecture requires.
   ///
   /// - Parameter returnRIP: RIP to push.
-  /// - Returns: false where it ended in a VM exit, which is then in `exit`.
+  /// - Returns: false on a VM exit, which is then in `exit`.
   package func deliver(_ event: GuestEvent, returnRIP: UInt64) -> Bool {
     var (event, returnRIP) = (event, returnRIP)
     var chain = DeliveryChain()
@@ -70,9 +70,9 @@ extension CPU {
     }
   }
 
-  /// In a chain of faults of deliveries, which need not end (an alignment check whose handler's
-  /// stack is not aligned, SDM volume 3, "Notify VM Exits"): whether the next one is delivered. Who
-  /// wants the CPU is heard even where the guest's hypervisor does not ask for notify exits.
+  /// Whether to deliver the next event in a possibly endless chain of faults during delivery (an
+  /// alignment check whose handler's stack is misaligned, SDM volume 3, "Notify VM Exits"). It
+  /// answers requests to the CPU even if the guest's hypervisor does not use notify exits.
   private func goesOn(_ chain: inout DeliveryChain) -> Bool {
     if s.requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
@@ -85,7 +85,7 @@ extension CPU {
   }
 
   /// The event of an exception, after intercepts and with its effect on control and debug
-  /// registers; nil where it exits.
+  /// registers; nil on an exit.
   private func offered(_ error: GuestException) -> GuestEvent? {
     let event = GuestEvent(error)
     let value = value(of: error)
@@ -98,7 +98,7 @@ extension CPU {
     return event
   }
 
-  /// What follows from `error` in the delivery of `event`; nil for an exit.
+  /// The event after `error` in the delivery of `event`; nil on an exit.
   private func nested(
     _ error: GuestException, in event: GuestEvent, _ returnRIP: UInt64
   ) -> GuestEvent? {
@@ -115,7 +115,7 @@ extension CPU {
     switch FaultClass.combine(FaultClass(event), FaultClass(second)) {
     case .serial: return offered(error)
     case .doubleFault:
-      // A page fault that becomes a double fault has been taken as far as CR2 goes.
+      // A page fault that becomes a double fault has already changed CR2.
       if error.vector == ExceptionVector.pageFault.rawValue {
         s.pointee.cr2 = s.pointee.faultAddress
       }
@@ -126,15 +126,15 @@ extension CPU {
     }
   }
 
-  /// The event that the delivery was of which the exit ended.
+  /// Records the event whose delivery the exit interrupted.
   ///
-  /// - Parameter length: of the instruction that raised it, where one did.
+  /// - Parameter length: of the instruction that raised it, if any.
   func noteInterrupted(_ event: GuestEvent, length: UInt8) {
     s.pointee.exit.interrupted = reportable(event)
     if event.isOfInstruction { s.pointee.exit.instructionLength = length }
   }
 
-  /// What an exit says of an exception besides its error code.
+  /// An exit's information on an exception besides its error code.
   private func value(of error: GuestException) -> UInt64 {
     switch error.vector {
     case ExceptionVector.pageFault.rawValue: s.pointee.faultAddress
@@ -165,10 +165,10 @@ extension CPU {
 
 /// Events that each came of the delivery of the one before.
 private struct DeliveryChain {
-  /// As many may follow each other before anybody looks.
+  /// Maximum length before the first check.
   static let patience: UInt64 = 64
   var length: UInt64 = 0
-  /// Host TSC when it was first looked at.
+  /// Host TSC at the first check.
   var start: UInt64 = 0
 }
 

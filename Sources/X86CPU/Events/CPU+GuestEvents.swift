@@ -6,13 +6,13 @@
 //     INIT, start-up IPI -> monitor trap flag -> pending debug exceptions -> deadline -> NMI -> NMI
 //     window -> interrupt window, virtual interrupt -> external interrupt -> kick
 //
-// Each function returns false where the guest has left.
+// Each function returns false if the guest has exited.
 
 import CHost
 import X86
 
 extension CPU {
-  /// Whether `processEvents` has anything to look at.
+  /// Whether `processEvents` has anything to do.
   @inline(__always) var mayHaveEvents: Bool {
     let state = s
     let watched = InterceptSet([.windows, .deadline])
@@ -21,11 +21,11 @@ extension CPU {
       || state.pointee.intercepts.set.rawValue & watched.rawValue != 0
   }
 
-  /// Looks at everything that may be taken between two instructions: kicks (external-interrupt
-  /// exits), NMI and interrupt windows, the deadline, pending debug exceptions, the monitor
-  /// trap flag. Called when `request` is not 0 and after `Step.reload`.
+  /// Handles everything that can happen between two instructions: kicks (external-interrupt exits),
+  /// NMI and interrupt windows, the deadline, pending debug exceptions, the monitor trap flag.
+  /// Called when `request` is nonzero and after `Step.reload`.
   ///
-  /// - Returns: false where it ended in a VM exit.
+  /// - Returns: false on a VM exit.
   package func processEvents() -> Bool {
     let requests = s.requests
     if requests & CPURequest.shootdown != 0 { owner.processShootdowns() }
@@ -37,21 +37,21 @@ extension CPU {
     if !takeTimer() { return false }
     if hasSignals, !takeNMI() { return false }
     if !takeWindows() { return false }
-    // What is posted opens the window.
+    // Posted interrupts open the window.
     if hasSignals, !takeInterrupt() || !takeWindows() { return false }
     if s.requests & CPURequest.kick != 0 { return takeKick() }
     if s.pointee.activity != ActivityState.active { return waitWhileInactive() }
     return true
   }
 
-  /// The monitor trap flag exits after one instruction; at VM entry `openEvents` decides.
+  /// The monitor trap flag exits after one instruction; `openEvents` handles it at VM entry.
   func takeMonitorTrap() -> Bool {
     if s.pointee.retired == s.pointee.retiredAtEntry { return true }
     _ = exit(.monitorTrap)
     return false
   }
 
-  /// The deadline is over: VT-x's preemption timer. (It is looked at here only; `CPURequest.timer`
+  /// The deadline has passed: VT-x's preemption timer. (Checked only here; `CPURequest.timer`
   /// brings the guest here.)
   private func takeTimer() -> Bool {
     if s.requests & CPURequest.timer != 0 { _ = owner.takeRequest(CPURequest.timer) }
@@ -91,7 +91,7 @@ extension CPU {
     return false
   }
 
-  /// HLT, shutdown and wait-for-SIPI: the guest stays, executing nothing, until something ends it.
+  /// HLT, shutdown and wait-for-SIPI: the guest executes nothing until an event ends the state.
   private func waitWhileInactive() -> Bool {
     while s.requests & CPURequest.kick == 0 {
       guard let wait = owner.waitForRequest else { break }
@@ -113,13 +113,13 @@ extension CPU {
 package enum PendingDebug {
   /// B0 to B3.
   package static let breakpoints: UInt64 = 0xF
-  /// At least one data or I/O breakpoint was met and enabled in DR7.
+  /// At least one data or I/O breakpoint was hit and enabled in DR7.
   package static let enabledBreakpoint: UInt64 = 1 << 12
   package static let singleStep: UInt64 = 1 << 14
   package static let rtm: UInt64 = 1 << 16
   /// Bits that make an exception pending.
   package static let causes = enabledBreakpoint | singleStep | rtm
-  /// Bits that DR6 and the exit qualification take.
+  /// Bits for DR6 and the exit qualification.
   package static let dr6 = breakpoints | singleStep
   package static let all = breakpoints | causes
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exceptions that leave the guest (SDM volume 3, "Exception Bitmap" and "Information for VM Exits
-// Due to Vectored Events"; APM volume 2, "Exception Intercepts").
+// Exceptions that exit (SDM volume 3, "Exception Bitmap" and "Information for VM Exits Due to
+// Vectored Events"; APM volume 2, "Exception Intercepts").
 
 import X86
 
 extension CPU {
-  /// Whether the hypervisor takes an exception; the exit is then recorded. Debug and control
-  /// registers are untouched: their bits are in the record.
+  /// Whether the hypervisor intercepts an exception; the exit is then recorded. Debug and control
+  /// registers are unchanged: their bits are in the record.
   ///
   /// - Parameter value: the address of #PF, the causes of #DB.
   package func intercepts(_ event: GuestEvent, value: UInt64) -> Bool {
@@ -45,8 +45,8 @@ extension CPU {
 }
 
 extension GuestEvent {
-  /// A fault: its instruction is executed again, so that the pushed flags have RF set. Debug
-  /// exceptions are left out, whose handlers set it, and so are the aborts.
+  /// A fault: its instruction is executed again, so the pushed flags have RF set. Excludes debug
+  /// exceptions, whose handlers set RF, and aborts.
   var isFault: Bool {
     guard kind == .hardwareException else { return false }
     switch ExceptionVector(rawValue: vector) {

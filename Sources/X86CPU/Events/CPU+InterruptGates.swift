@@ -3,7 +3,7 @@
 // One delivery of one event through the interrupt table: real mode's vectors, the gates of
 // protected mode, and those of IA-32e mode (SDM volume 3, "Exception or Interrupt Handling
 // Procedures" and "Interrupt and Exception Handling in IA-32e Mode"). A throw leaves every register
-// as it was.
+// unchanged.
 
 import X86
 
@@ -25,7 +25,7 @@ extension CPU {
     if !isProtected {
       try deliverInRealMode(event, returnRIP)
     } else if isLongMode {
-      // The tables lie in 64-bit space even where compatibility-mode code was interrupted.
+      // The tables are in 64-bit space even if compatibility-mode code was interrupted.
       let mode = s.pointee.codeMode
       s.pointee.codeMode = 2
       defer { if s.pointee.codeMode == 2 { restoreCodeMode(mode) } }
@@ -37,8 +37,8 @@ extension CPU {
     if event.kind == .nmi { s.pointee.interruptibility |= Interruptibility.blockingByNMI }
   }
 
-  /// After a delivery: the CPU is no longer in the shadow of an instruction, nor halted. `slow` as
-  /// it was before: if not 0, the instruction has an end that must not trap.
+  /// After a delivery: ends the interrupt shadow and the halt. `slow` is the value from before: if
+  /// nonzero, the end of the instruction must not trap.
   func noteDelivered(slow: UInt32) {
     let both = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
     s.pointee.interruptibility &= ~both
@@ -48,7 +48,7 @@ extension CPU {
     if slow != 0 { s.pointee.slow |= SlowReason.delivered }
   }
 
-  /// RFLAGS as an event pushes them.
+  /// The RFLAGS image that an event pushes.
   private func flagsImage(_ event: GuestEvent) -> UInt64 {
     let flags = self.flags
     if event.isFault { return flags | RFLAGS.rf.rawValue }
@@ -77,7 +77,7 @@ extension CPU {
 
   // MARK: Gates
 
-  /// Reads and checks the gate of an event, of `size` 8 or 16 bytes. Task gates throw the exit.
+  /// Reads and checks an event's gate, of `size` 8 or 16 bytes. Task gates throw the exit.
   private func interruptGate(
     _ event: GuestEvent, size: UInt32
   ) throws(GuestException) -> InterruptGate {
@@ -125,7 +125,7 @@ extension CPU {
     }
   }
 
-  /// The handler's code segment, and the privilege level that it will run with.
+  /// The handler's code segment and its privilege level.
   private func handlerCode(
     _ gate: InterruptGate, external: Bool
   ) throws(GuestException) -> CodeTarget {

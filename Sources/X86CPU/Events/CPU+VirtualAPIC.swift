@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The virtual APIC: a page of the hypervisor's with an APIC's registers, on which the processor
-// does what guests do most often with theirs (SDM volume 3, "APIC Virtualization and Virtual
-// Interrupts"). Here are accesses to it; interrupts are in CPU+VirtualInterrupts.
+// The virtual APIC: a hypervisor's page of APIC registers, on which the processor itself handles
+// frequent guest accesses (SDM volume 3, "APIC Virtualization and Virtual Interrupts"). This file
+// has the accesses; CPU+VirtualInterrupts has the interrupts.
 //
-// An access by its address goes to the virtual page; what follows a write comes behind the
-// instruction, as an exit may. So such an instruction runs alone: the first try ends with
-// `GuestException.alone`, which has the run loop execute it by itself (`SlowReason.apicAccess`).
+// An access to the APIC's address goes to the virtual page. The effects of a write follow the
+// instruction, as an exit may. So such an instruction runs alone: the first attempt ends with
+// `GuestException.alone`, and then the run loop executes it by itself (`SlowReason.apicAccess`).
 // The page is in no TLB.
 
 import X86
 
 extension GuestException {
-  /// The instruction has to be run alone. Nothing of it has happened.
+  /// The instruction must run alone. It has had no effect yet.
   static let alone = GuestException(rawValue: aloneBit)
   static let aloneBit: UInt64 = 1 << 11
 }
@@ -64,21 +64,21 @@ extension CPU {
     virtualRegister(offset).storeBytes(of: value, as: UInt32.self)
   }
 
-  /// The virtual task priority, of which bits 7:4 are its class.
+  /// The virtual task priority; bits 7:4 are its class.
   var virtualTPR: UInt8 {
     UInt8(truncatingIfNeeded: readVirtualAPIC(VirtualAPICRegister.taskPriority))
   }
 
   // MARK: Accesses by address
 
-  /// A guest's access to the APIC-access page: the place in the virtual page where it goes.
+  /// A guest's access to the APIC-access page: its address in the virtual page.
   ///
   /// - Throws: an exit, or `.alone`.
   func accessVirtualAPIC(
     _ linear: UInt64, _ size: Int, _ kind: AccessKind
   ) throws(GuestException) -> UInt64 {
     let offset = linear & Page.offsetMask
-    // An instruction that the hypervisor executes in the guest's place is the hypervisor's.
+    // An instruction under emulation accesses memory for the hypervisor.
     if s.pointee.emulation != nil { return s.pointee.virtualAPIC.accessPage | offset }
     if s.pointee.pageTracking.isDelivering { throw apicAccessExit(offset, .delivery, linear) }
     if !isVirtualized(offset, size, kind) || !isFirst(offset, kind) {
@@ -93,8 +93,8 @@ extension CPU {
     return s.pointee.virtualAPIC.page | offset
   }
 
-  /// Whether the processor answers an access: to a register that it knows, in the register's first
-  /// four bytes.
+  /// Whether the processor virtualizes an access: to the first four bytes of a register that it
+  /// knows.
   private func isVirtualized(_ offset: UInt64, _ size: Int, _ kind: AccessKind) -> Bool {
     let features = s.pointee.virtualAPIC.features
     let end = offset & 15 &+ UInt64(truncatingIfNeeded: size)
@@ -111,7 +111,7 @@ extension CPU {
         || register == VirtualAPICRegister.commandLow)
   }
 
-  /// An operation makes one access; the write of a read-modify-write is none of its own.
+  /// An operation counts as one access; the write of a read-modify-write is not separate.
   private func isFirst(_ offset: UInt64, _ kind: AccessKind) -> Bool {
     let accessed = s.pointee.virtualAPIC.accessed
     return !s.pointee.virtualAPIC.isOpen || accessed == .max || UInt64(accessed) == offset
@@ -127,23 +127,23 @@ extension CPU {
     return exception
   }
 
-  /// A page walk came to the APIC-access page.
+  /// Exits if a page walk reached the APIC-access page.
   func requireNotAPIC(_ page: PhysicalPage, _ address: UInt64) throws(GuestException) {
     if page.host != s.pointee.virtualAPIC.accessPage || s.pointee.emulation != nil { return }
     let isDelivering = s.pointee.pageTracking.isDelivering
     throw apicAccessExit(address, isDelivering ? .physicalDelivery : .physical, 0)
   }
 
-  /// Whether the 2 MiB around a host page may have one entry for all of them.
+  /// Whether one entry may map the 2 MiB around a host page.
   @inline(__always) func isWithoutAPIC(_ host: UInt64) -> Bool {
     (host ^ s.pointee.virtualAPIC.accessPage) & LargeTLB.mask != 0
   }
 
-  // MARK: Behind the instruction
+  // MARK: After the instruction
 
-  /// What the write of the last instruction brings about ("APIC-Write Emulation").
+  /// Performs the effect of the last instruction's write ("APIC-Write Emulation").
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func finishAPICWrite() -> Bool {
     let offset = UInt64(s.pointee.virtualAPIC.accessed) & ~3
     s.pointee.virtualAPIC.hasWritten = false
@@ -171,13 +171,13 @@ extension CPU {
     return false
   }
 
-  /// A fixed, edge-triggered interrupt to oneself, with a vector above 15.
+  /// A fixed, edge-triggered self-IPI with a vector above 15.
   private func isSelfIPI(_ command: UInt32) -> Bool {
     command & 0xFFF3_3000 == 0 && command >> 18 & 3 == 1 && command & 0x8700 == 0
       && command & 0xF0 != 0
   }
 
-  /// Ends an instruction behind which the recorded exit comes.
+  /// Ends an instruction with the recorded exit after it.
   func trapExit(_ i: MicroOpPointer) -> Int32 {
     s.pointee.rip = nextRIP(i)
     if s.pointee.slow & SlowReason.trapFlag != 0 {
@@ -193,14 +193,14 @@ extension CPU {
 
   var virtualizesTPR: Bool { s.pointee.virtualAPIC.features.contains(.tpr) }
 
-  /// MOV to CR8, whose value is checked.
+  /// MOV to CR8; the value has been checked.
   func writeVirtualCR8(_ value: UInt64, _ i: MicroOpPointer) -> Int32 {
     writeVirtualAPIC(
       VirtualAPICRegister.taskPriority, UInt32(truncatingIfNeeded: value & 15) << 4)
     return virtualizeTPR() ? reload(i) : trapExit(i)
   }
 
-  /// An MSR of the virtual APIC; nil where the number is another's.
+  /// Reads an MSR of the virtual APIC; nil for other numbers.
   func readVirtualMSR(_ number: UInt32) -> UInt64? {
     guard s.pointee.virtualAPIC.features.contains(.x2APIC), number >> 8 == 8 else { return nil }
     let offset = UInt64(number & 0xFF) << 4
@@ -209,8 +209,7 @@ extension CPU {
     return virtualRegister(offset).load(as: UInt64.self)
   }
 
-  /// Writes an MSR of the virtual APIC: how the instruction ends; nil where the number is
-  /// another's.
+  /// Writes an MSR of the virtual APIC; returns how the instruction ends, or nil for other numbers.
   func writeVirtualMSR(
     _ number: UInt32, _ value: UInt64, _ i: MicroOpPointer
   ) throws(GuestException) -> Int32? {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Virtual interrupts by a virtual APIC (SDM volume 3, "Evaluation and Delivery of Virtual
-// Interrupts"). One that may be delivered is, to the loop between instructions, an open interrupt
-// window (`InterceptSet.interruptWindow`), as with SVM.
+// Virtual interrupts of a virtual APIC (SDM volume 3, "Evaluation and Delivery of Virtual
+// Interrupts"). For the loop between instructions, a deliverable one is an open interrupt window
+// (`InterceptSet.interruptWindow`), as with SVM.
 
 import Synchronization
 import X86
@@ -37,7 +37,7 @@ extension CPU {
     writeVirtualAPIC(place, isSet ? old | bit : old & ~bit)
   }
 
-  /// The highest vector; 0 where there is none.
+  /// The highest vector; 0 if there is none.
   private func highestVector(_ register: UInt64) -> UInt8 {
     for number in (0..<8 as Range<UInt8>).reversed() {
       let bits = readVirtualAPIC(word(register, number << 5))
@@ -46,9 +46,9 @@ extension CPU {
     return 0
   }
 
-  // MARK: What the architecture calls virtualization of
+  // MARK: Virtualization of TPR and EOI
 
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func virtualizeTPR() -> Bool {
     if s.pointee.virtualAPIC.features.contains(.delivery) {
       virtualizePPR()
@@ -69,7 +69,7 @@ extension CPU {
       UInt32(tpr >> 4 >= service >> 4 ? tpr : service & 0xF0))
   }
 
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func virtualizeEOI() -> Bool {
     let vector = serviced
     setVector(VirtualAPICRegister.inService, vector, false)
@@ -89,7 +89,7 @@ extension CPU {
     evaluateVirtualInterrupts()
   }
 
-  /// Whether an interrupt waits that the processor's priority lets through.
+  /// Whether an interrupt of sufficient priority is pending.
   private func evaluateVirtualInterrupts() {
     if s.pointee.virtualAPIC.holdsDelivery { return }
     let priority = UInt8(
@@ -108,9 +108,9 @@ extension CPU {
     s.pointee.virtualAPIC.features.contains(.delivery) && !s.pointee.virtualAPIC.holdsDelivery
   }
 
-  /// The guest takes interrupts, and one waits.
+  /// Delivers a virtual interrupt: the guest's interrupts are enabled and one is pending.
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func deliverVirtualInterrupt() -> Bool {
     let vector = requested
     setVector(VirtualAPICRegister.inService, vector, true)
@@ -123,9 +123,9 @@ extension CPU {
     return deliverWaiting(GuestEvent(.externalInterrupt, vector: vector))
   }
 
-  /// At VM entry: what the virtual APIC brings about before the guest's first instruction.
+  /// At VM entry: effects of the virtual APIC before the guest's first instruction.
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func openVirtualAPIC() -> Bool {
     let features = s.pointee.virtualAPIC.features
     if features.contains(.delivery) {
@@ -138,7 +138,7 @@ extension CPU {
     return false
   }
 
-  /// The notification vector came: takes over what is posted ("Posted-Interrupt Processing").
+  /// The notification vector arrived: takes posted interrupts over ("Posted-Interrupt Processing").
   ///
   ///     255:0 posted requests   256 outstanding notification
   func takePostedInterrupts() {

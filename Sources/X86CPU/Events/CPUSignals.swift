@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Interrupts, NMIs, INIT signals and start-up IPIs that other threads send to a physical CPU, and
-// what they do to a guest. (A kick is the interrupt of this process's own: it exits whatever the
-// guest's controls say.)
+// Interrupts, NMIs, INIT signals and start-up IPIs from other threads to a physical CPU, and their
+// effect on a guest. (A kick is this process's own interrupt: it exits whatever the guest's
+// controls say.)
 //
-//     processor.interrupt(0x41)      // from any thread: exits, or is the guest's, or posts
+//     processor.interrupt(0x41)      // from any thread: exits, is the guest's, or is posted
 //     processor.raiseNMI(); processor.raiseINIT(); processor.startUp(0x10)
 //     processor.acknowledgeInterrupt()    // by the host, of one that exited unacknowledged
 
 import Synchronization
 import X86
 
-/// What waits to be taken. All of it is atomic.
+/// Pending signals. All of it is atomic.
 final class CPUSignals: Sendable {
   private let low = Atomic<UInt64>(0)
   private let second = Atomic<UInt64>(0)
   private let third = Atomic<UInt64>(0)
   private let high = Atomic<UInt64>(0)
-  /// Bits of `nmi` and `initSignal`, and a start-up IPI's vector with bit 8.
+  /// Bits `nmi` and `initSignal`, and a start-up IPI's vector with bit 8.
   private let others = Atomic<UInt64>(0)
 
   static let startUpBit: UInt64 = 1 << 8
@@ -58,7 +58,7 @@ final class CPUSignals: Sendable {
 
   func raiseOther(_ bits: UInt64) { others.bitwiseOr(bits, ordering: .sequentiallyConsistent) }
 
-  /// A start-up IPI replaces one that waits.
+  /// A start-up IPI replaces a pending one.
   func startUp(_ vector: UInt8) {
     others.bitwiseAnd(~0xFF, ordering: .sequentiallyConsistent)
     raiseOther(UInt64(vector) | Self.startUpBit)
@@ -72,22 +72,22 @@ final class CPUSignals: Sendable {
 }
 
 extension PhysicalCPU {
-  /// The vector that a kick has where interrupts are acknowledged by the exit.
+  /// The vector of a kick if the exit acknowledges interrupts.
   package static let kickVector: UInt8 = 0xFD
 
-  /// From any thread: an external interrupt.
+  /// Raises an external interrupt. From any thread.
   package func interrupt(_ vector: UInt8) {
     signals.raise(vector)
     request(CPURequest.signal)
   }
 
-  /// From any thread: a non-maskable interrupt.
+  /// Raises a non-maskable interrupt. From any thread.
   package func raiseNMI() { raiseOther(CPUSignals.nmi) }
 
-  /// From any thread: an INIT signal.
+  /// Raises an INIT signal. From any thread.
   package func raiseINIT() { raiseOther(CPUSignals.initSignal) }
 
-  /// From any thread: a start-up IPI. It is lost unless the guest waits for one.
+  /// Sends a start-up IPI, which is lost unless the guest waits for one. From any thread.
   package func startUp(_ vector: UInt8) {
     signals.startUp(vector)
     request(CPURequest.signal)
@@ -98,7 +98,7 @@ extension PhysicalCPU {
     request(CPURequest.signal)
   }
 
-  /// The vector of an external interrupt that waits, which then no longer does.
+  /// Takes a pending external interrupt and returns its vector.
   package func acknowledgeInterrupt() -> UInt8? {
     guard let vector = signals.highest else { return nil }
     signals.clear(vector)
@@ -106,7 +106,7 @@ extension PhysicalCPU {
     return vector
   }
 
-  /// The request stands as long as something waits.
+  /// Clears the request when nothing is pending.
   func settleSignals() {
     if !signals.isEmpty { return }
     _ = takeRequest(CPURequest.signal)
@@ -115,13 +115,13 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// INIT signals and start-up IPIs, which come before everything else.
+  /// Takes INIT signals and start-up IPIs, which precede all else.
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func takeStartSignals() -> Bool {
     let signals = owner.signals
     let waits = s.pointee.activity == ActivityState.waitForSIPI
-    // INIT is blocked while the processor waits for a start-up IPI, and that is lost while not.
+    // INIT is blocked while the processor waits for a start-up IPI; otherwise the IPI is lost.
     let startUp = signals.takeOther(CPUSignals.startUpBit | 0xFF)
     if waits {
       if startUp & CPUSignals.startUpBit == 0 { return true }
@@ -136,7 +136,7 @@ extension CPU {
     return false
   }
 
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func takeNMI() -> Bool {
     if s.pointee.activity == ActivityState.waitForSIPI { return true }
     let blocking = Interruptibility.blockingByNMI | Interruptibility.blockingByMovSS
@@ -153,7 +153,7 @@ extension CPU {
     return deliverWaiting(.nmi)
   }
 
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func takeInterrupt() -> Bool {
     let signals = owner.signals
     while s.pointee.activity <= ActivityState.hlt, let vector = signals.highest {

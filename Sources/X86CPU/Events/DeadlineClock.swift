@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Wakes physical CPUs whose guests are left at a deadline (`CPUState.deadline`): one thread for the
-// process, which starts with the first such deadline. Without it, a guest that makes no exits would
-// be left only where the run loop looks at the clock for another reason.
+// Wakes physical CPUs whose guests have a deadline (`CPUState.deadline`): one thread for the
+// process, started with the first such deadline. Without it, a guest without exits would exit only
+// when the run loop checks the clock for another reason.
 //
-// A CPU's deadline is noted when its guest is entered and taken back when it exits. The thread
-// sleeps until the first of them and raises `CPURequest.timer`, under the lock, so that a CPU that
-// has taken its deadline back can go.
+// A CPU notes its guest's deadline at entry and removes it at exit. The thread sleeps until the
+// first deadline and raises `CPURequest.timer` under the lock, so a CPU can end after it has
+// removed its deadline.
 
 import CHost
 import Glibc
@@ -25,7 +25,7 @@ final class DeadlineClock: @unchecked Sendable {
   private let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
   private let changed = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
   private var entries: [Entry] = []
-  /// When the thread wakes; .max while it has nothing to wait for, 0 while it is awake.
+  /// When the thread wakes; .max while it has no deadline, 0 while it is awake.
   private var target: UInt64 = .max
   private var hasThread = false
 
@@ -38,7 +38,7 @@ final class DeadlineClock: @unchecked Sendable {
     pthread_condattr_destroy(&attributes)
   }
 
-  /// A guest is entered that is to be left at a time.
+  /// A guest with a deadline is entered.
   func note(_ deadline: UInt64, _ line: RequestLine) {
     pthread_mutex_lock(lock)
     defer { pthread_mutex_unlock(lock) }
@@ -48,14 +48,14 @@ final class DeadlineClock: @unchecked Sendable {
     if deadline < target { pthread_cond_signal(changed) }
   }
 
-  /// The guest has left.
+  /// The guest has exited.
   func forget(_ line: RequestLine) {
     pthread_mutex_lock(lock)
     entries.removeAll { $0.line.bits == line.bits }
     pthread_mutex_unlock(lock)
   }
 
-  /// Where no thread can be had, deadlines are found by the run loop alone.
+  /// If no thread can be created, only the run loop checks deadlines.
   private func start() {
     do {
       _ = try HostThread(name: "cpu-deadlines", stackSize: 256 << 10) { [self] in run() }
@@ -66,7 +66,7 @@ final class DeadlineClock: @unchecked Sendable {
   }
 
   private func run() {
-    // Of 50 microseconds by default.
+    // The default slack is 50 microseconds.
     _ = chost_syscall(Int(SYS_prctl), Int(PR_SET_TIMERSLACK), 1, 0, 0, 0, 0)
     pthread_mutex_lock(lock)
     while true {
@@ -82,7 +82,7 @@ final class DeadlineClock: @unchecked Sendable {
     }
   }
 
-  /// Returns the first deadline that has not come.
+  /// Raises requests for passed deadlines and returns the next one.
   private func raiseDue() -> UInt64 {
     let now = HostTSC.read()
     for entry in entries where entry.deadline <= now { entry.line.raise(CPURequest.timer) }
@@ -90,7 +90,7 @@ final class DeadlineClock: @unchecked Sendable {
     return entries.reduce(.max) { min($0, $1.deadline) }
   }
 
-  /// A TSC value on the monotonic clock: at most a day from now.
+  /// A TSC value as a monotonic time: at most a day from now.
   private static func time(of deadline: UInt64) -> timespec {
     let now = HostTSC.read()
     let ticks = deadline > now ? min(deadline &- now, 1 << 48) : 0

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What an entry does between loading guest state and the first guest instruction (SDM volume 3,
+// The part of an entry between loading guest state and the first guest instruction (SDM volume 3,
 // "Event Injection" and "Special Features of VM Entry"; APM volume 2, "Event Injection"): the
-// injected event, then whatever is due at this instruction boundary.
+// injected event, then all that is due at this instruction boundary.
 
 import X86
 
 extension PhysicalCPU {
-  /// - Returns: false where it ended in a VM exit.
+  /// - Returns: false on a VM exit.
   @inline(__always) func openEvents() -> Bool {
     let s = cpu.s
     let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
@@ -38,7 +38,7 @@ extension PhysicalCPU {
       returnRIP &+= UInt64(event.instructionLength)
       if !cpu.is64Bit { returnRIP &= 0xFFFF_FFFF }
     } else {
-      // An interrupt or exception supersedes debug exceptions that were pending.
+      // An interrupt or exception supersedes pending debug exceptions.
       s.pointee.pendingDebug = 0
     }
     enterGuestCode()

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ports and MSRs whose accesses exit: by the bitmaps of VT-x (SDM volume 3, "I/O-Bitmap Addresses"
-// and "MSR-Bitmap Address") and by the permission maps of SVM (APM volume 2, "IOIO Intercepts" and
-// "MSR Intercepts"); `BitmapLayout` has their layouts. A bit that is 1 exits.
+// Port and MSR accesses that exit: by VT-x's bitmaps (SDM volume 3, "I/O-Bitmap Addresses" and
+// "MSR-Bitmap Address") and SVM's permission maps (APM volume 2, "IOIO Intercepts" and "MSR
+// Intercepts"). `BitmapLayout` describes their layouts. A set bit exits.
 
 import X86
 
-/// The ranges of MSRs that bitmaps know, each of 2000H numbers.
+/// The MSR ranges in bitmaps, of 2000H numbers each.
 private enum MSRRange {
   static let count: UInt32 = 0x2000
   static let extended: UInt32 = 0xC000_0000
@@ -20,7 +20,7 @@ extension CPU {
     let layout = s.pointee.intercepts.portLayout
     if layout == .none { return false }
     if layout == .all { return true }
-    // An access that wraps around the port space: VT-x's exits; SVM's map has bits for it.
+    // An access that wraps around the port space exits on VT-x; SVM's map has bits for it.
     let end = Int(port) &+ size
     if layout == .vmx && end > 0x1_0000 { return true }
     for number in Int(port)..<end {
@@ -59,7 +59,7 @@ extension CPU {
     }
   }
 
-  /// A bit of a bitmap; without one, all are 1.
+  /// A bit of a bitmap; set if there is no bitmap.
   private func bit(_ number: Int, at base: UInt64) -> Bool {
     guard let bitmap = UnsafePointer<UInt8>(bitPattern: UInt(base)) else { return true }
     return bitmap[number >> 3] & 1 << UInt8(truncatingIfNeeded: number & 7) != 0

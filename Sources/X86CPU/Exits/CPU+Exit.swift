@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How an instruction or event leaves the guest: it records the exit and throws `.vmExit`; the run
-// loop sees it and returns to the verb that entered.
+// How an instruction or event exits the guest: it records the exit and throws `.vmExit`; the run
+// loop returns to the VM-entry instruction's caller.
 //
 //     try c.requirePrivilege()
 //     if c.intercepts(.hlt) { throw c.exit(.hlt, i) }
 //
-// Where the vendors differ in what comes first, the exit or what an instruction checks of its
-// operands, `exitOrCheck` knows the order.
+// If the vendors differ in the order of the exit and of operand checks, `exitOrCheck` decides.
 
 import X86
 
 extension CPU {
-  /// Whether any of these exits (or is so, for the bits that are no exits).
+  /// Whether any of these is intercepted (or set, for bits that are not exits).
   @inline(__always) package func intercepts(_ any: InterceptSet) -> Bool {
     s.pointee.intercepts.set.rawValue & any.rawValue != 0
   }
 
-  /// #UD unless the hypervisor lets the guest have an instruction.
+  /// Raises #UD unless the hypervisor enables an instruction.
   @inline(__always) func requireEnabled(
     _ instruction: EnabledInstructions
   ) throws(GuestException) {
@@ -26,8 +25,8 @@ extension CPU {
 
   // MARK: Recording
 
-  /// Records an exit caused by the running instruction, and returns what to throw. RIP will be the
-  /// instruction's own.
+  /// Records an exit caused by the running instruction, and returns what to throw. RIP stays at the
+  /// instruction.
   package func exit(
     _ cause: ExitCause, _ i: MicroOpPointer, value: UInt64 = 0
   ) -> GuestException {
@@ -41,8 +40,8 @@ extension CPU {
     return .vmExit
   }
 
-  /// Records an exit with the operands that lowering has put into the micro-op (`OperandSummary`),
-  /// and the displacement of the memory operand.
+  /// Records an exit with the operands that lowering stored in the micro-op (`OperandSummary`), and
+  /// the displacement of the memory operand.
   package func exitWithOperands(_ cause: ExitCause, _ i: MicroOpPointer) -> GuestException {
     let operands = OperandSummary(of: i)
     var displacement: UInt64 = 0
@@ -57,7 +56,7 @@ extension CPU {
     return exception
   }
 
-  /// RIP behind the instruction that exited; RIP itself where none did.
+  /// RIP after the instruction that exited; RIP itself if none did.
   package var exitNextRIP: UInt64 {
     let next = s.pointee.rip &+ UInt64(s.pointee.exit.instructionLength)
     return is64Bit ? next : next & 0xFFFF_FFFF
@@ -65,12 +64,12 @@ extension CPU {
 
   // MARK: Order
 
-  /// What an instruction checks of its operands, and its exit, in the vendor's order. The checks of
-  /// privilege and of the instruction's being there come before both.
+  /// An instruction's operand checks and its exit, in the vendor's order. Checks of privilege and
+  /// of the instruction's existence precede both.
   ///
-  /// VT-x exits first: no fault for what the operands hold is among those that come before (SDM
-  /// volume 3, "Relative Priority of Faults and VM Exits"). SVM checks everything but memory first
-  /// (APM volume 2, "Instruction Intercepts"; XSETBV is the exception, and MONITOR checks memory).
+  /// VT-x exits first: faults from operand values are not among those with priority (SDM volume 3,
+  /// "Relative Priority of Faults and VM Exits"). SVM checks everything but memory first (APM
+  /// volume 2, "Instruction Intercepts"; XSETBV is the exception, and MONITOR checks memory).
   @inline(__always) func exitOrCheck(
     _ exits: Bool, _ exit: @autoclosure () -> GuestException,
     _ check: () throws(GuestException) -> Void

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the processor records of an exit, in no vendor's format. VT-x's VMREAD of the
-// exit-information fields derives them from it (`VMX/ExitFields.swift`), as SVM's unit does with
-// EXITCODE, EXITINFO1, EXITINFO2, EXITINTINFO and nRIP (`CPU.exitNextRIP`).
+// The processor's vendor-neutral record of an exit. VMREAD of VT-x's exit-information fields
+// derives them from it (`VMX/ExitFields.swift`), and SVM's unit derives EXITCODE, EXITINFO1,
+// EXITINFO2, EXITINTINFO and nRIP (`CPU.exitNextRIP`).
 
 import X86
 
-/// What was done to a control or debug register, or to a port.
+/// The kind of access to a control or debug register, or to a port.
 package enum RegisterAccess: UInt8, Sendable {
   /// MOV from a register; IN, INS.
   case read
@@ -14,11 +14,11 @@ package enum RegisterAccess: UInt8, Sendable {
   case write
   case clts
   case lmsw
-  /// Of SVM alone.
+  /// SVM only.
   case smsw
 }
 
-/// More of an exit, as bits.
+/// Further information on an exit, as bits.
 package struct ExitDetails: OptionSet, Sendable, Hashable {
   package var rawValue: UInt16
   package init(rawValue: UInt16) { self.rawValue = rawValue }
@@ -33,33 +33,33 @@ package struct ExitDetails: OptionSet, Sendable, Hashable {
   package static let isFromMemory = Self(rawValue: 1 << 3)
   /// MWAIT: an address is armed.
   package static let isArmed = Self(rawValue: 1 << 4)
-  /// A nested fault: there is a linear address.
+  /// A nested fault: the linear address is valid.
   package static let linearIsValid = Self(rawValue: 1 << 5)
   /// A nested fault: it is of the translated address, not of a paging structure.
   package static let isTranslated = Self(rawValue: 1 << 6)
-  /// The IRET that it fell into had unblocked NMIs.
+  /// The interrupted IRET had unblocked NMIs.
   package static let unblockedNMI = Self(rawValue: 1 << 7)
-  /// A nested fault: of a walk of the guest's tables, which reads and writes.
+  /// A nested fault: by a walk of the guest's tables, which reads and writes.
   package static let alsoReads = Self(rawValue: 1 << 8)
-  /// A nested fault of a translated address: what the guest's tables say of the page.
+  /// A nested fault of a translated address: the page's rights in the guest's tables.
   package static let isUserPage = Self(rawValue: 1 << 9)
   package static let isWritablePage = Self(rawValue: 1 << 10)
   package static let isNotExecutablePage = Self(rawValue: 1 << 11)
 }
 
-/// How an access came to the APIC's page.
+/// How the APIC's page was accessed.
 package enum APICAccessKind: UInt8, Sendable {
   case read, write, fetch
-  /// While an event is delivered.
+  /// During event delivery.
   case delivery
   /// By a guest-physical address: a paging structure.
   case physical, physicalDelivery
 }
 
-/// Which fields count depends on the cause; all others are 0.
+/// The cause determines which fields are valid; all others are 0.
 package struct ExitRecord: Sendable {
   package var cause = ExitCause.none
-  /// Of the instruction that exited, or that raised the software event; 0 where there is none.
+  /// Of the instruction that exited or raised the software event; 0 if there is none.
   package var instructionLength: UInt8 = 0
   /// Control or debug register; INT n: the vector.
   package var register: UInt8 = 0
@@ -74,7 +74,7 @@ package struct ExitRecord: Sendable {
   /// Bytes of one port access. An access to the APIC: `APICAccessKind`.
   package var size: UInt8 = 0
   package var taskSource = TaskSwitchSource.call
-  /// The memory and register operands of instructions that say more than their name.
+  /// Memory and register operands of instructions whose exits report them.
   package var operands = OperandSummary()
   /// - #PF: the address. #DB: causes, as DR6 has them.
   /// - LMSW: the source. INVLPG: the address.
@@ -88,7 +88,7 @@ package struct ExitRecord: Sendable {
   package var physical: UInt64 = 0
   /// The exception that exits.
   package var event: GuestEvent?
-  /// The event whose delivery the exit cut off (that of a task gate, too).
+  /// The event whose delivery the exit interrupted (also a task gate's).
   package var interrupted: GuestEvent?
 
   package init() {}

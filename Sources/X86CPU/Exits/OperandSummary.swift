@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An instruction's operands in one word, for exits that report them. It depends on the
-// instruction's bytes alone, so lowering leaves it in the micro-op's `immediate`, which none of
-// these instructions uses.
+// An instruction's operands in one word, for exits that report them. It depends only on the
+// instruction's bytes, so lowering stores it in the micro-op's `immediate`, which these
+// instructions do not use.
 //
 //     t[.lgdt] = OperandSummary.rule { ... }
 //     throw c.exitWithOperands(.lgdt, i)
@@ -26,7 +26,7 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
     let place = i.memoryOperand ?? (i.mnemonic == .vmwrite ? 1 : 0)
     let other = place == 0 ? 1 : 0
     var value = Self.sizeCode(i.addressSize) << 7
-    // The operands of LGDT and its kin have a size of their own; it is the attribute that counts.
+    // LGDT and its kin have a fixed operand size; the field reports the attribute.
     let isTable = [.sgdt, .sidt, .lgdt, .lidt].contains(i.mnemonic)
     value |= (isTable ? (i.hasWordOperandSize ? 0 : 1) : Self.sizeCode(i.operandSize)) << 11
     value |= UInt32(i.segment.rawValue & 7) << 15
@@ -45,7 +45,7 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
     rawValue = value
   }
 
-  /// 0, 1, 2 of 16, 32, 64 bits.
+  /// 0, 1, 2 for 16, 32, 64 bits.
   private static func sizeCode(_ bytes: UInt8) -> UInt32 { bytes == 8 ? 2 : bytes == 4 ? 1 : 0 }
 
   // MARK: Parts
@@ -56,13 +56,13 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
   /// Scale, address size, segment, index, base.
   package static let memoryMask: UInt32 = 0x0FFF_8383
   package static let registerMask: UInt32 = 0xF << 3
-  /// An r/m operand that is a register, and that it is.
+  /// A register as r/m operand, and the bit that says so.
   package static let placeMask = registerMask | isRegister
 
   @inline(__always) package var isRegister: Bool { rawValue & Self.isRegister != 0 }
-  /// Of the r/m operand, where that is a register.
+  /// The r/m operand's register.
   package var register: UInt8 { UInt8(truncatingIfNeeded: rawValue >> 3 & 15) }
-  /// Of the reg operand.
+  /// The reg operand's register.
   package var otherRegister: UInt32 { rawValue >> 28 }
   /// 2, 4 or 8 bytes.
   package var addressSize: UInt8 { 2 << UInt8(truncatingIfNeeded: rawValue >> 7 & 3) }
@@ -87,7 +87,7 @@ package struct OperandSummary: RawRepresentable, Hashable, Sendable {
     }
   }
 
-  /// The summary that lowering has left in a micro-op.
+  /// The summary that lowering stored in a micro-op.
   @inline(__always) package init(of i: MicroOpPointer) {
     rawValue = UInt32(truncatingIfNeeded: i.pointee.immediate)
   }

@@ -5,17 +5,17 @@
 import X86
 
 extension PhysicalCPU {
-  /// Why the last VMRUN exited with VMEXIT_INVALID; nil where it did not.
+  /// Why the last VMRUN exited with VMEXIT_INVALID; nil if it did not.
   package var vmrunExplanation: EntryExplanation? {
     guard let failure = vmrunFailure, svm.pointee.held != nil else { return nil }
     return explainHeldVMCB(reported: failure)
   }
 
-  /// Every rule that the held VMCB breaks, clean or not.
+  /// Every rule that the held VMCB breaks, whatever its clean bits.
   func explainHeldVMCB(reported: VMRunFailure?) -> EntryExplanation? {
     guard let held = svm.pointee.held else { return nil }
     let found = BrokenRules<VMRunFailure>()
-    // Nothing is thrown: `found` takes it.
+    // Nothing is thrown: `found` collects the failures.
     try? VMRunChecks(cpu: cpu, vmcb: VMCB(base: held), found: found).check(.all)
     var broken: [BrokenEntryRule] = []
     for finding in found.findings {
@@ -36,7 +36,7 @@ extension PhysicalCPU {
       bits: wrong == 0 ? "" : names.list(wrong), outcome: "VMEXIT_INVALID")
   }
 
-  /// The 4096 bytes of the held VMCB, as they would be in memory: what `martlet doctor vmcb` reads.
+  /// The 4096 bytes of the held VMCB in memory format, for `martlet doctor vmcb`.
   package var heldVMCBBytes: [UInt8] {
     guard let held = svm.pointee.held else { return [] }
     vmcbWriteBack()

@@ -5,7 +5,7 @@
 import X86
 
 extension PhysicalCPU {
-  /// Why the last VM entry failed; nil where it did not, or not because of what the VMCS says.
+  /// Why the last VM entry failed; nil if it did not, or not because of the VMCS.
   package var vmxEntryExplanation: EntryExplanation? {
     guard let failure = vmxEntryFailure, vmx.pointee.current != nil else { return nil }
     if failure == .msrLoading {
@@ -15,15 +15,16 @@ extension PhysicalCPU {
     return explainCurrentVMCS(reported: failure, readsMemory: true)
   }
 
-  /// Every rule that the current VMCS breaks, changed or not since the last entry.
+  /// Every rule that the current VMCS breaks, whether its fields changed since the last entry or
+  /// not.
   ///
   /// - Parameters:
   ///   - reported: the rule that the processor reported; nil: the first.
-  ///   - readsMemory: the VMCS's addresses are of this process.
+  ///   - readsMemory: addresses in the VMCS are valid in this process.
   func explainCurrentVMCS(reported: EntryFailure?, readsMemory: Bool) -> EntryExplanation {
     let found = BrokenRules<EntryFailure>()
     let checks = EntryChecks(cpu: cpu, unit: vmx, found: found, readsMemory: readsMemory)
-    // Nothing is thrown: `found` takes it.
+    // Nothing is thrown: `found` collects the failures.
     try? checks.checkControls(.all)
     found.stage = .host
     try? checks.checkHostState()
@@ -58,7 +59,7 @@ extension PhysicalCPU {
       bits: wrong == 0 ? "" : names.list(wrong), outcome: finding.stage.rawValue)
   }
 
-  /// The current VMCS as text, one line for each field: what `martlet doctor vmcs` reads.
+  /// The current VMCS as text, one line for each field, for `martlet doctor vmcs`.
   package var currentVMCSText: String {
     VMCSLayout.fields.map { "\($0.name) = 0x\(String(vmread($0), radix: 16, uppercase: true))\n" }
       .joined()

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Why a VM entry failed, in words: every rule that a control structure breaks, in the order in
-// which the processor checks them, with the field, its value, the bits and the manual's section.
-// The rules are those of `EntryChecks` and `VMRunChecks`, which here go on after the first.
+// Explains why a VM entry failed: every rule that a control structure breaks, in the order of the
+// processor's checks, with the field, its value, the bits and the manual's section. The rules are
+// those of `EntryChecks` and `VMRunChecks`, which here continue after the first failure.
 //
 //     VT-x refuses this guest: exit reason 33 (invalid guest state)
 //     > guest RFLAGS = 0x0, bit 1 (fixed 1): reserved bits in guest RFLAGS (SDM volume 3, "Checks
 //       on Guest RIP, RFLAGS, and SSP")
 //
-// The mark is on the rule that the processor reports.
+// The mark is at the rule that the processor reports.
 
 import X86
 
@@ -20,11 +20,11 @@ package struct BrokenEntryRule: Equatable, Sendable {
   package var words: String
   /// Manual and section.
   package var section: String
-  /// What it is about, the wrong one first.
+  /// The fields of the rule, the wrong one first.
   package var fields: [FieldValue]
-  /// Of the first field, those that are wrong; empty: the field as a whole.
+  /// The wrong bits of the first field; empty: the field as a whole.
   package var bits: String
-  /// How the processor tells.
+  /// How the processor reports it.
   package var outcome: String
 
   package struct FieldValue: Equatable, Sendable {
@@ -40,12 +40,12 @@ package struct BrokenEntryRule: Equatable, Sendable {
   }
 }
 
-/// What a processor says to a control structure.
+/// A processor's verdict on a control structure.
 package struct EntryExplanation: Equatable, Sendable {
   package var vendor: SiliconVendor
   /// In the order of the checks.
   package var broken: [BrokenEntryRule]
-  /// The one that the processor reports.
+  /// The index of the one that the processor reports.
   package var reported: Int
 
   /// One line for the failure and one for each rule.
@@ -57,14 +57,14 @@ package struct EntryExplanation: Equatable, Sendable {
       + broken.enumerated().map { ($0.offset == reported ? "> " : "  ") + $0.element.text }
   }
 
-  /// Equal for failures that are the same but for values.
+  /// Equal for failures that differ only in values.
   package var kind: String {
     let names = broken.map(\.name).joined(separator: " ")
     return "\(vendor) \(reported) \(names)"
   }
 }
 
-/// Collects what checks find. One for each explanation; the checks are copied, this is not.
+/// Collects failed checks. There is one for each explanation; checks are copied, this is not.
 final class BrokenRules<Rule> {
   struct Finding {
     var rule: Rule
@@ -80,7 +80,7 @@ final class BrokenRules<Rule> {
   }
 }
 
-/// Which of the fields that a rule is about was wrong.
+/// Which of a rule's fields was wrong.
 enum RuleSubject: Equatable {
   /// The rule's own.
   case rule
@@ -88,7 +88,7 @@ enum RuleSubject: Equatable {
   case register(SegmentRegister)
 }
 
-/// When a rule is checked, which decides how the processor tells.
+/// When a rule is checked, which determines how the processor reports it.
 enum EntryStage: String {
   case controls = "VM-instruction error 7 (invalid control fields)"
   case host = "VM-instruction error 8 (invalid host-state fields)"

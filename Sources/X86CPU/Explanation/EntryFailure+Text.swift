@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What goes with each rule of VM entry in a report: the fields that it is about, which of their
-// bits are wrong, and the section of SDM volume 3 that states it. A test fails for a rule without a
-// row.
+// Texts for each rule of VM entry in a report: its fields, the wrong bits, and the section of SDM
+// volume 3 that states it. A test fails for a rule without a row.
 
 import X86
 
@@ -10,9 +9,9 @@ struct EntryRuleText: Sendable {
   typealias WrongBits = @Sendable (EntryChecks, UInt64) -> UInt64
 
   let section: String
-  /// The one that is wrong first. Of a segment register's, ES's stand for all.
+  /// The wrong one first. For segment registers, ES's fields stand for all.
   private let own: [VMCSField]
-  /// Of the first field's value; 0: the field as a whole.
+  /// The wrong bits of the first field's value; 0: the field as a whole.
   let wrong: WrongBits
 
   fileprivate init(_ section: String, _ fields: [VMCSField], _ wrong: @escaping WrongBits) {
@@ -21,7 +20,7 @@ struct EntryRuleText: Sendable {
     self.wrong = wrong
   }
 
-  /// The fields, for what a check found wrong.
+  /// The fields for a failed check.
   func fields(_ subject: RuleSubject) -> [VMCSField] {
     switch subject {
     case .rule: return own
@@ -49,7 +48,7 @@ extension EntryFailure {
   private static let rows =
     controls + virtualization + hostState + guestRegisters + guestSegments + guestRest
 
-  // MARK: Which bits
+  // MARK: Wrong bits
 
   private typealias Row = (EntryFailure, EntryRuleText)
 
@@ -60,22 +59,22 @@ extension EntryFailure {
     (rule, EntryRuleText(section, fields, wrong))
   }
 
-  /// Those of a mask.
+  /// The bits of a mask.
   private static func mask(_ bits: UInt64) -> EntryRuleText.WrongBits { { _, _ in bits } }
 
-  /// Those of a mask that are 1.
+  /// The bits of a mask that are set.
   private static func ones(_ bits: UInt64) -> EntryRuleText.WrongBits {
     { _, value in value & bits }
   }
 
-  /// Those that a control field must not have, or must have.
+  /// Bits of a control field that must be 0 and are not, or must be 1.
   private static func capability(_ capability: ControlCapability) -> EntryRuleText.WrongBits {
     { _, value in
       value & ~UInt64(capability.allowed) | ~value & UInt64(capability.required)
     }
   }
 
-  /// Those of a control register that VMX operation fixes to another value.
+  /// Bits of a control register that differ from VMX operation's fixed values.
   private static func fixed(_ zeros: UInt64, _ ones: UInt64) -> EntryRuleText.WrongBits {
     { _, value in value & ~zeros | ~value & ones }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checks a VMCS or VMCB that was saved, by loading it into a processor that runs nothing. Addresses
-// in it are of another machine, so no memory that it names is read: rules that would are left out.
+// Checks a saved VMCS or VMCB by loading it into a processor that runs nothing. Its addresses are
+// of another machine, so no memory is read and rules that need memory are skipped.
 
 import SystemPackage
 import X86
@@ -12,7 +12,7 @@ package final class SavedControlStructures {
   private let pages: UnsafeMutableRawPointer
   private static let pageCount = 2
 
-  /// - Parameter numbers: two of 0 to 63 that no other CPU of this process has.
+  /// - Parameter numbers: two unused CPU numbers of this process, from 0 to 63.
   package init(numbers: (Int, Int) = (0, 1)) throws(Errno) {
     intel = try PhysicalCPU(number: numbers.0, silicon: .intel, blockOps: 1 << 10)
     amd = try PhysicalCPU(number: numbers.1, silicon: .amd, blockOps: 1 << 10)
@@ -42,7 +42,7 @@ package final class SavedControlStructures {
     }
   }
 
-  /// - Parameter fields: of a VMCS. Rules about fields that are not there are left out.
+  /// - Parameter fields: of a VMCS. Rules about missing fields are skipped.
   package func explain(vmcs fields: [VMCSField: UInt64]) -> EntryExplanation {
     clear()
     do throws(VMXError) {
@@ -60,8 +60,8 @@ package final class SavedControlStructures {
     }
   }
 
-  /// The rule that the VMCS's processor reported, if the VMCS says how it failed: another processor
-  /// may allow what this one does not have.
+  /// The rule that the VMCS's own processor reported, if the VMCS says how it failed: other
+  /// processors may allow what this one lacks.
   private static func reported(_ broken: [BrokenEntryRule], _ fields: [VMCSField: UInt64]) -> Int {
     let reason = UInt32(truncatingIfNeeded: fields[.exitReason] ?? 0)
     let failed = reason & ExitReason.entryFailureBit != 0

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What goes with each rule of VMRUN in a report: the fields that it is about, and which bits of the
-// first are wrong. A test fails for a rule without a row.
+// Texts for each rule of VMRUN in a report: its fields, and the wrong bits of the first. A test
+// fails for a rule without a row.
 
 import X86
 
 struct VMRunRuleText: Sendable {
-  /// The one that is wrong first.
+  /// The wrong one first.
   let fields: [VMCBField]
-  /// Of the first field's value; 0: the field as a whole.
+  /// The wrong bits of the first field's value; 0: the field as a whole.
   let wrong: @Sendable (UInt64) -> UInt64
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Handlers of the operations in Arithmetic.swift, by form and width. C function pointers cannot be
-// made by generic code, so each is named; the names are made from the opcode table's rows
+// Handlers of the operations in Arithmetic.swift, by form and width. Generic code cannot make C
+// function pointers, so each handler is named; the names are generated from the opcode table's rows
 // (`make golden`, HandlerFamilies.swift).
 
 import X86
@@ -13,7 +13,7 @@ enum Arithmetic {
     registerCompare(&t)
   }
 
-  /// Chooses among register, load, store and locked store forms.
+  /// Selects among register, load, store and locked store forms.
   private static func rule(
     register: WidthHandlers, load: WidthHandlers, store: WidthHandlers, locked: WidthHandlers
   ) -> LoweringRule {

@@ -108,7 +108,7 @@ typealias RawPointer = UnsafeMutableRawPointer
   }
 }
 
-/// The way of `binaryS` where memory has no host pointer. The store comes before the flags.
+/// The slow path of `binaryS`, for memory without a host pointer. The store precedes the flags.
 @inline(never) func modifySlow<O: BinaryOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, _ c: CPU, _ address: UInt64, _ b: T
 ) throws(GuestException) {
@@ -150,7 +150,7 @@ typealias RawPointer = UnsafeMutableRawPointer
   }
 }
 
-/// register or memory against register or immediate, for the flags alone (CMP, TEST).
+/// register or memory against register or immediate, flags only (CMP, TEST).
 @inline(__always) func compareR<O: BinaryOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
@@ -182,7 +182,7 @@ typealias RawPointer = UnsafeMutableRawPointer
   }
 }
 
-// Operations on one operand: the second that `BinaryOperation` passes is not used.
+// Operations on one operand ignore the second one that `BinaryOperation` passes.
 
 enum Increment: BinaryOperation {
   @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, _ b: T) -> T {

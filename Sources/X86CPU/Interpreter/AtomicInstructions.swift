@@ -18,7 +18,7 @@ import X86Decoder
   return Step.next
 }
 
-/// The same in memory, always atomically: LOCK costs little and excludes nothing.
+/// The same in memory, always atomic: LOCK costs little.
 @inline(__always) private func exchangeAddM<T: OperandInteger & AtomicOperand>(
   _ t: T.Type, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
@@ -115,7 +115,7 @@ private let compareExchange16: Handler = { c, i in
       try compareExchange16Slow(c, address)
       return
     }
-    // WordPair's first word is the one at the higher address.
+    // WordPair's first word is at the higher address.
     let atomic = p.assumingMemoryBound(to: Atomic<WordPair>.self)
     let swapped = WordPairOrder.firstIsLow
     let (low, high) = (UInt(c.gpr[0]), UInt(c.gpr[2]))
@@ -133,7 +133,7 @@ private let compareExchange16: Handler = { c, i in
   }
 }
 
-/// Which of WordPair's words lies at the lower address, found once.
+/// Which of WordPair's words is at the lower address, determined once.
 private enum WordPairOrder {
   static let firstIsLow: Bool = {
     var pair = WordPair(first: 1, second: 2)
@@ -152,7 +152,7 @@ private func compareExchange16Slow(_ c: CPU, _ address: UInt64) throws(GuestExce
 }
 
 extension CPU {
-  /// Replaces ZF alone.
+  /// Replaces only ZF.
   func setZeroFlag(_ value: Bool) {
     let flags = arithmeticFlags & ~RFLAGS.zf.rawValue
     arithmeticFlags = flags | (value ? RFLAGS.zf.rawValue : 0)

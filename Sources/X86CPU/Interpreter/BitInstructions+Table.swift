@@ -13,7 +13,7 @@ enum BitInstructions {
     registerCRC(&t)
   }
 
-  /// By where operand 0 is, whether the offset is a register (a bit string) and LOCK.
+  /// By operand 0's location, whether the offset is a register (a bit string), and LOCK.
   private static func bitRule(
     register: WidthHandlers, memory: WidthHandlers, string: WidthHandlers, locked: WidthHandlers,
     lockedString: WidthHandlers

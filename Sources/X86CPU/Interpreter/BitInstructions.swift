@@ -6,7 +6,7 @@
 import X86
 import X86Decoder
 
-/// What BT, BTS, BTR and BTC do with the bit.
+/// The effect of BT, BTS, BTR and BTC on the bit.
 enum BitAction { case test, set, reset, complement }
 
 @inline(__always) private func applied<T: OperandInteger>(_ action: BitAction, _ a: T, _ bit: T)
@@ -33,7 +33,7 @@ enum BitAction { case test, set, reset, complement }
   return Step.next
 }
 
-/// A bit of memory. With a register offset the bit string may lie far from the operand's address.
+/// A bit of memory. With a register offset the bit string may be far from the operand's address.
 @inline(__always) func bitM<T: OperandInteger & AtomicOperand>(
   _ t: T.Type, _ action: BitAction, string: Bool, locked: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
@@ -85,7 +85,7 @@ extension CPU {
 /// An instruction that computes a result from one register or memory operand.
 protocol UnaryBitOperation {
   static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T
-  /// A zero source leaves the destination as it is.
+  /// A zero source leaves the destination unchanged.
   static var keepsDestination: Bool { get }
 }
 
@@ -93,7 +93,7 @@ extension UnaryBitOperation {
   @inline(__always) static var keepsDestination: Bool { false }
 }
 
-/// `operand` is 1 where the source is operand 1, 2 where it is operand 2 or for BLS* in VEX form.
+/// `operand` is 1 if the source is operand 1, 2 if it is operand 2 or for BLS* in VEX form.
 @inline(__always) func unaryBits<O: UnaryBitOperation, T: OperandInteger>(
   _ o: O.Type, _ t: T.Type, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {
@@ -112,7 +112,7 @@ extension UnaryBitOperation {
   }
 }
 
-/// BSF and BSR: a zero source leaves the destination alone, the upper half of a 32-bit one too.
+/// BSF and BSR: a zero source leaves the destination unchanged, even a 32-bit one's upper half.
 enum BitScanForward: UnaryBitOperation {
   @inline(__always) static var keepsDestination: Bool { true }
   @inline(__always) static func apply<T: OperandInteger>(_ c: CPU, _ a: T, old: T) -> T {
@@ -173,13 +173,13 @@ enum ResetLowestSetBit: UnaryBitOperation {
 }
 
 extension CPU {
-  /// ZF alone; the others are undefined and keep their values.
+  /// Sets only ZF; the others are undefined and keep their values.
   @inline(__always) func setScanFlags(zero: Bool) {
     let flags = arithmeticFlags & ~RFLAGS.zf.rawValue
     arithmeticFlags = flags | (zero ? RFLAGS.zf.rawValue : 0)
   }
 
-  /// CF and ZF; the others are undefined and keep their values.
+  /// Sets CF and ZF; the others are undefined and keep their values.
   @inline(__always) func setCountFlags(carry: Bool, zero: Bool) {
     let flags = arithmeticFlags & ~(RFLAGS.zf.rawValue | RFLAGS.cf.rawValue)
     arithmeticFlags =

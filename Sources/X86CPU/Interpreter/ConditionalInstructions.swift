@@ -16,7 +16,7 @@ import X86Decoder
   return Step.branch
 }
 
-/// Jcc elsewhere: the target is masked to the operand size and checked against the limit.
+/// Jcc in other modes: the target is masked to the operand size and checked against the limit.
 @inline(__always) private func jumpLegacy<C: Condition>(
   _ condition: C.Type, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {

@@ -36,7 +36,7 @@ import X86Decoder
   }
 }
 
-/// MOV between accumulator and an absolute offset, which `immediate` holds whole.
+/// MOV between accumulator and an absolute offset, all of which is in `immediate`.
 @inline(__always) private func moveAbsolute<T: OperandInteger>(
   _ t: T.Type, store: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {

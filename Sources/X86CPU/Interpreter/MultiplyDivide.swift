@@ -3,7 +3,7 @@
 // MUL, IMUL, DIV, IDIV, MULX, ADCX, ADOX.
 //
 // Flags that the manuals leave undefined: after a multiplication SF, ZF, AF and PF keep their
-// values where the host's do (see the oracle's list); a division leaves all flags alone.
+// values if the host's do (see the oracle's list); a division leaves all flags unchanged.
 
 import X86
 import X86Decoder
@@ -26,7 +26,7 @@ import X86Decoder
   c.read(MemoryLayout<T>.size == 1 ? c.raw + 1 : c.raw + 16)
 }
 
-/// What MUL, IMUL, DIV and IDIV do with rAX, rDX and their operand.
+/// The operation of MUL, IMUL, DIV and IDIV on rAX, rDX and their operand.
 private enum WideOperation { case multiply, signedMultiply, divide, signedDivide }
 
 @inline(__always) private func wide<T: OperandInteger, S: FixedWidthInteger & SignedInteger>(
@@ -66,7 +66,7 @@ private enum WideOperation { case multiply, signedMultiply, divide, signedDivide
   }
 }
 
-/// IDIV by magnitudes, so that every quotient that fits is found and no other is computed.
+/// IDIV by magnitudes, so that only quotients that fit are computed.
 @inline(__always)
 private func signedDivide<
   T: OperandInteger, S: FixedWidthInteger & SignedInteger
@@ -135,7 +135,7 @@ private func multiplyTruncated<
   }
 }
 
-/// ADCX and ADOX: an addition whose carry is CF or OF alone.
+/// ADCX and ADOX: an addition whose carry flag is CF or OF.
 @inline(__always) private func addCarryFlag<T: OperandInteger>(
   _ t: T.Type, overflowFlag: Bool, memory: Bool, _ c: RawPointer, _ i: RawPointer
 ) -> Int32 {

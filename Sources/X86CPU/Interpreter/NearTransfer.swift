@@ -5,13 +5,13 @@
 import X86
 import X86Decoder
 
-/// To the next instruction, from one that ends its block.
+/// Continues at the next instruction, after one that ends its block.
 @inline(__always) func fallThrough(_ c: CPU, _ i: MicroOpPointer) -> Int32 {
   c.s.pointee.rip = c.nextRIP(i)
   return Step.branch
 }
 
-/// A relative jump outside 64-bit mode (in it, LOOP and JCXZ come here too).
+/// A relative jump outside 64-bit mode (in it, LOOP and JCXZ use this too).
 func jumpRelativeLegacy(_ c: CPU, _ i: MicroOpPointer) -> Int32 {
   attemptBranch(c) { () throws(GuestException) in
     try c.branchTarget(c.nextRIP(i) &+ i.pointee.immediate, size: i.pointee.operandSize)
@@ -63,7 +63,7 @@ enum NearTransfer {
       return i.memoryOperand == nil ? callRegister : callMemory
     }
     t[.ret] = .custom { i, op, _ in
-      // `immediate` is what RET imm16 releases; 0 without one.
+      // `immediate` is RET's operand; 0 without one.
       if i.immediateOperandCount == 0 { op.pointee.immediate = 0 }
       op.pointee.segment = SegmentRegister.ss.rawValue
       return i.mode == .bits64 ? ret64 : retLegacy
@@ -130,7 +130,7 @@ extension CPU {
   {
     let operand = memory ? try transferOperand(i) : i.pointee.dst.load(as: UInt64.self)
     if is64Bit && !isCanonical(operand) {
-      // The stack's faults come before the target's.
+      // The stack's faults precede the target's.
       try probePush()
       throw .generalProtection
     }

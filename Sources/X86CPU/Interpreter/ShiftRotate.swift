@@ -2,8 +2,8 @@
 //
 // ROL, ROR, RCL, RCR, SHL, SHR, SAR, SHLD, SHRD and the flagless BMI2 shifts.
 //
-// Flags that the manuals leave undefined have here the values that the formulas give: OF of a shift
-// or rotate by more than one is computed as for one; AF of a shift is clear.
+// Flags that the manuals leave undefined have the values of the formulas here: OF of a shift or
+// rotate by more than one is computed as for one; AF of a shift is clear.
 
 import X86
 import X86Decoder
@@ -47,7 +47,7 @@ enum RotateCarryLeft: BinaryOperation {
     var (r, carry) = (a, c.cf)
     if n != 0 {
       let low: T = carry ? T(1) << T(n - 1) : 0
-      // A shift by the whole width gives 0 with the smart shift.
+      // The smart shift gives 0 for a shift by the whole width.
       r = a << n | low | (n > 1 ? a >> (T.bitWidth + 1 - n) : 0)
       carry = (a >> (T.bitWidth - n)) & 1 != 0
     }
@@ -109,8 +109,8 @@ enum ShiftArithmeticRight: BinaryOperation {
   }
 }
 
-/// SHLD and SHRD. A count beyond a 16-bit operand's width is undefined; here it goes on into the
-/// source as if the two were repeated.
+/// SHLD and SHRD. A count beyond a 16-bit operand's width is undefined; here the shift continues
+/// into the source as if the two were repeated.
 @inline(__always) private func doubleShift<T: OperandInteger>(
   _ c: CPU, _ a: T, _ b: T, _ count: Int, left: Bool
 ) -> T {
@@ -168,7 +168,7 @@ enum ShiftArithmeticRight: BinaryOperation {
   }
 }
 
-/// Runs a store that comes after flags were computed; a fault gives the old flags back.
+/// Runs a store after flags were computed; a fault restores the old flags.
 @inline(__always) func keepingFlags(
   _ c: CPU, _ saved: (UInt64, UInt64), _ body: () throws(GuestException) -> Void
 ) throws(GuestException) {

@@ -15,7 +15,7 @@ extension CPU {
     }
   }
 
-  /// Sets the stack pointer's part that the stack's width uses.
+  /// Sets the part of the stack pointer that the stack's width uses.
   @inline(__always) package func setStackPointer(_ value: UInt64) {
     let mask = stackMask
     gpr[4] = mask == 0xFFFF ? gpr[4] & ~mask | value & mask : value & mask
@@ -97,7 +97,7 @@ enum StackInstructions {
   static func register(_ t: inout LoweringTable) {
     t[.push] = .custom { i, op, _ in
       if i.memoryOperand != nil { return pushMemory }
-      // The immediate stands in operand 0, where no pointer is made for it.
+      // The immediate is operand 0, for which lowering makes no pointer.
       if i.operands[0].kind == .immediate {
         op.pointee.dst =
           UnsafeMutableRawPointer(op) + MemoryLayout<MicroOp>.offset(of: \.immediate)!

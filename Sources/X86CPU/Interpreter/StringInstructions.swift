@@ -3,10 +3,10 @@
 // MOVS, STOS, LODS, CMPS, SCAS with their REP prefixes. (INS and OUTS are in
 // System/PortInstructions.)
 //
-// A repeated instruction commits its registers after each iteration, so that it can be left
-// anywhere: at a fault, and when the CPU is asked to leave guest code; it then starts again where
-// it was. While an instruction is emulated or single-stepped it makes one iteration. REP MOVS and
-// REP STOS go a page at a time where both sides are plain memory.
+// A repeated instruction commits its registers after each iteration, so it can stop anywhere: at a
+// fault, and when the CPU is asked to exit guest code; it then restarts where it was. During
+// emulation or single-stepping it makes one iteration. REP MOVS and REP STOS process a page at a
+// time if both sides are plain memory.
 
 import Glibc
 import X86
@@ -19,7 +19,7 @@ struct StringState {
   /// Mask of the address size.
   let mask: UInt64
   let size: Int
-  /// What is added to the pointers: the size, negative with DF set.
+  /// The pointers' increment: the size, negative with DF set.
   let step: UInt64
   let source: SegmentRegister
 
@@ -57,17 +57,17 @@ struct StringState {
   }
   @inline(__always) func reduceCount(by n: UInt64) { c.writeAddressSized(1, c.gpr[1] &- n, i) }
 
-  /// After an iteration with more to come: is it time to leave the instruction?
+  /// Whether to stop after an iteration although more remain.
   var mustYield: Bool { c.s.requests != 0 || isStepped }
 
-  /// Whether others look at each iteration.
+  /// Whether each iteration must be visible.
   var isStepped: Bool {
     c.s.pointee.emulation != nil
       || c.s.pointee.slow & ~(SlowReason.breakpoints | SlowReason.counting) != 0
   }
 
-  /// Elements from the current pointers to the nearer page end, at most the count; 0 where the fast
-  /// way is not open.
+  /// Elements from the current pointers to the nearer page end, at most the count; 0 if the fast
+  /// path is unavailable.
   func run(usesSource: Bool) -> Int {
     if step != UInt64(truncatingIfNeeded: size) || c.s.pointee.emulation != nil
       || c.s.pointee.slow & ~SlowReason.counting != 0 || c.checksAlignment
@@ -92,7 +92,7 @@ private protocol StringOperation {
   static func iterate<T: OperandInteger>(
     _ state: StringState, _ t: T.Type
   ) throws(GuestException) -> Bool
-  /// As many iterations as can be made at once; 0 if none.
+  /// As many iterations as possible at once; 0 if none.
   static func bulk<T: OperandInteger>(
     _ state: StringState, _ t: T.Type
   ) throws(GuestException) -> UInt64
@@ -127,7 +127,7 @@ extension StringOperation {
       state.reduceCount(by: done)
       if repeated != .always && goesOn != (repeated == .whileEqual) { break }
       if state.count != 0 && state.mustYield {
-        // So that a fault after it, too, finds what was before the first.
+        // So that a fault in a later iteration, too, restores the flags from before the first.
         if comparing && !state.isStepped { c.lazyFlags = flags }
         c.s.pointee.rip = c.currentRIP(i)
         c.noteUnfinished()
@@ -136,8 +136,8 @@ extension StringOperation {
     }
     return Step.next
   } catch {
-    // A fault finds the flags from before, whatever earlier rounds have made of them (SDM volume 2,
-    // "REP/REPE/REPZ/REPNE/REPNZ").
+    // A fault restores the flags from before, whatever earlier iterations made of them (SDM volume
+    // 2, "REP/REPE/REPZ/REPNE/REPNZ").
     if comparing { c.lazyFlags = flags }
     return c.raise(error)
   }
@@ -179,7 +179,7 @@ private enum MoveString: StringOperation {
     } catch { return 0 }
     let from = try c.pointerForRead(source, size: bytes)
     guard let to = try c.pointerForModify(destination, size: bytes) else { return 0 }
-    // A destination just above the source repeats a pattern: that goes element by element.
+    // A destination just above the source repeats a pattern: copy element by element.
     let distance = UInt(bitPattern: to) &- UInt(bitPattern: from)
     if distance != 0 && distance < UInt(bytes) { return 0 }
     let all = bytes + more(state, T.self, from + bytes, to + bytes, bytes)
@@ -189,8 +189,8 @@ private enum MoveString: StringOperation {
     return UInt64(all / MemoryLayout<T>.size)
   }
 
-  /// How many bytes after the first lie behind them in the host's memory, too: one large copy is
-  /// faster than several of a page.
+  /// How many bytes after the first are contiguous in host memory, too: one large copy is faster
+  /// than several of a page.
   private static func more<T: OperandInteger>(
     _ state: StringState, _ t: T.Type, _ from: UnsafeRawPointer, _ to: UnsafeMutableRawPointer,
     _ first: Int
@@ -215,12 +215,12 @@ private enum MoveString: StringOperation {
         ahead &+= Int(bytes)
       }
     } catch {
-      // The next element, when it is its turn, meets the same.
+      // The next element will meet the same fault in its turn.
     }
     return ahead
   }
 
-  /// Bytes between two looks at `request`.
+  /// Bytes between two checks of `request`.
   private static let mostAtOnce = 1 << 16
 }
 

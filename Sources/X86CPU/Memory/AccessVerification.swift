@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A check of the translator, for tests: accesses that skip their look at the TLB, because another
-// has looked for them or their page is remembered, are compared with a look and, where the TLB has
-// no entry, with a walk.
+// A check of the translator, for tests: accesses without a TLB check of their own, because another
+// access checks for them or their page is remembered, are compared with the TLB and, on a miss,
+// with a page walk.
 
 import X86
 
-/// What such an access has found, and how comparisons went.
+/// The result of such an access, and the outcome of comparisons.
 package struct AccessVerification: Sendable {
-  /// Of the access that is being compared: its address, the host's, and its size with `write`
+  /// The access under comparison: its linear address, its host address, and its size with `write`
   /// above.
   package var linear: UInt64 = 0
   package var host: UInt64 = 0
   package var information: UInt64 = 0
-  /// Registers of translated code meanwhile: R13 to R15.
+  /// R13 to R15 of translated code during the comparison.
   package var kept = InlineArray<3, UInt64>(repeating: 0)
-  /// Where vector registers are meanwhile.
+  /// The save area of vector registers during the comparison.
   package var area: UInt64 = 0
-  /// Accesses compared, and those that differed.
+  /// Accesses compared, and mismatches.
   package var count: UInt64 = 0
   package var differences: UInt64 = 0
-  /// The first that differed: linear address, host address, that of the walk or 0, information, RIP
-  /// of the code page.
+  /// The first mismatch: linear address, host address, the walk's or 0, information, RIP of the
+  /// code page.
   package var first = InlineArray<5, UInt64>(repeating: 0)
 
   package static let write: UInt64 = 1 << 32
@@ -43,7 +43,7 @@ extension CPU {
     ]
   }
 
-  /// The host address of an access that may go the fast way; else nil.
+  /// The host address of an access that may take the fast path; else nil.
   private func walk(_ linear: UInt64, size: UInt64, _ kind: AccessKind) -> UInt64? {
     let offset = linear & Page.offsetMask
     guard offset &+ size <= Page.size, !isLongMode || isCanonical(linear),

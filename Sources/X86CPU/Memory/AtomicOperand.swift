@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Atomic operations on guest memory in host memory. The host's memory model is the guest's, so a
-// LOCKed guest operation is one LOCKed host operation, misaligned within a page included.
+// LOCKed guest operation is one LOCKed host operation, even misaligned within a page.
 
 import Glibc
 import Synchronization
@@ -16,16 +16,15 @@ protocol AtomicOperand: FixedWidthInteger & UnsignedInteger {
   ) -> (exchanged: Bool, original: Self)
 }
 
-/// A LOCKed access that crosses a page has no single host address: it excludes other such accesses,
-/// which is all that can be had (a split lock that other CPUs race with by plain locks is not
-/// atomic).
+/// A LOCKed access that crosses a page has no single host address: it only excludes other such
+/// accesses. (A split lock is not atomic against other CPUs' plain locked accesses.)
 func splitLock(_ body: () throws(GuestException) -> Void) throws(GuestException) {
   splitLockMutex.pointer.pointee.lock()
   defer { splitLockMutex.pointer.pointee.unlock() }
   try body()
 }
 
-/// Where the calling thread was cut off in a locked access.
+/// Called after the calling thread was aborted in a locked access.
 func releaseSplitLock() { splitLockMutex.pointer.pointee.unlockIfOwn() }
 
 private struct SpinLock: ~Copyable {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Loads and stores at linear addresses. The fast path is one TLB compare; everything else (misses,
-// page crossings, MMIO, code pages, breakpoints) is in CPU+SlowAccess.
+// Loads and stores at linear addresses. The fast path is one TLB compare; all other cases (misses,
+// page crossings, MMIO, code pages, breakpoints) are in CPU+SlowAccess.
 
 import X86
 
@@ -10,23 +10,22 @@ extension CPU {
     s.pointee.tlb + Int((linear >> Page.shift) & TLB.indexMask)
   }
 
-  /// The tag that an access of `size` bytes at `linear` must find: an access that crosses into the
-  /// next page looks for that page's tag in this page's entry and never finds it.
+  /// The tag that an access of `size` bytes at `linear` must match: an access that crosses into the
+  /// next page compares that page's tag with this page's entry and never matches.
   @inline(__always) func tag(_ linear: UInt64, _ size: Int) -> UInt64 {
     (linear &+ UInt64(truncatingIfNeeded: size &- 1)) & Page.mask | s.pointee.tlbContext
   }
 
-  /// The host address that a TLB entry gives for `linear`, if its tag does not differ from the one
-  /// wanted; else one that leads nowhere. The host guesses that an access's check succeeds and
-  /// executes what comes after it, so that the address must follow from the check by arithmetic: of
-  /// a conditional expression the compiler makes a branch again. `matches` is the check's branch.
-  /// It asks in a way from which the compiler does not learn that there is no difference, as it
-  /// would then leave the arithmetic out. Whoever changes this looks at the machine code.
+  /// The host address that a TLB entry gives for `linear` if its tag matches (`difference` is 0);
+  /// else a harmless one. The host speculates past an access's check, so the address must depend on
+  /// the check by arithmetic: the compiler turns a conditional expression into a branch. `matches`
+  /// is the check's branch. It is written so that the compiler cannot infer that the difference is
+  /// 0, because it would then drop the arithmetic. After any change here, inspect the machine code.
   @inline(__always) func guarded(
     _ linear: UInt64, _ entry: UnsafeMutablePointer<TLBEntry>, _ difference: UInt64
   ) -> UInt {
     let host = linear &+ entry.pointee.addend
-    // The top bit of this is 1 for 0 alone.
+    // The top bit of this is 1 only for 0.
     let isSame = (difference &- s.pointee.one) & ~difference
     let mask = 0 &- (isSame >> 63 & s.pointee.ones)
     return UInt((host ^ Self.harmlessAddress) & mask ^ Self.harmlessAddress)
@@ -36,7 +35,7 @@ extension CPU {
     difference & s.pointee.ones == 0
   }
 
-  /// In the first page, which no program has.
+  /// In the first page, which no program maps.
   private static var harmlessAddress: UInt64 { 64 }
 
   /// Loads a little-endian integer with the privilege of the current CPL.
@@ -66,9 +65,8 @@ extension CPU {
     try storeSlow(linear, UInt64(truncatingIfNeeded: value), MemoryLayout<T>.size)
   }
 
-  /// A host pointer to `size` bytes of guest RAM that may be read and written, or nil where there
-  /// is none (MMIO, a page crossing, a code page, a breakpoint): then use `load` and `store`.
-  /// Faults as a write does.
+  /// A host pointer to `size` bytes of writable guest RAM, or nil if there is none (MMIO, a page
+  /// crossing, a code page, a breakpoint): then use `load` and `store`. Faults as a write does.
   @inline(__always) package func pointerForModify(
     _ linear: UInt64, size: Int
   ) throws(GuestException) -> UnsafeMutableRawPointer? {
@@ -79,7 +77,7 @@ extension CPU {
     return try pointerForModifySlow(linear, size: size)
   }
 
-  /// A host pointer to read `size` (up to 4096) bytes from; crossing pages and MMIO end in a bounce
+  /// A host pointer to read `size` (up to 4096) bytes from; page crossings and MMIO use a bounce
   /// buffer that is valid until the next access.
   @inline(__always) package func pointerForRead(
     _ linear: UInt64, size: Int

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // TLB invalidation. Nothing is walked: a flush of an address space takes a new context, a flush of
-// global pages a new generation. Contexts belong to a PCID, a root and the value of PKRU, so that a
-// switch of any of them that keeps translations finds its own again.
+// global pages a new generation. A context belongs to a PCID, a root and a value of PKRU, so a
+// switch that keeps translations finds its old context again.
 //
-// Code has its ways of its own (jump cache, translated code's table, `executePages`): those of user
-// code carry the context, those of supervisor code do not as long as all of it lies in global pages
-// (`CPUState.supervisorCodeIsGlobal`), and all carry an epoch, of user or of supervisor code.
+// Links to code are separate (jump cache, translated code's table, `executePages`). Links to user
+// code contain the context; links to supervisor code do not, as long as all of it is in global
+// pages (`CPUState.supervisorCodeIsGlobal`). All contain an epoch, of user or of supervisor code.
 
 import X86
 
 extension CPU {
-  /// Drops every translation of every address space, and what is known of guest-physical memory
+  /// Drops every translation of every address space, and cached guest-physical translations
   /// (INVEPT, mapping changes, mode changes).
   package func flushTLB() {
     owner.flushPhysicalCache()
@@ -38,14 +38,14 @@ extension CPU {
     useBank(currentBank)
   }
 
-  /// A page that is not global is about to be entered into the supervisor's bank.
+  /// Called before a non-global page is entered into the supervisor's bank.
   func noteLocalSupervisorPage() {
     if !s.pointee.supervisorDataIsGlobal { return }
     s.pointee.supervisorDataIsGlobal = false
     updateSupervisorBank()
   }
 
-  /// Entries of global pages have the context with which they were entered.
+  /// Entries of global pages keep the context of the address space that made them.
   private func flushGlobal() {
     owner.newJumpEpoch()
     startGlobalTranslations()
@@ -67,8 +67,8 @@ extension CPU {
     switchAddressSpace(toPCID: pcid)
   }
 
-  /// Switches to the address space of CR3 with the given PCID, keeping translations that are still
-  /// known (MOV to CR3 with bit 63 set).
+  /// Switches to the address space of CR3 with the given PCID and keeps cached translations (MOV to
+  /// CR3 with bit 63 set).
   package func switchAddressSpace(toPCID pcid: UInt64) {
     setAddressSpace(
       owner.context(forPCID: pcid, root: s.pointee.cr3 & Page.mask, keys: s.pointee.pkru))
@@ -81,7 +81,7 @@ extension CPU {
       toPCID: s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0)
   }
 
-  /// Drops the translations of one linear address (INVLPG). Other address spaces lose it too.
+  /// Drops the translations of one linear address (INVLPG), in all address spaces.
   package func flushPage(_ linear: UInt64) {
     let owner = owner
     if owner.mayBeLargePage(linear) {
@@ -104,7 +104,7 @@ extension CPU {
     if isUser || isSupervisor { updateBlockContext() }
   }
 
-  /// Recomputes what a jump-cache entry must match: address space, mode, privilege and epoch.
+  /// Recomputes the tag of jump-cache entries: address space, mode, privilege and epoch.
   package func updateBlockContext() {
     let common = UInt64(s.pointee.modeKey) << 12
     let context = s.pointee.addressSpace
@@ -117,8 +117,8 @@ extension CPU {
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
   }
 
-  /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor
-  /// code is the same in every address space.
+  /// Notes a page that is entered for execution: for INVLPG, and for whether supervisor code is the
+  /// same in every address space.
   func noteExecuted(_ linear: UInt64, _ translation: PageTranslation) {
     let owner = owner
     if s.pointee.cpl == 3 {
@@ -136,7 +136,7 @@ extension CPU {
   }
 }
 
-/// A set of numbers that may say yes too often: one bit for each value of a hash.
+/// A set of numbers with false positives: one bit for each hash value.
 struct NumberFilter {
   private static let wordCount = 1024
   private let words = UnsafeMutablePointer<UInt64>.allocate(capacity: wordCount)
@@ -170,7 +170,7 @@ struct NumberFilter {
 }
 
 extension PhysicalCPU {
-  /// A context that no valid TLB entry has.
+  /// A context without valid TLB entries.
   func newContext() -> UInt64 {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
@@ -180,7 +180,7 @@ extension PhysicalCPU {
       parkedSpaces.removeAll()
       largePages.removeAll()
       newJumpEpoch()
-      // Who makes this one new as well is about to choose another address space.
+      // A caller that renews this one, too, is about to select another address space.
       cpu.s.pointee.globalContext = 0
       nextContext = 1
     }
@@ -201,24 +201,24 @@ extension PhysicalCPU {
     newSupervisorJumpEpoch()
   }
 
-  /// The same for code that runs at CPL 3.
+  /// The same for code at CPL 3.
   func newUserJumpEpoch() {
     cpu.s.pointee.userJumpEpoch &+= 1
     executedByUser.removeAll()
   }
 
-  /// The same for code that runs below CPL 3.
+  /// The same for code below CPL 3.
   func newSupervisorJumpEpoch() {
     cpu.s.pointee.supervisorJumpEpoch &+= 1
     executedBySupervisor.removeAll()
   }
 
-  /// Forgets which contexts belong to which PCID.
+  /// Forgets the contexts of PCIDs.
   func forgetContexts() { pcidContexts.removeAll(keepingCapacity: true) }
 
   func forgetContext(ofPCID pcid: UInt64) { pcidContexts.removeAll { $0.pcid == pcid } }
 
-  /// The context of an address space, a new one if it is not known.
+  /// The context of an address space, a new one if it is unknown.
   func context(forPCID pcid: UInt64, root: UInt64, keys: UInt64) -> UInt64 {
     for known in pcidContexts
     where known.pcid == pcid && known.root == root && known.keys == keys {
@@ -241,7 +241,7 @@ extension PhysicalCPU {
     cpu.s.pointee.physicalGeneration = physicalGeneration
   }
 
-  /// Remembers that a large page's part was entered, so that INVLPG knows it has to look further.
+  /// Records that a part of a large page was entered, so that INVLPG flushes further entries.
   func noteLargePage(_ linear: UInt64, shift: UInt64) {
     largePages.insert(Self.largePage(linear, shift > 22 ? 30 : 22))
   }
@@ -251,7 +251,7 @@ extension PhysicalCPU {
       || largePages.mayContain(Self.largePage(linear, 30))
   }
 
-  /// A number for the 4 MiB or the 1 GiB around an address.
+  /// A hash of the 4 MiB or the 1 GiB around an address.
   private static func largePage(_ linear: UInt64, _ shift: UInt64) -> UInt64 {
     (linear >> shift) &* 0x9E37_79B9_7F4A_7C15 >> 40 ^ shift
   }

@@ -7,17 +7,17 @@
 import X86
 
 extension PageTracking {
-  /// The bits of an entry that allow accesses: one without any of them is not there.
+  /// The rights bits of an entry: one without any is not present.
   @inline(__always) var rightsMask: UInt64 {
     separatesUserExecution ? EPTEntry.rightsMask | EPTEntry.userExecute : EPTEntry.rightsMask
   }
 }
 
-/// What EPT says of an address.
+/// The result of an EPT walk for an address.
 private struct EPTInspection {
-  /// Of all entries on the way.
+  /// The rights of all entries on the way.
   var rights: UInt64
-  /// The entry where the way ends.
+  /// The entry at which the walk ends.
   var last: UInt64 = 0
   var isMisconfigured = false
 }
@@ -41,9 +41,9 @@ extension CPU {
 
   // MARK: Faults
 
-  /// Records the exit for an access that nested paging does not allow.
+  /// Records the exit for an access that nested paging denies.
   ///
-  /// - Returns: what to throw: of EPT also a virtualization exception.
+  /// - Returns: what to throw; for EPT this may be a virtualization exception.
   func eptViolation(
     _ address: UInt64, _ kind: AccessKind, _ purpose: PhysicalAccessPurpose
   ) -> GuestException {
@@ -99,12 +99,12 @@ extension CPU {
     s.pointee.exit.details.formUnion(details)
   }
 
-  /// SVM: rights of a page that can be read.
+  /// SVM: rights of a readable page.
   private func readableRights(_ address: UInt64) -> UInt64 {
     (physicalPage(address & Page.mask, .read)?.rights ?? 0) & EPTEntry.rightsMask
   }
 
-  /// Walks EPT and changes nothing. Misconfigured is an entry that is there but writable and not
+  /// Walks EPT without side effects. A present entry is misconfigured if it is writable but not
   /// readable, or has reserved bits.
   private func inspectEPT(_ address: UInt64) -> EPTInspection {
     let pointer = s.pointee.intercepts.nestedRoot

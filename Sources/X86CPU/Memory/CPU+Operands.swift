@@ -4,11 +4,11 @@
 
 import X86
 
-/// The integers that are operands: 1, 2, 4 and 8 bytes.
+/// The types of integer operands: 1, 2, 4 and 8 bytes.
 package typealias OperandInteger = FixedWidthInteger & UnsignedInteger & Sendable
 
 extension CPU {
-  /// The linear address of the memory operand, of which `size` bytes will be accessed.
+  /// The linear address of the memory operand, for an access of `size` bytes.
   @inline(__always) package func linearAddress(
     _ i: MicroOpPointer, size: Int, _ access: AccessKind = .read
   ) throws(GuestException) -> UInt64 {
@@ -45,7 +45,7 @@ extension CPU {
     return try linear(register, offset, size: size, access)
   }
 
-  /// Offset in a segment to linear address, with the checks of the current mode.
+  /// Segment offset to linear address, with the current mode's checks.
   @inline(__always) package func linear(
     _ register: SegmentRegister, _ offset: UInt64, size: Int, _ access: AccessKind
   ) throws(GuestException) -> UInt64 {
@@ -115,5 +115,5 @@ extension Handlers {
   }
 }
 
-/// Namespace of helpers that handlers share.
+/// Namespace of shared helpers of handlers.
 package enum Handlers {}

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a load or store does when the TLB has no answer: it resolves each page that it touches to
-// host memory or to MMIO, fills the TLB where the page may go the fast way from now on, and tells
-// those who watch (code pages, data breakpoints).
+// The slow path of loads and stores, on a TLB miss: it resolves each page to host memory or to
+// MMIO, fills the TLB if later accesses may take the fast path, and handles code pages and data
+// breakpoints.
 
 import X86
 
-/// Where the bytes of one page are.
+/// The location of the bytes in one page.
 enum ResolvedAccess {
   case host(UInt64)
-  /// Guest-physical address without memory, while an instruction is emulated.
+  /// Guest-physical address without memory, during emulation.
   case mmio(UInt64)
 }
 
 extension CPU {
-  /// Which bank `CPUState.tlb` is.
+  /// The bank of `CPUState.tlb`.
   @inline(__always) var currentBank: Int {
     (s.pointee.tlb - s.pointee.tlbBanks) / TLB.entriesPerBank
   }
@@ -63,7 +63,7 @@ extension CPU {
     _ linear: UInt64, _ t: PageTranslation, _ page: PhysicalPage, _ kind: AccessKind
   ) {
     if s.pointee.slow & SlowReason.breakpoints != 0 || checksAlignment { return }
-    // Rights of user pages follow from protection keys, which are part of the context.
+    // Protection keys, which are part of the context, determine the rights of user pages.
     let isGlobal = t.global && !t.user
     if !isGlobal && currentBank == TLB.supervisor { noteLocalSupervisorPage() }
     let key = linear & Page.mask | s.pointee.tlbContext
@@ -117,8 +117,8 @@ extension CPU {
       + (LargeTLB.start &+ bank &* LargeTLB.entriesPerBank &+ LargeTLB.index(linear))
   }
 
-  /// Asks the second table and that of large pages; the host address if one knows and the access
-  /// needs nothing else.
+  /// Looks up the second table and that of large pages; the host address on a hit, if the access
+  /// needs no further checks.
   private func refill(_ linear: UInt64, _ kind: AccessKind, _ bank: Int) -> UInt64? {
     if s.pointee.slow & SlowReason.breakpoints != 0 || checksAlignment { return nil }
     let page = linear & Page.mask
@@ -128,7 +128,7 @@ extension CPU {
     return isKnown(large, linear & LargeTLB.mask) ? refill(linear, kind, large) : nil
   }
 
-  /// Whether an entry of the second table is that of a page in this address space.
+  /// Whether an entry of the second table belongs to a page in this address space.
   private func isKnown(_ entry: SecondTLBEntry, _ page: UInt64) -> Bool {
     let isOwn =
       entry.key == page | s.pointee.addressSpace
@@ -153,7 +153,8 @@ extension CPU {
     return linear &+ found.addend
   }
 
-  /// A read filled this entry: would a write be allowed as well? Protection keys may say no.
+  /// After a read filled this entry: whether a write is allowed as well. Protection keys may forbid
+  /// it.
   private func mayWriteNow(_ t: PageTranslation, _ linear: UInt64) -> Bool {
     if t.user && isLongMode && s.pointee.cr4 & CR4.pke.rawValue != 0 {
       return (s.pointee.pkru &>> (t.protectionKey &* 2)) & 3 == 0
@@ -172,8 +173,7 @@ extension CPU {
     return value
   }
 
-  /// An access across pages whose end is not canonical is #GP, whatever is to be said of its first
-  /// page.
+  /// An access across pages whose end is not canonical is #GP, whatever its first page would raise.
   private func checkEnd(_ linear: UInt64, _ size: Int) throws(GuestException) {
     if isLongMode && !isCanonical(linear &+ UInt64(truncatingIfNeeded: size &- 1)) {
       throw .nonCanonical
@@ -221,7 +221,7 @@ extension CPU {
     if first < size { try checkEnd(linear, size) }
     let low = try resolve(linear, first, .write)
     if first == size { return try storePart(low, value, size) }
-    // Both pages are proven writable before the first byte is written.
+    // Resolve both pages for writing before the first byte is written.
     let high = try resolve(nextPage(linear), size - first, .write)
     try storePart(low, value, first)
     try storePart(high, value >> UInt64(first * 8), size - first)
@@ -257,8 +257,7 @@ extension CPU {
     let first = Int(Page.size - linear & Page.offsetMask)
     if first < size {
       try checkEnd(linear, size)
-      // The caller's load comes first, but must fault as its store would, in the order of the
-      // pages.
+      // The caller's load comes first, but must fault like its store, in the order of the pages.
       _ = try resolve(linear, first, .write)
       _ = try resolve(nextPage(linear), size - first, .write)
       return nil
@@ -301,8 +300,8 @@ extension CPU {
     return UnsafeRawPointer(bounce)
   }
 
-  /// Stores `size` bytes (vector registers, state images): every page is proven writable before the
-  /// first byte is written.
+  /// Stores `size` bytes (vector registers, state images): resolves every page for writing before
+  /// the first byte is written.
   package func storeBytes(
     _ source: UnsafeRawPointer, at linear: UInt64, size: Int
   ) throws(GuestException) {
@@ -336,8 +335,8 @@ extension CPU {
 }
 
 extension GuestException {
-  /// An address that is not canonical: #GP(0), or #SS(0) where the stack segment was used, which
-  /// the run loop decides by the instruction.
+  /// A non-canonical address: #GP(0), or #SS(0) for the stack segment; the run loop decides by the
+  /// instruction.
   package static let nonCanonical = GuestException(
     rawValue: GuestException.generalProtection.rawValue | nonCanonicalBit)
   package static let nonCanonicalBit: UInt64 = 1 << 10

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Operands that are checked before they are used, or used more than once: another CPU may change
-// them at any time, so they are copied first, and the copy is all that is looked at.
+// Operands that are checked before use, or used more than once: another CPU may change them at any
+// time, so they are copied first, and only the copy is read.
 //
 //     let header = try c.snapshot(address, size: 64)
 //
@@ -10,8 +10,8 @@
 import X86
 
 extension CPU {
-  /// `size` (up to 4096) bytes of guest memory as they are now, in a buffer that is valid until the
-  /// next access without a host pointer.
+  /// A copy of `size` (up to 4096) bytes of guest memory, in a buffer that is valid until the next
+  /// access without a host pointer.
   func snapshot(_ linear: UInt64, size: Int) throws(GuestException) -> UnsafeRawPointer {
     let source = try pointerForRead(linear, size: size)
     let buffer = owner.bounce
@@ -21,8 +21,8 @@ extension CPU {
     return UnsafeRawPointer(buffer)
   }
 
-  /// Copies memory that others may write to meanwhile. Not inlined: an optimizer that sees through
-  /// a copy may read its source again in the place of the copy.
+  /// Copies memory that others may be writing. Not inlined: an optimizer that sees through a copy
+  /// may read its source again instead.
   @inline(never) static func copyOnce(
     from source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, byteCount: Int
   ) {

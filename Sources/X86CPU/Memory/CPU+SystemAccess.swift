@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses that the processor makes by itself: descriptor tables, TSS, interrupt stacks. They have
-// supervisor privilege whatever the CPL (SDM volume 3, "Access Rights": implicit supervisor
-// accesses).
+// Implicit accesses of the processor: descriptor tables, TSS, interrupt stacks. They have
+// supervisor privilege at any CPL (SDM volume 3, "Access Rights": implicit supervisor accesses).
 
 import X86
 
@@ -39,7 +38,7 @@ extension CPU {
     Unmanaged<PhysicalCPU>.fromOpaque(s.pointee.owner.unsafelyUnwrapped).takeUnretainedValue()
   }
 
-  /// Accesses go through this bank from now on.
+  /// Selects the bank for accesses.
   @inline(__always) func useBank(_ bank: Int) {
     s.pointee.tlb = tlbBank(bank)
     if bank == TLB.supervisor {
@@ -50,16 +49,16 @@ extension CPU {
     }
   }
 
-  /// Of accesses with a user's privilege (SDM volume 3, "Interrupt 17, Alignment Check Exception").
+  /// For accesses with user privilege (SDM volume 3, "Interrupt 17, Alignment Check Exception").
   @inline(__always) private var alignmentIsChecked: Bool {
     s.pointee.cpl == 3 && s.pointee.rflags & RFLAGS.ac.rawValue != 0
       && s.pointee.cr0 & CR0.am.rawValue != 0
   }
 
-  /// Whether accesses are looked at for their alignment now.
+  /// Whether alignment checks are active.
   @inline(__always) var checksAlignment: Bool { s.pointee.tlbContext == TLB.checkedContext }
 
-  /// Runs `body`, whose accesses are those of an instruction that never raises #AC.
+  /// Runs `body` without alignment checks, for an instruction that never raises #AC.
   @inline(__always) func withoutAlignmentChecks<R>(
     _ body: () throws(GuestException) -> R
   ) throws(GuestException) -> R {
@@ -69,8 +68,8 @@ extension CPU {
     return try body()
   }
 
-  /// #AC where alignment is checked. Operands of up to 8 bytes are aligned to their size, those of
-  /// 10 to 8; larger ones have rules of their own.
+  /// Raises #AC if alignment is checked. Operands of up to 8 bytes are aligned to their size, those
+  /// of 10 to 8; larger ones have their own rules.
   @inline(__always) func checkAlignment(_ linear: UInt64, _ size: Int) throws(GuestException) {
     if checksAlignment { try checkAlignment(linear, to: Self.alignment(size)) }
   }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What `--stats` counts of the TLB and of decoded blocks.
+// Statistics of the TLB and the block cache, for `--stats`.
 
 /// How often a TLB was flushed.
 struct TLBCounts: Sendable {
-  /// New contexts: flushes of an address space or of everything, and address spaces not known.
+  /// New contexts: flushes of an address space or of everything, and unknown address spaces.
   var contexts: UInt64 = 0
   /// Flushes of one page.
   var pageFlushes: UInt64 = 0
-  /// Times that contexts ran out and all entries were wiped.
+  /// How often contexts ran out and all entries were wiped.
   var wipes: UInt64 = 0
 }
 
-/// What a physical CPU's TLB and block cache did since it was made.
+/// Statistics of a physical CPU's TLB and block cache since it was created.
 package struct CacheStatistics: Sendable {
   package var tlbFills: UInt64 = 0
   package var addressSpaceFlushes: UInt64 = 0
@@ -21,7 +21,7 @@ package struct CacheStatistics: Sendable {
   package var blocksBuilt: UInt64 = 0
   /// Blocks dropped because their page was written.
   package var blocksDropped: UInt64 = 0
-  /// Times that the whole block cache was dropped, full.
+  /// How often the full block cache was dropped.
   package var blockCacheFlushes: UInt64 = 0
 
   package init() {}

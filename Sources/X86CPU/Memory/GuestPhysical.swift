@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Guest-physical to host addresses, through the nested page tables of the guest that runs (EPT).
-// They are the guest's only way to memory.
+// Guest-physical to host addresses, through the running guest's nested page tables (EPT), its only
+// access to memory.
 //
-// A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps the cost of
-// a guest page walk, which looks up one guest-physical address for each level, near that of its
-// loads.
+// A small direct-mapped cache in front of the walk (`PhysicalCPU.physicalCache`) keeps a guest page
+// walk, which looks up one guest-physical address for each level, nearly as cheap as its loads.
 
 import X86
 
-/// A guest-physical page's host page and what EPT permits.
+/// A guest-physical page's host page and its EPT rights.
 package struct PhysicalPage {
   /// Guest-physical page with the low bits of `CPUState.physicalGeneration`, or all ones.
   package var tag: UInt64
   /// Host address of the 4 KiB page.
   package var host: UInt64
-  /// EPTEntry.read, write, execute; and pageSize where the entry is of 2 MiB or more.
+  /// EPTEntry.read, write, execute; and pageSize if the entry maps 2 MiB or more.
   package var rights: UInt64
 
   var isLarge: Bool { rights & EPTEntry.pageSize != 0 }
@@ -23,7 +22,7 @@ package struct PhysicalPage {
   package static let invalid = PhysicalPage(tag: .max, host: 0, rights: 0)
 }
 
-/// What an access to guest-physical memory is for: the exit's record says so.
+/// The purpose of an access to guest-physical memory, for the exit's record.
 package enum PhysicalAccessPurpose {
   /// The translated address of a linear access.
   case linear(UInt64, PageTranslation)
@@ -34,12 +33,12 @@ package enum PhysicalAccessPurpose {
 }
 
 extension CPU {
-  /// Physical addresses have this many bits.
+  /// The width of physical addresses.
   package static let physicalAddressBits: UInt64 = 48
 
-  /// The page of `address`, with at least the wanted right, or nil where EPT maps nothing there.
+  /// The page of `address` with at least the wanted right, or nil if EPT does not map it so.
   ///
-  /// - Parameter isUser: what is executed is a user-mode address.
+  /// - Parameter isUser: a fetch from a user-mode address.
   func physicalPage(
     _ address: UInt64, _ kind: AccessKind, isUser: Bool = false
   ) -> PhysicalPage? {
@@ -55,8 +54,8 @@ extension CPU {
     return found.rights & wanted != 0 ? found : nil
   }
 
-  /// Walks the EPT. Accessed and dirty flags are set where the EPT pointer enables them, in the
-  /// entries that were read: else it is walked anew.
+  /// Walks the EPT. Sets accessed and dirty flags if the EPT pointer enables them, in the entries
+  /// that it read; if one has changed, it walks again.
   private func walkEPT(_ page: UInt64, _ kind: AccessKind) -> PhysicalPage? {
     for _ in 0..<Self.mostWalks {
       if case .done(let found) = walkEPTOnce(page, kind, insists: false) { return found }
@@ -67,7 +66,7 @@ extension CPU {
 
   private enum EPTWalk {
     case done(PhysicalPage?)
-    /// An entry was exchanged.
+    /// An entry was replaced.
     case exchanged
   }
 
@@ -105,7 +104,7 @@ extension CPU {
       if isLeaf {
         let offsetMask = ((1 as UInt64) &<< shift) &- 1
         let host = entry & EPTEntry.addressMask & ~offsetMask | page & offsetMask
-        // Without the dirty flag a write must come this way again.
+        // Without the dirty flag a write must walk again.
         let written = !setFlags || kind == .write || entry & EPTEntry.dirty != 0
         rights = rights & rightsMask | (level > 0 ? EPTEntry.pageSize : 0)
         return .done(
@@ -117,8 +116,8 @@ extension CPU {
     }
   }
 
-  /// The same for SVM's nested tables, which are those of long mode: the access is a user's, the
-  /// flags are always set, and NX counts (APM volume 2, "Nested Paging").
+  /// The same for SVM's nested tables, in long-mode format: accesses have user privilege, flags are
+  /// always set, and NX applies (APM volume 2, "Nested Paging").
   private func walkNestedOnce(_ page: UInt64, _ kind: AccessKind, _ insists: Bool) -> EPTWalk {
     var table = s.pointee.intercepts.nestedRoot
     var rights: UInt64 = EPTEntry.rightsMask
@@ -145,7 +144,7 @@ extension CPU {
       if isLeaf {
         let offsetMask = ((1 as UInt64) &<< shift) &- 1
         let host = entry & PageTableEntry.addressMask & ~offsetMask | page & offsetMask
-        // Without the dirty flag a write must come this way again.
+        // Without the dirty flag a write must walk again.
         if !dirty && entry & PageTableEntry.dirty == 0 { rights &= ~EPTEntry.write }
         if level > 0 { rights |= EPTEntry.pageSize }
         return .done(PhysicalPage(tag: page, host: host, rights: rights))
@@ -155,10 +154,10 @@ extension CPU {
     }
   }
 
-  /// Sets bits of a table entry in memory that others may change at the same time, if it is still
+  /// Sets bits of a table entry in memory that others may change concurrently, if it still equals
   /// `entry`; false if not.
   ///
-  /// - Parameter insists: sets them in whatever entry is there.
+  /// - Parameter insists: set them even if the entry has changed.
   static func setBits<T: AtomicOperand>(
     _ place: UnsafeMutableRawPointer, _ type: T.Type, _ bits: UInt64, of entry: UInt64,
     insists: Bool

@@ -2,13 +2,13 @@
 //
 // Linear to guest-physical: the guest's own page tables (SDM volume 3, "Paging").
 //
-// One loop serves 32-bit, PAE, 4-level and 5-level paging; a `PagingMode` says how many levels, how
-// wide an entry is and which bits are reserved. The walk collects rights; `checkRights` is the one
-// place that decides whether an access is allowed.
+// One loop serves 32-bit, PAE, 4-level and 5-level paging; a `PagingMode` has the number of levels,
+// the width of an entry and the reserved bits. The walk collects rights; only `checkRights` decides
+// whether an access is allowed.
 
 import X86
 
-/// The result of a walk: a 4 KiB page (of a larger one, the part that the address lies in).
+/// The result of a walk: a 4 KiB page (of a larger one, the part that contains the address).
 package struct PageTranslation {
   /// Guest-physical address of the 4 KiB page.
   package var physical: UInt64
@@ -22,7 +22,7 @@ package struct PageTranslation {
   package var protectionKey: UInt64
 }
 
-/// The shape of the current paging mode.
+/// The format of the current paging mode.
 private struct PagingMode {
   var levels: Int
   var entrySize: UInt64
@@ -37,8 +37,8 @@ private struct PagingMode {
 extension CPU {
   /// Translates a linear address for the given access.
   ///
-  /// - Parameter bank: TLB bank, that is whose rights apply.
-  /// - Throws: #PF, or `.vmExit` where a paging structure lies outside EPT.
+  /// - Parameter bank: the TLB bank, whose rights apply.
+  /// - Throws: #PF, or `.vmExit` if a paging structure is not mapped by EPT.
   package func translate(
     _ linear: UInt64, _ kind: AccessKind, bank: Int
   ) throws(GuestException) -> PageTranslation {
@@ -71,8 +71,8 @@ extension CPU {
       isPAE: false)
   }
 
-  /// Walks the tables; sets accessed and dirty flags. Begins anew where an entry is exchanged
-  /// between its reading and the setting of a flag: the flag belongs to the entry that was used.
+  /// Walks the tables; sets accessed and dirty flags. Restarts if an entry is replaced between its
+  /// reading and the setting of a flag: the flag belongs to the entry that was used.
   private func walk(
     _ linear: UInt64, _ kind: AccessKind, _ bank: Int
   ) throws(GuestException) -> PageTranslation {
@@ -85,12 +85,12 @@ extension CPU {
     return result
   }
 
-  /// So many walks in a row find an entry exchanged under them only by the effort of another CPU,
-  /// for which nobody is kept in a walk for ever.
+  /// Only a hostile CPU can replace entries during so many walks in a row; a walk must not last
+  /// forever because of it.
   static let mostWalks = 1000
 
-  /// - Parameter insists: flags are set in whatever entry is there.
-  /// - Returns: nil where an entry was exchanged.
+  /// - Parameter insists: set flags even if the entry has changed.
+  /// - Returns: nil if an entry was replaced.
   private func walkOnce(
     _ linear: UInt64, _ kind: AccessKind, _ bank: Int, insists: Bool
   ) throws(GuestException) -> PageTranslation? {
@@ -118,7 +118,7 @@ extension CPU {
       result.executable = result.executable && entry & PageTableEntry.executeDisable == 0
       if isLeaf {
         finish(&result, entry, shift, linear, mode)
-        // Accessed is set only for a walk that is allowed: the caller's check comes first.
+        // Set the accessed flag only for an allowed walk: the caller's check comes first.
         try checkRights(result, linear, kind, bank)
         let bits = PageTableEntry.accessed | (kind == .write ? PageTableEntry.dirty : 0)
         let isSame = try mark(bits, entry, address, mode.entrySize, linear, insists: insists)
@@ -147,7 +147,7 @@ extension CPU {
       return isLeaf && level == 1 ? 1 << 21 : 0
     }
     if isLeaf && level > 0 {
-      // Address bits below the page's size, but for the PAT bit (12).
+      // Address bits below the page's size, except the PAT bit (12).
       return mode.reserved | ((UInt64(1) &<< shift) &- 1) & ~0x1FFF
     }
     return mode.reserved | (level >= 3 ? PageTableEntry.pageSize : 0)
@@ -183,8 +183,8 @@ extension CPU {
     return UnsafeMutableRawPointer(bitPattern: host).unsafelyUnwrapped
   }
 
-  /// Sets flags of an entry as the processor does: only where not yet set, as a locked write, and
-  /// only if the entry is still the one that was read. False where it is not.
+  /// Sets flags of an entry as the processor does: only if not yet set, as a locked write, and only
+  /// if the entry is still the one that was read. False if it is not.
   private func mark(
     _ bits: UInt64, _ entry: UInt64, _ address: UInt64, _ size: UInt64, _ linear: UInt64,
     insists: Bool
@@ -198,8 +198,8 @@ extension CPU {
       : Self.setBits(place, UInt32.self, bits, of: entry, insists: insists)
   }
 
-  /// Whether the access is allowed by rights that the walk found (SDM volume 3, "Determination of
-  /// Access Rights").
+  /// Raises #PF unless the walk's rights allow the access (SDM volume 3, "Determination of Access
+  /// Rights").
   private func checkRights(
     _ t: PageTranslation, _ linear: UInt64, _ kind: AccessKind, _ bank: Int
   ) throws(GuestException) {
@@ -227,7 +227,7 @@ extension CPU {
     bank == TLB.supervisor && s.pointee.cr4 & CR4.smap.rawValue != 0
   }
 
-  /// #PF, with CR2's value left in `faultAddress`.
+  /// #PF, with CR2's future value in `faultAddress`.
   package func pageFault(
     _ linear: UInt64, _ kind: AccessKind, _ bank: Int, _ code: PageFaultCode
   ) -> GuestException {

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Translations that are taken from a CPU by another thread, because the CPU does not come to drop
-// them: it waits in the middle of a guest's access. Every store makes one entry invalid and none
-// valid, by a word that says so whatever the others are, so it does not matter what the CPU does
-// meanwhile.
+// Removal of a CPU's translations by another thread, because the CPU cannot drop them itself: it
+// waits in the middle of a guest's access. Every store invalidates one entry and validates none,
+// with a word that is invalid whatever the entry's others are. So it does not matter what the CPU
+// does meanwhile.
 
 import Synchronization
 import X86
 
 extension PhysicalCPU {
-  /// From any thread: what the CPU knows of memory is gone, but for what its running instructions
-  /// have looked up already. What it enters at the same time may stay, so entries of EPT go first.
+  /// Drops the CPU's cached translations, except those that its running instructions have already
+  /// looked up. Entries that it makes concurrently may survive, so remove EPT entries first. From
+  /// any thread.
   package func takeTranslations() {
     let s = cpu.s
     // First, so that no parked space is found again (`enterTranslationSpace`).

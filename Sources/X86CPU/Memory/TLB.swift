@@ -2,26 +2,26 @@
 //
 // The translation look-aside buffer: linear page to host address, direct mapped.
 //
-// There are three banks, because the same page may be accessible in one and not in another:
-// supervisor, user, and supervisor with SMAP off (RFLAGS.AC set, or CR4.SMAP clear). An entry has
-// one tag for reads and one for writes, each a page's linear address with the address-space context
-// in its low 12 bits, so that one compare proves page, permission and address space:
+// There are three banks, because a page may be accessible in one and not in another: supervisor,
+// user, and supervisor with SMAP off (RFLAGS.AC set, or CR4.SMAP clear). An entry has one tag for
+// reads and one for writes, each a page's linear address with the address-space context in its low
+// 12 bits, so one compare checks page, permission and address space:
 //
 //     tag  = page | context            (context: 0 to 4093; invalid entries have all ones)
 //     host = linear + addend
 //
-// In the supervisor's bank every page is a supervisor's, and kernels make theirs global: while that
-// is so, the bank has a context of its own that switches of address spaces leave alone.
+// The supervisor's bank contains only supervisor pages, which kernels make global. While all are,
+// the bank has a context of its own that does not change with the address space.
 //
-// Behind them stands a larger second table (`SecondTLB`), which a miss asks before it walks. There
-// an entry of a global page counts in every address space.
+// A miss looks in a larger second table (`SecondTLB`) before it walks. There an entry of a global
+// page is valid in every address space.
 //
-// Beside it is a small table of 2 MiB pages (`LargeTLB`), for those that are large in the guest's
-// tables and in EPT: one walk does for all their 4 KiB pages.
+// A small table has 2 MiB pages (`LargeTLB`) that are large in the guest's tables and in EPT: one
+// walk covers all their 4 KiB pages.
 //
-// What may not go the fast way has no tag: pages with translated code have no write tag (the slow
-// path drops the code), pages with a data breakpoint have neither, MMIO is never entered.
-// A flush of everything changes the context; only when contexts run out are entries wiped.
+// Pages that must take the slow path have no tag: pages with translated code have no write tag (the
+// slow path drops the code), pages with a data breakpoint have neither, MMIO is never entered. A
+// flush of everything changes the context; entries are wiped only when contexts run out.
 
 import X86
 
@@ -37,7 +37,7 @@ package struct TLBEntry {
     readTag: .max, writeTag: .max, addend: 0, info: 0)
   package static let largePage: UInt64 = 1 << 0
   package static let global: UInt64 = 1 << 1
-  /// Writable, but the page holds translated code: the slow path drops it.
+  /// Writable, but the page contains translated code, which the slow path drops.
   package static let tracked: UInt64 = 1 << 2
 }
 
@@ -49,10 +49,10 @@ package enum TLB {
   package static let user = 1
   package static let supervisorWithoutSMAP = 2
   package static let lastContext: UInt64 = 4093
-  /// The context at CPL 3 while alignment is checked: no entry has it, so every access goes the
-  /// slow way, of the interpreter and of translated code, and is looked at there.
+  /// The context at CPL 3 while alignment is checked: no entry has it, so every access of the
+  /// interpreter and of translated code takes the slow path, which checks it.
   package static let checkedContext: UInt64 = 4094
-  /// In the place of a context: whatever the address space.
+  /// In place of a context: any address space.
   static let anyContext: UInt64 = 4095
 }
 
@@ -67,12 +67,12 @@ package struct SecondTLBEntry {
   var addend: UInt64
   /// `TLBEntry`'s bits, and those below.
   var info: UInt64
-  /// `CPUState.tlbGeneration` when it was made.
+  /// `CPUState.tlbGeneration` when the entry was made.
   var generation: UInt64
 
   static let invalid = SecondTLBEntry(key: .max, addend: 0, info: 0, generation: 0)
   static let readable: UInt64 = 1 << 8
-  /// A write needs no walk, unless the page holds code.
+  /// A write needs no walk, unless the page contains code.
   static let writable: UInt64 = 1 << 9
 }
 
@@ -85,12 +85,12 @@ enum SecondTLB {
   }
 }
 
-/// Entries like those of the second table, behind them, whose keys and addends are of 2 MiB.
+/// Entries like those of the second table, which they follow; keys and addends are of 2 MiB.
 enum LargeTLB {
   static let entriesPerBank = 64
   static let shift: UInt64 = 21
   static let mask = ~((UInt64(1) << shift) - 1)
-  /// Of the first entry, from the second table's.
+  /// Offset of the first entry from the second table's.
   static let start = SecondTLB.entriesPerBank * TLB.bankCount
 
   @inline(__always) static func index(_ linear: UInt64) -> Int {
@@ -98,7 +98,7 @@ enum LargeTLB {
   }
 }
 
-/// What an access wants, for the page walk.
+/// The kind of an access, for the page walk.
 package enum AccessKind: UInt8 {
   case read = 0
   case write = 1

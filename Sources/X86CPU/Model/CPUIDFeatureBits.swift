@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The feature words of CPUID, bit by bit: what this processor offers, what only if the host
-// executes it, and what it leaves out and why. A bit that is in no row is 0: reserved, or of
-// another vendor.
+// The feature words of CPUID, bit by bit: what this processor offers, what it offers only if the
+// host executes it, and what it excludes and why. A bit without a row is 0: reserved, or of another
+// vendor.
 
 import X86
 
@@ -15,10 +15,10 @@ package enum FeatureWord: Int, CaseIterable, Sendable {
 /// One bit of a feature word.
 struct FeatureBit: Sendable {
   enum Policy: Sendable {
-    /// The processor does it by itself.
+    /// The processor implements it.
     case offered
-    /// The host executes the instructions, so the host must have the same bit, and its kernel these
-    /// state components enabled.
+    /// The host executes the instructions, so the host must have the same bit, and its kernel must
+    /// enable these state components.
     case hostWith(XCR0)
     /// 0 here; reflects CR4 when CPUID is executed.
     case dynamic

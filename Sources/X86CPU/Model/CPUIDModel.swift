@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What this processor says of itself: CPUID as a table. The feature words come from
-// CPUIDFeatureBits; this file has the leaves around them. Vector features are exactly those that
-// the host executes, because the host does execute them.
+// This processor's CPUID as a table. CPUIDFeatureBits has the feature words; this file has the
+// leaves around them. Vector features are exactly the host's, because the host executes the
+// instructions.
 //
 //     CPUIDModel.leaf(7, 0).ebx            // what the processor offers
 //     CPUIDModel.offers(.avx512vbmi)       // whether to lower an instruction or to make it #UD
-//     CPUIDModel.leaf(1, 0, .amd)          // the same for a processor of AMD's; default: Intel's
+//     CPUIDModel.leaf(1, 0, .amd)          // the same for AMD's processor; default: Intel's
 //
-// A guest's CPUID exits: what it sees is the hypervisor's decision, and this table is the most that
-// it may give.
+// A guest's CPUID exits: the hypervisor decides what the guest sees, and this table is the maximum
+// that it may offer.
 
 import X86
 import X86Decoder
@@ -19,7 +19,7 @@ package enum CPUIDModel {
   /// MAXPHYADDR: the width of guest-physical addresses.
   package static let physicalAddressBits = UInt8(CPU.physicalAddressBits)
   package static let linearAddressBits: UInt8 = 57
-  /// The frequency that the local APIC's timer counts with, which leaf 0x15 calls the crystal.
+  /// The frequency of the local APIC's timer, which leaf 0x15 calls the crystal.
   package static let crystalHertz: UInt32 = 1_000_000_000
 
   /// Server processors with this feature set: Sapphire Rapids, stepping 8; Genoa, family 19H, model
@@ -77,12 +77,12 @@ package enum CPUIDModel {
     words(vendor)[word.rawValue]
   }
 
-  /// Whether the feature with this name (see FeatureBit's table) is offered.
+  /// Whether the feature of this name (see FeatureBit's table) is offered.
   package static func offers(named name: String, _ vendor: SiliconVendor = .intel) -> Bool {
     FeatureBit.table.contains { $0.name == name && word($0.word, vendor) & 1 << $0.bit != 0 }
   }
 
-  /// Whether instructions of a feature exist on this processor.
+  /// Whether a feature's instructions exist on this processor.
   package static func offers(_ feature: Feature, _ vendor: SiliconVendor = .intel) -> Bool {
     (vendor == .intel ? intelOffers : amdOffers)[Int(feature.rawValue)]
   }
@@ -107,8 +107,8 @@ package enum CPUIDModel {
 
   // MARK: Leaves
 
-  /// A leaf as the processor offers it, without what depends on running state (OSXSAVE, OSPKE, APIC
-  /// identifiers, the current size of the XSAVE area): for that see `CPU.cpuid`.
+  /// A leaf as the processor offers it, without running state (OSXSAVE, OSPKE, APIC identifiers,
+  /// the current size of the XSAVE area): for that see `CPU.cpuid`.
   package static func leaf(
     _ leaf: UInt32, _ subleaf: UInt32 = 0, _ vendor: SiliconVendor = .intel
   ) -> CPUIDLeaf {
@@ -118,12 +118,12 @@ package enum CPUIDModel {
       CPUIDLeaf(
         eax: signature(vendor), ebx: 8 << 8 | 1 << 16, ecx: word(.leaf1ECX, vendor),
         edx: word(.leaf1EDX, vendor))
-    // MONITOR's line is 64 bytes; MWAIT has extensions and breaks on masked interrupts; C1 only.
+    // MONITOR's line is 64 bytes; MWAIT has extensions and wakes on masked interrupts; C1 only.
     case 5: CPUIDLeaf(eax: 64, ebx: 64, ecx: 3, edx: 1 << 4)
     // The APIC timer always runs.
     case 6: CPUIDLeaf(eax: 1 << 2)
     case 7: features(subleaf, vendor)
-    // Performance monitoring, Processor Trace, and the other leaves up to 0x1F: nothing there.
+    // Performance monitoring, Processor Trace, and the other leaves up to 0x1F: absent.
     case 0xB: topology(subleaf)
     case 0xD: ExtendedStateLayout.leaf(subleaf)
     case 0x8000_0000...lastExtendedLeaf(vendor): extended(leaf, subleaf, vendor)
@@ -131,7 +131,7 @@ package enum CPUIDModel {
     }
   }
 
-  /// Leaves that AMD's processors do not have.
+  /// Leaves that only Intel's processors have.
   private static func intelLeaf(_ leaf: UInt32, _ subleaf: UInt32) -> CPUIDLeaf {
     switch leaf {
     // Caches and TLBs are described by leaves 4 and 0x18.
@@ -181,7 +181,7 @@ package enum CPUIDModel {
     }
   }
 
-  /// AMD's processors have their name here too.
+  /// AMD's processors have their name here, too.
   private static func extendedStart(_ vendor: SiliconVendor) -> CPUIDLeaf {
     vendor == .amd
       ? text(vendor.name, eax: lastExtendedLeaf(vendor)) : CPUIDLeaf(eax: lastExtendedLeaf(vendor))
@@ -208,7 +208,7 @@ package enum CPUIDModel {
       CPUIDLeaf(eax: 1, ebx: SVMCapabilities.asidCount, edx: SVMCapabilities.features.rawValue)
     // L1 and L2 TLBs of 1 GiB pages: 64 entries, fully associative.
     case 0x8000_0019: CPUIDLeaf(eax: 0xF040_F040, ebx: 0xF040_0000)
-    // 256 bits wide execution, moves that need not be aligned.
+    // 256-bit wide execution, fast unaligned moves.
     case 0x8000_001A: CPUIDLeaf(eax: 0x6)
     case 0x8000_001D: cache(subleaf)
     case 0x8000_0021:

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The XSAVE area of this processor: the host's own layout of the components that it offers, so that
-// the host's instructions can work on it. PKRU, which the software MMU implements, comes after the
-// others where the host has no PKRU.
+// The XSAVE area of this processor: the host's layout of the offered components, so that the host's
+// instructions work on it. PKRU, which the software MMU implements, follows the others if the host
+// has no PKRU.
 
 import X86
 
@@ -41,7 +41,7 @@ package enum ExtendedStateLayout {
 
   private static let pkru = 9
 
-  /// AVX, and AVX-512's three where the processor offers it.
+  /// AVX, and AVX-512's three if the processor offers it.
   private static var wanted: [Int] {
     var numbers: [Int] = []
     if CPUIDModel.offers(named: "avx") { numbers.append(2) }
@@ -49,7 +49,7 @@ package enum ExtendedStateLayout {
     return numbers + [pkru]
   }
 
-  /// Every bit that XCR0 may have.
+  /// All valid bits of XCR0.
   package static let supported: UInt64 = components.reduce(3) { $0 | 1 << UInt64($1.number) }
 
   /// Size of the area in the standard format with the components of `mask`.
@@ -68,7 +68,7 @@ package enum ExtendedStateLayout {
     return size
   }
 
-  /// Leaf 0xD; of the sizes in EBX, those with everything that the mask enables.
+  /// Leaf 0xD; the sizes in EBX are for all components in the mask.
   package static func leaf(_ subleaf: UInt32, xcr0: UInt64 = supported) -> CPUIDLeaf {
     switch subleaf {
     case 0:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// CPUID of the host. The processor offers its guests no more than this says.
+// The host's CPUID, which limits what the processor offers its guests.
 
 import CHost
 
@@ -19,16 +19,16 @@ package struct CPUIDLeaf: Equatable, Sendable {
   }
 }
 
-/// CPUID of the processor that this program runs on. CPUID may be slow here (a VM's exits), so
-/// those who ask often keep the answer.
+/// CPUID of the processor that this program runs on. CPUID may be slow here (it exits in a VM), so
+/// frequent callers cache the result.
 package enum HostCPUID {
-  /// A basic or extended leaf; zeros where the host has no such leaf.
+  /// A basic or extended leaf; zeros if the host lacks it.
   package static func leaf(_ leaf: UInt32, _ subleaf: UInt32 = 0) -> CPUIDLeaf {
     let last = leaf & 0x8000_0000 == 0 ? lastBasic : lastExtended
     return leaf <= last ? query(leaf, subleaf) : CPUIDLeaf()
   }
 
-  /// A leaf of the hypervisor that the host runs under; zeros where there is none.
+  /// A leaf of the hypervisor that the host runs under; zeros if there is none.
   package static func hypervisorLeaf(_ leaf: UInt32) -> CPUIDLeaf {
     let isVirtual = query(1, 0).ecx & 1 << 31 != 0
     guard isVirtual, leaf <= query(0x4000_0000, 0).eax else { return CPUIDLeaf() }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Reading and writing MSRs by the rules of MSRModel, without intercepts: what RDMSR and WRMSR do
-// when they do not exit, and what the hypervisor uses for its own reads and writes.
+// Reads and writes of MSRs by the rules of MSRModel, without intercepts: for RDMSR and WRMSR that
+// do not exit, and for the hypervisor's own accesses.
 
 import X86
 
 extension MSRRule.Check {
-  /// Whether `value` may be written.
+  /// Whether `value` is a valid value.
   package func allows(_ value: UInt64, _ c: CPU) -> Bool {
     switch self {
     case .readOnly: return false
@@ -34,9 +34,9 @@ extension MSRRule.Check {
 extension CPU {
   /// The value of an MSR.
   ///
-  /// - Parameter hostInitiated: the hypervisor asks, not the guest: the TSC is then without the
+  /// - Parameter hostInitiated: read by the hypervisor, not the guest: the TSC is then without the
   ///   VMCS's offset.
-  /// - Throws: #GP(0) where the processor has no such MSR.
+  /// - Throws: #GP(0) if the processor has no such MSR.
   package func readMSR(
     _ number: UInt32, hostInitiated: Bool = false
   ) throws(GuestException) -> UInt64 {
@@ -56,9 +56,9 @@ extension CPU {
 
   /// Writes an MSR.
   ///
-  /// - Parameter hostInitiated: the hypervisor writes, not the guest: read-only MSRs with storage
-  ///   and machine-check banks take any value, and EFER.LME may change while paging is on.
-  /// - Throws: #GP(0) where the processor has no such MSR or it may not hold the value.
+  /// - Parameter hostInitiated: written by the hypervisor, not the guest: read-only MSRs with
+  ///   storage and machine-check banks take any value, and EFER.LME may change while paging is on.
+  /// - Throws: #GP(0) if the processor has no such MSR or the value is invalid.
   package func writeMSR(
     _ number: UInt32, _ value: UInt64, hostInitiated: Bool = false
   ) throws(GuestException) {

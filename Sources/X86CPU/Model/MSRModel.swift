@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The MSRs of this processor as a table: where each lives and what may be written to it. A number
-// that is not in the table is #GP(0), for reads and for writes.
+// The MSRs of this processor as a table: storage and valid values. Reads and writes of numbers
+// outside the table raise #GP(0).
 //
 //     MSRRule(.lstar, .state(\.lstar), .canonical)
 //     MSRRule(.sysenterCS, .state(\.sysenterCS), .bits(0xFFFF_FFFF))
 //     MSRRule(.biosSignatureID, .constant(...), .ignored)
 //
-// What reads or writes do beyond storage (EFER, TSC, bases of segments) is in MSRModel+Access.
+// Effects of accesses beyond storage (EFER, TSC, segment bases) are in MSRModel+Access.
 
 import X86
 
@@ -17,17 +17,17 @@ package struct MSRRule: Sendable {
     case constant(UInt64)
     /// Byte offset of a 64-bit field of `CPUState`.
     case state(Int)
-    /// Index in `SystemState.msrs`; the second value is what reset leaves there.
+    /// Index in `SystemState.msrs`; the associated value is the reset value.
     case slot(UInt64)
-    /// Reads and writes are functions of MSRModel+Access.
+    /// Functions in MSRModel+Access read and write it.
     case computed
   }
 
-  /// What may be written.
+  /// The valid values of a write.
   package enum Check: Sendable {
-    /// Nothing: #GP(0).
+    /// None: #GP(0).
     case readOnly
-    /// Anything, without effect.
+    /// Any, without effect.
     case ignored
     /// Only these bits may be 1.
     case bits(UInt64)
@@ -70,11 +70,11 @@ package enum MSRModel {
   static let mtrrCapabilities = UInt64(variableRanges) | 1 << 8 | 1 << 10
   /// IA32_MISC_ENABLE: fast strings; performance monitoring off; BTS and PEBS not available.
   static let miscEnableReset: UInt64 = 1 << 0 | 1 << 11 | 1 << 12 | 1 << 18
-  /// What software may change of it: fast strings, thermal control, SpeedStep, MONITOR, CPUID
-  /// limit, xTPR, XD disable (the last has no effect: NX is always offered).
+  /// Its writable bits: fast strings, thermal control, SpeedStep, MONITOR, CPUID limit, xTPR, XD
+  /// disable (the last has no effect: NX is always offered).
   static let miscEnableWritable: UInt64 =
     1 << 0 | 1 << 3 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34
-  /// IA32_MISC_ENABLE: performance monitoring is available. Read-only, the hypervisor's to add.
+  /// IA32_MISC_ENABLE: performance monitoring is available. Read-only; the hypervisor may set it.
   package static let miscEnablePerformance: UInt64 = 1 << 7
   /// IA32_APIC_BASE after reset: enabled, bootstrap processor, at 0xFEE00000.
   static let apicBaseReset: UInt64 = 0xFEE0_0900
@@ -151,7 +151,7 @@ package enum MSRModel {
     return rules
   }
 
-  /// Every rule, by ascending number, with its slot.
+  /// All rules, by ascending number, with slots assigned.
   package static let rules: [MSRRule] = {
     var slots = 0
     return (plain + ranges).sorted { $0.number < $1.number }.map { rule in
@@ -164,7 +164,7 @@ package enum MSRModel {
     }
   }()
 
-  /// What reset leaves in the slots.
+  /// The reset values of the slots.
   package static let initialSlots: InlineArray<112, UInt64> = {
     var values = InlineArray<112, UInt64>(repeating: 0)
     for rule in rules {
@@ -175,7 +175,7 @@ package enum MSRModel {
     return values
   }()
 
-  /// The rule of an MSR, or nil where the processor has no such MSR.
+  /// The rule of an MSR, or nil if the processor has no such MSR.
   package static func rule(_ number: UInt32) -> MSRRule? {
     var low = 0
     var high = rules.count

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The vendor of the software processor's silicon. What follows from it is in tables: CPUID
-// (CPUIDModel, CPUIDFeatureBits), MSRs (MSRModel), and which virtualization a physical CPU has.
-// What a guest's own code does in its vendor's way follows from the guest's CPUID instead
-// (VendorRules).
+// The vendor of the software processor's silicon. It selects among tables: CPUID (CPUIDModel,
+// CPUIDFeatureBits), MSRs (MSRModel), and a physical CPU's virtualization. Vendor-specific
+// behaviour of guest code depends on the guest's CPUID instead (VendorRules).
 //
 //     let cpu = try PhysicalCPU(number: 0, silicon: .amd)
 //     try cpu.enableSVM()

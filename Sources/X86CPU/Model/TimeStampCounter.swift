@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The time-stamp counter: the host's, with IA32_TSC_ADJUST, and for a guest scaled and offset as
-// its hypervisor says (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation";
-// APM volume 2, "TSC Ratio MSR").
+// The time-stamp counter: the host's, with IA32_TSC_ADJUST, and for a guest scaled and offset by
+// its hypervisor (SDM volume 3, "Changes to Instruction Behavior in VMX Non-Root Operation"; APM
+// volume 2, "TSC Ratio MSR").
 
 import CHost
 import Glibc
@@ -12,11 +12,11 @@ package enum HostTSC {
   /// The host's counter now.
   @inline(__always) package static func read() -> UInt64 { chost_rdtsc() }
 
-  /// The same, after all loads before it: what is read here is later than what those have read.
+  /// The same, ordered after all earlier loads.
   @inline(__always) package static func readInOrder() -> UInt64 { chost_ordered_rdtsc() }
 
-  /// The counter's frequency in kHz: from the host's CPUID where it says so, else measured against
-  /// CLOCK_MONOTONIC_RAW for 10 milliseconds, once.
+  /// The counter's frequency in kHz: from the host's CPUID if available, else measured once against
+  /// CLOCK_MONOTONIC_RAW for 10 milliseconds.
   package static let kilohertz: UInt64 = {
     let crystal = HostCPUID.leaf(0x15)
     if crystal.eax != 0 && crystal.ebx != 0 && crystal.ecx != 0 {
@@ -53,11 +53,11 @@ package enum HostTSC {
 }
 
 extension CPU {
-  /// The counter of this physical CPU. In order, as RDTSCP demands, and for RDTSC too: guests
-  /// that compare their CPUs' counters through memory shall not see one go backwards.
+  /// The counter of this physical CPU. Read in order, as RDTSCP requires, and for RDTSC too: guests
+  /// that compare their CPUs' counters through memory must not see one go backwards.
   package var physicalTSC: UInt64 { HostTSC.readInOrder() &+ s.pointee.system.tscAdjust }
 
-  /// The counter as code that runs now reads it.
+  /// The counter as currently running code reads it.
   package var guestTSC: UInt64 {
     var value = physicalTSC
     if !intercepts(.offsetTSC) { return value }

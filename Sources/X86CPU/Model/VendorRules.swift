@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What processors of AMD do otherwise than those of Intel, outside of virtualization. Which
-// vendor's a guest's processor is follows from the guest's CPUID, as programs choose their
-// instructions by it: a 32-bit program on a 64-bit kernel enters it by SYSCALL on AMD's and by
-// SYSENTER on Intel's.
+// How AMD's processors differ from Intel's, outside of virtualization. The guest's CPUID determines
+// the vendor, because programs choose their instructions by it: a 32-bit program calls a 64-bit
+// kernel by SYSCALL on AMD's and by SYSENTER on Intel's.
 //
 // Hygon's processors are AMD's; all others (Zhaoxin, VIA, unknown names) follow Intel.
 //
 //     if c.follows(.systemCallsOutside64Bit) { ... }
 //
-// Not here, as Intel's way is taken for all: near branches with 66 in 64-bit mode, far pointers
-// with REX.W, error pointers of FXSAVE (the host's way), RPL of the SS that SYSRET loads (always
+// Not here, as all guests get Intel's behaviour: near branches with 66 in 64-bit mode, far pointers
+// with REX.W, error pointers of FXSAVE (as on the host), RPL of the SS that SYSRET loads (always
 // 3).
 
 import X86
@@ -24,19 +23,20 @@ package struct VendorRules: OptionSet, Sendable {
   package static let systemCallsOutside64Bit = Self(rawValue: 1 << 0)
   /// SYSENTER and SYSEXIT are #UD in long mode (APM volume 3, "SYSENTER").
   package static let noSysenterInLongMode = Self(rawValue: 1 << 1)
-  /// SYSRET does not look whether RCX is canonical: the #GP is the program's. Intel: the kernel's.
+  /// SYSRET does not check that RCX is canonical: #GP occurs in the program. Intel: in the kernel.
   package static let sysretGoesAnywhere = Self(rawValue: 1 << 2)
-  /// SYSRET changes the selector of SS and the privilege alone (APM volume 3, "SYSRET"). Intel: a
-  /// flat segment.
+  /// SYSRET changes only the selector of SS and the privilege (APM volume 3, "SYSRET"). Intel:
+  /// loads a flat segment.
   package static let sysretKeepsStackSegment = Self(rawValue: 1 << 3)
-  /// A null selector leaves base and limit of DS, ES, FS and GS (APM volume 2, "Null Selectors").
-  /// Intel: they become 0.
+  /// A null selector keeps base and limit of DS, ES, FS and GS (APM volume 2, "Null Selectors").
+  /// Intel: clears them.
   package static let nullKeepsBase = Self(rawValue: 1 << 4)
-  /// An instruction breakpoint is met behind MOV SS and POP SS too.
+  /// Instruction breakpoints also match after MOV SS and POP SS.
   package static let breakpointsBehindStackLoads = Self(rawValue: 1 << 5)
   /// LOCK MOV CR0 is MOV CR8 (APM volume 3, "MOV CRn"). Elsewhere #UD.
   package static let lockedCR8 = Self(rawValue: 1 << 6)
-  /// CPUID of a leaf beyond the last is 0 (APM volume 3, "CPUID"). Intel: the last basic leaf.
+  /// CPUID of a leaf above the maximum returns 0 (APM volume 3, "CPUID"). Intel: the last basic
+  /// leaf.
   package static let noLeafBeyondLast = Self(rawValue: 1 << 7)
 
   /// EXT of error codes stands for interrupts alone (APM volume 2, "Error Codes"). Intel: for an
@@ -44,7 +44,7 @@ package struct VendorRules: OptionSet, Sendable {
   package static let exceptionsAreInternal = Self(rawValue: 1 << 8)
 
   package static let intel: Self = []
-  /// All that need no feature bit.
+  /// All rules that need no feature bit.
   package static let amd: Self = [
     .systemCallsOutside64Bit, .noSysenterInLongMode, .sysretGoesAnywhere, .sysretKeepsStackSegment,
     .nullKeepsBase, .breakpointsBehindStackLoads, .noLeafBeyondLast, .exceptionsAreInternal,

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Virtual interrupts and virtual NMIs: what waits in the VMCB until the guest takes it (APM volume
-// 2, "Virtual Interrupts", "NMI Virtualization"). To the loop between instructions they are windows
-// (`InterceptSet.interruptWindow`, `nmiWindow`), at which the event is delivered, or, by the
-// intercept VINTR, exits.
+// Virtual interrupts and virtual NMIs, which are pending in the VMCB until the guest takes them
+// (APM volume 2, "Virtual Interrupts", "NMI Virtualization"). For the loop between instructions
+// they are windows (`InterceptSet.interruptWindow`, `nmiWindow`), at which the event is delivered
+// or, with the VINTR intercept, exits.
 
 import X86
 
 extension CPU {
-  /// After a change of the virtual interrupt, the virtual TPR or the intercepts: whether there is a
-  /// window to wait for.
+  /// Opens or closes the window after a change of the virtual interrupt, the virtual TPR or the
+  /// intercepts.
   func updateVirtualEvents() {
     var word = s.pointee.virtualInterrupt
     word.tpr = UInt8(truncatingIfNeeded: s.pointee.cr8)
@@ -19,9 +19,9 @@ extension CPU {
     s.pointee.intercepts.set = set
   }
 
-  /// The guest takes interrupts, and one waits.
+  /// Takes a virtual interrupt: the guest's interrupts are enabled and one is pending.
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func takeVirtualInterrupt() -> Bool {
     if s.pointee.intercepts.set.contains(.virtualInterrupt) {
       _ = exit(.interruptWindow)
@@ -34,9 +34,9 @@ extension CPU {
     return deliverWaiting(GuestEvent(.externalInterrupt, vector: vector))
   }
 
-  /// The guest takes NMIs, and a virtual one waits.
+  /// Takes a virtual NMI: NMIs are unblocked and one is pending.
   ///
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func takeVirtualNMI() -> Bool {
     s.pointee.virtualInterrupt.rawValue &= ~VirtualInterrupt.nmiPendingBit
     updateVirtualEvents()
@@ -44,8 +44,8 @@ extension CPU {
     return deliverWaiting(.nmi)
   }
 
-  /// At VM entry guest code has not begun yet: what the delivery writes to is then the guest's for
-  /// its time.
+  /// Delivers an event. At VM entry guest code has not begun yet: the CPU enters it for the
+  /// delivery, whose accesses are the guest's.
   func deliverWaiting(_ event: GuestEvent) -> Bool {
     let owner = owner
     let isInGuest = owner.isInGuestCode

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The verbs of SVM but for VMRUN. Addresses are host-physical, that is, addresses in this process;
-// a VMCB is a page of 4 KiB.
+// SVM's instructions except VMRUN, as methods. Addresses are host-physical, that is, addresses in
+// this process; a VMCB is a page of 4 KiB.
 //
 //     try cpu.enableSVM()
 //     try cpu.vmload(vmcb)
 //     let code = try cpu.vmrun(vmcb)      // runs the guest until it exits
 //     try cpu.vmsave(vmcb)
 //
-// What VMRUN and VMLOAD load stays in the CPU (see VMCBLayout), so that the hypervisor of this
-// program need not go through memory for every register:
+// The state that VMRUN and VMLOAD load stays in the CPU (see VMCBLayout), so that this program's
+// hypervisor accesses registers without going through memory:
 //
 //     try cpu.vmrun(vmcb, keepsState: true)
-//     cpu.vmcbRead(.rip)                  // the CPU's own
+//     cpu.vmcbRead(.rip)                  // from the CPU
 //     cpu.vmcbWriteBack()                 // now the VMCB has it all
 
 import X86
@@ -23,14 +23,14 @@ extension PhysicalCPU {
 
   /// Sets EFER.SVME.
   ///
-  /// - Throws: `notEnabled` where the processor has no SVM; `disabled` by VM_CR.SVMDIS.
+  /// - Throws: `notEnabled` if the processor has no SVM; `disabled` by VM_CR.SVMDIS.
   package func enableSVM() throws(SVMError) {
     guard silicon == .amd else { throw .notEnabled }
     if svm.pointee.vmcr & VMCRBits.svmDisable != 0 { throw .disabled }
     svm.pointee.isEnabled = true
   }
 
-  /// Clears EFER.SVME. The held VMCB's state is in memory afterwards.
+  /// Clears EFER.SVME and writes the held VMCB's state back.
   package func disableSVM() throws(SVMError) {
     try requireSVM()
     vmcbRelease()
@@ -62,7 +62,7 @@ extension PhysicalCPU {
     flushPage(linear, ofGuest: asid)
   }
 
-  /// INVLPGB: all translations of an address space, or, with nil, all that there are.
+  /// INVLPGB: drops all translations of an address space, or of all with nil.
   package func invlpgb(asid: UInt32?) throws(SVMError) {
     try requireSVM()
     flushTranslations(ofGuest: asid)
@@ -92,8 +92,7 @@ extension PhysicalCPU {
 
   // MARK: The held VMCB
 
-  /// Makes a VMCB the held one: its guest's state is in the CPU afterwards. VMRUN does it by
-  /// itself.
+  /// Makes a VMCB the held one: loads its guest's state into the CPU. VMRUN does it itself.
   package func vmcbHold(_ address: UInt64) throws(SVMError) {
     try requireSVM()
     guard let vmcb = VMCB(address) else { throw .invalidAddress }
@@ -101,7 +100,7 @@ extension PhysicalCPU {
     svm.pointee.isWriteBackDue = true
   }
 
-  /// Loads everything but what VMLOAD loads.
+  /// Loads everything that VMLOAD does not load.
   func hold(_ vmcb: VMCB) {
     leaveTranslations()
     vmcbWriteBack()
@@ -133,21 +132,21 @@ extension PhysicalCPU {
     saveVirtualInterrupt(vmcb)
   }
 
-  /// Writes the held VMCB back and forgets it.
+  /// Writes the held VMCB back and releases it.
   package func vmcbRelease() {
     leaveTranslations()
     vmcbWriteBack()
     svm.pointee.held = nil
   }
 
-  /// A field's value in the held VMCB; 0 where none is held.
+  /// A field's value in the held VMCB; 0 if none is held.
   package func vmcbRead(_ field: VMCBField) -> UInt64 {
     guard let held = svm.pointee.held else { return 0 }
     let location = svm.pointee.locations[VMCBLayout.slot(field)]
     return location.kind == .memory ? VMCB(base: held)[field] : cpu.readLazy(location)
   }
 
-  /// Writes a field of the held VMCB and takes its clean bit away; nothing where none is held.
+  /// Writes a field of the held VMCB and clears its clean bit; no effect if none is held.
   package func vmcbWrite(_ field: VMCBField, _ value: UInt64) {
     guard let held = svm.pointee.held else { return }
     let vmcb = VMCB(base: held)
@@ -159,7 +158,7 @@ extension PhysicalCPU {
     noteChange(field, old ^ value)
   }
 
-  /// What translations and modes depend on.
+  /// Notes changes that affect translations and modes.
   private func noteChange(_ field: VMCBField, _ changed: UInt64) {
     switch field {
     case .cr0 where changed & CR0.paging.rawValue != 0, .cr3,
@@ -170,7 +169,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// The privilege level is the VMCB's, whatever SS says.
+  /// The privilege level is the VMCB's CPL, not SS's.
   func adoptPrivilege() {
     let cpl = UInt32(cpu.s.pointee.cpl & 3)
     let stack = cpu.segment(.ss)
@@ -192,7 +191,7 @@ extension PhysicalCPU {
 
   /// Writes one of SVM's MSRs.
   ///
-  /// - Returns: nil for other MSRs; false where the value is not allowed.
+  /// - Returns: nil for other MSRs; false if the value is invalid.
   package func writeSVMMSR(_ number: UInt32, _ value: UInt64) -> Bool? {
     guard silicon == .amd else { return nil }
     switch MSR(rawValue: number) {
@@ -261,7 +260,7 @@ extension CPU {
       raw.storeBytes(of: rights.rawValue, toByteOffset: offset, as: UInt32.self)
     case .cpl: s.pointee.cpl = UInt8(value & 3)
     case .shadow:
-      // Which of the two instructions it was is not told.
+      // The VMCB does not say which of the two instructions it was.
       if value & InterruptShadow.active == 0 {
         s.pointee.interruptibility &= ~Self.shadows
       } else if s.pointee.interruptibility & Self.shadows == 0 {
@@ -272,7 +271,7 @@ extension CPU {
 
   private static let shadows = Interruptibility.blockingBySTI | Interruptibility.blockingByMovSS
 
-  /// V_NMI_MASK is NMI blocking, where NMIs are virtual.
+  /// V_NMI_MASK is NMI blocking if NMIs are virtual.
   func adoptNMIMask(_ word: VirtualInterrupt) {
     guard word.isNMIEnabled else { return }
     let isMasked = word.rawValue & VirtualInterrupt.nmiMaskedBit != 0

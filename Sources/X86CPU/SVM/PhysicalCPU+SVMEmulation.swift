@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MOV to CR4 for a hypervisor that intercepts it: the write with all that follows from it. It may
-// read guest memory (the PDPTEs of PAE paging), which may have disappeared
-// (Host/GuardedCall.swift).
+// MOV to CR4 for a hypervisor that intercepts it: the write with all its effects. It may read guest
+// memory (the PDPTEs of PAE paging), which may have vanished (Host/GuardedCall.swift).
 
 import Host
 import X86
 
-/// What `writeCR4` is called with, and what it throws.
+/// Arguments and result of `writeCR4`.
 private struct ControlRegisterCall {
   var cpu: CPU
   var value: UInt64
@@ -24,10 +23,10 @@ private let writeCR4: GuardedCall.Function = { raw in
 }
 
 extension PhysicalCPU {
-  /// Writes CR4 as the guest's MOV does, RIP left alone.
+  /// Writes CR4 like the guest's MOV, without advancing RIP.
   ///
-  /// - Returns: false where guest memory has disappeared (`takeHostFault`).
-  /// - Throws: #GP, or `.vmExit` where a paging structure lies outside the nested tables.
+  /// - Returns: false if guest memory has vanished (`takeHostFault`).
+  /// - Throws: #GP, or `.vmExit` if the nested tables do not map a paging structure.
   package func writeControlRegister4(_ value: UInt64) throws(GuestException) -> Bool {
     var call = ControlRegisterCall(cpu: cpu, value: value)
     var frame = GuardedCall.Frame()

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The end of an exit (APM volume 2, "#VMEXIT"). Its cause has left an `ExitRecord`; here it becomes
-// EXITCODE, EXITINFO1, EXITINFO2, EXITINTINFO and nRIP: a table from causes to codes, and a small
-// function for each cause that says more. The guest's state stays in the CPU.
+// The end of an exit (APM volume 2, "#VMEXIT"). Converts the `ExitRecord` to EXITCODE, EXITINFO1,
+// EXITINFO2, EXITINTINFO and nRIP: a table from causes to codes, and a small function for each
+// cause with further information. The guest's state stays in the CPU.
 
 import X86
 
 extension PhysicalCPU {
-  /// After guest code, with an exit recorded.
+  /// Completes an exit recorded by guest code.
   func completeExit(_ vmcb: VMCB) -> SVMExitCode {
     let s = cpu.s
     let code = exitCode
@@ -19,7 +19,7 @@ extension PhysicalCPU {
     vmcb[.nextRIP] = s.pointee.exit.instructionLength == 0 ? 0 : cpu.exitNextRIP
     vmcb[.eventInjection] = 0
     if s.pointee.exit.details.contains(.unblockedNMI) {
-      // The IRET has not happened: NMIs are blocked until it has.
+      // The IRET has not executed: NMIs stay blocked until it does.
       s.pointee.interruptibility |= Interruptibility.blockingByNMI
     }
     s.pointee.injection = nil
@@ -27,16 +27,16 @@ extension PhysicalCPU {
     return code
   }
 
-  /// VMEXIT_INVALID: nothing of the guest was executed.
+  /// VMEXIT_INVALID: the guest executed nothing.
   func failEntry(_ vmcb: VMCB) -> SVMExitCode {
     vmcb[.exitCode] = SVMExitCode.invalid.rawValue
     for field in [VMCBField.exitInfo1, .exitInfo2, .exitInterruptInfo] { vmcb[field] = 0 }
-    // What was wrong is looked at again.
+    // Check all of it again.
     vmcb[.cleanBits] = 0
     return .invalid
   }
 
-  /// V_TPR, V_IRQ, V_NMI and V_NMI_MASK as the guest left them.
+  /// Saves V_TPR, V_IRQ, V_NMI and V_NMI_MASK.
   func saveVirtualInterrupt(_ vmcb: VMCB) {
     let s = cpu.s
     var word = s.pointee.virtualInterrupt
@@ -60,7 +60,7 @@ extension PhysicalCPU {
     case .controlRegisterAccess: return isRead ? .readCR(exit.register) : .writeCR(exit.register)
     case .debugRegisterAccess: return isRead ? .readDR(exit.register) : .writeDR(exit.register)
     case .mwait:
-      // The conditional intercept is the first of the two.
+      // The conditional intercept has priority.
       let isConditional = cpu.s.pointee.intercepts.set.contains(.armedMWAIT)
       return isConditional && exit.details.contains(.isArmed) ? .armedMWAIT : .mwait
     default: return SVMExitCode.byCause[Int(exit.cause.rawValue)]
@@ -86,7 +86,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// The error code; of a page fault the address too. Debug exceptions have their causes in DR6.
+  /// The error code; for a page fault the address too. Causes of debug exceptions are in DR6.
   private func exceptionInformation(_ exit: ExitRecord) -> (UInt64, UInt64) {
     let code = UInt64(exit.event?.errorCode ?? 0)
     switch exit.event?.vector {
@@ -139,7 +139,7 @@ extension PhysicalCPU {
 }
 
 extension SVMExitCode {
-  /// The code of each cause that has one; those with a number in them are not looked up.
+  /// The code of each cause; those with a number are computed instead.
   static let byCause: [SVMExitCode] = {
     var table = [SVMExitCode](repeating: .shutdown, count: ExitCause.count)
     for (cause, code) in rows { table[Int(cause.rawValue)] = code }

@@ -3,9 +3,8 @@
 // VMRUN (APM volume 2, "VMRUN"; volume 3, "VMRUN"): checks, guest state, intercepts, event
 // injection, then guest code until an exit.
 //
-// Only what has no clean bit is loaded and checked again, so that an exit and the next VMRUN in
-// which the hypervisor touched nothing but RIP, RFLAGS and the injected event cost a few loads and
-// compares.
+// Only parts without a clean bit are loaded and checked again. So an exit and a VMRUN between which
+// the hypervisor changed only RIP, RFLAGS and the injected event cost a few loads and compares.
 
 import CHost
 import X86
@@ -13,10 +12,10 @@ import X86
 extension PhysicalCPU {
   /// Enters the guest of a VMCB and runs it until it exits.
   ///
-  /// - Parameter keepsState: the guest's state stays in the CPU, where `vmcbRead` and `vmcbWrite`
-  ///   find it; else the VMCB's memory has it after the exit, and before this VMRUN.
-  /// - Returns: the exit code, which the VMCB has too. `invalid`: the VMCB broke a rule, nothing
-  ///   was executed, and `vmrunFailure` names the rule.
+  /// - Parameter keepsState: the guest's state stays in the CPU, accessible by `vmcbRead` and
+  ///   `vmcbWrite`; else it is in the VMCB's memory after the exit, and before this VMRUN.
+  /// - Returns: the exit code, which is also in the VMCB. `invalid`: the VMCB broke a rule, the
+  ///   guest executed nothing, and `vmrunFailure` names the rule.
   @discardableResult
   package func vmrun(
     _ address: UInt64, keepsState: Bool = false
@@ -73,7 +72,7 @@ extension PhysicalCPU {
     return changed
   }
 
-  /// After a write-back: what has no clean bit of its own, and what is not clean.
+  /// After a write-back: reloads fields without a clean bit of their own, and those not clean.
   private func reload(_ vmcb: VMCB, _ changed: VMCBClean) {
     let paging = pagingState
     for location in VMCBLayout.runLocations
@@ -86,7 +85,7 @@ extension PhysicalCPU {
     svm.pointee.mustUpdateMode = true
   }
 
-  /// What translations depend on.
+  /// The state that translations depend on.
   private var pagingState: [UInt64] {
     let s = cpu.s
     return [
@@ -95,7 +94,7 @@ extension PhysicalCPU {
     ]
   }
 
-  /// What follows from parts that changed.
+  /// Applies parts that changed.
   private func adopt(_ vmcb: VMCB, _ changed: VMCBClean) {
     let unit = svm
     let s = cpu.s
@@ -130,7 +129,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// Translations of another ASID or of other nested tables are not this guest's.
+  /// Flushes translations of another ASID or of other nested tables.
   private func adoptTranslations(_ vmcb: VMCB) {
     enterTranslationSpace(
       TranslationSpaceKey(
@@ -141,7 +140,7 @@ extension PhysicalCPU {
 
   // MARK: Intercepts
 
-  /// The control area in the form in which instructions consult it.
+  /// Converts the control area to the form in which instructions read it.
   private func adoptIntercepts(_ vmcb: VMCB) {
     var new = Intercepts()
     let bits = SVMIntercepts(vmcb)
@@ -180,7 +179,7 @@ extension PhysicalCPU {
 
   // MARK: Events
 
-  /// The event of EVENTINJ. What an instruction raised returns to nRIP.
+  /// The event of EVENTINJ. A software event returns to nRIP.
   private func injection(_ vmcb: VMCB) -> GuestEvent? {
     let event = SVMEvent(rawValue: vmcb[.eventInjection])
     guard event.isValid else { return nil }
@@ -190,12 +189,12 @@ extension PhysicalCPU {
 }
 
 extension VMCBClean {
-  /// What `Intercepts` is made of.
+  /// The parts that `Intercepts` is derived from.
   fileprivate static let ofIntercepts: Self = [.intercepts, .permissionMaps, .nestedPaging]
 }
 
 extension InterceptSet {
-  /// The rows that mean the same on both sides; what needs more than a bit is left out.
+  /// Bits with an equivalent on both sides; those that need more than a bit are not listed.
   private static let rows: [(SVMIntercepts, InterceptSet)] = [
     (.interrupt, .externalInterrupt), (.nmi, .nmi), (.smi, .smi), (.initSignal, .initSignal),
     (.virtualInterrupt, .virtualInterrupt), (.selectiveCR0Write, .selectiveCR0Write),
@@ -223,7 +222,7 @@ extension CPU {
     s.pointee.cr0 & CR0.pg.rawValue != 0 && s.pointee.cr4 & CR4.pae.rawValue != 0 && !isLongMode
   }
 
-  /// - Returns: false where it ended in an exit.
+  /// - Returns: false on an exit.
   func loadPDPTEsAtEntry() -> Bool {
     s.pointee.mustLoadPDPTEs = false
     do throws(GuestException) {

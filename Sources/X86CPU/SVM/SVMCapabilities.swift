@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What of SVM this processor has, as CPUID leaf 8000_000AH tells it.
+// This processor's SVM features, as in CPUID leaf 8000_000AH.
 
 import X86
 
@@ -13,17 +13,17 @@ package enum SVMCapabilities {
     .pauseFilter, .pauseFilterThreshold, .virtualGIF, .virtualNMI,
   ]
 
-  /// What is left out of the manual's list, and why.
+  /// Features of the manual's list that are absent, and why.
   package static let absent: [(feature: SVMFeatures, reason: String)] = [
     (.lastBranchVirtualization, "there are no last-branch records"),
     (.avic, "interrupts are delivered by the hypervisor"),
     (.virtualLoadSave, "it serves nested hypervisors, which there are not yet"),
   ]
 
-  /// Host-physical addresses are addresses in this process: no bit above these is 1.
+  /// Host-physical addresses are addresses in this process: no bits above these are set.
   package static let hostAddressWidth: UInt64 = 47
 
-  /// EFER bits that VMRUN takes.
+  /// Valid EFER bits at VMRUN.
   package static let efer: EFER = [.sce, .lme, .lma, .nxe, .svme]
 
   /// TSC_RATIO of 1: 8 bits of integer, 32 of fraction.

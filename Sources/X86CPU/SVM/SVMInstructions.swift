@@ -2,8 +2,8 @@
 //
 // SVM's instructions executed by a guest (APM volume 3, "System Instruction Reference"): #UD
 // without EFER.SVME and outside protected mode, #GP above privilege 0, then the intercept. A
-// hypervisor that does not nest intercepts them all. What is not intercepted is the physical CPU's
-// own: addresses are host-physical.
+// hypervisor without nesting intercepts them all. Without an intercept they act on the physical
+// CPU: addresses are host-physical.
 //
 // SKINIT has no row, as CPUID does not offer it: #UD.
 
@@ -37,7 +37,7 @@ enum SVMInstructions {
     }
   }
 
-  /// #GP where rAX is no page of physical memory. It comes before the intercept (APM volume 2,
+  /// #GP if rAX is not a page of physical memory. It precedes the intercept (APM volume 2,
   /// "Instruction Intercepts").
   private static func requireVMCB(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) {
     let address = address(c, i)
@@ -46,7 +46,7 @@ enum SVMInstructions {
     }
   }
 
-  /// A VMRUN in a guest always exits: one that is not intercepted is refused at VMRUN.
+  /// A VMRUN in a guest always exits: VMRUN fails for a VMCB that does not intercept it.
   static func vmrun(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     try requireSVM(c)
     try requireVMCB(c, i)
@@ -81,7 +81,7 @@ enum SVMInstructions {
     return setGIF(false, c, i)
   }
 
-  /// The guest's own flag where it has one, else the processor's.
+  /// Sets the guest's virtual GIF if it has one, else the processor's.
   private static func setGIF(_ isOpen: Bool, _ c: CPU, _ i: MicroOpPointer) -> Int32 {
     let bit = VirtualInterrupt.gifBit
     if c.s.pointee.virtualInterrupt.rawValue & VirtualInterrupt.gifEnabledBit == 0 {

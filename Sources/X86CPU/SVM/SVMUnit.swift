@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a physical CPU knows of SVM besides the guest's state: whether SVM is enabled, the global
-// interrupt flag, SVM's MSRs, and the VMCB whose state it holds.
+// A physical CPU's SVM state besides the guest's: whether SVM is enabled, the global interrupt
+// flag, SVM's MSRs, and the VMCB whose state the CPU holds.
 //
 // Invariants:
 // - `held` is nil, or a VMCB whose lazy fields (see VMCBLayout) are in CPUState. They are also in
@@ -10,7 +10,7 @@
 
 import X86
 
-/// How an SVM verb fails (APM volume 3, "VMRUN", "VMLOAD", "INVLPGA").
+/// How an SVM instruction fails (APM volume 3, "VMRUN", "VMLOAD", "INVLPGA").
 package enum SVMError: Error, Equatable, Sendable {
   /// #UD: EFER.SVME is 0, or the processor has no SVM.
   case notEnabled
@@ -26,21 +26,21 @@ package struct SVMUnit {
   var isEnabled = false
   /// VM_CR.
   var vmcr: UInt64 = 0
-  /// VM_HSAVE_PA: stored. The host's state is the program's own, so nothing is saved there.
+  /// VM_HSAVE_PA: stored only. The host's state is the program's own, so nothing is saved there.
   var hostSaveArea: UInt64 = 0
   /// TSC_RATIO.
   var tscRatio: UInt64 = SVMCapabilities.tscRatioOne
   /// The global interrupt flag: 0 in the host from an exit until STGI.
   var gif = true
   var held: UnsafeMutableRawPointer?
-  /// The state in CPUState is newer than that in memory.
+  /// CPUState is newer than memory.
   var isWriteBackDue = false
-  /// Parts of the held VMCB that no VMRUN has taken over: one that was refused leaves them, and
-  /// clean bits do not count for them.
+  /// Parts of the held VMCB that no VMRUN has loaded, because it failed: their clean bits are
+  /// ignored.
   var untaken: VMCBClean = []
-  /// Translations depend on something that software changed.
+  /// Software changed something that translations depend on.
   var mustFlush = false
-  /// RFLAGS changed, from which modes follow.
+  /// RFLAGS changed, which modes depend on.
   var mustUpdateMode = false
   /// VMRUNs since start.
   package internal(set) var entries: UInt64 = 0
@@ -63,7 +63,7 @@ package struct VMCB {
 
   package init(base: UnsafeMutableRawPointer) { self.base = base }
 
-  /// nil where the address is no 4 KiB page of host-physical memory.
+  /// nil if the address is not a 4 KiB page of host-physical memory.
   package init?(_ address: UInt64) {
     guard address & Page.offsetMask == 0, address >> SVMCapabilities.hostAddressWidth == 0,
       let base = UnsafeMutableRawPointer(bitPattern: UInt(address))
@@ -71,7 +71,7 @@ package struct VMCB {
     self.base = base
   }
 
-  /// A field's value, zero-extended; what is written is truncated.
+  /// A field's value, zero-extended; writes truncate.
   @inline(__always) package subscript(_ field: VMCBField) -> UInt64 {
     get {
       let place = base + Int(field.offset)

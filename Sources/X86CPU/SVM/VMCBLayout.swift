@@ -3,9 +3,9 @@
 // Where the processor keeps each field of the VMCB whose state it holds.
 //
 // Control fields and exit information stay in the VMCB's memory. The guest's state is in CPUState
-// while the VMCB is held ("lazy state"), as the fields of a current VMCS are: `vmcbRead` and
-// `vmcbWrite` go there directly. Memory gets it when an architectural VMRUN exits, when another
-// VMCB is held, or when software asks (`vmcbWriteBack`).
+// while the VMCB is held ("lazy state"), like the fields of a current VMCS: `vmcbRead` and
+// `vmcbWrite` access it there. It is written back to memory when an architectural VMRUN exits, when
+// another VMCB is held, or on request (`vmcbWriteBack`).
 //
 //     VMCBLayout.locations[VMCBLayout.slot(.rip)]     // CPUState.rip, 8 bytes
 
@@ -31,21 +31,21 @@ package struct VMCBLocation {
   /// Bytes from the start of CPUState.
   package var state: UInt16 = 0
   package var kind: VMCBFieldKind = .memory
-  /// What VMRUN loads it with.
+  /// The clean bit by which VMRUN loads it.
   package var clean: VMCBClean = []
   package var offset: UInt16 = 0
   package var size: UInt8 = 0
 }
 
 package enum VMCBLayout {
-  /// Every field begins at an even offset, but for CPL, whose neighbour is no field.
+  /// Every field begins at an even offset, except CPL, whose neighbour is not a field.
   @inline(__always) package static func slot(_ field: VMCBField) -> Int {
     Int(field.offset >> 1)
   }
 
   static let slotCount = Int(VMCBField.saveArea >> 1) + 0x180
 
-  /// One location for each slot; lives for ever.
+  /// One location for each slot; never freed.
   nonisolated(unsafe) package static let locations: UnsafePointer<VMCBLocation> = {
     let table = UnsafeMutablePointer<VMCBLocation>.allocate(capacity: slotCount)
     table.initialize(repeating: VMCBLocation(), count: slotCount)
@@ -60,9 +60,9 @@ package enum VMCBLayout {
     return UnsafePointer(table)
   }()
 
-  /// What VMRUN loads and the exit saves.
+  /// State that VMRUN loads and the exit saves.
   static let runLocations = lazy.filter { !isOfLoadSave($0) }
-  /// What VMLOAD loads and VMSAVE saves.
+  /// State that VMLOAD loads and VMSAVE saves.
   static let loadSaveLocations = lazy.filter(isOfLoadSave)
 
   private static let lazy: [VMCBLocation] =

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The checks of VMRUN: each is one `require` with the rule that it is (APM volume 2,
-// "Canonicalization and Consistency Checks"). Those of a part of the VMCB that is clean are not
-// made again: the processor itself keeps the guest's state valid. Controls are read in the VMCB,
-// the guest's state in the CPU.
+// The checks of VMRUN: each is one `require` with its rule (APM volume 2, "Canonicalization and
+// Consistency Checks"). Checks of clean parts of the VMCB are skipped: the processor itself keeps
+// the guest's state valid. Controls are read from the VMCB, the guest's state from the CPU.
 //
 //     try require(asid != 0, .asid)
 //
-// The first rule that is broken ends the checks; with `found` they go on, and all go there.
+// The first broken rule ends the checks; with `found` they continue and collect all.
 
 import X86
 
 package struct VMRunChecks {
   let cpu: CPU
   let vmcb: VMCB
-  /// Takes the broken rules, instead of a throw.
+  /// Collects the broken rules, instead of a throw.
   var found: BrokenRules<VMRunFailure>?
   /// Of physical addresses in the VMCB.
   private let addressWidth: UInt64
@@ -73,7 +72,7 @@ package struct VMRunChecks {
     try require(efer.contains(.svme), .eferSVME)
     try require(cr0.contains(.cd) || !cr0.contains(.nw), .cr0NotWriteThrough)
     try require(cr0.rawValue >> 32 == 0, .cr0Upper)
-    // Outside long mode the upper half does not count.
+    // Outside long mode the upper half is ignored.
     let cr3 = s.pointee.cr3
     try require(!efer.contains(.lma) || cr3 >> CPU.physicalAddressBits == 0, .cr3)
     try require(cr4.isSubset(of: .supported.subtracting(.vmxe)), .cr4)
@@ -136,7 +135,7 @@ package enum PermissionMap {
   /// Two bits for each MSR of the three ranges: read, write.
   package static let msrBytes: UInt64 = 2 * 4096
 
-  /// Where an MSR's two bits begin, in bits; nil for MSRs that always exit.
+  /// The bit position of an MSR's two bits; nil for MSRs that always exit.
   package static func msrBit(_ number: UInt32) -> Int? {
     let index = Int(number & 0x1FFF)
     switch number & ~0x1FFF {

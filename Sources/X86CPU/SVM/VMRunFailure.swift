@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rules of VMRUN, one case each, in the order of the manual's list: what breaks one ends in
-// VMEXIT_INVALID, and a test or a user can ask which it was.
+// The rules of VMRUN, one case each, in the manual's order: a broken rule ends in VMEXIT_INVALID,
+// and tests and users can ask for it.
 
 /// The rule that a VMRUN broke (APM volume 2, "Canonicalization and Consistency Checks").
 package enum VMRunFailure: String, Error, Sendable, Hashable, CaseIterable {

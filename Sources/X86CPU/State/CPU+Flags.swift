@@ -11,8 +11,7 @@
 //                  bits 15:8  exclusive-or into the low byte before parity is taken
 //                  bit 16     exclusive-or into SF
 //
-// The last two let any combination of flags be set (POPF, SAHF), though no arithmetic result has
-// it.
+// The last two allow any combination of flags (POPF, SAHF), even if no arithmetic result has it.
 
 import X86
 
@@ -59,13 +58,13 @@ extension CPU {
     s.pointee.flagAux = 0
   }
 
-  /// Replaces CF and OF, keeping the others (rotates, shifts by the rest of their rules).
+  /// Replaces CF and OF and keeps the others (rotates; shifts set the others separately).
   @inline(__always) package func setCarryOverflow(cf: Bool, of: Bool) {
     let aux = s.pointee.flagAux & ~(FlagAux.cf | FlagAux.carryIn)
     s.pointee.flagAux = aux | (cf ? FlagAux.cf : 0) | (cf != of ? FlagAux.carryIn : 0)
   }
 
-  /// Replaces CF alone.
+  /// Replaces only CF.
   @inline(__always) package func setCarry(_ value: Bool) { setCarryOverflow(cf: value, of: of) }
 
   @inline(__always) func signExtended<T: FixedWidthInteger & UnsignedInteger>(
@@ -77,7 +76,7 @@ extension CPU {
   }
 
   /// The six arithmetic flags in RFLAGS's positions. Without branches: every exception and every
-  /// handler that looks at flags passes here.
+  /// handler that reads flags uses this.
   @inline(__always) package var arithmeticFlags: UInt64 {
     get {
       let (result, aux) = (s.pointee.flagResult, s.pointee.flagAux)
@@ -92,7 +91,7 @@ extension CPU {
     nonmutating set {
       let (cf, zero) = (newValue & 1, (newValue >> 6) & 1)
       let carryIn = cf ^ (newValue >> 11) & 1
-      // The result 0 has even parity, 1 odd.
+      // The low byte of result 0 has even parity, that of 1 odd.
       let parityFlip = zero ^ (newValue >> 2) & 1
       s.pointee.flagResult = zero ^ 1
       s.pointee.flagAux =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What follows from control registers, EFER, RFLAGS and the segment registers.
+// State derived from control registers, EFER, RFLAGS and the segment registers.
 
 import X86
 import X86Decoder
@@ -13,13 +13,13 @@ package enum ModeKey {
   package static let virtual8086: UInt16 = 1 << 3
   package static let stackMode: UInt16 = 3 << 4
   package static let stackModeShift: UInt16 = 4
-  /// LOCKed instructions look for bus locks (BusLock.swift).
+  /// LOCKed instructions detect bus locks (BusLock.swift).
   package static let busLock: UInt16 = 1 << 6
-  /// 32-bit code whose CS, SS, DS and ES begin at 0 and end at 4 GiB, so that an offset is a linear
-  /// address and no access to them fails a segment's checks, but for writes by CS.
+  /// 32-bit code with CS, SS, DS and ES from 0 to 4 GiB: an offset is a linear address and no
+  /// access to them fails segment checks, except writes through CS.
   package static let flat: UInt16 = 1 << 7
-  /// Instructions exit that translated code executes without a look: it is not translated
-  /// (`InterceptSet.untranslated`).
+  /// Some instructions exit that translated code would execute unchecked, so the code is not
+  /// translated (`InterceptSet.untranslated`).
   package static let interpreted: UInt16 = 1 << 8
 }
 
@@ -28,9 +28,9 @@ extension SegmentRegister {
 }
 
 extension CPU {
-  /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. To be called
-  /// after any change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC; `updateFlatness` is
-  /// enough for the other segment registers. (Address-space changes, that is CR3, CR0.PG/WP, CR4
+  /// Recomputes `codeMode`, `cpl`, `stackMode`, `modeKey`, `slow` and the TLB bank. Call it after
+  /// any change of CR0, CR4, EFER, CS, SS, or of RFLAGS's TF, RF, VM, AC; for the other segment
+  /// registers `updateFlatness` suffices. (Address-space changes, that is CR3, CR0.PG/WP, CR4
   /// paging bits, EFER.NXE, call `flushTLB` as well.)
   package func updateMode() {
     let cs = segment(.cs).pointee.rights
@@ -54,8 +54,8 @@ extension CPU {
     selectTLBBank()
   }
 
-  /// Recomputes what `modeKey` and translated code know of the data segments. To be called after a
-  /// load of DS, ES, FS or GS.
+  /// Updates `modeKey` and translated code's knowledge of the data segments. Call it after a load
+  /// of DS, ES, FS or GS.
   package func updateFlatness() {
     let key = s.pointee.modeKey & ~ModeKey.flat | findFlatness()
     if key == s.pointee.modeKey { return }
@@ -87,7 +87,7 @@ extension CPU {
     return isFlat ? ModeKey.flat : 0
   }
 
-  /// A data segment of 4 GiB that can be written.
+  /// A writable data segment of 4 GiB.
   private func isWhole(_ register: SegmentRegister) -> Bool {
     let segment = segment(register)
     let rights = segment.pointee.rights
@@ -96,7 +96,7 @@ extension CPU {
       && !rights.isConformingOrExpandDown
   }
 
-  /// The TLB bank of the current CPL and SMAP state; also to be called by STAC and CLAC.
+  /// Selects the TLB bank of the current CPL and SMAP state; STAC and CLAC call it too.
   package func selectTLBBank() {
     let bank: Int
     if s.pointee.cpl == 3 {
@@ -112,7 +112,7 @@ extension CPU {
     updateBlockContext()
   }
 
-  /// Recomputes the parts of `slow` that follow from RFLAGS and DR7.
+  /// Recomputes the parts of `slow` that depend on RFLAGS and DR7.
   package func updateSlow() {
     var slow =
       s.pointee.slow

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `CPU` is one pointer to a CPUState with the operations on it. It is what handlers, MMU and event
-// delivery take; it owns nothing (PhysicalCPU does) and costs nothing to pass.
+// `CPU` is one pointer to a CPUState with the operations on it. Handlers, MMU and event delivery
+// take it; it owns nothing (PhysicalCPU does) and costs nothing to pass.
 //
 //     func push(_ c: CPU, _ value: UInt64) throws(GuestException) {
 //       try c.store(value, at: c.gpr[4] &- 8)
@@ -25,7 +25,7 @@ package struct CPU {
     raw.assumingMemoryBound(to: UInt64.self)
   }
 
-  /// Where `VectorState` begins.
+  /// Offset of the `VectorState`.
   @inline(__always) package static var vectorOffset: Int {
     (MemoryLayout<CPUState>.size + 63) & ~63
   }
@@ -37,7 +37,7 @@ package struct CPU {
   @inline(__always) package func segment(
     _ register: SegmentRegister
   ) -> UnsafeMutablePointer<SegmentState> {
-    // By the field's own address: an offset from a key path is looked up at run time.
+    // By the field's own address: a key path's offset is looked up at run time.
     withUnsafeMutablePointer(to: &s.pointee.segments) {
       UnsafeMutableRawPointer($0).assumingMemoryBound(to: SegmentState.self)
         + Int(register.rawValue)
@@ -69,13 +69,13 @@ package struct CPU {
     return is64Bit ? next : next & 0xFFFF_FFFF
   }
 
-  /// Ends an instruction that is complete with `reload`: modes, mappings or events changed.
+  /// Ends a completed instruction with `reload`: modes, mappings or events changed.
   @inline(__always) package func reload(_ i: MicroOpPointer) -> Int32 {
     s.pointee.rip = nextRIP(i)
     return Step.reload
   }
 
-  /// Ends an instruction that did not happen.
+  /// Ends an instruction without effect, by an exception.
   @inline(__always) package func raise(_ exception: GuestException) -> Int32 {
     s.pointee.pendingException = exception.rawValue
     return Step.fault

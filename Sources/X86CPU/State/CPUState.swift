@@ -2,17 +2,17 @@
 //
 // The state of one physical CPU of the software processor, as one plain block of memory.
 //
-// The interpreter and the translator reach it through one pointer (`CPU`), so every field has a
-// fixed offset and none is reference counted. A physical CPU is owned by one host thread at a time;
-// only `request` is written by others.
+// The interpreter and the translator access it through one pointer (`CPU`), so every field has a
+// fixed offset and none is reference counted. One host thread at a time owns a physical CPU; other
+// threads write only `request`.
 //
-// Invariants, true wherever guest code is not being executed (at exits, faults, requests):
+// Invariants whenever guest code is not executing (at exits, faults, requests):
 // - `rip` is the address of the next instruction (offset in CS, not linear).
 // - the arithmetic flags are in `flagResult` and `flagAux` (see CPU+Flags), every other flag in
 //   `rflags`, whose arithmetic bits are 0 and whose bit 1 is 1.
 // - `zero` is 0.
 // - `modeKey`, `codeMode`, `cpl`, `tlb` and `tlbContext` agree with CR0, CR3, CR4, EFER, RFLAGS and
-//   the segment registers: whoever changes those calls `CPU.updateMode()`.
+//   the segment registers: code that changes those calls `CPU.updateMode()`.
 //
 // While a block runs, `blockRIP` is the RIP of its first instruction and `rip` is stale.
 
@@ -48,7 +48,7 @@ package struct DescriptorTableState {
 /// x87, MMX, SSE, AVX and AVX-512 registers; they follow `CPUState` in memory, 64-byte aligned
 /// (`CPU.vector`).
 package struct VectorState {
-  /// Everything 0 but the control words: FCW 0x37F, MXCSR 0x1F80 and its mask.
+  /// All 0 except the control words: FCW 0x37F, MXCSR 0x1F80 and its mask.
   package init() {
     fx[0] = 0x37F
     fx[3] = 0x0000_FFFF_0000_1F80
@@ -63,7 +63,7 @@ package struct VectorState {
   package var opmask = InlineArray<8, UInt64>(repeating: 0)
   /// Scratch for host execution (see Vector).
   package var scratch = InlineArray<64, UInt64>(repeating: 0)
-  /// The x87 unit's part of `fx` before an instruction that changes it and then stores.
+  /// The x87 part of `fx` before an instruction that changes it and then stores.
   var keptX87 = InlineArray<20, UInt64>(repeating: 0)
 }
 
@@ -71,34 +71,33 @@ package struct CPUState {
   /// RAX to R15 by encoding number.
   package var gpr = InlineArray<16, UInt64>(repeating: 0)
 
-  // What translated code uses most comes first, in reach of its short displacements.
+  // The fields that translated code uses most come first, within short displacements.
 
-  /// The host's address of the page that the stack was last found in, with what to add to a linear
-  /// address for the host's. Writable, and valid for the current TLB bank and context while
-  /// `stackLimit` is not 0.
+  /// The host address of the stack's last page, with the addend from linear to host addresses.
+  /// Writable, and valid for the current TLB bank and context while `stackLimit` is nonzero.
   package var stackPage: UInt64 = 0
   package var stackAddend: UInt64 = 0
-  /// Eight bytes fit in the stack's page at offsets below this; 0 while no page is known.
+  /// Eight bytes fit in the stack's page at offsets below this; 0 if no page is known.
   package var stackLimit: UInt64 = 0
-  /// Always 0: what an absent base, index or segment base points at.
+  /// Always 0: the target of absent base, index and segment base pointers.
   package var zero: UInt64 = 0
   /// The TLB bank of the current privilege and SMAP state.
   package var tlb: UnsafeMutablePointer<TLBEntry>
   /// Low 12 bits of every valid tag of the current bank and address space (see TLB).
   package var tlbContext: UInt64 = 0
-  /// Bits that ask the processor to leave guest code at the next block (`CPURequest`). Atomic:
-  /// written by other threads through `PhysicalCPU`.
+  /// Requests to exit guest code at the next block (`CPURequest`). Atomic: other threads write it
+  /// through `PhysicalCPU`.
   package var request: UInt64 = 0
   /// Instructions retired since start.
   package var retired: UInt64 = 0
-  /// Linear address of the page whose translation runs.
+  /// Linear address of the running translation's page.
   package var codePage: UInt64 = 0
   /// The arithmetic flags as LAHF and SETO give them: OF in bit 0; SF, ZF, AF, PF, CF in bits 15:8.
   package var hostFlags: UInt64 = 0
-  /// Where translated code looks successors up: `NativeJumps`, or the empty table while something
-  /// is requested, so that one look serves both questions. Atomic.
+  /// Where translated code looks up successors: `NativeJumps`, or the empty table while a request
+  /// is pending, so that one look-up serves both. Atomic.
   package var jumps: UInt64 = 0
-  /// What a jump-cache entry must match besides the address (see BlockCache).
+  /// The tag of jump-cache entries besides the address (see BlockCache).
   package var blockContext: UInt64 = 0
 
   package var rip: UInt64 = 0
@@ -111,7 +110,7 @@ package struct CPUState {
   package var rflags: UInt64 = 2
   /// An exception that a handler raised with `CPU.raise`, for the run loop to deliver.
   package var pendingException: UInt64 = 0
-  /// CR2 to be, of the page fault in `pendingException`.
+  /// The future CR2 of the page fault in `pendingException`.
   package var faultAddress: UInt64 = 0
 
   package var segments = InlineArray<8, SegmentState>(repeating: SegmentState())
@@ -130,7 +129,7 @@ package struct CPUState {
   package var dr7: UInt64 = 0x400
   package var pdptrs = InlineArray<4, UInt64>(repeating: 0)
 
-  // MSRs that instructions use by themselves; the others are in the MSR model.
+  // MSRs that instructions use implicitly; the others are in the MSR model.
   package var star: UInt64 = 0
   package var lstar: UInt64 = 0
   package var cstar: UInt64 = 0
@@ -152,37 +151,37 @@ package struct CPUState {
   package var modeKey: UInt16 = 0
   /// 1: SS addresses with 32 bits; 2: with 64 bits; 0: with 16.
   package var stackMode: UInt8 = 0
-  /// Not 0: instructions are executed one by one with checks between them (`SlowReason`).
+  /// Nonzero: instructions are executed one by one with checks between them (`SlowReason`).
   package var slow: UInt32 = 0
   /// Blocking by STI, MOV SS, SMI, NMI (`Interruptibility`).
   package var interruptibility: UInt32 = 0
   /// Active, HLT, shutdown, wait-for-SIPI (`ActivityState`).
   package var activity: UInt32 = 0
-  /// IRET has just unblocked NMIs: an exit during its completion says so.
+  /// IRET has just unblocked NMIs: an exit during its completion reports it.
   package var unblockedNMI = false
   /// Pending debug exceptions (`PendingDebug`).
   package var pendingDebug: UInt64 = 0
 
-  /// What exits, as the last entry into the guest found it. Only such an entry writes it.
+  /// The intercepts of the last VM entry, which alone writes them.
   package var intercepts = Intercepts()
-  /// Of the last exit.
+  /// The last exit.
   package var exit = ExitRecord()
-  /// Host TSC at which the guest is left (`InterceptSet.deadline`); .max where it is not.
+  /// Host TSC at which the guest must exit (`InterceptSet.deadline`); .max: never.
   package var deadline: UInt64 = .max
-  /// What the entry into the guest injects, until it is delivered. (`native`, below, is where
-  /// StateLayoutTests want it: what is added before it has to take the place of something.)
+  /// The event that VM entry injects, until it is delivered. (StateLayoutTests fix the place of
+  /// `native`, below: a field added before it must replace another.)
   package var injection: GuestEvent?
 
-  /// MSRs and timers that only the system instructions look at.
+  /// MSRs and timers that only system instructions use.
   package var system = SystemState()
 
-  /// Where an access that EPT does not map goes while the hypervisor emulates one instruction; see
+  /// Answers accesses that EPT does not map while the hypervisor emulates one instruction; see
   /// `PhysicalCPU.emulate`. An unmanaged `EmulationContext`.
   package var emulation: UnsafeMutableRawPointer?
   /// The unmanaged `PhysicalCPU` that owns this state.
   package var owner: UnsafeMutableRawPointer?
 
-  // Tables of the owner, here so that no reference is counted on the way to them.
+  // Tables of the owner, here to avoid reference counting.
   package var tlbBanks: UnsafeMutablePointer<TLBEntry>
   package var jumpCache: UnsafeMutablePointer<JumpCacheEntry>
   package var physicalCache: UnsafeMutablePointer<PhysicalPage>
@@ -192,47 +191,47 @@ package struct CPUState {
   /// The owner's block cache.
   var blocks: Unmanaged<BlockCache>
   /// The context of the address space, and that of the supervisor's bank: the same, or
-  /// `globalContext` while everything in that bank is global (`supervisorDataIsGlobal`).
+  /// `globalContext` while all pages in that bank are global (`supervisorDataIsGlobal`).
   package var addressSpace: UInt64 = 0
   package var supervisorTLBContext: UInt64 = 0
   var globalContext: UInt64 = 1
   var supervisorDataIsGlobal = false
-  /// No supervisor code was executed from a page that is not global, so that ways to it are the
-  /// same in every address space.
+  /// No supervisor code was executed from a non-global page, so links to it are the same in every
+  /// address space.
   var supervisorCodeIsGlobal = true
   /// Part of `blockContext` at CPL 3: changes when linear pages may mean other code.
   var userJumpEpoch: UInt64 = 0
-  /// `CodePages`, found without a look at whether it is there yet.
+  /// `CodePages`' bitmap, without the check that it is initialized.
   let codePages = CodePages.shared.address
-  /// Of each TLB entry the low bits of the host page that it was last writable for.
+  /// The low bits of the host page for which each TLB entry was last writable.
   var writablePages: UnsafeMutablePointer<UInt32>
-  /// Changes when entries of global pages go.
+  /// Changes when entries of global pages are dropped.
   package var tlbGeneration: UInt64 = 1
-  /// Changes when what is known of guest-physical memory goes; its low bits are not 0.
+  /// Changes when cached guest-physical translations are dropped; its low bits are not 0.
   package var physicalGeneration: UInt64 = 1
 
   /// TLB entries made after page walks, since start.
   package var tlbFills: UInt64 = 0
 
-  /// What translated code uses (see NativeCode). Its place matters: see StateLayoutTests.
+  /// Translated code's state (see NativeCode). Its offset matters: see StateLayoutTests.
   package var native = NativeState()
 
-  /// The micro-op whose handler runs, for who is cut off in its midst (PhysicalCPU+HostFault); else
-  /// nil.
+  /// The micro-op whose handler is running, in case a host fault aborts it
+  /// (PhysicalCPU+HostFault); else nil.
   package var running: MicroOpPointer?
-  /// RSP and RBP as they were, while a handler that changes them early runs.
+  /// The old RSP and RBP, while a handler that changes them early runs.
   var keptStack: (rsp: UInt64, rbp: UInt64)?
   /// Part of `blockContext` below CPL 3: changes when linear pages may mean other code.
   var supervisorJumpEpoch: UInt64 = 0
-  /// Whether `VectorState.keptX87` is what the x87 unit's state was.
+  /// Whether `VectorState.keptX87` has the old x87 state.
   var keepsX87 = false
-  /// Of the guest's vendor; whoever loads a guest sets them.
+  /// Of the guest's vendor; loading a guest sets them.
   package var rules = VendorRules.intel
-  /// SVM's virtual interrupt and NMI, and the guest's global interrupt flag, as the VMCB has them.
+  /// SVM's virtual interrupt and NMI, and the guest's global interrupt flag, in the VMCB's format.
   package var virtualInterrupt = VirtualInterrupt(rawValue: 0)
-  /// The PDPTEs have to be loaded before the guest's first instruction: a VMCB has none.
+  /// The PDPTEs must be loaded before the guest's first instruction: a VMCB has none.
   var mustLoadPDPTEs = false
-  /// All ones, and 1, which a compiler does not know: see `CPU.guarded`.
+  /// All ones, and 1, opaque to the compiler: see `CPU.guarded`.
   var ones: UInt64 = .max
   var one: UInt64 = 1
   /// `retired` when the guest was entered.
@@ -259,23 +258,22 @@ package struct CPUState {
 }
 
 extension UnsafeMutablePointer<CPUState> {
-  /// Bits of `request` as the CPU's own thread looks at them, without an atomic operation: what it
-  /// misses now it sees at the next block. Tests/ThreadSanitizer/suppressions.txt names this
-  /// function.
+  /// Bits of `request` as the CPU's own thread reads them, without an atomic operation: it sees a
+  /// missed bit at the next block. Tests/ThreadSanitizer/suppressions.txt names this function.
   @inline(__always) package var requests: UInt64 { pointee.request }
 }
 
 /// Bits of `CPUState.request`.
 package enum CPURequest {
-  /// Someone outside wants the CPU to leave the guest: an external-interrupt exit.
+  /// Another thread wants the guest to exit: an external-interrupt exit.
   package static let kick: UInt64 = 1 << 0
   /// Other CPUs' code pages changed: process the shootdown queue.
   package static let shootdown: UInt64 = 1 << 1
-  /// The deadline or the time slice is over.
+  /// The deadline or the time slice has passed.
   package static let timer: UInt64 = 1 << 2
-  /// Something that event delivery has to look at (virtual interrupt, window, trap) changed.
+  /// Event delivery must check a change (virtual interrupt, window, trap).
   package static let events: UInt64 = 1 << 3
-  /// An interrupt, an NMI, an INIT signal or a start-up IPI waits (`CPUSignals`).
+  /// An interrupt, an NMI, an INIT signal or a start-up IPI is pending (`CPUSignals`).
   package static let signal: UInt64 = 1 << 4
 }
 
@@ -293,6 +291,6 @@ package enum SlowReason {
   package static let dataBreakpoint: UInt32 = 1 << 4
   /// RFLAGS.RF is set: cleared after one instruction.
   package static let resumeFlag: UInt32 = 1 << 5
-  /// Instructions are counted (`EventCounts`). Not a reason to run them one by one.
+  /// Instructions are counted (`EventCounts`). Does not force single steps.
   package static let counting: UInt32 = 1 << 6
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a physical CPU has done in its guest: instructions and branches retired, and time, by ring.
-// A hypervisor makes performance counters of them. The processor itself has none.
+// A physical CPU's counts for its guest: instructions and branches retired, and time, by ring. A
+// hypervisor builds performance counters from them. The processor itself has none.
 //
-// Time costs nothing while it is counted, as only its ends are looked at. Instructions and
-// branches, and time by ring, are counted by the interpreter alone (`SlowReason.counting`): blocks
-// are then run one by one, with their sum taken after each. Before a limit is reached, instructions
-// are run one by one, so that the guest leaves (as if kicked) right behind the instruction that
-// reaches it.
+// Counting time costs nothing, because only its ends are read. Only the interpreter counts
+// instructions, branches, and time by ring (`SlowReason.counting`): it runs blocks one by one and
+// adds up after each. Close to a limit it runs instructions one by one, so that the guest exits (as
+// if kicked) right after the instruction that reaches it.
 //
 //     cpu.startCounting(instructions: true, limits)
 //     ...                                        // VM entries and exits
@@ -30,16 +29,16 @@ package struct RingCounts: Sendable, Equatable {
   }
 }
 
-/// Counts at which the guest is to leave.
+/// Counts at which the guest must exit.
 package struct RingLimits: Sendable {
   package var supervisor: UInt64 = .max
   package var user: UInt64 = .max
-  /// Of both together.
+  /// For the sum of both.
   package var both: UInt64 = .max
 
   package init() {}
 
-  /// How many more in a ring reach a limit.
+  /// The number of further instructions in a ring that reaches a limit.
   @inline(__always) func room(_ counts: RingCounts, isUser: Bool) -> UInt64 {
     let (limit, count) = isUser ? (user, counts.user) : (supervisor, counts.supervisor)
     let sum = counts.sum
@@ -61,13 +60,13 @@ package struct EventCounts: Sendable {
   /// The ring since `lastChange`.
   var isUser = false
   var lastChange: UInt64 = 0
-  /// Steps that `CPUState.retired` has counted of string instructions that had more to do.
+  /// Steps in `CPUState.retired` of string instructions with more to do.
   var unfinished: UInt64 = 0
   var limits = EventLimits()
 
   package init() {}
 
-  /// How many instructions may be run in a ring before a look at the limits: a branch is one.
+  /// How many instructions may run in a ring before a limit check; a branch counts as one.
   @inline(__always) func room(isUser: Bool) -> UInt64 {
     min(
       limits.instructions.room(instructions, isUser: isUser),
@@ -79,7 +78,7 @@ package struct EventCounts: Sendable {
     branches.add(taken, isUser: isUser)
   }
 
-  /// Takes the time since the last call as that of the ring so far.
+  /// Adds the time since the last call to the ring so far.
   mutating func change(isUser new: Bool) {
     let now = HostTSC.read()
     ticks.add(now &- lastChange, isUser: isUser)
@@ -89,11 +88,10 @@ package struct EventCounts: Sendable {
 }
 
 extension PhysicalCPU {
-  /// Starts to count from 0, or goes on with other limits and from 0 (what was counted is in
-  /// `takeCounts` before).
+  /// Starts counting from 0, or restarts with other limits (call `takeCounts` first).
   ///
-  /// - Parameter instructions: instructions and branches are counted, and time by ring; else time
-  ///   alone, of both rings together.
+  /// - Parameter instructions: count instructions and branches, and time by ring; else only
+  ///   time, of both rings together.
   package func startCounting(instructions: Bool, _ limits: EventLimits) {
     counts.pointee = EventCounts()
     counts.pointee.limits = limits
@@ -108,7 +106,7 @@ extension PhysicalCPU {
 
   package func stopCounting() { cpu.s.pointee.slow &= ~SlowReason.counting }
 
-  /// What was counted since the last call; the limits then no longer stand.
+  /// The counts since the last call; the limits are then invalid.
   package func takeCounts() -> EventCounts {
     counts.pointee.change(isUser: cpu.cpl != 0)
     let taken = counts.pointee
@@ -118,7 +116,7 @@ extension PhysicalCPU {
     return taken
   }
 
-  /// Counts an instruction that the hypervisor has done in the guest's place.
+  /// Counts an instruction that the hypervisor has emulated.
   package func noteRetired(isBranch: Bool = false) {
     guard cpu.isCounting else { return }
     counts.pointee.note(1, branches: isBranch ? 1 : 0, isUser: cpu.cpl != 0)
@@ -134,8 +132,7 @@ extension PhysicalCPU {
 extension CPU {
   @inline(__always) var isCounting: Bool { s.pointee.slow & SlowReason.counting != 0 }
 
-  /// Runs a block, or one instruction of it, and counts what it did. False where a VM exit is
-  /// recorded.
+  /// Runs a block, or one instruction of it, and counts. False if a VM exit is recorded.
   func runCounted(_ block: BlockPointer) -> Bool {
     let counts = owner.counts
     let isUser = cpl != 0
@@ -145,7 +142,7 @@ extension CPU {
       owner.kick()
       return true
     }
-    // Dropped while it runs, the block may not be looked at any more.
+    // The block must not be read after it runs, as it may have been dropped.
     let length = UInt64(block.pointee.count)
     let endsInBranch = block.pointee.endsInBranch
     let retired = s.pointee.retired
@@ -161,13 +158,12 @@ extension CPU {
     }
     let done =
       s.pointee.retired &- retired &- (counts.pointee.unfinished &- unfinished)
-    // Nothing but a block's last instruction is a branch.
+    // Only a block's last instruction can be a branch.
     counts.pointee.note(
       done, branches: endsInBranch && done == length ? 1 : 0, isUser: isUser)
     return goesOn
   }
 
-  /// A string instruction leaves with more to do: `retired` counts the step, but it has not
-  /// retired.
+  /// A string instruction stops with more to do: `retired` counts the step, but it has not retired.
   func noteUnfinished() { owner.counts.pointee.unfinished &+= 1 }
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Writes to control registers: which values are allowed, what mode follows and what is flushed
-// (SDM volume 3, "Control Registers" and "Initializing IA-32e Mode"). Guest/host masks and exits
-// are the instructions' business (ControlRegisterInstructions); these functions get the value that
-// is to be in the register.
+// Writes to control registers: valid values, the resulting mode, and flushes (SDM volume 3,
+// "Control Registers" and "Initializing IA-32e Mode"). Instructions handle guest/host masks and
+// exits (ControlRegisterInstructions); these functions get the final value of the register.
 
 import X86
 
 extension CR0 {
-  /// Bits that can be written; the others keep or ignore what is written to them.
+  /// Writable bits; the others are kept or ignored.
   static let writable: CR0 = [.pe, .mp, .em, .ts, .ne, .wp, .am, .nw, .cd, .pg]
   /// Fixed to 1 in VMX operation; PE and PG are free for an unrestricted guest.
   static let fixedInVMX: CR0 = [.pe, .ne, .pg]
@@ -31,7 +30,7 @@ extension CPU {
 
   /// MOV to CR0 after masks and exits.
   ///
-  /// - Throws: #GP(0) for a combination that is not allowed.
+  /// - Throws: #GP(0) for an invalid combination.
   package func writeCR0(_ value: UInt64) throws(GuestException) {
     try checkCR0(value)
     let old = s.pointee.cr0
@@ -49,7 +48,7 @@ extension CPU {
     if !changed.isDisjoint(with: .paging) { flushTLB() }
   }
 
-  /// What can be said of a value for CR0 without looking at memory.
+  /// The checks of a CR0 value that need no memory.
   func checkCR0(_ value: UInt64) throws(GuestException) {
     if value >> 32 != 0 { throw .generalProtection }
     let old = CR0(rawValue: s.pointee.cr0)
@@ -86,7 +85,7 @@ extension CPU {
 
   /// MOV to CR3 after exits.
   ///
-  /// - Throws: #GP(0) for reserved bits in it or in the PDPTEs it leads to.
+  /// - Throws: #GP(0) for reserved bits in it or in its PDPTEs.
   package func writeCR3(_ value: UInt64) throws(GuestException) {
     try checkCR3(value)
     let hasPCID = s.pointee.cr4 & CR4.pcide.rawValue != 0
@@ -105,7 +104,7 @@ extension CPU {
     }
   }
 
-  /// What can be said of a value for CR3 without looking at memory.
+  /// The checks of a CR3 value that need no memory.
   func checkCR3(_ value: UInt64) throws(GuestException) {
     let hasPCID = s.pointee.cr4 & CR4.pcide.rawValue != 0
     let root = hasPCID ? value & ~(1 << 63) : value
@@ -140,7 +139,7 @@ extension CPU {
 
   /// MOV to CR4 after masks and exits.
   ///
-  /// - Throws: #GP(0) for a bit that the processor lacks or a change that is not allowed.
+  /// - Throws: #GP(0) for a bit that the processor lacks or an invalid change.
   package func writeCR4(_ value: UInt64) throws(GuestException) {
     try checkCR4(value)
     let old = CR4(rawValue: s.pointee.cr4)
@@ -155,7 +154,7 @@ extension CPU {
     if !changed.isDisjoint(with: .paging) { flushTLB() }
   }
 
-  /// What can be said of a value for CR4 without looking at memory.
+  /// The checks of a CR4 value that need no memory.
   func checkCR4(_ value: UInt64) throws(GuestException) {
     let new = CR4(rawValue: value)
     if !new.isSubset(of: .supported) { throw .generalProtection }

@@ -2,8 +2,8 @@
 //
 // Descriptors: how the processor finds one in the GDT or the LDT, and marks it accessed or busy.
 //
-// Every look-up says what to throw when the selector is bad, because the same defect is #GP, #TS or
-// #NP depending on who loads (SDM volume 3, "Exception and Interrupt Reference").
+// Callers pass the exception to throw for a bad selector, because the same defect is #GP, #TS or
+// #NP depending on the instruction (SDM volume 3, "Exception and Interrupt Reference").
 //
 //     let found = try c.readDescriptor(selector, else: .generalProtection)
 //     guard found.rights.isPresent else { throw .selector(.segmentNotPresent, selector) }
@@ -11,7 +11,7 @@
 import Synchronization
 import X86
 
-/// A descriptor and where it was found.
+/// A descriptor and its location.
 package struct FoundDescriptor {
   package var descriptor: SegmentDescriptor
   /// The linear address of its first byte.
@@ -20,7 +20,7 @@ package struct FoundDescriptor {
 
   package var rights: SegmentAccessRights { descriptor.accessRights }
 
-  /// The segment register that it makes.
+  /// The segment register's value after a load.
   package func segment(selector: UInt16) -> SegmentState {
     SegmentState(
       base: descriptor.base, limit: descriptor.limit, accessRights: rights.rawValue,
@@ -47,8 +47,8 @@ package enum Selector {
 }
 
 extension CPU {
-  /// The descriptor that a selector names, which is not null; a selector beyond its table throws
-  /// `vector` with the selector.
+  /// The descriptor of a non-null selector; a selector beyond its table throws `vector` with the
+  /// selector.
   package func readDescriptor(
     _ selector: UInt16, else vector: ExceptionVector, external: Bool = false
   ) throws(GuestException) -> FoundDescriptor {
@@ -60,7 +60,7 @@ extension CPU {
       descriptor: SegmentDescriptor(rawValue: raw), address: address, selector: selector)
   }
 
-  /// The linear address of a descriptor of `size` bytes, or nil where it is not inside its table.
+  /// The linear address of a descriptor of `size` bytes, or nil if it is outside its table.
   package func descriptorAddress(_ selector: UInt16, size: UInt32) -> UInt64? {
     let offset = UInt32(selector & ~7)
     let base: UInt64
@@ -96,15 +96,15 @@ extension CPU {
     return high & 0xFFFF_FFFF
   }
 
-  /// Sets the accessed bit of a code or data descriptor, as a locked update, if it is clear; the
-  /// copy in `found` then has it too. A descriptor that has been exchanged since is left as it is.
+  /// Sets the accessed bit of a code or data descriptor, as a locked update, if it is clear, and in
+  /// the copy in `found`. Leaves a descriptor alone that has been replaced since.
   package func markAccessed(_ found: inout FoundDescriptor) throws(GuestException) {
     if found.descriptor.rawValue & SegmentDescriptor.accessedBit != 0 { return }
     _ = try changeType(of: found, set: 1)
     found.descriptor.rawValue |= SegmentDescriptor.accessedBit
   }
 
-  /// Makes a TSS descriptor busy, as a locked update. False where it is no longer the one that was
+  /// Makes a TSS descriptor busy, as a locked update. False if it is no longer the one that was
   /// found: another CPU has the task, or the table has changed.
   package func setBusy(_ found: FoundDescriptor) throws(GuestException) -> Bool {
     try changeType(of: found, set: 2)
@@ -124,7 +124,7 @@ extension CPU {
     }
   }
 
-  /// A locked update of the byte that holds a descriptor's type, if it is still as it was found.
+  /// A locked update of the descriptor's type byte, if it is unchanged since it was found.
   private func changeType(
     of found: FoundDescriptor, set: UInt8
   ) throws(GuestException) -> Bool {

@@ -51,7 +51,7 @@ extension CPU {
     return mask.rawValue
   }
 
-  /// Replaces the flags in `mask`. RF, when set by the running instruction, outlives it.
+  /// Replaces the flags in `mask`. RF set by the running instruction stays set.
   func loadFlags(_ image: UInt64, mask: UInt64) {
     flags = flags & ~mask | image & mask
     if image & mask & RFLAGS.rf.rawValue != 0, s.pointee.slow != 0 {
@@ -112,7 +112,7 @@ extension CPU {
     updateMode()
   }
 
-  /// IRET with NT: back to the task that the TSS's link names.
+  /// IRET with NT: returns to the task in the TSS's link field.
   private func nestedTaskReturn(_ i: MicroOpPointer) throws(GuestException) -> GuestException {
     let link = try loadSystem(systemAddress(segment(.tr).pointee.base), as: UInt16.self)
     try checkTask(link, .invalidTSS, busy: true)
@@ -121,8 +121,8 @@ extension CPU {
 
   // MARK: NMI blocking
 
-  /// IRET unblocks NMIs even if it then faults (SDM volume 3, "Handling Multiple NMIs"); where NMIs
-  /// exit and are not virtualized, it leaves the blocking alone. True where they were blocked.
+  /// IRET unblocks NMIs even if it then faults (SDM volume 3, "Handling Multiple NMIs"); if NMIs
+  /// exit and are not virtualized, it does not. True if they were blocked.
   func takeNMIUnblocking() -> Bool {
     if intercepts(.nmi) && !intercepts(.virtualNMIs) { return false }
     guard s.pointee.interruptibility & Interruptibility.blockingByNMI != 0 else { return false }
@@ -131,8 +131,8 @@ extension CPU {
     return true
   }
 
-  /// That IRET unblocked NMIs, in the record of a nested fault; in that of an exception it is noted
-  /// where that is intercepted.
+  /// Notes in a nested fault's record that IRET unblocked NMIs; for an exception, its interception
+  /// notes it.
   func noteNMIUnblockingInExit() {
     guard GuestException(rawValue: s.pointee.pendingException).isVMExit else { return }
     s.pointee.unblockedNMI = false

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a selector makes of a segment register, in every mode, with the checks of SDM volume 3,
-// "Segment Loading Instructions in IA-32e Mode", "Privilege Level Checking When Accessing Data
-// Segments" and "... When Transferring Program Control".
+// Loads of segment registers in every mode, with the checks of SDM volume 3, "Segment Loading
+// Instructions in IA-32e Mode", "Privilege Level Checking When Accessing Data Segments" and "...
+// When Transferring Program Control".
 //
-// Functions come in two steps so that instructions stay atomic: `data...`, `stack...` and
-// `code...` check and return the new hidden part (they change memory only: the accessed bit), and
-// the caller stores it when nothing can fail any more.
+// Loads have two steps so that instructions stay atomic: `data...`, `stack...` and `code...` check
+// and return the new hidden part (they change only memory: the accessed bit), and the caller stores
+// it when nothing can fail any more.
 //
 //     let segment = try c.dataSegment(selector)
 //     c.segment(.ds).pointee = segment
 
 import X86
 
-/// A code segment and the place in it that control goes to.
+/// A code segment and the target offset of a transfer.
 package struct CodeTarget {
   package var segment: SegmentState
   package var rip: UInt64
@@ -30,7 +30,7 @@ extension CPU {
     if register == .ss { updateMode() } else { updateFlatness() }
   }
 
-  /// What ES, SS, DS, FS or GS become when `selector` is loaded.
+  /// The new value of ES, SS, DS, FS or GS for `selector`.
   package func segmentValue(
     _ register: SegmentRegister, _ selector: UInt16
   ) throws(GuestException) -> SegmentState {
@@ -39,8 +39,8 @@ extension CPU {
     return try dataSegment(register, selector)
   }
 
-  /// Real mode changes only selector and base, so that limits set in protected mode stay; in
-  /// virtual-8086 mode everything is fixed.
+  /// Real mode changes only selector and base, so limits set in protected mode stay; virtual-8086
+  /// mode fixes everything.
   package func realModeSegment(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
     var state = segment(register).pointee
     state.selector = selector
@@ -58,14 +58,14 @@ extension CPU {
     return state
   }
 
-  /// DS, ES, FS or GS made null by a null selector that is loaded (MOV, POP, LDS and its variants,
-  /// a task switch): base and limit stay or not, by vendor.
+  /// DS, ES, FS or GS after a load of a null selector (MOV, POP, LDS and its variants, a task
+  /// switch): the vendor decides whether base and limit stay.
   private func nullLoaded(_ register: SegmentRegister, _ selector: UInt16) -> SegmentState {
     follows(.nullKeepsBase) ? nullKept(register, selector) : nullSegment(selector)
   }
 
-  /// The register made null by a change of privilege or mode: its base stays on all processors, as
-  /// FS's and GS's are looked at in 64-bit mode.
+  /// The register after a change of privilege or mode has nulled it: all processors keep its base,
+  /// because 64-bit mode uses those of FS and GS.
   func nullKept(_ register: SegmentRegister, _ selector: UInt16 = 0) -> SegmentState {
     var state = segment(register).pointee
     state.selector = selector
@@ -73,15 +73,14 @@ extension CPU {
     return state
   }
 
-  /// A null selector in a register without a past: no access is possible through it.
+  /// A null selector without an earlier base: no access is possible through it.
   package func nullSegment(_ selector: UInt16) -> SegmentState {
     SegmentState(
       base: 0, limit: 0xFFFF, accessRights: SegmentAccessRights.unusableBit, selector: selector)
   }
 
-  /// ES, DS, FS or GS in protected mode. `vector` is what bad selectors raise: #GP for
-  /// instructions,
-  /// #TS for task switches.
+  /// ES, DS, FS or GS in protected mode. `vector` is the exception for bad selectors: #GP for
+  /// instructions, #TS for task switches.
   package func dataSegment(
     _ register: SegmentRegister, _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
   ) throws(GuestException) -> SegmentState {
@@ -99,8 +98,9 @@ extension CPU {
     return found.segment(selector: selector)
   }
 
-  /// SS for privilege level `cpl`. `vector` is what bad selectors raise: #GP for instructions, #TS
-  /// for stack switches. `long`: the code that will use it is 64-bit code, which may have no SS.
+  /// SS for privilege level `cpl`. `vector` is the exception for bad selectors: #GP for
+  /// instructions, #TS for stack switches. `long`: the code that will use it is 64-bit code, which
+  /// may have no SS.
   package func stackSegment(
     _ selector: UInt16, cpl: UInt8, _ vector: ExceptionVector, external: Bool = false,
     long: Bool? = nil
@@ -122,7 +122,7 @@ extension CPU {
     return found.segment(selector: selector)
   }
 
-  /// SS of 64-bit code without a stack segment. Its DPL is the CPL all the same.
+  /// SS of 64-bit code without a stack segment. Its DPL is still the CPL.
   package func nullStack(cpl: UInt8, selector: UInt16? = nil) -> SegmentState {
     SegmentState(
       base: 0, limit: 0xFFFF_FFFF,
@@ -145,7 +145,7 @@ extension CPU {
   }
 
   /// The last checks of every transfer to a code segment: long-mode bits, presence, and the offset.
-  /// The privilege checks are the caller's.
+  /// The caller checks privilege.
   package func codeTarget(
     _ found: FoundDescriptor, offset: UInt64, cpl: UInt8, external: Bool = false
   ) throws(GuestException) -> CodeTarget {
@@ -174,14 +174,14 @@ extension CPU {
     return CodeTarget(segment: segment, rip: offset, cpl: cpl)
   }
 
-  /// Takes a checked transfer. SS, where it changes, is already loaded.
+  /// Takes a checked transfer. If SS changes, it is already loaded.
   package func enter(_ target: CodeTarget) {
     segment(.cs).pointee = target.segment
     s.pointee.rip = target.rip
     updateMode()
   }
 
-  /// After a return to less privilege: data segments that it may not use become null (SDM volume 2,
+  /// After a return to less privilege: nulls data segments that it may not use (SDM volume 2,
   /// "RET", "IRET").
   package func dropPrivilegedSegments(cpl: UInt8) {
     for number in SegmentRegister.es.rawValue...SegmentRegister.gs.rawValue {

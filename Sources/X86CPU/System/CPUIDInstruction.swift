@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The CPUID instruction, and the leaves of this processor with what depends on a CPU's number and
-// state.
+// The CPUID instruction, and the fields of CPUID leaves that depend on a CPU's number and state.
 
 import X86
 import X86Decoder
@@ -11,7 +10,7 @@ enum CPUIDInstruction {
     t[.cpuid] = .single({ system($0, $1, CPUIDInstruction.cpuid) })
   }
 
-  /// CPUID: of VT-x always an exit.
+  /// CPUID: with VT-x always an exit.
   static func cpuid(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.intercepts(.cpuid) { throw c.exit(.cpuid, i) }
     let leaf = c.cpuid(
@@ -25,8 +24,8 @@ enum CPUIDInstruction {
 }
 
 extension CPU {
-  /// A leaf with what depends on this CPU's number and running state. A leaf above the last one is
-  /// the last basic leaf, or 0 on a processor of AMD's.
+  /// A leaf with the fields that depend on this CPU's number and running state. A leaf above the
+  /// maximum is the last basic leaf, or 0 on an AMD processor.
   package func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> CPUIDLeaf {
     let vendor = owner.silicon
     let isExtended = leaf & 0x8000_0000 != 0

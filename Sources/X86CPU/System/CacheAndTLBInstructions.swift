@@ -2,7 +2,7 @@
 //
 // Caches, fences and TLB: INVD, WBINVD, INVLPG, INVPCID, CLFLUSH and its variants, prefetches,
 // fences, SERIALIZE. The processor's caches are the host's, which are coherent, so cache control
-// has nothing to do but its checks and exits.
+// only checks and exits.
 
 import Synchronization
 import X86
@@ -22,9 +22,9 @@ enum CacheAndTLBInstructions {
       .cldemote, .prefetch, .prefetchw, .prefetchwt1, .prefetchnta, .prefetcht0, .prefetcht1,
       .prefetcht2, .lfence,
     ]
-    // The interpreter executes in order, and the host keeps loads in order among themselves.
+    // The interpreter executes in order, and the host does not reorder loads.
     for hint in hints { t[hint] = .single({ _, _ in Step.next }) }
-    // SFENCE, too, is the host's: whatever has stored without a temporal hint is ordered by it.
+    // SFENCE is a host fence, too: it orders non-temporal stores.
     for fence in [Mnemonic.mfence, .sfence] {
       t[fence] = .single({ _, _ in
         atomicMemoryFence(ordering: .sequentiallyConsistent)
@@ -51,8 +51,8 @@ enum CacheAndTLBInstructions {
     return c.reload(i)
   }
 
-  /// CLFLUSH, CLFLUSHOPT, CLWB: the faults of a load of one byte, and nothing else. While the
-  /// hypervisor emulates, not even those: a device must not see a read.
+  /// CLFLUSH, CLFLUSHOPT, CLWB: only the faults of a load of one byte. During emulation not even
+  /// those: a device must not see a read.
   static func cacheLine(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.emulation != nil { return Step.next }
     let address = try c.linearAddress(i, size: 1, .execute)
@@ -99,7 +99,7 @@ enum CacheAndTLBInstructions {
     switch type {
     case InvalidationType.address where isCurrent: c.flushPage(address)
     case InvalidationType.context where isCurrent: c.flushAddressSpace(keepGlobal: true)
-    // Of another address space all goes.
+    // For another address space, drop all of it.
     case InvalidationType.address, InvalidationType.context: c.owner.forgetContext(ofPCID: pcid)
     default: c.flushAllAddressSpaces(keepGlobal: type == InvalidationType.allButGlobal)
     }

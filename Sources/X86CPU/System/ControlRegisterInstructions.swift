@@ -3,14 +3,14 @@
 // MOV to and from control registers, CLTS, LMSW, SMSW, XGETBV, XSETBV, CLAC, STAC, with their
 // exits.
 //
-// VT-x gives bits of CR0 and CR4 to the hypervisor (SDM volume 3, "Changes to Instruction Behavior
-// in VMX Non-Root Operation"). A guest sees them (mask 1) in the read shadow, and an attempt to
-// write one otherwise than the shadow has it exits; all other bits are its own:
+// With VT-x the hypervisor owns some bits of CR0 and CR4 (SDM volume 3, "Changes to Instruction
+// Behavior in VMX Non-Root Operation"). The guest reads those (mask 1) from the read shadow, and a
+// write that differs from the shadow exits; it owns all other bits:
 //
 //     mov cr0, rax    exits if (rax ^ shadow) & mask; else CR0 = CR0 & mask | rax & ~mask
 //
-// SVM intercepts reads and writes of each register as a whole, and writes of CR0 that change
-// another bit than TS and MP (APM volume 2, "Instruction Intercepts"); its masks are 0.
+// SVM intercepts reads and writes of each whole register, and writes of CR0 that change bits other
+// than TS and MP (APM volume 2, "Instruction Intercepts"); its masks are 0.
 
 import X86
 import X86Decoder
@@ -53,7 +53,7 @@ enum ControlRegisterInstructions {
     t[.stac] = .single({ system($0, $1, ControlRegisterInstructions.stac) })
   }
 
-  /// The first handler where the condition holds for an instruction, else the second.
+  /// The first handler if the condition holds for an instruction, else the second.
   private static func choose(
     _ first: @escaping Handler, _ second: @escaping Handler,
     _ condition: @escaping (Instruction) -> Bool
@@ -118,7 +118,7 @@ enum ControlRegisterInstructions {
       c, i, .write, register: i.pointee.register0, general: i.pointee.register1, cause: cause)
   }
 
-  /// Whether a value for CR0 exits by SVM's selective intercept: it changes more than TS and MP.
+  /// Whether a CR0 value exits by SVM's selective intercept: it changes more than TS and MP.
   private static func isSelected(_ c: CPU, _ new: UInt64) -> Bool {
     let free = CR0([.ts, .mp]).rawValue
     return c.intercepts(.selectiveCR0Write) && (new ^ c.s.pointee.cr0) & ~free != 0
@@ -194,7 +194,7 @@ enum ControlRegisterInstructions {
     return Step.next
   }
 
-  /// LOCK MOV CR0, which is CR8 in every mode, or nothing.
+  /// LOCK MOV CR0 is CR8 in every mode, or #UD.
   private static func requireLockedCR8(_ c: CPU) throws(GuestException) {
     if !c.follows(.lockedCR8) { throw .invalidOpcode }
   }
@@ -223,7 +223,7 @@ enum ControlRegisterInstructions {
     return c.reload(i)
   }
 
-  /// SVM: LMSW exits before it reads memory, by the selective intercept too, whatever it writes
+  /// SVM: LMSW exits before it reads memory, also by the selective intercept, whatever it writes
   /// (APM volume 2, "Instruction Intercepts").
   private static func exitBeforeLMSW(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) {
     if writesExit(c, 0) { throw exit(c, i, .lmsw) }
@@ -264,7 +264,7 @@ enum ControlRegisterInstructions {
     return c.reload(i)
   }
 
-  /// SMSW gives CR0 as MOV does; UMIP keeps it from user code.
+  /// SMSW reads CR0 like MOV; UMIP denies it to user code.
   private static func machineStatus(
     _ c: CPU, _ i: MicroOpPointer
   ) throws(GuestException) -> UInt64 {
@@ -294,7 +294,7 @@ enum ControlRegisterInstructions {
   static func xgetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
     let index = UInt32(truncatingIfNeeded: c.gpr[1])
-    // Index 1 is XCR0 & XINUSE: every enabled component is taken to be in use.
+    // Index 1 is XCR0 & XINUSE: all enabled components count as in use.
     guard index == 0 || (index == 1 && CPUIDModel.hasXGETBV1) else { throw .generalProtection }
     let value = c.s.pointee.xcr0
     c.gpr[0] = value & 0xFFFF_FFFF
@@ -304,7 +304,7 @@ enum ControlRegisterInstructions {
 
   static func xsetbv(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
-    // VT-x's exit comes after the check of the privilege level, SVM's before every #GP.
+    // VT-x exits after the privilege check, SVM before every #GP.
     let exits = c.intercepts(.xsetbv)
     if exits && c.s.pointee.intercepts.mode == .svm { throw c.exit(.xsetbv, i) }
     try c.requirePrivilege()

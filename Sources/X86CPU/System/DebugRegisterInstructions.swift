@@ -6,7 +6,7 @@ import X86
 import X86Decoder
 
 extension DR6 {
-  /// What software can change; BLD and RTM belong to features that are not offered.
+  /// Writable bits; BLD and RTM belong to features that are not offered.
   static let writable: DR6 = [.b0, .b1, .b2, .b3, .bd, .bs, .bt]
 }
 
@@ -24,8 +24,8 @@ extension GuestException {
 }
 
 enum DebugRegisterInstructions {
-  /// Exits and faults. VT-x's exit comes before #UD for DR4 and DR5 and before #GP for the
-  /// privilege level; #DB for general detect comes last of the faults.
+  /// Exits and faults. VT-x exits before #UD for DR4 and DR5 and before #GP for the privilege
+  /// level; #DB for general detect is the last fault.
   private static func check(
     _ c: CPU, _ i: MicroOpPointer, number: UInt8, general: UInt8, isRead: Bool
   ) throws(GuestException) -> UInt8 {
@@ -82,7 +82,7 @@ enum DebugRegisterInstructions {
     case 7: c.s.pointee.dr7 = value & DR7.writable.rawValue | DR7.initial.rawValue
     default: c.s.pointee.dr[Int(number & 3)] = value
     }
-    // Pages with data breakpoints have no place in the TLB.
+    // Pages with data breakpoints have no TLB entries.
     if c.s.pointee.dr7 & DR7.anyEnabled.rawValue != 0 || number == 7 { c.flushTLB() }
     c.updateSlow()
     return c.reload(i)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// LLDT, LTR, SLDT, STR; and the instructions that look at descriptors without loading them: LAR,
+// LLDT, LTR, SLDT, STR; and the instructions that inspect descriptors without loading them: LAR,
 // LSL, VERR, VERW, ARPL (SDM volume 3, "Pointer Validation").
 
 import X86
@@ -37,7 +37,7 @@ enum DescriptorInstructions {
       memory: { adjustRPL($0, $1, memory: true) })
   }
 
-  /// A handler for each kind of operand, and the operand's summary.
+  /// A handler for each kind of operand, with the operand's summary.
   private static func systemRule(
     register: @escaping Handler, memory: @escaping Handler
   ) -> LoweringRule {
@@ -94,7 +94,7 @@ enum DescriptorInstructions {
 }
 
 extension CPU {
-  /// LDTR for `selector`; the exception for a bad one is #GP, in a task switch #TS.
+  /// LDTR for `selector`; a bad one raises #GP, in a task switch #TS.
   func localTable(
     _ selector: UInt16, _ vector: ExceptionVector = .generalProtection
   ) throws(GuestException) -> SegmentState {
@@ -142,7 +142,7 @@ extension CPU {
 
 private enum Inspection { case lar, lsl, verr, verw }
 
-/// LAR, LSL, VERR, VERW: ZF says whether the descriptor could be seen.
+/// LAR, LSL, VERR, VERW: ZF says whether the descriptor is accessible.
 @inline(__always) private func inspect(
   _ c: RawPointer, _ i: RawPointer, _ what: Inspection, memory: Bool
 ) -> Int32 {
@@ -163,7 +163,7 @@ private enum Inspection { case lar, lsl, verr, verw }
 }
 
 extension CPU {
-  /// What LAR or LSL returns (0 for VERR and VERW), or nil where the check fails.
+  /// The result of LAR or LSL (0 for VERR and VERW), or nil if the check fails.
   fileprivate func inspectDescriptor(
     _ selector: UInt16, _ what: Inspection
   ) throws(GuestException) -> UInt64? {

@@ -13,7 +13,8 @@ enum DescriptorTableInstructions {
     t[.lidt] = rule({ system($0, $1, DescriptorTableInstructions.lidt) })
   }
 
-  /// The operand's summary; `register0` 1 is a 16-bit operand size, that is a 24-bit base.
+  /// Stores the operand's summary; `register0` is 1 for a 16-bit operand size, that is a 24-bit
+  /// base.
   private static func rule(_ handler: @escaping Handler) -> LoweringRule {
     .custom { instruction, op, _ in
       op.pointee.immediate = UInt64(OperandSummary(instruction).rawValue)
@@ -71,7 +72,7 @@ enum DescriptorTableInstructions {
     _ = try c.pointerForModify(address &+ size &- 1, size: 1)
     try c.store(UInt16(truncatingIfNeeded: table.limit), at: address)
     if c.is64Bit {
-      // Its alignment is that of 32 bits (SDM volume 3, "Alignment Requirements by Data Type").
+      // It must be aligned to 32 bits (SDM volume 3, "Alignment Requirements by Data Type").
       try c.checkAlignment(address &+ 2, to: 4)
       try c.withoutAlignmentChecks { () throws(GuestException) in
         try c.store(table.base, at: address &+ 2)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Far JMP, CALL and RET (SDM volume 2, "JMP", "CALL", "RET"; volume 3, "Accessing a Code Segment
-// Through a Call Gate"). A task switch ends in an exit: the hypervisor makes it.
+// Through a Call Gate"). A task switch exits: the hypervisor performs it.
 
 import X86
 import X86Decoder
@@ -42,7 +42,7 @@ extension CPU {
     return (packed & 0xFFFF_FFFF, UInt16(truncatingIfNeeded: packed >> 32))
   }
 
-  /// Throws the exit that every task switch causes.
+  /// Returns the exit that every task switch causes.
   func taskSwitchExit(
     _ i: MicroOpPointer, _ selector: UInt16, _ source: TaskSwitchSource
   ) -> GuestException {
@@ -88,7 +88,7 @@ private func farReturn(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 
 // MARK: JMP and CALL
 
-/// What a far JMP or CALL names.
+/// The target of a far JMP or CALL.
 fileprivate enum FarDestination {
   case code(FoundDescriptor)
   case gate(CallGate)
@@ -146,7 +146,7 @@ extension CPU {
     enter(target)
   }
 
-  /// Through a call gate to more privilege: the stack of the new level, to which parameters go.
+  /// A call gate to more privilege: copies parameters to the new level's stack.
   private func callInner(
     _ gate: CallGate, _ found: FoundDescriptor, returnRIP: UInt64
   ) throws(GuestException) {
@@ -181,7 +181,7 @@ extension CPU {
 
   // MARK: Gates
 
-  /// Looks the selector of a far JMP or CALL up. Task gates and TSSs leave with a VM exit.
+  /// Looks up the selector of a far JMP or CALL. Task gates and TSSs exit.
   private func farDestination(
     _ i: MicroOpPointer, _ selector: UInt16, _ source: TaskSwitchSource
   ) throws(GuestException) -> FarDestination {
@@ -226,7 +226,7 @@ extension CPU {
     return gate
   }
 
-  /// The code segment that a call gate names.
+  /// The code segment of a call gate.
   private func gateCode(_ gate: CallGate) throws(GuestException) -> FoundDescriptor {
     if Selector.isNull(gate.selector) { throw .generalProtection }
     let found = try readDescriptor(gate.selector, else: .generalProtection)
@@ -236,8 +236,8 @@ extension CPU {
     return found
   }
 
-  /// A TSS that a task switch may go to: in the GDT, available and present (SDM volume 3,
-  /// "Treatment of Task Switches").
+  /// Checks the TSS of a task switch: in the GDT, available and present (SDM volume 3, "Treatment
+  /// of Task Switches").
   @discardableResult func checkTask(
     _ selector: UInt16, _ vector: ExceptionVector, busy: Bool = false, external: Bool = false
   ) throws(GuestException) -> FoundDescriptor {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS and the RDFSBASE family: what every system call of a
-// guest executes.
+// SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS and the RDFSBASE family, on the path of every system
+// call of a guest.
 
 import X86
 import X86Decoder
@@ -70,14 +70,14 @@ enum FastSystemCalls {
     return Step.reload
   }
 
-  /// #UD where SYSCALL and SYSRET are not enabled, or not there in this mode.
+  /// #UD if SYSCALL and SYSRET are not enabled, or do not exist in this mode.
   private static func requireSystemCalls(_ c: CPU) throws(GuestException) {
     guard c.s.pointee.efer & EFER.sce.rawValue != 0,
       c.is64Bit || c.follows(.systemCallsOutside64Bit) && !c.hasRealModeSegments
     else { throw .invalidOpcode }
   }
 
-  /// AMD's, outside of long mode: the target is in STAR, and no register keeps the flags.
+  /// On AMD, outside long mode: the target is in STAR, and the flags are not saved.
   private static func legacySyscall(_ c: CPU, _ i: MicroOpPointer) -> Int32 {
     let star = c.s.pointee.star
     c.gpr[1] = c.nextRIP(i) & 0xFFFF_FFFF
@@ -109,7 +109,7 @@ enum FastSystemCalls {
       c, code: (to64 ? selector &+ 16 : selector) | 3, rights, stack: (selector &+ 8) | 3,
       FlatRights.data | FlatRights.user)
     if c.follows(.sysretKeepsStackSegment) {
-      // What is there stays, usable or not; the DPL is the CPL.
+      // The old segment stays, usable or not; its DPL becomes the CPL.
       stack.selector = c.segment(.ss).pointee.selector
       stack.accessRights |= FlatRights.user
       c.segment(.ss).pointee = stack
@@ -120,7 +120,7 @@ enum FastSystemCalls {
 
   // MARK: SYSENTER, SYSEXIT
 
-  /// #UD where SYSENTER and SYSEXIT are not there in this mode.
+  /// #UD if SYSENTER and SYSEXIT do not exist in this mode.
   private static func requireSysenter(_ c: CPU) throws(GuestException) {
     if c.isLongMode && c.follows(.noSysenterInLongMode) { throw .invalidOpcode }
   }
@@ -201,8 +201,7 @@ enum FastSystemCalls {
 }
 
 extension CPU {
-  /// The part of `updateMode` that a change of CPL and RFLAGS between two 64-bit code segments
-  /// needs.
+  /// The part of `updateMode` for a change of CPL and RFLAGS between two 64-bit code segments.
   @inline(__always) func updatePrivilege() {
     s.pointee.cpl = segment(.ss).pointee.rights.dpl
     updateSlow()

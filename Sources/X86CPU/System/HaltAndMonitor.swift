@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// HLT, MONITOR, MWAIT, PAUSE; RDTSC, RDTSCP, RDPID, RDPMC; RDRAND and RDSEED; RSM, which is
-// #UD as there is no system-management mode. UD0, UD1 and UD2 have no rule: #UD.
+// HLT, MONITOR, MWAIT, PAUSE; RDTSC, RDTSCP, RDPID, RDPMC; RDRAND and RDSEED; RSM, which is #UD
+// without system-management mode. UD0, UD1 and UD2 have no rule: #UD.
 
 import X86
 import X86Decoder
@@ -38,9 +38,9 @@ enum HaltAndMonitor {
 
   static func monitor(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 { throw .invalidOpcode }
-    // Of SVM all exceptions come first, those of the access too.
+    // On SVM all exceptions come first, even those of the access.
     try c.exitOrCheck(c.intercepts(.monitor), c.exit(.monitor, i)) { () throws(GuestException) in
-      // ECX has extensions, of which there are none.
+      // ECX selects extensions; there are none.
       if UInt32(truncatingIfNeeded: c.gpr[1]) != 0 { throw .generalProtection }
       try touchMonitored(c, i)
     }
@@ -57,13 +57,13 @@ enum HaltAndMonitor {
     _ = try c.load(address, as: UInt8.self)
   }
 
-  /// MWAIT may end for reasons of the implementation; this one ends at once.
+  /// MWAIT may end for implementation-specific reasons; this one ends at once.
   static func mwait(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 { throw .invalidOpcode }
     let armed = c.s.pointee.system.monitorArmed
     let exits = c.intercepts(armed ? [.mwait, .armedMWAIT] : .mwait)
     try c.exitOrCheck(exits, mwaitExit(c, i, armed)) { () throws(GuestException) in
-      // Bit 0: masked interrupts break the wait.
+      // Bit 0: masked interrupts end the wait.
       if UInt32(truncatingIfNeeded: c.gpr[1]) & ~1 != 0 { throw .generalProtection }
     }
     c.s.pointee.system.monitorArmed = false
@@ -84,8 +84,8 @@ enum HaltAndMonitor {
     throw .invalidOpcode
   }
 
-  /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs no further apart than the gap belong to
-  /// one loop, and a loop longer than the window exits (both in units of the TSC).
+  /// PAUSE, with PAUSE-loop exiting at CPL 0: two PAUSEs within the gap belong to one loop, and a
+  /// loop longer than the window exits (both in TSC ticks).
   static func pause(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.intercepts(.pause) { throw c.exit(.pause, i) }
     guard c.intercepts(.pauseLoop) else { return Step.next }
@@ -105,8 +105,8 @@ enum HaltAndMonitor {
     return Step.next
   }
 
-  /// SVM's PAUSE filter (APM volume 2, "Pause Intercept Filtering"): so many PAUSEs pass, and the
-  /// count begins again when two are further apart than the threshold, if there is one.
+  /// SVM's PAUSE filter (APM volume 2, "Pause Intercept Filtering"): a number of PAUSEs pass, and
+  /// the count restarts when two are further apart than the threshold, if any.
   private static func filteredPause(
     _ c: CPU, _ i: MicroOpPointer
   ) throws(GuestException) -> Int32 {
@@ -126,7 +126,7 @@ enum HaltAndMonitor {
 
   // MARK: Counters
 
-  /// #GP(0) where CR4.TSD keeps the counter from user code.
+  /// #GP(0) if CR4.TSD denies the counter to user code.
   private static func requireTSC(_ c: CPU) throws(GuestException) {
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.tsd.rawValue != 0 { throw .generalProtection }
   }
@@ -157,7 +157,7 @@ enum HaltAndMonitor {
     return Step.next
   }
 
-  /// RDPMC: there are no performance counters, so none that may be read.
+  /// RDPMC: there are no performance counters, so #GP.
   static func rdpmc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.cpl != 0 && c.s.pointee.cr4 & CR4.pce.rawValue == 0 { throw .generalProtection }
     if c.intercepts(.rdpmc) { throw c.exit(.rdpmc, i) }
@@ -179,7 +179,7 @@ enum HaltAndMonitor {
     }
   }
 
-  /// The system's generator has always seeded itself by the time a guest runs: CF is always 1.
+  /// The kernel's generator is seeded before any guest runs: CF is always 1.
   @inline(__always) private static func random<T: OperandInteger>(
     _: T.Type, isSeed: Bool, _ c: RawPointer, _ i: RawPointer
   ) -> Int32 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// INT n, INT3, INTO, INT1 and IRET. The first four deliver their event themselves, because it is
-// delivered with the address of the next instruction, while a fault of the delivery has the
+// INT n, INT3, INTO, INT1 and IRET. The first four deliver their event themselves, because it
+// pushes the address of the next instruction, while a fault of the delivery pushes the
 // instruction's own.
 
 import X86
@@ -46,8 +46,8 @@ private func overflow(_ c: RawPointer, _ i: RawPointer) -> Int32 {
     .init(.softwareException, vector: ExceptionVector.overflow.rawValue), Handlers.op(i))
 }
 
-/// INT1 is a debug exception without a bit of its own in DR6; it takes along what waits behind MOV
-/// SS.
+/// INT1 is a debug exception without a bit of its own in DR6; it includes causes that MOV SS has
+/// blocked.
 private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let c = CPU(c)
   if c.intercepts(.icebp) { return c.raise(c.exit(.icebp, Handlers.op(i))) }
@@ -57,8 +57,8 @@ private func debugTrap(_ c: RawPointer, _ i: RawPointer) -> Int32 {
   let step = c.deliverSoftware(
     .init(.privilegedSoftwareException, vector: ExceptionVector.debug.rawValue), Handlers.op(i),
     causes: waiting)
-  // Where the hypervisor took it, the exit says what waited, and DR6 is its business; a delivery
-  // that an exit ended is made again.
+  // If the hypervisor intercepted it, the exit reports the pending causes and the hypervisor
+  // updates DR6; a delivery that an exit interrupted is repeated.
   if step == Step.fault, c.s.pointee.exit.cause == .exception,
     c.s.pointee.exit.interrupted == nil
   {
@@ -97,8 +97,8 @@ extension CPU {
     return raise(.vmExit)
   }
 
-  /// Whether the intercepts of exceptions take a software event. INT n has none of them, and with
-  /// SVM INT1 has its own (APM volume 2, "Instruction Intercepts").
+  /// Whether exception intercepts apply to a software event: not to INT n, and on SVM INT1 has its
+  /// own intercept (APM volume 2, "Instruction Intercepts").
   private func offersSoftware(_ event: GuestEvent) -> Bool {
     switch event.kind {
     case .softwareInterrupt: false
@@ -109,9 +109,9 @@ extension CPU {
 
   // MARK: Virtual-8086 mode extensions
 
-  /// INT n in virtual-8086 mode: delivers it to the 8086 program where the redirection bitmap says
-  /// so (SDM volume 3, "Software Interrupt Handling Methods While Operating in Virtual-8086
-  /// Mode"). False: it goes through the IDT.
+  /// INT n in virtual-8086 mode: delivers it to the 8086 program if the redirection bitmap says so
+  /// (SDM volume 3, "Software Interrupt Handling Methods While Operating in Virtual-8086 Mode").
+  /// False: it goes through the IDT.
   fileprivate func redirectedInterrupt(
     _ vector: UInt8, returnRIP: UInt64
   ) throws(GuestException) -> Bool {
@@ -152,7 +152,7 @@ extension CPU {
     enter(target)
   }
 
-  /// FLAGS as virtual-8086 mode with IOPL below 3 shows them: IF is VIF, and IOPL 3.
+  /// FLAGS in virtual-8086 mode with IOPL below 3: IF is VIF, and IOPL 3.
   var virtualFlagsImage: UInt64 {
     let flags = self.flags
     if iopl == 3 { return flags & 0xFFFF }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits, I/O
-// breakpoints. INS and OUTS are in StringPortInstructions.
+// IN and OUT: permission by IOPL and the TSS's I/O bitmap, exits, I/O breakpoints. INS and OUTS are
+// in StringPortInstructions.
 //
-// A port that does not exit has nothing behind it: reads give all ones, writes are dropped. While
-// the hypervisor emulates an instruction, its context answers instead.
+// Without an exit, port reads return all ones and writes are dropped. During emulation the
+// hypervisor's context answers instead.
 
 import X86
 import X86Decoder
@@ -16,7 +16,7 @@ enum PortInstructions {
     StringPortInstructions.register(&t)
   }
 
-  /// Leaves in `immediate` the port where it is one, and in `register0` whether it is.
+  /// Stores an immediate port in `immediate`, and in `register0` whether it is one.
   private static func portRule(port operand: Int, _ handler: @escaping Handler) -> LoweringRule {
     .custom { instruction, op, _ in
       let isImmediate = instruction.operands[operand].kind == .immediate
@@ -49,7 +49,7 @@ enum PortInstructions {
     return c.reload(i)
   }
 
-  /// Permission, then exit. Returns the port.
+  /// Checks permission, then exits. Returns the port.
   private static func prepare(
     _ c: CPU, _ i: MicroOpPointer, _ size: Int, isInput: Bool
   ) throws(GuestException) -> UInt16 {
@@ -75,7 +75,7 @@ extension CPU {
     let is32Bit = rights.type & ~2 == SystemDescriptorType.tssAvailable
     guard !rights.isUnusable, is32Bit, tss.pointee.limit >= 103 else { throw .generalProtection }
     let map = UInt64(try loadSystem(tss.pointee.base &+ 102, as: UInt16.self))
-    // Two bytes are read always, and both must lie inside the TSS.
+    // Two bytes are always read, and both must be inside the TSS.
     let offset = map &+ UInt64(port >> 3)
     if offset &+ 1 > UInt64(tss.pointee.limit) { throw .generalProtection }
     let bits = try loadSystem(tss.pointee.base &+ offset, as: UInt16.self)
@@ -83,7 +83,7 @@ extension CPU {
     if bits & mask != 0 { throw .generalProtection }
   }
 
-  /// Records the exit of an access to a port.
+  /// Records the exit of a port access.
   func exit(
     _ i: MicroOpPointer, port: UInt16, isInput: Bool, _ details: ExitDetails
   ) -> GuestException {
@@ -97,7 +97,7 @@ extension CPU {
 
   /// Reads a port that did not exit.
   ///
-  /// - Throws: `.vmExit` where the context of the running emulation stops.
+  /// - Throws: `.vmExit` if the context of the running emulation stops.
   func readPort(_ port: UInt16, _ size: Int) throws(GuestException) -> UInt64 {
     guard s.pointee.emulation != nil, let context = owner.emulationContext else {
       return .max

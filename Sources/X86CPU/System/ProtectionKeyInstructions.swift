@@ -19,7 +19,7 @@ enum ProtectionKeyInstructions {
     return Step.next
   }
 
-  /// The TLB's rights include those of the keys.
+  /// WRPKRU: the TLB's rights include those of the keys.
   static func write(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     if c.s.pointee.cr4 & CR4.pke.rawValue == 0 { throw .invalidOpcode }
     if (c.gpr[1] | c.gpr[2]) & 0xFFFF_FFFF != 0 { throw .generalProtection }

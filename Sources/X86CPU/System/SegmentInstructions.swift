@@ -30,18 +30,18 @@ enum SegmentInstructions {
     t[.lgs] = .single({ loadFarPointer($0, $1, .gs) })
   }
 
-  /// ES, SS, DS, FS, GS: not CS, nor the two numbers that name nothing.
+  /// ES, SS, DS, FS, GS: not CS, nor the two unused numbers.
   private static func isLoadable(_ number: UInt8) -> Bool {
     number != SegmentRegister.cs.rawValue && number <= SegmentRegister.gs.rawValue
   }
 }
 
-/// Chooses between a handler whose r/m operand is a register and one whose it is memory.
+/// Selects between a handler for a register as r/m operand and one for memory.
 func byMemory(register: @escaping Handler, memory: @escaping Handler) -> LoweringRule {
   .custom { i, _, _ in i.memoryOperand == nil ? register : memory }
 }
 
-/// Runs the body of a handler that says itself how to go on.
+/// Runs the body of a handler that returns its own `Step`.
 @inline(__always) func attemptStep(
   _ c: CPU, _ body: () throws(GuestException) -> Int32
 ) -> Int32 {
@@ -78,7 +78,7 @@ extension CPU {
     s.pointee.slow = slow | SlowReason.interruptShadow | armed
   }
 
-  /// MOV SS and POP SS. Of several in a row only the first blocks.
+  /// MOV SS and POP SS. Only the first of several in a row blocks.
   fileprivate func blockAfterStackLoad() {
     if s.pointee.interruptibility & Interruptibility.blockingByMovSS != 0 { return }
     blockInterrupts(Interruptibility.blockingByMovSS)
@@ -90,13 +90,13 @@ extension SlowReason {
   package static let shadowArmed: UInt32 = 1 << 16
   /// The running instruction set RFLAGS.RF for the next one.
   package static let resumeArmed: UInt32 = 1 << 17
-  /// The running instruction delivered an event: nothing of it is left to trap.
+  /// The running instruction delivered an event: no trap follows it.
   package static let delivered: UInt32 = 1 << 18
-  /// The running instruction asserted a bus lock that is to exit.
+  /// The running instruction asserted a bus lock that must exit.
   package static let busLock: UInt32 = 1 << 19
-  /// The running instruction may have changed modes, or let events in.
+  /// The running instruction may have changed modes or unblocked events.
   package static let reloads: UInt32 = 1 << 20
-  /// What is about the running instruction only.
+  /// Bits for the running instruction only.
   package static let marks = shadowArmed | resumeArmed | delivered | busLock | reloads
 }
 
@@ -165,7 +165,7 @@ private func popSegment(_ c: RawPointer, _ i: RawPointer) -> Int32 {
 }
 
 extension CPU {
-  /// Loads a far pointer from the memory operand: offset of the operand size, then the selector.
+  /// Loads a far pointer from the memory operand: an offset of operand size, then the selector.
   func loadFarPointer(
     _ i: MicroOpPointer
   ) throws(GuestException) -> (offset: UInt64, selector: UInt16) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A stack that is being pushed to or popped from before anything is committed: the current one, or
-// the one that a privilege change switches to. RSP itself changes only in `commit`.
+// A stack for pushes or pops before anything is committed: the current one, or the target of a
+// privilege change. Only `commit` changes RSP.
 //
 //     var stack = StackFrame(c)
 //     try stack.push(selector, size: 4)
@@ -13,15 +13,15 @@ import X86
 package struct StackFrame {
   let c: CPU
   package var segment: SegmentState
-  /// The stack pointer, of which `width` counts.
+  /// The stack pointer; `width` determines the valid part.
   package private(set) var pointer: UInt64
-  /// The pointer at the start, whose upper part a 16-bit stack leaves alone.
+  /// The initial pointer, whose upper part a 16-bit stack keeps.
   private let initial: UInt64
   /// As `CPUState.stackMode`: 16, 32, 64 bits.
   let width: UInt8
   /// The privilege of the accesses.
   let privilege: UInt8
-  /// What a push or pop outside the segment raises.
+  /// The exception for a push or pop outside the segment.
   let fault: GuestException
 
   /// The current stack.
@@ -31,7 +31,7 @@ package struct StackFrame {
       privilege: c.cpl, fault: GuestException(.stackFault, code: external ? 1 : 0))
   }
 
-  /// Another stack, which SS will be loaded for.
+  /// Another stack, for a segment that will be loaded into SS.
   package init(
     _ c: CPU, segment: SegmentState, pointer: UInt64, width: UInt8, privilege: UInt8,
     fault: GuestException
@@ -47,7 +47,7 @@ package struct StackFrame {
 
   private var mask: UInt64 { width == 2 ? .max : width == 1 ? 0xFFFF_FFFF : 0xFFFF }
 
-  /// Moves the pointer up by `bytes` (RET's immediate).
+  /// Advances the pointer by `bytes` (RET's immediate).
   package mutating func release(_ bytes: UInt64) { pointer = pointer &+ bytes }
 
   package mutating func push(_ value: UInt64, size: UInt8) throws(GuestException) {
@@ -105,7 +105,7 @@ package struct StackFrame {
     return (segment.base &+ offset) & 0xFFFF_FFFF
   }
 
-  /// RSP as it is after the pushes and pops: the part that the stack does not use stays.
+  /// RSP after the pushes and pops: the part outside the stack's width stays.
   package func committed() -> UInt64 {
     switch width {
     case 2: pointer
@@ -114,6 +114,6 @@ package struct StackFrame {
     }
   }
 
-  /// Makes RSP follow.
+  /// Updates RSP.
   package func commit() { c.gpr[4] = committed() }
 }

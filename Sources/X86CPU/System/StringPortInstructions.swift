@@ -2,8 +2,8 @@
 //
 // INS and OUTS, with REP. They exit before the first iteration, with the linear address of the
 // memory operand; the hypervisor then has the processor execute them again, with a context that
-// answers for the ports. A repeated one goes on until RCX is 0, something else wants the CPU, or
-// the context stops: the registers then say where.
+// answers for the ports. A repeated one continues until RCX is 0, a request is pending, or the
+// context stops: the registers then say where.
 //
 //     micro-op: immediate = OperandSummary; register0 bit 0 = REP
 
@@ -64,7 +64,7 @@ enum StringPortInstructions {
       if !isRepeated { return c.reload(i) }
       advance(c, 1, by: .max, mask)
       if c.gpr[1] & mask == 0 { return c.reload(i) }
-      // An emulation goes on: it was entered to get the transfer done.
+      // Emulation continues: it was entered to complete the transfer.
       let isAsked = c.s.requests != 0 && c.s.pointee.emulation == nil
       if isAsked || c.s.pointee.slow & ~SlowReason.counting != 0 {
         c.s.pointee.rip = c.currentRIP(i)
@@ -87,7 +87,7 @@ enum StringPortInstructions {
     return exit
   }
 
-  /// The destination is proven writable before the port is read: a read may have effects.
+  /// Checks that the destination is writable before reading the port: a read may have side effects.
   private static func inputOne(
     _ c: CPU, _ port: UInt16, _ size: Int, _ segment: SegmentRegister, _ offset: UInt64
   ) throws(GuestException) {

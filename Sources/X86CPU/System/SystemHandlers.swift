@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the system instructions share: the shape of their handlers and the questions that they ask
-// of controls and modes. An instruction is a function that throws before it changes anything and
-// returns a `Step`:
+// Common parts of the system instructions: the form of their handlers, and checks of controls and
+// modes. An instruction is a function that throws before it changes anything and returns a `Step`:
 //
 //     static func clts(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32
 //     t[.clts] = .single({ system($0, $1, clts) })
@@ -25,9 +24,9 @@ typealias SystemInstruction = (CPU, MicroOpPointer) throws(GuestException) -> In
 }
 
 extension CPU {
-  /// Whether a base address fits the widest linear address that the processor offers. Loads of
-  /// MSRs, descriptor-table and segment bases check this width whatever CR4.LA57 says (SDM volume
-  /// 1, "Canonical Addressing").
+  /// Whether a base address is canonical for the processor's widest linear addresses. Loads of
+  /// MSRs, descriptor-table and segment bases check this width at any CR4.LA57 (SDM volume 1,
+  /// "Canonical Addressing").
   func isCanonicalBase(_ linear: UInt64) -> Bool {
     let shift = Int64(64 - CPUIDModel.linearAddressBits)
     return Int64(bitPattern: linear << UInt64(shift)) >> shift == Int64(bitPattern: linear)
@@ -41,8 +40,8 @@ extension CPU {
     }
   }
 
-  /// The linear address of a memory operand that is named but not accessed (INVLPG, CLFLUSH's
-  /// page): no segment checks.
+  /// The linear address of a memory operand that is not accessed (INVLPG, CLFLUSH's page): no
+  /// segment checks.
   func uncheckedLinearAddress(_ i: MicroOpPointer) -> UInt64 {
     let offset = effectiveAddress(i)
     if i.pointee.addressFlags & AddressFlags.segmentCheck == 0 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the processor reads in the current TSS without switching tasks: stacks of inner privilege
-// levels and the interrupt stack table (SDM volume 3, "Task Management").
+// Reads of the current TSS without a task switch: stacks of inner privilege levels and the
+// interrupt stack table (SDM volume 3, "Task Management").
 
 import X86
 

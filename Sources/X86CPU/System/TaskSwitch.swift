@@ -3,8 +3,8 @@
 // The hardware task switch (SDM volume 3, "Task Switching").
 //
 // In VMX non-root operation every attempt exits ("Treatment of Task Switches"), after the processor
-// has checked the gate and the TSS descriptor. The switch itself is then the hypervisor's to carry
-// out, for which it calls `emulateTaskSwitch` on the same CPU.
+// has checked the gate and the TSS descriptor. The hypervisor then performs the switch by calling
+// `emulateTaskSwitch` on the same CPU.
 //
 //     // exit reason 9
 //     let task = TaskSwitchQualification(rawValue: qualification)
@@ -25,7 +25,7 @@ private struct TaskImage {
   var trap = false
 }
 
-/// Where the fields of a TSS lie (SDM volume 3, "Task-State Segment (TSS)" and "16-Bit TSS").
+/// Offsets of the fields of a TSS (SDM volume 3, "Task-State Segment (TSS)" and "16-Bit TSS").
 private struct TaskLayout {
   var size: UInt64
   var minimumLimit: UInt32
@@ -51,14 +51,14 @@ private struct TaskLayout {
 }
 
 extension CPU {
-  /// Switches to the task of the TSS that `selector` names.
+  /// Switches to the task of the TSS with `selector`.
   ///
   /// - Parameters:
-  ///   - returnRIP: EIP that the old task's TSS gets: of the next instruction for CALL, JMP, IRET
-  ///     and software interrupts, else that of the interrupted one.
+  ///   - returnRIP: EIP for the old task's TSS: the next instruction's for CALL, JMP, IRET
+  ///     and software interrupts, else the interrupted one's.
   ///   - errorCode: pushed on the new task's stack.
-  /// - Throws: a fault of the old task if its state has not been left, else a fault of the new
-  ///   task, whose state is then loaded; `.vmExit` where guest memory is missing.
+  /// - Throws: a fault of the old task if its state is still loaded, else a fault of the new
+  ///   task, whose state is then loaded; `.vmExit` if guest memory is not mapped.
   package func emulateTaskSwitch(
     selector: UInt16, source: TaskSwitchSource, returnRIP: UInt64, errorCode: UInt32? = nil
   ) throws(GuestException) {
@@ -149,7 +149,7 @@ extension CPU {
     return UInt32(try loadSystem(systemAddress(address), as: UInt16.self))
   }
 
-  /// Everything but descriptors; the segment registers have their selectors and no access yet.
+  /// Loads all but descriptors; segment registers get their selectors, without access yet.
   private func loadTaskRegisters(_ image: TaskImage) throws(GuestException) {
     if let cr3 = image.cr3, s.pointee.cr0 & CR0.pg.rawValue != 0 {
       try writeCR3(UInt64(cr3))
@@ -177,7 +177,7 @@ extension CPU {
     updateMode()
   }
 
-  /// The descriptors of the new task, whose defects are the new task's faults.
+  /// Loads the new task's descriptors, whose faults are the new task's.
   private func loadTaskSegments(_ image: TaskImage) throws(GuestException) {
     segment(.ldtr).pointee = try localTable(image.ldt, .invalidTSS)
     if isVirtual8086 { return }

@@ -5,7 +5,7 @@
 import X86
 
 extension EntryChecks {
-  /// - Parameter dirty: the groups that changed; event injection alone is checked alone.
+  /// - Parameter dirty: the changed groups; a change of event injection alone checks only that.
   func checkControls(_ dirty: VMCSGroups) throws(EntryFailure) {
     if dirty.contains(.controls) {
       try checkExecutionControls()

@@ -6,7 +6,7 @@
 import X86
 
 extension EntryChecks {
-  /// - Parameter dirty: the groups that changed.
+  /// - Parameter dirty: the changed groups.
   func checkGuestState(_ dirty: VMCSGroups) throws(EntryFailure) {
     if dirty.contains(.registers) {
       try checkControlRegisters()
@@ -28,7 +28,7 @@ extension EntryChecks {
     let cr0 = CR0(rawValue: cpu.s.pointee.cr0)
     var fixed = VMXCapabilities.cr0Fixed0
     if isUnrestricted { fixed &= ~CR0([.pe, .pg]).rawValue }
-    // ET reads as 1 whatever the field says; CD and NW are not checked.
+    // ET reads as 1 whatever the field's value; CD and NW are not checked.
     try require(
       cr0.rawValue & fixed == fixed && cr0.rawValue & ~VMXCapabilities.cr0Fixed1 == 0, .guestCR0)
     try require(!cr0.contains(.pg) || cr0.contains(.pe), .guestPagingWithoutProtection)

@@ -35,7 +35,7 @@ extension EntryChecks {
     if injection.isValid { try require(wakes(activity), .injectionWhileInactive) }
   }
 
-  /// Whether the injected event may be injected in the activity state.
+  /// Whether the activity state allows the injected event.
   private func wakes(_ activity: UInt32) -> Bool {
     let isMachineCheck =
       injects == .hardwareException && injection.vector == ExceptionVector.machineCheck.rawValue

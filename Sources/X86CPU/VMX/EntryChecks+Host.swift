@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checks on the host-state area: a failure is VMfailValid with error 8. Nothing of it is loaded but
-// EFER and PAT (the host is a program), yet what a real processor refuses is refused.
+// Checks on the host-state area: a failure is VMfailValid with error 8. Only EFER and PAT are
+// loaded from it (the host is a program), but everything is checked as on a real processor.
 
 import X86
 

@@ -52,7 +52,7 @@ extension EntryChecks {
         && descriptor >> VMXCapabilities.hostAddressWidth == 0, .postedInterruptDescriptor)
   }
 
-  /// What there is of EPT beside its pointer.
+  /// Checks EPT controls other than the EPT pointer.
   func checkPaging() throws(EntryFailure) {
     if isOn(SecondaryControls.enablePML) {
       try require(hasEPT, .pmlWithoutEPT)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The checks of VM entry, in the manual's order: each is one `require` with the rule that it is
-// (SDM volume 3, "Checks on VMX Controls and Host-State Area", "Checking and Loading Guest State").
-// Fields are read where they are: controls and host state in the VMCS, guest state in the CPU.
+// The checks of VM entry, in the manual's order: each is one `require` with its rule (SDM volume 3,
+// "Checks on VMX Controls and Host-State Area", "Checking and Loading Guest State"). Controls and
+// host state are read from the VMCS, guest state from the CPU.
 //
 //     try require(vpid != 0, .zeroVPID)
 //
-// The first rule that is broken ends the checks; with `found` they go on, and all go there.
+// The first broken rule ends the checks; with `found` they continue and collect all.
 
 import X86
 
@@ -14,7 +14,7 @@ struct EntryChecks {
   let cpu: CPU
   let unit: UnsafeMutablePointer<VMXUnit>
 
-  /// The controls that many checks ask about.
+  /// Controls that many checks use.
   let pin: UInt32
   let primary: UInt32
   let secondary: UInt32
@@ -22,9 +22,9 @@ struct EntryChecks {
   let entry: UInt32
   let injection: InterruptionInfo
 
-  /// Takes the broken rules, instead of a throw.
+  /// Collects the broken rules, instead of a throw.
   let found: BrokenRules<EntryFailure>?
-  /// The VMCS's addresses may be followed.
+  /// Whether addresses in the VMCS may be dereferenced.
   let readsMemory: Bool
 
   init(
@@ -62,7 +62,7 @@ struct EntryChecks {
   var isUnrestricted: Bool { secondary & SecondaryControls.unrestrictedGuest != 0 }
   var isLongModeGuest: Bool { entry & EntryControls.ia32eModeGuest != 0 }
 
-  /// A guest-physical address has no bits beyond the physical-address width.
+  /// A guest-physical address within the physical-address width.
   static func isPhysical(_ address: UInt64) -> Bool { address >> CPU.physicalAddressBits == 0 }
 
   /// A host-physical address of a 4 KiB structure.
@@ -71,7 +71,7 @@ struct EntryChecks {
       && address >> VMXCapabilities.hostAddressWidth == 0
   }
 
-  /// Canonical for the widest linear address that the processor offers (57 bits).
+  /// Canonical for the processor's widest linear addresses (57 bits).
   static func isCanonical(_ address: UInt64) -> Bool {
     Int64(bitPattern: address << 7) >> 7 == Int64(bitPattern: address)
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rules of VM entry, one case each, in the order in which the manual checks them: a test can
-// ask which one an entry broke.
+// The rules of VM entry, one case each, in the manual's order: tests can ask which one an entry
+// broke.
 
 /// The rule that a VM entry broke, in the manual's order (SDM volume 3, "Checks on VMX Controls and
 /// Host-State Area" and "Checking and Loading Guest State").
@@ -153,7 +153,7 @@ package enum EntryFailure: String, Error, Sendable, Hashable, CaseIterable {
   // MARK: MSR areas
   case msrLoading = "an entry of the VM-entry MSR-load area cannot be loaded"
 
-  /// The exit qualification that goes with it in an entry-failure exit.
+  /// The exit qualification of the entry-failure exit.
   package var qualification: UInt64 {
     switch self {
     case .guestPDPTE: 2

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The exit-information fields of the VMCS (SDM volume 3, "VM-Exit Information Fields"), derived
-// from the processor's record of the exit when somebody reads them.
+// from the processor's record of the exit when they are read.
 //
 //     ExitFields(of: cpu).reason          // from a table by ExitCause
 //     ExitFields(of: cpu).qualification   // by the types of X86/ExitQualifications.swift
@@ -9,7 +9,7 @@
 import X86
 
 extension ExitReason {
-  /// The basic exit reason of a cause; 0xFFFF where VT-x has none.
+  /// The basic exit reason of a cause; 0xFFFF if VT-x has none.
   init(_ cause: ExitCause) {
     self =
       switch cause {
@@ -79,7 +79,7 @@ extension ExitReason {
 }
 
 package struct ExitFields {
-  /// In the CPU's state: it is that of the last exit.
+  /// The last exit's record, in the CPU's state.
   let record: UnsafePointer<ExitRecord>
 
   @inline(__always) package init(of cpu: CPU) {
@@ -190,11 +190,11 @@ extension APICAccessQualification {
   }
 }
 
-/// The fields by the number that their row in the VMCS's layout has.
+/// The fields, by the number in their row of the VMCS's layout.
 enum ExitField: UInt16 {
   case reason, qualification, guestLinear, guestPhysical, interruptionInfo, interruptionErrorCode
   case idtVectoringInfo, idtVectoringErrorCode, instructionLength, instructionInfo
-  /// I/O RCX, RSI, RDI, RIP: for SMIs alone, of which there are none.
+  /// I/O RCX, RSI, RDI, RIP: only for SMIs, which do not occur.
   case io
 }
 

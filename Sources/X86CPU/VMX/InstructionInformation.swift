@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The VM-exit instruction-information field (SDM volume 3, "Information for VM Exits Due to
-// Instruction Execution"): what of an instruction's operands it has depends on the instruction.
+// Instruction Execution"). Which operands it reports depends on the instruction.
 //
 //     bits 1:0    scaling                bits 17:15  segment register
 //     bits 6:3    Reg1                   bits 21:18  index register, bit 22: none
@@ -9,7 +9,7 @@
 //     bit  10     register, not memory   bits 31:28  Reg2 or identity
 //     bits 12:11  operand size (per instruction)
 //
-// The parts that it has in common with `OperandSummary` lie in the same places.
+// The parts in common with `OperandSummary` have the same bit positions.
 
 import X86
 
@@ -41,7 +41,7 @@ enum InstructionInformation {
     return operands.rawValue & kept | identity << 28
   }
 
-  /// An operand that is a register (Reg1) or memory.
+  /// A register operand (Reg1) or memory.
   private static func place(_ operands: OperandSummary) -> UInt32 {
     operands.rawValue
       & (operands.isRegister ? OperandSummary.placeMask : OperandSummary.memoryMask)

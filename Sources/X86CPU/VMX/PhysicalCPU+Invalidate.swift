@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// INVEPT and INVVPID. The TLB holds one guest's translations at a time, so that every type drops
-// either all of them or, where they are another guest's, none that is in use.
+// INVEPT and INVVPID. The TLB holds one guest's translations at a time, so every type drops either
+// all of them or, if they belong to another guest, none.
 
 import X86
 
 extension PhysicalCPU {
   /// INVEPT.
   ///
-  /// - Parameter type: 1 drops what comes from `eptPointer`, 2 everything.
-  /// - Throws: error 28 for another type or an EPT pointer that VM entry would refuse.
+  /// - Parameter type: 1 drops translations of `eptPointer`, 2 all.
+  /// - Throws: error 28 for another type or an EPT pointer that is invalid at VM entry.
   package func invept(_ type: UInt64, eptPointer: UInt64 = 0) throws(VMXError) {
     try requireVMXOperation()
     switch type {
@@ -26,9 +26,8 @@ extension PhysicalCPU {
   /// INVVPID.
   ///
   /// - Parameter type: 0 drops one linear address of a VPID, 1 the VPID's, 2 all VPIDs', 3 the
-  /// VPID's
-  ///   but for global pages (which go too).
-  /// - Throws: error 28 for another type, VPID 0 (but of type 2), or an address not canonical.
+  ///   VPID's except global pages (which are dropped, too).
+  /// - Throws: error 28 for another type, VPID 0 (except type 2), or a non-canonical address.
   package func invvpid(
     _ type: UInt64, vpid: UInt16 = 0, linear: UInt64 = 0
   ) throws(VMXError) {

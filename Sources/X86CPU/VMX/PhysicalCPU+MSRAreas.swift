@@ -25,7 +25,7 @@ private struct MSRArea {
     base.storeBytes(of: value, toByteOffset: n * 16 + 8, as: UInt64.self)
   }
 
-  /// Entries that no area may have: bits 63:32, FS and GS base, x2APIC registers.
+  /// Invalid entries in any area: bits 63:32, FS and GS base, x2APIC registers.
   func isAllowed(_ n: Int) -> Bool {
     let number = number(n)
     return reserved(n) == 0 && number != MSR.fsBase.rawValue && number != MSR.gsBase.rawValue
@@ -36,8 +36,7 @@ private struct MSRArea {
 extension PhysicalCPU {
   /// The VM-entry MSR-load area.
   ///
-  /// - Returns: false where an entry cannot be loaded; the entry-failure exit (34, qualification:
-  /// the
+  /// - Returns: false if an entry cannot be loaded; the entry-failure exit (34, qualification: the
   ///   entry's number from 1) is then recorded.
   func loadEntryMSRs() -> Bool {
     guard let area = MSRArea(vmx.pointee, .entryMSRLoadCount, .entryMSRLoadAddress) else {
@@ -65,8 +64,8 @@ extension PhysicalCPU {
     }
   }
 
-  /// The VM-exit MSR-load area. What root operation has for itself (EFER, PAT) is kept apart from
-  /// the guest's state, which stays in the CPU.
+  /// The VM-exit MSR-load area. Root operation's own MSRs (EFER, PAT) are kept apart from the
+  /// guest's state, which stays in the CPU.
   func loadExitMSRs() throws(VMXError) {
     guard let area = MSRArea(vmx.pointee, .exitMSRLoadCount, .exitMSRLoadAddress) else { return }
     for n in 0..<area.count {

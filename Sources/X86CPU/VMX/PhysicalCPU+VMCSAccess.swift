@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // VMREAD and VMWRITE. `vmread` and `vmwrite` are for code that names its fields: a table look-up
-// and one load or store. The checked forms are for fields that come from elsewhere.
+// and one load or store. The checked forms are for fields from elsewhere.
 
 import X86
 
 extension PhysicalCPU {
-  /// A field's value, zero-extended; 0 where the field does not exist or no VMCS is current.
+  /// A field's value, zero-extended; 0 if the field does not exist or no VMCS is current.
   package func vmread(_ field: VMCSField) -> UInt64 {
     let unit = vmx
     let location = unit.pointee.locations[VMCSLayout.slot(field)]
@@ -22,8 +22,8 @@ extension PhysicalCPU {
     return cpu.readLazy(location)
   }
 
-  /// Writes a field, truncated to its width. Nothing happens where the field does not exist or no
-  /// VMCS is current (the error is in the VM-instruction error field).
+  /// Writes a field, truncated to its width. No effect if the field does not exist or no VMCS is
+  /// current (the error is in the VM-instruction error field).
   package func vmwrite(_ field: VMCSField, _ value: UInt64) {
     let unit = vmx
     let location = unit.pointee.locations[VMCSLayout.slot(field)]
@@ -38,7 +38,7 @@ extension PhysicalCPU {
 
   /// VMREAD with its errors.
   ///
-  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist.
+  /// - Throws: `failInvalid` without a current VMCS; error 12 if the field does not exist.
   package func vmreadChecked(_ field: VMCSField) throws(VMXError) -> UInt64 {
     let (location, _) = try locate(field)
     let whole = vmread(VMCSField(rawValue: UInt32(location.encoding)))
@@ -49,7 +49,7 @@ extension PhysicalCPU {
   ///
   /// Exit-information fields can be written, too (IA32_VMX_MISC).
   ///
-  /// - Throws: `failInvalid` without a current VMCS; error 12 where the field does not exist.
+  /// - Throws: `failInvalid` without a current VMCS; error 12 if the field does not exist.
   package func vmwriteChecked(_ field: VMCSField, _ value: UInt64) throws(VMXError) {
     let (location, current) = try locate(field)
     let whole = VMCSField(rawValue: UInt32(location.encoding))
@@ -95,7 +95,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// Notes what the next VM entry has to look at.
+  /// Marks a change for the next VM entry's checks.
   @inline(__always) private func mark(_ location: FieldLocation, changed: UInt64) {
     var groups = location.groups
     if groups == .controls || groups == .registers || groups == .rflags {
@@ -104,8 +104,8 @@ extension PhysicalCPU {
     vmx.pointee.dirty.formUnion(groups)
   }
 
-  /// Controls that have no checks need none, though their field has; and only some changes of
-  /// registers touch translations.
+  /// Removes groups: some controls need no checks though their field does, and only some register
+  /// changes affect translations.
   private static func refine(
     _ groups: VMCSGroups, _ field: VMCSField, _ changed: UInt64
   ) -> VMCSGroups {
@@ -119,7 +119,7 @@ extension PhysicalCPU {
     }
   }
 
-  /// Primary controls that no check mentions and hypervisors switch often. (NMI-window exiting is
+  /// Primary controls that hypervisors switch often and no check concerns. (NMI-window exiting is
   /// checked against virtual NMIs, so it is not among them.)
   private static let freePrimaryControls = UInt64(
     PrimaryControls.interruptWindowExiting | PrimaryControls.monitorTrapFlag

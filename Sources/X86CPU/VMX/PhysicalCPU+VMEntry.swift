@@ -3,21 +3,19 @@
 // VM entry (SDM volume 3, "VM Entries"): checks, guest state, MSRs, event injection, then guest
 // code until a VM exit.
 //
-// Only groups of fields that changed since the last entry are looked at again (`VMXUnit.dirty`):
-// the guest's own instructions keep its state valid, so an exit and re-entry in which the
-// hypervisor touched nothing but RIP, RFLAGS and the injection fields costs a few loads and
-// compares.
+// Only groups of fields that changed since the last entry are checked again (`VMXUnit.dirty`): the
+// guest's own instructions keep its state valid. So an exit and re-entry between which the
+// hypervisor changed only RIP, RFLAGS and the injection fields costs a few loads and compares.
 
 import CHost
 import X86
 
 extension PhysicalCPU {
-  /// Enters the guest of a "clear" VMCS, which is "launched" afterwards, and runs it until it
-  /// exits.
+  /// Enters the guest of a "clear" VMCS, which is then "launched", and runs it until it exits.
   ///
-  /// - Returns: the basic exit reason. 33 and 34 are entry failures: nothing was executed.
+  /// - Returns: the basic exit reason. 33 and 34 are entry failures: the guest executed nothing.
   /// - Throws: `failInvalid` without a current VMCS; error 4 (not clear), 7 (controls), 8 (host
-  ///   state), of which `vmxEntryFailure` names the rule; `abort`.
+  ///   state), for which `vmxEntryFailure` names the rule; `abort`.
   @discardableResult
   package func vmlaunch() throws(VMXError) -> ExitReason {
     try requireVMXOperation()
@@ -26,7 +24,7 @@ extension PhysicalCPU {
     return try enter()
   }
 
-  /// Enters the guest of a "launched" VMCS again; error 5 where it is not. See `vmlaunch`.
+  /// Enters the guest of a "launched" VMCS again; error 5 if it is not. See `vmlaunch`.
   @discardableResult
   package func vmresume() throws(VMXError) -> ExitReason {
     try requireVMXOperation()
@@ -38,7 +36,7 @@ extension PhysicalCPU {
   /// The rule that the last failed VM entry broke.
   package var vmxEntryFailure: EntryFailure? { vmx.pointee.entryFailure }
 
-  /// There is a current VMCS, and it is no shadow VMCS.
+  /// Requires a current VMCS that is not a shadow VMCS.
   private func requireEnterable() throws(VMXError) {
     guard let current = vmx.pointee.current, !VMCSHeader(base: current).isShadow else {
       throw .failInvalid
@@ -59,13 +57,13 @@ extension PhysicalCPU {
     return try completeExit()
   }
 
-  /// Checks and loads what changed.
+  /// Checks and loads changed groups.
   ///
-  /// - Returns: false where it ended in an entry-failure exit, which is then recorded.
+  /// - Returns: false on an entry-failure exit, which is then recorded.
   private func prepare() throws(VMXError) -> Bool {
     let unit = vmx
     if unit.pointee.dirty.contains(.controls) {
-      // What translations depend on is compared by itself (`adoptTranslations`).
+      // `adoptTranslations` compares what translations depend on.
       unit.pointee.dirty.formUnion(VMCSGroups.all.subtracting(.paging))
     }
     let dirty = unit.pointee.dirty
@@ -99,7 +97,7 @@ extension PhysicalCPU {
   }
 
   func recordEntryFailure(_ reason: ExitReason, qualification: UInt64) {
-    // The other fields keep what they have.
+    // The other fields keep their values.
     keepExitFields()
     vmx.pointee.setPage(
       .exitReason, UInt64(UInt32(reason.rawValue) | ExitReason.entryFailureBit))
@@ -108,7 +106,7 @@ extension PhysicalCPU {
 
   // MARK: Loading
 
-  /// The controls in the form in which instructions consult them.
+  /// Converts the controls to the form in which instructions read them.
   private func loadControls() {
     let unit = vmx.pointee
     var controls = VMXControls()
@@ -149,7 +147,7 @@ extension PhysicalCPU {
       unit.page(.exitMSRStoreCount) | unit.page(.exitMSRLoadCount)
   }
 
-  /// What follows from guest fields that changed.
+  /// Applies changed guest fields.
   private func loadGuestState(_ dirty: VMCSGroups) {
     let s = cpu.s
     s.pointee.rflags = s.pointee.rflags & RFLAGS.all.rawValue | RFLAGS.fixed.rawValue
@@ -159,7 +157,7 @@ extension PhysicalCPU {
     if dirty.contains(.paging) { cpu.flushTLB() }
   }
 
-  /// Translations of another VPID or EPT pointer are not this guest's.
+  /// Flushes translations of another VPID or EPT pointer.
   private func adoptTranslations() {
     let s = cpu.s
     let controls = vmx.pointee.controls
@@ -173,9 +171,9 @@ extension PhysicalCPU {
     cpu.flushTLB()
   }
 
-  /// The registers that entry loads or leaves by its controls; VM exits may have saved them, and
-  /// guests changed them since. (SDM volume 3, "Loading Guest Control Registers, Debug Registers,
-  /// and MSRs".)
+  /// Loads the registers that the entry controls select; VM exits may have saved them, and guests
+  /// changed them since. (SDM volume 3, "Loading Guest Control Registers, Debug Registers, and
+  /// MSRs".)
   @inline(__always) private func loadSwitchedState() {
     let s = cpu.s
     let unit = vmx
@@ -225,9 +223,9 @@ extension PhysicalCPU {
     if ticks != 0 { DeadlineClock.shared.note(deadline, requestLine) }
   }
 
-  /// The event to inject, if any.
+  /// Loads the event to inject, if any.
   ///
-  /// - Returns: false where it is an exit (a pending monitor trap flag), which is then recorded.
+  /// - Returns: false if it is an exit (a pending monitor trap flag), which is then recorded.
   @inline(__always) private func loadInjection() -> Bool {
     let info = InterruptionInfo(rawValue: vmx.pointee.page32(.entryInterruptionInfo))
     return info.isValid ? loadInjection(info) : true
@@ -240,7 +238,7 @@ extension PhysicalCPU {
       info, errorCode: unit.pointee.page32(.entryExceptionErrorCode),
       instructionLength: unit.pointee.page32(.entryInstructionLength))
     if s.pointee.injection != nil { return true }
-    // Entry checks let nothing else through.
+    // Entry checks allow nothing else.
     s.pointee.activity = ActivityState.active
     _ = cpu.exit(.monitorTrap)
     return false

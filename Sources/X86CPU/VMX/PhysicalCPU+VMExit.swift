@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The end of a VM exit (SDM volume 3, "VM Exits"). Its cause is recorded in
-// `CPUState.exit`, of which `ExitFields` makes the VMCS's fields; the guest's state stays where it
-// is. What remains is what the exit controls ask for: registers that the VMCS keeps in memory, the
-// timer, MSR areas, root's MSRs.
+// The end of a VM exit (SDM volume 3, "VM Exits"). `ExitFields` derives the VMCS's fields from
+// `CPUState.exit`, and the guest's state stays in the CPU. What remains are effects of the exit
+// controls: registers that the VMCS keeps in memory, the timer, MSR areas, root operation's MSRs.
 
 import CHost
 import X86
 
 extension PhysicalCPU {
-  /// After guest code, with an exit recorded.
+  /// Completes an exit recorded by guest code.
   @inline(__always) func completeExit() throws(VMXError) -> ExitReason {
     let s = cpu.s
     let unit = vmx
@@ -35,7 +34,7 @@ extension PhysicalCPU {
     return ExitFields(of: cpu).basicReason
   }
 
-  /// After an entry-failure exit: the guest's state was not loaded and is not saved; the fields
+  /// Completes an entry-failure exit: the guest's state was not loaded and is not saved; the fields
   /// keep their values and the injection stays valid (SDM volume 3, "VM-Entry Failures During or
   /// After Loading Guest State").
   func completeFailedEntry() throws(VMXError) -> ExitReason {
@@ -44,7 +43,8 @@ extension PhysicalCPU {
     return ExitReason(rawValue: UInt16(truncatingIfNeeded: vmx.pointee.page(.exitReason)))
   }
 
-  /// The entry control "IA-32e mode guest" follows EFER.LMA (processors with unrestricted guests).
+  /// Keeps the entry control "IA-32e mode guest" equal to EFER.LMA (processors with unrestricted
+  /// guests).
   @inline(__always) private func keepLongMode() {
     let s = cpu.s
     let unit = vmx
@@ -66,7 +66,7 @@ extension PhysicalCPU {
     vmx.pointee.setPage(.preemptionTimerValue, left)
   }
 
-  /// EFER and PAT of root operation. (Its other registers are the program's, not the processor's.)
+  /// Loads EFER and PAT of root operation. (Its other registers belong to the program.)
   @inline(__always) private func loadRootMSRs(_ controls: UInt32) {
     let s = cpu.s
     let unit = vmx

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The verbs of VT-x that manage VMX operation and the current VMCS. Addresses are host-physical,
-// that is, addresses in this process; regions are 4 KiB, aligned, with `VMXCapabilities.revision`
-// in their first 4 bytes.
+// VT-x's instructions that manage VMX operation and the current VMCS, as methods. Addresses are
+// host-physical, that is, addresses in this process; regions are 4 KiB, aligned, with
+// `VMXCapabilities.revision` in their first 4 bytes.
 //
 //     try cpu.vmxon(region)
 //     try cpu.vmclear(vmcs)
-//     try cpu.vmptrld(vmcs)           // the guest state now lives in the CPU
+//     try cpu.vmptrld(vmcs)           // the guest state is now in the CPU
 //     cpu.vmwrite(.guestRIP, 0xFFF0); ...
 //     try cpu.vmlaunch()
 //     try cpu.vmclear(vmcs)           // all of it is in memory: another CPU may vmptrld it
@@ -20,8 +20,8 @@ extension PhysicalCPU {
 
   /// Enters VMX operation.
   ///
-  /// - Throws: `notInVMXOperation` where the processor has no VT-x; `failInvalid` where the region
-  ///   is misaligned, out of range or has another revision; in VMX operation already, error 15 or
+  /// - Throws: `notInVMXOperation` if the processor has no VT-x; `failInvalid` if the region is
+  ///   misaligned, out of range or has another revision; in VMX operation already, error 15 or
   ///   `failInvalid` without a current VMCS.
   package func vmxon(_ region: UInt64) throws(VMXError) {
     if silicon != .intel { throw .notInVMXOperation }
@@ -34,7 +34,7 @@ extension PhysicalCPU {
     vmx.pointee.dirty = []
   }
 
-  /// Leaves VMX operation. The current VMCS's data are in memory afterwards.
+  /// Leaves VMX operation and writes the current VMCS's data to memory.
   package func vmxoff() throws(VMXError) {
     try requireVMXOperation()
     releaseCurrent()
@@ -56,7 +56,7 @@ extension PhysicalCPU {
     header.activeOn = nil
   }
 
-  /// Makes a VMCS active and current here. The one that was current stays active.
+  /// Makes a VMCS active and current here. The previously current one stays active.
   ///
   /// - Throws: error 9 (address), 10 (the VMXON region), 11 (revision); `activeElsewhere`.
   package func vmptrld(_ address: UInt64) throws(VMXError) {
@@ -75,7 +75,7 @@ extension PhysicalCPU {
     loadLazyFields(base)
   }
 
-  /// The current VMCS's address; all ones where there is none.
+  /// The current VMCS's address; all ones if there is none.
   package func vmptrst() throws(VMXError) -> UInt64 {
     try requireVMXOperation()
     guard let current = vmx.pointee.current else { return .max }
@@ -95,7 +95,7 @@ extension PhysicalCPU {
     return .failValid(number)
   }
 
-  /// The memory of a VMXON region or VMCS; nil where the pointer is not valid.
+  /// The memory of a VMXON region or VMCS; nil if the pointer is invalid.
   static func region(_ address: UInt64) -> UnsafeMutableRawPointer? {
     guard address & Page.offsetMask == 0, address >> VMXCapabilities.hostAddressWidth == 0 else {
       return nil
@@ -112,7 +112,7 @@ extension PhysicalCPU {
     VMCSHeader(base: current).activeOn = nil
   }
 
-  /// Writes the lazy fields back; there is no current VMCS afterwards.
+  /// Writes the lazy fields back; then no VMCS is current.
   private func flushCurrent() {
     guard let current = vmx.pointee.current else { return }
     for location in VMCSLayout.lazyLocations {
@@ -124,7 +124,7 @@ extension PhysicalCPU {
     vmx.pointee.current = nil
   }
 
-  /// Writes the exit-information fields to the VMCS's memory: from then on they are there.
+  /// Writes the exit-information fields to the VMCS's memory, which then holds them.
   func keepExitFields() {
     guard vmx.pointee.hasExitRecord, let current = vmx.pointee.current else { return }
     vmx.pointee.hasExitRecord = false

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a guest's VMX instructions do without an exit: VMREAD and VMWRITE of a shadow VMCS (SDM
-// volume 3, "VMCS Shadowing"), and VM functions.
+// A guest's VMX instructions that need no exit: VMREAD and VMWRITE of a shadow VMCS (SDM volume 3,
+// "VMCS Shadowing"), and VM functions.
 
 import X86
 import X86Decoder
 
 extension VMXInstructions {
-  /// Whether the bitmaps leave a field's access to the processor.
+  /// Whether the bitmaps let the processor access a field.
   private static func isShadowed(_ c: CPU, _ encoding: UInt64, _ bitmap: UInt64) -> Bool {
     guard encoding >> 15 == 0, let bits = UnsafePointer<UInt8>(bitPattern: UInt(bitmap)) else {
       return false
@@ -15,7 +15,7 @@ extension VMXInstructions {
     return bits[Int(encoding >> 3)] & 1 << UInt8(truncatingIfNeeded: encoding & 7) == 0
   }
 
-  /// Bytes of the operands.
+  /// Size of the operands in bytes.
   private static func size(_ c: CPU) -> Int { c.is64Bit ? 8 : 4 }
 
   private static func value(_ c: CPU, _ register: UnsafeMutableRawPointer) -> UInt64 {
@@ -35,7 +35,7 @@ extension VMXInstructions {
     return Step.next
   }
 
-  /// The shadow VMCS and the field's place in it.
+  /// The shadow VMCS and the field's location in it.
   private static func locate(
     _ c: CPU, _ encoding: UInt64
   ) -> (shadow: UnsafeMutableRawPointer?, field: VMCSField, location: FieldLocation?) {
@@ -46,7 +46,7 @@ extension VMXInstructions {
     return (shadow, field, UInt32(location.encoding) == whole ? location : nil)
   }
 
-  /// VMREAD; nil where it exits.
+  /// VMREAD; nil if it exits.
   static func readShadow(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32? {
     let bitmap = c.owner.vmx.pointee.controls.virtualization.vmreadBitmap
     let encoding = value(c, i.pointee.src)
@@ -72,7 +72,7 @@ extension VMXInstructions {
     return Step.next
   }
 
-  /// VMWRITE; nil where it exits.
+  /// VMWRITE; nil if it exits.
   static func writeShadow(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32? {
     let bitmap = c.owner.vmx.pointee.controls.virtualization.vmwriteBitmap
     let encoding = value(c, i.pointee.dst)
@@ -99,7 +99,7 @@ extension VMXInstructions {
 
   // MARK: VM functions
 
-  /// VMFUNC: EAX is the function's number. CPL is not looked at.
+  /// VMFUNC: EAX is the function's number. CPL is not checked.
   static func vmfunc(_ c: CPU, _ i: MicroOpPointer) throws(GuestException) -> Int32 {
     let controls = c.owner.vmx.pointee.controls
     let isVMX = c.s.pointee.intercepts.mode == .vmx
@@ -110,7 +110,7 @@ extension VMXInstructions {
     guard number < 64, controls.virtualization.functions >> number & 1 != 0 else {
       throw c.exit(.vmfunc, i)
     }
-    // EPTP switching is the only one.
+    // Only EPTP switching is supported.
     let index = c.gpr[1] & 0xFFFF_FFFF
     guard index < VMXCapabilities.eptpListCount,
       let list = UnsafePointer<UInt64>(bitPattern: UInt(controls.virtualization.eptpList)),
@@ -122,7 +122,7 @@ extension VMXInstructions {
 }
 
 extension PhysicalCPU {
-  /// EPTP switching: the VMCS has the new pointer, too.
+  /// EPTP switching: the VMCS gets the new pointer, too.
   fileprivate func switchEPT(to pointer: UInt64, view: UInt16) {
     guard VMXCapabilities.allows(eptPointer: pointer) else { return }
     cpu.s.pointee.pageTracking.view = view

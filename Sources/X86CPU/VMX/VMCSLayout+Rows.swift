@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rows of the VMCS's layout by area. A field that is not here does not exist on this processor
-// (VMREAD and VMWRITE fail with error 12), as the features that it belongs to are not offered.
+// The rows of the VMCS's layout by area. Fields without a row belong to features that are not
+// offered: VMREAD and VMWRITE fail with error 12.
 
 import X86
 
@@ -134,7 +134,7 @@ extension VMCSLayout {
     (MemoryLayout<CPUState>.offset(of: \.pdptrs) ?? 0) + n * 8
   }
 
-  /// Selector, base, limit and access rights: their encodings count in steps of 2 from ES's.
+  /// Selector, base, limit and access rights, whose encodings are in steps of 2 from ES's.
   private static func segmentRows(_ register: SegmentRegister) -> [Row] {
     let n = UInt32(register.rawValue) * 2
     let start = CPU.segmentsOffset + Int(register.rawValue) * MemoryLayout<SegmentState>.stride

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where each VMCS field is kept: the one definition of the VMCS's layout.
+// The location of each VMCS field: the one definition of the VMCS's layout.
 //
 // A VMCS is 4 KiB of host-physical memory:
 //
@@ -10,22 +10,22 @@
 //     0x500  VM-execution controls     0x800  VM-exit information fields
 //
 // Every field has 8 bytes there, zero-extended. While a VMCS is current, most guest-state fields
-// live in CPUState instead ("lazy state"): the row of such a field names the place, VMREAD and
-// VMWRITE go there directly, and VMCLEAR or the VMPTRLD of another VMCS writes them back. The
-// exit-information fields follow from the processor's record of the exit (`ExitFields`) as long as
-// there is one. The fields whose loading and saving the entry and exit controls switch (EFER,
-// PAT, DEBUGCTL, DR7) stay in memory and are moved by entry and exit.
+// are in CPUState instead ("lazy state"): such a field's row has the location, VMREAD and VMWRITE
+// access it directly, and VMCLEAR or the VMPTRLD of another VMCS writes it back. The
+// exit-information fields derive from the processor's record of the exit (`ExitFields`) while there
+// is one. Fields that entry and exit controls load and save (EFER, PAT, DEBUGCTL, DR7) stay in
+// memory; entry and exit copy them.
 //
 //     VMCSLayout.locations[VMCSLayout.slot(.guestRIP)]   // page offset, CPUState.rip, 8 bytes
 
 import X86
 
-/// What a changed field makes VM entry look at again.
+/// The parts that VM entry checks again after a field changed.
 package struct VMCSGroups: OptionSet, Sendable {
   package var rawValue: UInt16
   @inlinable package init(rawValue: UInt16) { self.rawValue = rawValue }
 
-  /// Controls that have checks. All other groups' checks depend on them.
+  /// Controls with checks. All other groups' checks depend on them.
   package static let controls = Self(rawValue: 1 << 0)
   /// Controls without checks (masks, offsets, bitmaps, window exiting): only copied.
   package static let values = Self(rawValue: 1 << 1)
@@ -36,7 +36,7 @@ package struct VMCSGroups: OptionSet, Sendable {
   /// RIP and non-register state.
   package static let rest = Self(rawValue: 1 << 6)
   package static let rflags = Self(rawValue: 1 << 7)
-  /// Something that cached translations depend on. Set besides another group.
+  /// Cached translations depend on the field. Set in addition to another group.
   package static let paging = Self(rawValue: 1 << 8)
   package static let all = Self(rawValue: 0x1FF)
 }
@@ -54,7 +54,7 @@ package enum FieldKind: UInt8 {
 }
 
 package struct FieldLocation {
-  /// The field's encoding; `none` where no field has this slot.
+  /// The field's encoding; `none` if no field has this slot.
   package var encoding: UInt16 = none
   package var page: UInt16 = 0
   package var state: UInt16 = 0
@@ -67,10 +67,10 @@ package struct FieldLocation {
 package enum VMCSLayout {
   package static let revision: UInt32 = 0x4D56_5431
   package static let slotCount = 1024
-  /// With the revision identifier: a shadow VMCS, for VMREAD and VMWRITE of a guest alone.
+  /// Together with the revision identifier: a shadow VMCS, only for a guest's VMREAD and VMWRITE.
   package static let shadowIndicator: UInt32 = 1 << 31
 
-  // Header, in bytes from the VMCS's start.
+  // Header: byte offsets from the VMCS's start.
   package static let revisionOffset = 0
   package static let abortOffset = 4
   package static let launchStateOffset = 8
@@ -85,7 +85,7 @@ package enum VMCSLayout {
     return Int(index | area | width)
   }
 
-  /// One location for each slot; lives for ever.
+  /// One location for each slot; never freed.
   nonisolated(unsafe) package static let locations: UnsafePointer<FieldLocation> = {
     let table = UnsafeMutablePointer<FieldLocation>.allocate(capacity: slotCount)
     table.initialize(repeating: FieldLocation(), count: slotCount)
@@ -110,7 +110,7 @@ package enum VMCSLayout {
   package static let lazyLocations = locations { $0 != .page && $0 != .exit }
   static let exitLocations = locations { $0 == .exit }
 
-  /// Every field that exists.
+  /// All existing fields.
   package static var fields: [VMCSField] { areas.flatMap { $0.rows.map(\.field) } }
 
   struct Row {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the VMX unit offers, as the VMX capability MSRs report it (SDM volume 3, appendix "VMX
-// Capability Reporting Facility"). A control is allowed to be 1 only where the processor does what
-// it says; the same masks are what VM entry checks the control fields against.
+// The VMX unit's features, as the VMX capability MSRs report them (SDM volume 3, appendix "VMX
+// Capability Reporting Facility"). A control may be 1 only if the processor implements it; VM entry
+// checks control fields against the same masks.
 //
 //     VMXCapabilities.pin.allows(0x1F)            // the default controls plus ...
 //     VMXCapabilities.value(ofMSR: MSR.vmxBasic.rawValue)
@@ -30,12 +30,12 @@ package struct ControlCapability: Sendable {
 package enum VMXCapabilities {
   /// VMCS revision identifier.
   package static let revision = VMCSLayout.revision
-  /// Host-physical addresses are addresses of this process: canonical user addresses.
+  /// Host-physical addresses are addresses in this process: canonical user addresses.
   package static let hostAddressWidth: UInt64 = 47
   /// TSC ticks of a VMX-preemption timer tick, as a power of two.
   package static let preemptionTimerShift: UInt64 = 5
   package static let cr3TargetCount: UInt32 = 4
-  /// Most entries in an MSR area.
+  /// Maximum of entries in an MSR area.
   package static let msrAreaLimit: UInt64 = 512
 
   // MARK: Controls
@@ -103,17 +103,16 @@ package enum VMXCapabilities {
   // MARK: EPT and VPID
 
   /// Execute-only, four and five levels, UC and WB tables, 2 MiB and 1 GiB pages, accessed and
-  /// dirty flags, what the guest's tables say of an EPT violation, INVEPT and INVVPID in all their
-  /// types.
+  /// dirty flags, advanced EPT-violation information, INVEPT and INVVPID in all types.
   package static let eptVPID: UInt64 =
     1 << 0 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21
     | 1 << 22 | 1 << 25 | 1 << 26 | 1 << 32 | 0xF << 40
 
   package static let vmFunctions = VMFunctions.eptpSwitching
-  /// Entries of an EPTP list.
+  /// Entries in an EPTP list.
   package static let eptpListCount: UInt64 = 512
 
-  /// Whether an EPT pointer is one that VM entry and INVEPT take.
+  /// Whether an EPT pointer is valid for VM entry and INVEPT.
   package static func allows(eptPointer pointer: UInt64) -> Bool {
     let type = pointer & EPTPointer.memoryTypeMask
     return (type == EPTPointer.uncacheable || type == EPTPointer.writeBack)
@@ -126,12 +125,12 @@ package enum VMXCapabilities {
     levels == EPTPointer.fourLevels || levels == EPTPointer.fiveLevels
   }
 
-  // MARK: What is left out
+  // MARK: Absent features
 
-  /// Secondary controls of the manual's list that must be 0, and why. (Of the other fields: "load
+  /// Secondary controls of the manual's list that must be 0, and why. (In the other fields: "load
   /// IA32_PERF_GLOBAL_CTRL" and the tertiary controls, as the processor has neither performance
-  /// counters nor what those control; "entry to SMM" and "deactivate dual-monitor treatment", as
-  /// there is no system-management mode: the hypervisor makes it for its guests.)
+  /// counters nor their features; "entry to SMM" and "deactivate dual-monitor treatment", as it has
+  /// no system-management mode: the hypervisor emulates it for its guests.)
   package static let absent: [(control: UInt32, reason: String)] = [
     (SecondaryControls.enclsExiting, "there is no SGX"),
     (SecondaryControls.enclvExiting, "there is no SGX"),
@@ -142,8 +141,8 @@ package enum VMXCapabilities {
     (SecondaryControls.userWaitAndPause, "there are no TPAUSE, UMONITOR and UMWAIT"),
   ]
 
-  /// Timer rate, entry control "IA-32e mode guest" kept by exits, HLT, shutdown and wait-for-SIPI
-  /// states, CR3 targets, MSR areas of 512, VMWRITE to all fields, injection with instruction
+  /// Timer rate; exits store the "IA-32e mode guest" control; HLT, shutdown and wait-for-SIPI
+  /// states; CR3 targets; MSR areas of 512; VMWRITE to all fields; injection with instruction
   /// length 0.
   private static let misc: UInt64 =
     preemptionTimerShift | 1 << 5 | 7 << 6 | UInt64(cr3TargetCount) << 16 | 1 << 29 | 1 << 30
@@ -152,8 +151,7 @@ package enum VMXCapabilities {
   private static let basic: UInt64 =
     UInt64(revision) | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55
 
-  /// The value of a VMX capability MSR; nil for others and for those of features
-  /// that are not offered.
+  /// The value of a VMX capability MSR; nil for others and for those of absent features.
   package static func value(ofMSR msr: UInt32) -> UInt64? {
     switch MSR(rawValue: msr) {
     case .vmxBasic: basic

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Controls of features that most guests run without: APIC virtualization, posted interrupts, PML,
-// virtualization exceptions, VM functions, VMCS shadowing, mode-based execute control. Where none
-// of them is on, VM entry looks at none of their fields.
+// Controls of rarely used features: APIC virtualization, posted interrupts, PML, virtualization
+// exceptions, VM functions, VMCS shadowing, mode-based execute control. If none of them is on, VM
+// entry reads none of their fields.
 
 import X86
 
@@ -76,7 +76,7 @@ extension VMXControls {
 }
 
 extension PhysicalCPU {
-  /// Has the processor do what these controls say.
+  /// Applies these controls to the processor.
   func adoptVirtualization(_ controls: VMXControls) {
     if !controls.needsVirtualization && !vmx.pointee.isVirtualizing { return }
     vmx.pointee.isVirtualizing = controls.needsVirtualization
@@ -107,7 +107,7 @@ extension PhysicalCPU {
     let hasPage = controls.activeSecondary & SecondaryControls.virtualizeAPICAccesses != 0
     let accessPage = hasPage ? own.apicAccess : .max
     if s.pointee.virtualAPIC.accessPage != accessPage {
-      // No translation of either page stays.
+      // Drop all translations of both pages.
       s.pointee.virtualAPIC.accessPage = accessPage
       cpu.flushTLB()
     }
@@ -115,14 +115,14 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// Of the EPT violation that is recorded: leaves its information in the guest's area
-  /// ("Convertible EPT Violations" and "Virtualization-Exception Information").
+  /// For the recorded EPT violation: stores its information in the guest's area ("Convertible EPT
+  /// Violations" and "Virtualization-Exception Information").
   ///
   ///     0 exit reason   4 all ones   8 exit qualification   16 linear address
   ///     24 guest-physical address   32 EPTP index
   ///
-  /// - Returns: false where it has to exit: outside protected mode, while an event is delivered, or
-  ///   with the last one's information not yet released.
+  /// - Returns: false if it must exit: outside protected mode, during event delivery, or
+  ///   if the guest has not released the last one's information.
   func raisesVirtualizationException() -> Bool {
     guard isProtected, s.pointee.emulation == nil, !s.pointee.pageTracking.isDelivering,
       let area = UnsafeMutableRawPointer(bitPattern: UInt(s.pointee.pageTracking.exceptionArea)),

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The controls of the current VMCS, unpacked, and what follows from them for the processor
-// (`Intercepts`), which knows no control of VT-x's.
+// The controls of the current VMCS, unpacked, and their vendor-neutral form for the processor
+// (`Intercepts`).
 
 import X86
 
-/// The execution controls of the running VMCS. VM entry reads them from it.
+/// The execution controls of the running VMCS, which VM entry reads.
 package struct VMXControls {
   package var pin: UInt32 = 0
   package var primary: UInt32 = 0
@@ -38,17 +38,17 @@ package struct VMXControls {
   package init() {}
 
   /// In VMX non-root operation the pin-based controls have their default-1 bits set. They are 0
-  /// only where the processor runs without a VMCS, as unit tests do.
+  /// only if the processor runs without a VMCS, as in unit tests.
   var isNonRoot: Bool { pin != 0 }
 
-  /// Those that count.
+  /// The secondary controls, if activated.
   @inline(__always) var activeSecondary: UInt32 {
     primary & PrimaryControls.secondaryControls != 0 ? secondary : 0
   }
 }
 
 extension InterceptSet {
-  /// The set if a control is 1.
+  /// The set if a control is 1, else empty.
   @inline(__always) fileprivate func when(_ control: UInt32, _ controls: UInt32) -> UInt64 {
     controls & control != 0 ? rawValue : 0
   }
@@ -122,14 +122,14 @@ extension VMXControls {
     return UInt32(truncatingIfNeeded: fixed.rawValue)
   }
 
-  /// CR3 and CR8 whose accesses exit, by number.
+  /// CR3 and CR8, by number, if their accesses exit.
   @inline(__always) func controlRegisters(_ cr3: UInt32, _ cr8: UInt32) -> UInt16 {
     (primary & cr3 != 0 ? 1 << 3 : 0) | (primary & cr8 != 0 ? 1 << 8 : 0)
   }
 }
 
 extension PhysicalCPU {
-  /// Has the processor do what controls say.
+  /// Applies controls to the processor.
   package func adopt(_ controls: VMXControls) {
     vmx.pointee.controls = controls
     let s = cpu.s
@@ -184,7 +184,7 @@ extension PhysicalCPU {
 }
 
 extension CPU {
-  /// The controls as they were adopted last. Tests change them without a VMCS.
+  /// The last applied controls. Tests change them without a VMCS.
   package var vmxControls: VMXControls {
     get { owner.vmx.pointee.controls }
     nonmutating set { owner.adopt(newValue) }

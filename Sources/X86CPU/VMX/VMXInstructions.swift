@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VMX instructions executed by a guest: VM exits, after the checks that come before them (SDM
-// volume 3, "Instructions That Cause VM Exits Unconditionally", and each instruction's operation
-// section). The processor's own VMX operation is the program's, by the verbs of PhysicalCPU.
+// VMX instructions executed by a guest: VM exits, after the checks that precede them (SDM volume 3,
+// "Instructions That Cause VM Exits Unconditionally", and each instruction's operation section).
+// The program itself uses VMX operation through PhysicalCPU's methods.
 //
-// What is not offered is not registered here and raises #UD: GETSEC (no SMX: CR4.SMXE cannot be 1),
-// and SVM's VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT,
-// INVLPGA.
+// Instructions that are not offered have no rule and raise #UD: GETSEC (no SMX: CR4.SMXE cannot be
+// 1), and SVM's VMRUN, VMLOAD, VMSAVE, VMMCALL, STGI, CLGI, SKINIT, INVLPGA.
 
 import X86
 import X86Decoder
@@ -29,7 +28,7 @@ enum VMXInstructions {
   }
 
   /// #UD outside VMX operation, in real and virtual-8086 mode, and in compatibility mode. CPL is
-  /// not looked at: the exit comes first.
+  /// not checked: the exit comes first.
   private static func requireVMXMode(_ c: CPU) throws(GuestException) {
     let isCompatibility = c.isLongMode && !c.is64Bit
     let isVMX = c.s.pointee.intercepts.mode == .vmx

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a physical CPU knows of VMX besides the guest's state: whether it is in VMX operation, its
-// current VMCS, and what in it has changed since the last VM entry.
+// A physical CPU's VMX state besides the guest's: whether it is in VMX operation, its current VMCS,
+// and what changed in it since the last VM entry.
 //
 // Invariants:
 // - `current` is nil, or a VMCS whose header says that it is active on this CPU; then the lazy
 //   fields (see VMCSLayout) are in CPUState.
-// - a field that differs from what the last successful VM entry or exit left has its groups in
-//   `dirty`.
+// - a field that differs from its value after the last successful VM entry or exit has its groups
+//   in `dirty`.
 
 import X86
 
-/// How a VMX verb fails (SDM volume 3, "Conventions" of the VMX instruction reference).
+/// How a VMX instruction fails (SDM volume 3, "Conventions" of the VMX instruction reference).
 package enum VMXError: Error, Equatable, Sendable {
   /// #UD: the CPU is not in VMX operation.
   case notInVMXOperation
@@ -19,7 +19,7 @@ package enum VMXError: Error, Equatable, Sendable {
   case failInvalid
   /// VMfailValid: the number is also in the current VMCS's VM-instruction error field.
   case failValid(VMXInstructionError)
-  /// The VMCS is active on another CPU (by number): undefined on real processors, refused here.
+  /// The VMCS is active on another CPU (its number): undefined on real processors, rejected here.
   case activeElsewhere(Int)
   /// VMX abort: a VM exit could not be completed. The CPU has left VMX operation.
   case abort(VMXAbortIndicator)
@@ -34,21 +34,21 @@ package struct VMXUnit {
   var dirty: VMCSGroups = []
   /// The current VMCS's launch state is "launched".
   var launched = false
-  /// EFER, PAT that root operation has: what entries that do not load them give the guest.
+  /// EFER and PAT of root operation: guests keep them if the entry does not load its own.
   var rootEFER: UInt64 = 0xD01
   var rootPAT: UInt64 = 0x0007_0406_0007_0406
-  /// Whose translations the TLB holds.
+  /// The guest whose translations are in the TLB.
   var tlbEPT: UInt64 = .max
   var tlbVPID: UInt16 = 0
   /// Without VPIDs, every entry flushes.
   var flushesOnEntry = false
-  /// Entries of the VM-entry MSR-load area; of the VM-exit areas, not 0 where any has entries.
+  /// Entries of the VM-entry MSR-load area; for the VM-exit areas, nonzero if any has entries.
   var entryMSRCount: UInt32 = 0
   var exitMSRCounts: UInt64 = 0
-  /// Those of the current VMCS, as of the last VM entry.
+  /// The current VMCS's controls, as of the last VM entry.
   var controls = VMXControls()
-  /// The exit-information fields of the current VMCS follow from `CPUState.exit`; those in its
-  /// memory are old.
+  /// The exit-information fields of the current VMCS derive from `CPUState.exit`; those in its
+  /// memory are outdated.
   var hasExitRecord = false
   /// A feature of `VirtualizationControls` is on.
   var isVirtualizing = false

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The components of extended state: which are in use, and copies between the processor's registers
-// and an image of each component as XSAVE has it (SDM volume 1, "Managing State Using the XSAVE
-// Feature Set"). Outside 64-bit mode the registers that it alone can name are left out.
+// and each component's image in XSAVE format (SDM volume 1, "Managing State Using the XSAVE Feature
+// Set"). Outside 64-bit mode, registers that only it can access are skipped.
 
 import X86
 
@@ -62,7 +62,7 @@ extension CPU {
     return all != T()
   }
 
-  // MARK: Out
+  // MARK: Saving
 
   /// The x87 part of the legacy area: bytes 0 to 23 and 32 to 159. Without REX.W the pointers have
   /// 32 bits and selectors, which are 0.
@@ -81,12 +81,12 @@ extension CPU {
     area.storeBytes(of: MXCSR.mask, toByteOffset: LegacyArea.mxcsr + 4, as: UInt32.self)
   }
 
-  /// XMM registers to byte 160 of the legacy area.
+  /// XMM registers, to byte 160 of the legacy area.
   func saveXMM(_ area: UnsafeMutableRawPointer) {
     copyOut(vectorCount, area + LegacyArea.xmm, 0, SIMD2<UInt64>.self)
   }
 
-  /// A component above SSE, to where it starts.
+  /// A component above SSE, to its start.
   func saveComponent(_ number: Int, _ target: UnsafeMutableRawPointer) {
     switch number {
     case 2: copyOut(vectorCount, target, 16, SIMD2<UInt64>.self)
@@ -108,11 +108,11 @@ extension CPU {
     }
   }
 
-  // MARK: In
+  // MARK: Loading
 
   func loadX87(_ area: UnsafeRawPointer, wide: Bool) {
     let image = vectorRaw + VectorLayout.fx
-    // Control and status word are looked at together: in the copy.
+    // Control and status word are checked together: in the copy.
     CPU.copyOnce(from: area, to: image, byteCount: LegacyArea.mxcsr)
     if !wide {
       fip &= 0xFFFF_FFFF
@@ -130,7 +130,7 @@ extension CPU {
     copyIn(vectorCount, area + LegacyArea.xmm, 0, SIMD2<UInt64>.self)
   }
 
-  /// A component above SSE, from where it starts.
+  /// A component above SSE, from its start.
   func loadComponent(_ number: Int, _ source: UnsafeRawPointer) {
     switch number {
     case 2: copyIn(vectorCount, source, 16, SIMD2<UInt64>.self)
@@ -175,7 +175,7 @@ extension CPU {
     for n in 0..<count { (vectorRaw + n * 64 + offset).storeBytes(of: value, as: T.self) }
   }
 
-  /// The TLB's tags include what PKRU allowed.
+  /// The TLB's rights include PKRU's.
   private func setPKRU(_ value: UInt64) {
     if s.pointee.pkru == value { return }
     s.pointee.pkru = value
@@ -183,7 +183,7 @@ extension CPU {
   }
 }
 
-/// Components by number, with their places.
+/// Components by number, with their offsets.
 enum StateComponents {
   static let numbers = [0, 1] + ExtendedStateLayout.components.map(\.number)
 

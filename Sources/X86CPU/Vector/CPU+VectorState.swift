@@ -28,7 +28,7 @@ extension CPU {
     get { field(VectorLayout.fsw, UInt16.self).pointee }
     nonmutating set { field(VectorLayout.fsw, UInt16.self).pointee = newValue }
   }
-  /// One bit for each physical register: not empty.
+  /// One bit for each physical register that is not empty.
   @inline(__always) var ftw: UInt8 {
     get { field(VectorLayout.ftw, UInt8.self).pointee }
     nonmutating set { field(VectorLayout.ftw, UInt16.self).pointee = UInt16(newValue) }
@@ -68,13 +68,12 @@ extension CPU {
     fdp = 0
   }
 
-  /// What INIT or power-up leaves: everything 0 but the control words.
+  /// The state after INIT or power-up: all 0 except the control words.
   package func resetVectorState() {
     vector.initialize(to: VectorState())
   }
 
-  /// Brings what came from outside (FXRSTOR, XRSTOR, KVM_SET_FPU, KVM_SET_XSAVE) into the form the
-  /// invariants ask for.
+  /// Makes state from outside (FXRSTOR, XRSTOR, KVM_SET_FPU, KVM_SET_XSAVE) satisfy the invariants.
   package func normalizeX87() {
     mxcsr &= MXCSR.mask
     field(VectorLayout.mxcsrMask, UInt32.self).pointee = MXCSR.mask
@@ -90,8 +89,8 @@ extension CPU {
     fsw = pending ? fsw | summary : fsw & ~summary
   }
 
-  /// MMX instructions leave TOP 0 and all registers valid. ST(i) is stored relative to TOP, so
-  /// another TOP before moves them.
+  /// MMX instructions set TOP to 0 and mark all registers valid. ST(i) is stored relative to TOP,
+  /// so a nonzero TOP moves them.
   @inline(__always) func enterMMX() {
     setTopZero()
     ftw = 0xFF
@@ -118,8 +117,8 @@ extension CPU {
 /// MXCSR (SDM volume 1, "MXCSR Control and Status Register").
 package enum MXCSR {
   package static let initial: UInt32 = 0x1F80
-  /// Bits that may be set; DAZ is one, AMD's misaligned-access bit is not.
+  /// Valid bits; DAZ is one, AMD's misaligned-access bit is not.
   package static let mask: UInt32 = 0xFFFF
-  /// PM to IM: set where an exception is masked.
+  /// PM to IM: a set bit masks its exception.
   package static let masks: UInt32 = 0x1F80
 }

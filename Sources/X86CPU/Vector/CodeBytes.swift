@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The key under which a generated stub of a vector instruction is found.
+// The key for looking up a vector instruction's generated stub.
 
-/// Up to 16 bytes of one instruction, as a value that can be a dictionary's key.
+/// Up to 16 bytes of one instruction, as a dictionary key.
 struct CodeBytes: Hashable, Sendable {
   private var low: UInt64 = 0
   private var high: UInt64 = 0

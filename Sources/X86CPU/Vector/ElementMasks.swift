@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Fault suppression: which parts of its memory operand a masked instruction may touch (SDM volume
+// Fault suppression: the parts of its memory operand that a masked instruction accesses (SDM volume
 // 2, "Exceptions Type E4, E5, E6, E10" and the NF classes, which do not suppress).
 
 import X86
@@ -19,7 +19,7 @@ extension Instruction {
     mask.register = encoding.evexMask
     let vector = Int(encoding.vectorLength)
     if attributes.contains(.broadcast) || isBroadcast {
-      // Any element of the destination that the mask selects needs the memory operand.
+      // Any selected element of the destination needs the memory operand.
       mask.kind = .any
       mask.elementSize = UInt8(memorySize)
       let element = isBroadcast ? destinationElement : max(destinationElement, memorySize)
@@ -39,7 +39,7 @@ extension Instruction {
     return mask
   }
 
-  /// The shifts suppress faults in their forms with an immediate only.
+  /// The shifts suppress faults only in their immediate forms.
   private var accessesAll: Bool {
     guard Self.unsuppressed.contains(mnemonic) else { return false }
     switch mnemonic {
@@ -59,7 +59,7 @@ extension Instruction {
 
   private var isBroadcast: Bool { Self.name(mnemonic).contains("broadcast") }
 
-  /// Bytes of an element in the destination, which the mask has bits for.
+  /// Bytes of an element in the destination, to which mask bits apply.
   private var destinationElement: Int {
     let name = Self.name(mnemonic)
     if name.contains("broadcast") {
@@ -91,7 +91,7 @@ extension Instruction {
     return Self.size(letter: name.last) ?? (encoding.vexW ? 8 : 4)
   }
 
-  /// Element size of `ps`, `udq`, `qq`, `ph` as VCVT's names have them.
+  /// Element size of `ps`, `udq`, `qq`, `ph` in VCVT's names.
   private static func conversionElement(_ type: Substring) -> Int? {
     switch type {
     case "ph", "w", "uw", "neps": 2
@@ -112,7 +112,7 @@ extension Instruction {
     }
   }
 
-  /// `vaddpd` as `vaddpq`: so that its last letter is its element's.
+  /// `vaddpd` as `vaddpq`, so that the last letter is the element's.
   private static func name(_ mnemonic: Mnemonic) -> String {
     let name = "\(mnemonic)"
     if name.hasSuffix("pd") || name.hasSuffix("sd"), !name.hasPrefix("vp") {
@@ -121,7 +121,7 @@ extension Instruction {
     return floatPermutes.contains(mnemonic) ? String(name.dropLast()) + "q" : name
   }
 
-  /// Names in `vp...pd` that mean doubles.
+  /// `vp...pd` names that mean doubles.
   private static let floatPermutes: Set<Mnemonic> = [
     .vpermpd, .vpermilpd, .vpermi2pd, .vpermt2pd, .vpgatherqd,
   ]
@@ -131,7 +131,7 @@ extension Instruction {
     .vexpandpd, .vexpandps, .vpexpandb, .vpexpandw, .vpexpandd, .vpexpandq,
   ]
 
-  /// Every byte of the operand is accessed whatever the mask says.
+  /// Instructions that access every byte of the operand whatever the mask.
   private static let unsuppressed: Set<Mnemonic> = [
     .valignd, .valignq, .vcvtne2ps2bf16, .vpconflictd, .vpconflictq,
     .vdbpsadbw, .vextractf32x4, .vextractf32x8, .vextractf64x2,

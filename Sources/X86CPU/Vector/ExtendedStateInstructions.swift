@@ -2,7 +2,7 @@
 //
 // FXSAVE, FXRSTOR and the XSAVE family (SDM volume 1, "Managing State Using the XSAVE Feature Set";
 // volume 2 for each instruction). They run on every context switch of a guest, so the usual case,
-// an area within pages that have host pointers, is plain copying.
+// an area in pages with host pointers, is plain copying.
 
 import X86
 import X86Decoder
@@ -56,7 +56,7 @@ extension CPU {
     return address
   }
 
-  /// EFER.FFXSR: the operating system at CPL 0 in 64-bit mode does not want the XMM registers.
+  /// EFER.FFXSR: kernels at CPL 0 in 64-bit mode skip the XMM registers.
   private var leavesOutXMM: Bool {
     is64Bit && cpl == 0 && s.pointee.efer & EFER.ffxsr.rawValue != 0
   }
@@ -92,7 +92,7 @@ extension CPU {
 // MARK: XSAVE, XSAVEOPT, XSAVEC, XSAVES
 
 extension CPU {
-  /// What all of the family check before memory.
+  /// Checks before memory accesses, common to the family.
   private func checkXSAVE(supervisor: Bool, _ i: MicroOpPointer) throws(GuestException) -> UInt64 {
     if s.pointee.cr4 & CR4.osxsave.rawValue == 0 { throw .invalidOpcode }
     let requested = gpr[0] & 0xFFFF_FFFF | gpr[2] << 32
@@ -142,7 +142,7 @@ extension CPU {
     }
   }
 
-  /// An area that crosses pages or has no host pointer: what is not written keeps its content.
+  /// For an area that crosses pages or has no host pointer: unwritten parts keep their content.
   private func xsaveThroughBuffer(
     _ address: UInt64, _ size: Int, _ image: XSaveImage
   ) throws(GuestException) {
@@ -199,7 +199,7 @@ private struct XSaveImage {
 }
 
 extension ExtendedStateComponent {
-  /// Where the component starts if the ones before end at `next`, which moves behind it.
+  /// The component's offset if the previous ones end at `next`, which advances past it.
   fileprivate func compactedOffset(_ next: inout Int) -> Int {
     if isAligned { next = (next + 63) & ~63 }
     defer { next += Int(size) }
@@ -239,7 +239,7 @@ extension CPU {
       wide: i.pointee.operandSize == 8)
   }
 
-  /// SDM volume 1, "Standard Form of XRSTOR" and "Compacted Form of XRSTOR": what is #GP(0).
+  /// The #GP(0) checks of SDM volume 1, "Standard Form of XRSTOR" and "Compacted Form of XRSTOR".
   private func checkHeader(
     _ header: UnsafeRawPointer, _ stateBV: UInt64, _ compBV: UInt64, supervisor: Bool
   ) throws(GuestException) {

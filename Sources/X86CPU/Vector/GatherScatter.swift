@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Gathers and scatters, element by element. An element that is done has its mask cleared, so that a
-// fault leaves a state from which the instruction goes on when it is executed again (SDM volume 2,
-// "VGATHERDPS", "VPSCATTERDD"): the one exception to the rule that a faulting instruction changes
-// nothing.
+// Gathers and scatters, element by element. A finished element's mask is cleared, so that after a
+// fault the instruction can continue when it is executed again (SDM volume 2, "VGATHERDPS",
+// "VPSCATTERDD"): the only exception to the rule that a faulting instruction changes nothing.
 
 import X86
 import X86Decoder
@@ -115,7 +114,7 @@ enum GatherScatter {
         try c.withoutAlignmentChecks { () throws(GuestException) in
           try c.gather(element, access, i)
         }
-        // A fault of a later element finds what lies above the vector length cleared.
+        // Clear above the vector length now, in case a later element faults.
         c.clearAbove(i.pointee.dst, length)
         mask.pointee &= ~(1 << UInt64(element))
       }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A guest's instruction as the host shall execute it: the same opcode, vector registers and
-// immediates, but memory is [RSI] and a general register RAX, or what `HostPlaces` says. Prefixes
-// that mean nothing are gone, so that what does the same has the same bytes.
+// Re-encodes a guest's instruction for the host: the same opcode, vector registers and immediates,
+// but memory becomes [RSI] and a general register RAX, or those in `HostPlaces`. Redundant prefixes
+// are dropped, so that equal instructions have equal bytes.
 
 import X86
 import X86Decoder
 
-/// Host registers, by number, that an instruction's operands are replaced by.
+/// Host registers, by number, that replace an instruction's operands.
 package struct HostPlaces: Sendable {
-  /// Holds the memory operand's address; RSP and R12 only with an index.
+  /// The base of the memory operand; RSP and R12 only with an index.
   package var address: UInt8
   /// Added to it, shifted left by `scale`; not RSP.
   package var index: UInt8?
   package var scale: UInt8 = 0
-  /// Added, too.
+  /// The displacement.
   package var displacement: Int32 = 0
-  /// Stands for the general register operand.
+  /// Replaces the general register operand.
   package var general: UInt8
 
   package init(address: UInt8 = 6, general: UInt8 = 0) {
@@ -94,7 +94,7 @@ extension Instruction {
     bytes.append(encoding.opcode)
   }
 
-  /// VEX.L or EVEX.L'L: 0 where it is ignored; the rounding mode is kept.
+  /// VEX.L or EVEX.L'L: 0 if ignored; a rounding mode is kept.
   private var hostLength: UInt8 {
     if prefixes.contains(.evex), encoding.evexB, !hasModRMMemory { return encoding.lengthBits }
     switch encoding.vectorLength {
@@ -120,7 +120,7 @@ extension Instruction {
   }
 }
 
-/// The register fields of an encoding, extended, after general registers and memory are replaced.
+/// The register fields of an encoding, extended, after replacing general registers and memory.
 private struct HostFields {
   var reg: UInt8
   var rm: UInt8
@@ -149,19 +149,19 @@ private struct HostFields {
     if i.generalOperand != nil {
       if i.hasGeneralInReg { reg = places.general } else if !isMemory { rm = places.general }
     }
-    // Outside 64-bit mode W does not widen a general register, nor the memory in its place.
+    // Outside 64-bit mode W widens neither a general register nor the memory operand instead of it.
     let usesGeneral =
       i.generalOperand != nil || i.comparesStrings || Self.doublewords.contains(i.mnemonic)
     if i.mode != .bits64 && usesGeneral { w = false }
     if i.attributes.contains(.x87) {
-      // FNSTSW AX and FCOM's register forms: ModRM as it stands, REX means nothing.
+      // FNSTSW AX and FCOM's register forms: ModRM unchanged, REX has no effect.
       reg &= 7
       rm = isMemory ? places.address : e.modRM & 7
       w = false
     }
   }
 
-  /// Instructions with a general register or as much memory.
+  /// Instructions with a general register or a memory operand of its size.
   private static let doublewords: Set<Mnemonic> = [
     .movd, .vmovd, .pinsrd, .vpinsrd, .pextrd, .vpextrd, .cvtsi2ss, .cvtsi2sd, .vcvtsi2ss,
     .vcvtsi2sd,
@@ -188,14 +188,14 @@ extension Instruction {
     return nil
   }
 
-  /// Whether it is ModRM.reg that names the general register: MOVMSKPS, CVTSD2SI, PMOVMSKB and
-  /// PEXTRW and KMOV to a general register, EVEX's VCVTSD2USI.
+  /// Whether ModRM.reg is the general register: MOVMSKPS, CVTSD2SI, PMOVMSKB and PEXTRW and KMOV to
+  /// a general register, EVEX's VCVTSD2USI.
   fileprivate var hasGeneralInReg: Bool {
     encoding.map == .map0F
       && [0x2C, 0x2D, 0x50, 0x78, 0x79, 0x93, 0xC5, 0xD7].contains(encoding.opcode)
   }
 
-  /// PCMPESTRI and so on, which have implicit operands.
+  /// PCMPESTRI and its variants, which have implicit operands.
   package var comparesStrings: Bool {
     switch mnemonic {
     case .pcmpestri, .pcmpestrm, .pcmpistri, .pcmpistrm, .vpcmpestri, .vpcmpestrm, .vpcmpistri,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host processor can execute, by CPUID and XCR0: a guest's vector instruction runs on the
-// host itself, so one that the host has not is #UD.
+// The host processor's features, by CPUID and XCR0: a guest's vector instruction runs on the host
+// itself, so one that the host lacks is #UD.
 
 import Host
 import X86
@@ -33,7 +33,7 @@ package struct HostFeatures: Sendable {
     xcr0 = one.ecx & 1 << 27 != 0 ? Self.readXCR0() : 0
   }
 
-  /// Whether the host executes instructions of `feature`. True of what is no vector feature.
+  /// Whether the host executes instructions of `feature`. True for non-vector features.
   package func has(_ feature: Feature) -> Bool {
     guard let (word, bit, components) = Self.bits(feature) else { return true }
     return words[word] >> bit & 1 != 0 && xcr0 & components.rawValue == components.rawValue
@@ -95,7 +95,7 @@ package struct HostFeatures: Sendable {
     }
   }
 
-  /// XGETBV has no function in C without compiler flags: it runs from generated code.
+  /// C has no function for XGETBV without compiler flags: run generated code.
   private static func readXCR0() -> UInt64 {
     guard let memory = try? CodeMemory(size: 4096) else { return 0 }
     // xor ecx, ecx; xgetbv; shl rdx, 32; or rax, rdx; ret

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Makes the code and the description of one stub (see VectorStub).
+// Builds the code and the description of one stub (see VectorStub).
 
 import X86
 import X86Decoder
@@ -118,7 +118,7 @@ struct StubBuilder {
 }
 
 extension Instruction {
-  /// Operands that live in the vector state, each once, implicit ones included.
+  /// Operands in the vector state, each once, including implicit ones.
   package var hostOperands: [Operand] {
     var all: [Operand] = []
     func add(_ operand: Operand) {
@@ -158,7 +158,7 @@ extension Instruction {
     return false
   }
 
-  /// x87 instructions that leave FIP, FDP and FOP alone (SDM volume 1, "x87 FPU Instruction and
+  /// x87 instructions that do not change FIP, FDP and FOP (SDM volume 1, "x87 FPU Instruction and
   /// Data (Operand) Pointers").
   package var isX87Control: Bool {
     switch mnemonic {

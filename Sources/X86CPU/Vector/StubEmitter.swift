@@ -50,13 +50,13 @@ struct StubEmitter {
     state(number, VectorLayout.zmm + Int(number) * 64)
   }
 
-  /// KMOVQ (KMOVW where the host has no AVX512BW).
+  /// KMOVQ (KMOVW if the host has no AVX512BW).
   mutating func mask(_ number: UInt8, wide: Bool, _ direction: Direction) {
     emit(0xC4, 0xE1, wide ? 0xF8 : 0x78, 0x90 | direction.rawValue)
     state(number, VectorLayout.opmask + Int(number) * 8)
   }
 
-  /// MOVQ of an MMX register; a store also sets the exponent that x87 sees.
+  /// MOVQ of an MMX register; a store also sets the exponent for x87.
   mutating func mmx(_ number: UInt8, _ direction: Direction) {
     let slot = VectorLayout.st + Int(number) * 16
     emit(0x0F, direction == .load ? 0x6F : 0x7F)
@@ -75,7 +75,7 @@ struct StubEmitter {
     state(1, VectorLayout.fx)
   }
 
-  /// FXSAVE64 and a clean x87 unit and MXCSR for the program.
+  /// FXSAVE64, then a clean x87 unit and MXCSR for the program.
   mutating func fxsave() {
     emit(0x48, 0x0F, 0xAE)
     state(0, VectorLayout.fx)
@@ -85,7 +85,7 @@ struct StubEmitter {
 
   // MARK: MXCSR
 
-  /// MXCSR as ABI and Swift expect it, flags aside.
+  /// MXCSR as required by ABI and Swift, without flags.
   static let defaultMXCSR = 0x1F80
 
   private mutating func loadDefaultMXCSR() {
@@ -96,9 +96,9 @@ struct StubEmitter {
     state(2, VectorLayout.mxcsrScratch)
   }
 
-  /// Makes the host's MXCSR the guest's with everything masked. Flags are cleared only where the
-  /// guest has unmasked something and so must know what is new; that way the host's register
-  /// mostly has the right value already, and LDMXCSR (slow) is rare. Uses ECX and R8.
+  /// Loads the guest's MXCSR into the host's with all exceptions masked. Clears flags only if the
+  /// guest has unmasked an exception, and so must detect new ones. Thus the host's register mostly
+  /// has the right value already, and LDMXCSR (slow) is rare. Clobbers ECX and R8.
   mutating func enterGuestMXCSR() {
     emit(0x0F, 0xAE)  // stmxcsr [scratch]
     state(3, VectorLayout.mxcsrScratch)
@@ -121,8 +121,8 @@ struct StubEmitter {
     state(2, VectorLayout.mxcsrScratch)
   }
 
-  /// Takes the flags back into the guest's MXCSR, or returns `StubResult.exception` with them where
-  /// one is unmasked. Uses ECX, ESI and R9; RAX, RDX, R11 and the vector registers are kept.
+  /// Copies the flags back into the guest's MXCSR, or returns `StubResult.exception` with them if
+  /// one is unmasked. Clobbers ECX, ESI and R9; keeps RAX, RDX, R11 and the vector registers.
   mutating func leaveGuestMXCSR(cleanUpper: Bool) {
     emit(0x0F, 0xAE)  // stmxcsr [scratch]
     state(3, VectorLayout.mxcsrScratch)
@@ -154,14 +154,14 @@ struct StubEmitter {
   mutating func vzeroupper() { emit(0xC5, 0xF8, 0x77) }
 }
 
-/// How much of a vector register a stub moves.
+/// How much of a vector register a stub copies.
 enum VectorWidth: UInt8 {
   case xmm, ymm, zmm
 }
 
-/// What a stub returns in RAX: RFLAGS where it captures them, or an exception.
+/// A stub's result in RAX: RFLAGS if it captures them, or an exception.
 enum StubResult {
-  /// An unmasked SIMD exception; bits 5:0 are all that were raised, nothing is committed.
+  /// An unmasked SIMD exception; bits 5:0 are all those raised, nothing is committed.
   static let exception: UInt64 = 1 << 31
 }
 

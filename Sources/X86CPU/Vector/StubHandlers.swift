@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Handlers that run an instruction's stub. The micro-op's `immediate` points at the VectorStub and
-// its `dst` at the general register (or at whatever: the stub reads it only where it needs it).
+// its `dst` at the general register (or anywhere if the stub does not use it).
 //
-// There is one handler for each gate, place of memory (none, read, write), and for whether the stub
-// reports something (flags, exceptions).
+// There is one handler for each combination of gate, memory operand (none, read, write), and
+// whether the stub reports flags or exceptions.
 
 import X86
 import X86Decoder
@@ -30,8 +30,8 @@ extension CPU {
     if stub.pointee.writesFlags { arithmeticFlags = result }
   }
 
-  /// Records the flags of an unmasked SIMD exception and returns what to throw. An exception found
-  /// before the operation keeps those from being found that only its result would show.
+  /// Records the flags of an unmasked SIMD exception and returns what to throw. An exception
+  /// detected before the operation hides those that only its result would raise.
   @inline(never) func simdException(_ result: UInt64) -> GuestException {
     var raised = UInt32(truncatingIfNeeded: result & 0x3F)
     let unmasked = ~(mxcsr >> 7) & 0x3F
@@ -42,7 +42,7 @@ extension CPU {
     return isEnabled ? GuestException(.simdFloatingPoint) : .invalidOpcode
   }
 
-  /// The address of a stub's memory operand, aligned as it must be.
+  /// The address of a stub's memory operand, with its alignment checked.
   @inline(__always) func stubAddress(
     _ stub: StubPointer, _ i: MicroOpPointer, _ access: AccessKind
   ) throws(GuestException) -> UInt64 {
@@ -117,7 +117,7 @@ extension CPU {
 }
 
 extension CPU {
-  /// A store that is masked, crosses pages, has no host pointer or may be abandoned.
+  /// A store that is masked, crosses pages, has no host pointer or may be discarded.
   @inline(never) func storeThroughBounce(
     _ i: MicroOpPointer, _ address: UInt64
   ) throws(GuestException) {
@@ -125,7 +125,7 @@ extension CPU {
     let mask = stub.pointee.mask
     guard mask.kind != .none else {
       let reservation = try reserveWrite(address, size: stub.pointee.memorySize)
-      // A masked store that may touch all of its operand still changes the active elements only.
+      // A masked store that may touch all of its operand must still change only active elements.
       prefill(bounce, from: reservation)
       try runReporting(stub, i, bounce)
       try commit(reservation, from: bounce)

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether the current state of the control registers lets a vector or x87 instruction execute (SDM
-// volume 2, "Instruction Exception Specification"; volume 3, "Processor Control of x87 FPU, MMX,
-// and SSE"). #UD comes before #NM, #NM before #MF, and all of them before the memory operand's
-// faults.
+// Whether the control registers allow a vector or x87 instruction (SDM volume 2, "Instruction
+// Exception Specification"; volume 3, "Processor Control of x87 FPU, MMX, and SSE"). #UD precedes
+// #NM, #NM precedes #MF, and all precede the memory operand's faults.
 
 import X86
 
@@ -24,7 +23,7 @@ enum SSEGate: VectorGate {
   }
 }
 
-/// VEX. Real and virtual-8086 mode are #UD already when the instruction is lowered.
+/// VEX. In real and virtual-8086 mode lowering has already selected #UD.
 enum AVXGate: VectorGate {
   @inline(__always) static func check(_ c: CPU) throws(GuestException) {
     try checkExtended(c, [.sse, .avx])
@@ -78,8 +77,8 @@ enum X87Gate: VectorGate {
 }
 
 extension CPU {
-  /// #MF where an unmasked x87 exception is pending. CR0.NE clear means an external interrupt
-  /// instead; that way is not modelled.
+  /// #MF if an unmasked x87 exception is pending. With CR0.NE clear it would be an external
+  /// interrupt, which is not modelled.
   @inline(__always) func checkPendingX87() throws(GuestException) {
     if fsw & X87Status.es != 0 { throw GuestException(.x87FloatingPoint) }
   }

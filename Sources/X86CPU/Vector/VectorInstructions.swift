@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which handler a vector or x87 instruction gets. Most run their stub (VectorStub); plain moves,
-// what needs more than one access to memory, and what only touches control words have their own.
+// Selects the handlers of vector and x87 instructions. Most run their stub (VectorStub); plain
+// moves, instructions with several memory accesses, and those that access only control words have
+// their own.
 
 import X86
 import X86Decoder
 
 enum VectorInstructions {
   static func register(_ t: inout LoweringTable) {
-    // The names from x87 on are vector instructions.
+    // All mnemonics from x87 on are vector instructions.
     for mnemonic in Mnemonic.allCases where mnemonic.rawValue >= Mnemonic.f2xm1.rawValue {
       t[mnemonic] = .custom(lowerStub)
     }
@@ -22,7 +23,7 @@ enum VectorInstructions {
     GatherScatter.register(&t)
   }
 
-  /// Whether host and mode have the instruction.
+  /// Whether host and mode support the instruction.
   static func isAvailable(_ i: Instruction, _ c: CPU) -> Bool {
     if !i.prefixes.isDisjoint(with: [.vex, .evex]) {
       guard c.isProtected, !c.isVirtual8086 else { return false }

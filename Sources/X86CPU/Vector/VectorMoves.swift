@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Plain moves, copied without a stub: whole registers, and 4 or 8 bytes between the low part of a
-// register and memory or a general register. Everything masked goes through stubs.
+// register and memory or a general register. All masked moves use stubs.
 //
 // In the micro-ops of whole-register moves `immediate` is the alignment mask of the memory operand.
 
@@ -196,7 +196,7 @@ private struct LowMoves {
     toGeneral: { lowTo(AVXGate.self, UInt64.self, $0, $1) })
 }
 
-// MARK: XOR of registers, which is mostly how they are zeroed
+// MARK: XOR of registers, mostly used to zero them
 
 private let exclusiveOr: Handler = { c, i in
   let c = CPU(c)
@@ -209,7 +209,7 @@ private let exclusiveOr: Handler = { c, i in
   }
 }
 
-// MARK: Choice
+// MARK: Selection
 
 enum VectorMoves {
   static func register(_ t: inout LoweringTable) {

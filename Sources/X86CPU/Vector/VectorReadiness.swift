@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What translated code has to know before it executes vector and x87 instructions itself: one word,
-// `NativeState.vectorReady`, that it tests once for a run of them.
+// One word, `NativeState.vectorReady`, that translated code tests once before a run of vector and
+// x87 instructions.
 //
-// The low bits say what the guest may execute without any exception of the instruction's class: the
-// control registers allow it, and every floating-point exception is masked. Whoever enters
-// translated code, or returns to it after something that may have changed this, computes them anew.
-// The high bits say what of the guest's environment is in the host's registers: MXCSR, the x87
-// unit. Only translated code sets and clears those; they are 0 in every handler.
+// The low bits say which instructions the guest may execute without an exception of their class:
+// the control registers allow them, and every floating-point exception is masked. They are
+// recomputed on every entry into translated code, and on returns to it after something that may
+// have changed them. The high bits say which guest state is in host registers: MXCSR, the x87 unit.
+// Only translated code sets and clears those; they are 0 in every handler.
 
 import X86
 
@@ -21,11 +21,11 @@ package struct VectorReadiness: OptionSet, Sendable {
   package static let avx512 = Self(rawValue: 1 << 2)
   /// x87 and MMX: no exception is pending.
   package static let x87 = Self(rawValue: 1 << 3)
-  /// The same with the guest's MXCSR in the host's.
+  /// The same with the guest's MXCSR loaded.
   package static let sseArithmetic = Self(rawValue: 1 << 4)
   package static let avxArithmetic = Self(rawValue: 1 << 5)
   package static let avx512Arithmetic = Self(rawValue: 1 << 6)
-  /// The guest's x87 state is in the host's unit, and its MXCSR in the host's.
+  /// The guest's x87 state is in the host's unit, and its MXCSR is loaded.
   package static let x87Loaded = Self(rawValue: 1 << 7)
 
   package static let levels: Self = [.sse, .avx, .avx512]
@@ -33,12 +33,12 @@ package struct VectorReadiness: OptionSet, Sendable {
   package static let loaded: Self = [
     .sseArithmetic, .avxArithmetic, .avx512Arithmetic, .x87Loaded,
   ]
-  /// From a level to the same with MXCSR loaded.
+  /// Shift from a level to the same with MXCSR loaded.
   package static let arithmeticShift: UInt8 = 4
 }
 
 extension CPU {
-  /// Computes `vectorReady` when nothing is loaded.
+  /// Computes `vectorReady` without loaded state.
   @inline(__always) package func updateVectorReadiness() {
     s.pointee.native.vectorReady = vectorReadiness.rawValue
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stores of more than 8 bytes, and masked accesses. A store that may fault is checked on every page
-// it touches before the first byte changes.
+// Stores of more than 8 bytes, and masked accesses. Every page of a store is checked before the
+// first byte changes.
 
 import X86
 
-/// Memory that has been found writable: one or two pieces, each with a host pointer, or without one
-/// where bytes must go through `store` (MMIO, code pages, breakpoints).
+/// Memory checked to be writable: one or two pieces, each with a host pointer, or without one if
+/// bytes must go through `store` (MMIO, code pages, breakpoints).
 struct WriteReservation {
   var linear: UInt64
   var size: Int
@@ -17,7 +17,7 @@ struct WriteReservation {
 }
 
 extension CPU {
-  /// Linear addresses wrap at 4 GiB outside 64-bit mode.
+  /// Wraps linear addresses at 4 GiB outside 64-bit mode.
   @inline(__always) func wrapped(_ linear: UInt64) -> UInt64 {
     is64Bit ? linear : linear & 0xFFFF_FFFF
   }
@@ -35,7 +35,7 @@ extension CPU {
     return reservation
   }
 
-  /// Copies what now stands in the reserved bytes, where they have host pointers.
+  /// Copies the current content of the reserved bytes, if they have host pointers.
   func prefill(_ target: UnsafeMutableRawPointer, from reservation: WriteReservation) {
     if let first = reservation.first {
       target.copyMemory(from: first, byteCount: reservation.split)
@@ -121,7 +121,7 @@ extension CPU {
     return bits
   }
 
-  /// The memory operand with only the active elements read; the others are 0.
+  /// Reads only the active elements of the memory operand; the others are 0.
   @inline(never) func maskedRead(
     _ linear: UInt64, _ stub: StubPointer
   ) throws(GuestException) -> UnsafeRawPointer {
@@ -141,7 +141,7 @@ extension CPU {
     return UnsafeRawPointer(buffer)
   }
 
-  /// Checks that every element whose bit is set may be written.
+  /// Checks that all elements with set bits are writable.
   func reserveElements(
     _ linear: UInt64, _ active: UInt64, size: Int
   ) throws(GuestException) {
@@ -155,7 +155,7 @@ extension CPU {
     }
   }
 
-  /// Writes the elements whose bits are set.
+  /// Writes the elements with set bits.
   func commitElements(
     _ linear: UInt64, _ active: UInt64, size: Int, from source: UnsafeRawPointer
   ) throws(GuestException) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stubs: vector and x87 instructions are executed by the host. The one instruction, with memory and
-// general registers redirected (`Instruction.hostBytes`), is wrapped into a small function that
-// loads the vector registers it names from `VectorState`, executes it and stores what it wrote.
-// There are no hand-written semantics, so what the host computes is what the guest gets.
+// Stubs: the host executes vector and x87 instructions. The instruction, with memory and general
+// registers redirected (`Instruction.hostBytes`), is wrapped into a small function that loads the
+// vector registers it uses from `VectorState`, executes it and stores those that it changed. There
+// are no hand-written semantics: the guest gets exactly the host's results.
 //
 //     vaddpd zmm1{k2}, zmm3, [rax]         stub(rdi: VectorState, rsi: host address of [rax])
 //         vmovups zmm1, [rdi + 64]             (the mask merges into it)
@@ -15,11 +15,11 @@
 //         ret
 //
 // Widths: a legacy instruction loads and stores 16 bytes, so the upper part in memory stays; VEX
-// and EVEX instructions store the whole register, which the instruction itself has zero-extended.
-// Floating-point instructions run with the guest's MXCSR and everything masked; an exception that
-// the guest has unmasked is reported instead of storing anything.
+// and EVEX instructions store the whole register, which the instruction has zero-extended.
+// Floating-point instructions run with the guest's MXCSR and all exceptions masked; an exception
+// that the guest has unmasked is reported instead of storing results.
 //
-// Stubs are shared by all processors, never change and are never freed: micro-ops point at them.
+// All processors share the stubs, which never change and are never freed: micro-ops point at them.
 
 import Host
 import Synchronization
@@ -27,8 +27,8 @@ import SystemPackage
 import X86
 import X86Decoder
 
-/// VectorState, host address of the memory operand, the general register's cell (of PCMPESTRI and
-/// its variants: of RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
+/// Arguments: VectorState, host address of the memory operand, pointer to the general register (for
+/// PCMPESTRI and its variants: to RAX), RFLAGS. Returns RFLAGS or `StubResult.exception`.
 typealias StubCode =
   @convention(c) (
     UnsafeMutableRawPointer, UnsafeMutableRawPointer, UnsafeMutableRawPointer, UInt64
@@ -38,12 +38,12 @@ struct VectorStub {
   let code: StubCode
   /// Bytes of the memory operand; 0 without.
   var memorySize = 0
-  /// Size - 1 where memory must be aligned.
+  /// Size - 1 if memory must be aligned.
   var alignmentMask: UInt64 = 0
   var mask = ElementMask()
   var writesFlags = false
   var writesMemory = false
-  /// The store may be abandoned (unmasked exceptions): it must not go to guest memory directly.
+  /// The store may be discarded (unmasked exceptions), so it must not go to guest memory directly.
   var needsBounce = false
   /// x87: low 11 bits of the opcode, for FOP.
   var opcode: UInt16 = 0
@@ -54,26 +54,26 @@ struct VectorStub {
 
 typealias StubPointer = UnsafePointer<VectorStub>
 
-/// Which elements of a memory operand an instruction accesses.
+/// The elements of a memory operand that an instruction accesses.
 struct ElementMask {
   enum Kind: UInt8 {
-    /// All: no fault is suppressed.
+    /// All: faults are not suppressed.
     case none
-    /// Those whose bits are set in an opmask register.
+    /// Elements with set bits in an opmask register.
     case opmask
-    /// As many as it has bits set (VCOMPRESS, VEXPAND).
+    /// As many elements as an opmask register has set bits (VCOMPRESS, VEXPAND).
     case count
-    /// The one there is, if any bit is set (broadcast).
+    /// The only element, if any bit is set (broadcast).
     case any
-    /// The bits select among elements that repeat `repeats` by `repeats` (VBROADCASTI32X2, ...).
+    /// Bits select among elements in repeating groups of `repeats` (VBROADCASTI32X2, ...).
     case repeated
-    /// Those whose sign bits are set in a vector register (VMASKMOV).
+    /// Elements with set sign bits in a vector register (VMASKMOV).
     case signs
   }
   var kind = Kind.none
   var register: UInt8 = 0
   var elementSize: UInt8 = 0
-  /// Mask bits that count.
+  /// The number of valid mask bits.
   var elements: UInt8 = 0
   /// Of `repeated`: elements in memory.
   var repeats: UInt8 = 0
@@ -95,7 +95,7 @@ enum VectorStubs {
   /// Sendable: stubs are never freed nor written after they are made.
   private struct StubAddress: @unchecked Sendable { let pointer: StubPointer }
 
-  /// Sendable: written under the lock of `cache` alone.
+  /// Sendable: written only under the lock of `cache`.
   private final class Chunk: @unchecked Sendable {
     let memory: CodeMemory
     init(size: Int) throws(Errno) { memory = try CodeMemory(size: size) }
@@ -103,10 +103,10 @@ enum VectorStubs {
 
   private static let cache = Mutex(Cache())
   private static let chunkSize = 1 << 18
-  /// No guest may fill the host's memory with stubs.
+  /// A limit, so that a guest cannot fill the host's memory with stubs.
   private static let chunkLimit = 256
 
-  /// The stub of an instruction; nil where the host cannot execute it.
+  /// The stub of an instruction; nil if the host cannot execute it.
   static func stub(_ i: Instruction) -> StubPointer? {
     guard HostFeatures.current.has(i) else { return nil }
     let bytes = i.hostBytes()

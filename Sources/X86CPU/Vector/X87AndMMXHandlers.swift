@@ -2,10 +2,10 @@
 //
 // Execution of x87 and MMX instructions by their stubs.
 //
-// An x87 stub loads the guest's whole x87 state and saves it again; the exceptions that the guest
-// has unmasked become pending there and are raised by the guest's next waiting instruction, as on
-// hardware. The instruction and data pointers that the host would record are its own: the guest's
-// are set by software.
+// An x87 stub loads the guest's whole x87 state and saves it again. Exceptions that the guest has
+// unmasked become pending there, and the guest's next waiting instruction raises them, as on
+// hardware. The host would record its own instruction and data pointers, so software sets the
+// guest's.
 
 import X86
 import X86Decoder
@@ -27,7 +27,7 @@ enum X87Handlers {
     }
   }
 
-  /// FWAIT: only the check. #NM where both CR0.MP and TS are set.
+  /// FWAIT: only the check. #NM if both CR0.MP and TS are set.
   static let wait: Handler = { c, _ in
     let c = CPU(c)
     let both = CR0.mp.rawValue | CR0.ts.rawValue
@@ -68,7 +68,7 @@ extension CPU {
     }
   }
 
-  /// A store pops only if it succeeds, and is abandoned where the result has an unmasked exception
+  /// A store pops only if it succeeds, and is discarded if the result has an unmasked exception
   /// (SDM volume 1, "x87 FPU Floating-Point Exception Handling").
   fileprivate func storeX87(_ stub: StubPointer, _ i: MicroOpPointer) throws(GuestException) {
     let address = try stubAddress(stub, i, .write)
@@ -83,7 +83,7 @@ extension CPU {
     }
   }
 
-  /// Puts the x87 state back where `body` throws or is cut off.
+  /// Restores the x87 state if `body` throws or is aborted.
   private func withSavedX87(
     _ body: () throws(GuestException) -> Void
   ) throws(GuestException) {
@@ -109,7 +109,7 @@ extension CPU {
     destination.storeBytes(of: high, toByteOffset: 96, as: SIMD64<UInt8>.self)
   }
 
-  /// As it was when `withSavedX87` was called.
+  /// Restores the state saved by `withSavedX87`.
   func restoreX87() {
     Self.copyX87(from: vectorRaw + VectorLayout.kept, to: vectorRaw + VectorLayout.fx)
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, "Saving the x87 FPU's State with FSTENV/FNSTENV
-// and FSAVE/FNSAVE"). The state is kept as an FXSAVE image; these convert.
+// and FSAVE/FNSAVE"). They convert from and to the FXSAVE image in which the state is kept.
 //
 //     byte  32-bit protected     32-bit real                16-bit protected   16-bit real
 //     0     FCW                  FCW                        FCW                FCW
@@ -140,7 +140,7 @@ extension CPU {
     }
   }
 
-  /// Makes what is ST(by) ST(0), in the image only.
+  /// Rotates ST(by) to ST(0), in the image only.
   private func rotateStack(by: Int) {
     if by == 0 { return }
     withUnsafeTemporaryAllocation(byteCount: 128, alignment: 16) { copy in

@@ -1,53 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which clusters of the file are in use: the table of reference counts, its blocks, and what is
-// free (QEMU's specification of qcow2, "Host cluster management"). A change stays in memory until
-// `Qcow2Image` writes it. A cluster that is given up keeps its count until no table of the file
-// names it, and is not used anew before all requests that may have seen it have ended: after a
+// Allocation of the file's clusters: the reference count table, its blocks, and free clusters
+// (QEMU's specification of qcow2, "Host cluster management"). Changes stay in memory until
+// `Qcow2Image` writes them. A released cluster keeps its count until no table of the file
+// references it, and is not reused before all requests that may have seen it have ended: after a
 // crash, counts are at most too high.
 
 import Host
 import SystemPackage
 
 struct Qcow2Allocator: Sendable {
-  /// A block of reference counts, as the file has it.
+  /// A block of reference counts, in the file's format.
   struct Block: Sendable {
     var bytes: [UInt8]
-    /// Bytes that the file does not have yet.
+    /// The range that is not in the file yet.
     var changed: Range<Int>?
   }
 
-  /// A cluster that a table in memory does not name any more.
+  /// A cluster that no table in memory references any more.
   struct GivenUp: Sendable {
     let cluster: UInt64
     let generation: UInt64
   }
 
   let file: DiskFile
-  /// Of a device, which does not grow: its clusters.
+  /// For a block device, which cannot grow: its clusters.
   private let room: UInt64
   let geometry: Qcow2Geometry
-  /// Of the file: offsets of blocks.
+  /// The file's table: offsets of blocks.
   var table: [UInt64]
   var tableOffset: UInt64
   var changedTable: Set<Int> = []
   var blocks: [Int: Block] = [:]
-  /// The first cluster behind the file's, numbered from its start.
+  /// The first cluster beyond the file's end.
   var end: UInt64
-  /// Clusters before it are in use, or in `free`.
+  /// All clusters before it are in use or in `free`.
   private var next: UInt64 = 0
   /// Clusters with a count of 0.
   private var free: [UInt64] = []
-  /// Tables of the file may still name them.
+  /// Tables of the file may still reference them.
   private var named: [GivenUp] = []
-  /// Have a count of 0, but maybe users.
+  /// Their count is 0, but requests may still use them.
   private var resting: [GivenUp] = []
   private var restingClusters: Set<UInt64> = []
-  /// The image has shown to be damaged: nothing is written any more.
+  /// The image is damaged: no more writes.
   var isBroken = false
-  /// Clusters that describe the image and were made since somebody looked.
+  /// Metadata clusters allocated since the mapping was last updated.
   var newReserved: [UInt64] = []
-  /// Do not describe it any more.
+  /// Clusters that are no longer metadata.
   var oldReserved: [UInt64] = []
 
   init(_ file: DiskFile, _ header: Qcow2Header) throws(Errno) {
@@ -62,7 +62,7 @@ struct Qcow2Allocator: Sendable {
 
   // MARK: Counts
 
-  /// Index of a cluster's block, and of its count in there.
+  /// A cluster's block and the index of its count.
   private func place(_ cluster: UInt64) -> (block: Int, index: UInt64) {
     (
       Int(truncatingIfNeeded: cluster >> geometry.refcountBits),
@@ -70,7 +70,7 @@ struct Qcow2Allocator: Sendable {
     )
   }
 
-  /// Reads a block; false where there is none.
+  /// Reads a block; false if there is none.
   private mutating func load(_ block: Int) throws(Errno) -> Bool {
     if blocks[block] != nil { return true }
     guard table.indices.contains(block) else { return false }
@@ -109,7 +109,7 @@ struct Qcow2Allocator: Sendable {
     return value
   }
 
-  /// Sets a count. Its block has to be there.
+  /// Sets a count. Its block must be loaded.
   mutating func setCount(_ cluster: UInt64, _ value: UInt64) throws(Errno) {
     let (number, index) = place(cluster)
     let order = geometry.refcountOrder
@@ -138,14 +138,14 @@ struct Qcow2Allocator: Sendable {
   /// A cluster of the file.
   struct Cluster: Sendable {
     let offset: UInt64
-    /// Nothing was ever there: it reads as 0.
+    /// Never written: it reads as 0.
     let isFresh: Bool
   }
 
-  /// Counts that are looked at for one cluster, at most: a file may have any size.
+  /// Limit of counts checked for one cluster, because a file may have any size.
   private static let searchLimit = 1 << 20
 
-  /// Takes a free cluster, whose count is 1 afterwards.
+  /// Allocates a free cluster and sets its count to 1.
   mutating func allocate() throws(Errno) -> Cluster {
     while let cluster = free.popLast() {
       guard try count(cluster) == 0 else { continue }
@@ -155,7 +155,7 @@ struct Qcow2Allocator: Sendable {
       guard next < end else { break }
       let cluster = next
       let (block, _) = place(cluster)
-      // No counts, which a whole image has for all that it uses.
+      // Intact images have counts for all used clusters; here there are none.
       guard table.indices.contains(block) else {
         next = end
         break
@@ -167,7 +167,7 @@ struct Qcow2Allocator: Sendable {
       next &+= 1
       guard try count(cluster) == 0, !restingClusters.contains(cluster) else { continue }
       if table[block] != 0 { return try take(cluster) }
-      // A device's space is all there from the start, without counts.
+      // A block device has all its space from the start, without counts.
       if file.isDevice { try putBlock(block, at: cluster) }
     }
     return try append()
@@ -178,7 +178,7 @@ struct Qcow2Allocator: Sendable {
     return Cluster(offset: cluster << geometry.clusterBits, isFresh: false)
   }
 
-  /// Takes the cluster at the end of the file.
+  /// Allocates the cluster at the end of the file.
   private mutating func append() throws(Errno) -> Cluster {
     while try !load(place(end).block) { try addBlock() }
     let cluster = end
@@ -192,7 +192,7 @@ struct Qcow2Allocator: Sendable {
     return Cluster(offset: cluster << geometry.clusterBits, isFresh: !file.isDevice)
   }
 
-  /// Makes the block of the cluster at the end of the file, in that cluster.
+  /// Creates the block for the cluster at the end of the file, in that cluster.
   private mutating func addBlock() throws(Errno) {
     let (block, _) = place(end)
     guard table.indices.contains(block) else { return try growTable(toHave: block) }
@@ -216,7 +216,7 @@ struct Qcow2Allocator: Sendable {
     return Block(bytes: [UInt8](repeating: 0, count: size), changed: 0..<size)
   }
 
-  /// Makes the block of a cluster anywhere in the file, for counts that are mended.
+  /// Creates the block of any cluster, for repairing counts.
   mutating func makeBlock(of cluster: UInt64) throws(Errno) {
     let (block, _) = place(cluster)
     while try !load(block) {
@@ -224,7 +224,7 @@ struct Qcow2Allocator: Sendable {
         try growTable(toHave: block)
         continue
       }
-      // Its own place may need one first, or have it for both.
+      // The new block's own cluster may need a block first, or be covered by it.
       if try !load(place(end).block) {
         try addBlock()
         continue
@@ -234,31 +234,31 @@ struct Qcow2Allocator: Sendable {
     }
   }
 
-  /// Returns a cluster that no table names, and none in the file ever did.
+  /// Frees a cluster that no table, in memory or in the file, ever referenced.
   mutating func abandon(_ offset: UInt64) {
     let cluster = offset >> geometry.clusterBits
     do throws(Errno) {
       try setCount(cluster, 0)
       free.append(cluster)
     } catch {
-      // It stays in use, and nobody uses it.
+      // It leaks: it stays in use without a user.
     }
   }
 
-  /// A table in memory does not name a cluster any more.
+  /// A table in memory no longer references a cluster.
   mutating func giveUp(_ offset: UInt64, generation: UInt64) {
     named.append(GivenUp(cluster: offset >> geometry.clusterBits, generation: generation))
   }
 
   var hasGivenUp: Bool { !named.isEmpty || !resting.isEmpty }
 
-  /// The file's tables are as those in memory: counts of what was given up go down.
+  /// The file's tables now equal those in memory: decrements the counts of released clusters.
   mutating func releaseNamed() throws(Errno) {
     let clusters = named
     named = []
     for given in clusters {
       let count = try count(given.cluster)
-      // A damaged image: what has no count is nobody's to give up.
+      // A damaged image: a cluster without a count cannot be released.
       if count == 0 { continue }
       try setCount(given.cluster, count &- 1)
       guard count == 1 else { continue }
@@ -267,7 +267,7 @@ struct Qcow2Allocator: Sendable {
     }
   }
 
-  /// Makes clusters free that nobody can be using any more, and gives back their place.
+  /// Makes clusters without possible users free, and returns their space.
   mutating func releaseResting(_ generation: UInt64) {
     let (done, waiting) = (
       resting.filter { $0.generation &+ 2 <= generation },
@@ -277,7 +277,7 @@ struct Qcow2Allocator: Sendable {
     resting = waiting
     let clusters = done.map(\.cluster).sorted()
     restingClusters.subtract(clusters)
-    // The lowest is taken first.
+    // Lowest first.
     free += clusters.reversed()
     var start = 0
     while start < clusters.count {
@@ -307,7 +307,7 @@ struct Qcow2Allocator: Sendable {
     }
   }
 
-  /// Writes changed entries of the table, after the blocks that they name.
+  /// Writes changed entries of the table, after the blocks that they reference.
   mutating func writeTable() throws(Errno) {
     for index in changedTable.sorted() {
       let offset = tableOffset &+ UInt64(truncatingIfNeeded: index << 3)
@@ -316,8 +316,8 @@ struct Qcow2Allocator: Sendable {
     changedTable = []
   }
 
-  /// Moves the table to the end of the file with room for a block. The header names the old one
-  /// until the new one is in the file.
+  /// Moves the table to the end of the file with room for a block. The header references the old
+  /// one until the new one is in the file.
   private mutating func growTable(toHave block: Int) throws(Errno) {
     let old = (offset: tableOffset, words: table.count)
     let words = max(block &+ 1, table.count &+ table.count >> 1)

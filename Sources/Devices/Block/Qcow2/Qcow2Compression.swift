@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Compressed clusters, undone by the host's libraries: zlib, libzstd. They are loaded when an image
-// is opened, as nothing can be loaded while a guest runs.
+// Decompression of clusters by the host's libraries zlib and libzstd. They are loaded when an image
+// is opened, because nothing can be loaded while a guest runs.
 
 import Host
 
-/// How the clusters of an image are compressed, by the header's number.
+/// The compression type of an image's clusters, by the header's number.
 enum Qcow2Compression: UInt8, Sendable {
   case zlib = 0
   case zstd = 1
@@ -19,8 +19,8 @@ enum Qcow2Compression: UInt8, Sendable {
   typealias Decompress =
     @Sendable (UnsafeRawBufferPointer, UnsafeMutableRawBufferPointer) -> Bool
 
-  /// Fills all of the second buffer from the first, which may have more; false where that cannot
-  /// be done.
+  /// Decompresses from the first buffer, which may have excess bytes, until the second is full;
+  /// false on failure.
   let decompress: Decompress
 
   init(_ kind: Qcow2Compression) throws(ImageError) {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// New qcow2 images: what a temporary overlay is.
+// Creation of qcow2 images, for temporary overlays.
 
 import Host
 import SystemPackage
 
 extension Qcow2Image {
-  /// Clusters of new images, as a power of 2.
+  /// log2 of new images' cluster size.
   private static let newClusterBits: UInt64 = 16
 
-  /// An empty image of version 3 over a layer, in a file without a name that goes with the image.
+  /// An empty image of version 3 over a layer, in an unnamed file that is deleted with the image.
   static func temporary(
     over layer: any BlockImage & ImageLayer, folder: String,
     report: @escaping @Sendable (String) -> Void
@@ -24,7 +24,7 @@ extension Qcow2Image {
     return try Qcow2Image(file, header, backing: layer, isTemporary: true, report: report)
   }
 
-  /// What a header is read from.
+  /// Reads the start of a file, for its header.
   static func start(of file: DiskFile) throws(ImageError) -> [UInt8] {
     do throws(Errno) {
       return try file.bytes(at: 0, count: Qcow2Header.readSize)
@@ -33,14 +33,14 @@ extension Qcow2Image {
     }
   }
 
-  /// Writes the header, an L1 table, and counts for all of this.
+  /// Writes the header, an L1 table, and reference counts for these.
   private static func create(in file: DiskFile, size: UInt64) throws(Errno) {
     let bits = newClusterBits
     let cluster = UInt64(1) << bits
     let entries = (size >> (bits &+ bits &- 3)) &+ 1
     let l1Clusters = (entries &* 8 &+ cluster &- 1) >> bits
     guard l1Clusters << bits <= UInt64(Qcow2Header.l1Limit) else { throw .fileTooLarge }
-    // The header, the table of counts, its block, the L1 table.
+    // The header, the refcount table, its block, the L1 table.
     let used = 3 &+ l1Clusters
     typealias Field = Qcow2Header.Field
     var header = [UInt8](repeating: 0, count: Qcow2Header.newSize)

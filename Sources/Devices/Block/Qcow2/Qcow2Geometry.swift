@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a qcow2 image divides the disk: clusters, the tables of two levels that say where each is,
-// and what an entry of a second-level table means (QEMU's specification of qcow2, "Cluster
-// mapping").
+// How a qcow2 image maps the disk: clusters, two levels of tables, and the meaning of an L2 entry
+// (QEMU's specification of qcow2, "Cluster mapping").
 
 /// Sizes and shifts that the header fixes.
 struct Qcow2Geometry: Sendable {
   let version: UInt32
-  /// As a power of 2.
+  /// log2 of the cluster size.
   let clusterBits: UInt64
   let clusterSize: UInt64
-  /// Entries of two words, with a state for each of 32 parts of a cluster.
+  /// Extended L2 entries: two words, with a state for each of 32 subclusters.
   let isExtended: Bool
-  /// Entries of an L2 table, as a power of 2.
+  /// log2 of the number of entries in an L2 table.
   let l2Bits: UInt64
-  /// Bytes that an entry has a state for, as a power of 2: a whole cluster without extended
+  /// log2 of the subcluster size, the unit of an entry's states: a whole cluster without extended
   /// entries.
   let subclusterBits: UInt64
   let refcountOrder: UInt64
-  /// Reference counts in a block, as a power of 2.
+  /// log2 of the number of reference counts in a block.
   let refcountBits: UInt64
 
   /// Bits 9 to 55 of an entry.
@@ -37,28 +36,28 @@ struct Qcow2Geometry: Sendable {
   }
 
   var subclusterSize: UInt64 { 1 << subclusterBits }
-  /// Parts of a cluster that an entry has a state for.
+  /// Subclusters in a cluster.
   var subclusterCount: Int { isExtended ? 32 : 1 }
   /// Words of 64 bits in a cluster.
   var wordCount: Int { 1 << Int(truncatingIfNeeded: clusterBits &- 3) }
-  /// Bytes of the disk that an L2 table describes, as a power of 2.
+  /// log2 of the bytes of the disk that an L2 table maps.
   var l1Shift: UInt64 { l2Bits &+ clusterBits }
 
   func isAligned(_ offset: UInt64) -> Bool { offset & (clusterSize &- 1) == 0 }
 
-  /// Clusters that bytes take.
+  /// The number of clusters for a number of bytes, rounded up.
   func clusters(_ bytes: UInt64) -> UInt64 {
     (bytes >> clusterBits) &+ (isAligned(bytes) ? 0 : 1)
   }
 
-  /// Entries that the L1 table of a disk needs.
+  /// The number of L1 entries for a disk.
   func l1Count(forSize size: UInt64) -> UInt64 {
     (size >> l1Shift) &+ (size & ((1 << l1Shift) &- 1) == 0 ? 0 : 1)
   }
 
   func l1Index(_ offset: UInt64) -> Int { Int(truncatingIfNeeded: offset >> l1Shift) }
 
-  /// The first word of the entry of an offset.
+  /// Index of the first word of an offset's entry.
   func wordIndex(_ offset: UInt64) -> Int {
     let entry = Int(truncatingIfNeeded: (offset >> clusterBits) & ((1 << l2Bits) &- 1))
     return isExtended ? entry << 1 : entry
@@ -71,30 +70,30 @@ struct Qcow2Geometry: Sendable {
 
 /// An entry of an L2 table.
 struct Qcow2Entry: Hashable, Sendable {
-  /// Nobody else has a reference to the cluster.
+  /// The cluster has no other reference.
   static let copied: UInt64 = 1 << 63
   static let compressed: UInt64 = 1 << 62
   static let zero: UInt64 = 1
 
   var word: UInt64
-  /// Of extended entries: the low half says which parts have data, the high half which are 0.
+  /// For extended entries: the low half marks subclusters with data, the high half zero ones.
   var bitmap: UInt64 = 0
 
   static let unallocated = Qcow2Entry(word: 0)
 
-  /// What a part of a cluster is.
+  /// The state of a subcluster.
   enum Kind: Sendable {
     case unallocated
     case zero
     case data
     case compressed
-    /// No image has this.
+    /// Does not occur in valid images.
     case invalid
   }
 
   var isCompressed: Bool { word & Self.compressed != 0 }
   var isCopied: Bool { word & Self.copied != 0 }
-  /// The cluster's offset in the file, 0 where there is none. Not of compressed ones.
+  /// The cluster's offset in the file, 0 if there is none. Not for compressed ones.
   var host: UInt64 { word & Qcow2Geometry.offsetMask }
 
   func kind(_ subcluster: Int, _ geometry: Qcow2Geometry) -> Kind {
@@ -122,7 +121,7 @@ struct Qcow2Entry: Hashable, Sendable {
     return ((1 << count) &- 1) << UInt64(truncatingIfNeeded: parts.lowerBound)
   }
 
-  /// This entry after parts have been written to a cluster that it alone has.
+  /// This entry after subclusters have been written to a cluster that only it references.
   func written(_ parts: ClosedRange<Int>, at host: UInt64, _ geometry: Qcow2Geometry) -> Qcow2Entry
   {
     guard geometry.isExtended else { return Qcow2Entry(word: host | Self.copied) }
@@ -131,20 +130,20 @@ struct Qcow2Entry: Hashable, Sendable {
     return Qcow2Entry(word: host | Self.copied, bitmap: (old | mask) & ~(mask << 32))
   }
 
-  /// This entry with parts that are 0 and need no place. Version 3.
+  /// This entry with subclusters that are zero without space. Version 3.
   func zeroed(_ parts: ClosedRange<Int>, _ geometry: Qcow2Geometry) -> Qcow2Entry {
     guard geometry.isExtended else { return Qcow2Entry(word: word | Self.zero) }
     let mask = Self.mask(parts)
     return Qcow2Entry(word: word, bitmap: (bitmap & ~mask) | mask << 32)
   }
 
-  /// A whole cluster that is 0 and has no place. Version 3.
+  /// A whole cluster that is zero without space. Version 3.
   static func allZero(_ geometry: Qcow2Geometry) -> Qcow2Entry {
     geometry.isExtended
       ? Qcow2Entry(word: 0, bitmap: 0xFFFF_FFFF << 32) : Qcow2Entry(word: zero)
   }
 
-  /// Where a compressed cluster's bytes lie in the file ("Compressed Clusters Descriptor").
+  /// The range of a compressed cluster's bytes in the file ("Compressed Clusters Descriptor").
   func compressedRange(_ geometry: Qcow2Geometry) -> (offset: UInt64, count: Int) {
     let shift = 62 &- (geometry.clusterBits &- 8)
     let descriptor = word & (Self.compressed &- 1)
@@ -154,7 +153,7 @@ struct Qcow2Entry: Hashable, Sendable {
     return (offset, Int(truncatingIfNeeded: count))
   }
 
-  /// The offsets of clusters that this entry has a reference to.
+  /// The offsets of the clusters that this entry references.
   func references(_ geometry: Qcow2Geometry) -> [UInt64] {
     if !isCompressed { return host == 0 ? [] : [host] }
     let (offset, count) = compressedRange(geometry)

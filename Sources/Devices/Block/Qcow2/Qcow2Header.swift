@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The header of a qcow2 image, of versions 2 and 3, and its extensions (QEMU's specification of
-// qcow2, "Header", "Header extensions"). All numbers in an image are big-endian, and none is
-// believed: what this accepts has bounds that the rest of the code rests on.
+// The header of a qcow2 image, versions 2 and 3, and its extensions (QEMU's specification of qcow2,
+// "Header", "Header extensions"). All numbers in an image are big-endian and untrusted: the limits
+// checked here are what the rest of the code relies on.
 
 import Host
 
-/// What the header says.
+/// The decoded header.
 struct Qcow2Header: Sendable {
   static let magic: [UInt8] = [0x51, 0x46, 0x49, 0xFB]
 
@@ -32,7 +32,7 @@ struct Qcow2Header: Sendable {
     static let compression = 104
   }
 
-  /// Bytes of the header of version 2, and of version 3 at least.
+  /// Size of version 2's header, and minimum of version 3's.
   static let oldSize = 72
   static let newSize = 104
 
@@ -51,10 +51,10 @@ struct Qcow2Header: Sendable {
     static let featureNames: UInt32 = 0x6803_F857
   }
 
-  /// The most that is read of a file for its header: the smallest clusters' and more.
+  /// How much of a file is read for its header: more than the smallest cluster.
   static let readSize = 64 << 10
   private static let clusterBits: ClosedRange<UInt32> = 9...21
-  /// Bytes of tables that are kept in memory, at most.
+  /// Limits of tables in memory, in bytes.
   static let l1Limit = 32 << 20
   static let refcountTableLimit = 8 << 20
   static let snapshotLimit: UInt32 = 65_536
@@ -72,13 +72,13 @@ struct Qcow2Header: Sendable {
   var snapshotOffset: UInt64
   var incompatible: UInt64 = 0
   var autoclear: UInt64 = 0
-  /// Bits of a reference count, as a power of 2.
+  /// log2 of the bits of a reference count.
   var refcountOrder: UInt64 = 4
   var compression = Qcow2Compression.zlib
   var backingFile: String?
   var backingFormat: String?
 
-  /// Reads the start of a file, which may be shorter than it.
+  /// Decodes the start of a file, which may be shorter than a header.
   init(_ bytes: [UInt8]) throws(ImageError) {
     func number<Value: FixedWidthInteger>(_ type: Value.Type, _ offset: Int) -> Value {
       bytes.load(big: type, at: offset) ?? 0
@@ -112,7 +112,7 @@ struct Qcow2Header: Sendable {
     .unusable("damaged: bad \(what); try qemu-img check")
   }
 
-  /// The fields of version 3; the size of the header.
+  /// Decodes the fields of version 3; returns the size of the header.
   private mutating func readNewFields(_ bytes: [UInt8]) throws(ImageError) -> Int {
     if version == 2 { return Self.oldSize }
     incompatible = bytes.load(big: UInt64.self, at: Field.incompatible) ?? 0
@@ -186,7 +186,7 @@ struct Qcow2Header: Sendable {
     backingFormat = format.map { String(decoding: $0, as: UTF8.self) }
   }
 
-  /// The data of the first extension of a kind; nil where there is none.
+  /// The data of the first extension of a kind; nil if there is none.
   private func extensionData(
     _ kind: UInt32, _ bytes: [UInt8], _ headerSize: Int
   ) throws(ImageError) -> ArraySlice<UInt8>? {
@@ -204,7 +204,7 @@ struct Qcow2Header: Sendable {
     return nil
   }
 
-  /// What the image calls a feature ("Feature name table"): 1 byte of kind, 1 of bit, 46 of name.
+  /// The image's name of a feature ("Feature name table"): 1 byte of kind, 1 of bit, 46 of name.
   private func featureName(_ bit: UInt8, _ bytes: [UInt8], _ headerSize: Int) -> String {
     if Incompatible.externalData == UInt64(1) << UInt64(bit) { return "external data file" }
     let number = "incompatible bit \(bit)"

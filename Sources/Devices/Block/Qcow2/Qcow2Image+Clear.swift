@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Discards and zeroes of a qcow2 image: whole parts of clusters change their state, and only the
-// ends of a range that is zeroed are written out.
+// Discards and zeroes of a qcow2 image: whole subclusters change their state, and only the ends of
+// a zeroed range are written out.
 
 import Synchronization
 import SystemPackage
 
 extension Qcow2Image {
-  /// What becomes of a range.
+  /// What to do with a range.
   private enum Clearing {
-    /// Its contents do not matter. What reads as 0 then stays so.
+    /// Its contents become undefined. Ranges that read as 0 keep doing so.
     case discard
-    /// It is 0, and may lose its place, or keeps it.
+    /// It becomes zero, and may lose its space, or keeps it.
     case zero(mayDiscard: Bool)
   }
 
@@ -29,7 +29,7 @@ extension Qcow2Image {
     let end = offset &+ count
     var position = offset
     while position < end {
-      // To the next cluster at most, so that others have their turns.
+      // One cluster at most, so that other requests get their turn.
       let next = min((position | (geometry.clusterSize &- 1)) &+ 1, end)
       let range = position..<next
       let skipped = try allocator.withLock { (allocator) throws(Errno) in
@@ -39,7 +39,7 @@ extension Qcow2Image {
     }
   }
 
-  /// Clears a range of one cluster; whether all that its L2 table describes needs no more.
+  /// Clears a range of one cluster; returns whether the rest of its L2 table needs nothing.
   private func clearCluster(
     _ range: Range<UInt64>, _ clearing: Clearing, _ allocator: inout Qcow2Allocator
   ) throws(Errno) -> Bool {
@@ -47,11 +47,11 @@ extension Qcow2Image {
     let index = geometry.l1Index(range.lowerBound)
     let table = try mapping.withLock { (mapping) throws(Errno) in try mapping.tableOffset(index) }
     if table == 0 {
-      // Nothing to give back, and 0 already unless another file has it.
+      // No space to free, and already 0 unless a backing file has data.
       if case .discard = clearing { return true }
       if backing == nil { return true }
     }
-    // The disk may end within a part, which then is whole all the same.
+    // The disk may end within a subcluster, which then counts as whole.
     let size = geometry.subclusterSize
     let first = (range.lowerBound &+ size &- 1) & ~(size &- 1)
     let isEnd = range.upperBound == self.size
@@ -68,7 +68,7 @@ extension Qcow2Image {
     return false
   }
 
-  /// Clears whole parts of a cluster.
+  /// Clears whole subclusters of a cluster.
   private func clearParts(
     _ range: Range<UInt64>, _ clearing: Clearing, _ allocator: inout Qcow2Allocator
   ) throws(Errno) {
@@ -88,7 +88,7 @@ extension Qcow2Image {
     switch clearing {
     case .discard:
       guard hasPlace, isAll || !entry.isCompressed else { return }
-      // Without states of 0, the backing file would show what it has.
+      // Without zero states the backing file's data would reappear.
       if geometry.version < 3, backing != nil { return }
       givesBack = isAll
       if isZero, !givesBack { return }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// When the tables of a qcow2 image go to the file, and in which order; the mending of counts that a
-// program with lazy counts has left behind.
+// When and in which order a qcow2 image's tables are written to the file; and repair of counts that
+// a program with lazy refcounts has left.
 
 import Synchronization
 import SystemPackage
 
 extension Qcow2Image {
-  /// Writes what is in memory. Wherever this stops, counts in the file are not lower than what its
-  /// tables name, and the tables name only clusters whose contents are there.
+  /// Writes changed tables. If this stops anywhere, counts in the file are not lower than its
+  /// tables' references, and its tables reference only clusters whose contents are in the file.
   ///
-  /// - Parameter isFlush: everything that was written before is to be on the host's disk.
+  /// - Parameter isFlush: make all previous writes durable on the host's disk.
   func writeTables(_ allocator: inout Qcow2Allocator, isFlush: Bool) throws(Errno) {
     if allocator.isBroken { throw .ioError }
-    // A temporary image ends with the program: its tables need no place in the file until they
-    // need one in memory.
+    // A temporary image ends with the program: its tables need not be written until memory for them
+    // runs out.
     if isTemporary, isFlush, !allocator.hasGivenUp { return }
     let (changes, l1, hasL1) = mapping.withLock { ($0.changes, $0.l1, $0.changedL1) }
     if allocator.isChanged {
@@ -43,8 +43,8 @@ extension Qcow2Image {
 
   private func sync() throws(Errno) { if !isTemporary { try file.flush() } }
 
-  /// Gives back what the file does not name any more. Counts that are written too late are too
-  /// high.
+  /// Frees clusters that the file no longer references. If a crash comes first, their counts are
+  /// too high.
   private func release(_ allocator: inout Qcow2Allocator) throws(Errno) {
     guard allocator.hasGivenUp else { return }
     try allocator.releaseNamed()
@@ -58,17 +58,17 @@ extension Qcow2Image {
     allocator.releaseResting(generation)
   }
 
-  /// The image is worse than it says: nothing is written to it any more, and others are warned.
+  /// The image is damaged: stops all writes to it and reports it.
   func breakDown(_ allocator: inout Qcow2Allocator, _ what: String) {
     allocator.isBroken = true
     reportDamage(what)
     try? setIncompatible(header.incompatible | Qcow2Header.Incompatible.corrupt)
   }
 
-  // MARK: Counts that were kept in memory
+  // MARK: Repair of lazy refcounts
 
-  /// Raises counts to what the tables name, where the image says that they may be too low. Those
-  /// that are too high stay: nothing is lost by them but room.
+  /// Raises counts to the tables' references if the image's dirty bit says that they may be too
+  /// low. Counts that are too high stay: they only waste space.
   func mendCounts() throws(ImageError) {
     let dirty = Qcow2Header.Incompatible.dirty
     guard header.incompatible & dirty != 0, !isReadOnly else { return }
@@ -93,9 +93,9 @@ extension Qcow2Image {
   }
 }
 
-/// Counts what the tables of an image name.
+/// Counts the references in an image's tables.
 struct Qcow2Census {
-  /// More is not counted here: memory and time have bounds.
+  /// Limits of memory and time.
   private static let clusterLimit = 1 << 26
   /// Bytes of tables.
   private static let tableLimit = 8 << 30
@@ -105,7 +105,7 @@ struct Qcow2Census {
   private(set) var counts: [UInt32]
   private let image: Qcow2Image
   private let geometry: Qcow2Geometry
-  /// Tables that may still be read. An image that is whole has fewer.
+  /// Tables that may still be read. A valid image has fewer.
   private var budget: Int
 
   init(_ image: Qcow2Image) throws {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Writes to a qcow2 image: in place where the disk has the clusters for itself, to new clusters
-// otherwise, with what the write leaves of an old one copied around it.
+// Writes to a qcow2 image: in place if only the disk references the clusters, otherwise to new
+// clusters, with the rest of an old cluster copied.
 
 import Synchronization
 import SystemPackage
@@ -28,8 +28,8 @@ extension Qcow2Image {
     }
   }
 
-  /// Where the bytes from an offset on can be written in place, nil where they cannot; and how many
-  /// are alike and in one L2 table.
+  /// Where the bytes from an offset on can be written in place, or nil; and the length of the run
+  /// with the same answer in one L2 table.
   private func findWritable(
     _ offset: UInt64, limit: Int
   ) throws(Errno) -> (host: UInt64?, count: Int) {
@@ -56,7 +56,7 @@ extension Qcow2Image {
     }
   }
 
-  /// The offset in the file, where the disk has a part of a cluster for itself.
+  /// The offset in the file of a subcluster that only the disk references.
   private func writable(
     _ offset: UInt64, _ mapping: inout Qcow2Mapping
   ) throws(Errno) -> UInt64? {
@@ -69,7 +69,7 @@ extension Qcow2Image {
     return entry.host &+ (offset & (geometry.clusterSize &- 1))
   }
 
-  /// Contents of the disk are not written over tables, nor where the file has nothing.
+  /// Prevents writes of disk contents over tables or beyond the file.
   private func check(_ entry: Qcow2Entry, _ mapping: Qcow2Mapping) throws(Errno) {
     guard entry.host < mapping.fileEnd, !mapping.reserved.contains(entry.host) else {
       throw .ioError
@@ -78,20 +78,20 @@ extension Qcow2Image {
 
   // MARK: New clusters
 
-  /// What a write does to a cluster.
+  /// A write's effect on a cluster.
   private struct Change {
     let offset: UInt64
     let entry: Qcow2Entry
     let old: Qcow2Entry
-    /// The cluster was taken for this.
+    /// The cluster was allocated for this.
     let taken: UInt64?
   }
 
-  /// Runs of bytes that are written to the file, those that follow each other in one call.
+  /// Runs of bytes for the file; contiguous ones are written in one call.
   private struct Output {
     private var start: UInt64 = 0
     private var pieces = IOPieces()
-    /// Memory that pieces lie in.
+    /// Owns the memory of the pieces.
     private var buffers: [HostBuffer] = []
 
     mutating func add(_ offset: UInt64, _ more: IOPieces, _ file: DiskFile) throws(Errno) {
@@ -114,7 +114,7 @@ extension Qcow2Image {
     }
   }
 
-  /// Writes where at least one cluster cannot be written in place. The bytes are in one L2 table.
+  /// Writes if at least one cluster cannot be written in place. The bytes are in one L2 table.
   func writeNew(
     _ offset: UInt64, _ pieces: IOPieces, _ allocator: inout Qcow2Allocator
   ) throws(Errno) {
@@ -140,7 +140,7 @@ extension Qcow2Image {
     try note(changes, &allocator)
   }
 
-  /// Puts changes into the tables in memory.
+  /// Enters changes in the tables in memory.
   private func note(_ changes: [Change], _ allocator: inout Qcow2Allocator) throws(Errno) {
     try mapping.withLock { (mapping) throws(Errno) in
       reserve(&mapping, &allocator)
@@ -154,7 +154,7 @@ extension Qcow2Image {
     }
   }
 
-  /// Tells the mapping what the allocator has done.
+  /// Updates the mapping after allocations.
   func reserve(_ mapping: inout Qcow2Mapping, _ allocator: inout Qcow2Allocator) {
     mapping.fileEnd = allocator.end << geometry.clusterBits
     for offset in allocator.oldReserved { mapping.unreserve(offset) }
@@ -192,12 +192,12 @@ extension Qcow2Image {
       taken: taken?.offset)
   }
 
-  /// How a part of a cluster is written.
+  /// How to write a part of a cluster.
   private struct ClusterPlan {
     let offset: UInt64
     let pieces: IOPieces
     let entry: Qcow2Entry
-    /// That are written to.
+    /// The subclusters to write.
     let parts: ClosedRange<Int>
     let host: UInt64
     let isFresh: Bool
@@ -209,8 +209,8 @@ extension Qcow2Image {
     let part = Int(truncatingIfNeeded: geometry.subclusterSize)
     let start = Int(truncatingIfNeeded: plan.offset & (geometry.clusterSize &- 1))
     let end = start &+ plan.pieces.count
-    // What is written around the bytes: the rest of the parts that they touch, all of a compressed
-    // cluster, and the other parts that have data in a cluster that is left.
+    // Copies around the bytes: the rest of the subclusters that they touch, all of a compressed
+    // cluster, and other subclusters with data of an abandoned cluster.
     let copiesAll = plan.entry.isCompressed || plan.isNew && plan.entry.host != 0
     let first = copiesAll ? 0 : plan.parts.lowerBound &* part
     let next = copiesAll ? size : (plan.parts.upperBound &+ 1) &* part
@@ -220,8 +220,7 @@ extension Qcow2Image {
     try copy(end..<next, base, plan, &output)
   }
 
-  /// Copies what the disk has in a range of a cluster to the cluster's new place, as far as it is
-  /// needed there.
+  /// Copies a range of the old cluster to its new place, as far as necessary.
   private func copy(
     _ range: Range<Int>, _ base: UInt64, _ plan: ClusterPlan, _ output: inout Output
   ) throws(Errno) {
@@ -233,7 +232,7 @@ extension Qcow2Image {
       let end = min((number &+ 1) &* part, range.upperBound)
       defer { position = end }
       let kind = plan.entry.kind(number, geometry)
-      // In place already, or a part that stays without data.
+      // Already in place, or a subcluster that stays without data.
       if kind == .data, !plan.isNew { continue }
       if !plan.parts.contains(number), kind == .zero || kind == .unallocated { continue }
       let isZero = kind == .zero || kind == .unallocated && backing == nil
@@ -246,7 +245,7 @@ extension Qcow2Image {
     }
   }
 
-  /// Makes sure that an offset has an L2 table that is the disk's alone, in memory.
+  /// Makes sure that an offset has an L2 table in memory that only the disk references.
   func ownTable(_ offset: UInt64, _ allocator: inout Qcow2Allocator) throws(Errno) {
     let index = geometry.l1Index(offset)
     let (old, isOwn) = try mapping.withLock { (mapping) throws(Errno) in
@@ -270,7 +269,7 @@ extension Qcow2Image {
     }
   }
 
-  /// Takes a free cluster. One that describes the image is not free, whatever its count says.
+  /// Allocates a cluster. Metadata clusters are never free, whatever their count.
   private func take(_ allocator: inout Qcow2Allocator) throws(Errno) -> Qcow2Allocator.Cluster {
     let cluster = try allocator.allocate()
     let isReserved = mapping.withLock { mapping in

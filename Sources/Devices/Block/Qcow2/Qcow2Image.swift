@@ -2,13 +2,13 @@
 //
 // A disk in a qcow2 image (QEMU's specification of qcow2).
 //
-// Reads, and writes to clusters that the disk has for itself, look up where their bytes are and
-// then run side by side. Whatever changes tables has the allocator, one at a time: writes to new
-// clusters, discards, flushes. Locks are taken in the order allocator, mapping.
+// Reads, and writes to clusters that only the disk references, look up their clusters and then run
+// in parallel. Operations that change tables hold the allocator, one at a time: writes to new
+// clusters, discards, flushes. The lock order is allocator, mapping.
 //
-// Tables in the file change only in `writeTables`, in an order that leaves a whole image wherever
-// it stops: counts of references first, then the tables that name the clusters, then counts that go
-// down. Between these the host's disk is flushed, so that this also holds when its power fails.
+// Only `writeTables` changes tables in the file, in an order that leaves a valid image wherever it
+// stops: first counts that grow, then the tables that reference the clusters, then counts that
+// shrink. The host's disk is flushed between these, so this also holds after a power failure.
 
 import GuestMemory
 import Host
@@ -20,16 +20,16 @@ package final class Qcow2Image: BlockImage, ImageLayer {
   let geometry: Qcow2Geometry
   package let size: UInt64
   package let isReadOnly: Bool
-  /// What it reads what it lacks from.
+  /// The layer that unallocated clusters read from.
   let backing: (any ImageLayer)?
-  /// What is written need not survive the program.
+  /// Writes need not survive the program.
   let isTemporary: Bool
   let header: Qcow2Header
   private let decompressor: Qcow2Decompressor
   private let report: @Sendable (String) -> Void
   let mapping: Mutex<Qcow2Mapping>
   let allocator: Mutex<Qcow2Allocator>
-  /// The header says that the image is written by somebody who does not know all of its extensions.
+  /// The header records that a program without support for all of its extensions writes the image.
   private let isPrepared = Atomic<Bool>(false)
   private let hasReported = Atomic<Bool>(false)
   private let decompressed = Mutex(DecompressedClusters())
@@ -38,9 +38,9 @@ package final class Qcow2Image: BlockImage, ImageLayer {
   package var discardSize: UInt32 { UInt32(truncatingIfNeeded: geometry.subclusterSize) }
 
   /// - Parameters:
-  ///   - file: has the image.
-  ///   - snapshot: the disk as an internal snapshot has it, by name or identifier; read-only.
-  ///   - report: called with a line when the image proves to be damaged.
+  ///   - file: contains the image.
+  ///   - snapshot: an internal snapshot of the disk, by name or identifier; read-only.
+  ///   - report: called with a line if the image turns out to be damaged.
   init(
     _ file: DiskFile, _ header: Qcow2Header, backing: (any ImageLayer)?, snapshot: String? = nil,
     isTemporary: Bool = false, report: @escaping @Sendable (String) -> Void = { _ in }
@@ -90,7 +90,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     try mendCounts()
   }
 
-  /// Clusters of the header and of tables whose place the header says.
+  /// Clusters of the header and of tables at offsets in the header.
   private static func fixedClusters(
     _ header: Qcow2Header, _ geometry: Qcow2Geometry, _ snapshots: [Qcow2Snapshot]
   ) -> Set<UInt64> {
@@ -109,7 +109,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     return clusters
   }
 
-  /// A line for the user, the first time.
+  /// Reports damage to the user, once.
   func reportDamage(_ what: String) {
     if !hasReported.exchange(true, ordering: .relaxed) {
       report("the image is damaged (\(what)); try qemu-img check")
@@ -138,7 +138,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
 
   // MARK: Lookups
 
-  /// Bytes of the disk that lie together.
+  /// The location of a contiguous run of the disk's bytes.
   enum Place {
     case zero
     /// In the backing file, at the same offset.
@@ -148,7 +148,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     case compressed(Qcow2Entry)
   }
 
-  /// Where the bytes from an offset on are, and how many lie together, at most `limit`.
+  /// The location of the bytes from an offset on, and the length of the run, at most `limit`.
   func find(_ offset: UInt64, limit: Int) throws(Errno) -> (place: Place, count: Int) {
     do throws(Errno) {
       return try mapping.withLock { (mapping) throws(Errno) in
@@ -177,7 +177,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     }
   }
 
-  /// Bytes up to the end of the part of a cluster that has one state.
+  /// Bytes up to the end of the subcluster or cluster with one state.
   private func restOfPart(_ offset: UInt64, _ place: Place) -> Int {
     var size = geometry.subclusterSize
     if case .compressed = place { size = geometry.clusterSize }
@@ -208,7 +208,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     try fill(pieces, from: offset)
   }
 
-  /// Reads for somebody who has the allocator or is counted.
+  /// Reads for a caller that holds the allocator or is counted as a request.
   func fill(_ pieces: IOPieces, from offset: UInt64) throws(Errno) {
     var done = 0
     while done < pieces.count {
@@ -263,13 +263,12 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     unsafe cluster.withUnsafeBytes { unsafe pieces.fill(from: .init(rebasing: $0[start...])) }
   }
 
-  /// Clusters of the file have other contents than before.
+  /// Clusters of the file have new contents.
   func forgetDecompressed() { decompressed.withLock { $0 = DecompressedClusters() } }
 
   // MARK: The header
 
-  /// Before the first write of a run: features that the image's programs may keep data for, and
-  /// that are not known here, are not up to date any more.
+  /// Before the first write of a run: marks data of unknown features as outdated.
   func prepareToWrite() throws(Errno) {
     if isPrepared.load(ordering: .acquiring) { return }
     try allocator.withLock { (_) throws(Errno) in
@@ -290,7 +289,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
   }
 }
 
-/// The clusters that were decompressed last, by their entries.
+/// The clusters that were decompressed last, by entry.
 private struct DecompressedClusters: Sendable {
   private static let limit = 4
   private var clusters: [(word: UInt64, bytes: [UInt8])] = []

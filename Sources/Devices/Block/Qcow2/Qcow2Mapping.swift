@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tables that say where each cluster of a disk is: the L1 table, and the L2 tables that were
-// used last. Changes stay in memory until `Qcow2Image` writes them in an order that a crash
-// survives.
+// The tables that map a disk's clusters: the L1 table and the most recently used L2 tables. Changes
+// stay in memory until `Qcow2Image` writes them in a crash-safe order.
 //
-// Requests that have looked something up and not come back yet are counted by generations, so that
-// a cluster that is given up is not used anew while somebody still reads or writes it.
+// Requests between look-up and completion are counted by generations, so that a released cluster is
+// not reused while a request still reads or writes it.
 
 import SystemPackage
 
 /// A table of the file, in memory.
 struct Qcow2Table: Sendable {
   var words: [UInt64]
-  /// What the file does not have yet.
+  /// The range that is not in the file yet.
   var changed: Range<Int>?
-  /// When it was used last.
+  /// Time of last use.
   var used: UInt64 = 0
 
   mutating func set(_ index: Int, _ value: UInt64) {
@@ -24,7 +23,7 @@ struct Qcow2Table: Sendable {
     changed = min(first, index)..<max(next, index &+ 1)
   }
 
-  /// Reads words of a file; what lies behind its end is 0.
+  /// Reads words of a file; those beyond its end are 0.
   static func load(
     _ file: DiskFile, at offset: UInt64, count: Int
   ) throws(Errno) -> [UInt64] {
@@ -48,7 +47,7 @@ struct Qcow2Table: Sendable {
 }
 
 struct Qcow2Mapping: Sendable {
-  /// Bytes of L2 tables that are kept, and tables at least.
+  /// Bytes of cached L2 tables, and minimum of tables.
   private static let cacheSize = 8 << 20
   private static let cacheMinimum = 4
 
@@ -56,12 +55,12 @@ struct Qcow2Mapping: Sendable {
   private(set) var l1: [UInt64]
   private(set) var changedL1: Set<Int> = []
   private var tables: [UInt64: Qcow2Table] = [:]
-  /// Tables that the file does not have as they are.
+  /// Tables that differ from the file's.
   private var changedTables: Set<UInt64> = []
   private var clock: UInt64 = 0
-  /// Clusters that describe the image: the disk's contents are never written there.
+  /// Metadata clusters: disk contents are never written there.
   private(set) var reserved: Set<UInt64>
-  /// The first offset behind the file's clusters.
+  /// The file's end, in whole clusters.
   var fileEnd: UInt64
 
   init(_ geometry: Qcow2Geometry, l1: [UInt64], reserved: Set<UInt64>, fileEnd: UInt64) {
@@ -82,7 +81,7 @@ struct Qcow2Mapping: Sendable {
   private(set) var generation: UInt64 = 0
   private var active = [0, 0]
 
-  /// A request begins; what it has to give back at its end.
+  /// Begins a request; returns the generation to pass back at its end.
   mutating func enter() -> UInt64 {
     active[Int(truncatingIfNeeded: generation & 1)] &+= 1
     return generation
@@ -92,15 +91,15 @@ struct Qcow2Mapping: Sendable {
     active[Int(truncatingIfNeeded: generation & 1)] &-= 1
   }
 
-  /// Begins a new generation where all requests of the last but one have ended. What was given up
-  /// two generations ago has no users.
+  /// Begins a new generation if all requests of the one before the current have ended. Clusters
+  /// released two generations ago have no users.
   mutating func advance() {
     if active[Int(truncatingIfNeeded: (generation &+ 1) & 1)] == 0 { generation &+= 1 }
   }
 
   // MARK: Lookups
 
-  /// The offset of an L2 table; 0 where there is none. Throws where the image is damaged.
+  /// The offset of an L2 table; 0 if there is none. Throws if the image is damaged.
   func tableOffset(_ index: Int) throws(Errno) -> UInt64 {
     guard l1.indices.contains(index) else { throw .ioError }
     let offset = l1[index] & Qcow2Geometry.offsetMask
@@ -108,12 +107,12 @@ struct Qcow2Mapping: Sendable {
     return offset
   }
 
-  /// Whether nobody else has a reference to an L2 table.
+  /// Whether an L2 table has no other reference.
   func ownsTable(_ index: Int) -> Bool {
     l1.indices.contains(index) && l1[index] & Qcow2Entry.copied != 0
   }
 
-  /// The entry of an offset of the disk. Reads its table if need be.
+  /// The entry of an offset of the disk. Reads its table if necessary.
   mutating func entry(_ offset: UInt64, _ file: DiskFile) throws(Errno) -> Qcow2Entry {
     let table = try tableOffset(geometry.l1Index(offset))
     if table == 0 { return .unallocated }
@@ -138,10 +137,10 @@ struct Qcow2Mapping: Sendable {
     max(Self.cacheSize >> Int(truncatingIfNeeded: geometry.clusterBits), Self.cacheMinimum)
   }
 
-  /// So many tables wait to be written that it is time for it.
+  /// Whether enough tables have changed to write them.
   var isFull: Bool { changedTables.count &* 2 >= cacheLimit }
 
-  /// Drops the older half of the tables that the file has, when there are too many.
+  /// Drops the older half of the unchanged tables if there are too many.
   private mutating func forgetOld() {
     guard tables.count >= cacheLimit else { return }
     let ages = tables.values.filter { $0.changed == nil }.map(\.used).sorted()
@@ -152,7 +151,7 @@ struct Qcow2Mapping: Sendable {
 
   // MARK: Changes
 
-  /// Sets the entry of an offset that has a table of its own.
+  /// Sets the entry of an offset whose table only the disk references.
   mutating func set(_ offset: UInt64, _ entry: Qcow2Entry, _ file: DiskFile) throws(Errno) {
     let table = try tableOffset(geometry.l1Index(offset))
     if tables[table] == nil { try load(table, file) }
@@ -162,7 +161,7 @@ struct Qcow2Mapping: Sendable {
     if geometry.isExtended { tables[table]?.set(index &+ 1, entry.bitmap) }
   }
 
-  /// Gives an entry of the L1 table a new table.
+  /// Sets a new table for an L1 entry.
   mutating func adopt(_ index: Int, table offset: UInt64, words: [UInt64]) {
     clock &+= 1
     tables[offset] = Qcow2Table(words: words, changed: 0..<words.count, used: clock)
@@ -172,19 +171,19 @@ struct Qcow2Mapping: Sendable {
     changedL1.insert(index)
   }
 
-  /// The words of the table of an offset, which `entry` has just loaded.
+  /// The words of an offset's table, which `entry` has just loaded.
   func words(_ offset: UInt64) -> [UInt64]? {
     tables[l1[geometry.l1Index(offset)] & Qcow2Geometry.offsetMask]?.words
   }
 
-  /// A part of a table that the file does not have, and its offset.
+  /// A changed range of a table, and its offset.
   struct Change: Sendable {
     let table: UInt64
     let offset: UInt64
     let words: ArraySlice<UInt64>
   }
 
-  /// What the file does not have, in whole sectors.
+  /// All changed ranges, in whole sectors.
   var changes: [Change] {
     changedTables.sorted().compactMap { offset in
       guard let table = tables[offset], let changed = table.changed else { return nil }
@@ -196,8 +195,8 @@ struct Qcow2Mapping: Sendable {
     }
   }
 
-  /// The file has these changes. No other can have come meanwhile: whoever changes tables has the
-  /// allocator.
+  /// The file has these changes. There are no others meanwhile: the caller holds the allocator, as
+  /// all that change tables do.
   mutating func settle(_ changes: [Change]) {
     for change in changes { tables[change.table]?.changed = nil }
     changedTables = []

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The table of internal snapshots (QEMU's specification of qcow2, "Snapshots"): each has an L1
-// table of its own, whose clusters the disk shares until it writes to them.
+// table of its own, whose clusters it shares with the disk until the disk writes to them.
 
 import Host
 import SystemPackage
@@ -11,9 +11,9 @@ struct Qcow2Snapshot: Sendable {
   let l1Count: Int
   let identifier: String
   let name: String
-  /// Of the disk then, where the image says it.
+  /// The disk's size at the time, if the image has it.
   let size: UInt64?
-  /// Of the entry.
+  /// Size of the entry.
   let byteCount: Int
 
   private enum Field {
@@ -26,7 +26,7 @@ struct Qcow2Snapshot: Sendable {
   }
   private static let fixedSize = 40
   private static let extraLimit: UInt32 = 1024
-  /// Bytes of the whole table.
+  /// Limit of the whole table in bytes.
   private static let tableLimit = 16 << 20
 
   /// Reads the table.
@@ -66,7 +66,7 @@ struct Qcow2Snapshot: Sendable {
     byteCount = (texts &+ first &+ second &- start &+ 7) & ~7
   }
 
-  /// The bytes of a table.
+  /// Size of a table in bytes.
   static func bytes(_ snapshots: [Qcow2Snapshot]) -> UInt64 {
     snapshots.reduce(0) { $0 &+ UInt64(truncatingIfNeeded: $1.byteCount) }
   }
@@ -76,7 +76,7 @@ struct Qcow2Snapshot: Sendable {
     snapshots.first { $0.identifier == text } ?? snapshots.first { $0.name == text }
   }
 
-  /// Whether its L1 table can be that of a disk.
+  /// Checks that its L1 table is valid for the disk.
   func check(_ geometry: Qcow2Geometry, _ size: UInt64) throws(ImageError) {
     guard size > 0, size % BlockSector.size == 0, size <= UInt64(1) << 62, isUsable(geometry),
       geometry.l1Count(forSize: size) <= UInt64(truncatingIfNeeded: l1Count)
