@@ -53,7 +53,8 @@ struct ParkedTranslationSpace {
 }
 
 extension PhysicalCPU {
-  /// The guest's state is about to leave the CPU. What follows until a space is entered is nobody's.
+  /// The guest's state is about to leave the CPU. What follows until a space is entered is
+  /// nobody's.
   func parkTranslations() {
     guard let key = currentSpace else { return }
     currentSpace = nil
