@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` is the
-// one owner of its range and unmaps it at the end of its life. Pointers into it are valid as long
-// as the owner lives, and keeping to that is the duty of whoever takes one.
+// one owner of its range and unmaps it at the end of its life. Spans of it cannot outlive it.
+// Pointers into it can, and not to use them then is the duty of whoever takes one; they are for
+// memory that a guest or the kernel changes, too.
 //
-//     let memory = try Mapping(anonymous: 512 << 20, hugePages: true)
-//     memory.address.storeBytes(of: 1, as: UInt32.self)
+//     var memory = try Mapping(anonymous: 512 << 20, hugePages: true)
+//     memory.withMutableBytes { $0.storeBytes(of: 1, as: UInt32.self) }
 
 import CHost
 import SystemPackage
@@ -55,6 +56,12 @@ package struct MemoryProtection: OptionSet, Sendable {
       size: size, protection: [.read, .write],
       flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1, offset: 0,
       hugePages: hugePages, guards: guards)
+  }
+
+  /// Maps private memory with guards that begins with these bytes, above 0 of them.
+  package init(copying bytes: [UInt8]) throws(Errno) {
+    try self.init(anonymous: bytes.count, guards: true)
+    withMutableBytes { $0.copy(from: bytes.bytes) }
   }
 
   /// Maps a range of a file, shared with whoever else maps it.
@@ -163,9 +170,22 @@ package struct MemoryProtection: OptionSet, Sendable {
   /// Leaves the memory mapped for as long as the process lives.
   package consuming func keep() { discard self }
 
-  /// All bytes.
-  package var bytes: UnsafeMutableRawBufferPointer {
-    unsafe UnsafeMutableRawBufferPointer(start: address, count: size)
+  /// All bytes, which nobody changes meanwhile.
+  package var bytes: RawSpan {
+    @_lifetime(borrow self) get { unsafe RawSpan(_unsafeStart: address, byteCount: size) }
+  }
+
+  /// Calls a function with all bytes. A class cannot lend `bytes` of a mapping that it has.
+  package func withBytes<Result, Failure: Error>(
+    _ body: (RawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result { try body(bytes) }
+
+  /// Calls a function with all bytes, to be overwritten.
+  package mutating func withMutableBytes<Result, Failure: Error>(
+    _ body: (inout MutableRawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    var bytes = unsafe MutableRawSpan(_unsafeStart: address, byteCount: size)
+    return try body(&bytes)
   }
 
   /// Bytes of the mapping that are in memory now.

@@ -59,12 +59,14 @@ import GuestMemory
   }
 
   /// Copies bytes in, as many as fit.
-  func fill(from bytes: UnsafeRawBufferPointer) {
-    var done = 0
-    unsafe forPieces(from: 0, count: bytes.count) { piece in
-      unsafe piece.copyMemory(
-        from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
-      done &+= piece.count
+  func fill(from bytes: RawSpan) {
+    unsafe bytes.withUnsafeBytes { bytes in
+      var done = 0
+      unsafe forPieces(from: 0, count: bytes.count) { piece in
+        unsafe piece.copyMemory(
+          from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
+        done &+= piece.count
+      }
     }
   }
 
@@ -88,16 +90,32 @@ import GuestMemory
 
 /// Memory of the program for as long as a request takes.
 @safe final class HostBuffer {
-  let memory: UnsafeMutableRawBufferPointer
+  private let start: UnsafeMutableRawPointer
+  private let count: Int
 
   /// - Parameter count: bytes, all 0.
   init(count: Int) {
-    unsafe memory = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: max(count, 1), alignment: 4096)
-    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe start = UnsafeMutableRawPointer.allocate(byteCount: max(count, 1), alignment: 4096)
+    unsafe start.initializeMemory(as: UInt8.self, repeating: 0, count: count)
+    self.count = count
   }
 
-  deinit { unsafe memory.deallocate() }
+  deinit { unsafe start.deallocate() }
+
+  private var memory: UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(start: start, count: count)
+  }
+
+  /// Calls a function with all bytes, while no request writes to them.
+  func withBytes<Result>(_ body: (RawSpan) -> Result) -> Result {
+    let start = unsafe start
+    return unsafe body(RawSpan(_unsafeStart: start, byteCount: count))
+  }
+
+  /// Copies bytes in, which are not more than these.
+  func fill(from bytes: RawSpan) {
+    unsafe bytes.withUnsafeBytes { unsafe memory.copyMemory(from: $0) }
+  }
 
   /// The bytes from an offset on, as many as there are.
   func pieces(from start: Int = 0, count wanted: Int) -> IOPieces {

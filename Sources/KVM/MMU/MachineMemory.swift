@@ -229,8 +229,8 @@ final class MachineMemory: @unchecked Sendable {
   }
 
   /// Copies the dirty log of a slot to as many words.
-  func copyLog(of slot: MemorySlot, to words: DirtyBitmap.Words) {
-    slots.withLock { _ in unsafe slot.log?.copy(to: words) }
+  func copyLog(of slot: MemorySlot, to words: inout DirtyWords) {
+    slots.withLock { _ in slot.log?.copy(to: &words) }
   }
 
   /// Makes one page of a slot clean. No vCPU is in guest code.
