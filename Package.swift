@@ -13,6 +13,11 @@ let common: [SwiftSetting] = [
 /// Every use of unsafe memory is marked `unsafe`.
 let strict: [SwiftSetting] = common + [.strictMemorySafety()]
 
+/// Functions and owners of memory may return spans of it.
+let lifetimes = SwiftSetting.enableExperimentalFeature("Lifetimes")
+
+let lending: [SwiftSetting] = strict + [lifetimes]
+
 /// The processor and the hypervisor's exit path are hot: their state is single-owner by contract (see
 /// ARCHITECTURE.md, "The processor"), so the run-time exclusivity checks cost and find nothing.
 let hot: [SwiftSetting] =
@@ -65,7 +70,7 @@ let package = Package(
     .target(
       name: "Host",
       dependencies: ["CHost", .product(name: "SystemPackage", package: "swift-system")],
-      swiftSettings: strict),
+      swiftSettings: lending),
     .target(
       name: "ClientMemory",
       dependencies: ["CHost", "Host", .product(name: "SystemPackage", package: "swift-system")],
@@ -79,7 +84,7 @@ let package = Package(
       dependencies: [
         "X86", "X86Decoder", "X86CPU", "Host",
         .product(name: "SystemPackage", package: "swift-system"),
-      ], swiftSettings: hot),
+      ], swiftSettings: hot + [lifetimes]),
     .target(
       name: "EntryDoctor",
       dependencies: [
@@ -132,7 +137,7 @@ let package = Package(
         "CHost", "Host", "X86", "GuestMemory",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: lending),
     .target(
       name: "VMM",
       dependencies: [

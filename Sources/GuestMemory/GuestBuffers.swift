@@ -57,14 +57,16 @@ import Glibc
   ///
   /// - Returns: their number.
   @discardableResult
-  package func write(_ bytes: UnsafeRawBufferPointer, at start: Int = 0) -> Int {
-    var done = 0
-    unsafe forPieces(from: start, count: bytes.count) { base, size in
-      unsafe base.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped + done, byteCount: size)
-      unsafe memory.noteWrite(base, count: size)
-      done &+= size
+  package func write(_ bytes: RawSpan, at start: Int = 0) -> Int {
+    unsafe bytes.withUnsafeBytes { bytes in
+      var done = 0
+      unsafe forPieces(from: start, count: bytes.count) { base, size in
+        unsafe base.copyMemory(from: bytes.baseAddress.unsafelyUnwrapped + done, byteCount: size)
+        unsafe memory.noteWrite(base, count: size)
+        done &+= size
+      }
+      return done
     }
-    return done
   }
 
   /// Zeroes all bytes.

@@ -24,7 +24,14 @@ extension GuestMemory {
     return true
   }
 
-  /// Stores a little-endian value, which others read only after a later index.
+  /// A copy of a little-endian value; nil where it does not lie in memory. Nobody changes it before
+  /// an index says so.
+  package func load64(_ address: UInt64) -> UInt64? {
+    guard let place = unsafe host(address, count: 8) else { return nil }
+    return unsafe place.loadUnaligned(as: UInt64.self)
+  }
+
+  /// Stores a little-endian value; nobody looks at it before an index that follows.
   package func store64(_ value: UInt64, at address: UInt64) -> Bool {
     guard let place = unsafe host(address, count: 8) else { return false }
     unsafe place.storeBytes(of: value, as: UInt64.self)

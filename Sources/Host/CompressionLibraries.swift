@@ -4,7 +4,7 @@
 // them. They are loaded on demand (`SharedLibrary`) and are not part of the program.
 //
 //     guard let zlib = ZlibLibrary() else { ... }
-//     let result = zlib.inflate(input, into: output, .raw)
+//     let result = zlib.inflate(input, into: &output, .raw)
 
 /// The result of a decompression.
 package struct DecompressionResult {
@@ -60,7 +60,15 @@ package struct DecompressionResult {
 
   /// - Returns: nil if the data is damaged, or a buffer has 4 GiB or more.
   package func inflate(
-    _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer, _ header: Header
+    _ input: RawSpan, into output: inout MutableRawSpan, _ header: Header
+  ) -> DecompressionResult? {
+    unsafe input.withUnsafeBytes { input in
+      unsafe output.withUnsafeMutableBytes { unsafe inflate(input, $0, header) }
+    }
+  }
+
+  private func inflate(
+    _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer, _ header: Header
   ) -> DecompressionResult? {
     guard let inputSize = UInt32(exactly: input.count),
       let outputSize = UInt32(exactly: output.count)
@@ -127,7 +135,15 @@ package struct DecompressionResult {
   ///
   /// - Returns: nil if the data is damaged.
   package func decompress(
-    _ source: UnsafeRawBufferPointer, into target: UnsafeMutableRawBufferPointer
+    _ source: RawSpan, into target: inout MutableRawSpan
+  ) -> DecompressionResult? {
+    unsafe source.withUnsafeBytes { source in
+      unsafe target.withUnsafeMutableBytes { unsafe decompress(source, $0) }
+    }
+  }
+
+  private func decompress(
+    _ source: UnsafeRawBufferPointer, _ target: UnsafeMutableRawBufferPointer
   ) -> DecompressionResult? {
     guard let context = unsafe create() else { return nil }
     defer { _ = unsafe free(context) }

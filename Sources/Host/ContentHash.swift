@@ -17,25 +17,22 @@ package enum ContentHash {
     (h &<< 29 | h &>> 35) &+ fold(a ^ first ^ h, b ^ second)
   }
 
-  package static func of(_ bytes: UnsafeRawBufferPointer, seed: UInt64 = 0) -> UInt64 {
+  package static func of(_ bytes: RawSpan, seed: UInt64 = 0) -> UInt64 {
     var h = seed ^ second
-    let count = bytes.count
-    if let base = bytes.baseAddress {
-      var n = 0
-      while n &+ 16 <= count {
-        h = unsafe mix(
-          h, base.loadUnaligned(fromByteOffset: n, as: UInt64.self),
-          base.loadUnaligned(fromByteOffset: n &+ 8, as: UInt64.self))
-        n &+= 16
-      }
-      if n < count {
-        var rest: (UInt64, UInt64) = (0, 0)
-        unsafe withUnsafeMutableBytes(of: &rest) {
-          unsafe $0.baseAddress.unsafelyUnwrapped.copyMemory(from: base + n, byteCount: count &- n)
-        }
-        h = mix(h, rest.0, rest.1)
-      }
+    let count = bytes.byteCount
+    var n = 0
+    while let a = bytes.load(UInt64.self, at: n), let b = bytes.load(UInt64.self, at: n &+ 8) {
+      h = mix(h, a, b)
+      n &+= 16
     }
+    if n < count { h = mix(h, word(bytes, n), word(bytes, n &+ 8)) }
     return fold(h ^ UInt64(count), first) ^ h
+  }
+
+  /// Eight bytes; those behind the end are 0.
+  private static func word(_ bytes: RawSpan, _ start: Int) -> UInt64 {
+    (0..<8).reduce(0) { word, n in
+      word | UInt64(bytes.load(UInt8.self, at: start &+ n) ?? 0) &<< UInt64(n &* 8)
+    }
   }
 }

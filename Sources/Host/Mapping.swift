@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` owns its
-// range and unmaps it at the end of its life. Users must not keep pointers into it longer than
-// that.
+// Memory that this process maps: guest memory, code memory, the kvm_run page. A `Mapping` is the
+// one owner of its range and unmaps it at the end of its life. Spans of it cannot outlive it.
+// Pointers into it can, and not to use them then is the duty of whoever takes one; they are for
+// memory that a guest or the kernel changes, too.
 //
-//     let memory = try Mapping(anonymous: 512 << 20, hugePages: true)
-//     memory.address.storeBytes(of: 1, as: UInt32.self)
+//     var memory = try Mapping(anonymous: 512 << 20, hugePages: true)
+//     memory.withMutableBytes { $0.storeBytes(of: 1, as: UInt32.self) }
 
 import CHost
 import SystemPackage
@@ -57,7 +58,13 @@ package struct MemoryProtection: OptionSet, Sendable {
       hugePages: hugePages, guards: guards)
   }
 
-  /// Maps a range of a file, shared with its other mappings.
+  /// Maps private memory with guards that begins with these bytes, above 0 of them.
+  package init(copying bytes: [UInt8]) throws(Errno) {
+    try self.init(anonymous: bytes.count, guards: true)
+    withMutableBytes { $0.copy(from: bytes.bytes) }
+  }
+
+  /// Maps a range of a file, shared with whoever else maps it.
   package init(
     sharing descriptor: Int32, offset: Int = 0, size: Int,
     protection: MemoryProtection = [.read, .write], hugePages: Bool = false
@@ -162,9 +169,22 @@ package struct MemoryProtection: OptionSet, Sendable {
   /// Keeps the memory mapped for the life of the process.
   package consuming func keep() { discard self }
 
-  /// All bytes.
-  package var bytes: UnsafeMutableRawBufferPointer {
-    unsafe UnsafeMutableRawBufferPointer(start: address, count: size)
+  /// All bytes, which nobody changes meanwhile.
+  package var bytes: RawSpan {
+    @_lifetime(borrow self) get { unsafe RawSpan(_unsafeStart: address, byteCount: size) }
+  }
+
+  /// Calls a function with all bytes. A class cannot lend `bytes` of a mapping that it has.
+  package func withBytes<Result, Failure: Error>(
+    _ body: (RawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result { try body(bytes) }
+
+  /// Calls a function with all bytes, to be overwritten.
+  package mutating func withMutableBytes<Result, Failure: Error>(
+    _ body: (inout MutableRawSpan) throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    var bytes = unsafe MutableRawSpan(_unsafeStart: address, byteCount: size)
+    return try body(&bytes)
   }
 
   /// Bytes of the mapping that are resident.

@@ -39,26 +39,35 @@ package struct OwnedFileDescriptor: ~Copyable, Sendable {
     return Int(status.st_size)
   }
 
-  /// Reads at most `buffer.count` bytes; 0 is the end of the file.
+  /// Reads at most as many bytes as there is room for; 0 is the end of the file.
   package func read(
-    into buffer: UnsafeMutableRawBufferPointer, interruption: InterruptionPolicy = .repeatCall
+    into room: inout MutableRawSpan, interruption: InterruptionPolicy = .repeatCall
   ) throws(Errno) -> Int {
-    try unsafe Host.read(rawValue, into: buffer, interruption: interruption)
+    try Host.read(rawValue, into: &room, interruption: interruption)
   }
 }
 
-/// Reads at most `buffer.count` bytes from another owner's descriptor; 0 is the end.
+/// Reads at most as many bytes as there is room for from a descriptor that somebody else owns; 0 is
+/// the end.
 package func read(
-  _ descriptor: Int32, into buffer: UnsafeMutableRawBufferPointer,
+  _ descriptor: Int32, into room: inout MutableRawSpan,
   interruption: InterruptionPolicy = .repeatCall
 ) throws(Errno) -> Int {
-  try systemCall(interruption: interruption) { () -> Int in
-    unsafe Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+  try unsafe room.withUnsafeMutableBytes { (room) throws(Errno) in
+    try systemCall(interruption: interruption) { () -> Int in
+      unsafe Glibc.read(descriptor, room.baseAddress, room.count)
+    }
   }
 }
 
-/// Writes all bytes to another owner's descriptor, waiting if it would block.
-package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
+/// Writes all bytes to a descriptor that somebody else owns, waiting where it would block.
+package func writeAll(_ descriptor: Int32, _ bytes: RawSpan) throws(Errno) {
+  try unsafe bytes.withUnsafeBytes { (bytes) throws(Errno) in
+    try unsafe writeAll(descriptor, bytes)
+  }
+}
+
+private func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
   var done = 0
   while done < bytes.count {
     do throws(Errno) {
@@ -75,8 +84,7 @@ package func writeAll(_ descriptor: Int32, _ bytes: UnsafeRawBufferPointer) thro
 
 /// Writes text to a descriptor; ignores a closed reader.
 package func writeText(_ descriptor: Int32, _ text: String) {
-  var text = text
-  text.withUTF8 { bytes in try? unsafe writeAll(descriptor, UnsafeRawBufferPointer(bytes)) }
+  try? writeAll(descriptor, Array(text.utf8).bytes)
 }
 
 /// Creates a file with these bytes; fails if it exists. Removes it if it cannot be written
@@ -87,9 +95,7 @@ package func saveFile(_ path: String, _ bytes: [UInt8]) throws(Errno) {
   }
   let file = OwnedFileDescriptor(owning: descriptor)
   do throws(Errno) {
-    try unsafe bytes.withUnsafeBufferPointer { (all) throws(Errno) in
-      try unsafe writeAll(file.rawValue, UnsafeRawBufferPointer(all))
-    }
+    try writeAll(file.rawValue, bytes.bytes)
   } catch {
     _ = unsafe unlink(path)
     throw error
@@ -122,9 +128,9 @@ package func contentsOfFile(_ file: Int32, limit: Int = 1 << 30) throws(Errno) -
       let more = min(count, limit &- count &+ 1)
       bytes.append(contentsOf: repeatElement(0, count: more))
     }
-    let got = try unsafe bytes.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
-      let rest = unsafe UnsafeMutableBufferPointer(rebasing: all[count...])
-      return try unsafe read(file, into: UnsafeMutableRawBufferPointer(rest))
+    let got = try bytes.withMutableBytes { (all) throws(Errno) -> Int in
+      var rest = all.part(count...)
+      return try read(file, into: &rest)
     }
     if got == 0 { break }
     count &+= got

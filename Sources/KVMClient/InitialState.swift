@@ -99,39 +99,20 @@ extension VirtualCPUHandle {
   }
 
   private func modelRegister(_ index: UInt32) -> UInt64? {
-    let buffer = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: 8 + MemoryLayout<kvm_msr_entry>.stride, alignment: 8)
-    defer { unsafe buffer.deallocate() }
-    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    unsafe buffer.storeBytes(of: 1, as: UInt32.self)
-    unsafe buffer.storeBytes(
-      of: kvm_msr_entry(index: index, reserved: 0, data: 0), toByteOffset: 8,
-      as: kvm_msr_entry.self)
-    let count = try? transport.ioctl(handle, CKVM_GET_MSRS, UInt(bitPattern: buffer.baseAddress))
-    guard count == 1 else { return nil }
-    return unsafe buffer.load(fromByteOffset: 8, as: kvm_msr_entry.self).data
+    var list = EntryList([kvm_msr_entry(index: index, reserved: 0, data: 0)])
+    let count = try? list.call { (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_GET_MSRS, argument)
+    }
+    return count == 1 ? list.entries.first?.data : nil
   }
 }
 
 extension System {
   /// Model-specific registers that can be saved.
   package func modelRegisters() throws(Errno) -> [UInt32] {
-    var capacity = 256
-    while true {
-      let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 4 + capacity * 4, alignment: 8)
-      defer { unsafe buffer.deallocate() }
-      unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-      unsafe buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
-      do throws(Errno) {
-        let address = UInt(bitPattern: buffer.baseAddress)
-        _ = try transport.ioctl(handle, CKVM_GET_MSR_INDEX_LIST, address)
-      } catch {
-        guard error == .argListTooLong, capacity < 1 << 14 else { throw error }
-        capacity *= 2
-        continue
-      }
-      let count = unsafe min(Int(buffer.load(as: UInt32.self)), capacity)
-      return (0..<count).map { unsafe buffer.load(fromByteOffset: 4 + $0 * 4, as: UInt32.self) }
+    try EntryList.read(capacity: 256, limit: 1 << 14, headerSize: 4) {
+      (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_GET_MSR_INDEX_LIST, argument)
     }
   }
 }

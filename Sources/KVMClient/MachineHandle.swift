@@ -95,23 +95,19 @@ package final class MachineHandle: Sendable {
   package func setMessageRoutes(
     _ routes: [(gsi: UInt32, address: UInt64, data: UInt32)]
   ) throws(Errno) {
-    let stride = MemoryLayout<kvm_irq_routing_entry>.stride
-    let buffer = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: 8 + routes.count * stride, alignment: 8)
-    defer { unsafe buffer.deallocate() }
-    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    unsafe buffer.storeBytes(of: UInt32(routes.count), as: UInt32.self)
-    for (index, route) in routes.enumerated() {
+    let entries = routes.map { route in
       var entry = kvm_irq_routing_entry()
       entry.gsi = route.gsi
       entry.type = UInt32(KVM_IRQ_ROUTING_MSI)
       unsafe entry.u.msi.address_lo = UInt32(truncatingIfNeeded: route.address)
       unsafe entry.u.msi.address_hi = UInt32(truncatingIfNeeded: route.address >> 32)
       unsafe entry.u.msi.data = route.data
-      unsafe buffer.storeBytes(
-        of: entry, toByteOffset: 8 + index * stride, as: kvm_irq_routing_entry.self)
+      return entry
     }
-    _ = try transport.ioctl(handle, CKVM_SET_GSI_ROUTING, UInt(bitPattern: buffer.baseAddress))
+    var list = EntryList(entries)
+    _ = try list.call { (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_SET_GSI_ROUTING, argument)
+    }
   }
 
   /// Connects an eventfd to a GSI (an edge for each signal).

@@ -48,52 +48,8 @@ package final class System: Sendable {
 
   /// The CPUID entries that a guest can have.
   package func supportedCPUID() throws(Errno) -> [kvm_cpuid_entry2] {
-    var capacity = 64
-    while true {
-      do throws(Errno) {
-        return try CPUIDList.read(capacity: capacity) { (argument) throws(Errno) in
-          _ = try transport.ioctl(handle, CKVM_GET_SUPPORTED_CPUID, argument)
-        }
-      } catch {
-        guard error == .argListTooLong, capacity < 4096 else { throw error }
-        capacity *= 2
-      }
+    try EntryList.read(capacity: 64, limit: 4096) { (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_GET_SUPPORTED_CPUID, argument)
     }
-  }
-}
-
-/// The variable-length struct `kvm_cpuid2`: a count, padding, then the entries.
-enum CPUIDList {
-  private static let header = 8
-  private static let stride = MemoryLayout<kvm_cpuid_entry2>.stride
-
-  static func read(
-    capacity: Int, _ call: (UInt) throws(Errno) -> Void
-  ) throws(Errno) -> [kvm_cpuid_entry2] {
-    let buffer = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: header + capacity * stride, alignment: 8)
-    defer { unsafe buffer.deallocate() }
-    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    unsafe buffer.storeBytes(of: UInt32(capacity), as: UInt32.self)
-    try call(UInt(bitPattern: buffer.baseAddress))
-    let count = unsafe min(Int(buffer.load(as: UInt32.self)), capacity)
-    return (0..<count).map {
-      unsafe buffer.load(fromByteOffset: header + $0 * stride, as: kvm_cpuid_entry2.self)
-    }
-  }
-
-  static func write(
-    _ entries: [kvm_cpuid_entry2], _ call: (UInt) throws(Errno) -> Void
-  ) throws(Errno) {
-    let buffer = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: header + entries.count * stride, alignment: 8)
-    defer { unsafe buffer.deallocate() }
-    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    unsafe buffer.storeBytes(of: UInt32(entries.count), as: UInt32.self)
-    for (index, entry) in entries.enumerated() {
-      unsafe buffer.storeBytes(
-        of: entry, toByteOffset: header + index * stride, as: kvm_cpuid_entry2.self)
-    }
-    try call(UInt(bitPattern: buffer.baseAddress))
   }
 }

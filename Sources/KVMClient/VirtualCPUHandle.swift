@@ -123,8 +123,9 @@ extension VirtualCPUHandle {
 
   /// Sets the results of the CPU's CPUID instruction.
   package func setCPUID(_ entries: [kvm_cpuid_entry2]) throws(Errno) {
-    try CPUIDList.write(entries) { (argument) throws(Errno) in
-      _ = try transport.ioctl(handle, CKVM_SET_CPUID2, argument)
+    var list = EntryList(entries)
+    _ = try list.call { (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_SET_CPUID2, argument)
     }
   }
 
@@ -134,17 +135,10 @@ extension VirtualCPUHandle {
   package func setMSRs(
     _ values: [(index: UInt32, value: UInt64)]
   ) throws(Errno) -> Int32 {
-    let stride = MemoryLayout<kvm_msr_entry>.stride
-    let buffer = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: 8 + values.count * stride, alignment: 8)
-    defer { unsafe buffer.deallocate() }
-    unsafe buffer.initializeMemory(as: UInt8.self, repeating: 0)
-    unsafe buffer.storeBytes(of: UInt32(values.count), as: UInt32.self)
-    for (position, value) in values.enumerated() {
-      unsafe buffer.storeBytes(
-        of: kvm_msr_entry(index: value.index, reserved: 0, data: value.value),
-        toByteOffset: 8 + position * stride, as: kvm_msr_entry.self)
+    var list = EntryList(
+      values.map { kvm_msr_entry(index: $0.index, reserved: 0, data: $0.value) })
+    return try list.call { (argument) throws(Errno) in
+      try transport.ioctl(handle, CKVM_SET_MSRS, argument)
     }
-    return try transport.ioctl(handle, CKVM_SET_MSRS, UInt(bitPattern: buffer.baseAddress))
   }
 }

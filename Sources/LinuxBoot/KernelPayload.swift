@@ -37,6 +37,7 @@ struct KernelPayload: ~Copyable {
     static let programSize = 56
     static let sectionSize = 64
     static let identification: UInt32 = 0x464C_457F
+    static let wideClass: UInt8 = 2
     static let machineX86: UInt16 = 62
     static let loadable: UInt32 = 1
   }
@@ -46,6 +47,7 @@ struct KernelPayload: ~Copyable {
   private static let sizeBytes = 4
 
   private let data: Mapping
+  /// Bytes of the mapping that are the payload's.
   private let count: Int
   private let segments: [Segment]
   /// The physical address that the kernel was linked for.
@@ -62,25 +64,32 @@ struct KernelPayload: ~Copyable {
 
   /// Decompresses a payload; nil if it, or the result, is not understood.
   ///
-  /// - Parameter linkedAddress: the header's preferred address.
-  init?(_ payload: UnsafeRawBufferPointer, linkedAddress: UInt64, limit: Int) {
-    guard let format = unsafe PayloadFormat(payload) else { return nil }
-    let body = payload.count - Self.sizeBytes
-    let size = unsafe Int(payload.loadUnaligned(fromByteOffset: body, as: UInt32.self))
-    guard size > Header.size, size <= limit,
-      let data = try? Mapping(anonymous: size, hugePages: true)
+  /// - Parameter linkedAddress: the address that the header says the kernel prefers.
+  init?(_ payload: RawSpan, linkedAddress: UInt64, limit: Int) {
+    let body = payload.byteCount - Self.sizeBytes
+    guard let format = PayloadFormat(payload),
+      let size = payload.load(UInt32.self, at: body).map({ Int($0) }), size > Header.size,
+      size <= limit, var data = try? Mapping(anonymous: size, hugePages: true)
     else { return nil }
-    // The size is part of a gzip file, and follows a file of the other formats.
-    let input = unsafe UnsafeRawBufferPointer(
-      rebasing: payload[..<(format == .gzip ? body + 4 : body)])
-    let output = unsafe UnsafeMutableRawBufferPointer(start: data.address, count: size)
-    guard unsafe format.decompress(input, into: output) == size else { return nil }
-    let bytes = UnsafeRawBufferPointer(output)
-    guard let file = unsafe ELFFile(bytes, linkedAddress: linkedAddress) else { return nil }
-    let relocations = unsafe Self.findRelocations(bytes, from: file.end)
-    // Without the table the kernel must stay where it was linked for.
-    if relocations == nil && file.end < size { return nil }
+    // The size is part of a gzip file, and behind a file of the other formats.
+    let input = payload.extracting(first: format == .gzip ? body + 4 : body)
+    let written = data.withMutableBytes { all in
+      var output = all.part(..<size)
+      return format.decompress(input, into: &output)
+    }
+    guard written == size,
+      let (file, relocations) = Self.examine(data.bytes.extracting(first: size), linkedAddress)
+    else { return nil }
     self.init(data, size, file, relocations, linkedAddress)
+  }
+
+  private static func examine(
+    _ bytes: RawSpan, _ linkedAddress: UInt64
+  ) -> (ELFFile, Relocations?)? {
+    guard let file = ELFFile(bytes, linkedAddress: linkedAddress) else { return nil }
+    let relocations = findRelocations(bytes, from: file.end)
+    // Without the table the kernel was built to stay where it was linked for.
+    return relocations == nil && file.end < bytes.byteCount ? nil : (file, relocations)
   }
 
   private init(
@@ -96,8 +105,8 @@ struct KernelPayload: ~Copyable {
     entryOffset = file.entryOffset
   }
 
-  private var bytes: UnsafeRawBufferPointer {
-    unsafe UnsafeRawBufferPointer(start: data.address, count: count)
+  private var bytes: RawSpan {
+    @_lifetime(borrow self) get { data.bytes.extracting(first: count) }
   }
 
   // MARK: The ELF file
@@ -109,19 +118,17 @@ struct KernelPayload: ~Copyable {
     /// End of the ELF file in the payload.
     var end: Int
 
-    init?(_ bytes: UnsafeRawBufferPointer, linkedAddress: UInt64) {
-      func load<Value: FixedWidthInteger>(_ type: Value.Type, _ offset: Int) -> Value {
-        unsafe bytes.loadUnaligned(fromByteOffset: offset, as: type)
-      }
-      guard load(UInt32.self, 0) == Header.identification, unsafe bytes[4] == 2,
-        load(UInt16.self, 18) == Header.machineX86
+    init?(_ bytes: RawSpan, linkedAddress: UInt64) {
+      guard bytes.load(UInt32.self, at: 0) == Header.identification,
+        bytes.load(UInt8.self, at: 4) == Header.wideClass,
+        bytes.load(UInt16.self, at: 18) == Header.machineX86,
+        let entry = bytes.load(UInt64.self, at: 24), let programs = bytes.load(UInt64.self, at: 32),
+        let sections = bytes.load(UInt64.self, at: 40),
+        let programCount = bytes.load(UInt16.self, at: 56).map({ Int($0) }),
+        let sectionCount = bytes.load(UInt16.self, at: 60)
       else { return nil }
-      let entry = load(UInt64.self, 24)
-      let programs = load(UInt64.self, 32)
-      let sections = load(UInt64.self, 40)
-      let programCount = Int(load(UInt16.self, 56))
-      let sectionBytes = UInt64(load(UInt16.self, 60)) * UInt64(Header.sectionSize)
-      let room = UInt64(bytes.count)
+      let sectionBytes = UInt64(sectionCount) * UInt64(Header.sectionSize)
+      let room = UInt64(bytes.byteCount)
       guard programs <= room, room - programs >= UInt64(programCount * Header.programSize),
         sections <= room, room - sections >= sectionBytes, entry >= linkedAddress
       else { return nil }
@@ -129,19 +136,22 @@ struct KernelPayload: ~Copyable {
       end = Int(sections + sectionBytes)
       for n in 0..<programCount {
         let header = Int(programs) + n * Header.programSize
-        guard load(UInt32.self, header) == Header.loadable else { continue }
-        guard add(header, load, room, linkedAddress) else { return nil }
+        guard bytes.load(UInt32.self, at: header) == Header.loadable else { continue }
+        guard add(header, bytes, linkedAddress) else { return nil }
       }
       guard !segments.isEmpty, entryOffset < memorySize else { return nil }
     }
 
     private mutating func add(
-      _ header: Int, _ load: (UInt64.Type, Int) -> UInt64, _ room: UInt64, _ linkedAddress: UInt64
+      _ header: Int, _ bytes: RawSpan, _ linkedAddress: UInt64
     ) -> Bool {
-      let (fileOffset, address) = (load(UInt64.self, header + 8), load(UInt64.self, header + 24))
-      let (fileSize, size) = (load(UInt64.self, header + 32), load(UInt64.self, header + 40))
-      guard fileOffset <= room, fileSize <= room - fileOffset, fileSize <= size,
-        address >= linkedAddress, size <= UInt64(1) << 32, address < UInt64(1) << 40
+      let room = UInt64(bytes.byteCount)
+      guard let fileOffset = bytes.load(UInt64.self, at: header + 8),
+        let address = bytes.load(UInt64.self, at: header + 24),
+        let fileSize = bytes.load(UInt64.self, at: header + 32),
+        let size = bytes.load(UInt64.self, at: header + 40), fileOffset <= room,
+        fileSize <= room - fileOffset, fileSize <= size, address >= linkedAddress,
+        size <= UInt64(1) << 32, address < UInt64(1) << 40
       else { return false }
       segments.append(
         Segment(
@@ -154,18 +164,14 @@ struct KernelPayload: ~Copyable {
 
   // MARK: Relocations
 
-  /// The table between the end of the ELF file and that of the payload; nil if its format is
-  /// unknown.
-  private static func findRelocations(
-    _ bytes: UnsafeRawBufferPointer, from end: Int
-  ) -> Relocations? {
+  /// The table between the end of the ELF file and that of the payload; nil where it has another
+  /// form.
+  private static func findRelocations(_ bytes: RawSpan, from end: Int) -> Relocations? {
     // Its first word is the 0 that ends the last list.
-    let words = (bytes.count - end) / 4
-    guard words > 0, (bytes.count - end) % 4 == 0, unsafe word(bytes, words) == 0 else {
-      return nil
-    }
+    let words = (bytes.byteCount - end) / 4
+    guard words > 0, (bytes.byteCount - end) % 4 == 0, word(bytes, words) == 0 else { return nil }
     var zeros: [Int] = []
-    for n in 1...words where unsafe word(bytes, n) == 0 { zeros.append(n) }
+    for n in 1...words where word(bytes, n) == 0 { zeros.append(n) }
     // Counted from the end: the lists of 32-bit values come first.
     switch zeros.count {
     case 2:
@@ -179,8 +185,8 @@ struct KernelPayload: ~Copyable {
   }
 
   /// Word `n` of the table, counted from the end from 1.
-  private static func word(_ bytes: UnsafeRawBufferPointer, _ n: Int) -> UInt32 {
-    unsafe bytes.loadUnaligned(fromByteOffset: bytes.count - n * 4, as: UInt32.self)
+  private static func word(_ bytes: RawSpan, _ n: Int) -> UInt32? {
+    bytes.load(UInt32.self, at: bytes.byteCount - n * 4)
   }
 
   // MARK: Loading
@@ -195,59 +201,64 @@ struct KernelPayload: ~Copyable {
     guard let start = unsafe memory.host(address, count: Int(clamping: memorySize)) else {
       return false
     }
-    let target = unsafe UnsafeMutableRawBufferPointer(start: start, count: Int(memorySize))
-    for segment in segments { unsafe copy(segment, target) }
-    if unsafe virtualOffset == 0 || relocate(target, by: virtualOffset) { return true }
-    unsafe target.initializeMemory(as: UInt8.self, repeating: 0)
+    // No guest runs yet.
+    var target = unsafe MutableRawSpan(_unsafeStart: start, byteCount: Int(memorySize))
+    for segment in segments { copy(segment, &target) }
+    if virtualOffset == 0 || relocate(&target, by: virtualOffset) { return true }
+    target.fill(0)
     return false
   }
 
   private static let page = 4096
 
-  /// Pages of zeroes are not touched: the file contains the kernel's .bss.
-  private func copy(_ segment: Segment, _ target: UnsafeMutableRawBufferPointer) {
+  /// Pages of zeros are not touched: the kernel's .bss is in the file.
+  private func copy(_ segment: Segment, _ target: inout MutableRawSpan) {
     var position = 0
     while position < segment.fileSize {
       let size = min(Self.page, segment.fileSize - position)
       let from = segment.fileOffset + position
-      let source = unsafe UnsafeRawBufferPointer(rebasing: bytes[from..<from + size])
-      if unsafe !Self.isZero(source) {
-        let place = Int(segment.offset) + position
-        unsafe UnsafeMutableRawBufferPointer(rebasing: target[place..<place + size])
-          .copyMemory(from: source)
+      let source = bytes.extracting(from..<from + size)
+      if !Self.isZero(source) {
+        let start = Int(segment.offset) + position
+        target.copy(from: source, at: start)
       }
       position += size
     }
   }
 
-  private static func isZero(_ bytes: UnsafeRawBufferPointer) -> Bool {
+  private static func isZero(_ bytes: RawSpan) -> Bool {
     var offset = 0
-    while offset + 8 <= bytes.count {
-      if unsafe bytes.loadUnaligned(fromByteOffset: offset, as: UInt64.self) != 0 { return false }
+    while let word = bytes.load(UInt64.self, at: offset) {
+      if word != 0 { return false }
       offset += 8
     }
-    return unsafe bytes[offset...].allSatisfy { $0 == 0 }
+    while let byte = bytes.load(UInt8.self, at: offset) {
+      if byte != 0 { return false }
+      offset += 1
+    }
+    return true
   }
 
-  private func relocate(_ target: UnsafeMutableRawBufferPointer, by offset: UInt64) -> Bool {
+  private func relocate(_ target: inout MutableRawSpan, by offset: UInt64) -> Bool {
     guard let relocations else { return false }
-    let bytes = unsafe bytes
-    /// Offset of a value in the kernel; nil if it is outside.
-    func place(_ n: Int, _ size: Int) -> Int? {
-      let virtual = unsafe UInt64(bitPattern: Int64(Int32(bitPattern: Self.word(bytes, n))))
-      let place = virtual &- Self.virtualBase &- linkedAddress
-      return target.count >= size && place <= UInt64(target.count - size) ? Int(place) : nil
-    }
-    func add<Value: FixedWidthInteger>(_ range: Range<Int>, _ value: Value) -> Bool {
-      for n in range {
-        guard let place = place(n, MemoryLayout<Value>.size) else { return false }
-        let old = unsafe target.loadUnaligned(fromByteOffset: place, as: Value.self)
-        unsafe target.storeBytes(of: old &+ value, toByteOffset: place, as: Value.self)
-      }
-      return true
-    }
     let small = UInt32(truncatingIfNeeded: offset)
-    return add(relocations.grow32, small) && add(relocations.shrink32, 0 &- small)
-      && add(relocations.grow64, offset)
+    return add(small, at: relocations.grow32, &target)
+      && add(0 &- small, at: relocations.shrink32, &target)
+      && add(offset, at: relocations.grow64, &target)
+  }
+
+  /// Adds to the values that entries of the table name; false where one does not lie in the kernel.
+  private func add<Value: FixedWidthInteger & BitwiseCopyable>(
+    _ value: Value, at entries: Range<Int>, _ target: inout MutableRawSpan
+  ) -> Bool {
+    for n in entries {
+      guard let word = Self.word(bytes, n) else { return false }
+      let virtual = UInt64(bitPattern: Int64(Int32(bitPattern: word)))
+      guard let place = Int(exactly: virtual &- Self.virtualBase &- linkedAddress),
+        let old = target.bytes.load(Value.self, at: place)
+      else { return false }
+      target.storeBytes(of: old &+ value, toByteOffset: place, as: Value.self)
+    }
+    return true
   }
 }

@@ -63,21 +63,17 @@ extension LinuxImage {
       alignment >= Self.leastAlignment, alignment.nonzeroBitCount == 1,
       loadAddress >= GuestMap.highLoadAddress, loadAddress % UInt64(alignment) == 0
     else { return nil }
-    return unsafe file.withUnsafeBytes { file -> LoadedKernel? in
-      let bytes = unsafe UnsafeRawBufferPointer(rebasing: file[payload])
-      guard
-        let kernel = unsafe KernelPayload(bytes, linkedAddress: loadAddress, limit: memory.size),
-        let placement = KernelPlacement(
-          size: kernel.memorySize, preferred: loadAddress, alignment: UInt64(alignment),
-          ceiling: min(ceiling, memory.lowEnd), random: kernel.isRelocatable ? random : nil),
-        kernel.load(
-          into: memory, at: placement.address, virtualOffset: placement.virtualOffset)
-      else { return nil }
-      return LoadedKernel(
-        entry: .linux64(address: placement.address + kernel.entryOffset),
-        range: placement.address..<placement.address + kernel.memorySize,
-        isRandomized: kernel.isRelocatable && random != nil)
-    }
+    guard let bytes = file.bytes.part(payload),
+      let kernel = KernelPayload(bytes, linkedAddress: loadAddress, limit: memory.size),
+      let placement = KernelPlacement(
+        size: kernel.memorySize, preferred: loadAddress, alignment: UInt64(alignment),
+        ceiling: min(ceiling, memory.lowEnd), random: kernel.isRelocatable ? random : nil),
+      kernel.load(into: memory, at: placement.address, virtualOffset: placement.virtualOffset)
+    else { return nil }
+    return LoadedKernel(
+      entry: .linux64(address: placement.address + kernel.entryOffset),
+      range: placement.address..<placement.address + kernel.memorySize,
+      isRandomized: kernel.isRelocatable && random != nil)
   }
 
   /// The compressed kernel's range in the file.

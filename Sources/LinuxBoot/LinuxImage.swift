@@ -64,7 +64,7 @@ package struct LinuxImage: Sendable {
 
   /// Checks the header and that the file is complete.
   package init(_ file: [UInt8], name: String) throws(LoadError) {
-    func field<Value: FixedWidthInteger>(
+    func field<Value: FixedWidthInteger & BitwiseCopyable>(
       _ type: Value.Type, _ offset: Int
     ) throws(LoadError) -> Value {
       guard let value = file.load(type, at: offset) else {

@@ -5,7 +5,7 @@
 // demand and are not part of the program.
 //
 //     let format = PayloadFormat(payload)
-//     let whole = format?.decompress(payload, into: buffer) == buffer.count
+//     let whole = format?.decompress(payload, into: &room) == room.byteCount
 
 import Host
 
@@ -28,12 +28,10 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
     }
   }
 
-  /// Detects the format; nil if it is none of these.
-  package init?(_ payload: UnsafeRawBufferPointer) {
-    let found = Self.allCases.first { format in
-      unsafe payload.count > 16 && payload.prefix(format.magic.count).elementsEqual(format.magic)
-    }
-    guard let found else { return nil }
+  /// The format that begins so; nil where it is none of these.
+  package init?(_ payload: RawSpan) {
+    let found = Self.allCases.first { payload.starts(with: $0.magic) }
+    guard let found, payload.byteCount > 16 else { return nil }
     self = found
   }
 
@@ -50,22 +48,18 @@ package enum PayloadFormat: String, CaseIterable, Sendable {
   ///
   /// - Returns: bytes written; nil if the library is missing or finds the data damaged or longer
   ///   than `output`.
-  package func decompress(
-    _ input: UnsafeRawBufferPointer, into output: UnsafeMutableRawBufferPointer
-  ) -> Int? {
-    guard let source = input.baseAddress, let target = output.baseAddress else { return nil }
-    let from = unsafe UnsafeRawBufferPointer(start: source, count: input.count)
-    let to = unsafe UnsafeMutableRawBufferPointer(start: target, count: output.count)
+  package func decompress(_ input: RawSpan, into output: inout MutableRawSpan) -> Int? {
+    guard !input.isEmpty, !output.isEmpty else { return nil }
     switch self {
     case .gzip:
-      return unsafe ZlibLibrary()?.inflate(from, into: to, .gzip).flatMap(Self.whole)
+      return ZlibLibrary()?.inflate(input, into: &output, .gzip).flatMap(Self.whole)
     case .zstd:
-      return unsafe ZstandardLibrary()?.decompress(from, into: to).flatMap(Self.whole)
+      return ZstandardLibrary()?.decompress(input, into: &output).flatMap(Self.whole)
     case .xz, .lz4:
       guard let loaded = SharedLibrary(library) else { return nil }
       let result =
-        unsafe self == .xz
-        ? LZMA.decompress(loaded, from, to) : LZ4.decompress(loaded, from, to)
+        self == .xz
+        ? LZMA.decompress(loaded, input, &output) : LZ4.decompress(loaded, input, &output)
       // A restart needs it when nothing can be loaded any more.
       loaded.keep()
       return result
@@ -84,25 +78,29 @@ private enum LZ4 {
 
   /// Blocks of up to 8 MiB, each preceded by its compressed size.
   static func decompress(
-    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
-    _ output: UnsafeMutableRawBufferPointer
+    _ library: borrowing SharedLibrary, _ input: RawSpan, _ output: inout MutableRawSpan
   ) -> Int? {
     guard let block = unsafe library.function("LZ4_decompress_safe", as: Decompress.self) else {
       return nil
     }
     var position = 4
     var written = 0
-    while position + 4 <= input.count {
-      let size = unsafe Int(input.loadUnaligned(fromByteOffset: position, as: UInt32.self))
+    while let word = input.load(UInt32.self, at: position) {
       position += 4
-      guard size > 0, size <= input.count - position, size <= Int32.max else { return nil }
-      let count = unsafe block(
-        input.baseAddress.unsafelyUnwrapped + position,
-        output.baseAddress.unsafelyUnwrapped + written, Int32(size),
-        Int32(clamping: output.count - written))
-      guard count >= 0 else { return nil }
+      let size = Int(word)
+      guard let source = input.part(position..<position + size), let size = Int32(exactly: size),
+        size > 0
+      else { return nil }
+      var room = output.part(written...)
+      let count = unsafe source.withUnsafeBytes { source in
+        unsafe room.withUnsafeMutableBytes { room -> Int32 in
+          guard let from = source.baseAddress, let to = room.baseAddress else { return -1 }
+          return unsafe block(from, to, size, Int32(clamping: room.count))
+        }
+      }
+      guard count >= 0, Int(count) <= room.byteCount else { return nil }
       written += Int(count)
-      position += size
+      position += Int(size)
     }
     return written
   }
@@ -117,8 +115,7 @@ private enum LZMA {
     ) -> Int32
 
   static func decompress(
-    _ library: borrowing SharedLibrary, _ input: UnsafeRawBufferPointer,
-    _ output: UnsafeMutableRawBufferPointer
+    _ library: borrowing SharedLibrary, _ input: RawSpan, _ output: inout MutableRawSpan
   ) -> Int? {
     guard let decode = unsafe library.function("lzma_stream_buffer_decode", as: Decode.self) else {
       return nil
@@ -126,9 +123,12 @@ private enum LZMA {
     var limit = UInt64.max
     var read = 0
     var written = 0
-    let result = unsafe decode(
-      &limit, 0, nil, input.baseAddress.unsafelyUnwrapped, &read, input.count,
-      output.baseAddress.unsafelyUnwrapped, &written, output.count)
+    let result = unsafe input.withUnsafeBytes { input in
+      unsafe output.withUnsafeMutableBytes { output -> Int32? in
+        guard let from = input.baseAddress, let to = output.baseAddress else { return nil }
+        return unsafe decode(&limit, 0, nil, from, &read, input.count, to, &written, output.count)
+      }
+    }
     return result == 0 ? written : nil
   }
 }

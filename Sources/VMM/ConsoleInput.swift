@@ -77,9 +77,7 @@ final class ConsoleInput: Sendable {
   private func read() {
     guard state.withLock({ $0.isOpen }), hasRoom else { return }
     var chunk = [UInt8](repeating: 0, count: Self.chunkSize)
-    let count = unsafe chunk.withUnsafeMutableBytes {
-      unsafe (try? Host.read(descriptor, into: $0)) ?? 0
-    }
+    let count = chunk.withMutableBytes { (try? Host.read(descriptor, into: &$0)) ?? 0 }
     guard count > 0 else {
       state.withLock { state in
         state.isOpen = false

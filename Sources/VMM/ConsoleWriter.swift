@@ -47,7 +47,7 @@ package final class ConsoleWriter: Sendable {
         return bytes
       }
       guard !bytes.isEmpty else { return }
-      unsafe bytes.withUnsafeBytes { try? unsafe writeAll(descriptor, $0) }
+      try? writeAll(descriptor, bytes.bytes)
     }
   }
 }

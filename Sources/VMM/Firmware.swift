@@ -37,12 +37,11 @@ final class Firmware: Sendable {
       variables = nil
     }
     do throws(Errno) {
-      code = try Mapping(anonymous: bytes.count, guards: true)
+      code = try Mapping(copying: bytes)
     } catch {
       throw RunError("no memory for firmware: \(error)", status: ExitStatus.engineFailed)
     }
     size = bytes.count
-    unsafe UnsafeMutableRawBufferPointer(start: code.address, count: size).copyBytes(from: bytes)
   }
 
   private static func variables(
@@ -73,9 +72,9 @@ final class Firmware: Sendable {
       machine: machine, slot: slot,
       start: GuestMap.fourGiB - UInt64(size) - UInt64(variables.bytes.count))
     let file = variables.file
-    let flash = try unsafe FlashMemory(
+    let flash = try FlashMemory(
       variables.bytes, visibility: { place.show($0) },
-      keep: { (start, bytes) throws(Errno) in try unsafe file?.write(at: start, bytes) })
+      keep: { (start, bytes) throws(Errno) in try file?.write(at: start, bytes) })
     try place.set(flash)
     return PlacedFlash(device: flash, start: place.start)
   }
@@ -84,8 +83,8 @@ final class Firmware: Sendable {
   func copy(into guest: GuestMemory) -> Bool {
     guard variables == nil else { return true }
     let count = GuestMap.firmwareCopySize
-    let end = unsafe UnsafeRawBufferPointer(start: code.address + (size - count), count: count)
-    return unsafe guest.write(Array(end), at: GuestMap.firmwareCopy)
+    let end = code.withBytes { $0.extracting(size - count..<size).array }
+    return guest.write(end, at: GuestMap.firmwareCopy)
   }
 
   /// The configuration for firmware.

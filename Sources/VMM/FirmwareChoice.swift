@@ -132,11 +132,7 @@ package enum FirmwareChoice: Sendable, Hashable {
     let draft = path + ".new"
     do throws(Errno) {
       let file = try OwnedFileDescriptor(opening: draft, flags: O_WRONLY | O_CREAT | O_TRUNC)
-      var result: Errno?
-      unsafe bytes.withUnsafeBytes { bytes in
-        do throws(Errno) { try unsafe writeAll(file.rawValue, bytes) } catch { result = error }
-      }
-      if let result { throw result }
+      try writeAll(file.rawValue, bytes.bytes)
       guard unsafe rename(draft, path) == 0 else { throw Errno(rawValue: errno) }
     } catch {
       unsafe unlink(draft)

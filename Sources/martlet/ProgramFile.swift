@@ -5,6 +5,7 @@
 
 import CHost
 import Glibc
+import Host
 
 /// The file that execvp(3) would execute.
 struct ProgramFile {
@@ -73,27 +74,20 @@ struct ProgramFile {
 
   private static func format(_ file: Int32, _ header: [UInt8], _ path: String) -> String? {
     guard header.count >= 64, header[4] == wideClass,
-      integer(header, 18, as: UInt16.self) == x86Machine
+      header.load(UInt16.self, at: 18) == x86Machine,
+      let start = header.load(UInt64.self, at: 32), let count = header.load(UInt16.self, at: 56)
     else { return "is not a 64-bit x86 program, so it cannot load the preload library" }
     // The loader itself may be the program.
     let name = path.split(separator: "/").last ?? ""
     if name.hasPrefix("ld-linux") || name.hasPrefix("ld-2.") || name == "ld.so" { return nil }
-    let start = integer(header, 32, as: UInt64.self)
-    let count = integer(header, 56, as: UInt16.self)
     for index in 0..<UInt64(count) {
       let (place, overflow) = start.addingReportingOverflow(index &* headerSize)
       guard !overflow, place < UInt64(Int64.max),
-        let entry = read(file, at: Int(place), count: 4), entry.count == 4
+        let kind = read(file, at: Int(place), count: 4)?.load(UInt32.self, at: 0)
       else { break }
-      if integer(entry, 0, as: UInt32.self) == interpreterSegment { return nil }
+      if kind == interpreterSegment { return nil }
     }
     return "is statically linked, so the preload library cannot intercept its calls"
-  }
-
-  private static func integer<T: FixedWidthInteger>(
-    _ bytes: [UInt8], _ offset: Int, as: T.Type
-  ) -> T {
-    unsafe bytes.withUnsafeBytes { unsafe $0.loadUnaligned(fromByteOffset: offset, as: T.self) }
   }
 
   private static func read(_ file: Int32, at offset: Int, count: Int) -> [UInt8]? {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Which device a bus finds for an address, and that nobody there reads as all ones.
 
 import Devices
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The CMOS clock against the MC146818's data sheet, and its calendar against each day of four
+// centuries. Time is injected.
 
 import Devices
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The virtio console with two ports: bytes and control messages arrive whole and in order, and
+// a driver that does not play by the rules breaks the device or is held back, no more.
 
 import Devices
 import GuestMemory

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Small devices that ask something of the machine (i8042, ACPI's fixed hardware, reset, debug
+// exit): each guest access against what is then asked for.
 
 import Devices
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Firmware's configuration device: items read at the port and by commands in memory are those
+// that it was made with, whatever a guest writes.
 
 import Devices
 import GuestMemory

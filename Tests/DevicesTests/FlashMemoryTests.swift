@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The flash chip against Intel's command set, with what it says of its visibility and what it
+// keeps; and which boot loaders a disk's tables show.
 
 import Devices
 import Synchronization
@@ -22,7 +25,7 @@ import Testing
         bytes, visibility: { [self] isMemory in visibility.withLock { $0.append(isMemory) } },
         keep: { [self] (start, bytes) throws(Errno) in
           if let error = error.withLock({ $0 }) { throw error }
-          kept.withLock { $0[start] = bytes.count }
+          kept.withLock { $0[start] = bytes.byteCount }
         })
     }
   }

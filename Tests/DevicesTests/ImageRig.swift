@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What tests of disk images share. QEMU's tools are the oracle: they make images, check them,
+// and compare contents.
 
 import Devices
 import Glibc

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Configuration space, ranges, pins and MSI-X as the PCI specification has them. Whatever is
+// written there, no more answers than a function's ranges inside the window.
 
 import Devices
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Raw disk images: what is written is in the file, locks keep others out, and what is no image
+// is refused.
 
 import Devices
 import Glibc

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The UART against the 16550's data sheet (FIFO, interrupts by priority, loop mode), and the
+// port with its backlog in front of it.
 
 import Devices
 import Synchronization

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The device's side of virtio's split queue, against a driver's in guest memory. Rings that lie
+// end with an error; nothing is read or written outside of memory.
 
 import Devices
 import GuestMemory

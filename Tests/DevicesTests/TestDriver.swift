@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A driver for tests of virtio devices. It finds its device the way a guest does, by
+// configuration space, capabilities and registers, so a device that hides them fails.
 
 import Devices
 import Glibc
@@ -6,8 +9,6 @@ import GuestMemory
 import Synchronization
 import Testing
 
-/// A driver that finds its device the way a guest does: by configuration space, capabilities and
-/// registers.
 final class TestDriver {
   struct Wires: Sendable {
     final class Record: Sendable {

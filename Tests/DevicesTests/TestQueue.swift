@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A driver's side of a split queue, written for tests from the specification: it shares no code
+// with the device's side.
 
 import Devices
 import GuestMemory

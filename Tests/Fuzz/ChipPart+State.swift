@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// States that a client loads into interrupt chips, of the fuzzer's bytes: any may come, and
+// none may trap.
 
 import InterruptChips
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Interrupt chips and timers, driven by the fuzzer's bytes: no access, line, message, time or
+// state may trap.
 
 import InterruptChips
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The decoder on the fuzzer's bytes: an instruction has at most 15 bytes, needs all of them,
+// and has a text.
 
 import X86
 import X86Decoder

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Devices at ports, driven by the fuzzer's bytes: no access at no time may trap.
 
 import Devices
 import LinuxBoot

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// qcow2 images of the fuzzer's bytes, opened, read and written: any is refused or used without
+// a trap.
 
 import Devices
 import Glibc

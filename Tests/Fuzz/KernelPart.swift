@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Kernels of the fuzzer's bytes on their way into guest memory, whose guards show what is
+// written outside.
 
 import GuestMemory
 import KernelFiles

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Runs the package's programs as a user would, with limits of time, and hands out status,
+// output and errors for the tests to look at.
 
 import CHost
 import Glibc
@@ -102,7 +105,7 @@ package enum Command {
   private static func contents(_ file: Int32) -> String {
     lseek(file, 0, SEEK_SET)
     var bytes = [UInt8](repeating: 0, count: 1 << 20)
-    let count = bytes.withUnsafeMutableBytes { (try? Host.read(file, into: $0)) ?? 0 }
+    let count = bytes.withMutableBytes { (try? Host.read(file, into: &$0)) ?? 0 }
     return String(decoding: bytes[..<count], as: UTF8.self)
   }
 
@@ -111,11 +114,7 @@ package enum Command {
     var template = Array("/tmp/martlet-test-XXXXXX".utf8CString)
     let file = try systemCall { () -> Int32 in mkstemp(&template) }
     defer { close(file) }
-    var written: Errno?
-    bytes.withUnsafeBytes {
-      do throws(Errno) { try writeAll(file, $0) } catch { written = error }
-    }
-    if let written { throw written }
+    try writeAll(file, bytes.bytes)
     return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
   }
 }

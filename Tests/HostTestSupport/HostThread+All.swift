@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Threads that run one body at the same time, for tests of what threads share.
 
 import Host
 import SystemPackage

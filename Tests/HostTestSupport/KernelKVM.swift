@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Whether the host's own KVM can be used, and what kind it is: with it, tests run on both
+// engines, and the kernel's answers are the oracle.
 
 import CHost
 import Glibc

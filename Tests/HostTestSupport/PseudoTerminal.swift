@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A terminal with both ends in the test, for programs that must find one.
 
 import CHost
 import Glibc

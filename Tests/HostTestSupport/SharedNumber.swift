@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A counter for what several threads of a test report.
 
 import Synchronization
 

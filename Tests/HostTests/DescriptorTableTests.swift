@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The table of descriptors: what a number stands for goes exactly once, when its last
+// descriptor does, also with threads that close and replace the same numbers.
 
 import Host
 import HostTestSupport

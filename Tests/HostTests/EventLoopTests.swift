@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The event loop and the pool of workers: everything that was asked for is done once, what was
+// removed is not called, and no thread is left behind.
 
 import Glibc
 import Host

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Which processors a message names and what its fields mean, case by case from the SDM
+// ("Determining IPI Destination", "Message Signalled Interrupts").
 
 import InterruptChips
 import Testing

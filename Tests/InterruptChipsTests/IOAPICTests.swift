@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The I/O APIC against the 82093AA's data sheet: registers, edges and levels, Remote IRR, and
+// when a level is sent again.
 
 import InterruptChips
 import Testing

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Which processors of four a message names, by its destination and shorthand; those that are
+// disabled are not among them.
 
 import InterruptChips
 import Testing
 
-/// Which processors a message names.
 @Suite struct IdentityTests {
   /// Processors 0 to 3 in xAPIC mode with flat logical identifiers 1, 2, 4, 8; 2 is
   /// software-disabled and 3 disabled.

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Registers of the local APIC against the SDM's chapter on it: reserved bits, errors, commands,
+// local vectors. Expected values are the manual's, written out.
 
 import InterruptChips
 import Testing

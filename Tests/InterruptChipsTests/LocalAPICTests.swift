@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The local APIC's reset values and priorities against the SDM. What it keeps beside its
+// register page must agree with the page under random traffic.
 
 import InterruptChips
 import TestRandom

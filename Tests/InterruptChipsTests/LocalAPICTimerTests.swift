@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The local APIC's timer in its three modes, against ticks and deadlines that are counted by
+// hand.
 
 import InterruptChips
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The 8259 pair against Intel's data sheet: vectors, priorities, the ways to end an interrupt,
+// spurious ones.
 
 import InterruptChips
 import Testing

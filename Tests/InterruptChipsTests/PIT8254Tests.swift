@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The 8254 against the timing diagrams of Intel's data sheet: OUT and the count of each mode,
+// tick by tick.
 
 import InterruptChips
 import TestRandom

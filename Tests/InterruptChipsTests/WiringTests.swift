@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The chips wired to each other as on a board: an interrupt makes its way from line to EOI, and
+// random accesses to all of them never trap.
 
 import InterruptChips
 import TestRandom
 import Testing
 import X86
 
-/// The chips wired to each other as a board does it.
 @Suite struct WiringTests {
   @Test func levelInterruptFromLineToEOIAndBack() throws {
     var ioapic = IOAPIC()

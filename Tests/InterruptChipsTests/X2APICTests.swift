@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The local APIC in x2APIC mode against the tables of the SDM: which MSRs are there, which bits
+// fault, which changes of mode are allowed.
 
 import InterruptChips
 import Testing

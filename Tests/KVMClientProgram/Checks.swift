@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Checks that a program makes of the KVM that it finds: descriptors, pointers, fork, signals,
+// halts, threads. Expected values and errnos are Linux's.
 
 import CHost
 import Glibc

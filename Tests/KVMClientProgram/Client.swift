@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A small client of the KVM API in plain ioctls, as another project's program would be: it uses
+// the kernel's headers alone.
 
 import CHost
 import Glibc

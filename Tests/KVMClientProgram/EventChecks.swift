@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Checks of eventfds that drive interrupts and that the client closes: they do nothing any
+// more, and the library does not keep them open.
 
 import CHost
 import Glibc

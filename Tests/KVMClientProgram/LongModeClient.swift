@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A client whose guest is in 64-bit mode over memory that the test can cut, protect or unmap
+// under it.
 
 import CHost
 import Glibc

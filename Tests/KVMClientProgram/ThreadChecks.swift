@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Checks of KVM_RUN with several threads and signals, and of rings in its mappings. What
+// happens must be what happens with Linux.
 
 import CHost
 import Glibc

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Small guests in real mode on the kernel's KVM: the typed API against the real one, exits and
+// errnos.
 
 import CHost
 import Glibc
@@ -8,7 +11,6 @@ import KVMClient
 import SystemPackage
 import Testing
 
-/// Small guests in real mode on the kernel's KVM.
 @Suite(.enabled(if: KernelKVM.kind != nil, "\(KernelKVM.missing)"))
 struct DeviceTransportTests {
   /// A machine with one page of code at guest address 0x1000 and one CPU about to run it.
@@ -18,8 +20,9 @@ struct DeviceTransportTests {
     let cpu: VirtualCPUHandle
 
     init(_ code: [UInt8]) throws {
-      memory = try Mapping(anonymous: 0x10000)
-      memory.bytes[0x1000..<0x1000 + code.count].copyBytes(from: code)
+      var filled = try Mapping(anonymous: 0x10000)
+      filled.withMutableBytes { $0.copy(from: code.bytes, at: 0x1000) }
+      memory = filled
       machine = try System(transport: DeviceTransport()).createMachine()
       try machine.setMemory(slot: 0, guestAddress: 0, size: 0x10000, hostAddress: memory.address)
       cpu = try machine.createVirtualCPU(0)

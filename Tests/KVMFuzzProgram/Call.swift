@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The table of ioctls that the fuzzing client makes, and what each may answer: an errno that is
+// not documented is a failure.
 
 import CHost
 import Glibc

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// KVM_RUN with random code, states and contents of the shared page. It must come back, and with
+// a documented answer.
 
 import CHost
 import Glibc

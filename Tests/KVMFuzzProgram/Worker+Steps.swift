@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The steps of the fuzzing client: what a good client does, and what none should do. All of
+// them must leave the program running.
 
 import CHost
 import Glibc

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A guest whose CPUID has fewer physical address bits than the processor: its reserved bits
+// fault as its own processor's would; and what cannot be emulated is told to the client.
 
 import CHost
 import KVM
 import SystemPackage
 import Testing
 
-/// A guest whose CPUID has fewer physical address bits than the processor, and what cannot be
-/// emulated.
 @Suite(.serialized) struct AddressWidthTests {
   private static let width: UInt64 = 36
 

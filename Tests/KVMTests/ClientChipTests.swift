@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Interrupts where the client has the 8259 pair and the I/O APIC, or all chips: what leaves to
+// the client, and when, is compared with the kernel's KVM.
 
 import CHost
 import KVM
 import SystemPackage
 import Testing
 
-/// Interrupts where the client has the 8259 pair and the I/O APIC, or all chips.
 @Suite(.serialized, .onBothEngines) struct ClientChipTests {
   /// mov dword [offset], value, through DS at the local APIC's page.
   private func store(_ offset: UInt16, _ value: UInt32) -> [UInt8] {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What programs in the shape of real clients, and Linux's own selftests, rely on; on both
+// engines, so that the kernel's KVM confirms each expectation.
 
 import CHost
 import KVM
@@ -6,7 +9,6 @@ import KVMClient
 import SystemPackage
 import Testing
 
-/// What programs in the shape of real clients, and Linux's own selftests, rely on.
 @Suite(.serialized, .onBothEngines) struct ClientShapeTests {
   private func error(_ client: Client, _ request: UInt32, _ argument: UInt) -> Errno? {
     client.error { () throws(Errno) in try client.call(client.vm, request, argument) }

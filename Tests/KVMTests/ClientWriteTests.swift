@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A client that writes to its guest's memory, and changes what is mapped there, without a word.
+// The guest must execute the new bytes, by write protection, and by comparison where the kernel
+// refuses userfaultfd.
 
 import CHost
 import ClientMemory
@@ -7,8 +11,6 @@ import KVM
 import SystemPackage
 import Testing
 
-/// A client that writes to its guest's memory, and changes what is mapped there, without a word.
-/// Where the kernel refuses userfaultfd the hypervisor compares instead: the same must come of it.
 @Suite(.serialized) struct ClientWriteTests {
   private static let code = 0x1000
   /// The client of this process, whatever hypervisors it makes.

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// KVM_HC_CLOCK_PAIRING: the host's wall clock and the guest's counter at one time. Both lie
+// between what was read before and after.
 
 import CHost
 import Glibc
@@ -6,7 +9,6 @@ import KVM
 import SystemPackage
 import Testing
 
-/// KVM_HC_CLOCK_PAIRING: the host's wall clock and the guest's counter at one time.
 @Suite(.serialized) struct ClockPairingTests {
   private func call(_ client: Client, address: UInt64, clock: UInt64) throws -> Int64 {
     client.load([0x0F, 0x01, 0xC1, 0xE6, 0x90])  // vmcall; out 0x90, al

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Dirty logs and rings, and what slots do while they are on: each page that a guest of known
+// writes touches is there once, and no other is.
 
 import CHost
 import Glibc
@@ -6,7 +9,6 @@ import KVM
 import SystemPackage
 import Testing
 
-/// Dirty logs and rings, and what slots do while they are on.
 @Suite(.serialized, .onBothEngines) struct DirtyLogTests {
   private static let logged = UInt32(KVM_MEM_LOG_DIRTY_PAGES)
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// irqfd, ioeventfd and coalesced writes: signals arrive as edges, levels and doorbells as Linux
+// documents them; on both engines.
 
 import CHost
 import Glibc
@@ -6,7 +9,6 @@ import KVMClient
 import SystemPackage
 import Testing
 
-/// irqfd, ioeventfd and coalesced writes.
 @Suite(.serialized, .onBothEngines) struct EventTests {
   private func request(
     _ event: Int32, gsi: UInt32, flags: Int32 = 0, resample: Int32 = 0

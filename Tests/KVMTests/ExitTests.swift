@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Exits to user space, each with what the client sees and how the guest goes on. Those of ports
+// and memory must be the same on the kernel's KVM.
 
 import CHost
 import KVMClient
 import Testing
 
-/// Exits to user space, each with what the client sees and how the guest goes on.
 @Suite(.serialized) struct ExitTests {
   @Test(arguments: Engine.available)
   func outThenHalt(_ engine: Engine) throws {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// KVM_SET_GUEST_DEBUG, and registers that travel in the shared page: each stop is at the
+// address where the kernel's KVM stops.
 
 import CHost
 import SystemPackage
 import Testing
 
-/// KVM_SET_GUEST_DEBUG, and registers that travel in `kvm_run`.
 @Suite(.serialized, .onBothEngines) struct GuestDebugTests {
   private func debug(
     _ client: Client, _ control: Int32, _ registers: [Int: UInt64] = [:]

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Instructions and MSRs are the guest's only where its CPUID says so: each is executed with its
+// bit and without it, and without it must fault.
 
 import CHost
 import KVM

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Guests that keep others out, by bus locks or by faults of fault deliveries without end: they
+// exit where the client asks for it, and a kick ends them in any case.
 
 import CHost
 import Glibc
@@ -6,7 +9,6 @@ import KVM
 import SystemPackage
 import Testing
 
-/// Guests that keep others out: bus locks, and faults of fault deliveries without end.
 @Suite(.serialized) struct HoggingTests {
   private static let lockFlag = UInt16(KVM_RUN_X86_BUS_LOCK)
 

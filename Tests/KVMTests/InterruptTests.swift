@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Interrupts through the in-kernel chips, in real mode: a handler per vector reports on a port,
+// so a lost or doubled interrupt shows.
 
 import CHost
 import Host
@@ -7,7 +10,6 @@ import Synchronization
 import SystemPackage
 import Testing
 
-/// Interrupts through the in-kernel chips, in real mode: a handler per vector reports on a port.
 @Suite(.serialized, .onBothEngines) struct InterruptTests {
   /// Programs the 8259 pair for vectors 0x20 and 0x28 with only `mask`'s zero bits open.
   private static func initializePIC(mask: UInt8) -> [UInt8] {

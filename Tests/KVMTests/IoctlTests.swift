@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The ioctls by number: errnos on misuse, and state that comes back as it was set, on both
+// engines.
 
 import CHost
 import Glibc
@@ -7,7 +10,6 @@ import KVMClient
 import SystemPackage
 import Testing
 
-/// The ioctls by number: errnos on misuse, and state that comes back as it was set.
 @Suite(.onBothEngines) struct IoctlTests {
   private let hypervisor: any KVMTransport
   private let system: Int32

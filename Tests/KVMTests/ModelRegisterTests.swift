@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// MSR filters and exits, machine checks, events, hypercalls, CPUID: what guest and client see,
+// confirmed by the kernel's KVM where there is one.
 
 import CHost
 import KVM
 import SystemPackage
 import Testing
 
-/// MSR filters and exits, machine checks, events, hypercalls, CPUID.
 @Suite(.serialized, .onBothEngines) struct ModelRegisterTests {
   /// A filter that denies `number` for the accesses in `flags`.
   private func deny(_ client: Client, _ number: UInt32, _ flags: Int32) -> Errno? {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// KVM's paravirtual interface (end of interrupts, asynchronous page faults, clocks, polling) as
+// Linux documents it, seen from a guest in 64-bit mode.
 
 import CHost
 import ClientMemory

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The registers of performance counters, and what a client decides about them: reads, writes
+// and faults as the SDM has them.
 
 import CHost
 import Glibc
 import SystemPackage
 import Testing
 
-/// The registers of performance counters, and what a client decides about them.
 extension PerformanceTests {
   // MARK: Registers
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Performance counters: what counts, overflow, filters. Guests run loops whose instructions and
+// branches are counted by hand, on both tiers, and counts must be exact.
 
 import CHost
 import Glibc
@@ -8,7 +11,6 @@ import Synchronization
 import SystemPackage
 import Testing
 
-/// Performance counters: what counts, overflow, filters, and what a client can take away.
 @Suite(.serialized) struct PerformanceTests {
   static let enable: UInt64 = 1 << 22
   static let system: UInt64 = 1 << 17

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What the processor is to a guest (CPUID, quirks, the other vendor's hypercall), and what a
+// vCPU tells of itself. Both engines must give the same.
 
 import CHost
 import Glibc
@@ -9,8 +12,6 @@ import Testing
 import X86
 import X86CPU
 
-/// What the processor is to a guest: CPUID, quirks, the other vendor's hypercall; and what a vCPU
-/// tells of itself.
 @Suite(.serialized, .onBothEngines) struct ProcessorModelTests {
   private func handle(_ client: Client, vector: Int, port: UInt8) {
     client.load([0xE6, port, 0xF4], at: 0x3000)

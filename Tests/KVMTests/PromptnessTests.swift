@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A kick ends guest code of any shape soon, translated and chained as it may be. The times are
+// measured; the bounds are loose.
 
 import CHost
 import Glibc
@@ -8,7 +11,6 @@ import Synchronization
 import SystemPackage
 import Testing
 
-/// A kick ends guest code of any shape soon, translated and chained as it may be.
 @Suite struct PromptnessTests {
   struct Shape: CustomTestStringConvertible, Sendable {
     let testDescription: String

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// KVM_CAP_DISABLE_QUIRKS2, quirk by quirk, on both engines; those of hypercalls, MWAIT and
+// LINT0 are with their kin.
 
 import CHost
 import KVM
 import SystemPackage
 import Testing
 
-/// KVM_CAP_DISABLE_QUIRKS2, quirk by quirk; those of hypercalls, MWAIT and LINT0 are with their
-/// kin.
 @Suite(.serialized, .onBothEngines) struct QuirkTests {
   private func disable(_ quirk: Int32, _ client: Client) throws {
     #expect(try client.capability(KVM_CAP_DISABLE_QUIRKS2) & quirk != 0)

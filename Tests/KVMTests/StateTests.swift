@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// State that the client sets and gets: what comes back is what went in, on both engines.
 
 import CHost
 import KVM
@@ -6,7 +8,6 @@ import KVMClient
 import SystemPackage
 import Testing
 
-/// State that the client sets and gets: what comes back is what went in.
 @Suite(.onBothEngines) struct StateTests {
   private let hypervisor: any KVMTransport
   private let machine: Int32

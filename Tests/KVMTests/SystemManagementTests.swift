@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// System management mode: entry, RSM, the second address space, what is put off meanwhile. The
+// save area's layouts are the manuals'.
 
 import CHost
 import Glibc
@@ -7,7 +10,6 @@ import SystemPackage
 import Testing
 import X86
 
-/// System management mode: entry, RSM, the second address space, what is put off meanwhile.
 @Suite(.serialized) struct SystemManagementTests {
   /// A client whose address space 1 has memory at SMBASE alone.
   private final class Managed {

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Counters that run at another rate than the host's (KVM_SET_TSC_KHZ), measured against the
+// host's own.
 
 import CHost
 import Glibc
@@ -8,7 +11,6 @@ import Testing
 import X86
 import X86CPU
 
-/// Counters that run at another rate than the host's (KVM_SET_TSC_KHZ).
 @Suite(.serialized) struct TSCRateTests {
   private static let double = UInt(HostTSC.kilohertz * 2)
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Ticks of the 8254 that the guest had no time for (KVM_REINJECT_CONTROL): the guest counts
+// them, and none may be lost or be too many.
 
 import CHost
 import Glibc
@@ -6,7 +9,6 @@ import KVM
 import SystemPackage
 import Testing
 
-/// Ticks of the 8254 that the guest had no time for (KVM_REINJECT_CONTROL).
 @Suite(.serialized, .onBothEngines) struct TickTests {
   /// Vector 8 counts in [0x500]. The guest sets 100 Hz, leaves with interrupts off, and then lets
   /// them in for some milliseconds, which it counts out by itself.

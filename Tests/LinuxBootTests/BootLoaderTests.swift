@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Guest memory, and kernels loaded by the boot protocol: what lies where afterwards is the
+// protocol's. Damaged and truncated files give an error, and none traps.
 
 import CHost
 import GuestMemory

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// ACPI tables as firmware puts them together: the test carries the script out, and what comes
+// of it must be the tables that a kernel is given.
 
 import GuestMemory
 import Host

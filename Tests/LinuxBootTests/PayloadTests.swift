@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Kernels that the loader decompresses and relocates. They are packed by the host's own
+// programs; each relocated value is checked, and what is not understood is left to the guest.
 
 import Foundation
 import GuestMemory

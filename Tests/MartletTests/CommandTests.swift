@@ -221,7 +221,7 @@ import Testing
     var seen: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 256)
     while !String(decoding: seen, as: UTF8.self).hasSuffix(text) {
-      let count = try chunk.withUnsafeMutableBytes { try Host.read(file, into: $0) }
+      let count = try chunk.withMutableBytes { try Host.read(file, into: &$0) }
       try #require(count > 0, "\(String(decoding: seen, as: UTF8.self))")
       seen += chunk[..<count]
     }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A million random calls of the KVM API through the library that martlet kvm preloads: each
+// answer is a documented one, and the program lives on.
 
 import HostTestSupport
 import Testing
 
-/// Random calls of the KVM API through the library that `martlet kvm` preloads.
 @Suite struct FuzzTests {
   @Test func aMillionCalls() throws {
     let program = Command.products + "/martlet-kvm-fuzz"

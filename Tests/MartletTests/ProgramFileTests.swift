@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// martlet kvm starts no program that would use the host's own KVM without a word. The programs
+// are made for the test.
 
 import Glibc
 import HostTestSupport
 import Testing
 
-/// `martlet kvm` starts no program that would use the host's `/dev/kvm` without a word.
 @Suite struct ProgramFileTests {
   /// An ELF file of one page that exits with 42.
   private func program(machine: UInt16 = 62, type: UInt16 = 2) -> [UInt8] {

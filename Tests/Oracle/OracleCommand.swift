@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The oracle's program: what it is told to compare, and what its exit status says.
+//
+//     martlet-oracle instructions [SEED]    single instructions from random states
+//     martlet-oracle blocks [SEED [COUNT]]  random blocks from random states
+//     martlet-oracle soak [MINUTES]         both, with fresh seeds, for as long as asked; else
+//                                           10 minutes
+//
+// Without a seed a random one is taken. `OracleSettings` has what it obeys in the environment,
+// which goes before arguments. The exit status is 0 where all executors agree
+// and, of a whole run, every row of the opcode table was compared or has a reason.
 
 import Foundation
 
-/// The oracle's program.
-///
-///     martlet-oracle instructions [SEED]    single instructions from random states
-///     martlet-oracle blocks [SEED [COUNT]]  random blocks from random states
-///     martlet-oracle soak [MINUTES]         both, with fresh seeds, for as long as asked; else 10
-///     minutes
-///
-/// Without a seed a random one is taken. `OracleSettings` has what it obeys in the environment,
-/// which goes before arguments. The exit status is 0 where all executors agree
-/// and, of a whole run, every row of the opcode table was compared or has a reason.
 package struct OracleCommand {
   package init() {}
 

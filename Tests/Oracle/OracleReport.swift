@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What the oracle has found, as figures and texts: added up over workers, and over the rows of
+// the opcode table that a run must have compared.
 
 import X86Decoder
 

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// One worker's run of the oracle, which ends when its work or its time is over, or when its
+// parent has gone.
 
 import Foundation
 

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What to run; a mismatch prints what to set in the environment to see it again.
+//
+//     MARTLET_ORACLE_SEED      the seed; else a random one
+//     MARTLET_ORACLE_WORKERS   processes that share the work; else one for each of the host's CPUs
+//     MARTLET_ORACLE_MAX       mismatches after which to stop; else 20
+//     MARTLET_ORACLE_PAIRS     single instructions: how many comparisons, two for each execution
+//                              on the host; else 20 million
+//     MARTLET_ORACLE_BATCH     single instructions: this batch alone
+//     MARTLET_ORACLE_MNEMONIC  single instructions: this one alone (changes what the batches are)
+//     MARTLET_ORACLE_BLOCKS    random blocks: how many; else 200000
+//     MARTLET_VERIFY           random blocks: 1 compares translated accesses without a look at the
+//                              TLB with one
+//     MARTLET_ORACLE_CASE      random blocks: this one alone
 
 import Foundation
 import X86Decoder
 
-/// What to run; a mismatch prints what to set in the environment to see it again.
-///
-///     MARTLET_ORACLE_SEED      the seed; else a random one
-///     MARTLET_ORACLE_WORKERS   processes that share the work; else one for each of the host's CPUs
-///     MARTLET_ORACLE_MAX       mismatches after which to stop; else 20
-///     MARTLET_ORACLE_PAIRS     single instructions: how many comparisons, two for each execution
-///     on the
-///                              host; else 20 million
-///     MARTLET_ORACLE_BATCH     single instructions: this batch alone
-///     MARTLET_ORACLE_MNEMONIC  single instructions: this one alone (changes what the batches are)
-///     MARTLET_ORACLE_BLOCKS    random blocks: how many; else 200000
-///     MARTLET_VERIFY           random blocks: 1 compares translated accesses without a look at the
-///                              TLB with one
-///     MARTLET_ORACLE_CASE      random blocks: this one alone
 package struct OracleSettings: Codable, Sendable {
   package enum Mode: String, Codable, Sendable { case instructions, blocks }
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The oracle for as long as asked: rounds of random blocks and, one in four, of single
+// instructions, each with a seed of its own. A round prints its seed and figures, and all totals
+// come at the end.
 
 import Foundation
 
-/// The oracle for as long as asked: rounds of random blocks and, one in four, of single
-/// instructions, each with a seed of its own. A round prints its seed and figures, and all totals
-/// come at the end.
 struct OracleSoak {
   private static let roundSeconds = 30.0
   private let minutes: Double

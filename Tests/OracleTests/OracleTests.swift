@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The oracle's program, in processes of its own (Tests/Oracle/Workers.swift says why): host,
+// interpreter and translator must agree on each instruction and block.
 
 import HostTestSupport
 import Testing
 
-/// The oracle's program, in processes of its own (Tests/Oracle/Workers.swift says why).
 @Suite(.serialized) struct OracleTests {
   /// Seconds until a run has failed: it takes a minute of two idle CPUs.
   static let limit: UInt64 = 1200

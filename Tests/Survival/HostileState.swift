@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Where a hostile vCPU begins: registers in each of the processor's modes, some of them out of
+// any order.
 
 import CHost
 import Support

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The program whose guests try to break their monitor: all batches in processes of their own,
+// or one batch by its number. It fails where a guest ends its process.
 
 import Glibc
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Hostile guests (Tests/Survival/Survival.swift), in processes of their own: nothing that they
+// do may end the process that runs them.
 
 import HostTestSupport
 import Testing
 
-/// Hostile guests (Tests/Survival/Survival.swift), in processes of their own.
 @Suite(.serialized) struct SurvivalTests {
   /// Seconds until a run has failed.
   private static let limit: UInt64 = 1200

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Texts of options: what they are read as, and that each bad one is named in the error; and
+// which engine is taken where a device is missing.
 
 import Devices
 import KVMClient

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The smallest guest: one ADD, and the flags that it leaves. Whole instructions are the
+// oracle's (Tests/Oracle).
 
 import Support
 import Testing

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Single steps, breakpoints and the shadows of STI and MOV SS: each debug exception comes where
+// the SDM's chapter on debugging has it, with its bits of DR6.
 
 import Support
 import Testing
 import X86
 import X86CPU
 
-/// Single steps, breakpoints and the shadows of STI and MOV SS.
 @Suite struct DebugEventTests {
   private func machine() -> TestMachine {
     let m = TestMachine()

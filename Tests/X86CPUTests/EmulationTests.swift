@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Accesses of memory that EPT does not map, which the hypervisor emulates: a recorder behind
+// the address shows which reads and writes are made, and registers show what came of them.
 
 import Support
 import Testing

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What performance counters are made of: instructions, branches and time, by ring. The guests'
+// loops are counted by hand, and counts must be exact.
 
 import Support
 import Testing
 import X86
 import X86CPU
 
-/// What performance counters are made of: instructions, branches and time, by ring.
 @Suite struct EventCountTests {
   /// 1000 rounds: mov ecx, 1000; 1: dec ecx; jnz 1b; hlt
   private static let loop: [UInt8] = [0xB9, 0xE8, 0x03, 0, 0, 0xFF, 0xC9, 0x75, 0xFC, 0xF4]

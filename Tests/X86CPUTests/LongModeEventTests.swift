@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Events in IA-32e mode: frames, error codes, stacks, double faults and exits in the middle of
+// a delivery, each against the SDM ("Exception and Interrupt Handling in 64-bit Mode").
 
 import Support
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Address translation in each paging mode: one table has every cause of a page fault with its
+// error code, and what TLBs may keep is what the SDM allows.
 
 import Support
 import Testing

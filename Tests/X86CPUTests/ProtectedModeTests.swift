@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Gates, privilege changes and segment checks of 32-bit protected mode: frames, vectors and
+// error codes are the SDM's.
 
 import Support
 import Testing
 import X86
 import X86CPU
 
-/// Gates, privilege changes and segment checks of 32-bit protected mode.
 @Suite struct ProtectedModeTests {
   private func machine(cpl: UInt8 = 0) -> TestMachine {
     let m = TestMachine()

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Guests of random bytes in random states: whatever they do ends in an exit, and nothing traps.
 
 import Foundation
 import Support
@@ -20,7 +22,6 @@ private final class Noise: EmulationContext {
   func writePort(_ port: UInt16, size: Int, value: UInt64) -> Bool { true }
 }
 
-/// Guests of random bytes in random states: whatever they do ends in an exit, and nothing traps.
 @Suite struct RandomGuestTests {
   @Test(arguments: 0..<4) func randomGuestsNeverTrapTheProcessor(part: Int) {
     let environment = ProcessInfo.processInfo.environment["MARTLET_GUEST_SEED"].flatMap(UInt64.init)

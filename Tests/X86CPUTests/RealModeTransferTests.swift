@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Segments, far transfers and interrupts of real mode, against the SDM ("8086 Emulation").
 
 import Support
 import Testing
 import X86
 import X86CPU
 
-/// Segments, far transfers and interrupts of real mode.
 @Suite struct RealModeTransferTests {
   private func machine() -> TestMachine {
     let m = TestMachine()

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Code that changes under the guest, by itself, through an alias or by the host: the next
+// execution is of the new bytes, also where the old ones were decoded.
 
 import Support
 import Testing

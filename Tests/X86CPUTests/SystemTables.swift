@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Descriptor tables and TSS of the small guests of these tests, at addresses that they can rely
+// on.
+//
+//     0x3000 GDT   0x4000 IDT   0x5000 TSS   0x9000 stack of CPL 0   0x8000 first RSP
 
 import Support
 import X86
 import X86CPU
 
-/// GDT, IDT and TSS of the small guests of these tests.
-///
-///     0x3000 GDT   0x4000 IDT   0x5000 TSS   0x9000 stack of CPL 0   0x8000 first RSP
 enum Tables {
   static let gdt = 0x3000
   static let idt = 0x4000

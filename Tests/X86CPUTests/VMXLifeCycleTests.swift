@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// VMX operation from VMXON to VMXOFF: errors have the numbers of the SDM ("VM Instruction Error
+// Numbers"), and every field of a VMCS keeps its value, on another CPU too.
 
 import Foundation
 import Support

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What AMD's processors do otherwise than Intel's, each case with both vendors' rules: APM and
+// SDM are the oracle. And where addresses end.
 
 import Support
 import Testing
 import X86
 import X86CPU
 
-/// What AMD's processors do otherwise than Intel's.
 @Suite struct VendorRulesTests {
   private static let vendors: [VendorRules] = [.intel, .amd]
 

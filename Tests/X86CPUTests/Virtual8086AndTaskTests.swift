@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Virtual-8086 mode and task switches: what faults, exits and is pushed is the SDM's, and an
+// emulated switch leaves both TSSs as it says.
 
 import Support
 import Testing

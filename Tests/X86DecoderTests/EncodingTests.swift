@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Single encodings with the instruction or error that they must give, written out by hand;
+// texts are in the spelling of objdump.
 
 import Testing
 import X86

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Random bytes through the decoder: they decode or fail, never trap, and what decodes keeps
+// what readers of an instruction rely on.
 
 import TestRandom
 import Testing

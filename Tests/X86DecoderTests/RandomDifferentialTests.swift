@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Random encodings of each mode against objdump: length and text must agree where objdump knows
+// the instruction.
 
 import Foundation
 import TestRandom

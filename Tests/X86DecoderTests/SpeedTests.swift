@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What a decode costs: the figure is printed, and the bound only catches what is out of all
+// proportion.
 
 import Testing
 import X86

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// The table of entries to translations may forget, but never answers with another translation's
+// or page's entry.
 
 import Testing
 import X86JIT

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Listings and perf's map of translated code: they show the guest's instructions, the host's,
+// and counts that the guest's loop fixes.
 
 import Foundation
 import Support

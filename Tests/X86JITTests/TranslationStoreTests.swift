@@ -245,7 +245,7 @@ private final class Folder {
     let file = open(path, O_WRONLY | O_TRUNC | O_CREAT | O_CLOEXEC, 0o600)
     try #require(file >= 0)
     defer { close(file) }
-    try bytes.withUnsafeBytes { try writeAll(file, $0) }
+    try writeAll(file, bytes.bytes)
   }
 
   /// What two processes add at once is there afterwards.

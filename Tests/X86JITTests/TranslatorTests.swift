@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Small guests on both tiers: registers, flags, memory and faults must be the same with
+// translation as without, and code that should be translated is.
 
 import Foundation
 import Support

@@ -11,9 +11,9 @@ import SystemPackage
 @safe struct SymbolTable {
   private static let entrySize = 24
 
-  private let file: UnsafeRawPointer
-  private let fileSize: Int
-  /// The difference between run-time and file addresses.
+  /// Of the whole file.
+  private let map: UnsafeRawBufferPointer
+  /// What to subtract from an address.
   private let bias: UInt
   private let symbols: Range<Int>
   private let strings: Range<Int>
@@ -33,44 +33,45 @@ import SystemPackage
     guard descriptor >= 0 else { return nil }
     defer { close(descriptor) }
     let size = Int(lseek(descriptor, 0, SEEK_END))
-    guard size > 64, let map = unsafe mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0),
-      unsafe map != MAP_FAILED
+    guard size > 64, let start = unsafe mmap(nil, size, PROT_READ, MAP_PRIVATE, descriptor, 0),
+      unsafe start != MAP_FAILED
     else { return nil }
-    unsafe (file, fileSize, bias) = (UnsafeRawPointer(map), size, UInt(bitPattern: base))
-    guard let found = unsafe Self.sections(file, size) else {
-      unsafe munmap(map, size)
+    let map = unsafe UnsafeRawBufferPointer(start: start, count: size)
+    guard let found = unsafe Self.sections(map.bytes) else {
+      unsafe munmap(start, size)
       return nil
     }
     (symbols, strings) = found
+    unsafe (self.map, bias) = unsafe (map, UInt(bitPattern: base))
   }
 
-  private static func word<T: FixedWidthInteger>(
-    _ file: UnsafeRawPointer, _ size: Int, _ offset: Int, as type: T.Type
+  private static func word<T: FixedWidthInteger & BitwiseCopyable>(
+    _ file: RawSpan, _ offset: Int, as type: T.Type
   ) -> Int? {
-    guard offset >= 0, offset <= size - MemoryLayout<T>.size else { return nil }
-    return unsafe Int(truncatingIfNeeded: file.loadUnaligned(fromByteOffset: offset, as: T.self))
+    file.load(type, at: offset).map { Int(truncatingIfNeeded: $0) }
+  }
+
+  private static func section(_ file: RawSpan, _ header: Int) -> Range<Int>? {
+    let size = file.byteCount
+    guard let start = word(file, header + 24, as: UInt64.self),
+      let length = word(file, header + 32, as: UInt64.self), start >= 0, length >= 0,
+      start <= size, length <= size - start
+    else { return nil }
+    return start..<(start + length)
   }
 
   /// The symbol table (type 2) and its string table.
   private static func sections(
-    _ file: UnsafeRawPointer, _ size: Int
+    _ file: RawSpan
   ) -> (symbols: Range<Int>, strings: Range<Int>)? {
-    guard let table = unsafe word(file, size, 40, as: UInt64.self),
-      let entry = unsafe word(file, size, 58, as: UInt16.self),
-      let count = unsafe word(file, size, 60, as: UInt16.self), table > 0, table < size
+    guard let table = word(file, 40, as: UInt64.self), let entry = word(file, 58, as: UInt16.self),
+      let count = word(file, 60, as: UInt16.self), table > 0, table < file.byteCount
     else { return nil }
-    func range(_ header: Int) -> Range<Int>? {
-      guard let start = unsafe word(file, size, header + 24, as: UInt64.self),
-        let length = unsafe word(file, size, header + 32, as: UInt64.self), start >= 0, length >= 0,
-        start <= size, length <= size - start
-      else { return nil }
-      return start..<(start + length)
-    }
     for index in 0..<count {
       let header = table + index * entry
-      guard unsafe word(file, size, header + 4, as: UInt32.self) == 2 else { continue }
-      guard let link = unsafe word(file, size, header + 40, as: UInt32.self), link < count,
-        let symbols = range(header), let strings = range(table + link * entry)
+      guard word(file, header + 4, as: UInt32.self) == 2 else { continue }
+      guard let link = word(file, header + 40, as: UInt32.self), link < count,
+        let symbols = section(file, header), let strings = section(file, table + link * entry)
       else { return nil }
       return (symbols, strings)
     }
@@ -82,19 +83,22 @@ import SystemPackage
     let wanted = address &- bias
     var best: Int?
     var distance = UInt(1) << 20
+    let file = unsafe map.bytes
     var place = symbols.lowerBound
-    while place <= symbols.upperBound - Self.entrySize {
-      let value = unsafe file.loadUnaligned(fromByteOffset: place + 8, as: UInt.self)
-      let kind = unsafe file.loadUnaligned(fromByteOffset: place + 4, as: UInt8.self) & 15
-      if kind == 2, wanted &- value < distance {  // STT_FUNC
+    while place <= symbols.upperBound - Self.entrySize,
+      let kind = file.load(UInt8.self, at: place + 4),
+      let value = file.load(UInt.self, at: place + 8)
+    {
+      if kind & 15 == 2, wanted &- value < distance {  // STT_FUNC
         distance = wanted &- value
         best = place
       }
       place += Self.entrySize
     }
-    guard let best else { return nil }
-    let name = unsafe Int(file.loadUnaligned(fromByteOffset: best, as: UInt32.self))
-    guard name < strings.count, fileSize > 0 else { return nil }
-    return unsafe ((file + strings.lowerBound + name).assumingMemoryBound(to: CChar.self), distance)
+    guard let best, let name = file.load(UInt32.self, at: best), name < strings.count,
+      let start = unsafe map.baseAddress
+    else { return nil }
+    let text = unsafe start + strings.lowerBound + Int(name)
+    return unsafe (text.assumingMemoryBound(to: CChar.self), distance)
   }
 }

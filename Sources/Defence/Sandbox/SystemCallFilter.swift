@@ -99,7 +99,8 @@ import SystemPackage
     let size = try owner.size()
     lseek(file, 0, SEEK_SET)
     let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: max(size, 8), alignment: 8)
-    guard try unsafe owner.read(into: bytes) == size else { throw .ioError }
+    var room = unsafe bytes.mutableBytes
+    guard try owner.read(into: &room) == size else { throw .ioError }
     let count = size / MemoryLayout<sock_filter>.size
     return unsafe sock_fprog(
       len: UInt16(clamping: count),

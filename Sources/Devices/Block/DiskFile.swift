@@ -163,12 +163,12 @@ final class DiskFile: Sendable {
   func bytes(at offset: UInt64, count: Int) throws(Errno) -> [UInt8] {
     let buffer = HostBuffer(count: count)
     try read(at: offset, into: buffer.pieces(count: count), padsWithZeroes: true)
-    return unsafe [UInt8](buffer.memory.prefix(count))
+    return buffer.withBytes { $0.array }
   }
 
   func write(_ bytes: [UInt8], at offset: UInt64) throws(Errno) {
     let buffer = HostBuffer(count: bytes.count)
-    unsafe buffer.memory.copyBytes(from: bytes)
+    buffer.fill(from: bytes.bytes)
     try write(at: offset, from: buffer.pieces(count: bytes.count))
   }
 

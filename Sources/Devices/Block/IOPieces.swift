@@ -58,13 +58,15 @@ import GuestMemory
     }
   }
 
-  /// Copies in as many bytes as fit.
-  func fill(from bytes: UnsafeRawBufferPointer) {
-    var done = 0
-    unsafe forPieces(from: 0, count: bytes.count) { piece in
-      unsafe piece.copyMemory(
-        from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
-      done &+= piece.count
+  /// Copies bytes in, as many as fit.
+  func fill(from bytes: RawSpan) {
+    unsafe bytes.withUnsafeBytes { bytes in
+      var done = 0
+      unsafe forPieces(from: 0, count: bytes.count) { piece in
+        unsafe piece.copyMemory(
+          from: UnsafeRawBufferPointer(rebasing: bytes[done...].prefix(piece.count)))
+        done &+= piece.count
+      }
     }
   }
 
@@ -88,16 +90,32 @@ import GuestMemory
 
 /// A buffer of the program for the duration of a request.
 @safe final class HostBuffer {
-  let memory: UnsafeMutableRawBufferPointer
+  private let start: UnsafeMutableRawPointer
+  private let count: Int
 
   /// - Parameter count: bytes, zeroed.
   init(count: Int) {
-    unsafe memory = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: max(count, 1), alignment: 4096)
-    unsafe memory.initializeMemory(as: UInt8.self, repeating: 0)
+    unsafe start = UnsafeMutableRawPointer.allocate(byteCount: max(count, 1), alignment: 4096)
+    unsafe start.initializeMemory(as: UInt8.self, repeating: 0, count: count)
+    self.count = count
   }
 
-  deinit { unsafe memory.deallocate() }
+  deinit { unsafe start.deallocate() }
+
+  private var memory: UnsafeMutableRawBufferPointer {
+    unsafe UnsafeMutableRawBufferPointer(start: start, count: count)
+  }
+
+  /// Calls a function with all bytes, while no request writes to them.
+  func withBytes<Result>(_ body: (RawSpan) -> Result) -> Result {
+    let start = unsafe start
+    return unsafe body(RawSpan(_unsafeStart: start, byteCount: count))
+  }
+
+  /// Copies bytes in, which are not more than these.
+  func fill(from bytes: RawSpan) {
+    unsafe bytes.withUnsafeBytes { unsafe memory.copyMemory(from: $0) }
+  }
 
   /// The bytes from an offset on, clamped to the buffer.
   func pieces(from start: Int = 0, count wanted: Int) -> IOPieces {

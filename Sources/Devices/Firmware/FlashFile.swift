@@ -21,8 +21,10 @@ package final class FlashFile: Sendable {
     try file.bytes(at: 0, count: Int(truncatingIfNeeded: size))
   }
 
-  package func write(at offset: Int, _ bytes: UnsafeRawBufferPointer) throws(Errno) {
-    let pieces = unsafe IOPieces(UnsafeMutableRawBufferPointer(mutating: bytes))
-    try file.write(at: UInt64(truncatingIfNeeded: offset), from: pieces)
+  package func write(at offset: Int, _ bytes: RawSpan) throws(Errno) {
+    try unsafe bytes.withUnsafeBytes { (bytes) throws(Errno) in
+      let pieces = unsafe IOPieces(UnsafeMutableRawBufferPointer(mutating: bytes))
+      try file.write(at: UInt64(truncatingIfNeeded: offset), from: pieces)
+    }
   }
 }

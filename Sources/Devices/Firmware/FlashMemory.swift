@@ -57,8 +57,8 @@ import SystemPackage
 
   /// Maps the contents as memory, or sends reads to the device.
   package typealias Visibility = @Sendable (_ isMemory: Bool) -> Void
-  /// Saves changed contents: their offset and bytes. Throws on failure.
-  package typealias Keeper = @Sendable (Int, UnsafeRawBufferPointer) throws(Errno) -> Void
+  /// Keeps contents that have changed: where they begin, and their bytes. Throws where it cannot.
+  package typealias Keeper = @Sendable (Int, RawSpan) throws(Errno) -> Void
 
   private let contents: Mapping
   package let size: Int
@@ -70,12 +70,10 @@ import SystemPackage
   package init(
     _ bytes: [UInt8], visibility: @escaping Visibility, keep: @escaping Keeper
   ) throws(Errno) {
-    contents = try Mapping(anonymous: bytes.count, guards: true)
+    contents = try Mapping(copying: bytes)
     size = bytes.count
     self.visibility = visibility
-    unsafe self.keep = unsafe keep
-    unsafe UnsafeMutableRawBufferPointer(start: contents.address, count: size).copyBytes(
-      from: bytes)
+    self.keep = keep
   }
 
   /// The address of the contents, valid as long as the device lives.
@@ -113,7 +111,7 @@ import SystemPackage
 
   private func load(_ offset: UInt64) -> UInt8 {
     guard let place = Int(exactly: offset), place < size else { return 0xFF }
-    return unsafe contents.address.load(fromByteOffset: place, as: UInt8.self)
+    return contents.withBytes { $0.load(UInt8.self, at: place) } ?? 0xFF
   }
 
   private static func element(_ table: [UInt8], _ offset: UInt64) -> UInt8 {
@@ -197,7 +195,9 @@ import SystemPackage
 
   private func save(_ start: Int, _ count: Int) -> Bool {
     do throws(Errno) {
-      try unsafe keep(start, UnsafeRawBufferPointer(start: contents.address + start, count: count))
+      try contents.withBytes { (all) throws(Errno) in
+        try keep(start, all.extracting(start..<start &+ count))
+      }
       return true
     } catch {
       return false

@@ -52,7 +52,7 @@ struct FrameStream: ~Copyable {
   /// The range of the next frame in the received bytes; nil if it is incomplete.
   private mutating func nextFrame() -> Range<Int>? {
     guard end &- start >= Self.prefixSize else { return nil }
-    let size = input[start..<start &+ Self.prefixSize].reduce(0) { $0 << 8 | Int($1) }
+    let size = input.load(big: UInt32.self, at: start).map { Int($0) } ?? 0
     guard size >= Self.frameMinimum, size <= Self.frameLimit else {
       // The start of the next frame is unknown.
       hasEnded = true
@@ -65,10 +65,10 @@ struct FrameStream: ~Copyable {
 
   /// Passes the next frame, if any, to a function, and drops it if that returns true.
   ///
-  /// - Returns: nil without a frame, else the function's result.
-  mutating func takeFrame(_ body: (UnsafeRawBufferPointer) -> Bool) -> Bool? {
+  /// - Returns: nil without a frame, else what the function says.
+  mutating func takeFrame(_ body: (RawSpan) -> Bool) -> Bool? {
     guard let frame = nextFrame() else { return nil }
-    let isTaken = unsafe input[frame].withUnsafeBytes(body)
+    let isTaken = body(input.bytes.extracting(frame))
     if isTaken { start = frame.upperBound }
     return isTaken
   }
@@ -78,18 +78,15 @@ struct FrameStream: ~Copyable {
     if hasEnded { return .ended }
     if start > 0 {
       let (first, count) = (start, end &- start)
-      unsafe input.withUnsafeMutableBytes { bytes in
-        let rest = unsafe UnsafeRawBufferPointer(rebasing: bytes[first..<first &+ count])
-        unsafe bytes.copyMemory(from: rest)
-      }
+      input.withMutableBytes { $0.moveToStart(first..<first &+ count) }
       (start, end) = (0, count)
     }
     let raw = socket.rawValue
     let (used, room) = (end, input.count &- end)
     do throws(Errno) {
-      let count = try unsafe input.withUnsafeMutableBufferPointer { (all) throws(Errno) -> Int in
-        let rest = unsafe UnsafeMutableBufferPointer(rebasing: all[used..<used &+ room])
-        return try unsafe Host.read(raw, into: UnsafeMutableRawBufferPointer(rest))
+      let count = try input.withMutableBytes { (all) throws(Errno) -> Int in
+        var rest = all.part(used..<used &+ room)
+        return try Host.read(raw, into: &rest)
       }
       end &+= count
       if count == 0 { hasEnded = true }

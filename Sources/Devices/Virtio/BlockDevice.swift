@@ -93,7 +93,7 @@ package final class BlockDevice: VirtioDevice {
     }
     let (status, written) = answer(command)
     let place = request.writable.count &- 1
-    unsafe withUnsafeBytes(of: status) { _ = unsafe request.writable.write($0, at: place) }
+    request.writable.write([status].bytes, at: place)
     queue.complete(request, written: UInt32(clamping: written &+ 1))
     return true
   }
@@ -112,7 +112,8 @@ package final class BlockDevice: VirtioDevice {
         try image.flush()
       case BlockRequest.Kind.identify:
         request.input.slice(from: 0, count: BlockRequest.serialSize).clear()
-        unsafe serial.withUnsafeBytes { _ = unsafe request.input.write($0) }
+        let serial = serial
+        request.input.write(serial.bytes)
         return (BlockRequest.Status.ok, min(request.input.count, BlockRequest.serialSize))
       case BlockRequest.Kind.discard, BlockRequest.Kind.writeZeroes:
         return (try clear(request), 0)

@@ -209,7 +209,7 @@ package final class ConsoleDevice: VirtioDevice {
         let request = requests.first
       else { return true }
       let bytes = backend.take(min(request.writable.count, Self.requestLimit))
-      let count = unsafe bytes.withUnsafeBytes { unsafe request.writable.write($0) }
+      let count = request.writable.write(bytes.bytes)
       queue.complete(request, written: UInt32(truncatingIfNeeded: count))
     }
     return false
@@ -286,7 +286,7 @@ extension ConsoleDevice {
       switch queue.gather(bytes: message.count, limit: 1) {
       case .requests(let requests):
         guard let request = requests.first else { return }
-        let count = unsafe message.withUnsafeBytes { unsafe request.writable.write($0) }
+        let count = request.writable.write(message.bytes)
         queue.complete(request, written: UInt32(truncatingIfNeeded: count))
       case .wait: return
       case .tooSmall: break

@@ -42,7 +42,7 @@ package final class EntropyDevice: VirtioDevice {
         max(
           chost_syscall(Int(SYS_getrandom), Int(bitPattern: $0.baseAddress), wanted, 0, 0, 0, 0), 0)
       }
-      let count = unsafe bytes[..<got].withUnsafeBytes { unsafe request.writable.write($0) }
+      let count = request.writable.write(bytes.bytes.extracting(first: got))
       queue.complete(request, written: UInt32(truncatingIfNeeded: count))
     }
     bell.ring()

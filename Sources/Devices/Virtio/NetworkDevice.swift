@@ -156,7 +156,7 @@ package final class NetworkDevice: VirtioDevice {
     state.isFull = false
     let merges = state.merges
     for _ in 0..<Self.turn {
-      switch unsafe state.stream.takeFrame({ unsafe deliver($0, merges) }) {
+      switch state.stream.takeFrame({ deliver($0, merges) }) {
       case true?: break
       case false?:
         state.isFull = true
@@ -167,9 +167,10 @@ package final class NetworkDevice: VirtioDevice {
     return false
   }
 
-  /// Copies a frame to the guest's buffers, or drops one that can never fit; false if it must wait.
-  private func deliver(_ frame: UnsafeRawBufferPointer, _ merges: Bool) -> Bool {
-    let size = Self.headerSize &+ frame.count
+  /// Puts a frame into the guest's buffers, or drops one that can never fit; false where it has to
+  /// wait.
+  private func deliver(_ frame: RawSpan, _ merges: Bool) -> Bool {
+    let size = Self.headerSize &+ frame.byteCount
     let requests: [VirtioRequest]
     switch receiveQueue.gather(bytes: size, limit: merges ? Self.bufferLimit : 1) {
     case .requests(let taken): requests = taken
@@ -179,10 +180,10 @@ package final class NetworkDevice: VirtioDevice {
     // No flags, no offsets, only the number of buffers.
     var bytes = [UInt8](repeating: 0, count: Self.headerSize)
     bytes[10] = UInt8(truncatingIfNeeded: requests.count)
-    unsafe bytes.append(contentsOf: frame)
+    bytes.append(frame)
     var done = 0
     let written = requests.map { request in
-      let count = unsafe bytes[done...].withUnsafeBytes { unsafe request.writable.write($0) }
+      let count = request.writable.write(bytes.bytes.extracting(done...))
       done &+= count
       return UInt32(truncatingIfNeeded: count)
     }

@@ -170,11 +170,9 @@ package struct SplitQueue: Sendable, Hashable {
   ) throws(QueueError) -> Descriptor {
     guard UInt32(index) < count else { throw .noSuchDescriptor(index) }
     let address = table.addingReportingOverflow(UInt64(index) &* Layout.descriptorSize)
-    guard !address.overflow, let source = unsafe memory.host(address.partialValue, count: 16) else {
-      throw .outsideMemory(address.partialValue)
-    }
-    let first = unsafe source.loadUnaligned(as: UInt64.self)
-    let second = unsafe source.loadUnaligned(fromByteOffset: 8, as: UInt64.self)
+    guard !address.overflow, let first = memory.load64(address.partialValue),
+      let second = memory.load64(address.partialValue &+ 8)
+    else { throw .outsideMemory(address.partialValue) }
     return Descriptor(
       address: first, length: UInt32(truncatingIfNeeded: second),
       flags: UInt16(truncatingIfNeeded: second >> 32),

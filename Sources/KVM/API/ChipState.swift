@@ -4,6 +4,7 @@
 // KVM_GET_PIT2. Pure conversions: they take no lock and touch no chip.
 
 import CHost
+import Host
 import InterruptChips
 
 /// The chips' states in KVM's structs and back.
@@ -58,9 +59,10 @@ enum ChipState {
     state.ioregsel = chip.select
     state.id = chip.id
     state.irr = chip.irr
-    unsafe withUnsafeMutableBytes(of: &state) { bytes in
+    unsafe withUnsafeMutableBytes(of: &state) {
+      var bytes = unsafe $0.mutableBytes
       for pin in 0..<IOAPIC.pinCount {
-        unsafe bytes.storeBytes(
+        bytes.storeBytes(
           of: chip.entries[pin], toByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
       }
     }
@@ -73,10 +75,10 @@ enum ChipState {
     chip.select = state.ioregsel
     chip.id = state.id
     chip.irr = state.irr
-    unsafe withUnsafeBytes(of: state) { bytes in
+    unsafe withUnsafeBytes(of: state) {
+      let bytes = unsafe $0.bytes
       for pin in 0..<IOAPIC.pinCount {
-        chip.entries[pin] = unsafe bytes.loadUnaligned(
-          fromByteOffset: redirectionOffset + pin * 8, as: UInt64.self)
+        chip.entries[pin] = bytes.load(UInt64.self, at: redirectionOffset + pin * 8) ?? 0
       }
     }
     return chip
@@ -84,28 +86,18 @@ enum ChipState {
 
   static func pit(_ chip: PIT8254.State, flags: UInt32) -> kvm_pit_state2 {
     var state = kvm_pit_state2()
-    unsafe withUnsafeMutableBytes(of: &state.channels) { channels in
-      for index in 0..<3 {
-        unsafe channels.storeBytes(
-          of: channel(chip.channels[index]),
-          toByteOffset: index * MemoryLayout<kvm_pit_channel_state>.stride,
-          as: kvm_pit_channel_state.self)
-      }
-    }
+    state.channels = (
+      channel(chip.channels[0]), channel(chip.channels[1]), channel(chip.channels[2])
+    )
     state.flags = flags | (chip.isSpeakerDataOn ? UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON) : 0)
     return state
   }
 
   static func pit(_ state: kvm_pit_state2) -> PIT8254.State {
     var chip = PIT8254.State()
-    unsafe withUnsafeBytes(of: state.channels) { channels in
-      for index in 0..<3 {
-        chip.channels[index] = unsafe channel(
-          channels.loadUnaligned(
-            fromByteOffset: index * MemoryLayout<kvm_pit_channel_state>.stride,
-            as: kvm_pit_channel_state.self))
-      }
-    }
+    chip.channels[0] = channel(state.channels.0)
+    chip.channels[1] = channel(state.channels.1)
+    chip.channels[2] = channel(state.channels.2)
     chip.isSpeakerDataOn = state.flags & UInt32(KVM_PIT_FLAGS_SPEAKER_DATA_ON) != 0
     return chip
   }

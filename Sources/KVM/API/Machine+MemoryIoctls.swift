@@ -167,20 +167,19 @@ extension Machine {
   ) throws(Errno) {
     let (memory, slot, log) = unsafe try logged(request.slot, configuration)
     let buffer = unsafe Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    let words = try unsafe DirtyBitmap.allocate(log.wordCount)
-    defer { unsafe DirtyBitmap.free(words) }
-    func copy() throws(Errno) {
-      unsafe memory.copyLog(of: slot, to: words)
-      try unsafe buffer.write(words)
+    var words = try DirtyWords(count: log.wordCount)
+    func copy(_ words: inout DirtyWords) throws(Errno) {
+      memory.copyLog(of: slot, to: &words)
+      try words.withBytes(buffer.write)
     }
-    try copy()
+    try copy(&words)
     let isManual =
       configuration.dirtyLogOptions & UInt64(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) != 0
-    if unsafe isManual || words.allSatisfy({ $0 == 0 }) { return }
+    if isManual || (0..<words.count).allSatisfy({ words[$0] == 0 }) { return }
     try withGuestsStopped { () throws(Errno) in
-      try copy()
-      for word in words.indices {
-        let mask = unsafe words[word]
+      try copy(&words)
+      for word in 0..<words.count {
+        let mask = words[word]
         if mask != 0 { memory.clean(slot, first: word * 64, mask: mask) }
       }
     }
@@ -197,13 +196,12 @@ extension Machine {
       unsafe count & 63 == 0 || count == total &- request.first_page
     else { throw .invalidArgument }
     let bitmap = unsafe Argument(value: UInt(bitPattern: request.dirty_bitmap))
-    let masks = try unsafe DirtyBitmap.allocate((Int(count) + 63) / 64)
-    defer { unsafe DirtyBitmap.free(masks) }
-    try unsafe bitmap.read(masks)
+    var masks = try DirtyWords(count: (Int(count) + 63) / 64)
+    try masks.withMutableBytes(bitmap.read)
     let first = unsafe Int(request.first_page)
     try withGuestsStopped { () throws(Errno) in
-      for word in masks.indices {
-        let mask = unsafe masks[word]
+      for word in 0..<masks.count {
+        let mask = masks[word]
         if mask != 0 { memory.clean(slot, first: first + word * 64, mask: mask) }
       }
     }

@@ -46,42 +46,22 @@ struct Argument {
     return all
   }
 
-  /// Copies in words that the argument points to.
-  func read(_ words: DirtyBitmap.Words) throws(Errno) {
-    let bytes = UnsafeMutableRawBufferPointer(words)
-    guard unsafe GuardedCopy.copy(from: try pointer(), to: bytes.baseAddress, count: bytes.count)
-    else {
-      throw .badAddress
+  /// Copies as many bytes in as there is room for.
+  func read(into room: inout MutableRawSpan) throws(Errno) {
+    let source = try unsafe pointer()
+    let copied = unsafe room.withUnsafeMutableBytes {
+      unsafe GuardedCopy.copy(from: source, to: $0.baseAddress, count: $0.count)
     }
+    guard copied else { throw .badAddress }
   }
 
-  /// Copies words out to where the argument points.
-  func write(_ words: DirtyBitmap.Words) throws(Errno) {
-    let bytes = UnsafeRawBufferPointer(words)
-    guard unsafe GuardedCopy.copy(from: bytes.baseAddress, to: try pointer(), count: bytes.count)
-    else {
-      throw .badAddress
+  /// Copies bytes out to where the argument points.
+  func write(_ bytes: RawSpan) throws(Errno) {
+    let target = try unsafe pointer()
+    let copied = unsafe bytes.withUnsafeBytes {
+      unsafe GuardedCopy.copy(from: $0.baseAddress, to: target, count: $0.count)
     }
-  }
-
-  /// Copies out `count` bytes that `fill` writes.
-  func write(count: Int, _ fill: (UnsafeMutableRawPointer) -> Void) throws(Errno) {
-    let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
-    defer { unsafe buffer.deallocate() }
-    unsafe fill(buffer)
-    guard unsafe GuardedCopy.copy(from: buffer, to: try pointer(), count: count) else {
-      throw .badAddress
-    }
-  }
-
-  /// Copies in `count` bytes and passes them to `use`.
-  func read(count: Int, _ use: (UnsafeMutableRawPointer) throws(Errno) -> Void) throws(Errno) {
-    let buffer = UnsafeMutableRawPointer.allocate(byteCount: count, alignment: 64)
-    defer { unsafe buffer.deallocate() }
-    guard unsafe GuardedCopy.copy(from: try pointer(), to: buffer, count: count) else {
-      throw .badAddress
-    }
-    try unsafe use(buffer)
+    guard copied else { throw .badAddress }
   }
 
   private func load<T>(_ offset: Int) throws(Errno) -> T {

@@ -4,6 +4,7 @@
 // check, because the client may change it meanwhile.
 
 import CHost
+import Host
 import SystemPackage
 import X86
 import X86CPU
@@ -28,28 +29,22 @@ extension VirtualCPU {
     (
       CKVM_GET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        try unsafe argument.write(count: 4096) {
-          unsafe ExtendedState.save(vcpu.cpu, to: $0, size: 4096)
-        }
+        try argument.write(ExtendedState.area(vcpu.cpu, size: 4096).bytes)
         return 0
       }
     ),
     (
       CKVM_GET_XSAVE2,
       { (vcpu, argument) throws(Errno) in
-        let size = ExtendedState.areaSize
-        try unsafe argument.write(count: size) {
-          unsafe ExtendedState.save(vcpu.cpu, to: $0, size: size)
-        }
+        try argument.write(ExtendedState.area(vcpu.cpu, size: ExtendedState.areaSize).bytes)
         return 0
       }
     ),
     (
       CKVM_SET_XSAVE,
       { (vcpu, argument) throws(Errno) in
-        try unsafe argument.read(count: ExtendedState.areaSize) { (area) throws(Errno) in
-          try unsafe ExtendedState.restore(vcpu.cpu, from: area)
-        }
+        let area: [UInt8] = try argument.elements(ExtendedState.areaSize)
+        try ExtendedState.restore(vcpu.cpu, from: area.bytes)
         return 0
       }
     ),
@@ -110,42 +105,47 @@ enum ExtendedState {
     cpu.mxcsr = MXCSR.initial
   }
 
-  private static func image(_ cpu: CPU) -> UnsafeMutableRawPointer {
-    unsafe UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.fx)!
-  }
-
-  private static func register(_ cpu: CPU, _ number: Int) -> UnsafeMutableRawPointer {
-    unsafe UnsafeMutableRawPointer(cpu.vector) + number * 64
-  }
-
-  private static func opmask(_ cpu: CPU) -> UnsafeMutableRawPointer {
-    unsafe UnsafeMutableRawPointer(cpu.vector) + MemoryLayout<VectorState>.offset(of: \.opmask)!
+  /// Offsets in `VectorState`.
+  private enum State {
+    static let image = MemoryLayout<VectorState>.offset(of: \.fx)!
+    static let opmask = MemoryLayout<VectorState>.offset(of: \.opmask)!
+    /// Bytes of a register of 512 bits.
+    static let register = 64
   }
 
   /// Offsets in the FXSAVE image.
   private enum Image {
+    static let mxcsr = 24
     static let st = 32
     static let xmm = 160
+  }
+
+  /// The CPU's registers, opmasks and x87 image. The vCPU's thread alone uses them.
+  private static func withState<Result>(
+    _ cpu: CPU, _ body: (inout MutableRawSpan) -> Result
+  ) -> Result {
+    var state = unsafe MutableRawSpan(
+      _unsafeStart: UnsafeMutableRawPointer(cpu.vector), byteCount: MemoryLayout<VectorState>.size)
+    return body(&state)
   }
 
   // MARK: kvm_fpu
 
   static func fpu(_ cpu: CPU) -> kvm_fpu {
     var value = kvm_fpu()
-    let image = unsafe image(cpu)
-    unsafe withUnsafeMutableBytes(of: &value.fpr) {
-      unsafe $0.copyMemory(from: UnsafeRawBufferPointer(start: image + Image.st, count: 128))
-    }
-    value.fcw = unsafe image.load(as: UInt16.self)
-    value.fsw = unsafe image.load(fromByteOffset: 2, as: UInt16.self)
-    value.ftwx = unsafe image.load(fromByteOffset: 4, as: UInt8.self)
-    value.last_opcode = unsafe image.load(fromByteOffset: 6, as: UInt16.self)
-    value.last_ip = unsafe image.load(fromByteOffset: 8, as: UInt64.self)
-    value.last_dp = unsafe image.load(fromByteOffset: 16, as: UInt64.self)
-    unsafe withUnsafeMutableBytes(of: &value.xmm) { xmm in
-      for number in 0..<16 {
-        unsafe (xmm.baseAddress! + number * 16).copyMemory(
-          from: register(cpu, number), byteCount: 16)
+    withState(cpu) { state in
+      let image = state.bytes.extracting(State.image...)
+      func word<Value: FixedWidthInteger & BitwiseCopyable>(_ offset: Int) -> Value {
+        image.load(Value.self, at: offset) ?? 0
+      }
+      (value.fcw, value.fsw, value.ftwx) = (word(0), word(2), word(4))
+      (value.last_opcode, value.last_ip, value.last_dp) = (word(6), word(8), word(16))
+      withMutableBytes(of: &value.fpr) { $0.copy(from: image.extracting(Image.st..<Image.xmm)) }
+      withMutableBytes(of: &value.xmm) { xmm in
+        for n in 0..<16 {
+          let start = n * State.register
+          xmm.copy(from: state.bytes.extracting(start..<start + 16), at: n * 16)
+        }
       }
     }
     value.mxcsr = cpu.mxcsr
@@ -153,19 +153,23 @@ enum ExtendedState {
   }
 
   static func setFPU(_ cpu: CPU, _ value: kvm_fpu) {
-    let image = unsafe image(cpu)
-    unsafe withUnsafeBytes(of: value.fpr) {
-      unsafe (image + Image.st).copyMemory(from: $0.baseAddress!, byteCount: 128)
-    }
-    unsafe image.storeBytes(of: value.fcw, as: UInt16.self)
-    unsafe image.storeBytes(of: value.fsw, toByteOffset: 2, as: UInt16.self)
-    unsafe image.storeBytes(of: UInt16(value.ftwx), toByteOffset: 4, as: UInt16.self)
-    unsafe image.storeBytes(of: value.last_opcode, toByteOffset: 6, as: UInt16.self)
-    unsafe image.storeBytes(of: value.last_ip, toByteOffset: 8, as: UInt64.self)
-    unsafe image.storeBytes(of: value.last_dp, toByteOffset: 16, as: UInt64.self)
-    unsafe withUnsafeBytes(of: value.xmm) { xmm in
-      for number in 0..<16 {
-        unsafe register(cpu, number).copyMemory(from: xmm.baseAddress! + number * 16, byteCount: 16)
+    withState(cpu) { state in
+      func set<Value: FixedWidthInteger & BitwiseCopyable>(
+        _ value: Value, _ offset: Int, _ state: inout MutableRawSpan
+      ) {
+        state.storeBytes(of: value, toByteOffset: State.image + offset, as: Value.self)
+      }
+      set(value.fcw, 0, &state)
+      set(value.fsw, 2, &state)
+      set(UInt16(value.ftwx), 4, &state)
+      set(value.last_opcode, 6, &state)
+      set(value.last_ip, 8, &state)
+      set(value.last_dp, 16, &state)
+      withBytes(of: value.fpr) { state.copy(from: $0, at: State.image + Image.st) }
+      withBytes(of: value.xmm) { xmm in
+        for n in 0..<16 {
+          state.copy(from: xmm.extracting(n * 16..<n * 16 + 16), at: n * State.register)
+        }
       }
     }
     cpu.mxcsr = value.mxcsr
@@ -176,72 +180,92 @@ enum ExtendedState {
 
   private static let headerOffset = 512
 
-  static func save(_ cpu: CPU, to area: UnsafeMutableRawPointer, size: Int) {
-    unsafe area.initializeMemory(as: UInt8.self, repeating: 0, count: size)
-    unsafe area.copyMemory(from: image(cpu), byteCount: Image.xmm)
-    for number in 0..<16 {
-      unsafe (area + Image.xmm + number * 16).copyMemory(from: register(cpu, number), byteCount: 16)
+  /// A part of a state component: where it is in `VectorState` and from the component's start.
+  private typealias Piece = (state: Int, area: Int, count: Int)
+
+  /// Of the FXSAVE image's x87 part, without MXCSR.
+  private static let x87: [Piece] = [
+    (State.image, 0, Image.mxcsr), (State.image + Image.st, Image.st, Image.xmm - Image.st),
+  ]
+  private static let sse = registers(0, from: 0, count: 16).map { piece in
+    (state: piece.state, area: Image.xmm + piece.area, count: piece.count)
+  }
+
+  /// Of components above SSE. PKRU is not in `VectorState`.
+  private static let pieces: [Int: [Piece]] = [
+    2: registers(0, from: 16, count: 16), 5: [(State.opmask, 0, 64)],
+    6: registers(0, from: 32, count: 32), 7: registers(16, from: 0, count: 64),
+  ]
+  private static let pkru = 9
+
+  /// Bytes of 16 registers.
+  private static func registers(_ first: Int, from offset: Int, count: Int) -> [Piece] {
+    (0..<16).map { ((first + $0) * State.register + offset, $0 * count, count) }
+  }
+
+  /// The area as the client gets it, with as many components as there is room for.
+  static func area(_ cpu: CPU, size: Int) -> [UInt8] {
+    var area = [UInt8](repeating: 0, count: size)
+    area.store(ExtendedStateLayout.supported, at: headerOffset)
+    let pkru = unsafe UInt64(cpu.s.pointee.pkru)
+    area.withMutableBytes { area in
+      withState(cpu) { state in
+        let state = state.bytes
+        area.copy(from: state.extracting(State.image..<State.image + Image.xmm))
+        put(sse, from: state, &area, at: 0)
+        for component in ExtendedStateLayout.components {
+          let place = Int(component.offset)
+          guard place + Int(component.size) <= size else { continue }
+          if component.number == Self.pkru {
+            area.storeBytes(of: pkru, toByteOffset: place, as: UInt64.self)
+          }
+          put(pieces[component.number] ?? [], from: state, &area, at: place)
+        }
+      }
     }
-    unsafe area.storeBytes(
-      of: ExtendedStateLayout.supported, toByteOffset: headerOffset, as: UInt64.self)
-    for component in ExtendedStateLayout.components {
-      let place = Int(component.offset)
-      guard place + Int(component.size) <= size else { continue }
-      unsafe copy(cpu, component.number, area + place, saving: true)
+    return area
+  }
+
+  private static func put(
+    _ pieces: [Piece], from state: RawSpan, _ area: inout MutableRawSpan, at place: Int
+  ) {
+    for piece in pieces {
+      let source = state.extracting(piece.state..<piece.state + piece.count)
+      area.copy(from: source, at: place + piece.area)
     }
   }
 
-  static func restore(_ cpu: CPU, from area: UnsafeMutableRawPointer) throws(Errno) {
-    let present = unsafe area.loadUnaligned(fromByteOffset: headerOffset, as: UInt64.self)
-    let compaction = unsafe area.loadUnaligned(fromByteOffset: headerOffset + 8, as: UInt64.self)
-    let mxcsr = unsafe area.loadUnaligned(fromByteOffset: 24, as: UInt32.self)
-    guard present & ~ExtendedStateLayout.supported == 0, compaction == 0,
-      mxcsr & ~MXCSR.mask == 0
+  /// - Parameter area: of `areaSize` bytes.
+  static func restore(_ cpu: CPU, from area: RawSpan) throws(Errno) {
+    guard let present = area.load(UInt64.self, at: headerOffset),
+      let compaction = area.load(UInt64.self, at: headerOffset + 8),
+      let mxcsr = area.load(UInt32.self, at: Image.mxcsr),
+      present & ~ExtendedStateLayout.supported == 0, compaction == 0, mxcsr & ~MXCSR.mask == 0
     else { throw .invalidArgument }
     cpu.resetVectorState()
     initializeX87(cpu)
-    if present & XCR0.x87.rawValue != 0 {
-      unsafe image(cpu).copyMemory(from: area, byteCount: 24)
-      unsafe (image(cpu) + Image.st).copyMemory(from: area + Image.st, byteCount: 128)
-    }
-    if present & XCR0.sse.rawValue != 0 {
-      for number in 0..<16 {
-        unsafe register(cpu, number).copyMemory(from: area + Image.xmm + number * 16, byteCount: 16)
-      }
-    }
+    if present & XCR0.x87.rawValue != 0 { take(x87, cpu, from: area) }
+    if present & XCR0.sse.rawValue != 0 { take(sse, cpu, from: area) }
     if present & (XCR0.sse.rawValue | XCR0.avx.rawValue) != 0 { cpu.mxcsr = mxcsr }
     unsafe cpu.s.pointee.pkru = 0
     for component in ExtendedStateLayout.components
     where present & 1 << UInt64(component.number) != 0 {
-      unsafe copy(cpu, component.number, area + Int(component.offset), saving: false)
+      let place = Int(component.offset)
+      if component.number == pkru {
+        let value = area.load(UInt64.self, at: place) ?? 0
+        unsafe cpu.s.pointee.pkru = value & 0xFFFF_FFFF
+      }
+      take(pieces[component.number] ?? [], cpu, from: area.extracting(place...))
     }
     cpu.normalizeX87()
   }
 
-  /// Copies a component above SSE between the CPU and the area.
-  private static func copy(
-    _ cpu: CPU, _ component: Int, _ place: UnsafeMutableRawPointer, saving: Bool
-  ) {
-    func move(_ here: UnsafeMutableRawPointer, _ offset: Int, _ count: Int) {
-      let there = unsafe place + offset
-      if saving {
-        unsafe there.copyMemory(from: here, byteCount: count)
-      } else {
-        unsafe here.copyMemory(from: there, byteCount: count)
+  private static func take(_ pieces: [Piece], _ cpu: CPU, from area: RawSpan) {
+    withState(cpu) { state in
+      for piece in pieces {
+        state.copy(
+          from: area.extracting(piece.area..<piece.area + piece.count), at: piece.state)
       }
-    }
-    switch component {
-    case 2: for number in 0..<16 { unsafe move(register(cpu, number) + 16, number * 16, 16) }
-    case 5: unsafe move(opmask(cpu), 0, 64)
-    case 6: for number in 0..<16 { unsafe move(register(cpu, number) + 32, number * 32, 32) }
-    case 7: for number in 0..<16 { unsafe move(register(cpu, number + 16), number * 64, 64) }
-    case 9:
-      if saving {
-        unsafe place.storeBytes(of: cpu.s.pointee.pkru, as: UInt64.self)
-      } else {
-        unsafe cpu.s.pointee.pkru = unsafe place.loadUnaligned(as: UInt64.self) & 0xFFFF_FFFF
-      }
-    default: break
     }
   }
 }

@@ -4,6 +4,7 @@
 // fail with EINVAL, so they cannot make a VM entry fail.
 
 import CHost
+import Host
 import InterruptChips
 import Synchronization
 import SystemPackage
@@ -146,8 +147,8 @@ extension VirtualCPU {
     (value.cr4, value.cr8, value.efer) = (common.cr4, common.cr8, common.efer)
     value.apic_base = common.apic_base
     if let vector = (apic == nil ? events.queuedInterrupt : nil) ?? injectedInterrupt {
-      unsafe withUnsafeMutableBytes(of: &value.interrupt_bitmap) {
-        unsafe $0[Int(vector) / 8] |= 1 << (vector & 7)
+      withMutableBytes(of: &value.interrupt_bitmap) {
+        $0.storeBytes(of: 1 << (vector & 7), toByteOffset: Int(vector) / 8, as: UInt8.self)
       }
     }
     return value
@@ -272,8 +273,8 @@ extension VirtualCPU {
   }
 
   private func setInterruptBitmap(_ value: kvm_sregs) {
-    let vector = unsafe withUnsafeBytes(of: value.interrupt_bitmap) { bits in
-      (0..<256).first { unsafe bits[$0 / 8] & (1 << UInt8($0 & 7)) != 0 }
+    let vector = withBytes(of: value.interrupt_bitmap) { bits in
+      (0..<256).first { (bits.load(UInt8.self, at: $0 / 8) ?? 0) & (1 << UInt8($0 & 7)) != 0 }
     }
     guard let vector else { return }
     if apic == nil { events.queuedInterrupt = UInt8(vector) }

@@ -8,59 +8,73 @@ import SystemPackage
   import Glibc
 #endif
 
-/// Which pages of a slot were written: one bit each, in words of 64 as in KVM_GET_DIRTY_LOG.
-/// Sendable: guarded by the lock of its slots.
-@safe final class DirtyBitmap: @unchecked Sendable {
-  typealias Words = UnsafeMutableBufferPointer<UInt64>
+/// Words of 64 pages each, which are 0 at first. How many it is the client who says: where there is
+/// no memory for them, that is an error, and memory is taken for those that are written to.
+@safe struct DirtyWords: ~Copyable {
+  private let start: UnsafeMutablePointer<UInt64>
+  let count: Int
 
-  private let words: Words
+  init(count: Int) throws(Errno) {
+    guard let memory = unsafe calloc(max(count, 1), 8) else { throw .noMemory }
+    unsafe start = memory.bindMemory(to: UInt64.self, capacity: count)
+    self.count = count
+  }
+
+  deinit { unsafe free(start) }
+
+  /// A word that is not there is 0, and stays so.
+  subscript(_ word: Int) -> UInt64 {
+    get { word >= 0 && word < count ? unsafe start[word] : 0 }
+    set { if word >= 0 && word < count { unsafe start[word] = newValue } }
+  }
+
+  /// As KVM_GET_DIRTY_LOG gives them.
+  func withBytes<Result>(_ body: (RawSpan) throws(Errno) -> Result) throws(Errno) -> Result {
+    try unsafe body(RawSpan(_unsafeStart: start, byteCount: count * 8))
+  }
+
+  mutating func withMutableBytes<Result>(
+    _ body: (inout MutableRawSpan) throws(Errno) -> Result
+  ) throws(Errno) -> Result {
+    var bytes = unsafe MutableRawSpan(_unsafeStart: start, byteCount: count * 8)
+    return try body(&bytes)
+  }
+}
+
+/// Which pages of a slot were written. Guarded by the lock of the slots that it belongs to.
+/// Sendable: guarded by the lock of the slots.
+final class DirtyBitmap: @unchecked Sendable {
+  private var words: DirtyWords
   let pageCount: Int
-  var wordCount: Int { unsafe words.count }
+  var wordCount: Int { words.count }
 
   /// - Parameter full: mark all pages as written.
   init(pages: Int, full: Bool) throws(Errno) {
-    unsafe words = try unsafe Self.allocate((pages + 63) / 64)
+    words = try DirtyWords(count: (pages + 63) / 64)
     pageCount = pages
     guard full else { return }
-    unsafe words.update(repeating: .max)
-    if pages & 63 != 0, let last = unsafe words.indices.last {
-      unsafe words[last] = 1 &<< UInt64(pages & 63) &- 1
-    }
+    for word in 0..<words.count { words[word] = .max }
+    if pages & 63 != 0 { words[words.count &- 1] = 1 &<< UInt64(pages & 63) &- 1 }
   }
 
-  deinit { unsafe Self.free(words) }
-
-  /// Zeroed words. The client chooses the size: without memory for them this fails, and pages are
-  /// allocated only when written.
-  static func allocate(_ count: Int) throws(Errno) -> Words {
-    guard let memory = unsafe calloc(max(count, 1), 8) else { throw .noMemory }
-    return unsafe Words(start: memory.bindMemory(to: UInt64.self, capacity: count), count: count)
-  }
-
-  static func free(_ words: Words) { unsafe Glibc.free(words.baseAddress) }
-
-  func contains(_ page: Int) -> Bool {
-    let word = page >> 6
-    return unsafe words.indices.contains(word) && words[word] & (1 &<< UInt64(page & 63)) != 0
-  }
+  func contains(_ page: Int) -> Bool { words[page >> 6] & (1 &<< UInt64(page & 63)) != 0 }
 
   /// - Returns: whether the page was clean.
   func insert(_ page: Int) -> Bool {
     guard page >= 0, page < pageCount, !contains(page) else { return false }
-    unsafe words[page >> 6] |= 1 &<< UInt64(page & 63)
+    words[page >> 6] |= 1 &<< UInt64(page & 63)
     return true
   }
 
   /// Clears bits of a word; returns those that were set.
   func remove(word: Int, _ mask: UInt64) -> UInt64 {
-    guard unsafe words.indices.contains(word) else { return 0 }
-    let old = unsafe words[word] & mask
-    unsafe words[word] &= ~mask
+    let old = words[word] & mask
+    words[word] &= ~mask
     return old
   }
 
   /// Copies everything to as many words.
-  func copy(to target: Words) {
-    for word in unsafe 0..<min(target.count, words.count) { unsafe target[word] = words[word] }
+  func copy(to target: inout DirtyWords) {
+    for word in 0..<min(target.count, words.count) { target[word] = words[word] }
   }
 }

@@ -244,9 +244,9 @@ final class MachineMemory: @unchecked Sendable {
     shadows.clear(keepingTables: mayBeWalked)
   }
 
-  /// Copies a slot's dirty log to an equal number of words.
-  func copyLog(of slot: MemorySlot, to words: DirtyBitmap.Words) {
-    slots.withLock { _ in unsafe slot.log?.copy(to: words) }
+  /// Copies the dirty log of a slot to as many words.
+  func copyLog(of slot: MemorySlot, to words: inout DirtyWords) {
+    slots.withLock { _ in slot.log?.copy(to: &words) }
   }
 
   /// Marks one page of a slot clean. No vCPU is in guest code.

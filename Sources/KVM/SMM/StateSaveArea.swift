@@ -5,6 +5,7 @@
 // 32-bit processors if the guest's CPUID has no long mode. Offsets are the manuals', from SMBASE +
 // 8000.
 
+import Host
 import X86
 import X86CPU
 
@@ -24,17 +25,9 @@ struct StateSaveArea {
     if !isRead { return nil }
   }
 
-  subscript<T: FixedWidthInteger>(_ offset: Int, type: T.Type = T.self) -> T {
-    get {
-      unsafe bytes.withUnsafeBytes {
-        unsafe $0.loadUnaligned(fromByteOffset: offset - Self.first, as: T.self)
-      }
-    }
-    set {
-      unsafe bytes.withUnsafeMutableBytes {
-        unsafe $0.storeBytes(of: newValue, toByteOffset: offset - Self.first, as: T.self)
-      }
-    }
+  subscript<T: FixedWidthInteger & BitwiseCopyable>(_ offset: Int, type: T.Type = T.self) -> T {
+    get { bytes.load(T.self, at: offset - Self.first) ?? 0 }
+    set { bytes.store(newValue, at: offset - Self.first) }
   }
 
   /// A register of 64 bits.

@@ -21,7 +21,8 @@ struct FaultSiteTable {
 
   /// The sites of a kept translation whose `start` is at `position`.
   mutating func append(_ translation: KeptTranslation, at position: Int) {
-    for site in translation.faults {
+    for n in translation.faults.indices {
+      let site = translation.faults[n]
       sites.append(
         NativeFaultSite(
           position: UInt32(truncatingIfNeeded: position + Int(site.position)),

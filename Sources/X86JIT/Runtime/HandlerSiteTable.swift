@@ -22,7 +22,8 @@ struct HandlerSiteTable {
   mutating func append(
     _ translation: KeptTranslation, _ ops: (UInt8) -> MicroOpPointer, at address: UInt
   ) {
-    for site in translation.sites {
+    for n in translation.sites.indices {
+      let site = translation.sites[n]
       sites.append(
         NativeHandlerSite(
           op: ops(site.block) + Int(site.op),

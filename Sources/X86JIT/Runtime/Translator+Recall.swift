@@ -60,7 +60,7 @@ extension Translator {
     _ variant: Int = 0
   ) -> UInt64 {
     KeptTranslation.name(
-      bytes, offset: block.pointee.host & Page.offsetMask, modeKey: block.pointee.modeKey,
+      bytes.bytes, offset: block.pointee.host & Page.offsetMask, modeKey: block.pointee.modeKey,
       kind: kind, variant: variant)
   }
 
@@ -75,7 +75,7 @@ extension Translator {
     let text = UnsafeRawBufferPointer(rebasing: bytes[..<length])
     let isThere = store.with(name(of: block, text, .block)) { kept in
       kept.header.kind == KeptTranslation.Kind.block.rawValue && kept.blocks.count == 1
-        && isEqual(kept.text, text) && fits(kept.blocks[0], block)
+        && isEqual(kept.text, text.bytes) && fits(kept.blocks[0], block)
         && install(kept, [block], page: page)
     }
     if !isThere { return }
@@ -120,15 +120,15 @@ extension Translator {
   private func findBlocks(of kept: KeptTranslation, _ head: BlockPointer) -> [BlockPointer]? {
     var position = 0
     var blocks: [BlockPointer] = []
-    for expected in kept.blocks {
+    for n in kept.blocks.indices {
+      let expected = kept.blocks[n]
       let address = head.pointee.host & Page.mask | UInt64(expected.pageOffset)
       guard let block = cache.find(host: address, modeKey: head.pointee.modeKey),
         block.pointee.secondPage == 0, fits(expected, block)
       else { return nil }
       let end = position + Int(expected.length)
-      guard end <= kept.text.count,
-        CodeSignature.of(UnsafeRawBufferPointer(rebasing: kept.text[position..<end]))
-          == block.pointee.signature
+      guard let text = kept.text.part(position..<end),
+        text.withUnsafeBytes(CodeSignature.of) == block.pointee.signature
       else { return nil }
       position = end
       blocks.append(block)
@@ -136,11 +136,15 @@ extension Translator {
     return blocks.first == head ? blocks : nil
   }
 
-  private func isEqual(_ one: UnsafeRawBufferPointer, _ other: UnsafeRawBufferPointer) -> Bool {
-    guard one.count == other.count, let p = one.baseAddress, let q = other.baseAddress else {
-      return false
+  private func isEqual(_ one: RawSpan, _ other: RawSpan) -> Bool {
+    one.withUnsafeBytes { one in
+      other.withUnsafeBytes { other in
+        guard one.count == other.count, let p = one.baseAddress, let q = other.baseAddress else {
+          return false
+        }
+        return memcmp(p, q, one.count) == 0
+      }
     }
-    return memcmp(p, q, one.count) == 0
   }
 
   private func fits(_ kept: KeptTranslation.Block, _ block: BlockPointer) -> Bool {
@@ -158,22 +162,24 @@ extension Translator {
     entryAssembler.begin(origin: codeStart + UInt(used))
     entryAssembler.move(.r13, immediate: page)
     entryAssembler.store(.state(StateOffset.codePage), .r13)
-    let size = entryAssembler.position + kept.code.count
-    guard let source = kept.code.baseAddress, !isFull, kept.header.modeKey == block.pointee.modeKey,
+    let size = entryAssembler.position + kept.code.byteCount
+    guard !isFull, kept.header.modeKey == block.pointee.modeKey,
       kept.header.kind == KeptTranslation.Kind.region.rawValue || Self.countsEntries(kept.code),
       used + size + Self.entryReserve <= room.upperBound
     else { return false }
     collapsePages(upTo: used + size)
     let start = used + entryAssembler.position
     entryAssembler.copy(to: code.memory.writable + used)
-    let target = code.memory.writable + start
-    target.copyMemory(from: source, byteCount: kept.code.count)
+    let place = code.memory.writable + start
+    var target = MutableRawSpan(_unsafeStart: place, byteCount: kept.code.byteCount)
+    target.copy(from: kept.code)
     relocate(kept, start)
     handlerSites.append(kept, { blocks[Int($0)].pointee.ops }, at: codeStart + UInt(start))
     processor.cpu.s.pointee.native.handlerSites = handlerSites.sites.base
     faultSites.append(kept, at: start)
     noteFaultSites()
-    for link in kept.links {
+    for n in kept.links.indices {
+      let link = kept.links[n]
       addLink(
         at: start + Int(link.position),
         to: block.pointee.host & Page.mask | UInt64(link.target), block.pointee.modeKey)
@@ -188,26 +194,28 @@ extension Translator {
   }
 
   private func relocate(_ kept: KeptTranslation, _ start: Int) {
-    let target = code.memory.writable + start
-    for position in kept.relocations {
-      let field = target + Int(position)
-      let offset = Int(field.loadUnaligned(as: UInt32.self))
-      let distance = offset - (start + Int(position) + 4)
-      field.storeBytes(of: Int32(truncatingIfNeeded: distance), as: Int32.self)
+    let place = code.memory.writable + start
+    var target = MutableRawSpan(_unsafeStart: place, byteCount: kept.code.byteCount)
+    for n in kept.relocations.indices {
+      let position = Int(kept.relocations[n])
+      let offset = Int(kept.code.load(UInt32.self, at: position) ?? 0)
+      let distance = offset - (start + position + 4)
+      target.storeBytes(
+        of: Int32(truncatingIfNeeded: distance), toByteOffset: position, as: Int32.self)
     }
     let first = handlerSites.sites.count
-    for (n, site) in kept.sites.enumerated() {
-      (target + Int(site.position)).storeBytes(
-        of: UInt32(truncatingIfNeeded: first + n), as: UInt32.self)
+    for n in kept.sites.indices {
+      target.storeBytes(
+        of: UInt32(truncatingIfNeeded: first + n), toByteOffset: Int(kept.sites[n].position),
+        as: UInt32.self)
     }
   }
 
   // MARK: Heat
 
   /// `sub dword [rsp + disp32], 1`: what a block's translation counts its entries by.
-  private static func countsEntries(_ code: UnsafeRawBufferPointer) -> Bool {
-    code.count > BlockTranslation.countBytes && code[0] == 0x83 && code[1] == 0xAC
-      && code[2] == 0x24
+  private static func countsEntries(_ code: RawSpan) -> Bool {
+    code.byteCount > BlockTranslation.countBytes && code.starts(with: [0x83, 0xAC, 0x24])
   }
 
   private static let heatPosition = 3

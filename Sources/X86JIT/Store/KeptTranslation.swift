@@ -17,7 +17,7 @@ import Host
 import X86
 import X86CPU
 
-struct KeptTranslation {
+struct KeptTranslation: ~Escapable {
   enum Kind: UInt8 { case block = 0, region = 1 }
 
   struct Header {
@@ -92,75 +92,87 @@ struct KeptTranslation {
   static let mostBytes = 1 << 18
 
   let header: Header
-  let blocks: UnsafeBufferPointer<Block>
-  let sites: UnsafeBufferPointer<Site>
-  let links: UnsafeBufferPointer<Pair>
-  let faults: UnsafeBufferPointer<Pair>
-  let relocations: UnsafeBufferPointer<UInt16>
+  let blocks: Span<Block>
+  let sites: Span<Site>
+  let links: Span<Pair>
+  let faults: Span<Pair>
+  let relocations: Span<UInt16>
   /// The guest's bytes of all blocks, one after the other.
-  let text: UnsafeRawBufferPointer
-  let code: UnsafeRawBufferPointer
+  let text: RawSpan
+  let code: RawSpan
 
   /// Nil where the bytes are not the record of that name.
-  init?(_ bytes: UnsafeRawBufferPointer, name: UInt64) {
-    let start = MemoryLayout<Header>.size
-    guard bytes.count >= start, let base = bytes.baseAddress else { return nil }
-    header = base.load(as: Header.self)
-    let checked = UnsafeRawBufferPointer(rebasing: bytes[8...])
-    guard header.name == name, header.checksum == ContentHash.of(checked) else { return nil }
-    var reader = Reader(base: base, position: start, end: bytes.count)
-    blocks = reader.take(Int(header.blockCount))
-    sites = reader.take(Int(header.siteCount))
-    links = reader.take(Int(header.linkCount))
-    faults = reader.take(Int(header.faultCount))
-    relocations = reader.take(Int(header.relocationCount))
-    text = UnsafeRawBufferPointer(reader.take(Int(header.textLength)) as UnsafeBufferPointer<UInt8>)
-    code = UnsafeRawBufferPointer(reader.take(Int(header.codeLength)) as UnsafeBufferPointer<UInt8>)
-    guard !reader.isShort, isSound else { return nil }
+  ///
+  /// - Parameter bytes: at a multiple of 8.
+  @_lifetime(copy bytes)
+  init?(_ bytes: RawSpan, name: UInt64) {
+    guard bytes.byteCount >= MemoryLayout<Header>.size else { return nil }
+    header = bytes.unsafeLoad(as: Header.self)
+    let checked = bytes.extracting(8...)
+    guard header.name == name, header.checksum == ContentHash.of(checked),
+      let parts = Parts(header, bytes.byteCount)
+    else { return nil }
+    blocks = bytes.extracting(parts.blocks)._unsafeView(as: Block.self)
+    sites = bytes.extracting(parts.sites)._unsafeView(as: Site.self)
+    links = bytes.extracting(parts.links)._unsafeView(as: Pair.self)
+    faults = bytes.extracting(parts.faults)._unsafeView(as: Pair.self)
+    relocations = bytes.extracting(parts.relocations)._unsafeView(as: UInt16.self)
+    text = bytes.extracting(parts.text)
+    code = bytes.extracting(parts.code)
+    guard isSound else { return nil }
   }
 
-  private struct Reader {
-    let base: UnsafeRawPointer
-    var position: Int
-    let end: Int
-    var isShort = false
+  /// Where the parts of a record are.
+  private struct Parts {
+    var blocks, sites, links, faults, relocations, text, code: Range<Int>
 
-    mutating func take<T>(_ count: Int) -> UnsafeBufferPointer<T> {
-      let size = count * MemoryLayout<T>.stride
-      guard size <= end - position else {
-        isShort = true
-        return UnsafeBufferPointer(start: nil, count: 0)
+    /// Nil where the record is too short for them.
+    init?(_ header: Header, _ size: Int) {
+      var end = MemoryLayout<Header>.size
+      func take(_ bytes: Int) -> Range<Int> {
+        defer { end += bytes }
+        return end..<end + bytes
       }
-      defer { position += size }
-      return UnsafeBufferPointer(
-        start: (base + position).assumingMemoryBound(to: T.self), count: count)
+      blocks = take(Int(header.blockCount) * MemoryLayout<Block>.stride)
+      sites = take(Int(header.siteCount) * MemoryLayout<Site>.stride)
+      links = take(Int(header.linkCount) * MemoryLayout<Pair>.stride)
+      faults = take(Int(header.faultCount) * MemoryLayout<Pair>.stride)
+      relocations = take(Int(header.relocationCount) * MemoryLayout<UInt16>.stride)
+      text = take(Int(header.textLength))
+      code = take(Int(header.codeLength))
+      if end > size { return nil }
     }
   }
 
   /// Every number is one of what it numbers: nothing is written outside of the code.
   private var isSound: Bool {
-    let room = code.count
+    let room = code.byteCount
     func fits(_ position: UInt16) -> Bool { Int(position) + 4 <= room }
     guard room <= Self.mostCode, !blocks.isEmpty, room >= Translator.retiredBytes else {
       return false
     }
     var length = 0
-    for block in blocks {
-      length += Int(block.length)
-      if block.pageOffset >= UInt16(Page.size) { return false }
+    for n in blocks.indices {
+      length += Int(blocks[n].length)
+      if blocks[n].pageOffset >= UInt16(Page.size) { return false }
     }
-    guard length == text.count else { return false }
-    for site in sites {
+    guard length == text.byteCount else { return false }
+    for n in sites.indices {
+      let site = sites[n]
       guard fits(site.position), Int(site.back) < room, Int(site.block) < blocks.count,
         UInt16(site.op) < blocks[Int(site.block)].count
       else { return false }
     }
-    return relocations.allSatisfy(fits)
-      && links.allSatisfy {
-        fits($0.position) && Int($0.position) >= Translator.retiredBytes
-          && $0.target < UInt16(Page.size)
-      }
-      && faults.allSatisfy { Int($0.position) < room && Int($0.target) < room }
+    for n in relocations.indices where !fits(relocations[n]) { return false }
+    for n in links.indices {
+      guard fits(links[n].position), Int(links[n].position) >= Translator.retiredBytes,
+        links[n].target < UInt16(Page.size)
+      else { return false }
+    }
+    for n in faults.indices {
+      guard Int(faults[n].position) < room, Int(faults[n].target) < room else { return false }
+    }
+    return true
   }
 
   // MARK: Names
@@ -169,7 +181,7 @@ struct KeptTranslation {
   ///
   /// - Parameter variant: of regions, which begin with the same block and go on with others.
   static func name(
-    _ bytes: UnsafeRawBufferPointer, offset: UInt64, modeKey: UInt16, kind: Kind, variant: Int = 0
+    _ bytes: RawSpan, offset: UInt64, modeKey: UInt16, kind: Kind, variant: Int = 0
   ) -> UInt64 {
     let seed =
       offset | UInt64(modeKey) << 16 | UInt64(kind.rawValue) << 32 | UInt64(variant) << 36
@@ -238,7 +250,7 @@ extension BlockTranslation {
     putCode(&writer, memory)
     writer.pad()
     room.storeBytes(of: header, as: KeptTranslation.Header.self)
-    let checked = UnsafeRawBufferPointer(start: room + 8, count: writer.position - 8)
+    let checked = RawSpan(_unsafeStart: room + 8, byteCount: writer.position - 8)
     room.storeBytes(of: ContentHash.of(checked), as: UInt64.self)
     return writer.position
   }

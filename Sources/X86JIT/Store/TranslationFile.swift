@@ -24,9 +24,7 @@ package struct TranslationKind: Sendable, Equatable {
   package let low: UInt64
 
   package init(_ bytes: [UInt8]) {
-    (high, low) = bytes.withUnsafeBytes {
-      (ContentHash.of($0, seed: 1), ContentHash.of($0, seed: 2))
-    }
+    (high, low) = (ContentHash.of(bytes.bytes, seed: 1), ContentHash.of(bytes.bytes, seed: 2))
   }
 
   var fileName: String {
@@ -66,6 +64,20 @@ package struct TranslationFile: ~Copyable, Sendable {
     /// Of the record, from the first record's start.
     var offset: UInt32
     var size: UInt32
+
+    init(name: UInt64, offset: UInt32, size: UInt32) {
+      (self.name, self.offset, self.size) = (name, offset, size)
+    }
+
+    /// Entry `number` of an index; nil where it ends before.
+    init?(_ index: RawSpan, _ number: Int) {
+      let start = number * MemoryLayout<Self>.size
+      guard let name = index.load(UInt64.self, at: start),
+        let offset = index.load(UInt32.self, at: start + 8),
+        let size = index.load(UInt32.self, at: start + 12)
+      else { return nil }
+      self.init(name: name, offset: offset, size: size)
+    }
   }
 
   private static let mostRecords: UInt64 = 1 << 20
@@ -140,7 +152,7 @@ package struct TranslationFile: ~Copyable, Sendable {
     }
     let file = TranslationFile(found, limit: limit)
     var heading = Heading(high: 0, low: 0)
-    let isWhole = withUnsafeMutableBytes(of: &heading) { file.read(into: $0, at: 0) }
+    let isWhole = withMutableBytes(of: &heading) { file.read(into: &$0, at: 0) }
     if isWhole, heading.magic == Heading.magic, heading.high == kind.high, heading.low == kind.low {
       return file
     }
@@ -169,11 +181,9 @@ package struct TranslationFile: ~Copyable, Sendable {
   ) throws(PrivateFolderError) -> TranslationFile {
     folder.remove(name)
     let new = try folder.open(name, flags: O_RDWR | O_APPEND | O_CREAT | O_EXCL)
-    var heading = Heading(high: kind.high, low: kind.low)
+    let heading = withBytes(of: Heading(high: kind.high, low: kind.low)) { $0.array }
     do throws(Errno) {
-      try withUnsafeBytes(of: &heading) { bytes throws(Errno) in
-        try writeAll(new.rawValue, bytes)
-      }
+      try writeAll(new.rawValue, heading.bytes)
     } catch {
       throw .system(error)
     }
@@ -204,21 +214,18 @@ package struct TranslationFile: ~Copyable, Sendable {
   // MARK: Reading
 
   /// Whether all bytes from a position on could be read.
-  func read(into bytes: UnsafeMutableRawBufferPointer, at position: UInt64) -> Bool {
-    guard let offset = off_t(exactly: position) else { return false }
-    let got = try? systemCall { () -> Int in
-      pread(descriptor.rawValue, bytes.baseAddress, bytes.count, offset)
-    }
-    return got == bytes.count
+  func read(into room: inout MutableRawSpan, at position: UInt64) -> Bool {
+    readSome(into: &room, at: position) == room.byteCount
   }
 
-  /// As many bytes as there are, up to the buffer's.
-  func readSome(into bytes: UnsafeMutableRawBufferPointer, at position: UInt64) -> Int {
-    guard let offset = off_t(exactly: position) else { return 0 }
-    let got = try? systemCall { () -> Int in
-      pread(descriptor.rawValue, bytes.baseAddress, bytes.count, offset)
+  /// As many bytes as there are, up to the room; nil where none can be read.
+  func readSome(into room: inout MutableRawSpan, at position: UInt64) -> Int? {
+    guard let offset = off_t(exactly: position) else { return nil }
+    return room.withUnsafeMutableBytes { room in
+      try? systemCall { () -> Int in
+        pread(descriptor.rawValue, room.baseAddress, room.count, offset)
+      }
     }
-    return got ?? 0
   }
 
   /// Names every record of the sound segments, whose places it returns.
@@ -243,23 +250,20 @@ package struct TranslationFile: ~Copyable, Sendable {
   ) -> UInt64? {
     var header = SegmentHeader(size: 0, count: 0)
     let headerSize = UInt64(MemoryLayout<SegmentHeader>.size)
-    guard withUnsafeMutableBytes(of: &header, { read(into: $0, at: start) }),
+    guard withMutableBytes(of: &header, { read(into: &$0, at: start) }),
       header.magic == SegmentHeader.magic, header.count <= Self.mostRecords,
       header.size <= Self.mostSegment, header.size & 7 == 0, header.size <= size - start
     else { return nil }
     let indexSize = header.count * UInt64(MemoryLayout<IndexEntry>.size)
     guard header.size >= headerSize + indexSize else { return nil }
-    let index = UnsafeMutableRawBufferPointer.allocate(
-      byteCount: max(Int(indexSize), 8), alignment: 8)
-    defer { index.deallocate() }
-    let entries = UnsafeMutableRawBufferPointer(rebasing: index[..<Int(indexSize)])
-    guard read(into: entries, at: start + headerSize),
-      header.checksum == Self.checksum(header, UnsafeRawBufferPointer(entries))
+    var index = [UInt8](repeating: 0, count: Int(indexSize))
+    guard index.withMutableBytes({ read(into: &$0, at: start + headerSize) }),
+      header.checksum == Self.checksum(header, index.bytes)
     else { return nil }
     let room = header.size - headerSize - indexSize
-    for entry in entries.bindMemory(to: IndexEntry.self) {
-      guard entry.offset & 7 == 0, UInt64(entry.offset) + UInt64(entry.size) <= room,
-        entry.size <= KeptTranslation.mostBytes
+    for number in 0..<Int(header.count) {
+      guard let entry = IndexEntry(index.bytes, number), entry.offset & 7 == 0,
+        UInt64(entry.offset) + UInt64(entry.size) <= room, entry.size <= KeptTranslation.mostBytes
       else { continue }
       note(
         IndexPlace(
@@ -269,7 +273,7 @@ package struct TranslationFile: ~Copyable, Sendable {
     return header.size
   }
 
-  static func checksum(_ header: SegmentHeader, _ index: UnsafeRawBufferPointer) -> UInt64 {
+  static func checksum(_ header: SegmentHeader, _ index: RawSpan) -> UInt64 {
     ContentHash.of(index, seed: header.size &* 31 &+ header.count)
   }
 
@@ -278,34 +282,39 @@ package struct TranslationFile: ~Copyable, Sendable {
   /// Appends a segment by one call.
   ///
   /// - Returns: where its first record is; nil where nothing can be appended any more.
-  mutating func append(
-    _ index: UnsafeRawBufferPointer, _ records: UnsafeRawBufferPointer
-  ) -> UInt64? {
+  mutating func append(_ index: RawSpan, _ records: RawSpan) -> UInt64? {
     let headerSize = MemoryLayout<SegmentHeader>.size
-    let total = headerSize + index.count + records.count
+    let total = headerSize + index.byteCount + records.byteCount
     let before = size
     guard !isDamaged, UInt64(total) <= Self.mostSegment, total & 7 == 0, before & 7 == 0,
       before + UInt64(total) <= limit
     else { return nil }
     var header = SegmentHeader(
-      size: UInt64(total), count: UInt64(index.count / MemoryLayout<IndexEntry>.size))
+      size: UInt64(total), count: UInt64(index.byteCount / MemoryLayout<IndexEntry>.size))
     header.checksum = Self.checksum(header, index)
-    let written = withUnsafeMutableBytes(of: &header) { bytes -> Int in
-      var parts = [
-        iovec(iov_base: bytes.baseAddress, iov_len: bytes.count),
-        iovec(iov_base: UnsafeMutableRawPointer(mutating: index.baseAddress), iov_len: index.count),
-        iovec(
-          iov_base: UnsafeMutableRawPointer(mutating: records.baseAddress), iov_len: records.count),
-      ]
-      return (try? systemCall { () -> Int in writev(descriptor.rawValue, &parts, 3) }) ?? 0
-    }
+    let written = withBytes(of: header) { write($0, index, records) } ?? 0
     let end = lseek(descriptor.rawValue, 0, SEEK_CUR)
     guard written == total, end >= off_t(total), end & 7 == 0 else {
       // A part of a segment, which ends what is sound in the file.
       isDamaged = true
       return nil
     }
-    return UInt64(end) - UInt64(total) + UInt64(headerSize + index.count)
+    return UInt64(end) - UInt64(total) + UInt64(headerSize + index.byteCount)
+  }
+
+  /// Bytes of the three parts that one call has written.
+  private func write(_ header: RawSpan, _ index: RawSpan, _ records: RawSpan) -> Int? {
+    func part(_ bytes: UnsafeRawBufferPointer) -> iovec {
+      iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+    }
+    return header.withUnsafeBytes { header in
+      index.withUnsafeBytes { index in
+        records.withUnsafeBytes { records in
+          let parts = [part(header), part(index), part(records)]
+          return try? systemCall { () -> Int in writev(descriptor.rawValue, parts, 3) }
+        }
+      }
+    }
   }
 
   /// A new file takes the place of this one, with the newer segments: half of the limit.
@@ -329,9 +338,8 @@ package struct TranslationFile: ~Copyable, Sendable {
 
   private func copy(_ range: Range<UInt64>, to target: Int32) -> Bool {
     let length = Int(range.upperBound - range.lowerBound)
-    let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: length, alignment: 8)
-    defer { bytes.deallocate() }
-    guard read(into: bytes, at: range.lowerBound) else { return false }
-    return (try? writeAll(target, UnsafeRawBufferPointer(bytes))) != nil
+    var bytes = [UInt8](repeating: 0, count: length)
+    guard bytes.withMutableBytes({ read(into: &$0, at: range.lowerBound) }) else { return false }
+    return (try? writeAll(target, bytes.bytes)) != nil
   }
 }

@@ -52,13 +52,12 @@ package final class TranslationStore: Sendable {
   func with(_ name: UInt64, _ body: (KeptTranslation) -> Bool) -> Bool {
     state.withLock { state in
       guard let place = state.index.find(name), place.size > 0 else { return false }
-      guard let bytes = state.read(place),
-        let translation = KeptTranslation(bytes, name: name)
-      else {
-        state.index.remove(name)
-        return false
+      let result = state.withRecord(place) { bytes -> Bool? in
+        guard let translation = KeptTranslation(bytes, name: name) else { return nil }
+        return body(translation)
       }
-      return body(translation)
+      if result == nil { state.index.remove(name) }
+      return result ?? false
     }
   }
 
@@ -91,9 +90,13 @@ package final class TranslationStore: Sendable {
     /// Positions from here on are of records that are not in the file yet.
     static let pendingStart: UInt64 = 1 << 43
 
-    func read(_ place: TranslationFile.IndexPlace) -> UnsafeRawBufferPointer? {
-      if place.position < Self.pendingStart { return reader.read(place, file) }
-      return pending.read(Int(place.position - Self.pendingStart), Int(place.size))
+    /// What the body says of the record; nil where it cannot be read.
+    func withRecord<Result>(
+      _ place: TranslationFile.IndexPlace, _ body: (RawSpan) -> Result?
+    ) -> Result? {
+      if place.position < Self.pendingStart { return reader.withRecord(place, file, body) }
+      return pending.withRecord(
+        Int(place.position - Self.pendingStart), Int(place.size), body)
     }
 
     init(file: consuming TranslationFile, index: StoreIndex) {
@@ -103,9 +106,7 @@ package final class TranslationStore: Sendable {
 
     mutating func flush() {
       if pending.entries.isEmpty || isFull { return }
-      let records = UnsafeRawBufferPointer(start: pending.base, count: pending.used)
-      let start = pending.entries.withUnsafeBytes { file.append($0, records) }
-      if let start {
+      if let start = pending.withParts({ file.append($0, $1) }) {
         for entry in pending.entries {
           index.insert(
             TranslationFile.IndexPlace(
@@ -124,7 +125,7 @@ package final class TranslationStore: Sendable {
 private final class PendingSegment {
   /// What makes a segment.
   private static let bytes = 1 << 20
-  let base = UnsafeMutableRawPointer.allocate(
+  private let base = UnsafeMutableRawPointer.allocate(
     byteCount: bytes + KeptTranslation.mostBytes, alignment: 64)
   private(set) var used = 0
   private(set) var entries: [TranslationFile.IndexEntry] = []
@@ -141,9 +142,18 @@ private final class PendingSegment {
     used += size
   }
 
-  func read(_ offset: Int, _ size: Int) -> UnsafeRawBufferPointer? {
+  func withRecord<Result>(
+    _ offset: Int, _ size: Int, _ body: (RawSpan) -> Result?
+  ) -> Result? {
     guard offset >= 0, size >= 0, offset + size <= used else { return nil }
-    return UnsafeRawBufferPointer(start: base + offset, count: size)
+    return body(RawSpan(_unsafeStart: base + offset, byteCount: size))
+  }
+
+  /// Calls a function with index and records.
+  func withParts<Result>(_ body: (RawSpan, RawSpan) -> Result) -> Result {
+    let (entries, base) = (entries, base)
+    return body(
+      RawSpan(_elements: entries.span), RawSpan(_unsafeStart: base, byteCount: used))
   }
 
   func removeAll() {
@@ -171,32 +181,33 @@ private final class RecordReader {
     record.deallocate()
   }
 
-  func read(
-    _ place: TranslationFile.IndexPlace, _ file: borrowing TranslationFile
-  ) -> UnsafeRawBufferPointer? {
+  func withRecord<Result>(
+    _ place: TranslationFile.IndexPlace, _ file: borrowing TranslationFile,
+    _ body: (RawSpan) -> Result?
+  ) -> Result? {
     let first = place.position >> Self.windowBits
     let last = (place.position + max(place.size, 1) - 1) >> Self.windowBits
     let size = Int(place.size)
     if first == last {
       guard let window = window(first, file) else { return nil }
       let offset = Int(place.position & UInt64(Self.windowSize - 1))
-      return UnsafeRawBufferPointer(start: window + offset, count: size)
+      return body(RawSpan(_unsafeStart: window + offset, byteCount: size))
     }
     guard size <= record.count else { return nil }
-    let room = UnsafeMutableRawBufferPointer(rebasing: record[..<size])
-    return file.read(into: room, at: place.position) ? UnsafeRawBufferPointer(room) : nil
+    var room = MutableRawSpan(_unsafeBytes: record[..<size])
+    return file.read(into: &room, at: place.position) ? body(room.bytes) : nil
   }
 
   private func window(_ number: UInt64, _ file: borrowing TranslationFile) -> UnsafeRawPointer? {
     let slot = Int(number % UInt64(Self.windowCount))
     let start = windows + slot * Self.windowSize
     if numbers[slot] == number { return UnsafeRawPointer(start) }
-    let room = UnsafeMutableRawBufferPointer(start: start, count: Self.windowSize)
-    let count = file.readSome(into: room, at: number << Self.windowBits)
+    var room = MutableRawSpan(_unsafeStart: start, byteCount: Self.windowSize)
+    let count = file.readSome(into: &room, at: number << Self.windowBits) ?? 0
     // The file's end may move: a window that is not whole is not remembered.
     numbers[slot] = count == Self.windowSize ? number : .max
-    UnsafeMutableRawBufferPointer(rebasing: room[max(count, 0)...])
-      .initializeMemory(as: UInt8.self, repeating: 0)
+    var rest = room.part(count...)
+    rest.fill(0)
     return UnsafeRawPointer(start)
   }
 }

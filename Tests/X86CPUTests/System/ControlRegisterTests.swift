@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// MOV to and from control and debug registers, LMSW and XSETBV: what faults, what is masked,
+// and what exits, as the SDM has it.
 
 import Support
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What the processor says of itself by CPUID and MSRs: no more than the host can execute, and
+// no two statements that disagree.
 
 import Support
 import Testing

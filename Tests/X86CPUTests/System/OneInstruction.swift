@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Executes one instruction without a run loop, for tests of what a handler throws.
 
 import Support
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// System instructions, one by one: system calls, descriptor tables, ports, waiting, caches.
+// Results, faults and exit qualifications are the SDM's.
 
 import Support
 import Testing

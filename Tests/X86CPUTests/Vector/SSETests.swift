@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Some SSE and AVX instructions in a guest, end to end: results, sticky flags and the guest's
+// own rounding mode. The oracle (Tests/Oracle) has all of them.
 
 import Support
 import Testing

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Vector instructions that fault: the exception is the manual's, and nothing is written but
+// what it allows, as the progress of a gather.
 
 import Support
 import Testing

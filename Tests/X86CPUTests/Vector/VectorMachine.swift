@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A machine for tests of vector instructions: 64-bit mode with every extension enabled; code at
+// 0x1000, data at 0x4000.
 
 import Support
 import X86
 import X86CPU
 
-/// A machine in 64-bit mode with every vector extension enabled; code at 0x1000, data at 0x4000.
 final class VectorMachine {
   let machine = TestMachine()
   var c: CPU { machine.cpu }

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// What a vector instruction's handler costs: the figures are printed, and the bounds are loose
+// enough for any host.
 
 import Support
 import Testing
@@ -6,7 +9,6 @@ import X86
 import X86CPU
 import X86Decoder
 
-/// What a handler costs; the bounds are loose, the figures are printed.
 @Suite struct VectorSpeedTests {
   @Test(
     arguments: [

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// x87 and MMX: the stack, exceptions that wait for the next instruction, and the environment,
+// which comes back as it was stored.
 
 import Support
 import Testing

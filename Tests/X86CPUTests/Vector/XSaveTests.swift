@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// XSAVE and its kin: state comes back from each format as it was, and a bad area faults before
+// anything is loaded.
 
 import Support
 import Testing

@@ -15,12 +15,11 @@ enum Qcow2Compression: UInt8, Sendable {
 }
 
 /// A library that decompresses clusters.
-@safe struct Qcow2Decompressor: Sendable {
-  typealias Decompress =
-    @Sendable (UnsafeRawBufferPointer, UnsafeMutableRawBufferPointer) -> Bool
+struct Qcow2Decompressor: Sendable {
+  typealias Decompress = @Sendable (RawSpan, inout MutableRawSpan) -> Bool
 
-  /// Decompresses from the first buffer, which may have excess bytes, until the second is full;
-  /// false on failure.
+  /// Fills all of the second span from the first, which may have more; false where that cannot be
+  /// done.
   let decompress: Decompress
 
   init(_ kind: Qcow2Compression) throws(ImageError) {
@@ -28,10 +27,10 @@ enum Qcow2Compression: UInt8, Sendable {
     case .zlib:
       guard let zlib = ZlibLibrary() else { throw Self.missing(kind) }
       // Clusters end by their size, not by an end mark.
-      unsafe decompress = { unsafe zlib.inflate($0, into: $1, .raw)?.written == $1.count }
+      decompress = { zlib.inflate($0, into: &$1, .raw)?.written == $1.byteCount }
     case .zstd:
       guard let zstd = ZstandardLibrary() else { throw Self.missing(kind) }
-      unsafe decompress = { unsafe zstd.decompress($0, into: $1)?.written == $1.count }
+      decompress = { zstd.decompress($0, into: &$1)?.written == $1.byteCount }
     }
   }
 

@@ -80,7 +80,9 @@ struct Qcow2Header: Sendable {
 
   /// Decodes the start of a file, which may be shorter than a header.
   init(_ bytes: [UInt8]) throws(ImageError) {
-    func number<Value: FixedWidthInteger>(_ type: Value.Type, _ offset: Int) -> Value {
+    func number<Value: FixedWidthInteger & BitwiseCopyable>(
+      _ type: Value.Type, _ offset: Int
+    ) -> Value {
       bytes.load(big: type, at: offset) ?? 0
     }
     guard bytes.count >= Self.newSize, bytes.starts(with: Self.magic) else {

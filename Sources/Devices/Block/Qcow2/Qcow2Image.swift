@@ -238,9 +238,7 @@ package final class Qcow2Image: BlockImage, ImageLayer {
   ) throws(Errno) {
     let start = Int(truncatingIfNeeded: offset & (geometry.clusterSize &- 1))
     if let cluster = decompressed.withLock({ $0.find(entry.word) }) {
-      return unsafe cluster.withUnsafeBytes {
-        unsafe pieces.fill(from: .init(rebasing: $0[start...]))
-      }
+      return pieces.fill(from: cluster.bytes.extracting(start...))
     }
     let (host, count) = entry.compressedRange(geometry)
     let end = mapping.withLock { $0.fileEnd } &+ BlockSector.size
@@ -251,16 +249,15 @@ package final class Qcow2Image: BlockImage, ImageLayer {
     let input = HostBuffer(count: count)
     try file.read(at: host, into: input.pieces(count: count), padsWithZeroes: true)
     var cluster = [UInt8](repeating: 0, count: Int(truncatingIfNeeded: geometry.clusterSize))
-    let isWhole = unsafe cluster.withUnsafeMutableBytes {
-      unsafe decompressor.decompress(
-        UnsafeRawBufferPointer(rebasing: input.memory.prefix(count)), $0)
+    let isWhole = cluster.withMutableBytes { cluster in
+      input.withBytes { decompressor.decompress($0, &cluster) }
     }
     guard isWhole else {
       reportDamage("a compressed cluster cannot be decompressed")
       throw .ioError
     }
     decompressed.withLock { $0.add(entry.word, cluster) }
-    unsafe cluster.withUnsafeBytes { unsafe pieces.fill(from: .init(rebasing: $0[start...])) }
+    pieces.fill(from: cluster.bytes.extracting(start...))
   }
 
   /// Clusters of the file have new contents.

@@ -6,6 +6,7 @@
 // Requests between look-up and completion are counted by generations, so that a released cluster is
 // not reused while a request still reads or writes it.
 
+import Host
 import SystemPackage
 
 /// A table of the file, in memory.
@@ -29,20 +30,18 @@ struct Qcow2Table: Sendable {
   ) throws(Errno) -> [UInt64] {
     let buffer = HostBuffer(count: count << 3)
     try file.read(at: offset, into: buffer.pieces(count: count << 3), padsWithZeroes: true)
-    return (0..<count).map {
-      unsafe UInt64(bigEndian: buffer.memory.load(fromByteOffset: $0 << 3, as: UInt64.self))
+    return buffer.withBytes { bytes in
+      (0..<count).map { bytes.load(big: UInt64.self, at: $0 << 3) ?? 0 }
     }
   }
 
   /// Writes words to a file.
   static func store(_ words: ArraySlice<UInt64>, _ file: DiskFile, at offset: UInt64) throws(Errno)
   {
-    let buffer = HostBuffer(count: words.count << 3)
-    for (number, word) in words.enumerated() {
-      unsafe buffer.memory.storeBytes(
-        of: word.bigEndian, toByteOffset: number << 3, as: UInt64.self)
-    }
-    try file.write(at: offset, from: buffer.pieces(count: words.count << 3))
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(words.count << 3)
+    for word in words { bytes.append(big: word) }
+    try file.write(bytes, at: offset)
   }
 }
 
