@@ -70,7 +70,9 @@ extension GuestEvent {
       case .exception: event.isOfInstruction ? .softwareException : .hardwareException
       case .softwareInterrupt: .softwareInterrupt
       }
-    self.init(kind, vector: event.vector, errorCode: event.hasErrorCode ? event.errorCode : nil)
+    // The vector of an NMI is ignored (APM volume 2, "Event Injection").
+    let vector = kind == .nmi ? ExceptionVector.nmi.rawValue : event.vector
+    self.init(kind, vector: vector, errorCode: event.hasErrorCode ? event.errorCode : nil)
     if isOfInstruction { self.instructionLength = instructionLength() }
   }
 }

@@ -211,4 +211,15 @@ import X86
     #expect(field(guest, .rip) == 0x100)
     #expect(field(guest, .eventInjection) & SVMEvent.validBit == 0)
   }
+
+  /// The vector of an NMI that L1 injects is 2, whatever it says.
+  @Test func injectedNMI() throws {
+    let guest = try guest(l2: [0xF4])
+    guest.store(UInt32(0x1000_0100), at: 2 * 4)
+    guest.load([0x0F, 0x01, 0xD9], at: 0x10100)
+    set(guest, .eventInjection, SVMEvent(.nmi, vector: 0).rawValue)
+    #expect(try guest.nextOut()?.port == 0xE9)
+    #expect(field(guest, .exitCode) == SVMExitCode.vmmcall.rawValue)
+    #expect(field(guest, .rip) == 0x100)
+  }
 }

@@ -111,6 +111,25 @@ import X86
     }
   }
 
+  /// System management mode out of L2 and back: RSM finds L1's state where VM_HSAVE_PA says.
+  @Test func systemManagementOutOfL2() throws {
+    try Engine.$vendor.withValue(.amd) {
+      let client = try running()
+      #expect(try client.setMSR(MSR.hostSaveArea.rawValue, 0x7000))
+      // out 0x77, al; rsm
+      client.load([0xE6, 0x77, 0x0F, 0xAA], at: 0x38000)
+      try client.call(client.cpu, CKVM_SMI)
+      #expect(try client.nextOut()?.port == 0x77)
+      var saved = Saved()
+      try call(client, CKVM_GET_NESTED_STATE, &saved)
+      #expect(Int32(saved.header.flags) == KVM_STATE_NESTED_GIF_SET, "L2 waits in SMRAM")
+      #expect(try client.nextOut()?.port == 0xE9)
+      let block = GuestVMCB(memory: client.memory)
+      #expect(block[.exitCode] == SVMExitCode.cpuid.rawValue && block[.rip] == 6)
+      #expect(try client.get(client.cpu, CKVM_GET_SREGS, kvm_sregs()).cr3 == 0x10000, "L1's")
+    }
+  }
+
   /// Back to L1 without an exit, and without SVM only GIF may be there.
   @Test func withoutL2() throws {
     try Engine.$vendor.withValue(.amd) {

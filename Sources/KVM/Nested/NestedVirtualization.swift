@@ -46,10 +46,32 @@ protocol NestedVirtualization: AnyObject {
   /// - Throws: `.invalidArgument` for what no processor can be in.
   func restore(_ state: NestedState, _ vcpu: VirtualCPU) throws(Errno)
 
+  /// An SMI may be taken while L2 runs.
+  var takesManagementInterrupts: Bool { get }
+  /// Before system management mode is entered out of L2, whose registers are saved already: L1's
+  /// become the vCPU's.
+  ///
+  /// - Returns: what the state-save area keeps of L2; nil where there is no memory to save L1's
+  ///   registers in.
+  func suspend(_ vcpu: VirtualCPU) -> SuspendedGuest?
+  /// RSM into L2. The vCPU's registers are L2's.
+  ///
+  /// - Returns: false where nothing can be entered: a shutdown.
+  func resume(_ guest: SuspendedGuest, _ vcpu: VirtualCPU) -> Bool
+
   /// The value of an MSR of virtualization; nil for others.
   func readMSR(_ number: UInt32) -> UInt64?
   /// nil for others; false where the value is not allowed.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool?
+}
+
+/// What a state-save area of system management mode keeps of L2 (APM volume 2, "SMM State-Save
+/// Area").
+struct SuspendedGuest {
+  /// L1's physical address of its control block.
+  var controlBlock: UInt64
+  /// SVM's virtual interrupt.
+  var virtualInterrupt: UInt64
 }
 
 extension VirtualCPU {

@@ -89,6 +89,10 @@ extension StateSaveArea {
     static let gdtr32 = 0x7F70
     static let idtr32 = 0x7F54
     static let efer = 0x7ED0
+    /// 1: the SMI came while a guest's guest ran; its control block; SVM's virtual interrupt.
+    static let isNested = 0x7ED8
+    static let nestedControlBlock = 0x7EE0
+    static let nestedVirtualInterrupt = 0x7EE8
     /// RAX; the others in their order below it.
     static let rax64 = 0x7FF8
     /// EAX; the others in their order above it.

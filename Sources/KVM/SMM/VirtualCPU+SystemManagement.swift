@@ -40,7 +40,7 @@ extension VirtualCPU {
 
   var isSMIDeliverable: Bool {
     mailbox.pendingSMI.load(ordering: .relaxed) && !smm.isActive && !debug.blocksInterrupts
-      && !runsNestedGuest && nested?.holdsEvents != true
+      && nested.map { !$0.holdsEvents && (!$0.isGuest || $0.takesManagementInterrupts) } != false
   }
 
   /// Called before an entry, with or without an event. An event comes first: the CPU is kicked, so
@@ -73,10 +73,14 @@ extension VirtualCPU {
   private func enterSystemManagement() {
     mailbox.pendingSMI.store(false, ordering: .sequentiallyConsistent)
     msrs.smiCount &+= 1
-    let area = hasLongMode ? savedState64 : savedState32
+    var area = hasLongMode ? savedState64 : savedState32
     let blocking = backend[.interruptibility]
     smm.wasNMIBlocked = blocking & UInt64(Interruptibility.blockingByNMI) != 0
     smm.pendingDebug = backend[.pendingDebug]
+    if let nested, nested.isGuest, !suspend(nested, in: &area) {
+      events.isTripleFault = true
+      return
+    }
     setManagementMode(true)
     _ = writeMemory(smm.base &+ StateSaveArea.offset, count: StateSaveArea.size) { place in
       unsafe area.bytes.withUnsafeBytes {
@@ -100,6 +104,23 @@ extension VirtualCPU {
           selector: isCode ? UInt16(truncatingIfNeeded: smm.base >> 4) : 0))
     }
     stateChanged()
+  }
+
+  /// The 32-bit layout has no place for a guest's guest: such a hypervisor has long mode.
+  private func suspend(_ nested: any NestedVirtualization, in area: inout StateSaveArea) -> Bool {
+    guard hasLongMode, let guest = nested.suspend(self) else { return false }
+    area[word: Layout.isNested] = 1
+    area[word: Layout.nestedControlBlock] = guest.controlBlock
+    area[word: Layout.nestedVirtualInterrupt] = guest.virtualInterrupt
+    return true
+  }
+
+  private func resumeNested(_ area: StateSaveArea) -> Bool {
+    guard area[word: Layout.isNested] & 1 != 0 else { return true }
+    let guest = SuspendedGuest(
+      controlBlock: area[word: Layout.nestedControlBlock],
+      virtualInterrupt: area[word: Layout.nestedVirtualInterrupt])
+    return nested?.resume(guest, self) == true
   }
 
   private func setDR7(_ value: UInt64) {
@@ -198,6 +219,7 @@ extension VirtualCPU {
       backend[.rsp] = area[word: Layout.rax64 - 8 * 4]
       smm.base = area[dword: Layout.base64]
       restore(area, Layout.registers64, rip: area[word: Layout.registers64.rip])
+      if !resumeNested(area) { return shutDown() }
     } else {
       for index in 0..<8 where index != 4 {
         unsafe cpu.gpr[index] = area[dword: Layout.eax32 + 4 * index]

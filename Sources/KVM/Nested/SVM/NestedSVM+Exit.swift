@@ -93,18 +93,25 @@ extension NestedSVM {
     return unsafe svm[.interruptibility] & UInt64(shadows) == 0
   }
 
-  /// What L2 exits for: an NMI, an interrupt; an SMI, for which L1 leaves L2 as for an interrupt.
+  /// What L2 exits for: an SMI, an NMI, an interrupt.
   private func dueExit(_ vcpu: VirtualCPU) -> SVMExitCode? {
+    if vcpu.mailbox.pendingSMI.load(ordering: .relaxed), intercepts.contains(.smi),
+      !vcpu.smm.isActive
+    {
+      return .smi
+    }
     if vcpu.mailbox.hasNMI, intercepts.contains(.nmi),
       unsafe svm[.interruptibility] & UInt64(Interruptibility.blockingByNMI) == 0
     {
       return .nmi
     }
     guard intercepts.contains(.interrupt), isInterruptFlagSet, !vcpu.debug.blocksInterrupts,
-      vcpu.hasPendingInterrupt || vcpu.mailbox.pendingSMI.load(ordering: .relaxed)
+      vcpu.hasPendingInterrupt
     else { return nil }
     return .interrupt
   }
+
+  var takesManagementInterrupts: Bool { !intercepts.contains(.smi) }
 
   func beforeEntry(_ vcpu: VirtualCPU) {
     if unsafe svm.mustMerge { merge() }

@@ -71,11 +71,18 @@ extension NestedSVM {
     if state.flags & KVM_STATE_NESTED_RUN_PENDING == 0 {
       l1.vmcb[.eventInjection] &= ~SVMEvent.validBit
     }
+    guard CR0(rawValue: l1.vmcb[.cr0]).isSuperset(of: [.pg, .pe]) else { throw .invalidArgument }
+    try enter(from: l1, at: address, vcpu)
+  }
+
+  /// - Parameter l1: the control area of vmcb12, and L1's state.
+  private func enter(
+    from l1: SVMPages, at address: UInt64, _ vcpu: VirtualCPU
+  ) throws(Errno) {
     let checks = VMRunChecks(
       cpu: vcpu.cpu, guestVMCB: l1.vmcb, addressWidth: CPU.physicalAddressBits)
     do throws(VMRunFailure) { try checks.checkControlArea() } catch { throw .invalidArgument }
-    guard CR0(rawValue: l1.vmcb[.cr0]).isSuperset(of: [.pg, .pe]),
-      l1.vmcb[.rflags] & RFLAGS.vm.rawValue == 0, l1.vmcb[.efer] & EFER.svme.rawValue != 0
+    guard l1.vmcb[.rflags] & RFLAGS.vm.rawValue == 0, l1.vmcb[.efer] & EFER.svme.rawValue != 0
     else { throw .invalidArgument }
     takeState(of: l1, vcpu)
     blockAddress = address
@@ -83,6 +90,40 @@ extension NestedSVM {
     let interrupted = vcpu.events.interrupted
     enter(vcpu)
     if vcpu.events.interrupted == nil { vcpu.events.interrupted = interrupted }
+  }
+
+  // MARK: System management mode
+
+  /// L1's state goes to where VM_HSAVE_PA says.
+  func suspend(_ vcpu: VirtualCPU) -> SuspendedGuest? {
+    let place = hostSaveArea
+    let isSaved = vcpu.writeMemory(place, count: VMCBField.blockSize) { bytes in
+      for range in Self.stateRanges + [Self.patRange] {
+        unsafe bytes.copyMemory(
+          at: range.lowerBound, from: svm.page.bytes + range.lowerBound, byteCount: range.count)
+      }
+    }
+    guard isSaved else { return nil }
+    leaveAtOnce()
+    return SuspendedGuest(
+      controlBlock: blockAddress, virtualInterrupt: merged.vmcb[.virtualInterrupt])
+  }
+
+  /// L1's control block is read anew.
+  func resume(_ guest: SuspendedGuest, _ vcpu: VirtualCPU) -> Bool {
+    let (controls, l1) = (SVMPages(1), SVMPages(1))
+    guard guest.controlBlock & Page.offsetMask == 0,
+      unsafe vcpu.memory.read(
+        guest.controlBlock, to: controls.bytes, count: VMCBField.blockSize),
+      unsafe vcpu.memory.read(hostSaveArea, to: l1.bytes, count: VMCBField.blockSize)
+    else { return false }
+    unsafe l1.bytes.copyMemory(from: controls.bytes, byteCount: Self.controlArea.count)
+    let mask = VirtualInterrupt.pendingBit | (masksInterrupts ? 0xFF : 0)
+    l1.vmcb[.virtualInterrupt] =
+      l1.vmcb[.virtualInterrupt] & ~mask | guest.virtualInterrupt & mask
+    l1.vmcb[.eventInjection] &= ~SVMEvent.validBit
+    do throws(Errno) { try enter(from: l1, at: guest.controlBlock, vcpu) } catch { return false }
+    return true
   }
 
   /// The state that runs becomes vmcb12's, `l1` the state that L2's exit goes back to.

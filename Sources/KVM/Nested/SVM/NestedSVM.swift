@@ -26,7 +26,7 @@ final class NestedSVM: NestedVirtualization {
   /// L1's global interrupt flag.
   var isGIFOpen = true
   /// VM_HSAVE_PA and VM_CR.
-  private var hostSaveArea: UInt64 = 0
+  private(set) var hostSaveArea: UInt64 = 0
   private var vmcr: UInt64 = 0
   /// L1's physical address of vmcb12.
   var blockAddress: UInt64 = 0
