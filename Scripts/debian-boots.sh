@@ -7,6 +7,7 @@
 # afterwards. Prints the seconds until the login prompt.
 #
 # usage: Scripts/debian-boots.sh [--qemu] [WAY...]      direct, bios, uefi; otherwise all
+#        MARTLET_BOOT_LIMIT is the seconds that each step may take, otherwise 180
 #        --qemu adds the direct boot with QEMU's TCG and with QEMU on "martlet kvm"
 
 set -uo pipefail
@@ -14,7 +15,7 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 cd "$(dirname "$0")/.." || exit 1
 martlet=.build/release/martlet
 image=.guest/debian.qcow2
-limit=180
+limit=${MARTLET_BOOT_LIMIT:-180}
 
 fail() {
   echo "debian-boots: $*" >&2
