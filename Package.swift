@@ -226,7 +226,11 @@ let package = Package(
       ], swiftSettings: common),
     // Is killed while it writes to a disk image.
     .executableTarget(
-      name: "martlet-image-writer", dependencies: ["Devices", "GuestMemory", "Host", "TestRandom"],
+      name: "martlet-image-writer",
+      dependencies: [
+        "Devices", "GuestMemory", "Host", "TestRandom",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       path: "Tests/ImageWriter", swiftSettings: common),
     .testTarget(
       name: "LinuxBootTests",
@@ -276,7 +280,7 @@ if Context.environment["MARTLET_FUZZ"] != nil {
       name: "martlet-fuzz",
       dependencies: [
         "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot", "Host",
-        "KernelFiles",
+        "KernelFiles", .product(name: "SystemPackage", package: "swift-system"),
       ], path: "Tests/Fuzz",
       swiftSettings: common,
       linkerSettings: [
