@@ -56,7 +56,8 @@ package struct DiskConfiguration: Sendable, Hashable {
     default:
       throw RunError(
         "--disk \(text): unknown option \(option); give format=raw|qcow2, readonly, "
-          + "overlay=temporary, snapshot=NAME or on-full=pause|error, and two commas for one in the file's name")
+          + "overlay=temporary, snapshot=NAME or on-full=pause|error, and two commas for one in the file's name"
+      )
     }
   }
 

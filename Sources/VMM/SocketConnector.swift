@@ -151,7 +151,8 @@ private struct FileMessage: ~Copyable {
   private static let length = MemoryLayout<cmsghdr>.size + MemoryLayout<Int32>.size
 
   private static func call(
-    _ control: inout [UInt64], hasControl: Bool = true, _ body: (UnsafeMutablePointer<msghdr>) -> Int
+    _ control: inout [UInt64], hasControl: Bool = true,
+    _ body: (UnsafeMutablePointer<msghdr>) -> Int
   ) -> Int {
     var byte: UInt8 = 0
     return unsafe withUnsafeMutableBytes(of: &byte) { byte in

@@ -36,7 +36,8 @@ final class UserNetwork: Sendable {
       messages = OwnedFileDescriptor(
         owning: try systemCall { () -> Int32 in unsafe memfd_create("passt", UInt32(MFD_CLOEXEC)) })
       try HelperProcess.start(
-        path, Self.arguments(configuration), socket: sockets.other.rawValue, output: messages.rawValue)
+        path, Self.arguments(configuration), socket: sockets.other.rawValue,
+        output: messages.rawValue)
       socket = sockets.takeOwn().release()
       self.configuration = configuration
     } catch {
@@ -66,7 +67,8 @@ final class UserNetwork: Sendable {
 
   private static func arguments(_ configuration: NetworkConfiguration) -> [String] {
     var arguments = [
-      program, "--foreground", "--quiet", "--fd", "\(HelperProcess.socketNumber)", "--address", Address.guest,
+      program, "--foreground", "--quiet", "--fd", "\(HelperProcess.socketNumber)", "--address",
+      Address.guest,
       "--netmask", Address.mask, "--gateway", Address.gateway, "--mtu", "\(NetworkDevice.mtu)",
     ]
     if !configuration.reachesHost { arguments.append("--no-map-gw") }

@@ -31,7 +31,8 @@ package struct VsockConfiguration: Sendable, Hashable {
           (VsockDevice.firstGuestAddress..<UInt32.max).contains(number)
         else {
           throw RunError(
-            "--vsock \(text): cid=\(value) is no guest's address; give a number from 3 to 4294967294")
+            "--vsock \(text): cid=\(value) is no guest's address; give a number from 3 to 4294967294"
+          )
         }
         address = number
       case "path" where !value.isEmpty: path = String(value)

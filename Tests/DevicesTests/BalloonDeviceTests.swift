@@ -57,7 +57,9 @@ private final class Balloon {
 
   /// Sends a list of pages.
   func pages(_ queue: Int, _ pages: [UInt32]) throws {
-    #expect(memory.write(pages.flatMap { TestQueue.bytes($0) }, at: 0x8_0000))
+    var bytes: [UInt8] = []
+    for page in pages { bytes += TestQueue.bytes(page) }
+    #expect(memory.write(bytes, at: 0x8_0000))
     try give(queue, [.init(address: 0x8_0000, count: UInt32(pages.count * 4))])
   }
 
@@ -94,8 +96,10 @@ private final class Balloon {
     // In any order, some twice, some that do not exist.
     try balloon.pages(0, [0x103, 0x101, 0x102, 0x101, 0x10_0000, 0x500, 0xFFFF_FFFF, 0x106])
     #expect(balloon.queues[0].takeUsed().count == 1)
-    #expect(balloon.isClear(0x10_1000, 0x3000) == true && balloon.isClear(0x10_6000, 0x1000) == true)
-    #expect(balloon.isClear(0x10_0000, 0x1000) == false && balloon.isClear(0x10_4000, 0x2000) == false)
+    #expect(
+      balloon.isClear(0x10_1000, 0x3000) == true && balloon.isClear(0x10_6000, 0x1000) == true)
+    #expect(
+      balloon.isClear(0x10_0000, 0x1000) == false && balloon.isClear(0x10_4000, 0x2000) == false)
     #expect(balloon.isClear(0x10_7000, 0x1000) == false && balloon.isClear(1 << 32, 0x1000) == true)
     #expect(balloon.device.figures.discarded == 5 << 12)
     // The processor forgets code of those pages.
@@ -121,7 +125,8 @@ private final class Balloon {
         .init(address: 0x10_6800, count: 0x1800, isWritable: true),
       ])
     #expect(balloon.queues[3].takeUsed().count == 1)
-    #expect(balloon.isClear(0x10_2000, 0x2000) == true && balloon.isClear(0x10_7000, 0x1000) == true)
+    #expect(
+      balloon.isClear(0x10_2000, 0x2000) == true && balloon.isClear(0x10_7000, 0x1000) == true)
     #expect(balloon.isClear(0x10_4000, 0x3000) == false)
     #expect(balloon.device.figures.reported == 3 << 12)
     // Without statistics the reports come in the queue before.
@@ -135,7 +140,9 @@ private final class Balloon {
     let balloon = try Balloon()
     balloon.start()
     func statistics(_ rows: [(UInt16, UInt64)]) throws {
-      let bytes = rows.flatMap { TestQueue.bytes($0.0) + TestQueue.bytes($0.1) } + [1, 2, 3]
+      var bytes: [UInt8] = []
+      for row in rows { bytes += TestQueue.bytes(row.0) + TestQueue.bytes(row.1) }
+      bytes += [1, 2, 3]
       #expect(balloon.memory.write(bytes, at: 0x9_0000))
       try balloon.give(2, [.init(address: 0x9_0000, count: UInt32(bytes.count))])
     }

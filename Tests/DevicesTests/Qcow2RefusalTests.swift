@@ -210,8 +210,8 @@ import Testing
     }
   }
 
-  /// A host that has no room, again and again: each operation succeeds when it is repeated, and what
-  /// is left is whole.
+  /// A host that has no room, again and again: each operation succeeds when it is repeated, and
+  /// what is left is whole.
   @Test(arguments: [
     "cluster_size=64k", "cluster_size=4k", "cluster_size=512,refcount_bits=64", "extended_l2=on",
     "compat=0.10", "raw",

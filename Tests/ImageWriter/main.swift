@@ -5,8 +5,8 @@
 //
 // usage: martlet-image-writer FILE SEED [COUNT]
 //
-// With COUNT it ends by itself after as many operations, and has a limit for the size of files that it
-// raises by a little each time that there is no room; then it does what has failed once more.
+// With COUNT it ends by itself after as many operations, and has a limit for the size of files that
+// it raises by a little each time that there is no room; then it does what has failed once more.
 
 import Devices
 import Glibc

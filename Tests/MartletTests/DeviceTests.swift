@@ -589,11 +589,12 @@ import Testing
     #expect(says(text, "heard") == ["the host ends"], about)
   }
 
-  /// The guest fills its balloon, and takes from it before it ends a program; its free pages go back
-  /// to the host.
+  /// The guest fills its balloon, and takes from it before it ends a program; its free pages go
+  /// back to the host.
   @Test func linuxGivesMemoryBack() throws {
     let result = try boot(
-      "balloon", [], ["--engine", "soft", "--memory", "512M", "--balloon", "target=300M", "--stats"])
+      "balloon", [],
+      ["--engine", "soft", "--memory", "512M", "--balloon", "target=300M", "--stats"])
     let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
     #expect(result.status == 0, about)
     func kilobytes(_ name: String) throws -> Int {
@@ -601,7 +602,6 @@ import Testing
     }
     let (free, inflated) = (try kilobytes("total"), try kilobytes("inflated"))
     #expect((180_000...230_000).contains(free - inflated), about)
-    #expect(says(result, "large").first != says(result, "large").last || result.output.contains("DEVICE again"))
     #expect(result.output.contains("DEVICE again"), about)
     #expect(try kilobytes("deflated") > inflated + 50_000, about)
     let line = try #require(result.errorLines.first { $0.hasPrefix("balloon: ") }, about)
@@ -617,14 +617,16 @@ import Testing
     let image = try Image()
     try Image.shell(
       format == "raw"
-        ? "truncate -s 16M \(image.folder)/second" : "qemu-img create -q -f qcow2 \(image.folder)/second 16M")
+        ? "truncate -s 16M \(image.folder)/second"
+        : "qemu-img create -q -f qcow2 \(image.folder)/second 16M")
     // A soft limit of 4 MiB for the size of files. The first disk is larger, and not written to.
     let machine = try Running(
       arguments(
         "full", [image.path + ",readonly", "\(image.folder)/second"], ["--engine", "soft"]),
       shell: "ulimit -S -f 8192; exec")
     #expect(machine.waits(for: "disk1:"))
-    let line = machine.output.split(whereSeparator: \.isNewline).first { $0.contains("disk1:") } ?? ""
+    let line =
+      machine.output.split(whereSeparator: \.isNewline).first { $0.contains("disk1:") } ?? ""
     #expect(line.contains("\(image.folder)/second") && line.contains("the guest is paused"))
     usleep(500_000)
     #expect(!machine.output.contains("DEVICE wrote") && !machine.output.contains("DEVICE failed"))
@@ -636,7 +638,9 @@ import Testing
     let written = says(text, "wrote")
     #expect(written.count == 1 && written == says(text, "read"), about)
     #expect(text.contains("the guest goes on"), about)
-    let raw = format == "raw" ? "cat second" : "qemu-img check -q second && qemu-img convert -O raw second raw && cat raw"
+    let raw =
+      format == "raw"
+      ? "cat second" : "qemu-img check -q second && qemu-img convert -O raw second raw && cat raw"
     let hash = try Image.shell("cd \(image.folder) && (\(raw)) | head -c 8388608 | sha256sum")
     #expect(hash.prefix(64) == written.first ?? "", about)
   }

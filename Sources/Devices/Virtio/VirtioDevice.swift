@@ -34,8 +34,8 @@ package protocol VirtioDevice: AnyObject, Sendable {
   func activate(features: UInt64)
   /// The driver says that a queue has something new.
   func notify(queue: Int)
-  /// The driver, or the machine, has taken the queues away. Requests that the device keeps are to be
-  /// given back.
+  /// The driver, or the machine, has taken the queues away. Requests that the device keeps are to
+  /// be given back.
   func reset()
 }
 

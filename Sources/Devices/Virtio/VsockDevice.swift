@@ -94,8 +94,8 @@ package final class VsockDevice: VirtioDevice {
     bell.ring()
   }
 
-  /// After a reset the guest has forgotten all connections. A vCPU may not close what the event loop
-  /// waits for.
+  /// After a reset the guest has forgotten all connections. A vCPU may not close what the event
+  /// loop waits for.
   private func forgetAll() {
     guard hasReset.exchange(false, ordering: .acquiringAndReleasing) else { return }
     state.withLock { state in
@@ -325,8 +325,8 @@ package final class VsockDevice: VirtioDevice {
     return true
   }
 
-  /// The guest has done with a connection. It is told at once that it can forget it; the host's side
-  /// gets the rest.
+  /// The guest has done with a connection. It is told at once that it can forget it; the host's
+  /// side gets the rest.
   private func finish(_ connection: VsockConnection, _ state: inout State) {
     state.refusals.append(header(connection.ports, VsockHeader.Operation.reset))
     forgetPorts(connection, &state)

@@ -355,8 +355,8 @@ struct Qcow2Allocator: Sendable {
     try finishMove()
   }
 
-  /// Writes a table that has moved. The header names the old one until the new one is in the file. If
-  /// this fails, for lack of room for instance, it can be done again.
+  /// Writes a table that has moved. The header names the old one until the new one is in the file.
+  /// If this fails, for lack of room for instance, it can be done again.
   private mutating func finishMove() throws(Errno) {
     guard let move else { return }
     try writeBlocks()
