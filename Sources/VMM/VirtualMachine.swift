@@ -197,7 +197,12 @@ extension VirtualMachine: ProcessorHost {
   }
 
   func waitToEnter() {
-    while !mayEnter.load(ordering: .acquiring) { usleep(50) }
+    // A disk without room may take long.
+    var pause: UInt32 = 50
+    while !mayEnter.load(ordering: .acquiring) {
+      usleep(pause)
+      pause = min(pause &* 2, 20_000)
+    }
   }
 
   func noteFirstExit() {

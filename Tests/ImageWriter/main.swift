@@ -43,41 +43,48 @@ func perform(_ operation: DiskOperations.Operation) throws {
   }
 }
 
-/// The size that files may have, now and after each failure.
-var room = rlim_t(16 << 10)
-var failures = 0
+/// A limit for the size of files, which goes up each time that it is in the way.
+struct Room {
+  private var size = rlim_t(16 << 10)
+  private(set) var failures = 0
 
-func setRoom() {
-  var limits = rlimit()
-  getrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limits)
-  limits.rlim_cur = min(room, limits.rlim_max)
-  setrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limits)
-}
+  init() { set() }
 
-/// Does something until there is room for it.
-func insist(_ body: () throws -> Void) throws {
-  while true {
-    do { return try body() } catch let error as Errno {
-      guard limit != Int.max, error.isLackOfRoom else { throw error }
-      failures += 1
-      room += rlim_t(1 + failures % 7) * 700
-      setRoom()
+  private func set() {
+    var limits = rlimit()
+    getrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limits)
+    limits.rlim_cur = min(size, limits.rlim_max)
+    setrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &limits)
+  }
+
+  /// Does something until there is room for it.
+  mutating func insist(_ body: () throws -> Void) throws {
+    while true {
+      do {
+        return try body()
+      } catch let error as Errno where error.isLackOfRoom {
+        failures += 1
+        size += rlim_t(1 + failures % 7) * 700
+        set()
+      }
     }
   }
 }
 
-if limit != Int.max {
-  signal(SIGXFSZ, SIG_IGN)
-  setRoom()
-}
+signal(SIGXFSZ, SIG_IGN)
+var room = limit == Int.max ? nil : Room()
 for operation in DiskOperations(seed: seed, sectors: sectors) {
   do {
     if operation.number > limit {
-      try insist { try image.finish() }
-      writeText(STDERR_FILENO, "failures: \(failures)\n")
+      try room?.insist { try image.finish() }
+      writeText(STDERR_FILENO, "failures: \(room?.failures ?? 0)\n")
       exit(0)
     }
-    try insist { try perform(operation) }
+    if room != nil {
+      try room?.insist { try perform(operation) }
+    } else {
+      try perform(operation)
+    }
   } catch {
     writeText(STDERR_FILENO, "operation \(operation.number): \(error)\n")
     exit(1)
