@@ -285,7 +285,7 @@ private func write(_ file: Int32, _ bytes: [UInt8]) -> Int { Glibc.write(file, b
     let (end, program) = try Sockets.pair()
     defer { close(program) }
     sockets.device.offer(port: 52, socket: OwnedFileDescriptor(owning: end))
-    try sockets.offer(4)
+    try sockets.offer(6)
     let request = try #require(try sockets.packets().first)
     #expect(request.operation == Packet.request && request.guestPort == 52)
     #expect(request.bufferSize > 0 && request.type == 1)
@@ -340,7 +340,7 @@ private func write(_ file: Int32, _ bytes: [UInt8]) -> Int { Glibc.write(file, b
     defer { close(program) }
     var data = Packet(Packet.data)
     data.body = [UInt8](repeating: 1, count: 4096)
-    try sockets.offer(12)
+    try sockets.offer(8)
     // As much as the socket and the buffer take, then one packet too many.
     var count = 0
     var isRefused = false
@@ -355,7 +355,7 @@ private func write(_ file: Int32, _ bytes: [UInt8]) -> Int { Glibc.write(file, b
     defer { close(reader) }
     data.guestPort = 5001
     var updates: [UInt32] = []
-    try sockets.offer(8)
+    try sockets.offer(5)
     for _ in 0..<64 {
       try sockets.send(data)
       _ = read(reader)

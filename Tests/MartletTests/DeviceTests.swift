@@ -236,6 +236,28 @@ import Testing
     try Image.shell("! cmp -s \(vars) /usr/share/OVMF/OVMF_VARS_4M.fd")
   }
 
+  /// Linux reboots, and OVMF finds its disks each time.
+  @Test(.enabled(if: hasUEFI, "ovmf, grub-efi-amd64-bin, mtools or dosfstools is not installed"))
+  func aUEFIGuestRestarts() throws {
+    let image = try Image()
+    let script = Command.package + "/Scripts/make-boot-disk.sh"
+    let disk = image.folder + "/efi.img"
+    try Image.shell(
+      """
+      sh \(script) --efi \(disk) \(BootGuest.path("vmlinuz-cloud-amd64")) \(Self.initrd) \
+        "quiet panic=-1 devices.task=restart"
+      """)
+    let result = try Command.run(
+      [
+        "run", "--engine", "soft", "--memory", "1G", "--firmware", "uefi", "--disk", image.path,
+        "--disk", disk,
+      ], limit: BootGuest.limit)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    #expect(says(result, "start") == (1...3).map { "\($0) \(image.hash)" }, about)
+    try image.check()
+  }
+
   /// A client of a socket that the monitor has made.
   private func connect(_ path: String) throws -> Int32 {
     let file = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
@@ -552,7 +574,12 @@ import Testing
         }
       }
     }
-    try listen(path + "_1235") { client in _ = write(client, "the host ends\n", 14) }
+    try listen(path + "_1235") { client in
+      _ = write(client, "the host ends\n", 14)
+      shutdown(client, Int32(SHUT_WR))
+      var chunk = [UInt8](repeating: 0, count: 65_536)
+      while read(client, &chunk, chunk.count) > 0 {}
+    }
     let machine = try Running(
       arguments("vsock", [], ["--engine", "soft", "--vsock", "cid=9,path=" + path] + options))
     #expect(machine.waits(for: "listens 52") && machine.waits(for: "listens 53"))
