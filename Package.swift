@@ -279,7 +279,8 @@ if Context.environment["MARTLET_FUZZ"] != nil {
     .executableTarget(
       name: "martlet-fuzz",
       dependencies: [
-        "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot", "Host",
+        "CHost", "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot",
+        "Host",
         "KernelFiles", .product(name: "SystemPackage", package: "swift-system"),
       ], path: "Tests/Fuzz",
       swiftSettings: common,
