@@ -93,7 +93,7 @@ fuzz-entries:
 
 # Inputs that libFuzzer makes, with AddressSanitizer, for what reads bytes of guests and files: each part
 # for ARGS minutes, else 1. A corpus grows in .build-fuzz; a failure's input is left there, too.
-FUZZED = decoder kernels payloads decompressors devices chips
+FUZZED = decoder kernels payloads decompressors devices chips images flash console sockets balloon
 FUZZER = $(RELEASE) --scratch-path .build-fuzz -Xswiftc -sanitize=fuzzer,address -Xswiftc -assert-config \
   -Xswiftc Debug
 

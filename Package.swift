@@ -231,7 +231,11 @@ let package = Package(
       ], swiftSettings: common),
     // Is killed while it writes to a disk image.
     .executableTarget(
-      name: "martlet-image-writer", dependencies: ["Devices", "GuestMemory", "Host", "TestRandom"],
+      name: "martlet-image-writer",
+      dependencies: [
+        "Devices", "GuestMemory", "Host", "TestRandom",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       path: "Tests/ImageWriter", swiftSettings: common),
     .testTarget(
       name: "LinuxBootTests",
@@ -280,8 +284,9 @@ if Context.environment["MARTLET_FUZZ"] != nil {
     .executableTarget(
       name: "martlet-fuzz",
       dependencies: [
-        "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot", "Host",
-        "KernelFiles",
+        "CHost", "X86", "X86Decoder", "GuestMemory", "Devices", "InterruptChips", "LinuxBoot",
+        "Host",
+        "KernelFiles", .product(name: "SystemPackage", package: "swift-system"),
       ], path: "Tests/Fuzz",
       swiftSettings: common,
       linkerSettings: [

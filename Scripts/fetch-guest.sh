@@ -11,6 +11,7 @@
 #   .guest/initramfs-marker.cpio    prints MARTLET-GUEST-READY cpus=N and powers off
 #   .guest/initramfs-devices.cpio   tries disks, networks and other devices
 #   .guest/modules                  the cloud kernel's virtio drivers, and in kvm/ its KVM
+#   .guest/vsock                    sockets for the device tests' guest (Guests/vsock.c); needs a C compiler
 #
 # and with --others:
 #
@@ -70,7 +71,8 @@ unpack() {
 # Fetches the kernel that the meta package $1 depends on as $2, and its virtio drivers and KVM into
 # $3.
 kernel() {
-  [ -s "$guest/$2" ] && { [ -z "${3:-}" ] || [ -s "$guest/$3/kvm/kvm.ko" ]; } && return
+  [ -s "$guest/$2" ] && { [ -z "${3:-}" ] ||
+    [ -s "$guest/$3/kvm/kvm.ko" ] && [ -e "$guest/$3/vsock.ko" ]; } && return
   [ -z "${missing:-}" ] || exit 1
   package=$(kernel_package "$1")
   if [ -z "$package" ] && [ -z "$lists" ]; then
@@ -85,13 +87,28 @@ kernel() {
   echo "fetch-guest: $package"
   work=$(mktemp -d)
   unpack "$package" "$work"
-  cp "$work"/boot/vmlinuz-* "$guest/$2"
+  cp "$work"/boot/vmlinuz-* "$guest/$2.new"
+  mv "$guest/$2.new" "$guest/$2"
   if [ -n "${3:-}" ]; then
     mkdir -p "$guest/$3/kvm"
     find "$work" \( -name 'kvm*.ko' -o -name irqbypass.ko \) -exec cp {} "$guest/$3/kvm" \;
-    find "$work" \( -name 'virtio*.ko' -o -name '*failover.ko' \) -exec cp {} "$guest/$3" \;
+    find "$work" \( -name 'virtio*.ko' -o -name '*failover.ko' -o -name vsock.ko \
+      -o -name 'vmw_vsock_virtio*.ko' \) -exec cp {} "$guest/$3" \;
   fi
   rm -r "$work"
+}
+
+# Builds Guests/vsock.c as $1. Without a compiler its test is skipped.
+vsock_program() {
+  [ ! -s "$guest/$1" ] || [ -n "$(find Guests/vsock.c -newer "$guest/$1")" ] || return 0
+  for compiler in ${CC:-} clang cc; do
+    command -v "$compiler" >/dev/null 2>&1 || continue
+    "$compiler" -O2 -static -Wall -o "$guest/$1.new" Guests/vsock.c 2>"$guest/$1.log" || continue
+    mv "$guest/$1.new" "$guest/$1"
+    rm -f "$guest/$1.log"
+    return 0
+  done
+  echo "fetch-guest: no compiler makes a static program here: install gcc and libc6-dev" >&2
 }
 
 # The package of the Xen hypervisor.
@@ -159,9 +176,12 @@ else
   kernel linux-image-cloud-amd64 vmlinuz-cloud-amd64 modules
   [ "${1:-}" = --cloud ] || kernel linux-image-amd64 vmlinuz-amd64
   busybox busybox
+  vsock_program vsock
+  programs=
+  [ ! -s "$guest/vsock" ] || programs=$guest/vsock
   for kind in shell marker; do
     Scripts/make-initramfs.sh "$guest/busybox" "Scripts/init-$kind" "$guest/initramfs-$kind.cpio"
   done
   Scripts/make-initramfs.sh "$guest/busybox" Scripts/init-devices "$guest/initramfs-devices.cpio" \
-    "$guest"/modules/*.ko
+    "$guest"/modules/*.ko ${programs:+"$programs"}
 fi

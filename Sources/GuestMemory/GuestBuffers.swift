@@ -77,7 +77,18 @@ import Glibc
     }
   }
 
-  /// The pieces for system calls. Report their writes by `noteWritten`.
+  /// Gives the host the memory of whole pages back; they read as 0 then.
+  ///
+  /// - Returns: bytes that were given back.
+  package func discard() -> Int {
+    var done = 0
+    unsafe forPieces(from: 0, count: count) { base, size in
+      done &+= unsafe memory.discard(base, count: size)
+    }
+    return done
+  }
+
+  /// The pieces as system calls take them. What such a call wrote is to be told by `noteWritten`.
   package func withVectors<Result>(
     _ body: (UnsafeBufferPointer<iovec>) -> Result
   ) -> Result { unsafe pieces.withUnsafeBufferPointer(body) }

@@ -83,7 +83,23 @@ import SystemPackage
     }
   }
 
-  /// Bytes of the guest's memory were written by something other than the guest.
+  /// Gives the host whole pages of a range back; they read as 0 then. Parts of pages stay as they
+  /// are.
+  ///
+  /// - Parameter start: of memory that a region has.
+  /// - Returns: bytes that were given back.
+  func discard(_ start: UnsafeMutableRawPointer, count: Int) -> Int {
+    let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+    let before = (0 &- Int(bitPattern: start)) & (page &- 1)
+    guard count > before else { return 0 }
+    let size = (count &- before) & ~(page &- 1)
+    let first = unsafe start + before
+    guard size > 0, unsafe madvise(first, size, Int32(MADV_DONTNEED)) == 0 else { return 0 }
+    unsafe noteWrite(first, count: size)
+    return size
+  }
+
+  /// Somebody else than the guest has written these bytes of its memory.
   package func noteWrite(_ start: UnsafeRawPointer, count: Int) { unsafe observer?(start, count) }
 
   /// Copies bytes in.

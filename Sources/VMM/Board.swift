@@ -68,7 +68,9 @@ struct Board: Sendable {
   let clockChanged: SharedEvent
   /// Runs in the main thread; devices register with it.
   let loop: EventLoop
-  /// Seconds that a guest has for powering off after SIGTERM.
+  /// Stops the CPUs while the host's disk is full.
+  let hold: MachineHold
+  /// Seconds that a guest has to power off after SIGTERM.
   let shutdownTime: Int
   private let slots: PCISlots
   private let pci: PCIRoot
@@ -134,8 +136,9 @@ struct Board: Sendable {
     loop = try EventLoop()
     let terminal = configuration.usesVirtioConsole ? TerminalPort(console) : nil
     input = terminal ?? serial
+    hold = try MachineHold()
     slots = try PCISlots(
-      equipment, pci, machine: machine, memory: memory, loop: loop, terminal: terminal)
+      equipment, pci, machine: machine, memory: memory, loop: loop, terminal: terminal, hold: hold)
 
     shutdownTime = configuration.shutdownTime
     self.pci = pci
@@ -184,7 +187,10 @@ struct Board: Sendable {
   /// The terminal was resized.
   func resizeTerminal(_ size: ConsoleDevice.Size) { slots.console?.resize(size) }
 
-  /// Whether no device processes requests from before a reset.
+  /// What is known of the guest's memory by its balloon, for `--stats`.
+  var balloonLines: [String] { slots.balloon?.figures.lines ?? [] }
+
+  /// Whether no device works on requests from before a reset.
   var isIdle: Bool { !pci.isBusy }
 
   /// Starts the devices' threads. Call it before any guest code runs.

@@ -61,6 +61,9 @@ package struct Configuration: Sendable {
   package var ports: [PortConfiguration] = []
   /// The guest has a source of random bytes.
   package var hasEntropy = false
+  /// Sockets between guest and host.
+  package var sockets: VsockConfiguration?
+  package var balloon: BalloonConfiguration?
   package var onReboot = RebootAction.restart
   /// Seconds that a guest has for powering off after SIGTERM; 0: none.
   package var shutdownTime = 30
@@ -98,14 +101,10 @@ package struct Configuration: Sendable {
 extension Configuration {
   /// Sets the memory from text such as "512M", "2G", "65536K"; a bare number counts MiB.
   package mutating func setMemory(_ text: String) throws(RunError) {
-    let units = ["K": 10, "M": 20, "G": 30, "T": 40]
-    // Some letters' upper case is two letters, which is not a Character.
-    let shift = text.last.flatMap { units[$0.uppercased()] }
-    let digits = shift == nil ? text[...] : text.dropLast()
-    guard let number = Int(digits), number >= 0, number <= Int.max >> (shift ?? 20) else {
+    guard let size = Self.bytes(text) else {
       throw RunError("--memory \(text): not a size; write it like 512M or 2G")
     }
-    let bytes = (number << (shift ?? 20)) & ~4095
+    let bytes = size & ~4095
     guard bytes >= GuestMap.minimumMemory else {
       throw RunError(
         "--memory \(text): too small; give at least \(GuestMap.minimumMemory >> 20)M")
@@ -116,6 +115,19 @@ extension Configuration {
         "--memory \(text): over the limit, this machine has \(limit >> 20)M; give less")
     }
     memory = bytes
+  }
+
+  /// Bytes, from text such as "512M", "2G", "65536K"; a bare number counts MiB. nil where it is no
+  /// size.
+  static func bytes(_ text: String) -> Int? {
+    let units = ["K": 10, "M": 20, "G": 30, "T": 40]
+    // Some letters are two in upper case, so that no Character can be made of them.
+    let shift = text.last.flatMap { units[$0.uppercased()] }
+    let digits = shift == nil ? text[...] : text.dropLast()
+    guard let number = Int(digits), number >= 0, number <= Int.max >> (shift ?? 20) else {
+      return nil
+    }
+    return number << (shift ?? 20)
   }
 
   /// Bytes of memory of this machine.

@@ -73,7 +73,7 @@ package struct PortConfiguration: Sendable, Hashable {
     (name, path) = (String(parts[0]), String(parts[1]))
     guard name.utf8.count <= 63, name.utf8.allSatisfy({ $0 > 0x20 && $0 < 0x7F && $0 != 0x2F })
     else { throw RunError("--port \(text): a name has up to 63 letters, digits and signs but /") }
-    guard path.utf8.count < MemoryLayout.size(ofValue: sockaddr_un().sun_path) else {
+    guard path.utf8.count < UnixSocket.pathLimit else {
       throw RunError("--port \(text): too long for a socket; give a shorter path")
     }
   }
@@ -101,7 +101,7 @@ final class SocketPort: ConsoleBackend {
   init(_ configuration: PortConfiguration) throws(RunError) {
     let option = "--port \(configuration.name)=\(configuration.path)"
     do throws(Errno) {
-      listener = try Self.listen(configuration.path)
+      listener = try UnixSocket.listen(configuration.path)
     } catch {
       throw RunError(
         error == .addressInUse
@@ -110,43 +110,7 @@ final class SocketPort: ConsoleBackend {
     }
   }
 
-  private static func listen(_ path: String) throws(Errno) -> OwnedFileDescriptor {
-    let type = Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-    func make() throws(Errno) -> OwnedFileDescriptor {
-      OwnedFileDescriptor(owning: try systemCall { () -> Int32 in socket(AF_UNIX, type, 0) })
-    }
-    let owner = try make()
-    let raw = owner.rawValue
-    if unsafe !call(path, { unsafe bind(raw, $0, $1) }) {
-      let reason = Errno(rawValue: errno)
-      // Check whether another process still listens there.
-      let probe = try make()
-      let other = probe.rawValue
-      guard reason == .addressInUse, unsafe !call(path, { unsafe Glibc.connect(other, $0, $1) }),
-        errno == ECONNREFUSED
-      else { throw reason }
-      unsafe unlink(path)
-      guard unsafe call(path, { unsafe bind(raw, $0, $1) }) else { throw Errno(rawValue: errno) }
-    }
-    _ = try systemCall { () -> Int32 in Glibc.listen(raw, 1) }
-    return owner
-  }
-
-  /// Calls a function with the address of a path; returns whether it succeeds.
-  private static func call(
-    _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
-  ) -> Bool {
-    var address = sockaddr_un()
-    address.sun_family = sa_family_t(AF_UNIX)
-    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: path.utf8) }
-    return unsafe withUnsafePointer(to: &address) { pointer in
-      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        unsafe body($0, socklen_t(MemoryLayout<sockaddr_un>.size)) == 0
-      }
-    }
-  }
-
-  /// - Parameter wake: makes the device check for bytes, room, or a change of `isOpen`.
+  /// - Parameter wake: has the device look for bytes, room, or a change of `isOpen`.
   func connect(_ loop: EventLoop, wake: @escaping @Sendable () -> Void) throws(Errno) {
     state.withLock { ($0.loop, $0.wake) = (loop, wake) }
     _ = try loop.add(listener.rawValue) { [weak self] _ in self?.accept() }
@@ -176,9 +140,7 @@ final class SocketPort: ConsoleBackend {
   // MARK: In the event loop's thread
 
   private func accept() {
-    let flags = Int(SOCK_CLOEXEC.rawValue) | Int(SOCK_NONBLOCK.rawValue)
-    let result = chost_syscall(Int(SYS_accept4), Int(listener.rawValue), 0, 0, flags, 0, 0)
-    guard let client = Int32(exactly: result), client >= 0 else { return }
+    guard let client = UnixSocket.accept(listener.rawValue)?.release() else { return }
     state.withLock { state in
       guard state.client == nil else {
         close(client)

@@ -12,12 +12,15 @@ import SystemPackage
 package struct DiskConfiguration: Sendable, Hashable {
   package var path: String
   package var options = ImageOptions()
+  /// When the host has no room for what the guest writes, the guest is paused; otherwise it gets an
+  /// error.
+  package var pausesWhenFull = true
 
   package var isReadOnly: Bool { options.isReadOnly }
 
-  /// As many as there are slots on the bus, except those of the bridge and of other kinds of
-  /// devices.
-  package static let maximumCount = PCIRoot.slotCount - 5
+  /// As many as there are slots on the bus, beside those of the bridge and of devices of other
+  /// kinds.
+  package static let maximumCount = PCIRoot.slotCount - 7
 
   /// Parses the option's text. A doubled comma is a comma in the file's name.
   package init(_ text: String) throws(RunError) {
@@ -47,11 +50,14 @@ package struct DiskConfiguration: Sendable, Hashable {
       }
       options.format = format
     case ("overlay", "temporary"): options.overlayFolder = Self.temporaryFolder
+    case ("on-full", "pause"): pausesWhenFull = true
+    case ("on-full", "error"): pausesWhenFull = false
     case ("snapshot", let name?) where !name.isEmpty: options.snapshot = name
     default:
       throw RunError(
         "--disk \(text): unknown option \(option); give format=raw|qcow2, readonly, "
-          + "overlay=temporary or snapshot=NAME, and two commas for one in the file's name")
+          + "overlay=temporary, snapshot=NAME or on-full=pause|error, and two commas for one in the file's name"
+      )
     }
   }
 
@@ -60,7 +66,10 @@ package struct DiskConfiguration: Sendable, Hashable {
     unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/var/tmp"
   }
 
-  /// Opens and locks the image and its backing files.
+  /// Where what the guest writes goes to.
+  var written: String { options.overlayFolder.map { "the overlay of \(path) in \($0)" } ?? path }
+
+  /// Opens and locks the image and the files that it rests on.
   ///
   /// - Parameter report: called with a line if the image turns out to be damaged.
   func open(report: @escaping @Sendable (String) -> Void) throws(RunError) -> any BlockImage {

@@ -12,15 +12,18 @@ import SystemPackage
 
 /// Serves a machine until the run ends.
 struct MainLoop: ~Copyable {
-  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH]
+  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT]
 
   private let machine: VirtualMachine
   private let input: ConsoleInput
   private var watch: HaltWatch
+  private var isHeld = false
 
   /// - Parameter isTerminal: whether the input has escape keys.
   init(_ machine: VirtualMachine, input: Int32, isTerminal: Bool) throws(Errno) {
     signal(SIGPIPE, SIG_IGN)
+    // A file that reaches the limit of its size is an error of the write.
+    signal(SIGXFSZ, SIG_IGN)
     let board = machine.board
     try Self.register(board, terminal: isTerminal ? input : nil)
     self.machine = machine
@@ -36,8 +39,13 @@ struct MainLoop: ~Copyable {
     let shutdown = try Shutdown(board)
     _ = try board.loop.add(signals.file.descriptor.rawValue) { _ in
       guard let number = signals.file.next() else { return }
-      if number == SIGWINCH { resize(board, terminal) } else { shutdown.take(number) }
+      switch number {
+      case SIGWINCH: resize(board, terminal)
+      case SIGCONT: board.hold.hint()
+      default: shutdown.take(number)
+      }
     }
+    _ = try board.loop.add(board.hold.descriptor) { _ in board.hold.consume() }
     resize(board, terminal)
     _ = try board.loop.add(shutdown.timer.descriptor.rawValue) { _ in shutdown.expire() }
     let alarm = try ClockAlarm(board)
@@ -61,6 +69,9 @@ struct MainLoop: ~Copyable {
       if machine.board.control.takeRestart(), let outcome = try machine.restart() {
         return outcome
       }
+      let shouldHold = machine.board.hold.isHeld
+      if shouldHold != isHeld { machine.setHeld(shouldHold) }
+      isHeld = shouldHold
       let patience = try input.update()
       try machine.board.loop.runOnce(timeout: patience ?? watch.interval)
       if patience != nil { input.look() }
@@ -88,7 +99,8 @@ private final class Shutdown: Sendable {
   }
 
   func take(_ number: Int32) {
-    guard number == SIGTERM, board.shutdownTime > 0,
+    // A guest that is paused cannot power off.
+    guard number == SIGTERM, board.shutdownTime > 0, !board.hold.isHeld,
       !isUnderWay.exchange(true, ordering: .relaxed), board.power.pressPowerButton()
     else { return board.control.end(.signal(number)) }
     do throws(Errno) {

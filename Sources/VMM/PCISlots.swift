@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The devices in the slots of PCI bus 0: disks from slot 1 on, then the network, the source of
-// random bytes and the console.
+// What a configuration puts into the slots of PCI bus 0: disks from slot 1 on, then the network,
+// the source of random bytes, the console, the sockets and the balloon.
 
 import Devices
 import GuestMemory
@@ -13,15 +13,28 @@ import SystemPackage
 /// A machine's images and sockets, opened before anything is built.
 struct Equipment {
   let disks: [any BlockImage]
+  let diskConfigurations: [DiskConfiguration]
   let network: UserNetwork?
   let hasEntropy: Bool
+  let sockets: VsockSocket?
+  let balloon: BalloonConfiguration?
+  /// The guest's figures of its memory are wanted at the end.
+  let hasStatistics: Bool
   let ports: [(name: String, socket: SocketPort)]
 
   init(_ configuration: Configuration) throws(RunError) {
     disks = try configuration.disks.enumerated().map { (number, disk) throws(RunError) in
       try disk.open { log.warning("disk\(number): \($0)") }
     }
+    diskConfigurations = configuration.disks
     hasEntropy = configuration.hasEntropy
+    balloon = configuration.balloon
+    hasStatistics = configuration.statistics
+    if let sockets = configuration.sockets {
+      self.sockets = try VsockSocket(sockets)
+    } else {
+      sockets = nil
+    }
     ports = try configuration.ports.map { (port) throws(RunError) in
       (port.name, try SocketPort(port))
     }
@@ -42,22 +55,17 @@ struct PCISlots: Sendable {
   private var nextSlot = firstSlot
   private var disks: [(name: String, device: BlockDevice)] = []
   private(set) var console: ConsoleDevice?
+  private(set) var balloon: BalloonDevice?
+  private var balloonWatch: BalloonWatch?
 
   /// - Parameter terminal: the console's; nil: there is a console only if there are ports.
   init(
     _ equipment: Equipment, _ pci: PCIRoot, machine: MachineHandle, memory: GuestMemory,
-    loop: EventLoop, terminal: TerminalPort?
+    loop: EventLoop, terminal: TerminalPort?, hold: MachineHold
   ) throws(Errno) {
     self.pci = pci
     self.machine = machine
-    for (number, image) in equipment.disks.enumerated() {
-      let name = "disk\(number)"
-      let connection = connection(name, memory, BlockDevice.queueSizes)
-      let disk = BlockDevice(
-        connection, image, serial: name, report: { log.warning("\(name): \($0)") })
-      insert(disk)
-      disks.append((name, disk))
-    }
+    insertDisks(equipment, memory, hold)
     if let network = equipment.network {
       let connection = connection("net", memory, NetworkDevice.queueSizes)
       insert(
@@ -71,6 +79,36 @@ struct PCISlots: Sendable {
     }
     if terminal != nil || !equipment.ports.isEmpty {
       try insertConsole(equipment, terminal, memory, loop)
+    }
+    if let sockets = equipment.sockets {
+      let device = try VsockDevice(
+        connection("vsock", memory, VsockDevice.queueSizes),
+        address: sockets.configuration.address, backend: sockets, loop: loop)
+      try sockets.start(loop, device)
+      insert(device)
+    }
+    if let configuration = equipment.balloon {
+      let device = try BalloonDevice(
+        connection("balloon", memory, BalloonDevice.queueSizes), memory, configuration.options,
+        loop: loop)
+      insert(device)
+      balloon = device
+      if equipment.hasStatistics { balloonWatch = try BalloonWatch(device, loop) }
+    }
+  }
+
+  private mutating func insertDisks(
+    _ equipment: Equipment, _ memory: GuestMemory, _ hold: MachineHold
+  ) {
+    for (number, image) in equipment.disks.enumerated() {
+      let name = "disk\(number)"
+      let configuration = equipment.diskConfigurations[number]
+      let disk = BlockDevice(
+        connection(name, memory, BlockDevice.queueSizes), image, serial: name,
+        roomWatch: configuration.pausesWhenFull ? DiskRoomWatch(name, configuration, hold) : nil,
+        report: { log.warning("\(name): \($0)") })
+      insert(disk)
+      disks.append((name, disk))
     }
   }
 

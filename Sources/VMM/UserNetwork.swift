@@ -19,8 +19,6 @@ final class UserNetwork: Sendable {
     static let gateway = "10.0.2.2"
     static let mask = "255.255.255.0"
   }
-  /// passt's descriptor of the socket.
-  private static let socketNumber: Int32 = 3
 
   let configuration: NetworkConfiguration
   /// The monitor's end, until `takeSocket`.
@@ -34,16 +32,13 @@ final class UserNetwork: Sendable {
       throw RunError("--net user: passt is missing; apt-get install passt")
     }
     do throws(Errno) {
-      var ends: [Int32] = [0, 0]
-      let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
-      _ = try systemCall { () -> Int32 in unsafe socketpair(AF_UNIX, kind, 0, &ends) }
-      let own = OwnedFileDescriptor(owning: ends[0])
-      let other = OwnedFileDescriptor(owning: ends[1])
+      let sockets = try HelperProcess.Sockets(SOCK_STREAM)
       messages = OwnedFileDescriptor(
         owning: try systemCall { () -> Int32 in unsafe memfd_create("passt", UInt32(MFD_CLOEXEC)) })
-      try Self.start(
-        path, Self.arguments(configuration), socket: other.rawValue, errors: messages.rawValue)
-      socket = own.release()
+      try HelperProcess.start(
+        path, Self.arguments(configuration), socket: sockets.other.rawValue,
+        output: messages.rawValue)
+      socket = sockets.takeOwn().release()
       self.configuration = configuration
     } catch {
       throw RunError(
@@ -72,7 +67,8 @@ final class UserNetwork: Sendable {
 
   private static func arguments(_ configuration: NetworkConfiguration) -> [String] {
     var arguments = [
-      program, "--foreground", "--quiet", "--fd", "\(socketNumber)", "--address", Address.guest,
+      program, "--foreground", "--quiet", "--fd", "\(HelperProcess.socketNumber)", "--address",
+      Address.guest,
       "--netmask", Address.mask, "--gateway", Address.gateway, "--mtu", "\(NetworkDevice.mtu)",
     ]
     if !configuration.reachesHost { arguments.append("--no-map-gw") }
@@ -80,28 +76,5 @@ final class UserNetwork: Sendable {
       arguments += ["--tcp-ports", "\(port.host):\(port.guest)"]
     }
     return arguments
-  }
-
-  private static func start(
-    _ path: String, _ arguments: [String], socket: Int32, errors: Int32
-  ) throws(Errno) {
-    var actions = unsafe posix_spawn_file_actions_t()
-    unsafe posix_spawn_file_actions_init(&actions)
-    defer { unsafe posix_spawn_file_actions_destroy(&actions) }
-    unsafe posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0)
-    unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDOUT_FILENO)
-    unsafe posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
-    unsafe posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
-    // Only the monitor handles the terminal's signals; passt exits with the socket.
-    var attributes = posix_spawnattr_t()
-    unsafe posix_spawnattr_init(&attributes)
-    defer { unsafe posix_spawnattr_destroy(&attributes) }
-    unsafe posix_spawnattr_setpgroup(&attributes, 0)
-    unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
-    var words: [UnsafeMutablePointer<CChar>?] = unsafe arguments.map { unsafe strdup($0) }
-    defer { unsafe words.forEach { unsafe free($0) } }
-    unsafe words.append(nil)
-    var process = pid_t()
-    try threadCall { unsafe posix_spawn(&process, path, &actions, &attributes, words, environ) }
   }
 }

@@ -126,6 +126,12 @@ import SystemPackage
     return nil
   }
 
+  /// Stops the CPUs or lets them go on, without waiting for them.
+  func setHeld(_ isHeld: Bool) {
+    mayEnter.store(!isHeld, ordering: .releasing)
+    if isHeld { for processor in processors { processor.pause() } }
+  }
+
   private func wait(_ isDone: () -> Bool) throws(Errno) {
     let limit = HostClock.monotonic() + Self.stopLimit
     while !isDone() {
@@ -150,6 +156,7 @@ import SystemPackage
         + "\(memory.residentBytes >> 20) MiB the guest's",
       "exits to user space: \(exits.total)",
     ]
+    lines.insert(contentsOf: board.balloonLines, at: 2)
     lines += exits.rows.map { "  \($0.name): \($0.value)" }
     let counts = engine.transport.statistics()
     lines += counts.map { "\($0.name): \($0.value)" }
@@ -189,7 +196,12 @@ extension VirtualMachine: ProcessorHost {
   }
 
   func waitToEnter() {
-    while !mayEnter.load(ordering: .acquiring) { usleep(50) }
+    // A disk without room may take long.
+    var pause: UInt32 = 50
+    while !mayEnter.load(ordering: .acquiring) {
+      usleep(pause)
+      pause = min(pause &* 2, 20_000)
+    }
   }
 
   func noteFirstExit() {

@@ -18,7 +18,9 @@ struct Martlet: ParsableCommand {
     commandName: "martlet",
     abstract: "Runs virtual machines, with or without hardware virtualization.",
     version: "martlet \(version)",
-    subcommands: [Run.self, KVMCommand.self, DoctorCommand.self, CacheCommand.self])
+    subcommands: [
+      Run.self, KVMCommand.self, DoctorCommand.self, CacheCommand.self, ConnectSockets.self,
+    ])
 
   /// The engines of this program.
   static let engines = EngineSupply { (configuration) throws(Errno) in
@@ -109,7 +111,8 @@ struct Run: ParsableCommand {
         + "says which, unless format=raw or format=qcow2 does. Can be given several times; the "
         + "guest's drivers find them by virtio as /dev/vda and on. readonly keeps the guest from "
         + "writing; with overlay=temporary it writes to a temporary file instead, which is deleted "
-        + "at the end; snapshot=NAME shows an internal snapshot. Images are locked while the "
+        + "at the end; snapshot=NAME shows an internal snapshot. If the host has no room for what is "
+        + "written, the guest is paused until it has; with on-full=error it gets an error. Images are locked while the "
         + "machine runs; a comma in a name is written twice.",
       valueName: "file[,option...]"), completion: .file())
   var disk: [String] = []
@@ -148,6 +151,24 @@ struct Run: ParsableCommand {
 
   @Flag(help: "Give the guest the host's random bytes (virtio-rng).")
   var rng = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Stream sockets between host and guest (virtio-vsock). The guest has the address cid, otherwise "
+        + "3. A program of the host connects to the Unix socket and writes CONNECT PORT for a port of "
+        + "the guest; when the guest connects to port N of address 2, it reaches who listens at the "
+        + "path with _N behind it.",
+      valueName: "[cid=n,]path=socket"))
+  var vsock: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Memory balloon: free pages of the guest go back to the host, unless reporting=off. With "
+        + "target=SIZE the guest is asked to give the rest of its memory away; it takes some back "
+        + "before it ends a program for lack of memory, unless deflate-on-oom=off. --stats prints "
+        + "its figures.",
+      valueName: "on|option=value[,...]"))
+  var balloon: String?
 
   @Option(
     help: ArgumentHelp(
@@ -349,6 +370,10 @@ struct Run: ParsableCommand {
     try configuration.setFirmware(firmware)
     configuration.network = try NetworkConfiguration.parse(net)
     configuration.hasEntropy = rng
+    if let vsock { configuration.sockets = try VsockConfiguration(vsock) }
+    if let balloon {
+      configuration.balloon = try BalloonConfiguration(balloon, memory: configuration.memory)
+    }
     try configuration.setConsole(console)
     try configuration.setPorts(port)
     if let vendor { try configuration.setVendor(vendor) }
@@ -373,6 +398,17 @@ struct Run: ParsableCommand {
   }
 
   private static func count(_ text: String) -> ArgumentHelp { ArgumentHelp(text, valueName: "n") }
+}
+
+/// What a monitor starts for `--vsock`; nobody else does.
+struct ConnectSockets: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: SocketConnector.command,
+    abstract: "Connects to Unix sockets for a machine that is confined.", shouldDisplay: false)
+
+  @Argument(help: .hidden) var base: String
+
+  func run() { SocketConnector.serve(base: base) }
 }
 
 extension CompletionKind {

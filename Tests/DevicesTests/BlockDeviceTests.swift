@@ -65,6 +65,19 @@ private final class TestImage: BlockImage {
   }
 }
 
+/// Counts what a disk says of a host without room.
+private final class TestRoom: RoomWatch {
+  let waiting = Mutex(0)
+  let ends = Mutex<[Bool]>([])
+  let hintCount = Atomic<UInt64>(0)
+  func beginWaiting(_ error: Errno) { waiting.withLock { $0 += 1 } }
+  func endWaiting(isDone: Bool) {
+    waiting.withLock { $0 -= 1 }
+    ends.withLock { $0.append(isDone) }
+  }
+  var hints: UInt64 { hintCount.load(ordering: .acquiring) }
+}
+
 /// A disk with its driver.
 private final class Disk {
   let image: TestImage
@@ -76,13 +89,15 @@ private final class Disk {
   static let data: UInt64 = 0x3_0000
   static let status: UInt64 = 0x2_1000
 
-  init(sectors: Int = 64, isReadOnly: Bool = false, start: Bool = true) throws {
+  init(
+    sectors: Int = 64, isReadOnly: Bool = false, start: Bool = true, room: TestRoom? = nil
+  ) throws {
     memory = try GuestMemory(size: 1 << 20, lowEnd: 1 << 20, highStart: 1 << 32)
     image = TestImage(sectors: sectors, isReadOnly: isReadOnly)
     let wires = TestDriver.Wires()
     device = BlockDevice(
       VirtioConnection(memory, queueSizes: BlockDevice.queueSizes, wires.wires), image,
-      serial: "a serial number that is too long")
+      serial: "a serial number that is too long", roomWatch: room)
     driver = try TestDriver(memory, wires.record, device)
     queue = TestQueue(memory, at: 0x1_0000, size: 16)
     try device.start(name: "disk-test")
@@ -224,6 +239,48 @@ private final class Disk {
     disk.image.state.withLock { $0.failure = .noSpace }
     #expect(try disk.run(1, disk.output(512)) == (Self.failed, 1))
     #expect(try disk.run(4).status == Self.failed)
+  }
+
+  @Test(arguments: [Errno.noSpace, .diskQuotaExceeded, .fileTooLarge])
+  func aWriteWaitsForRoom(error: Errno) throws {
+    let room = TestRoom()
+    let disk = try Disk(room: room)
+    disk.image.state.withLock { $0.failure = error }
+    disk.offer(1, sector: 3, disk.output(512), slot: 0)
+    disk.offer(4, [], slot: 1)
+    #expect(TestDriver.wait { room.waiting.withLock { $0 } == 2 })
+    usleep(300_000)
+    #expect(disk.queue.takeUsed().isEmpty)
+    disk.image.state.withLock { $0.failure = nil }
+    room.hintCount.add(1, ordering: .releasing)
+    var used = 0
+    #expect(
+      TestDriver.wait {
+        used += disk.queue.takeUsed().count
+        return used == 2
+      })
+    #expect(disk.queue.get(UInt8.self, at: Disk.status) == Self.ok)
+    #expect(room.waiting.withLock { $0 } == 0 && room.ends.withLock { $0 } == [true, true])
+    #expect(disk.image.state.withLock { $0.bytes[3 * 512] } == 0)
+    // Other failures do not wait.
+    disk.image.state.withLock { $0.failure = .ioError }
+    #expect(try disk.run(1, disk.output(512)).status == Self.failed)
+  }
+
+  @Test func waitingForRoomEndsWithAResetOrTheDisk() throws {
+    let room = TestRoom()
+    let disk = try Disk(room: room)
+    disk.image.state.withLock { $0.failure = .noSpace }
+    disk.offer(1, disk.output(512))
+    #expect(TestDriver.wait { room.waiting.withLock { $0 } == 1 })
+    disk.driver.write(TestDriver.Common.status, 1, 0)
+    #expect(TestDriver.wait { disk.driver.status == 0 })
+    #expect(room.ends.withLock { $0 } == [false])
+    restart(disk, 0)
+    disk.offer(1, disk.output(512))
+    #expect(TestDriver.wait { room.waiting.withLock { $0 } == 1 })
+    disk.device.stop()
+    #expect(room.waiting.withLock { $0 } == 0)
   }
 
   @Test func aReadOnlyDiskStaysAsItIs() throws {

@@ -3,6 +3,7 @@
 // qcow2 images of the fuzzer's bytes, opened, read and written: any is refused or used without
 // a trap.
 
+import CHost
 import Devices
 import Glibc
 import GuestMemory

@@ -17,6 +17,12 @@ enum Part: String, CaseIterable {
   case chips
   /// Disk images.
   case images
+  /// The flash chip of UEFI's variables, and its file.
+  case flash
+  /// Virtio devices that work in the event loop, by their queues and registers.
+  case console
+  case sockets
+  case balloon
 
   func run(_ input: UnsafeRawBufferPointer) {
     switch self {
@@ -27,6 +33,10 @@ enum Part: String, CaseIterable {
     case .devices: DevicePart.run(input)
     case .chips: ChipPart.run(input)
     case .images: ImagePart.run(input)
+    case .flash: FlashPart.run(input)
+    case .console: VirtioPart.run(.console, input)
+    case .sockets: VirtioPart.run(.sockets, input)
+    case .balloon: VirtioPart.run(.balloon, input)
     }
   }
 
@@ -39,6 +49,8 @@ enum Part: String, CaseIterable {
     case .decompressors: DecompressorPart.seeds
     case .devices, .chips: [[UInt8](0...255)]
     case .images: ImagePart.seeds
+    case .flash: FlashPart.seeds
+    case .console, .sockets, .balloon: VirtioPart.seeds
     }
   }
 }

@@ -4,6 +4,7 @@
 // afterwards, on a network through passt, and on the host's random bytes.
 
 import Glibc
+import Host
 import HostTestSupport
 import KernelFiles
 import Testing
@@ -240,6 +241,28 @@ import Testing
     try Image.shell("! cmp -s \(vars) /usr/share/OVMF/OVMF_VARS_4M.fd")
   }
 
+  /// Linux reboots, and OVMF finds its disks each time.
+  @Test(.enabled(if: hasUEFI, "ovmf, grub-efi-amd64-bin, mtools or dosfstools is not installed"))
+  func aUEFIGuestRestarts() throws {
+    let image = try Image()
+    let script = Command.package + "/Scripts/make-boot-disk.sh"
+    let disk = image.folder + "/efi.img"
+    try Image.shell(
+      """
+      sh \(script) --efi \(disk) \(BootGuest.path("vmlinuz-cloud-amd64")) \(Self.initrd) \
+        "quiet panic=-1 devices.task=restart"
+      """)
+    let result = try Command.run(
+      [
+        "run", "--engine", "soft", "--memory", "1G", "--firmware", "uefi", "--disk", image.path,
+        "--disk", disk,
+      ], limit: BootGuest.limit)
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    #expect(says(result, "start") == (1...3).map { "\($0) \(image.hash)" }, about)
+    try image.check()
+  }
+
   /// A client of a socket that the monitor has made.
   private func connect(_ path: String) throws -> Int32 {
     let file = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
@@ -439,5 +462,230 @@ import Testing
     let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
     #expect(result.status == 0 && says(result, "rng") == ["virtio_rng.0"], about)
     #expect(says(result, "bytes") == ["65536"], about)
+  }
+
+  // MARK: Sockets, memory, a full disk
+
+  /// A machine that runs while the test does something, and what it prints.
+  private final class Running {
+    let folder: String
+    let process: pid_t
+
+    /// - Parameter shell: what stands before the program.
+    init(_ arguments: [String], shell: String = "exec") throws {
+      var template = Array("/tmp/martlet-running-XXXXXX".utf8CString)
+      folder = try #require(mkdtemp(&template).map { String(cString: $0) })
+      let output = open(folder + "/output", O_RDWR | O_CREAT, 0o644)
+      let null = open("/dev/null", O_RDWR)
+      defer { for file in [output, null] { close(file) } }
+      let words = [Command.products + "/martlet"] + arguments
+      process = try Command.start(
+        ["-c", "\(shell) \"$0\" \"$@\""] + words, path: "/bin/sh", input: null, output: output,
+        errors: output)
+    }
+
+    deinit { _ = try? Image.shell("rm -r \(folder)") }
+
+    var output: String { (try? Image.shell("cat \(folder)/output")) ?? "" }
+
+    func waits(for text: String) -> Bool {
+      for _ in 0..<BootGuest.limit * 20 {
+        if output.contains(text) { return true }
+        usleep(50_000)
+      }
+      return false
+    }
+
+    func end() throws -> Int32 { try Command.wait(process, limit: BootGuest.limit) }
+  }
+
+  /// Sends everything, ends its half, and returns what has come until the other end was closed.
+  private func exchange(_ file: Int32, _ bytes: [UInt8]) -> [UInt8] {
+    var (heard, chunk, rest): ([UInt8], [UInt8], ArraySlice<UInt8>) = (
+      [], [UInt8](repeating: 0, count: 65_536), bytes[...]
+    )
+    var isEnding = false
+    while true {
+      let wants = rest.isEmpty ? Int16(POLLIN) : Int16(POLLIN | POLLOUT)
+      var waiting = pollfd(fd: file, events: wants, revents: 0)
+      guard poll(&waiting, 1, 60_000) > 0 else { return heard }
+      if waiting.revents & Int16(POLLOUT) != 0 {
+        let done = rest.prefix(4096).withUnsafeBytes { write(file, $0.baseAddress, $0.count) }
+        if done > 0 { rest = rest.dropFirst(done) }
+      }
+      if rest.isEmpty, !isEnding {
+        shutdown(file, Int32(SHUT_WR))
+        isEnding = true
+      }
+      guard waiting.revents & Int16(POLLIN | POLLHUP) != 0 else { continue }
+      let count = read(file, &chunk, chunk.count)
+      if count <= 0 { return heard }
+      heard += chunk[..<count]
+    }
+  }
+
+  /// Asks for a port of the guest; the line that answers.
+  private func ask(_ file: Int32, _ port: Int) -> String {
+    let line = "CONNECT \(port)\n"
+    _ = write(file, line, line.utf8.count)
+    var answer: [UInt8] = []
+    var byte: UInt8 = 0
+    while read(file, &byte, 1) == 1, byte != UInt8(ascii: "\n") { answer.append(byte) }
+    return String(decoding: answer, as: UTF8.self)
+  }
+
+  /// A program of the host at a path, which takes one client and talks as a function says.
+  private func listen(
+    _ path: String, _ talk: @escaping @Sendable (Int32) -> Void
+  ) throws {
+    let file = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    let size = socklen_t(MemoryLayout<sockaddr_un>.size)
+    let status = withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(file, $0, size) }
+    }
+    try #require(status == 0 && Glibc.listen(file, 4) == 0)
+    _ = try HostThread(name: "listener") {
+      let client = accept(file, nil, nil)
+      if client >= 0 { talk(client) }
+      for file in [client, file] { close(file) }
+    }
+  }
+
+  private static let hasSocketProgram = access(BootGuest.path("vsock"), X_OK) == 0
+
+  /// Connections both ways, many at a time, refused ones, halves that end alone.
+  @Test(
+    .enabled(if: hasSocketProgram, "no static program for the guest: no C compiler"),
+    arguments: [["--cpus", "1"], ["--cpus", "2", "--sandbox", "required"]])
+  func linuxHasSockets(options: [String]) throws {
+    signal(SIGPIPE, SIG_IGN)
+    var template = Array("/tmp/martlet-vsock-XXXXXX".utf8CString)
+    let folder = try #require(mkdtemp(&template).map { String(cString: $0) })
+    defer { _ = try? Image.shell("rm -r \(folder)") }
+    let path = folder + "/guest"
+    try listen(path + "_1234") { client in
+      var chunk = [UInt8](repeating: 0, count: 65_536)
+      while true {
+        let count = read(client, &chunk, chunk.count)
+        if count <= 0 { return }
+        var rest = chunk[..<count]
+        while !rest.isEmpty {
+          let done = rest.withUnsafeBytes { write(client, $0.baseAddress, $0.count) }
+          if done <= 0 { return }
+          rest = rest.dropFirst(done)
+        }
+      }
+    }
+    try listen(path + "_1235") { client in
+      _ = write(client, "the host ends\n", 14)
+      shutdown(client, Int32(SHUT_WR))
+      var chunk = [UInt8](repeating: 0, count: 65_536)
+      while read(client, &chunk, chunk.count) > 0 {}
+    }
+    let machine = try Running(
+      arguments("vsock", [], ["--engine", "soft", "--vsock", "cid=9,path=" + path] + options))
+    #expect(machine.waits(for: "listens 52") && machine.waits(for: "listens 53"))
+    // Nobody listens there, and something that is no request.
+    for text in ["", "CONNECT 77\n", "HELLO\n", String(repeating: "x", count: 100)] {
+      let file = try connect(path)
+      _ = write(file, text, text.utf8.count)
+      if text.isEmpty { shutdown(file, Int32(SHUT_WR)) }
+      var byte: UInt8 = 0
+      #expect(read(file, &byte, 1) <= 0, "\(text)")
+      close(file)
+    }
+    for count in [3, 1 << 21, 0] {
+      let file = try connect(path)
+      #expect(ask(file, 52).hasPrefix("OK "))
+      let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) }
+      #expect(exchange(file, bytes) == bytes, "\(count)")
+      close(file)
+    }
+    let files = try (0..<20).map { _ in try connect(path) }
+    for (number, file) in files.enumerated() {
+      #expect(ask(file, 53).hasPrefix("OK "))
+      let bytes = [UInt8](repeating: 1, count: 1000 * number)
+      #expect(write(file, bytes, bytes.count) == bytes.count)
+      shutdown(file, Int32(SHUT_WR))
+    }
+    #expect(try machine.end() == 0)
+    for file in files { close(file) }
+    let text = machine.output
+    let about: Comment = "\(text.suffix(3000))"
+    #expect(text.contains("DEVICE same"), about)
+    #expect(says(text, "refused") == ["connect: Connection reset by peer"], about)
+    #expect(says(text, "held") == (0..<20).map { "\($0 * 1000)" }, about)
+    #expect(says(text, "heard") == ["the host ends"], about)
+  }
+
+  /// The guest fills its balloon, and takes from it before it ends a program; its free pages go
+  /// back to the host.
+  @Test func linuxGivesMemoryBack() throws {
+    let result = try boot(
+      "balloon", [],
+      ["--engine", "soft", "--memory", "512M", "--balloon", "target=300M", "--stats"])
+    let about: Comment = "\(result.output.suffix(2000))\(result.errors)"
+    #expect(result.status == 0, about)
+    func kilobytes(_ name: String) throws -> Int {
+      try #require(says(result, name).first.flatMap { Int($0.split(separator: " ").last ?? "") })
+    }
+    let (free, inflated) = (try kilobytes("total"), try kilobytes("inflated"))
+    #expect((180_000...230_000).contains(free - inflated), about)
+    #expect(result.output.contains("DEVICE again"), about)
+    #expect(try kilobytes("deflated") > inflated + 50_000, about)
+    let line = try #require(result.errorLines.first { $0.hasPrefix("balloon: ") }, about)
+    let numbers = line.split(separator: " ").compactMap { Int($0) }
+    #expect(numbers.count == 3 && numbers[1] >= 200 && numbers[2] >= 100, about)
+  }
+
+  /// The host has no room for what the guest writes: the guest waits until there is some.
+  @Test(
+    .enabled(if: access("/usr/bin/prlimit", X_OK) == 0, "prlimit is not installed"),
+    arguments: ["raw", "qcow2"])
+  func aFullDiskPausesTheGuest(format: String) throws {
+    let image = try Image()
+    try Image.shell(
+      format == "raw"
+        ? "truncate -s 16M \(image.folder)/second"
+        : "qemu-img create -q -f qcow2 \(image.folder)/second 16M")
+    // A soft limit of 4 MiB for the size of files. The first disk is larger, and not written to.
+    let machine = try Running(
+      arguments(
+        "full", [image.path + ",readonly", "\(image.folder)/second"], ["--engine", "soft"]),
+      shell: "ulimit -S -f 8192; exec")
+    #expect(machine.waits(for: "disk1:"))
+    let line =
+      machine.output.split(whereSeparator: \.isNewline).first { $0.contains("disk1:") } ?? ""
+    #expect(line.contains("\(image.folder)/second") && line.contains("the guest is paused"))
+    usleep(500_000)
+    #expect(!machine.output.contains("DEVICE wrote") && !machine.output.contains("DEVICE failed"))
+    try Image.shell("prlimit --pid \(machine.process) --fsize=unlimited:unlimited")
+    kill(machine.process, SIGCONT)
+    #expect(try machine.end() == 0)
+    let text = machine.output
+    let about: Comment = "\(text.suffix(2000))"
+    let written = says(text, "wrote")
+    #expect(written.count == 1 && written == says(text, "read"), about)
+    #expect(text.contains("the guest goes on"), about)
+    let raw =
+      format == "raw"
+      ? "cat second" : "qemu-img check -q second && qemu-img convert -O raw second raw && cat raw"
+    let hash = try Image.shell("cd \(image.folder) && (\(raw)) | head -c 8388608 | sha256sum")
+    #expect(hash.prefix(64) == written.first ?? "", about)
+  }
+
+  @Test func aFullDiskIsAnErrorIfAskedFor() throws {
+    let image = try Image()
+    try Image.shell("truncate -s 16M \(image.folder)/second")
+    let machine = try Running(
+      arguments(
+        "full", [image.path + ",readonly", "\(image.folder)/second,on-full=error"],
+        ["--engine", "soft"]),
+      shell: "ulimit -S -f 8192; exec")
+    #expect(try machine.end() == 0)
+    #expect(machine.output.contains("DEVICE failed") && !machine.output.contains("is paused"))
   }
 }

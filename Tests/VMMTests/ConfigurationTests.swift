@@ -41,10 +41,49 @@ import VMM
     #expect(options.map(\.isReadOnly) == [true, false, true])
     #expect(options.map(\.format) == [nil, .qcow2, nil] && options[2].snapshot == "b c")
     #expect(options.map { $0.overlayFolder != nil } == [false, true, false])
+    try configuration.setDisks(["a,on-full=error", "b,on-full=pause", "c"])
+    #expect(configuration.disks.map(\.pausesWhenFull) == [false, true, true])
+  }
+
+  @Test func socketsHaveAddressAndPath() throws {
+    let given = try VsockConfiguration("cid=7,path=/run/a=b.sock")
+    #expect(given.address == 7 && given.path == "/run/a=b.sock")
+    #expect(try VsockConfiguration("path=a").address == 3)
   }
 
   @Test(arguments: [
-    "", ",readonly=on", "a,readonly=1", "a,", "a,b", "a,format=vmdk", "a,overlay=on",
+    "", "cid=3", "path=", "cid=2,path=a", "cid=4294967295,path=a", "cid=x,path=a", "path=a,port=1",
+    "path=" + String(repeating: "a", count: 100),
+  ])
+  func badSocketsAreNamed(text: String) {
+    let error = #expect(throws: RunError.self) { _ = try VsockConfiguration(text) }
+    #expect(error?.description.hasPrefix("--vsock \(text): ") == true && error?.status == 2)
+  }
+
+  @Test func balloonsHaveOptions() throws {
+    func options(_ text: String) throws -> BalloonDevice.Options {
+      try BalloonConfiguration(text, memory: 512 << 20).options
+    }
+    #expect(try options("on") == BalloonDevice.Options())
+    let all = try options("target=128M,deflate-on-oom=off,reporting=off")
+    #expect(all.size == 384 << 20 && !all.deflatesWhenShort && !all.reportsFreePages)
+    #expect(try options("target=512").size == 0)
+  }
+
+  @Test(arguments: [
+    "", "off", "target=", "target=0", "target=513M", "target=-1", "reporting", "deflate-on-oom=1",
+    "target=1M,",
+  ])
+  func badBalloonsAreNamed(text: String) {
+    let error = #expect(throws: RunError.self) {
+      _ = try BalloonConfiguration(text, memory: 512 << 20)
+    }
+    #expect(error?.description.hasPrefix("--balloon \(text): ") == true && error?.status == 2)
+  }
+
+  @Test(arguments: [
+    "", ",readonly=on", "a,readonly=1", "a,", "a,b", "a,format=vmdk", "a,overlay=on", "a,on-full",
+    "a,on-full=stop",
   ])
   func badDisksAreNamed(text: String) {
     var configuration = Configuration()

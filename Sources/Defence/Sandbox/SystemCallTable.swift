@@ -106,8 +106,8 @@ enum SystemCallTable {
       roles: [.disk, .main], calls: "preadv pwritev pwrite64 fdatasync fallocate"),
     // The file of UEFI's variables: a CPU's write to the flash chip changes it.
     SystemCallRule(roles: [.processor], calls: "pwritev"),
-    // Clients of a console's ports.
-    SystemCallRule(roles: [.main], calls: "accept4"),
+    // Clients of a console's ports and of sockets; sockets that the helper has connected.
+    SystemCallRule(roles: [.main], calls: "accept4 recvmsg shutdown"),
     SystemCallRule(
       roles: [.main],
       calls: """

@@ -42,6 +42,26 @@ protocol ImageLayer: Sendable {
   func read(at offset: UInt64, into pieces: IOPieces) throws(Errno)
 }
 
+extension Errno {
+  /// The host has no room for what is written: on the disk, of the user's quota, by the limit of a
+  /// file's size.
+  package var isLackOfRoom: Bool {
+    self == .noSpace || self == .diskQuotaExceeded || self == .fileTooLarge
+  }
+}
+
+/// Told when there is no room for what a disk writes, by the disk's threads.
+package protocol RoomWatch: AnyObject, Sendable {
+  /// A request has found no room, and waits.
+  func beginWaiting(_ error: Errno)
+  /// A request that waited goes on.
+  ///
+  /// - Parameter isDone: it has found room; otherwise nobody wants it any more, or it has failed.
+  func endWaiting(isDone: Bool)
+  /// Changes when somebody says that there may be room.
+  var hints: UInt64 { get }
+}
+
 /// The unit that disks are addressed in.
 package enum BlockSector {
   package static let size: UInt64 = 512

@@ -172,9 +172,15 @@ final class DiskFile: Sendable {
     try write(at: offset, from: buffer.pieces(count: bytes.count))
   }
 
+  /// After a failure the kernel may have dropped what was written, and succeeds the next time. So
+  /// lack of room is no reason here to try again.
   func flush() throws(Errno) {
     let file = file.rawValue
-    _ = try systemCall { () -> Int32 in fdatasync(file) }
+    do throws(Errno) {
+      _ = try systemCall { () -> Int32 in fdatasync(file) }
+    } catch {
+      throw error.isLackOfRoom ? .ioError : error
+    }
   }
 
   // MARK: Ranges

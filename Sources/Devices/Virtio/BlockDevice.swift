@@ -3,6 +3,7 @@
 // A disk (virtio 1.2, "Block Device"). Worker threads process requests, several at a time and in
 // any order, as drivers expect; a vCPU only rings the doorbell.
 
+import Glibc
 import GuestMemory
 import Host
 import Synchronization
@@ -31,14 +32,22 @@ package final class BlockDevice: VirtioDevice {
   /// The driver did not negotiate flushes: every write must be durable before it completes.
   private let writesThrough = Atomic<Bool>(false)
   private let workers = Mutex<WorkerPool?>(nil)
+  /// nil: a request that finds no room fails.
+  private let roomWatch: (any RoomWatch)?
+  private let isStopping = Atomic<Bool>(false)
+  /// Microseconds between looks, and looks until a request that found no room is tried again.
+  private static let look: UInt32 = 100_000
+  private static let patience = 30
 
   /// - Parameters:
-  ///   - serial: the disk's serial number; the guest sees its first 20 bytes.
-  ///   - report: called with a line when data is lost.
+  ///   - serial: what the guest is told, of which 20 bytes count.
+  ///   - roomWatch: told when the host has no room; then requests wait for it instead of failing.
+  ///   - report: called with a line when something is lost.
   package init(
     _ connection: VirtioConnection, _ image: any BlockImage, serial: String,
-    report: @escaping @Sendable (String) -> Void = { _ in }
+    roomWatch: (any RoomWatch)? = nil, report: @escaping @Sendable (String) -> Void = { _ in }
   ) {
+    self.roomWatch = roomWatch
     self.connection = connection
     self.report = report
     self.image = image
@@ -61,6 +70,7 @@ package final class BlockDevice: VirtioDevice {
       return workers
     }
     guard let pool else { return }
+    isStopping.store(true, ordering: .releasing)
     pool.stop()
     do throws(Errno) {
       try image.finish()
@@ -91,39 +101,69 @@ package final class BlockDevice: VirtioDevice {
       queue.fail(request, .badRequest("a disk's request is too short"))
       return true
     }
-    let (status, written) = answer(command)
+    let (status, written) = answer(command, request)
     let place = request.writable.count &- 1
     request.writable.write([status].bytes, at: place)
     queue.complete(request, written: UInt32(clamping: written &+ 1))
     return true
   }
 
-  /// Processes a request; returns the status and how much of the writable buffers is written from
+  /// What a request's answer is: the status, and how much of the writable buffers is written from
   /// the start on.
-  private func answer(_ request: BlockRequest) -> (status: UInt8, written: Int) {
-    do throws(Errno) {
-      switch request.kind {
-      case BlockRequest.Kind.read:
-        try image.read(at: try range(request.sector, request.input.count), into: request.input)
-        return (BlockRequest.Status.ok, request.input.count)
-      case BlockRequest.Kind.write:
-        try write(request)
-      case BlockRequest.Kind.flush:
-        try image.flush()
-      case BlockRequest.Kind.identify:
-        request.input.slice(from: 0, count: BlockRequest.serialSize).clear()
-        let serial = serial
-        request.input.write(serial.bytes)
-        return (BlockRequest.Status.ok, min(request.input.count, BlockRequest.serialSize))
-      case BlockRequest.Kind.discard, BlockRequest.Kind.writeZeroes:
-        return (try clear(request), 0)
-      default:
-        return (BlockRequest.Status.unsupported, 0)
+  private typealias Answer = (status: UInt8, written: Int)
+
+  /// Carries a request out, again and again while there is no room for what it writes.
+  private func answer(_ command: BlockRequest, _ request: VirtioRequest) -> Answer {
+    var hasWaited = false
+    while true {
+      do throws(Errno) {
+        let answer = try attempt(command)
+        if hasWaited { roomWatch?.endWaiting(isDone: true) }
+        return answer
+      } catch {
+        if let roomWatch, error.isLackOfRoom {
+          if !hasWaited { roomWatch.beginWaiting(error) }
+          hasWaited = true
+          if waitForRoom(roomWatch, request) { continue }
+        }
+        if hasWaited { roomWatch?.endWaiting(isDone: false) }
+        return (BlockRequest.Status.error, 0)
       }
-      return (BlockRequest.Status.ok, 0)
-    } catch {
-      return (BlockRequest.Status.error, 0)
     }
+  }
+
+  /// Waits some seconds, or for a hint; false where nobody wants the request any more.
+  private func waitForRoom(_ watch: any RoomWatch, _ request: VirtioRequest) -> Bool {
+    let hints = watch.hints
+    for _ in 0..<Self.patience {
+      if isStopping.load(ordering: .acquiring) || !connection.queues[0].isCurrent(request) {
+        return false
+      }
+      if watch.hints != hints { return true }
+      usleep(Self.look)
+    }
+    return true
+  }
+
+  private func attempt(_ request: BlockRequest) throws(Errno) -> Answer {
+    switch request.kind {
+    case BlockRequest.Kind.read:
+      try image.read(at: try range(request.sector, request.input.count), into: request.input)
+      return (BlockRequest.Status.ok, request.input.count)
+    case BlockRequest.Kind.write:
+      try write(request)
+    case BlockRequest.Kind.flush:
+      try image.flush()
+    case BlockRequest.Kind.identify:
+      request.input.slice(from: 0, count: BlockRequest.serialSize).clear()
+      unsafe serial.withUnsafeBytes { _ = unsafe request.input.write($0) }
+      return (BlockRequest.Status.ok, min(request.input.count, BlockRequest.serialSize))
+    case BlockRequest.Kind.discard, BlockRequest.Kind.writeZeroes:
+      return (try clear(request), 0)
+    default:
+      return (BlockRequest.Status.unsupported, 0)
+    }
+    return (BlockRequest.Status.ok, 0)
   }
 
   private func write(_ request: BlockRequest) throws(Errno) {

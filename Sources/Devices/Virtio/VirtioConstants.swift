@@ -25,6 +25,8 @@ package enum VirtioDeviceType: UInt16, Sendable {
   case block = 2
   case console = 3
   case entropy = 4
+  case balloon = 5
+  case socket = 19
 
   /// Class, subclass and interface of the PCI function.
   var classCode: UInt32 {
@@ -32,7 +34,7 @@ package enum VirtioDeviceType: UInt16, Sendable {
     case .network: 0x020000
     case .block: 0x010000
     case .console: 0x078000
-    case .entropy: 0x00FF00
+    case .entropy, .balloon, .socket: 0x00FF00
     }
   }
 }

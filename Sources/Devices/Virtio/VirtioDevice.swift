@@ -34,8 +34,12 @@ package protocol VirtioDevice: AnyObject, Sendable {
   func activate(features: UInt64)
   /// The driver has added buffers to a queue.
   func notify(queue: Int)
+  /// The driver, or the machine, has taken the queues away. Requests that the device keeps are to
+  /// be given back.
+  func reset()
 }
 
 extension VirtioDevice {
   package func writeConfiguration(_ offset: Int, width: Int, value: UInt64) {}
+  package func reset() {}
 }

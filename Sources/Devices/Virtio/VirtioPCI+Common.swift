@@ -189,6 +189,7 @@ extension VirtioPCI {
 
   func reset(_ common: inout CommonConfiguration) {
     for queue in device.connection.queues { queue.disable() }
+    device.reset()
     interrupts.reset()
     common.isResetting = true
     _ = status(&common)

@@ -89,7 +89,12 @@ package final class VirtioQueue: Sendable {
     } ?? .wait
   }
 
-  /// Returns a request. Call it once for each.
+  /// Whether the driver still waits for a request.
+  package func isCurrent(_ request: VirtioRequest) -> Bool {
+    state.withLock { $0.session == request.session }
+  }
+
+  /// Gives a request back. Each is given back once.
   ///
   /// - Parameter written: bytes that were written, from the first writable one on.
   package func complete(_ request: VirtioRequest, written: UInt32) {

@@ -31,6 +31,8 @@ struct Qcow2Allocator: Sendable {
   var table: [UInt64]
   var tableOffset: UInt64
   var changedTable: Set<Int> = []
+  /// The table has another place than the header says.
+  private var move: TableMove?
   var blocks: [Int: Block] = [:]
   /// The first cluster beyond the file's end.
   var end: UInt64
@@ -309,6 +311,7 @@ struct Qcow2Allocator: Sendable {
 
   /// Writes changed entries of the table, after the blocks that they reference.
   mutating func writeTable() throws(Errno) {
+    if move != nil { return try finishMove() }
     for index in changedTable.sorted() {
       let offset = tableOffset &+ UInt64(truncatingIfNeeded: index << 3)
       try Qcow2Table.store(table[index...index], file, at: offset)
@@ -316,9 +319,16 @@ struct Qcow2Allocator: Sendable {
     changedTable = []
   }
 
-  /// Moves the table to the end of the file with room for a block. The header references the old
-  /// one until the new one is in the file.
+  /// Where a table that grows goes to, and where it was.
+  private struct TableMove: Sendable {
+    let first: UInt64
+    let clusters: UInt64
+    let old: (offset: UInt64, words: Int)
+  }
+
+  /// Moves the table to the end of the file with room for a block.
   private mutating func growTable(toHave block: Int) throws(Errno) {
+    try finishMove()
     let old = (offset: tableOffset, words: table.count)
     let words = max(block &+ 1, table.count &+ table.count >> 1)
     let bytes = UInt64(truncatingIfNeeded: words << 3)
@@ -329,24 +339,41 @@ struct Qcow2Allocator: Sendable {
     table += [UInt64](repeating: 0, count: wordCount &- table.count)
     let first = end
     end &+= size
-    for cluster in first..<first &+ size {
-      try makeBlock(of: cluster)
-      try setCount(cluster, 1)
+    tableOffset = first << geometry.clusterBits
+    move = TableMove(first: first, clusters: size, old: old)
+    do throws(Errno) {
+      for cluster in first..<first &+ size {
+        try makeBlock(of: cluster)
+        try setCount(cluster, 1)
+      }
+    } catch {
+      // Counts are missing, for which nobody looks again.
+      isBroken = true
+      throw error
     }
     next = max(next, end)
-    tableOffset = first << geometry.clusterBits
+    try finishMove()
+  }
+
+  /// Writes a table that has moved. The header names the old one until the new one is in the file.
+  /// If this fails, for lack of room for instance, it can be done again.
+  private mutating func finishMove() throws(Errno) {
+    guard let move else { return }
     try writeBlocks()
     try Qcow2Table.store(table[...], file, at: tableOffset)
-    changedTable = []
     try file.flush()
     var fields: [UInt8] = []
     fields.append(big: tableOffset)
-    fields.append(big: UInt32(truncatingIfNeeded: size))
+    fields.append(big: UInt32(truncatingIfNeeded: move.clusters))
     try file.write(fields, at: UInt64(Qcow2Header.Field.refcountOffset))
     try file.flush()
-    for cluster in 0..<size { newReserved.append((first &+ cluster) << geometry.clusterBits) }
-    for cluster in 0..<geometry.clusters(UInt64(truncatingIfNeeded: old.words << 3)) {
-      let offset = old.offset &+ cluster << geometry.clusterBits
+    changedTable = []
+    self.move = nil
+    for cluster in 0..<move.clusters {
+      newReserved.append((move.first &+ cluster) << geometry.clusterBits)
+    }
+    for cluster in 0..<geometry.clusters(UInt64(truncatingIfNeeded: move.old.words << 3)) {
+      let offset = move.old.offset &+ cluster << geometry.clusterBits
       oldReserved.append(offset)
       abandon(offset)
     }
