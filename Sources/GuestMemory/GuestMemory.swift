@@ -29,6 +29,7 @@ import SystemPackage
   package typealias WriteObserver = @Sendable (_ start: UnsafeRawPointer, _ count: Int) -> Void
 
   private let mapping: Mapping
+  private let isShared: Bool
   private let observer: WriteObserver?
   /// In ascending order.
   package let regions: [Region]
@@ -41,11 +42,14 @@ import SystemPackage
   ///   - size: bytes, a multiple of 4096.
   ///   - lowEnd: where the memory's first range ends at the latest.
   ///   - highStart: where the rest goes on.
+  ///   - isShared: parts of it can be mapped a second time.
   ///   - observer: told of all writes.
   package init(
-    size: Int, lowEnd: UInt64, highStart: UInt64, observer: WriteObserver? = nil
+    size: Int, lowEnd: UInt64, highStart: UInt64, isShared: Bool = false,
+    observer: WriteObserver? = nil
   ) throws(Errno) {
-    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
+    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true, isShared: isShared)
+    if isShared { SharedRanges.add(unsafe UInt(bitPattern: mapping.address), mapping.size) }
     let low = min(UInt64(size), lowEnd)
     var regions = unsafe [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {
@@ -55,6 +59,7 @@ import SystemPackage
           hostAddress: mapping.address + Int(low)))
     }
     self.mapping = mapping
+    self.isShared = isShared
     unsafe self.observer = unsafe observer
     self.regions = regions
     self.size = size
@@ -77,7 +82,7 @@ import SystemPackage
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
-      if unsafe madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
+      if unsafe madvise(region.hostAddress, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED)) != 0 {
         unsafe memset(region.hostAddress, 0, size)
       }
       unsafe noteWrite(region.hostAddress, count: size)

@@ -49,12 +49,12 @@ package struct MemoryProtection: OptionSet, Sendable {
   ///   - hugePages: align to 2 MiB and ask for huge pages (advice that the kernel may ignore).
   ///   - guards: `guardSize` bytes or more on either side cannot be accessed.
   package init(
-    anonymous size: Int, hugePages: Bool = false, guards: Bool = false
+    anonymous size: Int, hugePages: Bool = false, guards: Bool = false, isShared: Bool = false
   ) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write],
-      flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1, offset: 0,
-      hugePages: hugePages, guards: guards)
+      flags: (isShared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1,
+      offset: 0, hugePages: hugePages, guards: guards)
   }
 
   /// Maps a range of a file, shared with whoever else maps it.

@@ -26,6 +26,15 @@ extension Configuration {
     }
   }
 
+  /// Switches windows of hot user code (docs/windows.md).
+  package mutating func setWindows(_ text: String) throws(RunError) {
+    switch text {
+    case "on": usesWindows = true
+    case "off": usesWindows = false
+    default: throw RunError("--windows \(text): give on or off")
+    }
+  }
+
   /// Sets after how many executions a block is translated.
   package mutating func setTranslatorThreshold(_ text: String) throws(RunError) {
     translatorThreshold = UInt32(try Self.count(text, "--translator-threshold"))

@@ -28,6 +28,7 @@ extension CPU {
 
   private func setAddressSpace(_ context: UInt64) {
     s.pointee.addressSpace = context
+    renewWindow()
     updateSupervisorBank()
     updateBlockContext()
   }
@@ -90,6 +91,7 @@ extension CPU {
       s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
     s.pointee.stackLimit = 0
+    dropWindowPage(linear)
     let page = linear >> Page.shift
     let isUser = owner.executedByUser.mayContain(page)
     let isSupervisor = owner.executedBySupervisor.mayContain(page)
@@ -109,6 +111,7 @@ extension CPU {
       | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
+    updateWindow()
   }
 
   /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor
@@ -168,6 +171,7 @@ extension PhysicalCPU {
   func newContext() -> UInt64 {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
+      cpu.emptyWindow()
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
       cpu.s.pointee.tlbGeneration &+= 1
       forgetContexts()

@@ -275,6 +275,7 @@ extension BlockTranslation {
     _ n: Int, _ operand: Operand
   ) -> (place: Place, miss: Label?) {
     if rounds != nil || group(n) != nil { return access(n, operand) }
+    if slowFrom == nil, usesWindow(n) { return (accessVectorWindow(n, operand), nil) }
     return (.memory(.r13), accessVectorOperand(n, operand))
   }
 
@@ -295,6 +296,23 @@ extension BlockTranslation {
     return miss
   }
 
+  /// The operand in the window, aligned as it must be.
+  private func accessVectorWindow(_ n: Int, _ operand: Operand) -> Place {
+    let i = instructions[n]
+    clobberFlags(n)
+    let slow = segment(from: n, last: n)
+    linearAddress(n)
+    if i.attributes.contains(.x87) && !i.isX87Control {
+      a.store(.state(VectorOffset.x87Data), .r13)
+    }
+    if i.attributes.contains(.aligned) && operand.size > 1 {
+      a.testByte(.register(.r13), operand.size - 1)
+      a.jump(if: Self.notEqual, slow)
+    }
+    checkWindow(.r13, slow)
+    return .window(.r13)
+  }
+
   private func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {
     var places = HostPlaces(address: (place.base ?? .r13).rawValue)
     places.index = place.index?.rawValue
@@ -311,6 +329,7 @@ extension BlockTranslation {
         a.load(.r15, RegisterMap.place(general.number))
       }
     }
+    a.windowPrefixes(place)
     for byte in i.hostCode(places) { a.byte(byte) }
     if let general, let scratch, general.access.contains(.write) {
       a.store(RegisterMap.place(general.number), scratch)

@@ -115,6 +115,8 @@ final class BlockTranslation {
   /// An access that the host executes speculatively after a failed check has a harmless address
   /// (`TranslatorTuning`).
   var guardsSpeculation = true
+  /// The window that accesses may use.
+  var window: WindowView?
   /// `CPUState.retired` is exact at each instruction that the interpreter or a handler executes.
   var countsInstructions = true
   /// All jumps to other translations can be unpatched, because the store keeps the translation

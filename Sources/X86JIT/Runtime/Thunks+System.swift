@@ -96,6 +96,7 @@ extension Thunks {
     selectBank(&a, TLB.supervisorWithoutSMAP)
     a.bind(done)
     switchContext(&a, StateOffset.supervisorContext, cpl: 0)
+    a.store32(.state(StateOffset.windowHigh), immediate: Int32(bitPattern: LinearWindow.none))
     a.load(.r13, .state(StateOffset.lstar))
   }
 
@@ -119,6 +120,8 @@ extension Thunks {
     loadFlat(&a, .cs, FlatRights.code64 | FlatRights.user)
     selectBank(&a, TLB.user)
     switchContext(&a, StateOffset.userContext, cpl: 3)
+    a.load32(.r14, .state(StateOffset.userWindow))
+    a.store32(.state(StateOffset.windowHigh), .r14)
     a.move(.r13, .rcx)
   }
 }

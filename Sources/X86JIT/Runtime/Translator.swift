@@ -129,13 +129,14 @@ package final class Translator: BlockTranslator {
     codeBytes: Int = TranslatorTuning.standard.codeBytes,
     guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
     countsInstructions: Bool = true, log: TranslationLog? = nil, measures: Bool = false,
-    verifies: Bool = false, store: TranslationStore? = nil
+    verifies: Bool = false, store: TranslationStore? = nil, windows: Bool = false
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
-      measures: measures, store: log == nil && !verifies ? store : nil)
+      measures: measures, store: log == nil && !verifies && !windows ? store : nil,
+      window: windows ? cpu.makeWindow() : nil)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -151,7 +152,8 @@ package final class Translator: BlockTranslator {
 
   private init(
     _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?,
-    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool, store: TranslationStore?
+    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool, store: TranslationStore?,
+    window: UInt?
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
@@ -166,7 +168,7 @@ package final class Translator: BlockTranslator {
     self.countsInstructions = countsInstructions
     thunks = Thunks(
       origin: UInt(bitPattern: code.memory.executable), guardsSpeculation: guardsSpeculation,
-      counts: measures)
+      counts: measures, window: window)
     work = BlockTranslation(thunks: thunks, cache: cache, host: host)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     firstCode = (thunks.code.count + 63) & ~63
@@ -176,6 +178,8 @@ package final class Translator: BlockTranslator {
     handlerCounts = .allocate(capacity: 4096)
     handlerCounts.initialize(repeating: 0, count: 4096)
     log?.note(thunks, processor: cpu.number)
+    cpu.cpu.s.pointee.native.window.codeDistance =
+      Int(bitPattern: code.memory.writable) - Int(bitPattern: code.memory.executable)
   }
 
   /// Results of `verifies`.
@@ -248,6 +252,8 @@ package final class Translator: BlockTranslator {
     work.memory.findRegion(block, in: cache, host: host)
     let resets = statistics.resets
     if work.memory.codeCount > 0 {
+      work.window = findWindow()
+      defer { work.window = nil }
       translate(heat: nil)
       if place() { keep(.region) }
     }
@@ -256,6 +262,30 @@ package final class Translator: BlockTranslator {
     if new == old { return stopCounting(block) }
     statistics.regions += 1
     replace(old, of: block)
+  }
+
+  /// The window of the code at RIP, which may become this address space's now.
+  private func findWindow() -> WindowView? {
+    let state = processor.cpu.s
+    if state.pointee.native.window.base == 0 || state.pointee.cpl != 3 { return nil }
+    guard let linear = windowAddress, let upper = processor.cpu.takeWindow(linear) else {
+      return nil
+    }
+    return WindowView(upper: upper, registers: state.pointee.gpr)
+  }
+
+  /// An address that the region's first access without the stack is likely to be near.
+  private var windowAddress: UInt64? {
+    let state = processor.cpu.s
+    for code in work.codes {
+      for i in code.instructions where i.memoryOperand != nil && i.base != 4 {
+        for register in [i.base, i.index] where register < 16 {
+          let value = state.pointee.gpr[Int(register)]
+          if value >> 16 != 0 && value >> 47 == 0 { return value }
+        }
+      }
+    }
+    return nil
   }
 
   /// Replaces a block's own code by a region.

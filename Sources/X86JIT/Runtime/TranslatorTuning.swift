@@ -16,6 +16,8 @@ package struct TranslatorTuning: Sendable, Equatable {
   package var guardsSpeculation: Bool
   /// Every access that has no look at the TLB of its own is compared with a walk. For tests: slow.
   package var verifiesAccesses = false
+  /// Hot user code accesses memory through windows (docs/windows.md).
+  package var usesWindows = false
 
   package init(
     threshold: UInt32 = 8, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,
