@@ -141,7 +141,7 @@ extension CPU {
     begin(upper: window.pointee.upper)
   }
 
-  /// Gives the window to the current address space where nobody has it any more.
+  /// Gives the window to the current address space, unless another one has just got it.
   ///
   /// - Parameter linear: an address that is to be in it.
   /// - Returns: the upper half of its addresses, if it is this space's.
@@ -150,8 +150,6 @@ extension CPU {
       s.pointee.tlbContext == s.pointee.addressSpace
     else { return nil }
     if window.pointee.context == s.pointee.addressSpace { return window.pointee.upper }
-    let context = window.pointee.context
-    if owner.pcidContexts.contains(where: { $0.context == context }) { return nil }
     guard linear >> 47 == 0, chost_rdtsc() >= window.pointee.rest else { return nil }
     begin(upper: UInt32(truncatingIfNeeded: linear >> 32))
     return window.pointee.upper

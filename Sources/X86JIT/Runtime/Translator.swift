@@ -223,6 +223,8 @@ package final class Translator: BlockTranslator {
     let heat = CPU.heatOffset(counters)
     counters &+= 1
     setHeat(heat, hotEntries)
+    if work.isLoop { work.window = findWindow() }
+    defer { work.window = nil }
     translate(heat: heat)
     if place() { keep(.block) }
     block.pointee.isCounted = block.pointee.native != 0
