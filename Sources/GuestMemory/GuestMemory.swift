@@ -49,7 +49,10 @@ import SystemPackage
     observer: WriteObserver? = nil
   ) throws(Errno) {
     let mapping = try Mapping(anonymous: size, hugePages: true, guards: true, isShared: isShared)
-    if isShared { SharedRanges.add(unsafe UInt(bitPattern: mapping.address), mapping.size) }
+    if isShared {
+      SharedRanges.add(unsafe UInt(bitPattern: mapping.address), mapping.size)
+      mapping.collapse()
+    }
     let low = min(UInt64(size), lowEnd)
     var regions = unsafe [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {

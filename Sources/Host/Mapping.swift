@@ -160,6 +160,15 @@ package struct MemoryProtection: OptionSet, Sendable {
     }
   }
 
+  /// Puts huge pages behind shared memory, which MADV_HUGEPAGE alone does only where the host's
+  /// setting for shared memory says so. All of it is in memory then.
+  package func collapse() {
+    for start in stride(from: 0, to: size, by: Self.hugePageSize) {
+      let count = min(Self.hugePageSize, size - start)
+      if unsafe madvise(address + start, count, chost_madv_collapse) != 0 { return }
+    }
+  }
+
   /// Leaves the memory mapped for as long as the process lives.
   package consuming func keep() { discard self }
 

@@ -71,14 +71,14 @@ package struct NativeState {
   /// `CPUState.blockContext` at CPL 3 and below, as they are now.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
-  /// The upper half of the window's linear addresses, if code that runs now may use it, and if code
-  /// at CPL 3 might (`LinearWindow`).
-  package var windowHigh = LinearWindow.none
-  package var userWindow = LinearWindow.none
+  /// The upper halves of the windows' linear addresses, if code that runs now may use them, and if
+  /// code at CPL 3 might (`LinearWindow`).
+  package var windowHigh = WindowSet.none
+  package var userWindow = WindowSet.none
   /// Keeps what follows away from the fields that every access looks at. A processor that forwards
   /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits
   /// at each look at the TLB, which made a system call of Linux take twice the time.
-  private var distance = InlineArray<81, UInt64>(repeating: 0)
+  private var distance = InlineArray<78, UInt64>(repeating: 0)
   /// Host addresses of groups of accesses in the block that runs.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
@@ -117,7 +117,7 @@ package struct NativeState {
   package var isSearching = false
   /// What translated code leaves to handlers, by number: the translator's array.
   package var handlerSites: UnsafeMutablePointer<NativeHandlerSite>?
-  package var window = LinearWindow()
+  package var windows = WindowSet()
 
   /// `stackLimit` of a page that is known.
   package static let stackLimit: UInt64 = 4096 - 8 + 1

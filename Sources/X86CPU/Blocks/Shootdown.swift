@@ -195,7 +195,7 @@ extension PhysicalCPU {
 
   private func dropTranslations() {
     cpu.s.pointee.stackLimit = 0
-    cpu.emptyWindow()
+    cpu.emptyWindows()
     for n in 0..<(TLB.entriesPerBank * TLB.bankCount) { tlbBanks[n] = .invalid }
   }
 

@@ -28,7 +28,7 @@ extension CPU {
 
   private func setAddressSpace(_ context: UInt64) {
     s.pointee.addressSpace = context
-    renewWindow()
+    renewWindows()
     updateSupervisorBank()
     updateBlockContext()
   }
@@ -111,7 +111,7 @@ extension CPU {
       | (s.pointee.supervisorCodeIsGlobal ? TLB.anyContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
-    updateWindow()
+    updateWindows()
   }
 
   /// A page that is being entered for execution: INVLPG has to know of it, and whether supervisor
@@ -171,7 +171,7 @@ extension PhysicalCPU {
   func newContext() -> UInt64 {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
-      cpu.emptyWindow()
+      cpu.emptyWindows()
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
       cpu.s.pointee.tlbGeneration &+= 1
       forgetContexts()

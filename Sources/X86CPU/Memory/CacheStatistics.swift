@@ -50,7 +50,7 @@ extension PhysicalCPU {
     statistics.blocksBuilt = blocks.built
     statistics.blocksDropped = blocks.invalidated
     statistics.blockCacheFlushes = blocks.flushes
-    statistics.windows = cpu.s.pointee.native.window.counts
+    statistics.windows = cpu.s.pointee.native.windows.counts
     return statistics
   }
 }

@@ -21,30 +21,14 @@ import Glibc
 import Host
 import X86
 
-/// What is known of a physical CPU's window. Plain memory, for the signal's handler.
+/// A window. Plain memory, for the signal's handler.
 package struct LinearWindow {
-  /// The host's address of the first page; 0: the CPU has no window.
-  package var base: UInt = 0
-  /// Writable address of code, less the executable one.
-  package var codeDistance = 0
   /// The upper half of its linear addresses.
   var upper: UInt32 = none
-  /// The TLB context that its pages are of; 0: none.
-  var context: UInt64 = 0
-  /// The address space of the context, which gets the window again after a flush.
-  var space: (root: UInt64, pcid: UInt64, keys: UInt64) = (0, 0, 0)
-  /// By page of the window: not mapped, mapped for reading, or for writing as well.
+  /// By page: not mapped, mapped for reading, or for writing as well.
   var pages: UnsafeMutablePointer<UInt8>?
-  /// Of host pages, by the low bits of their numbers: the page of the window, plus 1, that is
-  /// mapped for writing.
-  var writers: UnsafeMutablePointer<UInt32>?
-  /// Faults of each site, by the low bits of its address.
-  var misses: UnsafeMutablePointer<UInt16>?
   /// Mapped pages are within these.
   var mapped = Int.max..<Int.max
-  /// Host TSC at which it may be emptied and begun again.
-  var rest: UInt64 = 0
-  package var counts = WindowCounts()
 
   /// In the place of the upper half of an address: no canonical one has it.
   package static let none: UInt32 = 0x8000_0000
@@ -54,12 +38,42 @@ package struct LinearWindow {
   package static let edge = 16
   static let readable: UInt8 = 1
   static let writable: UInt8 = 2
+  /// Pages around the one accessed that are mapped with it.
+  static let around = 16
+}
+
+/// The windows of a physical CPU: of one address space at a time.
+package struct WindowSet {
+  /// The host's address of the first page of the first window, the base for GS; 0: there are none.
+  package var base: UInt = 0
+  /// From window to window.
+  package static let stride: UInt = 1 << 32 + 1 << 21
+  package static let count = 4
+  /// Addresses of the first page of each.
+  package var bases = InlineArray<4, UInt>(repeating: 0)
+  var windows = InlineArray<4, LinearWindow>(repeating: LinearWindow())
+  /// Writable address of code, less the executable one.
+  package var codeDistance = 0
+  /// The TLB context that the pages are of; 0: none.
+  var context: UInt64 = 0
+  /// The address space of the context, which gets the windows again after a flush.
+  var space: (root: UInt64, pcid: UInt64, keys: UInt64) = (0, 0, 0)
+  /// Of host pages, by the low bits of their numbers: the page that is mapped for writing, plus 1,
+  /// with its window in the bits above.
+  var writers: UnsafeMutablePointer<UInt32>?
+  /// Faults of each site, by the low bits of its address.
+  var misses: UnsafeMutablePointer<UInt16>?
+  /// Host TSC at which they may be emptied and begun again.
+  var rest: UInt64 = 0
+  package var counts = WindowCounts()
+
   static let missCount = 4096
   /// Faults of a site after which it no longer asks the window.
   static let missLimit: UInt16 = 32
-  /// Pages around the one accessed that are mapped with it.
-  static let around = 16
   static let restTicks: UInt64 = 50_000_000
+
+  /// `NativeState.windowHigh` while there are no windows.
+  package static let none = InlineArray<4, UInt32>(repeating: LinearWindow.none)
 }
 
 /// What a window did since it was made.
@@ -101,124 +115,145 @@ package struct WindowCounts: Sendable {
 }
 
 extension CPU {
-  @inline(__always) private var window: UnsafeMutablePointer<LinearWindow> {
-    (raw + CPU.windowOffset).assumingMemoryBound(to: LinearWindow.self)
+  @inline(__always) private var set: UnsafeMutablePointer<WindowSet> {
+    (raw + CPU.windowsOffset).assumingMemoryBound(to: WindowSet.self)
   }
 
-  private static let windowOffset =
+  private static let windowsOffset =
     MemoryLayout<CPUState>.offset(of: \.native)!
-    + MemoryLayout<NativeState>.offset(of: \.window)!
+    + MemoryLayout<NativeState>.offset(of: \.windows)!
 
   /// After a change of address space or privilege.
-  @inline(__always) func updateWindow() {
-    if s.pointee.native.window.base == 0 { return }
-    selectWindow()
+  @inline(__always) func updateWindows() {
+    if s.pointee.native.windows.base == 0 { return }
+    selectWindows()
   }
 
-  @inline(never) private func selectWindow() {
-    let isOwn = window.pointee.context == s.pointee.addressSpace
-    s.pointee.native.userWindow = isOwn ? window.pointee.upper : LinearWindow.none
-    let isUsed = s.pointee.cpl == 3 && s.pointee.tlbContext == window.pointee.context
-    s.pointee.native.windowHigh = isUsed ? window.pointee.upper : LinearWindow.none
+  @inline(never) private func selectWindows() {
+    let isOwn = set.pointee.context == s.pointee.addressSpace
+    let isUsed = isOwn && s.pointee.cpl == 3 && s.pointee.tlbContext == set.pointee.context
+    for n in 0..<WindowSet.count {
+      let upper = set.pointee.windows[n].upper
+      s.pointee.native.userWindow[n] = isOwn ? upper : LinearWindow.none
+      s.pointee.native.windowHigh[n] = isUsed ? upper : LinearWindow.none
+    }
   }
 
   private var currentSpace: (root: UInt64, pcid: UInt64, keys: UInt64) {
-    (
-      s.pointee.cr3 & Page.mask, s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0,
-      s.pointee.pkru
-    )
+    let pcid = s.pointee.cr4 & CR4.pcide.rawValue != 0 ? s.pointee.cr3 & 0xFFF : 0
+    return (s.pointee.cr3 & Page.mask, pcid, s.pointee.pkru)
   }
 
-  /// The address space has a new context: if it is the window's it keeps the window, empty.
-  func renewWindow() {
-    if s.pointee.native.window.base == 0 { return }
-    let known = window.pointee.space
+  /// The address space has a new context: if the windows are its own it keeps them, empty.
+  func renewWindows() {
+    if s.pointee.native.windows.base == 0 { return }
+    let known = set.pointee.space
     let space = currentSpace
-    guard window.pointee.context != s.pointee.addressSpace, window.pointee.context != 0,
+    guard set.pointee.context != s.pointee.addressSpace, set.pointee.context != 0,
       known.root == space.root, known.pcid == space.pcid, known.keys == space.keys,
-      chost_rdtsc() >= window.pointee.rest
+      chost_rdtsc() >= set.pointee.rest
     else { return }
-    begin(upper: window.pointee.upper)
+    begin()
   }
 
-  /// Gives the window to the current address space, unless another one has just got it.
+  /// Gives the windows to the current address space, unless another one has just got them.
   ///
-  /// - Parameter linear: an address that is to be in it.
-  /// - Returns: the upper half of its addresses, if it is this space's.
-  package func takeWindow(_ linear: UInt64) -> UInt32? {
-    guard s.pointee.native.window.base != 0, s.pointee.cpl == 3, isLongMode,
+  /// - Returns: whether they are its own.
+  package func claimWindows() -> Bool {
+    guard s.pointee.native.windows.base != 0, s.pointee.cpl == 3, isLongMode,
       s.pointee.tlbContext == s.pointee.addressSpace
-    else { return nil }
-    if window.pointee.context == s.pointee.addressSpace { return window.pointee.upper }
-    guard linear >> 47 == 0, chost_rdtsc() >= window.pointee.rest else { return nil }
-    begin(upper: UInt32(truncatingIfNeeded: linear >> 32))
-    return window.pointee.upper
+    else { return false }
+    if set.pointee.context == s.pointee.addressSpace { return true }
+    if chost_rdtsc() < set.pointee.rest { return false }
+    for n in 0..<WindowSet.count { set.pointee.windows[n].upper = LinearWindow.none }
+    begin()
+    return true
   }
 
-  private func begin(upper: UInt32) {
-    emptyWindow()
-    window.pointee.upper = upper
-    window.pointee.context = s.pointee.addressSpace
-    window.pointee.space = currentSpace
-    window.pointee.rest = chost_rdtsc() &+ LinearWindow.restTicks
-    selectWindow()
+  /// The window of the current address space that an address is in: a new one if there is none.
+  package func findWindow(_ linear: UInt64) -> Int? {
+    if linear >> 47 != 0 { return nil }
+    let upper = UInt32(truncatingIfNeeded: linear >> 32)
+    for n in 0..<WindowSet.count {
+      if set.pointee.windows[n].upper == upper { return n }
+      if set.pointee.windows[n].upper != LinearWindow.none { continue }
+      set.pointee.windows[n].upper = upper
+      selectWindows()
+      return n
+    }
+    return nil
+  }
+
+  private func begin() {
+    emptyWindows()
+    set.pointee.context = s.pointee.addressSpace
+    set.pointee.space = currentSpace
+    set.pointee.rest = chost_rdtsc() &+ WindowSet.restTicks
+    selectWindows()
   }
 
   // MARK: Dropping
 
-  /// Unmaps all pages; the window is nobody's.
-  func emptyWindow() {
-    if s.pointee.native.window.base == 0 { return }
-    let mapped = window.pointee.mapped
-    window.pointee.context = 0
-    selectWindow()
-    if mapped.isEmpty { return }
-    unmap(mapped)
-    window.pointee.mapped = Int.max..<Int.max
-    window.pointee.counts.drops &+= 1
+  /// Unmaps all pages; the windows are nobody's.
+  func emptyWindows() {
+    if s.pointee.native.windows.base == 0 { return }
+    set.pointee.context = 0
+    selectWindows()
+    for n in 0..<WindowSet.count {
+      let mapped = set.pointee.windows[n].mapped
+      if mapped.isEmpty { continue }
+      unmap(n, mapped)
+      set.pointee.windows[n].mapped = Int.max..<Int.max
+      set.pointee.counts.drops &+= 1
+    }
   }
 
-  private func unmap(_ part: Range<Int>) {
+  private func unmap(_ n: Int, _ part: Range<Int>) {
     let start = UnsafeMutableRawPointer(
-      bitPattern: window.pointee.base &+ UInt(part.lowerBound) << Page.shift)
+      bitPattern: set.pointee.bases[n] &+ UInt(part.lowerBound) << UInt(Page.shift))
     let size = part.count << Int(Page.shift)
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
-    // Without it guest code must not go on.
+    // If that fails guest code must not go on.
     if mmap(start, size, PROT_NONE, flags, -1, 0) == MAP_FAILED { abort() }
-    if let pages = window.pointee.pages {
+    if let pages = set.pointee.windows[n].pages {
       (pages + part.lowerBound).update(repeating: 0, count: part.count)
     }
   }
 
   /// INVLPG, whatever the address space.
   func dropWindowPage(_ linear: UInt64) {
-    if s.pointee.native.window.base == 0 { return }
-    guard UInt32(truncatingIfNeeded: linear >> 32) == window.pointee.upper else { return }
+    if s.pointee.native.windows.base == 0 { return }
+    let upper = UInt32(truncatingIfNeeded: linear >> 32)
     let page = Int((linear & 0xFFFF_FFFF) >> Page.shift)
-    guard let pages = window.pointee.pages, pages[page] != 0 else { return }
-    unmap(page..<page + 1)
-    window.pointee.counts.pageDrops &+= 1
+    for n in 0..<WindowSet.count where set.pointee.windows[n].upper == upper {
+      guard let pages = set.pointee.windows[n].pages, pages[page] != 0 else { continue }
+      unmap(n, page..<page + 1)
+      set.pointee.counts.pageDrops &+= 1
+    }
   }
 
   /// A host page is no longer to be written.
   func dropWindowWrites(_ host: UInt64) {
-    if s.pointee.native.window.base == 0 { return }
-    guard let writers = window.pointee.writers else { return }
+    if s.pointee.native.windows.base == 0 { return }
+    guard let writers = set.pointee.writers else { return }
     let known = writers[Int(host >> Page.shift) & (LinearWindow.pageCount - 1)]
-    if known != 0 { dropWrites(page: Int(known) - 1) }
+    if known != 0 { dropWrites(Int(known) - 1) }
   }
 
-  private func dropWrites(page: Int) {
-    guard let pages = window.pointee.pages, pages[page] == LinearWindow.writable else { return }
-    unmap(page..<page + 1)
-    window.pointee.counts.writeDrops &+= 1
+  private func dropWrites(_ known: Int) {
+    let (n, page) = (known / LinearWindow.pageCount, known % LinearWindow.pageCount)
+    guard let pages = set.pointee.windows[n].pages, pages[page] == LinearWindow.writable else {
+      return
+    }
+    unmap(n, page..<page + 1)
+    set.pointee.counts.writeDrops &+= 1
   }
 
   // MARK: Mapping
 
-  /// The host page of a linear page of the window, as the TLB knows it.
-  private func known(_ page: Int) -> (host: UInt64, isWritable: Bool)? {
-    let linear = UInt64(window.pointee.upper) << 32 | UInt64(page) << Page.shift
+  /// The host page of a linear page of a window, as the TLB knows it.
+  private func known(_ n: Int, _ page: Int) -> (host: UInt64, isWritable: Bool)? {
+    let linear = UInt64(set.pointee.windows[n].upper) << 32 | UInt64(page) << Page.shift
     let key = linear | s.pointee.tlbContext
     let entry =
       (s.pointee.tlbBanks + TLB.user * TLB.entriesPerBank
@@ -226,33 +261,73 @@ extension CPU {
     if entry.readTag == key { return (linear &+ entry.addend, entry.writeTag == key) }
     let second =
       (s.pointee.secondTLB + TLB.user * SecondTLB.entriesPerBank + SecondTLB.index(linear)).pointee
-    guard second.key == key, second.generation == s.pointee.tlbGeneration,
-      second.info & SecondTLBEntry.readable != 0
+    if second.key == key { return known(second, linear) }
+    let large =
+      (s.pointee.secondTLB + LargeTLB.start + TLB.user * LargeTLB.entriesPerBank
+      + LargeTLB.index(linear)).pointee
+    if large.key == linear & LargeTLB.mask | s.pointee.tlbContext { return known(large, linear) }
+    return nil
+  }
+
+  /// The pages of a large page around a page, if all of it is known and may be accessed alike.
+  private func largePart(_ n: Int, _ page: Int, isWritable: Bool) -> Range<Int>? {
+    let linear = UInt64(set.pointee.windows[n].upper) << 32 | UInt64(page) << Page.shift
+    let large =
+      (s.pointee.secondTLB + LargeTLB.start + TLB.user * LargeTLB.entriesPerBank
+      + LargeTLB.index(linear)).pointee
+    let start = linear & LargeTLB.mask
+    guard large.key == start | s.pointee.tlbContext,
+      large.generation == s.pointee.tlbGeneration,
+      large.info & SecondTLBEntry.readable != 0,
+      (large.info & SecondTLBEntry.writable != 0) == isWritable
     else { return nil }
-    let host = linear &+ second.addend
+    let first = Int((start & 0xFFFF_FFFF) >> Page.shift)
+    let part = first..<first + Int(~LargeTLB.mask >> Page.shift) + 1
+    if isWritable {
+      let host = start &+ large.addend
+      for page in 0..<UInt64(part.count)
+      where CodePages.contains(host &+ page << Page.shift, s.pointee.codePages) { return nil }
+    }
+    return part
+  }
+
+  private func known(
+    _ entry: SecondTLBEntry, _ linear: UInt64
+  ) -> (host: UInt64, isWritable: Bool)? {
+    guard entry.generation == s.pointee.tlbGeneration,
+      entry.info & SecondTLBEntry.readable != 0
+    else { return nil }
+    let host = linear &+ entry.addend
     let isCode = CodePages.contains(host, s.pointee.codePages)
-    return (host, second.info & SecondTLBEntry.writable != 0 && !isCode)
+    return (host, entry.info & SecondTLBEntry.writable != 0 && !isCode)
   }
 
   /// In the signal's handler: maps the page of an access and those around it.
   ///
   /// - Returns: false where the TLB does not allow the access.
-  fileprivate func mapWindow(_ address: UInt, isWrite: Bool) -> Bool {
-    window.pointee.counts.faults &+= 1
-    let page = Int((address &- window.pointee.base) >> UInt(Page.shift))
+  private func mapWindow(_ n: Int, _ page: Int, isWrite: Bool) -> Bool {
     let inner = LinearWindow.edge..<LinearWindow.pageCount - LinearWindow.edge
-    guard s.pointee.native.windowHigh == window.pointee.upper, inner.contains(page),
-      let pages = window.pointee.pages, let found = known(page), found.isWritable || !isWrite
+    let upper = set.pointee.windows[n].upper
+    guard upper != LinearWindow.none, s.pointee.native.windowHigh[n] == upper,
+      inner.contains(page), let pages = set.pointee.windows[n].pages, let found = known(n, page),
+      found.isWritable || !isWrite
     else { return false }
     let state = found.isWritable ? LinearWindow.writable : LinearWindow.readable
     // It is there already and yet has faulted.
     if pages[page] == state { return false }
     func belongs(_ other: Int) -> Bool {
-      guard inner.contains(other), pages[other] == 0, let next = known(other) else { return false }
+      guard inner.contains(other), pages[other] == 0, let next = known(n, other) else {
+        return false
+      }
       let distance = UInt64(bitPattern: Int64(other - page)) << Page.shift
       return next.host == found.host &+ distance && next.isWritable == found.isWritable
     }
     var part = page..<page + 1
+    if let large = largePart(n, page, isWritable: found.isWritable),
+      inner.contains(large.lowerBound), inner.contains(large.upperBound)
+    {
+      part = large
+    }
     while part.count < LinearWindow.around, belongs(part.upperBound) {
       part = part.lowerBound..<part.upperBound + 1
     }
@@ -260,48 +335,58 @@ extension CPU {
       part = part.lowerBound - 1..<part.upperBound
     }
     let host = found.host &- UInt64(page - part.lowerBound) << Page.shift
-    return map(part, UInt(host), state)
+    return map(n, part, UInt(host), state)
   }
 
-  private func map(_ part: Range<Int>, _ host: UInt, _ state: UInt8) -> Bool {
+  private func map(_ n: Int, _ part: Range<Int>, _ host: UInt, _ state: UInt8) -> Bool {
     let size = part.count << Int(Page.shift)
-    guard SharedRanges.contain(host, size), let pages = window.pointee.pages,
-      let writers = window.pointee.writers,
+    guard SharedRanges.contain(host, size),
       let source = UnsafeMutableRawPointer(bitPattern: host),
       let place = UnsafeMutableRawPointer(
-        bitPattern: window.pointee.base &+ UInt(part.lowerBound) << UInt(Page.shift))
+        bitPattern: set.pointee.bases[n] &+ UInt(part.lowerBound) << UInt(Page.shift))
     else { return false }
     if chost_map_again_at(source, size, place) == MAP_FAILED { return false }
     if state == LinearWindow.readable, mprotect(place, size, PROT_READ) != 0 { abort() }
-    let isWritable = state == LinearWindow.writable
-    madvise(place, size, isWritable ? 23 : 22)
-    let mapped = window.pointee.mapped
-    window.pointee.mapped =
+    // MADV_POPULATE_WRITE, MADV_POPULATE_READ: without them each page faults once more.
+    madvise(place, size, state == LinearWindow.writable ? 23 : 22)
+    let mapped = set.pointee.windows[n].mapped
+    set.pointee.windows[n].mapped =
       mapped.isEmpty
       ? part : min(mapped.lowerBound, part.lowerBound)..<max(mapped.upperBound, part.upperBound)
+    note(n, part, host >> UInt(Page.shift), state)
+    set.pointee.counts.maps &+= 1
+    set.pointee.counts.pages &+= UInt64(part.count)
+    return true
+  }
+
+  private func note(_ n: Int, _ part: Range<Int>, _ hostPage: UInt, _ state: UInt8) {
+    guard let pages = set.pointee.windows[n].pages, let writers = set.pointee.writers else {
+      return
+    }
     for page in part {
       pages[page] = state
-      if !isWritable { continue }
-      let number = Int(host >> UInt(Page.shift)) + page - part.lowerBound
-      let slot = number & (LinearWindow.pageCount - 1)
+      if state != LinearWindow.writable { continue }
+      let own = n * LinearWindow.pageCount + page
+      let slot = (Int(hostPage) + page - part.lowerBound) & (LinearWindow.pageCount - 1)
       let other = Int(writers[slot]) - 1
-      if other >= 0, other != page { dropWrites(page: other) }
-      writers[slot] = UInt32(truncatingIfNeeded: page + 1)
+      if other >= 0, other != own { dropWrites(other) }
+      writers[slot] = UInt32(truncatingIfNeeded: own + 1)
     }
-    window.pointee.counts.maps &+= 1
-    window.pointee.counts.pages &+= UInt64(part.count)
-    return true
   }
 
   /// In the signal's handler: where code goes on whose access has faulted, if it is to go on
   /// elsewhere; nil if nobody knows.
-  fileprivate func recoverWindow(_ address: UInt, _ rip: UInt, isWrite: Bool) -> UInt? {
-    withUnsafePointer(to: &s.pointee.native.faultSites) { sites in
+  fileprivate func recoverWindow(_ offset: UInt, _ rip: UInt, isWrite: Bool) -> UInt? {
+    let n = Int(offset / WindowSet.stride)
+    let page = Int(offset % WindowSet.stride >> UInt(Page.shift))
+    guard n < WindowSet.count else { return nil }
+    set.pointee.counts.faults &+= 1
+    return withUnsafePointer(to: &s.pointee.native.faultSites) { sites in
       guard sites.pointee.contains(rip) else { return nil }
-      if mapWindow(address, isWrite: isWrite) { return rip }
+      if mapWindow(n, page, isWrite: isWrite) { return rip }
       let (target, site) = sites.pointee.find(rip)
       if target == 0 { return nil }
-      window.pointee.counts.misses &+= 1
+      set.pointee.counts.misses &+= 1
       noteMiss(site)
       return target
     }
@@ -309,19 +394,19 @@ extension CPU {
 
   /// A site that misses often no longer compares: its jump, before the access, is taken always.
   private func noteMiss(_ site: UInt) {
-    guard let misses = window.pointee.misses else { return }
-    let slot = Int(site) & (LinearWindow.missCount - 1)
+    guard let misses = set.pointee.misses else { return }
+    let slot = Int(site) & (WindowSet.missCount - 1)
     misses[slot] &+= 1
-    if misses[slot] < LinearWindow.missLimit { return }
+    if misses[slot] < WindowSet.missLimit { return }
     misses[slot] = 0
-    guard let code = UnsafeMutableRawPointer(bitPattern: Int(site) + window.pointee.codeDistance)
+    guard let code = UnsafeMutableRawPointer(bitPattern: Int(site) + set.pointee.codeDistance)
     else { return }
     let jump = code - 6
     // jne
     if jump.loadUnaligned(as: UInt16.self) != 0x850F { return }
     // nop; jmp
     jump.storeBytes(of: 0xE990, as: UInt16.self)
-    window.pointee.counts.givenUp &+= 1
+    set.pointee.counts.givenUp &+= 1
   }
 }
 
@@ -334,7 +419,7 @@ enum WindowFaults {
     return windows
   }()
   nonisolated(unsafe) private static var old = sigaction()
-  static let size: UInt = 1 << 32
+  private static let size = UInt(WindowSet.count) * WindowSet.stride
 
   static func add(_ number: Int, _ base: UInt, _ cpu: CPU) {
     handler
@@ -369,7 +454,7 @@ enum WindowFaults {
       let code = context.load(
         fromByteOffset: GuardedCopy.Registers.offset(errorRegister), as: UInt.self)
       let next = CPU(raw).recoverWindow(
-        address, rip.load(as: UInt.self), isWrite: code & 2 != 0)
+        address &- windows[n].base, rip.load(as: UInt.self), isWrite: code & 2 != 0)
       guard let next else { return false }
       rip.storeBytes(of: next, as: UInt.self)
       return true
@@ -382,25 +467,31 @@ enum WindowFaults {
 }
 
 extension PhysicalCPU {
-  /// Reserves a window, once.
+  /// Reserves windows, once.
   ///
   /// - Returns: the base for GS; nil where there can be none.
-  package func makeWindow() -> UInt? {
+  package func makeWindows() -> UInt? {
     guard chost_has_fsgsbase() else { return nil }
-    let guardSize = 1 << 20
+    let guardSize: UInt = 1 << 21
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-    let whole = mmap(nil, Int(WindowFaults.size) + 4 * guardSize, PROT_NONE, flags, -1, 0)
+    let size = UInt(WindowSet.count) * WindowSet.stride + 2 * guardSize
     let count = LinearWindow.pageCount
-    let tables = mmap(nil, 5 * count, PROT_READ | PROT_WRITE, flags, -1, 0)
+    let tableSize = (4 + WindowSet.count) * count
+    let whole = mmap(nil, Int(size), PROT_NONE, flags, -1, 0)
+    let tables = mmap(nil, tableSize, PROT_READ | PROT_WRITE, flags, -1, 0)
     guard whole != MAP_FAILED, tables != MAP_FAILED, let whole, let tables else { return nil }
-    let base = (UInt(bitPattern: whole) + UInt(3 * guardSize)) & ~UInt(2 * guardSize - 1)
+    let base = (UInt(bitPattern: whole) + 2 * guardSize - 1) & ~(guardSize - 1)
     let s = cpu.s
-    s.pointee.native.window.writers = tables.bindMemory(to: UInt32.self, capacity: count)
-    s.pointee.native.window.pages = (tables + 4 * count).bindMemory(to: UInt8.self, capacity: count)
-    let misses = UnsafeMutablePointer<UInt16>.allocate(capacity: LinearWindow.missCount)
-    misses.initialize(repeating: 0, count: LinearWindow.missCount)
-    s.pointee.native.window.misses = misses
-    s.pointee.native.window.base = base
+    s.pointee.native.windows.writers = tables.bindMemory(to: UInt32.self, capacity: count)
+    for n in 0..<WindowSet.count {
+      s.pointee.native.windows.bases[n] = base &+ UInt(n) &* WindowSet.stride
+      s.pointee.native.windows.windows[n].pages =
+        (tables + (4 + n) * count).bindMemory(to: UInt8.self, capacity: count)
+    }
+    let misses = UnsafeMutablePointer<UInt16>.allocate(capacity: WindowSet.missCount)
+    misses.initialize(repeating: 0, count: WindowSet.missCount)
+    s.pointee.native.windows.misses = misses
+    s.pointee.native.windows.base = base
     WindowFaults.add(number, base, cpu)
     return base
   }

@@ -38,7 +38,7 @@ extension BlockTranslation {
       verify(n, operand, at: place)
       return (place, nil)
     }
-    if slowFrom == nil, usesWindow(n) { return (accessWindow(n), nil) }
+    if slowFrom == nil, let number = windowNumber(n) { return (accessWindow(n, number), nil) }
     let miss = missLabel()
     accessOperand(n, operand, miss)
     return (.memory(.r13), miss)
@@ -85,11 +85,11 @@ extension BlockTranslation {
       a.store(home, .r13)
     } else {
       if heldGroup != g { a.load(.r13, home) }
-      noteOwnFaults(n, always: usesWindow(group: g))
+      noteOwnFaults(n, always: windowNumber(group: g) != nil)
     }
     heldGroup = g
     let displacement = Int32(truncatingIfNeeded: -distance(n, g))
-    return usesWindow(group: g) ? .window(.r13, displacement) : .memory(.r13, displacement)
+    return windowNumber(group: g) == 0 ? .window(.r13, displacement) : .memory(.r13, displacement)
   }
 
   /// R13 = host address of the group whose linear address it is.
@@ -105,8 +105,8 @@ extension BlockTranslation {
       a.testByte(.register(tested), group.alignmentMask)
       a.jump(if: Self.notEqual, slow)
     }
-    if usesWindow(group: accessGroup[n]) {
-      checkWindow(.r13, slow)
+    if let number = windowNumber(group: accessGroup[n]) {
+      checkWindow(number, .r13, slow)
     } else if group.isStack {
       translateStackAddress(size: group.size, slow)
     } else {

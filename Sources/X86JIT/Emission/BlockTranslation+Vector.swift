@@ -275,7 +275,9 @@ extension BlockTranslation {
     _ n: Int, _ operand: Operand
   ) -> (place: Place, miss: Label?) {
     if rounds != nil || group(n) != nil { return access(n, operand) }
-    if slowFrom == nil, usesWindow(n) { return (accessVectorWindow(n, operand), nil) }
+    if slowFrom == nil, let number = windowNumber(n) {
+      return (accessVectorWindow(n, operand, number), nil)
+    }
     return (.memory(.r13), accessVectorOperand(n, operand))
   }
 
@@ -297,7 +299,7 @@ extension BlockTranslation {
   }
 
   /// The operand in the window, aligned as it must be.
-  private func accessVectorWindow(_ n: Int, _ operand: Operand) -> Place {
+  private func accessVectorWindow(_ n: Int, _ operand: Operand, _ number: Int) -> Place {
     let i = instructions[n]
     clobberFlags(n)
     let slow = segment(from: n, last: n)
@@ -309,8 +311,7 @@ extension BlockTranslation {
       a.testByte(.register(.r13), operand.size - 1)
       a.jump(if: Self.notEqual, slow)
     }
-    checkWindow(.r13, slow)
-    return .window(.r13)
+    return checkWindow(number, .r13, slow)
   }
 
   private func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {

@@ -136,7 +136,7 @@ package final class Translator: BlockTranslator {
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
       measures: measures, store: log == nil && !verifies && !windows ? store : nil,
-      window: windows ? cpu.makeWindow() : nil)
+      window: windows ? cpu.makeWindows() : nil)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -178,7 +178,7 @@ package final class Translator: BlockTranslator {
     handlerCounts = .allocate(capacity: 4096)
     handlerCounts.initialize(repeating: 0, count: 4096)
     log?.note(thunks, processor: cpu.number)
-    cpu.cpu.s.pointee.native.window.codeDistance =
+    cpu.cpu.s.pointee.native.windows.codeDistance =
       Int(bitPattern: code.memory.writable) - Int(bitPattern: code.memory.executable)
   }
 
@@ -223,7 +223,7 @@ package final class Translator: BlockTranslator {
     let heat = CPU.heatOffset(counters)
     counters &+= 1
     setHeat(heat, hotEntries)
-    if work.isLoop { work.window = findWindow() }
+    if work.isLoop { work.window = findWindows() }
     defer { work.window = nil }
     translate(heat: heat)
     if place() { keep(.block) }
@@ -254,7 +254,7 @@ package final class Translator: BlockTranslator {
     work.memory.findRegion(block, in: cache, host: host)
     let resets = statistics.resets
     if work.memory.codeCount > 0 {
-      work.window = findWindow()
+      work.window = findWindows()
       defer { work.window = nil }
       translate(heat: nil)
       if place() { keep(.region) }
@@ -266,28 +266,11 @@ package final class Translator: BlockTranslator {
     replace(old, of: block)
   }
 
-  /// The window of the code at RIP, which may become this address space's now.
-  private func findWindow() -> WindowView? {
+  /// The windows of the code at RIP, which may become this address space's now.
+  private func findWindows() -> WindowView? {
     let state = processor.cpu.s
-    if state.pointee.native.window.base == 0 || state.pointee.cpl != 3 { return nil }
-    guard let linear = windowAddress, let upper = processor.cpu.takeWindow(linear) else {
-      return nil
-    }
-    return WindowView(upper: upper, registers: state.pointee.gpr)
-  }
-
-  /// An address that the region's first access without the stack is likely to be near.
-  private var windowAddress: UInt64? {
-    let state = processor.cpu.s
-    for code in work.codes {
-      for i in code.instructions where i.memoryOperand != nil && i.base != 4 {
-        for register in [i.base, i.index] where register < 16 {
-          let value = state.pointee.gpr[Int(register)]
-          if value >> 16 != 0 && value >> 47 == 0 { return value }
-        }
-      }
-    }
-    return nil
+    if state.pointee.native.windows.base == 0 || !processor.cpu.claimWindows() { return nil }
+    return WindowView(cpu: processor.cpu)
   }
 
   /// Replaces a block's own code by a region.
