@@ -165,6 +165,8 @@ package struct MemoryProtection: OptionSet, Sendable {
   package func collapse() {
     for start in stride(from: 0, to: size, by: Self.hugePageSize) {
       let count = min(Self.hugePageSize, size - start)
+      // MADV_POPULATE_WRITE: an empty range cannot be collapsed.
+      if unsafe madvise(address + start, count, 23) != 0 { return }
       if unsafe madvise(address + start, count, chost_madv_collapse) != 0 { return }
     }
   }

@@ -378,7 +378,7 @@ extension CPU {
   /// elsewhere; nil if nobody knows.
   fileprivate func recoverWindow(_ offset: UInt, _ rip: UInt, isWrite: Bool) -> UInt? {
     let n = Int(offset / WindowSet.stride)
-    let page = Int(offset % WindowSet.stride >> UInt(Page.shift))
+    let page = Int((offset % WindowSet.stride) >> UInt(Page.shift))
     guard n < WindowSet.count else { return nil }
     set.pointee.counts.faults &+= 1
     return withUnsafePointer(to: &s.pointee.native.faultSites) { sites in
