@@ -27,7 +27,7 @@ package final class LoopbackTransport: KVMTransport {
   ///   - codeBytes: code memory of each processor.
   ///   - guardsSpeculation: whether translated code's accesses are harmless where the host guesses.
   ///   - verifiesAccesses: whether translated code's accesses are compared with a walk.
-  ///   - windows: hot user code accesses memory through windows.
+  ///   - windows: on, off or eager (`WindowUse`).
   ///   - listing: descriptor that each translation is listed on.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - store: folder of translations of earlier runs, and the bytes that it may have.
@@ -36,7 +36,7 @@ package final class LoopbackTransport: KVMTransport {
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
-    guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, windows: Bool = false, listing: Int32? = nil,
+    guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, windows: String = "off", listing: Int32? = nil,
     perfMap: Int32? = nil, store: (path: String, limit: Int)? = nil, measures: Bool = false,
     warn: @escaping @Sendable ([String]) -> Void = { _ in }
   ) throws(Errno) {
@@ -46,7 +46,7 @@ package final class LoopbackTransport: KVMTransport {
     if let codeBytes { tuning.codeBytes = codeBytes }
     tuning.guardsSpeculation = guardsSpeculation
     tuning.verifiesAccesses = verifiesAccesses
-    tuning.usesWindows = windows
+    tuning.windows = WindowUse(rawValue: windows) ?? .off
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, silicon: silicon, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures),

@@ -28,11 +28,10 @@ extension Configuration {
 
   /// Switches windows of hot user code (docs/windows.md).
   package mutating func setWindows(_ text: String) throws(RunError) {
-    switch text {
-    case "on": usesWindows = true
-    case "off": usesWindows = false
-    default: throw RunError("--windows \(text): give on or off")
+    guard ["on", "off", "eager"].contains(text) else {
+      throw RunError("--windows \(text): give on, off or eager")
     }
+    windows = text
   }
 
   /// Sets after how many executions a block is translated.

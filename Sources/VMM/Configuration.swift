@@ -48,7 +48,8 @@ package struct Configuration: Sendable {
   package var guardsSpeculation = true
   /// Whether translated code's accesses are compared with a walk, for tests.
   package var verifiesAccesses = false
-  package var usesWindows = false
+  /// on, off or eager (docs/windows.md).
+  package var windows = "off"
   /// Where translations are kept from run to run; nil: nowhere.
   package var translationCache: TranslationCache?
   /// Descriptors of what the translator reports: guest and host code, and names for `perf`.

@@ -29,7 +29,7 @@ enum MachineBuilder {
         size: configuration.memory,
         hole: configuration.firmware?.isUEFI == true
           ? GuestMap.firmwareMemoryHole : GuestMap.memoryHole,
-        isShared: configuration.usesWindows
+        isShared: configuration.windows != "off"
       ) { unsafe engine.transport.noteWrite($0, count: $1) }
     }
     let entry = try image.load(into: memory)

@@ -29,7 +29,7 @@ struct Martlet: ParsableCommand {
       hotEntries: configuration.translatorHotEntries,
       codeBytes: configuration.translatorCodeBytes,
       guardsSpeculation: configuration.guardsSpeculation,
-      verifiesAccesses: configuration.verifiesAccesses, windows: configuration.usesWindows,
+      verifiesAccesses: configuration.verifiesAccesses, windows: configuration.windows,
       listing: configuration.translationListing, perfMap: configuration.perfMap,
       store: configuration.translationCache.map { (path: $0.path, limit: $0.limit) },
       measures: configuration.statistics, warn: Diagnostics.warn)
@@ -245,7 +245,7 @@ struct Run: ParsableCommand {
   var verifyAccesses = false
 
   /// Experimental (docs/windows.md).
-  @Option(help: .hidden, completion: .onOff)
+  @Option(help: .hidden)
   var windows = "off"
 
   @Option(

@@ -33,6 +33,7 @@ package struct LinearWindow {
   /// In the place of the upper half of an address: no canonical one has it.
   package static let none: UInt32 = 0x8000_0000
   static let pageCount = 1 << 20
+  static let pageMask = pageCount &- 1
   /// Pages at both ends that are never mapped, so that a displacement of less than their size may
   /// be added to a register whose upper half was compared.
   package static let edge = 16
@@ -40,6 +41,8 @@ package struct LinearWindow {
   static let writable: UInt8 = 2
   /// Pages around the one accessed that are mapped with it.
   static let around = 16
+  /// Pages of a large page.
+  static let largePages = 512
 }
 
 /// The windows of a physical CPU: of one address space at a time.
@@ -47,7 +50,7 @@ package struct WindowSet {
   /// The host's address of the first page of the first window, the base for GS; 0: there are none.
   package var base: UInt = 0
   /// From window to window.
-  package static let stride: UInt = 1 << 32 + 1 << 21
+  package static let stride: UInt = 0x1_0020_0000
   package static let count = 4
   /// Addresses of the first page of each.
   package var bases = InlineArray<4, UInt>(repeating: 0)
@@ -68,8 +71,11 @@ package struct WindowSet {
   package var counts = WindowCounts()
 
   static let missCount = 4096
+  static let missMask = missCount &- 1
   /// Faults of a site after which it no longer asks the window.
   static let missLimit: UInt16 = 32
+  /// For tests: windows are not left alone for a while after they were begun.
+  package var isEager = false
   static let restTicks: UInt64 = 50_000_000
 
   /// `NativeState.windowHigh` while there are no windows.
@@ -188,7 +194,7 @@ extension CPU {
     emptyWindows()
     set.pointee.context = s.pointee.addressSpace
     set.pointee.space = currentSpace
-    set.pointee.rest = chost_rdtsc() &+ WindowSet.restTicks
+    set.pointee.rest = set.pointee.isEager ? 0 : chost_rdtsc() &+ WindowSet.restTicks
     selectWindows()
   }
 
@@ -224,10 +230,10 @@ extension CPU {
   func dropWindowPage(_ linear: UInt64) {
     if s.pointee.native.windows.base == 0 { return }
     let upper = UInt32(truncatingIfNeeded: linear >> 32)
-    let page = Int((linear & 0xFFFF_FFFF) >> Page.shift)
+    let page = Int(truncatingIfNeeded: (linear & 0xFFFF_FFFF) >> Page.shift)
     for n in 0..<WindowSet.count where set.pointee.windows[n].upper == upper {
       guard let pages = set.pointee.windows[n].pages, pages[page] != 0 else { continue }
-      unmap(n, page..<page + 1)
+      unmap(n, page..<page &+ 1)
       set.pointee.counts.pageDrops &+= 1
     }
   }
@@ -236,8 +242,8 @@ extension CPU {
   func dropWindowWrites(_ host: UInt64) {
     if s.pointee.native.windows.base == 0 { return }
     guard let writers = set.pointee.writers else { return }
-    let known = writers[Int(host >> Page.shift) & (LinearWindow.pageCount - 1)]
-    if known != 0 { dropWrites(Int(known) - 1) }
+    let known = writers[Int(truncatingIfNeeded: host >> Page.shift) & LinearWindow.pageMask]
+    if known != 0 { dropWrites(Int(known) &- 1) }
   }
 
   private func dropWrites(_ known: Int) {
@@ -245,7 +251,7 @@ extension CPU {
     guard let pages = set.pointee.windows[n].pages, pages[page] == LinearWindow.writable else {
       return
     }
-    unmap(n, page..<page + 1)
+    unmap(n, page..<page &+ 1)
     set.pointee.counts.writeDrops &+= 1
   }
 
@@ -281,8 +287,8 @@ extension CPU {
       large.info & SecondTLBEntry.readable != 0,
       (large.info & SecondTLBEntry.writable != 0) == isWritable
     else { return nil }
-    let first = Int((start & 0xFFFF_FFFF) >> Page.shift)
-    let part = first..<first + Int(~LargeTLB.mask >> Page.shift) + 1
+    let first = Int(truncatingIfNeeded: (start & 0xFFFF_FFFF) >> Page.shift)
+    let part = first..<first &+ LinearWindow.largePages
     if isWritable {
       let host = start &+ large.addend
       for page in 0..<UInt64(part.count)
@@ -319,23 +325,23 @@ extension CPU {
       guard inner.contains(other), pages[other] == 0, let next = known(n, other) else {
         return false
       }
-      let distance = UInt64(bitPattern: Int64(other - page)) << Page.shift
+      let distance = UInt64(bitPattern: Int64(other &- page)) << Page.shift
       return next.host == found.host &+ distance && next.isWritable == found.isWritable
     }
-    var part = page..<page + 1
+    var part = page..<page &+ 1
     if let large = largePart(n, page, isWritable: found.isWritable),
       inner.contains(large.lowerBound), inner.contains(large.upperBound)
     {
       part = large
     }
     while part.count < LinearWindow.around, belongs(part.upperBound) {
-      part = part.lowerBound..<part.upperBound + 1
+      part = part.lowerBound..<part.upperBound &+ 1
     }
-    while part.count < LinearWindow.around, belongs(part.lowerBound - 1) {
-      part = part.lowerBound - 1..<part.upperBound
+    while part.count < LinearWindow.around, belongs(part.lowerBound &- 1) {
+      part = part.lowerBound &- 1..<part.upperBound
     }
-    let host = found.host &- UInt64(page - part.lowerBound) << Page.shift
-    return map(n, part, UInt(host), state)
+    let host = found.host &- UInt64(truncatingIfNeeded: page &- part.lowerBound) << Page.shift
+    return map(n, part, UInt(truncatingIfNeeded: host), state)
   }
 
   private func map(_ n: Int, _ part: Range<Int>, _ host: UInt, _ state: UInt8) -> Bool {
@@ -355,7 +361,7 @@ extension CPU {
       ? part : min(mapped.lowerBound, part.lowerBound)..<max(mapped.upperBound, part.upperBound)
     note(n, part, host >> UInt(Page.shift), state)
     set.pointee.counts.maps &+= 1
-    set.pointee.counts.pages &+= UInt64(part.count)
+    set.pointee.counts.pages &+= UInt64(truncatingIfNeeded: part.count)
     return true
   }
 
@@ -366,19 +372,20 @@ extension CPU {
     for page in part {
       pages[page] = state
       if state != LinearWindow.writable { continue }
-      let own = n * LinearWindow.pageCount + page
-      let slot = (Int(hostPage) + page - part.lowerBound) & (LinearWindow.pageCount - 1)
-      let other = Int(writers[slot]) - 1
+      let own = n &* LinearWindow.pageCount &+ page
+      let number = Int(truncatingIfNeeded: hostPage) &+ page &- part.lowerBound
+      let slot = number & LinearWindow.pageMask
+      let other = Int(writers[slot]) &- 1
       if other >= 0, other != own { dropWrites(other) }
-      writers[slot] = UInt32(truncatingIfNeeded: own + 1)
+      writers[slot] = UInt32(truncatingIfNeeded: own &+ 1)
     }
   }
 
   /// In the signal's handler: where code goes on whose access has faulted, if it is to go on
   /// elsewhere; nil if nobody knows.
   fileprivate func recoverWindow(_ offset: UInt, _ rip: UInt, isWrite: Bool) -> UInt? {
-    let n = Int(offset / WindowSet.stride)
-    let page = Int((offset % WindowSet.stride) >> UInt(Page.shift))
+    let n = Int(truncatingIfNeeded: offset / WindowSet.stride)
+    let page = Int(truncatingIfNeeded: (offset % WindowSet.stride) >> UInt(Page.shift))
     guard n < WindowSet.count else { return nil }
     set.pointee.counts.faults &+= 1
     return withUnsafePointer(to: &s.pointee.native.faultSites) { sites in
@@ -395,13 +402,15 @@ extension CPU {
   /// A site that misses often no longer compares: its jump, before the access, is taken always.
   private func noteMiss(_ site: UInt) {
     guard let misses = set.pointee.misses else { return }
-    let slot = Int(site) & (WindowSet.missCount - 1)
+    let slot = Int(truncatingIfNeeded: site) & WindowSet.missMask
     misses[slot] &+= 1
     if misses[slot] < WindowSet.missLimit { return }
     misses[slot] = 0
-    guard let code = UnsafeMutableRawPointer(bitPattern: Int(site) + set.pointee.codeDistance)
+    guard
+      let code = UnsafeMutableRawPointer(
+        bitPattern: Int(truncatingIfNeeded: site) &+ set.pointee.codeDistance)
     else { return }
-    let jump = code - 6
+    let jump = code.advanced(by: -6)
     // jne
     if jump.loadUnaligned(as: UInt16.self) != 0x850F { return }
     // nop; jmp
@@ -419,7 +428,7 @@ enum WindowFaults {
     return windows
   }()
   nonisolated(unsafe) private static var old = sigaction()
-  private static let size = UInt(WindowSet.count) * WindowSet.stride
+  private static let size = UInt(WindowSet.count) &* WindowSet.stride
 
   static func add(_ number: Int, _ base: UInt, _ cpu: CPU) {
     handler
@@ -470,13 +479,13 @@ extension PhysicalCPU {
   /// Reserves windows, once.
   ///
   /// - Returns: the base for GS; nil where there can be none.
-  package func makeWindows() -> UInt? {
+  package func makeWindows(isEager: Bool) -> UInt? {
     guard chost_has_fsgsbase() else { return nil }
     let guardSize: UInt = 1 << 21
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-    let size = UInt(WindowSet.count) * WindowSet.stride + 2 * guardSize
+    let size = UInt(WindowSet.count) &* WindowSet.stride &+ 2 &* guardSize
     let count = LinearWindow.pageCount
-    let tableSize = (4 + WindowSet.count) * count
+    let tableSize = (4 &+ WindowSet.count) &* count
     let whole = mmap(nil, Int(size), PROT_NONE, flags, -1, 0)
     let tables = mmap(nil, tableSize, PROT_READ | PROT_WRITE, flags, -1, 0)
     guard whole != MAP_FAILED, tables != MAP_FAILED, let whole, let tables else { return nil }
@@ -491,6 +500,7 @@ extension PhysicalCPU {
     let misses = UnsafeMutablePointer<UInt16>.allocate(capacity: WindowSet.missCount)
     misses.initialize(repeating: 0, count: WindowSet.missCount)
     s.pointee.native.windows.misses = misses
+    s.pointee.native.windows.isEager = isEager
     s.pointee.native.windows.base = base
     WindowFaults.add(number, base, cpu)
     return base

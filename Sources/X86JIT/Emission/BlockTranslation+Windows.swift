@@ -57,14 +57,14 @@ extension BlockTranslation {
     let i = instructions[n]
     let reach = Int64(LinearWindow.edge) * Int64(Page.size) / 2
     guard i.index == Instruction.noRegister, i.base != Instruction.ripRegister,
-      i.base != Instruction.noRegister, abs(i.displacement) < reach,
+      i.base != Instruction.noRegister, (-reach..<reach).contains(i.displacement),
       let base = RegisterMap.host(i.base)
     else { return nil }
     return .window(base, Int32(truncatingIfNeeded: i.displacement))
   }
 
-  /// Goes to `slow` if the upper half of an address is not the window's. Clobbers R14 and flags, and
-  /// R13, if the window is not the first.
+  /// Goes to `slow` if the upper half of an address is not the window's. Clobbers R14 and flags,
+  /// and R13, if the window is not the first.
   ///
   /// - Returns: the place of the address.
   @discardableResult

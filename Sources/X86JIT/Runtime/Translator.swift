@@ -129,14 +129,14 @@ package final class Translator: BlockTranslator {
     codeBytes: Int = TranslatorTuning.standard.codeBytes,
     guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
     countsInstructions: Bool = true, log: TranslationLog? = nil, measures: Bool = false,
-    verifies: Bool = false, store: TranslationStore? = nil, windows: Bool = false
+    verifies: Bool = false, store: TranslationStore? = nil, windows: WindowUse = .off
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
-      measures: measures, store: log == nil && !verifies && !windows ? store : nil,
-      window: windows ? cpu.makeWindows() : nil)
+      measures: measures, store: log == nil && !verifies && windows == .off ? store : nil,
+      window: windows == .off ? nil : cpu.makeWindows(isEager: windows == .eager))
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
