@@ -28,6 +28,7 @@ import SystemPackage
   package typealias WriteObserver = @Sendable (_ start: UnsafeRawPointer, _ count: Int) -> Void
 
   private let mapping: Mapping
+  private let isShared: Bool
   private let observer: WriteObserver?
   /// In ascending order.
   package let regions: [Region]
@@ -38,13 +39,19 @@ import SystemPackage
   ///
   /// - Parameters:
   ///   - size: bytes, a multiple of 4096.
-  ///   - lowEnd: upper limit of the memory's first range.
-  ///   - highStart: start of the second range.
-  ///   - observer: called for all writes.
+  ///   - lowEnd: where the memory's first range ends at the latest.
+  ///   - highStart: where the rest goes on.
+  ///   - isShared: parts of it can be mapped a second time.
+  ///   - observer: told of all writes.
   package init(
-    size: Int, lowEnd: UInt64, highStart: UInt64, observer: WriteObserver? = nil
+    size: Int, lowEnd: UInt64, highStart: UInt64, isShared: Bool = false,
+    observer: WriteObserver? = nil
   ) throws(Errno) {
-    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
+    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true, isShared: isShared)
+    if isShared {
+      SharedRanges.add(unsafe UInt(bitPattern: mapping.address), mapping.size)
+      mapping.collapse()
+    }
     let low = min(UInt64(size), lowEnd)
     var regions = unsafe [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {
@@ -54,6 +61,7 @@ import SystemPackage
           hostAddress: mapping.address + Int(low)))
     }
     self.mapping = mapping
+    self.isShared = isShared
     unsafe self.observer = unsafe observer
     self.regions = regions
     self.size = size
@@ -76,7 +84,7 @@ import SystemPackage
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
-      if unsafe madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
+      if unsafe madvise(region.hostAddress, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED)) != 0 {
         unsafe memset(region.hostAddress, 0, size)
       }
       unsafe noteWrite(region.hostAddress, count: size)
