@@ -89,7 +89,7 @@ struct GuestCPUID {
     ]
     let conditions: [(CR4, UInt32, UInt32)] = [
       (.pcide, ecx1, 17), (.osxsave, ecx1, 26), (.fsgsbase, ebx7, 0), (.smep, ebx7, 7),
-      (.smap, ebx7, 20), (.umip, ecx7, 2), (.pke, ecx7, 3), (.la57, ecx7, 16),
+      (.smap, ebx7, 20), (.umip, ecx7, 2), (.pke, ecx7, 3), (.la57, ecx7, 16), (.vmxe, ecx1, 5),
     ]
     for (bit, word, position) in conditions where word & 1 << position != 0 {
       allowed.insert(bit)

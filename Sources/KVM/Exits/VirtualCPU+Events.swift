@@ -42,7 +42,7 @@ extension VirtualCPU {
   }
 
   /// The vector to deliver; the chip takes it as accepted.
-  private func takeInterrupt() -> UInt8? {
+  func takeInterrupt() -> UInt8? {
     guard let apic else { return events.takeQueuedInterrupt() }
     if events.queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
       return events.takeQueuedInterrupt()

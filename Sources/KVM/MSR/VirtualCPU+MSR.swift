@@ -72,7 +72,7 @@ extension VirtualCPU {
       // What the guest does not have the client may save all the same.
       return byHost ? 0 : nil
     }
-    if let nested, cpuid.features.contains(.svm) || byHost, let value = nested.readMSR(number) {
+    if let nested, mayNest || byHost, let value = nested.readMSR(number) {
       return value
     }
     switch number {
@@ -118,6 +118,9 @@ extension VirtualCPU {
     }
   }
 
+  /// The guest's CPUID says that it may be a hypervisor.
+  private var mayNest: Bool { !cpuid.features.isDisjoint(with: .virtualization) }
+
   /// What the client, too, finds only where the guest has it.
   private static let ofTheGuestAlone: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.performanceCapabilities.rawValue,
@@ -160,7 +163,7 @@ extension VirtualCPU {
   /// Writes an MSR; false where it does not exist or may not have the value. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     guard isOfferedMSR(number, byHost: byHost) else { return byHost && value == 0 }
-    if let nested, cpuid.features.contains(.svm) || byHost,
+    if let nested, mayNest || byHost,
       let isDone = nested.writeMSR(number, value, byHost: byHost)
     {
       return isDone
@@ -358,7 +361,13 @@ extension VirtualCPU {
 /// The MSRs that the client may save and restore.
 enum MSRLists {
   /// KVM_GET_MSR_INDEX_LIST.
-  static let saved: [UInt32] = {
+  static func saved(_ silicon: SiliconVendor) -> [UInt32] {
+    silicon == .intel
+      ? common + [MSR.featureControl.rawValue] + NestedVMX.savedMSRs
+      : common + [MSR.hostSaveArea.rawValue]
+  }
+
+  private static let common: [UInt32] = {
     let own: [UInt32] = [
       ParavirtualMSR.wallClock, ParavirtualMSR.systemTime, ParavirtualMSR.oldWallClock,
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
@@ -367,7 +376,6 @@ enum MSRLists {
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
       MSR.powerControl.rawValue, MSR.smBase.rawValue, MSR.performanceCapabilities.rawValue,
-      MSR.hostSaveArea.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }
@@ -377,16 +385,21 @@ enum MSRLists {
   }()
 
   /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
-  static let features: [UInt32] = [
+  static func features(_ silicon: SiliconVendor) -> [UInt32] {
+    silicon == .intel ? generalFeatures + NestedVMX.featureMSRs : generalFeatures
+  }
+
+  private static let generalFeatures: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue,
     MSR.performanceCapabilities.rawValue,
   ]
 
-  static func feature(_ number: UInt32) -> UInt64? {
+  static func feature(_ number: UInt32, _ silicon: SiliconVendor) -> UInt64? {
+    if silicon == .intel, let value = NestedVMX.offeredMSR(number) { return value }
     if number == MSR.performanceCapabilities.rawValue {
       return PerformanceCapabilities.fullWidthWrites
     }
-    guard features.contains(number), let rule = MSRModel.rule(number),
+    guard generalFeatures.contains(number), let rule = MSRModel.rule(number),
       case .constant(let value) = rule.storage
     else { return nil }
     return value
