@@ -84,7 +84,9 @@ import SystemPackage
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
-      if unsafe madvise(region.hostAddress, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED)) != 0 {
+      if unsafe madvise(region.hostAddress, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED))
+        != 0
+      {
         unsafe memset(region.hostAddress, 0, size)
       }
       unsafe noteWrite(region.hostAddress, count: size)
@@ -102,7 +104,8 @@ import SystemPackage
     guard count > before else { return 0 }
     let size = (count &- before) & ~(page &- 1)
     let first = unsafe start + before
-    guard size > 0, unsafe madvise(first, size, Int32(MADV_DONTNEED)) == 0 else { return 0 }
+    guard size > 0, unsafe madvise(first, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED)) == 0
+    else { return 0 }
     unsafe noteWrite(first, count: size)
     return size
   }

@@ -23,7 +23,7 @@ extension VirtualCPU {
     backend.setNestedTables(memory.root)
     backend.setTSCOffset(clock.offset)
     backend.setTSCMultiplier(clock.rate.multiplier)
-    backend.setGuestCR4(allowed: cpuid.allowedCR4)
+    backend.setGuestCR4(allowed: allowedCR4)
     backend.setInstructions(cpuid.features)
     updateDebugControls()
     updateHoggingControls()

@@ -89,7 +89,33 @@ public enum EntryControls {
   @inlinable public static var loadEFER: UInt32 { 1 << 15 }
 }
 
-/// Bits of the VM-function controls: bit n enables function n.
+/// Bits of IA32_VMX_EPT_VPID_CAP (SDM volume 3, appendix "VPID and EPT Capabilities").
+public enum EPTCapabilities {
+  @inlinable public static var executeOnly: UInt64 { 1 << 0 }
+  @inlinable public static var fourLevels: UInt64 { 1 << 6 }
+  @inlinable public static var fiveLevels: UInt64 { 1 << 7 }
+  @inlinable public static var uncacheable: UInt64 { 1 << 8 }
+  @inlinable public static var writeBack: UInt64 { 1 << 14 }
+  @inlinable public static var pages2M: UInt64 { 1 << 16 }
+  @inlinable public static var pages1G: UInt64 { 1 << 17 }
+  @inlinable public static var invept: UInt64 { 1 << 20 }
+  @inlinable public static var accessedDirty: UInt64 { 1 << 21 }
+  /// EPT violations tell what the guest's tables say.
+  @inlinable public static var violationInformation: UInt64 { 1 << 22 }
+  /// Single-context and all-context.
+  @inlinable public static var inveptTypes: UInt64 { 1 << 25 | 1 << 26 }
+  @inlinable public static var invvpid: UInt64 { 1 << 32 }
+  /// Individual-address, single-context, all-context, single-context but for global pages.
+  @inlinable public static var invvpidTypes: UInt64 { 0xF << 40 }
+}
+
+/// Bits of IA32_FEATURE_CONTROL (SDM volume 4).
+public enum FeatureControl {
+  @inlinable public static var lock: UInt64 { 1 << 0 }
+  @inlinable public static var vmxOutsideSMX: UInt64 { 1 << 2 }
+}
+
+/// Bits of the VM-function controls: the function of this number may be called.
 public enum VMFunctions {
   @inlinable public static var eptpSwitching: UInt64 { 1 << 0 }
 }

@@ -9,8 +9,8 @@ import Testing
 @Suite struct VendorSeamTests {
   private static let folders = [
     "Sources/X86/", "Sources/X86CPU/VMX/", "Sources/KVM/VMX/", "Sources/X86CPU/SVM/",
-    "Sources/KVM/SVM/", "Sources/KVM/Nested/SVM/", "Sources/X86CPU/Explanation/",
-    "Sources/EntryDoctor/",
+    "Sources/KVM/SVM/", "Sources/KVM/Nested/SVM/", "Sources/KVM/Nested/VMX/",
+    "Sources/X86CPU/Explanation/", "Sources/EntryDoctor/",
   ]
 
   /// Names of the vendors' by how they begin, and whole ones.

@@ -21,13 +21,16 @@ import Testing
   ///   - cpus: of both machines.
   ///   - options: what init-hypervisor looks for.
   @Test(arguments: [
-    (1, ""), (1, "hypervisor.module=npt=0"), (2, "hypervisor.cpus=2"),
-    (2, "hypervisor.cpus=2 hypervisor.module=npt=0"), (1, "hypervisor.rounds=3"),
+    ("amd", 1, ""), ("amd", 1, "hypervisor.module=npt=0"), ("amd", 2, "hypervisor.cpus=2"),
+    ("amd", 2, "hypervisor.cpus=2 hypervisor.module=npt=0"), ("amd", 1, "hypervisor.rounds=3"),
+    ("intel", 1, ""), ("intel", 1, "hypervisor.module=ept=0"), ("intel", 2, "hypervisor.cpus=2"),
+    ("intel", 2, "hypervisor.cpus=2 hypervisor.module=ept=0"),
+    ("intel", 1, "hypervisor.rounds=3"),
   ])
-  func linuxWithKVMBootsLinux(cpus: Int, options: String) throws {
+  func linuxWithKVMBootsLinux(vendor: String, cpus: Int, options: String) throws {
     let result = try Command.run(
       [
-        "run", "--engine", "soft", "--vendor", "amd", "--cpus", "\(cpus)", "--memory", "1G",
+        "run", "--engine", "soft", "--vendor", vendor, "--cpus", "\(cpus)", "--memory", "1G",
         "--kernel", BootGuest.path("vmlinuz-cloud-amd64"), "--initrd", Self.image.get(),
         "--append", "panic=-1 quiet " + options,
       ], limit: BootGuest.limit)

@@ -59,22 +59,22 @@ extension Hypervisor {
     ),
     (
       CKVM_GET_MSR_INDEX_LIST,
-      { (_, argument) throws(Errno) in
-        try MSRListTable.write(MSRLists.saved, to: argument)
+      { (system, argument) throws(Errno) in
+        try MSRListTable.write(MSRLists.saved(system.silicon), to: argument)
         return 0
       }
     ),
     (
       CKVM_GET_MSR_FEATURE_INDEX_LIST,
-      { (_, argument) throws(Errno) in
-        try MSRListTable.write(MSRLists.features, to: argument)
+      { (system, argument) throws(Errno) in
+        try MSRListTable.write(MSRLists.features(system.silicon), to: argument)
         return 0
       }
     ),
     (
       CKVM_GET_MSRS,
-      { (_, argument) throws(Errno) in
-        try MSRTable.forEach(argument) { MSRLists.feature($0.index) }
+      { (system, argument) throws(Errno) in
+        try MSRTable.forEach(argument) { MSRLists.feature($0.index, system.silicon) }
       }
     ),
     (

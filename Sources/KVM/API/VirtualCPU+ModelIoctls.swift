@@ -145,7 +145,7 @@ extension VirtualCPU {
     apic?.state.withLock {
       if hasDeadline { $0.features.insert(.tscDeadline) } else { $0.features.remove(.tscDeadline) }
     }
-    backend.setGuestCR4(allowed: cpuid.allowedCR4)
+    backend.setGuestCR4(allowed: allowedCR4)
     configureCounters()
     updateHoggingControls()
   }

@@ -24,7 +24,9 @@ extension VirtualCPU {
     (
       CKVM_GET_NESTED_STATE,
       { (vcpu, argument) throws(Errno) in
-        guard let nested = vcpu.nested else { throw .invalidArgument }
+        guard let nested = vcpu.nested, type(of: vcpu.backend).nestedStateSize != 0 else {
+          throw .invalidArgument
+        }
         try argument.write(nested.savedState(vcpu))
         return 0
       }
@@ -32,7 +34,9 @@ extension VirtualCPU {
     (
       CKVM_SET_NESTED_STATE,
       { (vcpu, argument) throws(Errno) in
-        guard let nested = vcpu.nested else { throw .invalidArgument }
+        guard let nested = vcpu.nested, type(of: vcpu.backend).nestedStateSize != 0 else {
+          throw .invalidArgument
+        }
         try nested.restore(
           argument.readNestedState(atMost: type(of: vcpu.backend).nestedStateSize), vcpu)
         vcpu.stateChanged()

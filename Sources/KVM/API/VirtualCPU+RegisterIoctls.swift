@@ -186,6 +186,11 @@ extension VirtualCPU {
     return value
   }
 
+  /// CR4 bits that the guest may set, on this processor.
+  var allowedCR4: UInt64 {
+    hypervisor.silicon == .intel ? cpuid.allowedCR4 : cpuid.allowedCR4 & ~CR4.vmxe.rawValue
+  }
+
   private var usesPAE: Bool {
     backend[.cr0] & CR0.pg.rawValue != 0 && backend[.cr4] & CR4.pae.rawValue != 0
       && backend[.efer] & EFER.lma.rawValue == 0
@@ -222,7 +227,7 @@ extension VirtualCPU {
   private func check(_ value: kvm_sregs2) throws(Errno) {
     let paging = value.cr0 & CR0.pg.rawValue != 0
     let efer = EFER(rawValue: value.efer)
-    guard efer.isSubset(of: allowedEFER), value.cr4 & ~cpuid.allowedCR4 == 0,
+    guard efer.isSubset(of: allowedEFER), value.cr4 & ~allowedCR4 == 0,
       value.cr0 >> 32 == 0, !paging || value.cr0 & CR0.pe.rawValue != 0,
       value.cr0 & CR0.nw.rawValue == 0 || value.cr0 & CR0.cd.rawValue != 0
     else { throw .invalidArgument }

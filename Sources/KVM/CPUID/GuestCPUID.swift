@@ -80,8 +80,9 @@ struct GuestCPUID {
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
 
-  /// The bits that a guest with all of KVM_GET_SUPPORTED_CPUID may set.
-  private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4
+  /// What a guest with all of KVM_GET_SUPPORTED_CPUID may set; VMXE needs its CPUID, as in Linux.
+  private static let offeredCR4 =
+    GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4 & ~CR4.vmxe.rawValue
 
   private static func allowedCR4(ecx1: UInt32, ebx7: UInt32, ecx7: UInt32) -> UInt64 {
     var allowed: CR4 = [
@@ -89,7 +90,7 @@ struct GuestCPUID {
     ]
     let conditions: [(CR4, UInt32, UInt32)] = [
       (.pcide, ecx1, 17), (.osxsave, ecx1, 26), (.fsgsbase, ebx7, 0), (.smep, ebx7, 7),
-      (.smap, ebx7, 20), (.umip, ecx7, 2), (.pke, ecx7, 3), (.la57, ecx7, 16),
+      (.smap, ebx7, 20), (.umip, ecx7, 2), (.pke, ecx7, 3), (.la57, ecx7, 16), (.vmxe, ecx1, 5),
     ]
     for (bit, word, position) in conditions where word & 1 << position != 0 {
       allowed.insert(bit)

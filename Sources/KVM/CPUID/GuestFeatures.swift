@@ -32,12 +32,14 @@ struct GuestFeatures: OptionSet, Sendable {
 
   /// The guest may be a hypervisor.
   static let svm = Self(rawValue: 1 << 16)
+  static let vmx = Self(rawValue: 1 << 17)
+  static let virtualization: Self = [.svm, .vmx]
 
   enum Register { case ebx, ecx, edx, eax }
 
   private static let table: [(Self, UInt32, UInt32, Register, UInt32)] = [
     (.x2APIC, 1, 0, .ecx, 1 << 21), (.tscDeadline, 1, 0, .ecx, 1 << 24),
-    (.xsave, 1, 0, .ecx, 1 << 26), (.rdrand, 1, 0, .ecx, 1 << 30),
+    (.vmx, 1, 0, .ecx, SupportedCPUID.vmxBit), (.xsave, 1, 0, .ecx, 1 << 26), (.rdrand, 1, 0, .ecx, 1 << 30),
     (.performanceCapabilities, 1, 0, .ecx, SupportedCPUID.performanceCapabilitiesBit),
     (.tscAdjust, 7, 0, .ebx, 1 << 1), (.invpcid, 7, 0, .ebx, 1 << 10),
     (.rdseed, 7, 0, .ebx, 1 << 18), (.rdpid, 7, 0, .ecx, 1 << 22),
@@ -70,7 +72,8 @@ struct GuestFeatures: OptionSet, Sendable {
 
   /// A guest has an MSR if it has one of these features; nil: always.
   static func needed(forMSR number: UInt32) -> Self? {
-    switch MSR(rawValue: number) {
+    if (MSR.vmxBasic.rawValue...MSR.vmxVMFunc.rawValue).contains(number) { return .vmx }
+    return switch MSR(rawValue: number) {
     case .specCtrl: .speculationControl
     case .predCmd: .predictionBarrier
     case .archCapabilities: .architecturalCapabilities

@@ -12,8 +12,6 @@ enum SupportedCPUID {
   private enum Leaf1ECX {
     /// MWAIT would return at once.
     static let monitor: UInt32 = 1 << 3
-    /// No nesting yet.
-    static let vmx: UInt32 = 1 << 5
     static let x2APIC: UInt32 = 1 << 21
     /// Offered only by KVM_CAP_TSC_DEADLINE_TIMER, because only our local APIC has it: a client
     /// with its own local APIC must not pass it on.
@@ -21,12 +19,14 @@ enum SupportedCPUID {
     static let hypervisor: UInt32 = 1 << 31
     /// Set while CR4.OSXSAVE is.
     static let osxsave: UInt32 = 1 << 27
-    static let removed = monitor | vmx | osxsave | tscDeadline
+    static let removed = monitor | osxsave | tscDeadline
     static let added = x2APIC | hypervisor | performanceCapabilitiesBit
   }
 
   /// PDCM in leaf 1 ECX.
   static let performanceCapabilitiesBit: UInt32 = 1 << 15
+  /// VMX, of leaf 1 ECX.
+  static let vmxBit: UInt32 = 1 << 5
   /// SVM, of leaf 8000_0001H ECX.
   static let svmBit: UInt32 = 1 << 2
   private static let apicBit: UInt32 = 1 << 9

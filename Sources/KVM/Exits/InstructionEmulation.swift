@@ -348,7 +348,7 @@ extension VirtualCPU {
     emulation.finish()
   }
 
-  private func isMemoryCurrent(_ slot: PhysicalCPUSlot) -> Bool {
+  func isMemoryCurrent(_ slot: PhysicalCPUSlot) -> Bool {
     unsafe machine.memory.gate.load(ordering: .sequentiallyConsistent) == 0
       && slot.mappingGeneration == hypervisor.mappings.load(ordering: .acquiring)
   }

@@ -41,8 +41,8 @@ extension VirtualCPU {
     unsafe machine.interrupts?.isPICRequesting.load(ordering: .sequentiallyConsistent) ?? false
   }
 
-  /// The vector to deliver; acknowledges it at the chip.
-  private func takeInterrupt() -> UInt8? {
+  /// The vector to deliver; the chip takes it as accepted.
+  func takeInterrupt() -> UInt8? {
     guard let apic else { return events.takeQueuedInterrupt() }
     if events.queuedInterrupt != nil, apic.state.withLock({ $0.acceptsExternalInterrupts }) {
       return events.takeQueuedInterrupt()

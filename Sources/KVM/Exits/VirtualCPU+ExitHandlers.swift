@@ -79,8 +79,8 @@ extension VirtualCPU {
     _ number: UInt8, general: Int, isWrite: Bool
   ) -> Disposition {
     switch number {
-    case 4 where isWrite:
-      // A bit that the guest's CPUID does not offer.
+    case 0 where isWrite, 4 where isWrite:
+      // A bit that its CPUID does not offer, or that VMX operation fixes.
       raise(.generalProtection)
       return .resume
     case 8: return accessCR8(general, isWrite: isWrite)

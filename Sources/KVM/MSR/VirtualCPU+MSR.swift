@@ -71,7 +71,7 @@ extension VirtualCPU {
       // The client may still save what the guest does not have.
       return byHost ? 0 : nil
     }
-    if let nested, cpuid.features.contains(.svm) || byHost, let value = nested.readMSR(number) {
+    if let nested, mayNest || byHost, let value = nested.readMSR(number) {
       return value
     }
     switch number {
@@ -117,7 +117,10 @@ extension VirtualCPU {
     }
   }
 
-  /// MSRs that the client, too, can access only if the guest has them.
+  /// The guest's CPUID says that it may be a hypervisor.
+  private var mayNest: Bool { !cpuid.features.isDisjoint(with: .virtualization) }
+
+  /// What the client, too, finds only where the guest has it.
   private static let ofTheGuestAlone: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.performanceCapabilities.rawValue,
   ]
@@ -159,7 +162,7 @@ extension VirtualCPU {
   /// Writes an MSR; false if it does not exist or the value is invalid. The vCPU is loaded.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool {
     guard isOfferedMSR(number, byHost: byHost) else { return byHost && value == 0 }
-    if let nested, cpuid.features.contains(.svm) || byHost,
+    if let nested, mayNest || byHost,
       let isDone = nested.writeMSR(number, value, byHost: byHost)
     {
       return isDone
@@ -357,7 +360,13 @@ extension VirtualCPU {
 /// The MSRs that the client may save and restore.
 enum MSRLists {
   /// KVM_GET_MSR_INDEX_LIST.
-  static let saved: [UInt32] = {
+  static func saved(_ silicon: SiliconVendor) -> [UInt32] {
+    silicon == .intel
+      ? common + [MSR.featureControl.rawValue] + NestedVMX.savedMSRs
+      : common + [MSR.hostSaveArea.rawValue]
+  }
+
+  private static let common: [UInt32] = {
     let own: [UInt32] = [
       ParavirtualMSR.wallClock, ParavirtualMSR.systemTime, ParavirtualMSR.oldWallClock,
       ParavirtualMSR.oldSystemTime, ParavirtualMSR.pollControl, ParavirtualMSR.stealTime,
@@ -366,7 +375,6 @@ enum MSRLists {
       MSR.tscDeadline.rawValue, MSR.platformInfo.rawValue, MSR.smiCount.rawValue,
       MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue, MSR.mcgControl.rawValue,
       MSR.powerControl.rawValue, MSR.smBase.rawValue, MSR.performanceCapabilities.rawValue,
-      MSR.hostSaveArea.rawValue,
     ]
     let rules = MSRModel.rules.filter {
       if case .constant = $0.storage { return false }
@@ -375,17 +383,22 @@ enum MSRLists {
     return rules.map(\.number) + own + PerformanceRegister.saved
   }()
 
-  /// KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that describe the processor.
-  static let features: [UInt32] = [
+  /// KVM_GET_MSR_FEATURE_INDEX_LIST: what the processor says of itself.
+  static func features(_ silicon: SiliconVendor) -> [UInt32] {
+    silicon == .intel ? generalFeatures + NestedVMX.featureMSRs : generalFeatures
+  }
+
+  private static let generalFeatures: [UInt32] = [
     MSR.archCapabilities.rawValue, MSR.biosSignatureID.rawValue,
     MSR.performanceCapabilities.rawValue,
   ]
 
-  static func feature(_ number: UInt32) -> UInt64? {
+  static func feature(_ number: UInt32, _ silicon: SiliconVendor) -> UInt64? {
+    if silicon == .intel, let value = NestedVMX.offeredMSR(number) { return value }
     if number == MSR.performanceCapabilities.rawValue {
       return PerformanceCapabilities.fullWidthWrites
     }
-    guard features.contains(number), let rule = MSRModel.rule(number),
+    guard generalFeatures.contains(number), let rule = MSRModel.rule(number),
       case .constant(let value) = rule.storage
     else { return nil }
     return value

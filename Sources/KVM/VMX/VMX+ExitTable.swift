@@ -43,11 +43,12 @@ extension VMX {
     (.vmcall, .hypercall), (.monitor, .monitorWait), (.mwait, .monitorWait),
     (.invd, .cacheFlush), (.wbinvd, .cacheFlush), (.gdtrOrIDTRAccess, .emulated),
     (.ldtrOrTRAccess, .emulated), (.invpcid, .emulated), (.getsec, .undefined),
-    (.rsm, .undefined), (.vmclear, .undefined), (.vmlaunch, .undefined), (.vmptrld, .undefined),
-    (.vmptrst, .undefined), (.vmread, .undefined), (.vmresume, .undefined),
-    (.vmwrite, .undefined), (.vmxoff, .undefined), (.vmxon, .undefined), (.invept, .undefined),
-    (.invvpid, .undefined), (.vmfunc, .undefined), (.encls, .undefined),
-    // They exit only if the guest's CPUID lacks them.
+    (.rsm, .undefined), (.vmclear, .virtualization), (.vmlaunch, .virtualization),
+    (.vmptrld, .virtualization), (.vmptrst, .virtualization), (.vmread, .virtualization),
+    (.vmresume, .virtualization), (.vmwrite, .virtualization), (.vmxoff, .virtualization),
+    (.vmxon, .virtualization), (.invept, .virtualization), (.invvpid, .virtualization),
+    (.vmfunc, .undefined), (.encls, .undefined),
+    // They exit only where the guest's CPUID does not have them.
     (.rdrand, .undefined), (.rdseed, .undefined),
   ]
 
@@ -127,7 +128,7 @@ extension VMX {
 
   private static let invlpg: Decoder = { vmx in
     do throws(VMXError) {
-      try unsafe vmx.cpu.invvpid(0, vpid: vmx.vpidValue, linear: vmx.qualification)
+      try unsafe vmx.cpu.invvpid(0, vpid: vmx.currentVPID, linear: vmx.qualification)
     } catch {
       vmx.failure = error
     }
@@ -138,18 +139,28 @@ extension VMX {
     let access = ControlRegisterQualification(rawValue: vmx.qualification)
     let general = Int(access.general)
     let isWrite = access.access == .movTo
+    let value = unsafe vmx.cpu.cpu.gpr[general]
     switch access.register {
-    case 0 where isWrite:
-      // The guest owns all bits but NE. With NE's value in the shadow, the write needs no exit.
-      let value = unsafe vmx.cpu.cpu.gpr[general]
+    case 0 where isWrite && !vmx.isGuestInVMXOperation:
+      // Only NE is not the guest's own. With the shadow as it wants it, the write needs no exit.
       let shadow = unsafe vmx.cpu.vmread(.cr0ReadShadow)
       unsafe vmx.cpu.vmwrite(
         .cr0ReadShadow, shadow & ~CR0.ne.rawValue | value & CR0.ne.rawValue)
       return .handled(.controlRegister)
-    case 4 where isWrite, 8:
+    case 4 where isWrite && vmx.mayChangeVMXE(value):
+      let shadow = unsafe vmx.cpu.vmread(.cr4ReadShadow)
+      unsafe vmx.cpu.vmwrite(.cr4ReadShadow, shadow ^ CR4.vmxe.rawValue)
+      return .handled(.controlRegister)
+    case 0 where isWrite, 4 where isWrite, 8:
       return .controlRegister(number: access.register, general: general, isWrite: isWrite)
     default: return unexpected(vmx)
     }
+  }
+
+  /// A value of CR4 that differs from the guest's in VMXE, and has only bits that it may set.
+  private func mayChangeVMXE(_ value: UInt64) -> Bool {
+    let changes = unsafe (value ^ cpu.vmread(.cr4ReadShadow)) & CR4.vmxe.rawValue != 0
+    return current === own && changes && value & ~allowedCR4 == 0 && !isGuestInVMXOperation
   }
 
   private static let debugRegister: Decoder = { vmx in

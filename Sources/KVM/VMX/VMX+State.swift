@@ -38,8 +38,9 @@ extension VMX {
   subscript(_ register: ControlBlockRegister) -> UInt64 {
     get {
       switch register {
-      case .cr0: masked(.guestCR0, .cr0Mask, .cr0ReadShadow)
-      case .cr4: masked(.guestCR4, .cr4Mask, .cr4ReadShadow)
+      // What a guest's guest sees of them is its hypervisor's to say.
+      case .cr0 where current === own: masked(.guestCR0, .cr0Mask, .cr0ReadShadow)
+      case .cr4 where current === own: masked(.guestCR4, .cr4Mask, .cr4ReadShadow)
       default: unsafe cpu.vmread(Self.fields[register.rawValue])
       }
     }
@@ -47,10 +48,10 @@ extension VMX {
       switch register {
       case .cr0:
         unsafe cpu.vmwrite(.guestCR0, newValue | CR0([.ne, .et]).rawValue)
-        unsafe cpu.vmwrite(.cr0ReadShadow, newValue)
+        if current === own { unsafe cpu.vmwrite(.cr0ReadShadow, newValue) }
       case .cr4:
         unsafe cpu.vmwrite(.guestCR4, newValue | CR4.vmxe.rawValue)
-        unsafe cpu.vmwrite(.cr4ReadShadow, newValue)
+        if current === own { unsafe cpu.vmwrite(.cr4ReadShadow, newValue) }
       case .efer:
         unsafe cpu.vmwrite(.guestEFER, newValue)
         setLongMode(newValue & EFER.lma.rawValue != 0)

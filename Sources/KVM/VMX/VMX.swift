@@ -17,18 +17,36 @@ import X86CPU
 final class VMX: VirtualizationBackend {
   /// The physical CPU on which the VMCS is current.
   private(set) unowned(unsafe) var cpu: PhysicalCPU
-  private let vmcs: VMXRegion
+  /// The guest's own VMCS.
+  let own = VMXRegion()
+  /// The VMCS that runs: `own`, or that of a guest of the guest (Nested/VMX).
+  private(set) var current: VMXRegion
   private var isLaunched = false
   /// The instruction error, if the last entry failed.
   var failure: VMXError?
-  private let vpid: UInt16
+  private let vpid = VMX.makeVPID()
+  /// Of the VMCS that runs.
+  private(set) var currentVPID: UInt16
+  /// Controls of `own` have changed while another VMCS runs.
+  var mustMerge = false
+  /// Primary controls that stay 1 in the VMCS that runs: what the guest wants of its own guest.
+  var guestPrimary: UInt32 = 0
+  /// CR4 bits that the guest may set.
+  private(set) var allowedCR4: UInt64 = 0
+  private(set) var features: GuestFeatures = []
+  /// The guest is in VMX operation.
+  private(set) var isGuestInVMXOperation = false
   private static let nextVPID = Atomic<UInt16>(0)
 
   init(_ cpu: PhysicalCPU) {
     unsafe self.cpu = cpu
-    vmcs = VMXRegion()
-    // 0 is the host's; VPIDs may be reused, because the EPT pointers differ.
-    vpid = max(1, Self.nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
+    current = own
+    currentVPID = vpid
+  }
+
+  /// 0 is the host's; numbers may be reused, which the tables' address tells apart.
+  static func makeVPID() -> UInt16 {
+    max(1, nextVPID.wrappingAdd(1, ordering: .relaxed).newValue)
   }
 
   /// CPUID.01H:ECX.VMX (SDM volume 2, "CPUID").
@@ -44,7 +62,6 @@ final class VMX: VirtualizationBackend {
     do throws(VMXError) { try cpu.vmxon(region.address) } catch { throw .ioError }
   }
 
-  var vpidValue: UInt16 { vpid }
   var instructionLength: UInt64 { unsafe cpu.vmread(.exitInstructionLength) }
 
   /// VMCALL, and the other vendor's VMMCALL.
@@ -61,8 +78,8 @@ final class VMX: VirtualizationBackend {
   func load(on cpu: PhysicalCPU) {
     unsafe self.cpu = cpu
     do throws(VMXError) {
-      if !isInitialized { try cpu.vmclear(vmcs.address) }
-      try cpu.vmptrld(vmcs.address)
+      if !isInitialized { try cpu.vmclear(own.address) }
+      try cpu.vmptrld(current.address)
       isLaunched = false
       if !isInitialized {
         isInitialized = true
@@ -74,11 +91,42 @@ final class VMX: VirtualizationBackend {
   }
 
   func unload(from cpu: PhysicalCPU) {
-    do throws(VMXError) { try cpu.vmclear(vmcs.address) } catch { failure = error }
+    do throws(VMXError) { try cpu.vmclear(current.address) } catch { failure = error }
+  }
+
+  /// Makes another VMCS the one that runs. The one before is in its memory afterwards.
+  func run(_ region: VMXRegion, vpid: UInt16? = nil) {
+    isLaunched = false
+    guestPrimary = 0
+    setInterruptWindow(false)
+    setNMIWindow(false)
+    do throws(VMXError) {
+      try unsafe cpu.vmclear(current.address)
+      try unsafe cpu.vmptrld(region.address)
+    } catch {
+      failure = error
+    }
+    current = region
+    currentVPID = vpid ?? self.vpid
   }
 
   static let nestedStateSize = 0
-  func makeNested() -> (any NestedVirtualization)? { nil }
+  func makeNested() -> (any NestedVirtualization)? { NestedVMX(self) }
+
+  // Fields of the VMCS that runs.
+  func read(_ field: VMCSField) -> UInt64 { unsafe cpu.vmread(field) }
+  func write(_ field: VMCSField, _ value: UInt64) { unsafe cpu.vmwrite(field, value) }
+
+  /// A control of the guest's own VMCS, whichever runs.
+  func control(_ field: VMCSField) -> UInt64 {
+    current === own ? read(field) : own.fields[field]
+  }
+
+  func setControl(_ field: VMCSField, _ value: UInt64) {
+    if current === own { return write(field, value) }
+    own.fields[field] = value
+    mustMerge = true
+  }
 
   func run() {
     failure = nil
@@ -100,8 +148,8 @@ final class VMX: VirtualizationBackend {
   var savedControlBlock: [UInt8] { unsafe Array(cpu.currentVMCSText.utf8) }
 
   func flushGuestTranslations() {
-    // Type 1: single context, this VPID.
-    do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: vpid) } catch { failure = error }
+    // Type 1: all of one VPID's.
+    do throws(VMXError) { try unsafe cpu.invvpid(1, vpid: currentVPID) } catch { failure = error }
   }
 
   func invalidateNestedMappings() {
@@ -160,29 +208,49 @@ final class VMX: VirtualizationBackend {
   }
 
   func setNestedTables(_ root: UInt64) {
-    unsafe cpu.vmwrite(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
+    setControl(.eptPointer, root | EPTPointer.writeBack | EPTPointer.fourLevels)
   }
 
-  func setTSCOffset(_ offset: UInt64) { unsafe cpu.vmwrite(.tscOffset, offset) }
+  func setTSCOffset(_ offset: UInt64) { setControl(.tscOffset, offset) }
 
   func setTSCMultiplier(_ multiplier: UInt64) {
-    unsafe cpu.vmwrite(.tscMultiplier, multiplier)
+    setControl(.tscMultiplier, multiplier)
     setSecondary(SecondaryControls.useTSCScaling, multiplier != 1 << 48)
   }
 
   func setBusLockDetection(_ on: Bool) { setSecondary(SecondaryControls.busLockDetection, on) }
 
   func setNotifyWindow(_ ticks: UInt32?) {
-    unsafe cpu.vmwrite(.notifyWindow, UInt64(ticks ?? 0))
+    setControl(.notifyWindow, UInt64(ticks ?? 0))
     setSecondary(SecondaryControls.notifyExiting, ticks != nil)
   }
 
   func setGuestCR4(allowed: UInt64) {
-    let mask = ~allowed | CR4.vmxe.rawValue
-    unsafe cpu.vmwrite(.cr4Mask, mask)
+    allowedCR4 = allowed
+    setControl(.cr4Mask, ~allowed | CR4.vmxe.rawValue)
+  }
+
+  /// In VMX operation PE, NE and PG of CR0 stay 1 (SDM volume 3, "Restrictions on VMX Operation"),
+  /// and VMREAD and VMWRITE of the guest go to the VMCS that `setShadow` names.
+  func setGuestVMXOperation(_ on: Bool, _ bitmap: UInt64) {
+    isGuestInVMXOperation = on
+    let fixed = CR0([.pe, .pg]).rawValue
+    let ne = CR0.ne.rawValue
+    setControl(.cr0ReadShadow, control(.guestCR0) & fixed | control(.cr0ReadShadow) & ~fixed)
+    setControl(.cr0Mask, on ? ne | fixed : ne)
+    setControl(.vmreadBitmap, bitmap)
+    setControl(.vmwriteBitmap, bitmap)
+    setSecondary(SecondaryControls.vmcsShadowing, on)
+    setControl(.vmcsLinkPointer, .max)
+  }
+
+  /// The shadow VMCS; nil: none.
+  func setShadow(_ region: VMXRegion?) {
+    setControl(.vmcsLinkPointer, region?.address ?? .max)
   }
 
   func setInstructions(_ features: GuestFeatures) {
+    self.features = features
     setSecondary(
       SecondaryControls.enableRDTSCP, !features.isDisjoint(with: [.rdtscp, .rdpid]))
     setSecondary(SecondaryControls.enableINVPCID, features.contains(.invpcid))
@@ -219,34 +287,50 @@ final class VMX: VirtualizationBackend {
     return event
   }
 
+  private(set) var isInterruptWindowOpen = false
+  private(set) var isNMIWindowOpen = false
+
   func setInterruptWindow(_ open: Bool) {
+    isInterruptWindowOpen = open
     setPrimary(PrimaryControls.interruptWindowExiting, open)
   }
 
-  func setNMIWindow(_ open: Bool) { setPrimary(PrimaryControls.nmiWindowExiting, open) }
+  func setNMIWindow(_ open: Bool) {
+    isNMIWindowOpen = open
+    setPrimary(PrimaryControls.nmiWindowExiting, open)
+  }
 
   func setDebugging(exceptions: UInt32, stepping: Bool, debugRegisters: Bool) {
-    unsafe cpu.vmwrite(.exceptionBitmap, UInt64(exceptions))
-    setPrimary(PrimaryControls.monitorTrapFlag, stepping)
-    setPrimary(PrimaryControls.movDRExiting, debugRegisters)
+    setControl(.exceptionBitmap, UInt64(exceptions))
+    for (bit, on) in [
+      (PrimaryControls.monitorTrapFlag, stepping), (PrimaryControls.movDRExiting, debugRegisters),
+    ] {
+      let old = control(.primaryControls)
+      setControl(.primaryControls, on ? old | UInt64(bit) : old & ~UInt64(bit))
+    }
   }
 
   func setMSRFilter(_ filter: MSRFilter?, watchesEFER: Bool) {
     msrBitmap =
       filter == nil && !watchesEFER ? .shared : VMXMSRBitmap(filter, watchesEFER: watchesEFER)
-    unsafe cpu.vmwrite(.msrBitmap, msrBitmap.address)
+    setControl(.msrBitmap, msrBitmap.address)
   }
+
+  /// Which MSRs the guest reaches, by its own VMCS.
+  var ownMSRBitmap: VMXMSRBitmap { msrBitmap }
 
   private func setSecondary(_ bit: UInt32, _ on: Bool) {
-    let old = unsafe cpu.vmread(.secondaryControls)
+    let old = control(.secondaryControls)
     let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
-    if new != old { unsafe cpu.vmwrite(.secondaryControls, new) }
+    if new != old { setControl(.secondaryControls, new) }
   }
 
+  /// A window, of the VMCS that runs.
   private func setPrimary(_ bit: UInt32, _ on: Bool) {
-    let old = unsafe cpu.vmread(.primaryControls)
-    let new = on ? old | UInt64(bit) : old & ~UInt64(bit)
-    if new != old { unsafe cpu.vmwrite(.primaryControls, new) }
+    let old = read(.primaryControls)
+    let wanted = on || guestPrimary & bit != 0
+    let new = wanted ? old | UInt64(bit) : old & ~UInt64(bit)
+    if new != old { write(.primaryControls, new) }
   }
 }
 
@@ -264,6 +348,9 @@ final class VMX: VirtualizationBackend {
   deinit { unsafe page.deallocate() }
 
   var address: UInt64 { unsafe UInt64(UInt(bitPattern: page)) }
+  var bytes: UnsafeMutableRawPointer { unsafe page }
+  /// Of a VMCS that is current nowhere.
+  var fields: VMCSPage { unsafe VMCSPage(base: page) }
 }
 
 /// The MSRs that the guest accesses without an exit (SDM volume 3, "MSR-Bitmap Address").
@@ -285,7 +372,13 @@ final class VMX: VirtualizationBackend {
       if watchesEFER, msr == .efer { continue }
       allow(msr.rawValue, 2048)
     }
+    openBytes = (0..<4096).filter { byte($0) != 0xFF }
   }
+
+  /// Offsets of the bytes with a bit that is 0.
+  private(set) var openBytes: [Int] = []
+
+  func byte(_ offset: Int) -> UInt8 { unsafe page.load(fromByteOffset: offset, as: UInt8.self) }
 
   deinit { unsafe page.deallocate() }
 

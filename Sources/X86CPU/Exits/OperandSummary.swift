@@ -98,6 +98,18 @@ extension CPU {
   ///
   /// - Parameter displacement: as the exit's record has it.
   func linearAddress(_ operands: OperandSummary, displacement: UInt64) -> UInt64 {
+    let offset = offset(operands, displacement: displacement)
+    let segment = SegmentRegister(rawValue: operands.segment) ?? .ds
+    let linear =
+      is64Bit && segment != .fs && segment != .gs
+      ? offset : self.segment(segment).pointee.base &+ offset
+    return is64Bit ? linear : linear & 0xFFFF_FFFF
+  }
+}
+
+extension CPU {
+  /// The memory operand's offset in its segment.
+  func offset(_ operands: OperandSummary, displacement: UInt64) -> UInt64 {
     var offset = displacement
     if let base = operands.base { offset &+= gpr[base] }
     if let index = operands.index { offset &+= gpr[index] &<< operands.scale }
@@ -106,11 +118,7 @@ extension CPU {
     case 4: offset &= 0xFFFF_FFFF
     default: break
     }
-    let segment = SegmentRegister(rawValue: operands.segment) ?? .ds
-    let linear =
-      is64Bit && segment != .fs && segment != .gs
-      ? offset : self.segment(segment).pointee.base &+ offset
-    return is64Bit ? linear : linear & 0xFFFF_FFFF
+    return offset
   }
 }
 

@@ -11,7 +11,7 @@ extension EntryChecks {
       try checkExecutionControls()
       try checkAddressSpaceControls()
       try checkExitControls()
-      try require(VMXCapabilities.entry.allows(entry), .entryControls)
+      try require(limits.entry.allows(entry), .entryControls)
     }
     if injection.isValid { try checkInjection() }
     if dirty.contains(.controls) {
@@ -20,17 +20,17 @@ extension EntryChecks {
   }
 
   private func checkExecutionControls() throws(EntryFailure) {
-    try require(VMXCapabilities.pin.allows(pin), .pinControls)
-    try require(VMXCapabilities.primary.allows(primary), .primaryControls)
-    try require(VMXCapabilities.secondary.allows(secondary), .secondaryControls)
-    try require(page(.cr3TargetCount) <= VMXCapabilities.cr3TargetCount, .cr3TargetCount)
+    try require(limits.pin.allows(pin), .pinControls)
+    try require(limits.primary.allows(primary), .primaryControls)
+    try require(limits.secondary.allows(secondary), .secondaryControls)
+    try require(page(.cr3TargetCount) <= limits.cr3TargetCount, .cr3TargetCount)
     if primary & PrimaryControls.useIOBitmaps != 0 {
       for field in [VMCSField.ioBitmapA, .ioBitmapB] {
-        try require(Self.isHostPage(page(field)), .ioBitmapAddress, at: .field(field))
+        try require(isPage(page(field)), .ioBitmapAddress, at: .field(field))
       }
     }
     if primary & PrimaryControls.useMSRBitmaps != 0 {
-      try require(Self.isHostPage(page(.msrBitmap)), .msrBitmapAddress)
+      try require(isPage(page(.msrBitmap)), .msrBitmapAddress)
     }
     if primary & PrimaryControls.useTPRShadow != 0 { try checkTPRShadow() }
     if pin & PinControls.nmiExiting == 0 {
@@ -48,11 +48,12 @@ extension EntryChecks {
     }
     if secondary & SecondaryControls.enableEPT != 0 {
       let pointer = page(.eptPointer)
-      try require(pointer & 7 == 0 || pointer & 7 == 6, .eptMemoryType)
+      let offered = limits.eptVPID
+      try require(VMXCapabilities.allows(eptMemoryType: pointer, of: offered), .eptMemoryType)
+      try require(VMXCapabilities.allows(eptLevels: pointer, of: offered), .eptWalkLength)
+      let flags = VMXCapabilities.hasAccessedDirty(offered) ? 0 : EPTPointer.accessedDirty
       try require(
-        VMXCapabilities.allows(eptLevels: pointer & EPTPointer.levelsMask), .eptWalkLength)
-      try require(
-        pointer & EPTPointer.reserved == 0 && Self.isHostPage(pointer & Page.mask),
+        pointer & (EPTPointer.reserved | flags) == 0 && isPage(pointer & Page.mask),
         .eptPointerReserved)
     }
     try checkPaging()
@@ -62,7 +63,7 @@ extension EntryChecks {
   }
 
   private func checkExitControls() throws(EntryFailure) {
-    try require(VMXCapabilities.exit.allows(exit), .exitControls)
+    try require(limits.exit.allows(exit), .exitControls)
     if pin & PinControls.preemptionTimer == 0 {
       try require(exit & ExitControls.savePreemptionTimer == 0, .saveTimerWithoutTimer)
     }
@@ -78,8 +79,7 @@ extension EntryChecks {
     let start = page(address)
     let last = start &+ count &* 16 &- 1
     try require(
-      start & 0xF == 0 && start != 0 && start >> VMXCapabilities.hostAddressWidth == 0
-        && last >> VMXCapabilities.hostAddressWidth == 0, rule)
+      start & 0xF == 0 && isAddress(start) && last >> limits.addressWidth == 0, rule)
   }
 
   // MARK: Event injection
@@ -94,7 +94,8 @@ extension EntryChecks {
     case .otherEvent: try require(vector == 0, .injectionVector)
     default: break
     }
-    let isReal = isUnrestricted && cpu.s.pointee.cr0 & CR0.pe.rawValue == 0
+    let cr0 = limits.isGuests ? page(.guestCR0) : cpu.s.pointee.cr0
+    let isReal = isUnrestricted && cr0 & CR0.pe.rawValue == 0
     let hasCode = type == .hardwareException && Self.hasErrorCode(vector) && !isReal
     try require(injection.hasErrorCode == hasCode, .injectionErrorCodeValid)
     try require(injection.rawValue & 0x7FFF_F000 == 0, .injectionReserved)

@@ -9,21 +9,28 @@ extension EntryChecks {
   func checkHostState() throws(EntryFailure) {
     try checkHostRegisters()
     try checkHostSegments()
-    try require(exit & ExitControls.hostAddressSpaceSize != 0, .hostAddressSpaceSize)
-    try require(page(.hostCR4) & CR4.pae.rawValue != 0, .hostPAE)
-    try require(Self.isCanonical(page(.hostRIP)), .hostRIP)
+    let is64Bit = exit & ExitControls.hostAddressSpaceSize != 0
+    try require(is64Bit == limits.isHost64Bit, .hostAddressSpaceSize)
+    if is64Bit {
+      try require(page(.hostCR4) & CR4.pae.rawValue != 0, .hostPAE)
+      try require(Self.isCanonical(page(.hostRIP)), .hostRIP)
+    } else {
+      try require(!isLongModeGuest, .hostAddressSpaceSize)
+      try require(page(.hostCR4) & CR4.pcide.rawValue == 0, .hostAddressSpaceSize)
+      try require(page(.hostRIP) >> 32 == 0, .hostRIP)
+    }
   }
 
   private func checkHostRegisters() throws(EntryFailure) {
     let cr0 = page(.hostCR0)
     try require(
-      cr0 & VMXCapabilities.cr0Fixed0 == VMXCapabilities.cr0Fixed0
-        && cr0 & ~VMXCapabilities.cr0Fixed1 == 0, .hostCR0)
+      cr0 & limits.cr0Fixed.ones == limits.cr0Fixed.ones && cr0 & ~limits.cr0Fixed.allowed == 0,
+      .hostCR0)
     let cr4 = page(.hostCR4)
     try require(
-      cr4 & VMXCapabilities.cr4Fixed0 == VMXCapabilities.cr4Fixed0
-        && cr4 & ~VMXCapabilities.cr4Fixed1 == 0, .hostCR4)
-    try require(Self.isPhysical(page(.hostCR3)), .hostCR3)
+      cr4 & limits.cr4Fixed.ones == limits.cr4Fixed.ones && cr4 & ~limits.cr4Fixed.allowed == 0,
+      .hostCR4)
+    try require(page(.hostCR3) >> limits.physicalWidth == 0, .hostCR3)
     for field in [VMCSField.hostSysenterESP, .hostSysenterEIP] {
       try require(Self.isCanonical(page(field)), .hostSysenter, at: .field(field))
     }

@@ -10,7 +10,7 @@ extension EntryChecks {
   private var hasEPT: Bool { isOn(SecondaryControls.enableEPT) }
 
   func checkTPRShadow() throws(EntryFailure) {
-    try require(Self.isHostPage(page(.virtualAPICAddress)), .virtualAPICAddress)
+    try require(isPage(page(.virtualAPICAddress)), .virtualAPICAddress)
     if isOn(SecondaryControls.virtualInterruptDelivery) { return }
     let threshold = page(.tprThreshold)
     try require(threshold >> 4 == 0, .tprThresholdReserved)
@@ -26,7 +26,7 @@ extension EntryChecks {
 
   func checkAPICVirtualization() throws(EntryFailure) {
     if isOn(SecondaryControls.virtualizeAPICAccesses) {
-      try require(Self.isHostPage(page(.apicAccessAddress)), .apicAccessAddress)
+      try require(isPage(page(.apicAccessAddress)), .apicAccessAddress)
       try require(!isOn(SecondaryControls.virtualizeX2APIC), .x2APICWithAPICAccesses)
     }
     let dependent =
@@ -48,15 +48,14 @@ extension EntryChecks {
     try require(page(.postedInterruptVector) >> 8 == 0, .postedInterruptVector)
     let descriptor = page(.postedInterruptDescriptor)
     try require(
-      descriptor & 63 == 0 && descriptor != 0
-        && descriptor >> VMXCapabilities.hostAddressWidth == 0, .postedInterruptDescriptor)
+      descriptor & 63 == 0 && isAddress(descriptor), .postedInterruptDescriptor)
   }
 
   /// Checks EPT controls other than the EPT pointer.
   func checkPaging() throws(EntryFailure) {
     if isOn(SecondaryControls.enablePML) {
       try require(hasEPT, .pmlWithoutEPT)
-      try require(Self.isHostPage(page(.pmlAddress)), .pmlAddress)
+      try require(isPage(page(.pmlAddress)), .pmlAddress)
     }
     if isUnrestricted { try require(hasEPT, .unrestrictedGuestWithoutEPT) }
     if isOn(SecondaryControls.modeBasedExecute) {
@@ -64,12 +63,12 @@ extension EntryChecks {
     }
     if isOn(SecondaryControls.enableVMFunctions) { try checkVMFunctions() }
     if isOn(SecondaryControls.vmcsShadowing) {
-      try require(Self.isHostPage(page(.vmreadBitmap)), .vmreadBitmapAddress)
-      try require(Self.isHostPage(page(.vmwriteBitmap)), .vmwriteBitmapAddress)
+      try require(isPage(page(.vmreadBitmap)), .vmreadBitmapAddress)
+      try require(isPage(page(.vmwriteBitmap)), .vmwriteBitmapAddress)
     }
     if isOn(SecondaryControls.eptViolationVE) {
       try require(
-        Self.isHostPage(page(.virtualizationExceptionInfo)), .virtualizationExceptionAddress)
+        isPage(page(.virtualizationExceptionInfo)), .virtualizationExceptionAddress)
     }
   }
 
@@ -78,7 +77,7 @@ extension EntryChecks {
     try require(functions & ~VMXCapabilities.vmFunctions == 0, .vmFunctionControls)
     if functions & VMFunctions.eptpSwitching != 0 {
       try require(hasEPT, .eptpSwitchingWithoutEPT)
-      try require(Self.isHostPage(page(.eptpListAddress)), .eptpListAddress)
+      try require(isPage(page(.eptpListAddress)), .eptpListAddress)
     }
   }
 }

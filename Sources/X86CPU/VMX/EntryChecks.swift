@@ -10,6 +10,39 @@
 
 import X86
 
+/// What depends on whose VMCS it is: the processor's own, or one that a hypervisor runs for a guest
+/// that is a hypervisor itself.
+package struct EntryLimits: Sendable {
+  package var pin = VMXCapabilities.pin
+  package var primary = VMXCapabilities.primary
+  package var secondary = VMXCapabilities.secondary
+  package var exit = VMXCapabilities.exit
+  package var entry = VMXCapabilities.entry
+  package var cr3TargetCount = UInt64(VMXCapabilities.cr3TargetCount)
+  package var cr0Fixed = (ones: VMXCapabilities.cr0Fixed0, allowed: VMXCapabilities.cr0Fixed1)
+  package var cr4Fixed = (ones: VMXCapabilities.cr4Fixed0, allowed: VMXCapabilities.cr4Fixed1)
+  package var eptVPID = VMXCapabilities.eptVPID
+  /// Bits of the addresses that the VMCS has.
+  package var addressWidth = VMXCapabilities.hostAddressWidth
+  /// Bits of the host's CR3.
+  package var physicalWidth = CPU.physicalAddressBits
+  /// The entry is made from 64-bit mode.
+  package var isHost64Bit = true
+  /// The VMCS is a guest's: 0 is an address like any other, and no field of it is in the CPU.
+  package var isGuests = false
+
+  package init() {}
+
+  /// For the VMCS of a guest.
+  package init(addressWidth: UInt64) {
+    self.addressWidth = addressWidth
+    physicalWidth = addressWidth
+    isGuests = true
+  }
+
+  static let processor = EntryLimits()
+}
+
 struct EntryChecks {
   let cpu: CPU
   let unit: UnsafeMutablePointer<VMXUnit>
@@ -26,13 +59,15 @@ struct EntryChecks {
   let found: BrokenRules<EntryFailure>?
   /// Whether addresses in the VMCS may be dereferenced.
   let readsMemory: Bool
+  let limits: EntryLimits
 
   init(
     cpu: CPU, unit: UnsafeMutablePointer<VMXUnit>, found: BrokenRules<EntryFailure>? = nil,
-    readsMemory: Bool = true
+    readsMemory: Bool = true, limits: EntryLimits = .processor
   ) {
     self.cpu = cpu
     self.unit = unit
+    self.limits = limits
     self.found = found
     self.readsMemory = readsMemory
     pin = unit.pointee.page32(.pinBasedControls)
@@ -64,6 +99,15 @@ struct EntryChecks {
 
   /// A guest-physical address within the physical-address width.
   static func isPhysical(_ address: UInt64) -> Bool { address >> CPU.physicalAddressBits == 0 }
+
+  /// A physical address of a 4 KiB structure, of who owns the VMCS.
+  func isPage(_ address: UInt64) -> Bool {
+    address & Page.offsetMask == 0 && isAddress(address)
+  }
+
+  func isAddress(_ address: UInt64) -> Bool {
+    (address != 0 || limits.isGuests) && address >> limits.addressWidth == 0
+  }
 
   /// A host-physical address of a 4 KiB structure.
   static func isHostPage(_ address: UInt64) -> Bool {

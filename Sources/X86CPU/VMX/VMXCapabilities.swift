@@ -105,8 +105,11 @@ package enum VMXCapabilities {
   /// Execute-only, four and five levels, UC and WB tables, 2 MiB and 1 GiB pages, accessed and
   /// dirty flags, advanced EPT-violation information, INVEPT and INVVPID in all types.
   package static let eptVPID: UInt64 =
-    1 << 0 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 20 | 1 << 21
-    | 1 << 22 | 1 << 25 | 1 << 26 | 1 << 32 | 0xF << 40
+    EPTCapabilities.executeOnly | EPTCapabilities.fourLevels | EPTCapabilities.fiveLevels
+    | EPTCapabilities.uncacheable | EPTCapabilities.writeBack | EPTCapabilities.pages2M
+    | EPTCapabilities.pages1G | EPTCapabilities.invept | EPTCapabilities.accessedDirty
+    | EPTCapabilities.violationInformation | EPTCapabilities.inveptTypes
+    | EPTCapabilities.invvpid | EPTCapabilities.invvpidTypes
 
   package static let vmFunctions = VMFunctions.eptpSwitching
   /// Entries in an EPTP list.
@@ -116,13 +119,30 @@ package enum VMXCapabilities {
   package static func allows(eptPointer pointer: UInt64) -> Bool {
     let type = pointer & EPTPointer.memoryTypeMask
     return (type == EPTPointer.uncacheable || type == EPTPointer.writeBack)
-      && allows(eptLevels: pointer & EPTPointer.levelsMask)
+      && allows(eptLevels: pointer, of: eptVPID)
       && pointer & EPTPointer.reserved == 0
       && EntryChecks.isHostPage(pointer & Page.mask)
   }
 
-  static func allows(eptLevels levels: UInt64) -> Bool {
-    levels == EPTPointer.fourLevels || levels == EPTPointer.fiveLevels
+  /// - Parameter offered: a value of IA32_VMX_EPT_VPID_CAP.
+  static func allows(eptLevels pointer: UInt64, of offered: UInt64) -> Bool {
+    switch pointer & EPTPointer.levelsMask {
+    case EPTPointer.fourLevels: offered & EPTCapabilities.fourLevels != 0
+    case EPTPointer.fiveLevels: offered & EPTCapabilities.fiveLevels != 0
+    default: false
+    }
+  }
+
+  static func allows(eptMemoryType pointer: UInt64, of offered: UInt64) -> Bool {
+    switch pointer & EPTPointer.memoryTypeMask {
+    case EPTPointer.uncacheable: offered & EPTCapabilities.uncacheable != 0
+    case EPTPointer.writeBack: offered & EPTCapabilities.writeBack != 0
+    default: false
+    }
+  }
+
+  static func hasAccessedDirty(_ offered: UInt64) -> Bool {
+    offered & EPTCapabilities.accessedDirty != 0
   }
 
   // MARK: Absent features
@@ -144,11 +164,11 @@ package enum VMXCapabilities {
   /// Timer rate; exits store the "IA-32e mode guest" control; HLT, shutdown and wait-for-SIPI
   /// states; CR3 targets; MSR areas of 512; VMWRITE to all fields; injection with instruction
   /// length 0.
-  private static let misc: UInt64 =
+  package static let misc: UInt64 =
     preemptionTimerShift | 1 << 5 | 7 << 6 | UInt64(cr3TargetCount) << 16 | 1 << 29 | 1 << 30
 
   /// Revision, 4 KiB regions of write-back memory, information for INS and OUTS, true controls.
-  private static let basic: UInt64 =
+  package static let basic: UInt64 =
     UInt64(revision) | 4096 << 32 | 6 << 50 | 1 << 54 | 1 << 55
 
   /// The value of a VMX capability MSR; nil for others and for those of absent features.
