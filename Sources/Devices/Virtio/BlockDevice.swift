@@ -156,7 +156,8 @@ package final class BlockDevice: VirtioDevice {
       try image.flush()
     case BlockRequest.Kind.identify:
       request.input.slice(from: 0, count: BlockRequest.serialSize).clear()
-      unsafe serial.withUnsafeBytes { _ = unsafe request.input.write($0) }
+      let serial = serial
+      request.input.write(serial.bytes)
       return (BlockRequest.Status.ok, min(request.input.count, BlockRequest.serialSize))
     case BlockRequest.Kind.discard, BlockRequest.Kind.writeZeroes:
       return (try clear(request), 0)

@@ -373,7 +373,7 @@ package final class VsockDevice: VirtioDevice {
 
   private func give(_ header: VsockHeader, _ data: ArraySlice<UInt8>, _ request: VirtioRequest) {
     let bytes = header.bytes + data
-    let count = unsafe bytes.withUnsafeBytes { unsafe request.writable.write($0) }
+    let count = request.writable.write(bytes.bytes)
     receiveQueue.complete(request, written: UInt32(truncatingIfNeeded: count))
   }
 }
