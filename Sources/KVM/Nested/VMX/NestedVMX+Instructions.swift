@@ -20,7 +20,9 @@ enum VMXOutcome: Error {
 
 extension NestedVMX {
   func execute(_ vcpu: VirtualCPU) -> Disposition {
-    guard vcpu.cpuid.features.contains(.vmx) else { return finish(.exception(.invalidOpcode), vcpu) }
+    guard vcpu.cpuid.features.contains(.vmx) else {
+      return finish(.exception(.invalidOpcode), vcpu)
+    }
     do throws(VMXOutcome) {
       return finish(try perform(vcpu), vcpu)
     } catch {
