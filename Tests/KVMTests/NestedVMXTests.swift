@@ -560,6 +560,72 @@ private final class NestedGuest {
     #expect(guest.fields[.preemptionTimerValue] == 0)
   }
 
+  /// Whatever vmcs12 says, KVM_RUN returns with an exit: nothing in it is the hypervisor's to trip
+  /// over. Each round sets some fields to values of no meaning.
+  @Test func fieldsOfAnyValue() throws {
+    var state: UInt64 = 0x9E37_79B9_7F4A_7C15
+    func next() -> UInt64 {
+      state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+      return state >> 33 ^ state << 31
+    }
+    let fields = VMCSField.table.map(\.field)
+    let edges: [UInt64] = [0, 1, .max, 0x7FFF_FFFF, 0x1F_F000, 0x20_0000, 0x7FFF_F000, 1 << 47]
+    let end = ContinuousClock.now + .seconds(20)
+    for _ in 0..<200 where ContinuousClock.now < end {
+      // cpuid; mov [0x3000], al; hlt
+      let guest = try NestedGuest(l2: [0x0F, 0xA2, 0xA2, 0, 0x30, 0xF4])
+      guest.set(
+        pin: PinControls.preemptionTimer,
+        primary: PrimaryControls.useMSRBitmaps | PrimaryControls.useTPRShadow)
+      for _ in 0...next() % 4 {
+        let kind = next() % 3
+        let value = kind == 0 ? edges[Int(next() % 8)] : kind == 1 ? 1 << (next() % 64) : next()
+        let field = fields[Int(next() % UInt64(fields.count))]
+        guest.fields[field] = next() & 1 == 0 ? value : guest.fields[field] ^ value
+      }
+      do throws(Errno) {
+        for _ in 0..<3 { _ = try guest.client.run() }
+      } catch {
+        #expect(error == .interrupted)
+      }
+    }
+  }
+
+  // MARK: APIC
+
+  /// mov al, [0x8080]; mov bl, al; mov byte [0x8080], 0x30; mov al, [0x8020]: the APIC-access page
+  /// is 8000H.
+  @Test func accessesToTheAPIC() throws {
+    let guest = try NestedGuest(
+      l2: [
+        0xA0, 0x80, 0x80, 0x88, 0xC3, 0xC6, 0x06, 0x80, 0x80, 0x30, 0xA0, 0x20, 0x80, 0x0F, 0xA2,
+      ])
+    guest.set(
+      primary: PrimaryControls.useTPRShadow, secondary: SecondaryControls.virtualizeAPICAccesses)
+    guest.fields[.apicAccessAddress] = 0x8000
+    guest.store(UInt32(0x50), at: 0x17080)
+    #expect(try guest.exit() == .apicAccess)
+    let access = APICAccessQualification(rawValue: guest.fields[.exitQualification])
+    #expect(access == APICAccessQualification(.read, offset: 0x20))
+    #expect(guest.fields[.guestRIP] == 10)
+    #expect(try guest.client.registers.rbx & 0xFF == 0x50)
+    #expect(guest.read(0x17080, as: UInt32.self) == 0x30)
+  }
+
+  /// mov ecx, 0x808; rdmsr; mov bl, al; cpuid
+  @Test(arguments: [(UInt8(0), ExitReason.cpuid), (1, .rdmsr)])
+  func priorityByItsRegister(_ bit: UInt8, _ wanted: ExitReason) throws {
+    let guest = try NestedGuest(
+      l2: [0x66, 0xB9, 0x08, 8, 0, 0, 0x0F, 0x32, 0x88, 0xC3, 0x0F, 0xA2])
+    guest.set(
+      primary: PrimaryControls.useTPRShadow | PrimaryControls.useMSRBitmaps,
+      secondary: SecondaryControls.virtualizeX2APIC)
+    guest.store(bit, at: 0x9101)
+    guest.store(UInt32(0x50), at: 0x17080)
+    #expect(try guest.exit() == wanted)
+    if bit == 0 { #expect(try guest.client.registers.rbx & 0xFF == 0x50) }
+  }
+
   // MARK: What L1 has
 
   @Test func capabilities() throws {

@@ -39,7 +39,8 @@ struct GuestFeatures: OptionSet, Sendable {
 
   private static let table: [(Self, UInt32, UInt32, Register, UInt32)] = [
     (.x2APIC, 1, 0, .ecx, 1 << 21), (.tscDeadline, 1, 0, .ecx, 1 << 24),
-    (.vmx, 1, 0, .ecx, SupportedCPUID.vmxBit), (.xsave, 1, 0, .ecx, 1 << 26), (.rdrand, 1, 0, .ecx, 1 << 30),
+    (.vmx, 1, 0, .ecx, SupportedCPUID.vmxBit), (.xsave, 1, 0, .ecx, 1 << 26),
+    (.rdrand, 1, 0, .ecx, 1 << 30),
     (.performanceCapabilities, 1, 0, .ecx, SupportedCPUID.performanceCapabilitiesBit),
     (.tscAdjust, 7, 0, .ebx, 1 << 1), (.invpcid, 7, 0, .ebx, 1 << 10),
     (.rdseed, 7, 0, .ebx, 1 << 18), (.rdpid, 7, 0, .ecx, 1 << 22),

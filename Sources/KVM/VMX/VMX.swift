@@ -263,7 +263,8 @@ final class VMX: VirtualizationBackend {
 
   func inject(_ event: GuestEvent) {
     unsafe cpu.vmwrite(.entryInterruptionInfo, vendorInformation(of: event))
-    if let code = event.errorCode { unsafe cpu.vmwrite(.entryExceptionErrorCode, UInt64(code)) }
+    // An entry with a longer one, which only a client can queue, would be refused.
+    if let code = event.errorCode { write(.entryExceptionErrorCode, UInt64(code & 0xFFFF)) }
     if event.isOfInstruction {
       unsafe cpu.vmwrite(.entryInstructionLength, UInt64(event.instructionLength))
     }

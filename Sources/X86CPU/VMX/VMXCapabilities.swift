@@ -19,6 +19,11 @@ package struct ControlCapability: Sendable {
     allowed = required | offered
   }
 
+  /// No value is allowed where a bit that is required is not.
+  package init(required: UInt32, allowed: UInt32) {
+    (self.required, self.allowed) = (required, allowed)
+  }
+
   @inlinable package func allows(_ value: UInt32) -> Bool {
     value & required == required && value & ~allowed == 0
   }

@@ -5,6 +5,7 @@
 // of vmcs02. The guest's state is checked by the processor, at the entry. Nothing that vmcs12 names
 // is given to the processor: addresses in it are L1's, and go through the machine's memory.
 
+import CHost
 import X86
 import X86CPU
 
@@ -28,8 +29,13 @@ extension NestedVMX {
     if launches, isLaunched { throw .fail(.vmlaunchNonClear) }
     if !launches, !isLaunched { throw .fail(.vmresumeNonLaunched) }
     try check(vcpu)
+    // Linux tells the client, too, where L1 names no memory.
+    if has(secondary: SecondaryControls.virtualizeAPICAccesses), accessPage(vcpu) == nil {
+      throw .again(vcpu.internalError(KVM_INTERNAL_ERROR_EMULATION))
+    }
     vcpu.advance()
     (wasLaunched, isLaunched) = (isLaunched, true)
+    hasEntered = false
     begin(vcpu)
     throw .again(.resume)
   }
@@ -131,6 +137,7 @@ extension NestedVMX {
     l2[.vpid] = UInt64(vpid)
     l2[.msrBitmap] = msrBitmap.address
     l2[.virtualAPICAddress] = virtualAPIC.address
+    l2[.apicAccessAddress] = accessPage(vcpu) ?? virtualAPIC.address
     if primary & PrimaryControls.useTPRShadow != 0 {
       let priority = virtualPriority(vcpu) ?? 0
       unsafe virtualAPIC.bytes.storeBytes(
@@ -159,7 +166,7 @@ extension NestedVMX {
     let (own, l2) = (vmx.own.fields, block.fields)
     let windows = PrimaryControls.interruptWindowExiting | PrimaryControls.nmiWindowExiting
     vmx.guestPrimary = primary & windows
-    let offset = primary & PrimaryControls.useTSCOffsetting != 0 ? l2[.tscOffset] : 0
+    let counter = mergedCounter
     let fixed = vmx.allowedCR4 | CR4.vmxe.rawValue
     let mask = l2[.cr4Mask]
     let pageFault = own[.exceptionBitmap] & 1 << UInt64(ExceptionVector.pageFault.rawValue) != 0
@@ -171,7 +178,7 @@ extension NestedVMX {
       (.pageFaultErrorCodeMatch, pageFault ? 0 : l2[.pageFaultErrorCodeMatch]),
       (.cr4Mask, mask | ~fixed),
       (.cr4ReadShadow, l2[.cr4ReadShadow] & mask | vmx.read(.guestCR4) & ~mask),
-      (.tscOffset, own[.tscOffset] &+ offset), (.tscMultiplier, own[.tscMultiplier]),
+      (.tscOffset, counter.offset), (.tscMultiplier, counter.multiplier),
       (.notifyWindow, own[.notifyWindow]), (.pleGap, pauses[.pleGap]),
       (.pleWindow, pauses[.pleWindow]), (.eptPointer, mergedEPTPointer),
     ]
@@ -219,6 +226,44 @@ extension NestedVMX {
       unsafe msrBitmap.bytes.storeBytes(
         of: own.byte(offset) | wanted, toByteOffset: offset, as: UInt8.self)
     }
+    guard !isAll, has(secondary: SecondaryControls.virtualizeX2APIC) else { return }
+    // IA32_X2APIC_TPR is L2's own: its reads, and its writes.
+    for offset in [0x101, 0x101 + 2048] {
+      let wanted: UInt8 = vcpu.memory.load(base &+ UInt64(offset)) ?? 0xFF
+      unsafe msrBitmap.bytes.storeBytes(of: wanted | 0xFE, toByteOffset: offset, as: UInt8.self)
+    }
+  }
+
+  /// The page of this process in whose place L2 finds its APIC; nil: there is none. The processor
+  /// compares addresses with it, and never follows it.
+  private func accessPage(_ vcpu: VirtualCPU) -> UInt64? {
+    let address = block.fields[.apicAccessAddress]
+    guard has(secondary: SecondaryControls.virtualizeAPICAccesses),
+      case .at(let place) = vcpu.memory.place(address, count: 4096)
+    else { return nil }
+    return UInt64(UInt(bitPattern: place))
+  }
+
+  /// TSC offset and multiplier of L2: L1's counter, scaled and offset once more (SDM volume 3,
+  /// "Changes to Instruction Behavior in VMX Non-Root Operation", of RDTSC).
+  private var mergedCounter: (offset: UInt64, multiplier: UInt64) {
+    let (own, l2) = (vmx.own.fields, block.fields)
+    let (offset, multiplier) = (own[.tscOffset], own[.tscMultiplier])
+    guard has(primary: PrimaryControls.useTSCOffsetting) else { return (offset, multiplier) }
+    guard has(secondary: SecondaryControls.useTSCScaling) else {
+      return (offset &+ l2[.tscOffset], multiplier)
+    }
+    let scale = l2[.tscMultiplier]
+    let isNegative = offset >> 63 != 0
+    let magnitude = Self.scaled(isNegative ? 0 &- offset : offset, scale)
+    let scaled = isNegative ? 0 &- magnitude : magnitude
+    return (scaled &+ l2[.tscOffset], max(1, Self.scaled(multiplier, scale)))
+  }
+
+  /// Multipliers have 48 bits of fraction.
+  private static func scaled(_ value: UInt64, _ multiplier: UInt64) -> UInt64 {
+    let product = value.multipliedFullWidth(by: multiplier)
+    return product.high &<< 16 | product.low &>> 48
   }
 
   // MARK: Special features of VM entry

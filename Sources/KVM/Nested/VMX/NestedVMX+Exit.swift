@@ -11,16 +11,19 @@ import X86CPU
 extension NestedVMX {
   func takeExit(_ vcpu: VirtualCPU) -> Disposition? {
     if vmx.failure != nil {
+      if hasEntered { return shutDown(vcpu) }
       refuseControls(vcpu)
       return .resume
     }
     let reason = UInt32(truncatingIfNeeded: vmx.read(.exitReason))
     let basic = ExitReason(rawValue: UInt16(truncatingIfNeeded: reason))
     if reason & ExitReason.entryFailureBit != 0 {
+      if hasEntered { return shutDown(vcpu) }
       let qualification = vmx.read(.exitQualification)
       refuse(vcpu, basic, qualification)
       return .resume
     }
+    hasEntered = true
     if basic == .eptViolation { return hasEPT ? takeViolation(vcpu) : nil }
     if basic == .exceptionOrNMI { return takeException(vcpu) }
     guard isGuests(basic, vcpu) else { return nil }
@@ -28,10 +31,19 @@ extension NestedVMX {
     return .resume
   }
 
+  /// L2 has run, and cannot go on with the state that the client has given it since. To L1, L2
+  /// shuts down, as in Linux.
+  private func shutDown(_ vcpu: VirtualCPU) -> Disposition {
+    vmx.failure = nil
+    vcpu.events.interrupted = nil
+    leave(vcpu, NestedVMXExit(reason: .tripleFault))
+    return .resume
+  }
+
   // MARK: Whose exit it is
 
-  private func has(primary control: UInt32) -> Bool { primary & control != 0 }
-  private func has(secondary control: UInt32) -> Bool { secondary & control != 0 }
+  func has(primary control: UInt32) -> Bool { primary & control != 0 }
+  func has(secondary control: UInt32) -> Bool { secondary & control != 0 }
 
   /// Controls that ask for an exit, of any of which one is enough.
   private static let primaryRows: [ExitReason: UInt32] = [
@@ -77,8 +89,8 @@ extension NestedVMX {
     }
   }
 
-  /// CR0 and CR3 exit for L1 alone; CR4 also where L2 sets bits that L1 does not have, CR8 also where
-  /// it is L1's.
+  /// CR0 and CR3 exit for L1 alone; CR4 also where L2 sets bits that L1 does not have, CR8 also
+  /// where it is L1's.
   private func isControlRegisterGuests(_ vcpu: VirtualCPU) -> Bool {
     let access = ControlRegisterQualification(rawValue: vmx.read(.exitQualification))
     let isWrite = access.access == .movTo
@@ -156,7 +168,8 @@ extension NestedVMX {
     exit.info = InterruptionInfo(
       isSoftware ? .softwareException : .hardwareException, vector: exception.vector,
       hasErrorCode: exception.hasErrorCode)
-    exit.errorCode = exception.hasErrorCode ? exception.errorCode : 0
+    // The upper half is 0, whatever the client has queued.
+    exit.errorCode = exception.hasErrorCode ? exception.errorCode & 0xFFFF : 0
     if isSoftware { exit.length = UInt64(vcpu.events.instructionLength) }
     switch ExceptionVector(rawValue: exception.vector) {
     case .pageFault:

@@ -9,8 +9,8 @@
 //              it is the shadow VMCS on which L1's VMREAD and VMWRITE work without an exit
 //     vmcs02   `merged`: what runs L2. State of vmcs12, controls of both (NestedVMX+Entry)
 //
-// L2's TLB entries have a VPID of their own, and its EPT is L1's and ours in one (NestedVMX+Memory),
-// or ours where L1 uses none.
+// L2's TLB entries have a VPID of their own, and its EPT is L1's and ours in one
+// (NestedVMX+Memory), or ours where L1 uses none.
 
 import X86
 import X86CPU
@@ -25,6 +25,8 @@ final class NestedVMX: NestedVirtualization {
   /// The launch state of vmcs12 is "launched", and was before the last entry.
   var isLaunched = false
   var wasLaunched = false
+  /// L2 has run since the last VM entry of L1's.
+  var hasEntered = false
   var capabilities = NestedVMXCapabilities()
   private var featureControl: UInt64 = 0
 
@@ -137,8 +139,8 @@ extension VMXRegion {
   /// VMREAD and VMWRITE of which fields exit: of those that L1 does not have.
   static let shadowBitmap: VMXRegion = {
     let region = VMXRegion()
-    for encoding in UInt32(0)..<0x8000 {
-      let byte = Int(encoding >> 3)
+    for encoding: UInt32 in 0..<0x8000 {
+      let byte = Int(truncatingIfNeeded: encoding >> 3)
       let old = unsafe region.bytes.load(fromByteOffset: byte, as: UInt8.self)
       let bit: UInt8 = 1 << UInt8(encoding & 7)
       let exists = NestedVMX.hasField(VMCSField(rawValue: encoding))
@@ -154,8 +156,8 @@ extension NestedVMX {
   private static let absentFields: Set<VMCSField> = [
     .postedInterruptVector, .postedInterruptDescriptor, .eptpIndex, .guestInterruptStatus,
     .pmlIndex, .pmlAddress, .vmFunctionControls, .eptpListAddress, .vmreadBitmap, .vmwriteBitmap,
-    .virtualizationExceptionInfo, .tscMultiplier, .notifyWindow, .eoiExitBitmap0,
-    .eoiExitBitmap1, .eoiExitBitmap2, .eoiExitBitmap3, .apicAccessAddress,
+    .virtualizationExceptionInfo, .notifyWindow, .eoiExitBitmap0, .eoiExitBitmap1,
+    .eoiExitBitmap2, .eoiExitBitmap3,
   ]
 
   /// Whether L1's VMCSs have a field, or the 64-bit field whose high half it is.

@@ -32,7 +32,11 @@ struct NestedVMXCapabilities {
     | SecondaryControls.wbinvdExiting | SecondaryControls.unrestrictedGuest
     | SecondaryControls.pauseLoopExiting | SecondaryControls.rdrandExiting
     | SecondaryControls.enableINVPCID | SecondaryControls.rdseedExiting
-    | SecondaryControls.enableXSAVES
+    | SecondaryControls.enableXSAVES | SecondaryControls.virtualizeAPICAccesses
+    | SecondaryControls.virtualizeX2APIC | SecondaryControls.useTSCScaling
+
+  /// Bits of IA32_VMX_BASIC that may be taken away: information for INS and OUTS, "true" MSRs.
+  private static let basicFeatures: UInt64 = 1 << 54 | 1 << 55
 
   /// Bits of IA32_VMX_MISC.
   private enum Misc {
@@ -62,7 +66,7 @@ struct NestedVMXCapabilities {
     ]
     var allowed = secondary.allowed
     for (feature, control) in rows where features.isDisjoint(with: feature) { allowed &= ~control }
-    return ControlCapability(required: secondary.required, offered: allowed)
+    return ControlCapability(required: secondary.required, allowed: allowed)
   }
 
   func cr4Fixed1(_ allowedCR4: UInt64) -> UInt64 { allowedCR4 | CR4.vmxe.rawValue }
@@ -100,7 +104,11 @@ struct NestedVMXCapabilities {
   mutating func set(_ msr: MSR, _ value: UInt64) -> Bool? {
     let offered = Self()
     switch msr {
-    case .vmxBasic: return value == basic
+    case .vmxBasic:
+      guard (value ^ offered.basic) & ~Self.basicFeatures == 0, value & ~offered.basic == 0 else {
+        return false
+      }
+      basic = value
     case .vmxTruePinControls: return Self.set(&pin, value, offered.pin)
     case .vmxTruePrimaryControls: return Self.set(&primary, value, offered.primary)
     case .vmxTrueExitControls: return Self.set(&exit, value, offered.exit)
@@ -138,10 +146,10 @@ struct NestedVMXCapabilities {
   ) -> Bool {
     let required = UInt32(truncatingIfNeeded: value)
     let allowed = UInt32(truncatingIfNeeded: value >> 32)
-    guard required & offered.required == offered.required, allowed & ~offered.allowed == 0,
-      required & ~allowed == 0
-    else { return false }
-    capability = ControlCapability(required: required, offered: allowed)
+    guard required & offered.required == offered.required, allowed & ~offered.allowed == 0 else {
+      return false
+    }
+    capability = ControlCapability(required: required, allowed: allowed)
     return true
   }
 
