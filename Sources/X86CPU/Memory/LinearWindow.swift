@@ -11,7 +11,7 @@
 //     a new context                 the window's is another: `high` is `LinearWindow.none`
 //     INVLPG                        `dropWindowPage`
 //     a page that gets code         `dropWindowWrites`
-//     contexts that are used again  `emptyWindows`
+//     contexts that are used again  `emptyWindow`
 //
 // One thread at a time has the CPU and its window, and the handler runs on it while it is in
 // translated code.
