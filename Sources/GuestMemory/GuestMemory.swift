@@ -28,7 +28,6 @@ import SystemPackage
   package typealias WriteObserver = @Sendable (_ start: UnsafeRawPointer, _ count: Int) -> Void
 
   private let mapping: Mapping
-  private let isShared: Bool
   private let observer: WriteObserver?
   /// In ascending order.
   package let regions: [Region]
@@ -39,19 +38,13 @@ import SystemPackage
   ///
   /// - Parameters:
   ///   - size: bytes, a multiple of 4096.
-  ///   - lowEnd: where the memory's first range ends at the latest.
-  ///   - highStart: where the rest goes on.
-  ///   - isShared: parts of it can be mapped a second time.
-  ///   - observer: told of all writes.
+  ///   - lowEnd: upper limit of the memory's first range.
+  ///   - highStart: start of the second range.
+  ///   - observer: called for all writes.
   package init(
-    size: Int, lowEnd: UInt64, highStart: UInt64, isShared: Bool = false,
-    observer: WriteObserver? = nil
+    size: Int, lowEnd: UInt64, highStart: UInt64, observer: WriteObserver? = nil
   ) throws(Errno) {
-    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true, isShared: isShared)
-    if isShared {
-      SharedRanges.add(unsafe UInt(bitPattern: mapping.address), mapping.size)
-      mapping.collapse()
-    }
+    let mapping = try Mapping(anonymous: size, hugePages: true, guards: true)
     let low = min(UInt64(size), lowEnd)
     var regions = unsafe [Region(guestAddress: 0, size: low, hostAddress: mapping.address)]
     if UInt64(size) > low {
@@ -61,7 +54,6 @@ import SystemPackage
           hostAddress: mapping.address + Int(low)))
     }
     self.mapping = mapping
-    self.isShared = isShared
     unsafe self.observer = unsafe observer
     self.regions = regions
     self.size = size
@@ -84,9 +76,7 @@ import SystemPackage
   package func clear() {
     for region in regions {
       let size = Int(truncatingIfNeeded: region.size)
-      if unsafe madvise(region.hostAddress, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED))
-        != 0
-      {
+      if unsafe madvise(region.hostAddress, size, Int32(MADV_DONTNEED)) != 0 {
         unsafe memset(region.hostAddress, 0, size)
       }
       unsafe noteWrite(region.hostAddress, count: size)
@@ -104,7 +94,7 @@ import SystemPackage
     guard count > before else { return 0 }
     let size = (count &- before) & ~(page &- 1)
     let first = unsafe start + before
-    guard size > 0, unsafe madvise(first, size, Int32(isShared ? MADV_REMOVE : MADV_DONTNEED)) == 0
+    guard size > 0, unsafe madvise(first, size, Int32(MADV_DONTNEED)) == 0
     else { return 0 }
     unsafe noteWrite(first, count: size)
     return size

@@ -50,12 +50,12 @@ package struct MemoryProtection: OptionSet, Sendable {
   ///   - hugePages: align to 2 MiB and ask for huge pages (advice that the kernel may ignore).
   ///   - guards: at least `guardSize` inaccessible bytes on either side.
   package init(
-    anonymous size: Int, hugePages: Bool = false, guards: Bool = false, isShared: Bool = false
+    anonymous size: Int, hugePages: Bool = false, guards: Bool = false
   ) throws(Errno) {
     try self.init(
       size: size, protection: [.read, .write],
-      flags: (isShared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1,
-      offset: 0, hugePages: hugePages, guards: guards)
+      flags: MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, descriptor: -1, offset: 0,
+      hugePages: hugePages, guards: guards)
   }
 
   /// Maps private memory with guards that begins with these bytes, above 0 of them.
@@ -166,18 +166,7 @@ package struct MemoryProtection: OptionSet, Sendable {
     }
   }
 
-  /// Puts huge pages behind shared memory, which MADV_HUGEPAGE alone does only where the host's
-  /// setting for shared memory says so. All of it is in memory then.
-  package func collapse() {
-    for start in stride(from: 0, to: size, by: Self.hugePageSize) {
-      let count = min(Self.hugePageSize, size - start)
-      // MADV_POPULATE_WRITE: an empty range cannot be collapsed.
-      if unsafe madvise(address + start, count, 23) != 0 { return }
-      if unsafe madvise(address + start, count, chost_madv_collapse) != 0 { return }
-    }
-  }
-
-  /// Leaves the memory mapped for as long as the process lives.
+  /// Keeps the memory mapped for the life of the process.
   package consuming func keep() { discard self }
 
   /// All bytes, which nobody changes meanwhile.

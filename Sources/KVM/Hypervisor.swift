@@ -117,7 +117,7 @@ package final class Hypervisor: Sendable {
           on: cpu, threshold: tuning.threshold, hotEntries: tuning.hotEntries,
           codeBytes: tuning.codeBytes, guardsSpeculation: tuning.guardsSpeculation,
           countsInstructions: reports.measures, log: log, measures: reports.measures,
-          verifies: tuning.verifiesAccesses, store: kept, windows: tuning.windows)
+          verifies: tuning.verifiesAccesses, store: kept)
       }, enableSpare: { (cpu) throws(Errno) in try Backends.type(for: cpu).enable(cpu) })
   }
 

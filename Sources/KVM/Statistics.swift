@@ -59,7 +59,7 @@ extension Hypervisor {
       (name: "blocks decoded", value: caches.blocksBuilt),
       (name: "  dropped, written over", value: caches.blocksDropped),
       (name: "  cache dropped, full", value: caches.blockCacheFlushes),
-    ] + caches.windows.lines
+    ]
   }
 }
 

@@ -27,8 +27,7 @@ package final class LoopbackTransport: KVMTransport {
   ///   - codeBytes: code memory of each processor.
   ///   - guardsSpeculation: whether translated code's accesses are harmless under misprediction.
   ///   - verifiesAccesses: whether translated code's accesses are compared with a walk.
-  ///   - windows: on, off or eager (`WindowUse`).
-  ///   - listing: descriptor that each translation is listed on.
+  ///   - listing: descriptor for a listing of each translation.
   ///   - perfMap: descriptor of the file in which `perf` looks up names of generated code.
   ///   - store: folder for translations of earlier runs, and its size limit in bytes.
   ///   - measures: measure times, and count in translated code, for `statistics`.
@@ -36,7 +35,7 @@ package final class LoopbackTransport: KVMTransport {
   package init(
     physicalCPUs: Int? = nil, silicon: SiliconVendor? = nil, translates: Bool = false,
     threshold: UInt32? = nil, hotEntries: Int32? = nil, codeBytes: Int? = nil,
-    guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, windows: String = "off", listing: Int32? = nil,
+    guardsSpeculation: Bool = true, verifiesAccesses: Bool = false, listing: Int32? = nil,
     perfMap: Int32? = nil, store: (path: String, limit: Int)? = nil, measures: Bool = false,
     warn: @escaping @Sendable ([String]) -> Void = { _ in }
   ) throws(Errno) {
@@ -46,7 +45,6 @@ package final class LoopbackTransport: KVMTransport {
     if let codeBytes { tuning.codeBytes = codeBytes }
     tuning.guardsSpeculation = guardsSpeculation
     tuning.verifiesAccesses = verifiesAccesses
-    tuning.windows = WindowUse(rawValue: windows) ?? .off
     hypervisor = try Hypervisor(
       physicalCPUs: physicalCPUs, silicon: silicon, translates: translates, tuning: tuning,
       reports: TranslatorReports(listing: listing, perfMap: perfMap, measures: measures),

@@ -10,14 +10,11 @@ extension GuestMemory {
   ///
   /// - Parameters:
   ///   - size: bytes, a multiple of 4096, within the map's limits.
-  ///   - hole: where the memory below 4 GiB ends at the latest.
-  ///   - isShared: parts of it can be mapped a second time.
-  ///   - observer: told of all writes.
+  ///   - hole: upper limit of the memory below 4 GiB.
   package convenience init(
-    size: Int, hole: UInt64 = GuestMap.memoryHole, isShared: Bool = false,
-    observer: GuestMemory.WriteObserver? = nil
+    size: Int, hole: UInt64 = GuestMap.memoryHole, observer: GuestMemory.WriteObserver? = nil
   ) throws(Errno) {
     unsafe try self.init(
-      size: size, lowEnd: hole, highStart: GuestMap.fourGiB, isShared: isShared, observer: observer)
+      size: size, lowEnd: hole, highStart: GuestMap.fourGiB, observer: observer)
   }
 }

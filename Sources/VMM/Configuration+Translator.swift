@@ -26,15 +26,7 @@ extension Configuration {
     }
   }
 
-  /// Switches windows of hot user code (docs/windows.md).
-  package mutating func setWindows(_ text: String) throws(RunError) {
-    guard ["on", "off", "eager"].contains(text) else {
-      throw RunError("--windows \(text): give on, off or eager")
-    }
-    windows = text
-  }
-
-  /// Sets after how many executions a block is translated.
+  /// Sets the number of executions after which a block is translated.
   package mutating func setTranslatorThreshold(_ text: String) throws(RunError) {
     translatorThreshold = UInt32(try Self.count(text, "--translator-threshold"))
   }

@@ -48,9 +48,7 @@ package struct Configuration: Sendable {
   package var guardsSpeculation = true
   /// Whether translated code's accesses are compared with a page walk, for tests.
   package var verifiesAccesses = false
-  /// on, off or eager (docs/windows.md).
-  package var windows = "off"
-  /// Where translations are kept from run to run; nil: nowhere.
+  /// Where translations are kept between runs; nil: nowhere.
   package var translationCache: TranslationCache?
   /// Descriptors of the translator's reports: guest and host code, and names for `perf`.
   package var translationListing: Int32?

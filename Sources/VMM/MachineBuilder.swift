@@ -28,8 +28,7 @@ enum MachineBuilder {
       try unsafe GuestMemory(
         size: configuration.memory,
         hole: configuration.firmware?.isUEFI == true
-          ? GuestMap.firmwareMemoryHole : GuestMap.memoryHole,
-        isShared: configuration.windows != "off"
+          ? GuestMap.firmwareMemoryHole : GuestMap.memoryHole
       ) { unsafe engine.transport.noteWrite($0, count: $1) }
     }
     let entry = try image.load(into: memory)

@@ -55,22 +55,17 @@ package struct NativeFaultSites {
   /// Whether an address is in the code memory.
   func contains(_ address: UInt) -> Bool { address &- start < size }
 
-  /// Where the instruction at an address goes on that faulted; 0 where it is no guest's access.
-  func target(_ address: UInt) -> UInt { find(address).target }
-
-  /// The same, with the address from which faults are that access's.
-  func find(_ address: UInt) -> (target: UInt, site: UInt) {
+  /// Where to continue after a fault at an address; 0 if the instruction there is no guest access.
+  func target(_ address: UInt) -> UInt {
     let position = address &- start
-    guard position < size, let sites else { return (0, 0) }
+    guard position < size, let sites else { return 0 }
     var low = 0
     var high = count
     while low < high {
       let middle = (low &+ high) / 2
       if UInt(sites[middle].position) <= position { low = middle &+ 1 } else { high = middle }
     }
-    if low == 0 { return (0, 0) }
-    let site = sites[low &- 1]
-    return (start &+ UInt(site.target), start &+ UInt(site.position))
+    return low == 0 ? 0 : start &+ UInt(sites[low &- 1].target)
   }
 }
 

@@ -31,7 +31,7 @@ struct Martlet: ParsableCommand {
       hotEntries: configuration.translatorHotEntries,
       codeBytes: configuration.translatorCodeBytes,
       guardsSpeculation: configuration.guardsSpeculation,
-      verifiesAccesses: configuration.verifiesAccesses, windows: configuration.windows,
+      verifiesAccesses: configuration.verifiesAccesses,
       listing: configuration.translationListing, perfMap: configuration.perfMap,
       store: configuration.translationCache.map { (path: $0.path, limit: $0.limit) },
       measures: configuration.statistics, warn: Diagnostics.warn)
@@ -265,10 +265,6 @@ struct Run: ParsableCommand {
   )
   var verifyAccesses = false
 
-  /// Experimental (docs/windows.md).
-  @Option(help: .hidden)
-  var windows = "off"
-
   @Option(
     help: ArgumentHelp(
       "Lowest level of diagnostics on standard error: trace (every exit to user space), debug, "
@@ -395,7 +391,6 @@ struct Run: ParsableCommand {
     try configuration.setTranslator(translator)
     try configuration.setSpeculationGuard(speculationGuard)
     configuration.verifiesAccesses = verifyAccesses
-    try configuration.setWindows(windows)
     try configuration.setTranslationCache(translationCache)
     if let translatorThreshold { try configuration.setTranslatorThreshold(translatorThreshold) }
     if let translatorHotEntries { try configuration.setTranslatorHotEntries(translatorHotEntries) }

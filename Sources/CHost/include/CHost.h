@@ -11,7 +11,6 @@
 #include <stdint.h>
 #include <linux/kvm.h>
 #include <linux/prctl.h>
-#include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/epoll.h>
 #include <sys/timerfd.h>
@@ -257,9 +256,6 @@ static const int chost_madv_collapse = 25;
 static inline void *chost_mremap_to(void *memory, size_t size, void *place) {
   return mremap(memory, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, place);
 }
-
-/// Whether programs may execute WRGSBASE: the kernel says so in AT_HWCAP2.
-static inline _Bool chost_has_fsgsbase(void) { return (getauxval(AT_HWCAP2) & 2) != 0; }
 
 /// RDTSC.
 static inline uint64_t chost_rdtsc(void) { return __builtin_ia32_rdtsc(); }

@@ -71,15 +71,11 @@ package struct NativeState {
   /// The current `CPUState.blockContext` at CPL 3 and below.
   package var userContext: UInt64 = 0
   package var supervisorContext: UInt64 = 0
-  /// The upper halves of the windows' linear addresses, if code that runs now may use them, and if
-  /// code at CPL 3 might (`LinearWindow`).
-  package var windowHigh = WindowSet.none
-  package var userWindow = WindowSet.none
-  /// Keeps what follows away from the fields that every access looks at. A processor that forwards
-  /// stores to loads by the low bits of addresses takes fields 2 KiB apart for one: it then waits
-  /// at each look at the TLB, which made a system call of Linux take twice the time.
-  private var distance = InlineArray<78, UInt64>(repeating: 0)
-  /// Host addresses of groups of accesses in the block that runs.
+  /// Padding between the fields below and those that every access reads. A processor that forwards
+  /// stores to loads by the low address bits confuses fields 2 KiB apart: it then stalls at each
+  /// TLB check, which made a system call of Linux take twice the time.
+  private var distance = InlineArray<82, UInt64>(repeating: 0)
+  /// Host addresses of the access groups in the running block.
   package var groupAddresses = InlineArray<16, UInt64>(repeating: 0)
   package static let groupCount = 16
   /// The last pages of accesses in loops: host address, distance from linear addresses, and the
@@ -117,7 +113,6 @@ package struct NativeState {
   package var isSearching = false
   /// Translated code's handler calls, by number: the translator's array.
   package var handlerSites: UnsafeMutablePointer<NativeHandlerSite>?
-  package var windows = WindowSet()
 
   /// `stackLimit` of a known page.
   package static let stackLimit: UInt64 = 4096 - 8 + 1

@@ -197,14 +197,12 @@ extension PhysicalCPU {
 
   private func dropTranslations() {
     cpu.s.pointee.stackLimit = 0
-    cpu.emptyWindows()
     for n in 0..<(TLB.entriesPerBank * TLB.bankCount) { tlbBanks[n] = .invalid }
   }
 
   /// Drops the write tags of a host page; read tags stay.
   private func dropWriteTranslations(_ page: UInt64) {
     cpu.s.pointee.stackLimit = 0
-    cpu.dropWindowWrites(page)
     let wanted = SIMD16<UInt32>(repeating: UInt32(truncatingIfNeeded: page >> Page.shift))
     let pages = UnsafeRawPointer(writablePages).assumingMemoryBound(to: SIMD16<UInt32>.self)
     for group in 0..<(TLB.entriesPerBank * TLB.bankCount / 16)

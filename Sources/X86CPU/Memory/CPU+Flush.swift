@@ -28,7 +28,6 @@ extension CPU {
 
   private func setAddressSpace(_ context: UInt64) {
     s.pointee.addressSpace = context
-    renewWindows()
     updateSupervisorBank()
     updateBlockContext()
   }
@@ -97,7 +96,6 @@ extension CPU {
       s.pointee.secondTLB[bank * SecondTLB.entriesPerBank + second] = .invalid
     }
     s.pointee.stackLimit = 0
-    dropWindowPage(linear)
     let page = linear >> Page.shift
     let isUser = owner.executedByUser.mayContain(page)
     let isSupervisor = owner.executedBySupervisor.mayContain(page)
@@ -117,7 +115,6 @@ extension CPU {
       | (s.pointee.supervisorCodeIsGlobal ? s.pointee.globalContext : context)
     s.pointee.blockContext =
       s.pointee.cpl == 3 ? s.pointee.native.userContext : s.pointee.native.supervisorContext
-    updateWindows()
   }
 
   /// Notes a page that is entered for execution: for INVLPG, and for whether supervisor code is the
@@ -177,7 +174,6 @@ extension PhysicalCPU {
   func newContext() -> UInt64 {
     if nextContext > TLB.lastContext {
       tlbCounts.wipes &+= 1
-      cpu.emptyWindows()
       tlbBanks.update(repeating: .invalid, count: TLB.entriesPerBank * TLB.bankCount)
       newTLBGeneration()
       forgetContexts()

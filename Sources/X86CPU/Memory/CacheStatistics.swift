@@ -23,7 +23,6 @@ package struct CacheStatistics: Sendable {
   package var blocksDropped: UInt64 = 0
   /// How often the full block cache was dropped.
   package var blockCacheFlushes: UInt64 = 0
-  package var windows = WindowCounts()
 
   package init() {}
 
@@ -35,7 +34,6 @@ package struct CacheStatistics: Sendable {
     blocksBuilt &+= other.blocksBuilt
     blocksDropped &+= other.blocksDropped
     blockCacheFlushes &+= other.blockCacheFlushes
-    windows.add(other.windows)
   }
 }
 
@@ -50,7 +48,6 @@ extension PhysicalCPU {
     statistics.blocksBuilt = blocks.built
     statistics.blocksDropped = blocks.invalidated
     statistics.blockCacheFlushes = blocks.flushes
-    statistics.windows = cpu.s.pointee.native.windows.counts
     return statistics
   }
 }

@@ -22,13 +22,6 @@ package struct Place: Sendable {
   /// Log 2.
   package var scale: UInt8 = 0
   package var displacement: Int32 = 0
-  /// The base has 32 bits, and the segment is GS.
-  package var isWindow = false
-
-  /// `gs:[base + displacement]` with an address of 32 bits.
-  package static func window(_ base: HostRegister, _ displacement: Int32 = 0) -> Place {
-    Place(base: base, displacement: displacement, isWindow: true)
-  }
 
   package static func register(_ register: HostRegister) -> Place { Place(register: register) }
 
@@ -244,7 +237,6 @@ package struct Assembler {
 
   /// Legacy encoding of an opcode with a register (or opcode extension) and a place.
   package mutating func emit(_ form: Form, reg: UInt8, rm: Place) {
-    windowPrefixes(rm)
     if form.lock { byte(0xF0) }
     if form.operandSize16 { byte(0x66) }
     if form.repeatPrefix != 0 { byte(form.repeatPrefix) }
@@ -261,7 +253,6 @@ package struct Assembler {
   package mutating func emitVEX(
     _ form: Form, prefix: UInt8, reg: UInt8, vvvv: UInt8, rm: Place
   ) {
-    windowPrefixes(rm)
     byte(0xC4)
     byte(
       (reg & 8 == 0 ? 0x80 : 0) | (indexBit(rm) == 0 ? 0x40 : 0) | (baseBit(rm) == 0 ? 0x20 : 0)
@@ -269,11 +260,6 @@ package struct Assembler {
     byte((form.wide ? 0x80 : 0) | (~vvvv & 0xF) << 3 | prefix)
     byte(form.opcode)
     modRM(reg, rm)
-  }
-
-  /// GS and the address size, of an access to the window.
-  package mutating func windowPrefixes(_ rm: Place) {
-    if rm.isWindow { emit(0x65, 0x67) }
   }
 
   private func baseBit(_ rm: Place) -> UInt8 {

@@ -36,10 +36,10 @@ extension BlockTranslation {
   }
 
   /// Before the access of `n`, which has no check.
-  func noteOwnFaults(_ n: Int, always: Bool = false) {
-    guard guardsAccesses || always else { return }
+  func noteOwnFaults(_ n: Int) {
+    guard guardsAccesses else { return }
     let label = a.label()
-    faultSites.append(FaultSite(position: a.position, target: label))
+    noteFaults(label)
     faultWays.append(
       FaultWay(
         start: label, code: current, index: n, flags: flags, vectors: vectors,

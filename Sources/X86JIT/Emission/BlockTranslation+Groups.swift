@@ -38,7 +38,6 @@ extension BlockTranslation {
       verify(n, operand, at: place)
       return (place, nil)
     }
-    if slowFrom == nil, let number = windowNumber(n) { return (accessWindow(n, number), nil) }
     let miss = missLabel()
     accessOperand(n, operand, miss)
     return (.memory(.r13), miss)
@@ -85,11 +84,10 @@ extension BlockTranslation {
       a.store(home, .r13)
     } else {
       if heldGroup != g { a.load(.r13, home) }
-      noteOwnFaults(n, always: windowNumber(group: g) != nil)
+      noteOwnFaults(n)
     }
     heldGroup = g
-    let displacement = Int32(truncatingIfNeeded: -distance(n, g))
-    return windowNumber(group: g) == 0 ? .window(.r13, displacement) : .memory(.r13, displacement)
+    return .memory(.r13, Int32(truncatingIfNeeded: -distance(n, g)))
   }
 
   /// R13 = host address of the group whose linear address it is.
@@ -105,9 +103,7 @@ extension BlockTranslation {
       a.testByte(.register(tested), group.alignmentMask)
       a.jump(if: Self.notEqual, slow)
     }
-    if let number = windowNumber(group: accessGroup[n]) {
-      checkWindow(number, .r13, slow)
-    } else if group.isStack {
+    if group.isStack {
       translateStackAddress(size: group.size, slow)
     } else {
       translateAddress(size: group.size, write: group.writes, slow, for: n)
@@ -123,10 +119,6 @@ extension BlockTranslation {
       if g >= 0 { last = max(last, groups[g].last) }
       next += 1
     }
-    return segment(from: n, last: last)
-  }
-
-  func segment(from n: Int, last: Int) -> Label {
     let label = a.label()
     segments.append(
       SlowSegment(

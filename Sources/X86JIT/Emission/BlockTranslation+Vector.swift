@@ -275,9 +275,6 @@ extension BlockTranslation {
     _ n: Int, _ operand: Operand
   ) -> (place: Place, miss: Label?) {
     if rounds != nil || group(n) != nil { return access(n, operand) }
-    if slowFrom == nil, let number = windowNumber(n) {
-      return (accessVectorWindow(n, operand, number), nil)
-    }
     return (.memory(.r13), accessVectorOperand(n, operand))
   }
 
@@ -298,22 +295,6 @@ extension BlockTranslation {
     return miss
   }
 
-  /// The operand in the window, aligned as it must be.
-  private func accessVectorWindow(_ n: Int, _ operand: Operand, _ number: Int) -> Place {
-    let i = instructions[n]
-    clobberFlags(n)
-    let slow = segment(from: n, last: n)
-    linearAddress(n)
-    if i.attributes.contains(.x87) && !i.isX87Control {
-      a.store(.state(VectorOffset.x87Data), .r13)
-    }
-    if i.attributes.contains(.aligned) && operand.size > 1 {
-      a.testByte(.register(.r13), operand.size - 1)
-      a.jump(if: Self.notEqual, slow)
-    }
-    return checkWindow(number, .r13, slow)
-  }
-
   private func emitVector(_ i: Instruction, _ place: Place = .memory(.r13)) {
     var places = HostPlaces(address: (place.base ?? .r13).rawValue)
     places.index = place.index?.rawValue
@@ -330,7 +311,6 @@ extension BlockTranslation {
         a.load(.r15, RegisterMap.place(general.number))
       }
     }
-    a.windowPrefixes(place)
     for byte in i.hostCode(places) { a.byte(byte) }
     if let general, let scratch, general.access.contains(.write) {
       a.store(RegisterMap.place(general.number), scratch)

@@ -115,8 +115,6 @@ final class BlockTranslation {
   /// An access that the host executes speculatively after a failed check has a harmless address
   /// (`TranslatorTuning`).
   var guardsSpeculation = true
-  /// The window that accesses may use.
-  var window: WindowView?
   /// `CPUState.retired` is exact at each instruction that the interpreter or a handler executes.
   var countsInstructions = true
   /// All jumps to other translations can be unpatched, because the store keeps the translation
@@ -267,7 +265,7 @@ final class BlockTranslation {
 
   func translate() {
     // A loop's back edge skips the entry counter.
-    isCompact = heat != nil && !isLoop
+    isCompact = heat != nil && !codes[0].successors.contains(pageOffset)
     a.move(.r13, immediate: linearPage)
     a.store(.state(StateOffset.codePage), .r13)
     start = a.position
@@ -288,9 +286,6 @@ final class BlockTranslation {
     emitExits()
     a.resolve()
   }
-
-  /// The first block leads to itself.
-  var isLoop: Bool { codes[0].successors.contains(codes[0].pageOffset) }
 
   /// A single block's translation counts its entries, so that it is retranslated as a region when
   /// hot.

@@ -67,12 +67,6 @@ enum StateOffset {
   static let codePage = MemoryLayout<CPUState>.offset(of: \.codePage)!
   static let hostFlags = MemoryLayout<CPUState>.offset(of: \.hostFlags)!
   static let jumps = MemoryLayout<CPUState>.offset(of: \.jumps)!
-  static let windowHigh = native + MemoryLayout<NativeState>.offset(of: \.windowHigh)!
-  static let userWindow = native + MemoryLayout<NativeState>.offset(of: \.userWindow)!
-  private static let windows = native + MemoryLayout<NativeState>.offset(of: \.windows)!
-  static func windowBase(_ n: Int) -> Int {
-    windows + MemoryLayout<WindowSet>.offset(of: \.bases)! + n * 8
-  }
   static let stackPage = MemoryLayout<CPUState>.offset(of: \.stackPage)!
   static let stackAddend = MemoryLayout<CPUState>.offset(of: \.stackAddend)!
   static let stackLimit = MemoryLayout<CPUState>.offset(of: \.stackLimit)!

@@ -96,8 +96,6 @@ extension Thunks {
     selectBank(&a, TLB.supervisorWithoutSMAP)
     a.bind(done)
     switchContext(&a, StateOffset.supervisorContext, cpl: 0)
-    a.move(.r14, immediate: UInt64(LinearWindow.none) << 32 | UInt64(LinearWindow.none))
-    for part in [0, 8] { a.store(.state(StateOffset.windowHigh + part), .r14) }
     a.load(.r13, .state(StateOffset.lstar))
   }
 
@@ -121,10 +119,6 @@ extension Thunks {
     loadFlat(&a, .cs, FlatRights.code64 | FlatRights.user)
     selectBank(&a, TLB.user)
     switchContext(&a, StateOffset.userContext, cpl: 3)
-    for part in [0, 8] {
-      a.load(.r14, .state(StateOffset.userWindow + part))
-      a.store(.state(StateOffset.windowHigh + part), .r14)
-    }
     a.move(.r13, .rcx)
   }
 }

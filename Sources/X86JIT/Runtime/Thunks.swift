@@ -62,14 +62,13 @@ struct Thunks {
 
   private static let saved: [HostRegister] = [.rbx, .rbp, .r12, .r13, .r14, .r15]
 
-  /// - Parameter window: base of GS while translated code runs; nil: it is not used.
-  init(origin: UInt, guardsSpeculation: Bool, counts: Bool = false, window: UInt? = nil) {
+  init(origin: UInt, guardsSpeculation: Bool, counts: Bool = false) {
     self.counts = counts
     var a = Assembler(origin: origin)
     func here() -> UInt { origin + UInt(a.position) }
     let leave = a.label()
     enter = here()
-    Self.emitEnter(&a, window)
+    Self.emitEnter(&a)
     exitRelative = here()
     Self.emitAbsolute(&a)
     exitAt = here()
@@ -149,12 +148,8 @@ struct Thunks {
     a.jump(.r15)
   }
 
-  private static func emitEnter(_ a: inout Assembler, _ window: UInt?) {
+  private static func emitEnter(_ a: inout Assembler) {
     for register in saved { a.push(register) }
-    if let window {
-      a.move(.rax, immediate: UInt64(window))
-      a.emit(0xF3, 0x48, 0x0F, 0xAE, 0xD8)  // wrgsbase rax
-    }
     a.store(.memory(.rdi, Int32(StateOffset.hostStack)), .rsp)
     a.lea(.rsp, .memory(.rdi, Self.belowState))
     a.move(.r13, .rsi)

@@ -129,14 +129,13 @@ package final class Translator: BlockTranslator {
     codeBytes: Int = TranslatorTuning.standard.codeBytes,
     guardsSpeculation: Bool = TranslatorTuning.standard.guardsSpeculation,
     countsInstructions: Bool = true, log: TranslationLog? = nil, measures: Bool = false,
-    verifies: Bool = false, store: TranslationStore? = nil, windows: WindowUse = .off
+    verifies: Bool = false, store: TranslationStore? = nil
   ) throws(Errno) -> Translator? {
     guard HostFeatures.current.has(.bmi2) else { return nil }
     let translator = try Translator(
       cpu, hotEntries: max(hotEntries, 1), codeBytes: max(codeBytes, 1 << 15), log,
       guardsSpeculation: guardsSpeculation, countsInstructions: countsInstructions,
-      measures: measures, store: log == nil && !verifies && windows == .off ? store : nil,
-      window: windows == .off ? nil : cpu.makeWindows(isEager: windows == .eager))
+      measures: measures, store: log == nil && !verifies ? store : nil)
     translator.verifies = verifies
     cpu.translator = translator
     cpu.blocks.initialHeat = max(threshold, 1)
@@ -152,8 +151,7 @@ package final class Translator: BlockTranslator {
 
   private init(
     _ cpu: PhysicalCPU, hotEntries: Int32, codeBytes: Int, _ log: TranslationLog?,
-    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool, store: TranslationStore?,
-    window: UInt?
+    guardsSpeculation: Bool, countsInstructions: Bool, measures: Bool, store: TranslationStore?
   ) throws(Errno) {
     self.hotEntries = hotEntries
     processor = cpu
@@ -168,7 +166,7 @@ package final class Translator: BlockTranslator {
     self.countsInstructions = countsInstructions
     thunks = Thunks(
       origin: UInt(bitPattern: code.memory.executable), guardsSpeculation: guardsSpeculation,
-      counts: measures, window: window)
+      counts: measures)
     work = BlockTranslation(thunks: thunks, cache: cache, host: host)
     code.memory.writable.copyMemory(from: thunks.code, byteCount: thunks.code.count)
     firstCode = (thunks.code.count + 63) & ~63
@@ -178,8 +176,6 @@ package final class Translator: BlockTranslator {
     handlerCounts = .allocate(capacity: 4096)
     handlerCounts.initialize(repeating: 0, count: 4096)
     log?.note(thunks, processor: cpu.number)
-    cpu.cpu.s.pointee.native.windows.codeDistance =
-      Int(bitPattern: code.memory.writable) - Int(bitPattern: code.memory.executable)
   }
 
   /// Results of `verifies`.
@@ -223,8 +219,6 @@ package final class Translator: BlockTranslator {
     let heat = CPU.heatOffset(counters)
     counters &+= 1
     setHeat(heat, hotEntries)
-    if work.isLoop { work.window = findWindows() }
-    defer { work.window = nil }
     translate(heat: heat)
     if place() { keep(.block) }
     block.pointee.isCounted = block.pointee.native != 0
@@ -254,8 +248,6 @@ package final class Translator: BlockTranslator {
     work.memory.findRegion(block, in: cache, host: host)
     let resets = statistics.resets
     if work.memory.codeCount > 0 {
-      work.window = findWindows()
-      defer { work.window = nil }
       translate(heat: nil)
       if place() { keep(.region) }
     }
@@ -264,13 +256,6 @@ package final class Translator: BlockTranslator {
     if new == old { return stopCounting(block) }
     statistics.regions += 1
     replace(old, of: block)
-  }
-
-  /// The windows of the code at RIP, which may become this address space's now.
-  private func findWindows() -> WindowView? {
-    let state = processor.cpu.s
-    if state.pointee.native.windows.base == 0 || !processor.cpu.claimWindows() { return nil }
-    return WindowView(cpu: processor.cpu)
   }
 
   /// Replaces a block's own code by a region.

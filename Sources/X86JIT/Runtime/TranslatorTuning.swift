@@ -2,12 +2,6 @@
 //
 // The numbers by which the translator is tuned, and their defaults.
 
-/// Whether hot user code accesses memory through windows (docs/windows.md). Eager windows are given
-/// to whoever asks at once, which is slow: it tests that pages go in time.
-package enum WindowUse: String, Sendable {
-  case off, on, eager
-}
-
 /// When a translator translates, and how much it keeps.
 package struct TranslatorTuning: Sendable, Equatable {
   /// Executions of a block after which it is translated; 1 is at once.
@@ -22,8 +16,6 @@ package struct TranslatorTuning: Sendable, Equatable {
   package var guardsSpeculation: Bool
   /// Every access that has no look at the TLB of its own is compared with a walk. For tests: slow.
   package var verifiesAccesses = false
-  /// Hot user code accesses memory through windows (docs/windows.md).
-  package var windows = WindowUse.off
 
   package init(
     threshold: UInt32 = 8, hotEntries: Int32 = 2000, codeBytes: Int = 128 << 20,

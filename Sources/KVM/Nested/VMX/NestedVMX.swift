@@ -12,6 +12,7 @@
 // L2's TLB entries have a VPID of their own, and its EPT is L1's and ours in one
 // (NestedVMX+Memory), or ours where L1 uses none.
 
+import SystemPackage
 import X86
 import X86CPU
 
