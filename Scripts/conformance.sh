@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Runs the kernel's own KVM selftests on the software KVM, with Intel's processor and with AMD's, and
-# prints a table: the result of each and its reason. The tests come from Debian's linux-source-6.1, which is downloaded, not installed, and
-# are built in .conformance/, which git ignores.
+# prints a table: the result of each and its reason. The tests come from Debian's linux-source-6.1,
+# which is downloaded, not installed, and are built in .conformance/, which git ignores.
 #
 # usage: Scripts/conformance.sh [TEST...]      names as in Scripts/conformance-expected.txt
 #

@@ -72,7 +72,7 @@ unpack() {
 # $3.
 kernel() {
   [ -s "$guest/$2" ] && { [ -z "${3:-}" ] ||
-    [ -s "$guest/$3/kvm/kvm.ko" ] && [ -e "$guest/$3/vsock.ko" ]; } && return
+    { [ -s "$guest/$3/kvm/kvm.ko" ] && [ -e "$guest/$3/vsock.ko" ]; }; } && return
   [ -z "${missing:-}" ] || exit 1
   package=$(kernel_package "$1")
   if [ -z "$package" ] && [ -z "$lists" ]; then

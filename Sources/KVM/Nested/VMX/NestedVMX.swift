@@ -169,7 +169,8 @@ extension NestedVMX {
   }
 }
 
-/// Not carried out, and KVM_CHECK_EXTENSION says so: KVM's nested state. An SMI waits until L1 runs.
+/// There is no nested state of KVM's yet, and KVM_CHECK_EXTENSION says so. An SMI waits until L1
+/// runs.
 extension NestedVMX {
   func savedState(_ vcpu: VirtualCPU) -> NestedState { NestedState() }
   func restore(_ state: NestedState, _ vcpu: VirtualCPU) throws(Errno) { throw .invalidArgument }
