@@ -116,6 +116,8 @@ import X86
     try Engine.$vendor.withValue(.amd) {
       let client = try running()
       #expect(try client.setMSR(MSR.hostSaveArea.rawValue, 0x7000))
+      // Address space 1 is that of system management mode.
+      try client.setMemory(1 << 16, at: 0, size: client.memorySize, host: client.memory)
       // out 0x77, al; rsm
       client.load([0xE6, 0x77, 0x0F, 0xAA], at: 0x38000)
       try client.call(client.cpu, CKVM_SMI)

@@ -64,6 +64,8 @@ extension NestedSVM {
     l2[.ioPermissionMap] = l1[.ioPermissionMap]
     l2[.msrPermissionMap] = msrMap.address
     mergeMSRMap(vcpu)
+    let blocking = unsafe svm[.interruptibility] & UInt64(Interruptibility.blockingByNMI)
+    wasNMIBlocked = blocking != 0
     isGuest = true
     isGIFOpen = true
     unsafe svm.run(merged)

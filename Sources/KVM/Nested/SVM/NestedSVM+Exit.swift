@@ -158,6 +158,8 @@ extension NestedSVM {
   func leave(_ vcpu: VirtualCPU, _ exit: NestedSVMExit) {
     // This writes L2's state to vmcb02's memory.
     unsafe svm.run(svm.page)
+    // An NMI that L1 has injected is L2's alone.
+    if !wasNMIBlocked { unsafe svm.setNMIBlocking(false) }
     let (l2, own) = (merged.vmcb, block.vmcb)
     for range in Self.stateRanges + [Self.patRange] {
       unsafe (block.bytes + range.lowerBound).copyMemory(

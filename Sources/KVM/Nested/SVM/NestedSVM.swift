@@ -34,6 +34,8 @@ final class NestedSVM: NestedVirtualization {
   lazy var merged = SVMPages(1)
   lazy var msrMap = SVMPages(Int(PermissionMap.msrBytes / Page.size))
   private lazy var scratch = SVMPages(1)
+  /// NMIs of L1 were blocked at VMRUN.
+  var wasNMIBlocked = false
   /// L1's ASID of the guest that ran last.
   var lastASID: UInt64 = 0
   /// The last is that of L2 now.
