@@ -329,6 +329,9 @@ all_rows() {
   check "nested: kvm_amd boots Debian" nested amd 1 ''
   check "nested: kvm_amd boots Debian, smp=2" nested amd 2 ''
   check "nested: kvm_amd npt=0 boots Debian" nested amd 1 npt=0
+  check "nested: kvm_intel boots Debian" nested intel 1 ''
+  check "nested: kvm_intel boots Debian, smp=2" nested intel 2 ''
+  check "nested: kvm_intel ept=0 boots Debian" nested intel 1 ept=0
   check "686-pae q35 smp=2" boots "$old" q35 2
   check "686-pae pc -cpu qemu32" boots "$old" pc 1 -cpu qemu32
   check "Xen, Debian as its first domain" boots_xen

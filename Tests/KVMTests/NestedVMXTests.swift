@@ -638,6 +638,12 @@ private final class NestedGuest {
     let pml = UInt64(SecondaryControls.enablePML) << 32
     #expect(try !client.setMSR(MSR.vmxSecondaryControls.rawValue, secondary | pml))
     #expect(try !client.setMSR(MSR.vmxPinControls.rawValue, 0))
+    // QEMU gives no CR3-target values (bits 24:16).
+    let misc = try #require(try client.msr(MSR.vmxMisc.rawValue))
+    #expect(misc >> 16 & 0x1FF != 0)
+    #expect(try client.setMSR(MSR.vmxMisc.rawValue, misc & ~(0x1FF << 16)))
+    #expect(try !client.setMSR(MSR.vmxMisc.rawValue, misc + 1 << 16))
+    #expect(try !client.setMSR(MSR.vmxMisc.rawValue, misc ^ 1))
     #expect(try !client.setMSR(MSR.vmxBasic.rawValue, 0))
     for number in MSR.vmxBasic.rawValue...MSR.vmxVMFunc.rawValue {
       #expect(try client.msr(number) != nil)

@@ -45,6 +45,19 @@ struct NestedVMXCapabilities {
     /// What may be taken away: LMA kept by exits, activity states, VMWRITE to all fields, injection
     /// with length 0.
     static let features: UInt64 = 1 << 5 | 7 << 6 | 1 << 29 | 1 << 30
+    /// The preemption timer's rate, and the MSEG revision.
+    static let fixed: UInt64 = 0xFFFF_FFFF_0000_001F
+    /// Numbers of which a client may give less: CR3-target values, entries of an MSR area.
+    static let cr3TargetCount: UInt64 = 0x1FF << 16
+    private static let counts: [UInt64] = [cr3TargetCount, 7 << 25]
+
+    /// Whether a client may give a value where another is offered.
+    static func allows(_ value: UInt64, _ offered: UInt64) -> Bool {
+      let known = counts.reduce(fixed | features, |)
+      return value & ~known == 0 && (value ^ offered) & fixed == 0
+        && value & ~offered & features == 0
+        && counts.allSatisfy { value & $0 <= offered & $0 }
+    }
   }
 
   /// What the classic MSRs require more than the "true" ones.
@@ -115,9 +128,7 @@ struct NestedVMXCapabilities {
     case .vmxTrueEntryControls: return Self.set(&entry, value, offered.entry)
     case .vmxSecondaryControls: return Self.set(&secondary, value, offered.secondary)
     case .vmxMisc:
-      guard value & ~Misc.features == offered.misc & ~Misc.features,
-        value & ~offered.misc & Misc.features == 0
-      else { return false }
+      guard Misc.allows(value, offered.misc) else { return false }
       misc = value
     case .vmxCR0Fixed0: return Self.set(&cr0Fixed0, value, atLeast: offered.cr0Fixed0)
     case .vmxCR4Fixed0: return Self.set(&cr4Fixed0, value, atLeast: offered.cr4Fixed0)
@@ -165,6 +176,7 @@ struct NestedVMXCapabilities {
     limits.secondary = secondary(features)
     limits.exit = exit
     limits.entry = entry
+    limits.cr3TargetCount = (misc & Misc.cr3TargetCount) >> 16
     limits.cr0Fixed.ones = cr0Fixed0
     limits.cr4Fixed = (cr4Fixed0, cr4Fixed1(allowedCR4))
     limits.eptVPID = eptVPID
