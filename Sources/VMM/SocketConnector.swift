@@ -72,6 +72,8 @@ package final class SocketConnector: Sendable {
   private func receive(_ answer: Answer) -> Bool {
     let message = FileMessage(from: socket.rawValue)
     if message.isEnd { return false }
+    // No answer: the next is to whom this would have been.
+    if message.isMissing { return true }
     let number = state.withLock { $0.waiting.isEmpty ? nil : $0.waiting.removeFirst() }
     if let number { answer(number, message.takeFile()) }
     return true
@@ -108,15 +110,18 @@ private struct FileMessage: ~Copyable {
   private static let bytes = 24
 
   private var file: OwnedFileDescriptor?
-  /// Nobody is at the other end.
+  /// The other end is closed.
   let isEnd: Bool
+  /// None was there.
+  let isMissing: Bool
 
   /// Receives one. The socket has something, or its other end is closed.
   init(from socket: Int32) {
     var control = [UInt64](repeating: 0, count: Self.bytes / 8)
     let flags = Int32(truncatingIfNeeded: MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
     let count = unsafe Self.call(&control) { unsafe recvmsg(socket, $0, flags) }
-    isEnd = count == 0 || count < 0 && ![EAGAIN, EINTR].contains(errno)
+    isMissing = count < 0 && [EAGAIN, EINTR].contains(errno)
+    isEnd = count <= 0 && !isMissing
     let header = unsafe control.withUnsafeBytes { unsafe $0.load(as: cmsghdr.self) }
     guard count == 1, Int(header.cmsg_len) == Self.length, header.cmsg_level == SOL_SOCKET,
       header.cmsg_type == Int32(truncatingIfNeeded: SCM_RIGHTS)

@@ -132,6 +132,26 @@ import X86
     }
   }
 
+  /// L2 handles an NMI that L1 has injected, when one for L1 comes: it is never L2's.
+  @Test func anNMIForL1IsNotL2s() throws {
+    try Engine.$vendor.withValue(.amd) {
+      let client = try client()
+      client.load([0xB8, 0x00, 0x40, 0, 0, 0x0F, 0x01, 0xD8, 0xE6, 0xE9, 0xF4])
+      // vmmcall; at 0x100, the handler: out 0x70, al; iret
+      client.load([0x0F, 0x01, 0xD9], at: 0x18000)
+      client.load([0xE6, 0x70, 0xCF], at: 0x18100)
+      client.memory.storeBytes(of: 0x1800_0100, toByteOffset: 8, as: UInt32.self)
+      let block = GuestVMCB(memory: client.memory)
+      block.prepare(base: 0x18000)
+      block.intercept([.vmrun, .vmmcall, .nmi])
+      block[.eventInjection] = SVMEvent(.nmi, vector: 2).rawValue
+      #expect(try client.nextOut()?.port == 0x70)
+      try client.call(client.cpu, CKVM_NMI)
+      #expect(try client.nextOut()?.port == 0xE9, "the handler runs once")
+      #expect([.vmmcall, .nmi].contains(SVMExitCode(rawValue: block[.exitCode])))
+    }
+  }
+
   /// Back to L1 without an exit, and without SVM only GIF may be there.
   @Test func withoutL2() throws {
     try Engine.$vendor.withValue(.amd) {

@@ -5,6 +5,7 @@
 // the header is the vendor's (`NestedVirtualization`).
 
 import CHost
+import Host
 import SystemPackage
 
 /// A nested state as it is copied from and to the client.
@@ -65,10 +66,11 @@ extension Argument {
       throw .argListTooLong
     }
     try write(header)
-    for (index, byte) in state.data.enumerated() {
-      try setElement(index, at: NestedState.headerSize, to: byte)
-    }
+    let data = state.data
+    try behindHeader.write(data.bytes)
   }
+
+  private var behindHeader: Argument { Argument(value: value &+ UInt(NestedState.headerSize)) }
 
   /// - Parameter most: bytes that are looked at; a client may have more.
   fileprivate func readNestedState(atMost most: Int) throws(Errno) -> NestedState {
@@ -79,11 +81,7 @@ extension Argument {
     guard size >= NestedState.headerSize, state.flags & ~Self.known == 0, runs || !isPending else {
       throw .invalidArgument
     }
-    let count = min(size, most) &- NestedState.headerSize
-    state.data.reserveCapacity(count)
-    for index in 0..<count {
-      state.data.append(try element(index, at: NestedState.headerSize))
-    }
+    state.data = try behindHeader.elements(min(size, most) &- NestedState.headerSize)
     return state
   }
 }

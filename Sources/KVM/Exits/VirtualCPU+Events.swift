@@ -83,6 +83,8 @@ extension VirtualCPU {
   }
 
   private func injectNMI(_ isTaken: inout Bool) {
+    // It comes to L1, by an exit: now, or when L2 takes NMIs again and exits for whatever.
+    if nested?.exitsOnNMI == true { return backend.setNMIWindow(false) }
     let blocking = UInt64(
       Interruptibility.blockingByNMI | Interruptibility.blockingBySTI
         | Interruptibility.blockingByMovSS)

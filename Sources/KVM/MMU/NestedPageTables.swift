@@ -27,6 +27,14 @@ enum NestedTableFormat: Sendable {
     }
   }
 
+  /// In every leaf of shadow tables: accessed and dirty already, as L1's tables have these flags.
+  var shadowFlags: UInt64 {
+    switch self {
+    case .extended: EPTEntry.memoryTypeWriteBack | EPTEntry.accessed | EPTEntry.dirty
+    case .ordinary: leafFlags
+    }
+  }
+
   /// In every entry that points to a table.
   var tableFlags: UInt64 { self == .extended ? 0 : PageTableEntry.accessed }
 }

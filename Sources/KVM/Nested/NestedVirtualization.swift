@@ -23,6 +23,8 @@ protocol NestedVirtualization: AnyObject {
   var holdsEvents: Bool { get }
   /// L2 runs, and an interrupt for L1 makes it exit.
   var exitsOnInterrupt: Bool { get }
+  /// L2 runs, and an NMI for L1 makes it exit.
+  var exitsOnNMI: Bool { get }
   /// Whether interrupts may be taken now; nil where L1 runs, and its flags alone say.
   var allowsInterrupts: Bool? { get }
 

@@ -24,12 +24,13 @@ final class ShadowTables: @unchecked Sendable {
   /// So many tables, 64 MiB of them, are made for one L2; then all are made anew.
   private static let mostTables = 16384
 
-  var source: Source
+  let source: Source
+  let format: NestedTableFormat
   let root: UInt64
   private let tables: Mutex<NestedPageTables>
 
   init(_ source: Source, _ format: NestedTableFormat, _ memory: MachineMemory) {
-    self.source = source
+    (self.source, self.format) = (source, format)
     let tables = NestedPageTables(format)
     root = tables.root
     self.tables = Mutex(tables)

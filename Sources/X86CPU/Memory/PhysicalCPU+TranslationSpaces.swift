@@ -68,7 +68,8 @@ extension PhysicalCPU {
         supervisorDataIsGlobal: s.pointee.supervisorDataIsGlobal,
         supervisorCodeIsGlobal: s.pointee.supervisorCodeIsGlobal,
         taken: translationsTaken.load(ordering: .sequentiallyConsistent)))
-    forgetContexts()
+    // Not emptied in place: the array is the parked space's now, and would be copied.
+    pcidContexts = []
   }
 
   /// The current space is nobody's: its numbers are not parked.

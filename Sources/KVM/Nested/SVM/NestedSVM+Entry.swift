@@ -16,6 +16,7 @@ extension NestedSVM {
   ]
   /// G_PAT, which counts with nested paging.
   static let patRange = 0x668..<0x670
+  static let allStateRanges = stateRanges + [patRange]
 
   func vmrun(_ vcpu: VirtualCPU) -> Disposition {
     guard let address = operand(vcpu),
@@ -97,7 +98,7 @@ extension NestedSVM {
     unsafe svm.isVirtualInterruptGuests = intercepts.contains(.virtualInterrupt)
     let word3 = l1[.intercepts3] & ~SVMIntercepts.virtualInterrupt.rawValue
     let pause = intercepts.contains(.pause) ? l2 : l1
-    let nestedRoot = hasNestedPaging ? shadows.last?.root ?? 0 : l1[.nestedCR3]
+    let nestedRoot = hasNestedPaging ? shadows.current?.root ?? 0 : l1[.nestedCR3]
     let fields: [(VMCBField, UInt64)] = [
       (
         .controlRegisterIntercepts,

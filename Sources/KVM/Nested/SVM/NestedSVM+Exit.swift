@@ -84,6 +84,7 @@ extension NestedSVM {
   }
 
   var exitsOnInterrupt: Bool { isGuest && intercepts.contains(.interrupt) }
+  var exitsOnNMI: Bool { isGuest && intercepts.contains(.nmi) }
 
   var allowsInterrupts: Bool? {
     if !isGuest { return isGIFOpen ? nil : false }
@@ -161,7 +162,7 @@ extension NestedSVM {
     // An NMI that L1 has injected is L2's alone.
     if !wasNMIBlocked { unsafe svm.setNMIBlocking(false) }
     let (l2, own) = (merged.vmcb, block.vmcb)
-    for range in Self.stateRanges + [Self.patRange] {
+    for range in Self.allStateRanges {
       unsafe (block.bytes + range.lowerBound).copyMemory(
         from: merged.bytes + range.lowerBound, byteCount: range.count)
     }
@@ -173,13 +174,13 @@ extension NestedSVM {
     unsafe svm.cpu.vmcbWrite(.cr2, l2[.cr2])
     unsafe svm.cpu.vmcbWrite(.dr6, l2[.dr6])
     vcpu.events.dropException()
-    finish(vcpu, exit, Self.stateRanges + (hasNestedPaging ? [Self.patRange] : []))
+    finish(vcpu, exit, hasNestedPaging ? Self.savedWithPAT : Self.saved)
   }
 
   /// VMEXIT_INVALID: L2's state stays as L1 has it. L1's VMCB runs.
   func refuse(_ vcpu: VirtualCPU) {
     block.vmcb[.exitInterruptInfo] = 0
-    finish(vcpu, NestedSVMExit(code: .invalid), [])
+    finish(vcpu, NestedSVMExit(code: .invalid), Self.exitRanges)
   }
 
   /// V_TPR where L2 has one, and V_IRQ if it still waits.
@@ -191,8 +192,11 @@ extension NestedSVM {
   /// What of the control area an exit writes: TLB_CONTROL; the virtual interrupt, the shadow and
   /// the exit; EVENTINJ; nRIP and the number of bytes fetched.
   private static let exitRanges: [Range<Int>] = [0x5C..<0x90, 0xA8..<0xB0, 0xC8..<0xD1]
+  private static let saved = exitRanges + stateRanges
+  private static let savedWithPAT = exitRanges + allStateRanges
 
-  private func finish(_ vcpu: VirtualCPU, _ exit: NestedSVMExit, _ state: [Range<Int>]) {
+  /// - Parameter ranges: of vmcb12 that are written.
+  private func finish(_ vcpu: VirtualCPU, _ exit: NestedSVMExit, _ ranges: [Range<Int>]) {
     let own = block.vmcb
     own[.tlbControl] = 0
     own[.exitCode] = exit.code.rawValue
@@ -206,7 +210,7 @@ extension NestedSVM {
     unsafe svm.cpu.vmcbWrite(.dr7, DR7.initial.rawValue)
     vcpu.events.mustCheck = true
     vcpu.stateChanged()
-    if !write(block, Self.exitRanges + state, to: blockAddress, vcpu) {
+    if !write(block, ranges, to: blockAddress, vcpu) {
       // Nowhere to save to: a processor shuts down.
       vcpu.events.isTripleFault = true
     }

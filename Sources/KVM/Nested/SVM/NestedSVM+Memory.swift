@@ -22,24 +22,14 @@ private enum NestedWalk {
 }
 
 extension NestedSVM {
-  private static let mostShadows = 8
-
   // MARK: Which tables
 
-  /// Makes the tables of vmcb12 the last in the list.
+  /// Makes the tables of vmcb12 the current ones.
   func useShadow(_ vcpu: VirtualCPU) {
     let mode = unsafe UInt64(walkLevels) << 32 | (svm.page.vmcb[.efer] & EFER.nxe.rawValue) << 40
     let source = ShadowTables.Source(
       root: block.vmcb[.nestedCR3], space: block.vmcb[.asid] | mode)
-    if shadows.last?.source == source { return }
-    if let index = shadows.firstIndex(where: { $0.source == source }) {
-      shadows.append(shadows.remove(at: index))
-      return
-    }
-    if shadows.count >= Self.mostShadows { shadows.removeFirst() }
-    unsafe shadows.append(ShadowTables(source, .ordinary, vcpu.machine.memory))
-    // The new tables may be where older ones were.
-    flushTranslations()
+    if unsafe shadows.use(source, .ordinary, vcpu.machine.memory) { flushTranslations() }
   }
 
   /// TLB_CONTROL of vmcb12, and another ASID than before: L2 has one of ours for all of L1's.
@@ -48,7 +38,7 @@ extension NestedSVM {
     switch UInt8(truncatingIfNeeded: block.vmcb[.tlbControl]) & 7 {
     case TLBControl.nothing: if space != lastASID { flushTranslations() }
     case TLBControl.flushAll:
-      for tables in shadows { tables.clear() }
+      shadows.clear()
       flushTranslations()
       unsafe svm.flushGuestTranslations()
     default: clearShadows(of: space)
@@ -58,7 +48,7 @@ extension NestedSVM {
 
   /// L1 has taken translations of an ASID back.
   func clearShadows(of space: UInt64) {
-    for tables in shadows where tables.source.space & 0xFFFF_FFFF == space { tables.clear() }
+    shadows.clear { $0.space & 0xFFFF_FFFF == space }
     flushTranslations()
   }
 
@@ -79,48 +69,9 @@ extension NestedSVM {
       leave(vcpu, NestedSVMExit(code: .nestedPageFault, info1: all.rawValue, info2: address))
       return .resume
     case .page(let physical, let leaf):
-      return map(address, physical, leaf, isWrite: info.contains(.write), vcpu)
+      return vcpu.mapNested(
+        address, physical, leaf, isWrite: info.contains(.write), shadows.current)
     }
-  }
-
-  private func map(
-    _ address: UInt64, _ physical: UInt64, _ leaf: NestedLeaf, isWrite: Bool, _ vcpu: VirtualCPU
-  ) -> Disposition {
-    var disposition = Disposition.resume
-    switch vcpu.memory.map(physical, writing: isWrite) {
-    case .mapped, .waits: break
-    case .dirtied(let slot, let page): disposition = vcpu.noteDirty(slot: slot, page: page)
-    case .fault: return vcpu.hostFault()
-    case .none: return emulate(physical, vcpu)
-    }
-    guard let shadow = shadows.last else { return disposition }
-    vcpu.memory.withLeaf(of: physical) { own in
-      if !shadow.put(Self.joined(leaf, own, physical), at: address) {
-        unsafe svm.invalidateNestedMappings()
-      }
-    }
-    return disposition
-  }
-
-  /// A device of the machine's that L1 has passed on, or read-only memory.
-  private func emulate(_ physical: UInt64, _ vcpu: VirtualCPU) -> Disposition {
-    guard let event = vcpu.events.interrupted else { return vcpu.emulateInstruction() }
-    return vcpu.undeliverable(event, at: physical)
-  }
-
-  /// A leaf of the smaller size, with the rights that both give.
-  private static func joined(
-    _ guests: NestedLeaf, _ own: NestedLeaf, _ physical: UInt64
-  ) -> NestedLeaf {
-    let level = min(guests.level, own.level)
-    let small = NestedLeaf(entry: 0, level: level)
-    let place = own.entry & PageTableEntry.addressMask & ~own.offsetMask | physical & own.offsetMask
-    var entry = place & ~small.offsetMask & PageTableEntry.addressMask
-    entry |= own.entry & guests.entry & EPTEntry.rightsMask
-    entry |= (own.entry | guests.entry) & PageTableEntry.executeDisable
-    entry |= PageTableEntry.accessed | PageTableEntry.dirty
-    if level > 0 { entry |= PageTableEntry.pageSize }
-    return NestedLeaf(entry: entry, level: level)
   }
 
   func translate(_ address: UInt64, writing: Bool, _ vcpu: VirtualCPU) -> UInt64? {
@@ -165,7 +116,7 @@ extension NestedSVM {
         rights |= entry & PageTableEntry.executeDisable
         guard Self.allows(rights, access, isLeaf: isLeaf) else { return .fault(.present) }
         let dirty = isLeaf && access.contains(.write) ? PageTableEntry.dirty : 0
-        guard mark(entry, PageTableEntry.accessed | dirty, at: place, vcpu) else {
+        guard vcpu.markNestedEntry(entry, PageTableEntry.accessed | dirty, at: place) else {
           return .exchanged
         }
       }
@@ -204,18 +155,5 @@ extension NestedSVM {
     // Bit 12 of a large page is PAT's.
     if isLeaf, level > 0 { bits |= NestedLeaf(entry: 0, level: level).offsetMask & ~0x1FFF }
     return bits
-  }
-
-  /// Sets flags in an entry of L1's. False where the entry is another now.
-  private func mark(
-    _ entry: UInt64, _ flags: UInt64, at place: UInt64, _ vcpu: VirtualCPU
-  ) -> Bool {
-    if entry & flags == flags { return true }
-    var isSame = false
-    let isThere = vcpu.writeMemory(place, count: 8) { bytes in
-      isSame = bytes.compareExchange(entry | flags, expected: entry)
-    }
-    // Tables in read-only memory stay as they are.
-    return isSame || !isThere
   }
 }

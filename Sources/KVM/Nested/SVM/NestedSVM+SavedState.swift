@@ -98,7 +98,7 @@ extension NestedSVM {
   func suspend(_ vcpu: VirtualCPU) -> SuspendedGuest? {
     let place = hostSaveArea
     let isSaved = vcpu.writeMemory(place, count: VMCBField.blockSize) { bytes in
-      for range in Self.stateRanges + [Self.patRange] {
+      for range in Self.allStateRanges {
         unsafe bytes.copyMemory(
           at: range.lowerBound, from: svm.page.bytes + range.lowerBound, byteCount: range.count)
       }
@@ -134,7 +134,7 @@ extension NestedSVM {
     flushTranslations()
     let l2 = isGuest ? merged : unsafe svm.page
     unsafe block.bytes.copyMemory(from: l1.bytes, byteCount: Self.controlArea.count)
-    for range in Self.stateRanges + [Self.patRange] {
+    for range in Self.allStateRanges {
       unsafe (block.bytes + range.lowerBound).copyMemory(
         from: l2.bytes + range.lowerBound, byteCount: range.count)
       unsafe (svm.page.bytes + range.lowerBound).copyMemory(

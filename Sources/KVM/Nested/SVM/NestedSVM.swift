@@ -38,8 +38,7 @@ final class NestedSVM: NestedVirtualization {
   var wasNMIBlocked = false
   /// L1's ASID of the guest that ran last.
   var lastASID: UInt64 = 0
-  /// The last is that of L2 now.
-  var shadows: [ShadowTables] = []
+  var shadows = ShadowSet()
 
   init(_ svm: SVM) { unsafe self.svm = svm }
 
@@ -79,7 +78,7 @@ final class NestedSVM: NestedVirtualization {
       unsafe svm.run(svm.page)
     }
     isGIFOpen = true
-    shadows = []
+    shadows.removeAll()
   }
 
   // MARK: Instructions

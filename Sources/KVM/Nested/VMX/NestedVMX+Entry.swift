@@ -208,7 +208,7 @@ extension NestedVMX {
   }
 
   private var mergedEPTPointer: UInt64 {
-    guard hasEPT, let shadow = shadows.last else { return vmx.own.fields[.eptPointer] }
+    guard hasEPT, let shadow = shadows.current else { return vmx.own.fields[.eptPointer] }
     return shadow.root | EPTPointer.writeBack | EPTPointer.fourLevels
       | block.fields[.eptPointer] & EPTPointer.accessedDirty
   }

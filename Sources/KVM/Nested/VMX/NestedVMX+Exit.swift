@@ -192,15 +192,17 @@ extension NestedVMX {
     return vmx[.rflags] & RFLAGS.if.rawValue != 0 && vmx[.interruptibility] & UInt64(shadows) == 0
   }
 
+  var exitsOnNMI: Bool { isGuest && pin & PinControls.nmiExiting != 0 }
+
   /// L2 makes L1's NMIs exit, and takes them now.
-  private var exitsOnNMI: Bool {
-    guard pin & PinControls.nmiExiting != 0 else { return false }
+  private var takesNMIs: Bool {
+    guard exitsOnNMI else { return false }
     return pin & PinControls.virtualNMIs != 0
       || vmx[.interruptibility] & UInt64(Interruptibility.blockingByNMI) == 0
   }
 
   private func isExitDue(_ vcpu: VirtualCPU) -> Bool {
-    vcpu.mailbox.hasNMI && exitsOnNMI
+    vcpu.mailbox.hasNMI && takesNMIs
       || exitsOnInterrupt && !vcpu.debug.blocksInterrupts && vcpu.hasPendingInterrupt
   }
 
@@ -222,7 +224,7 @@ extension NestedVMX {
       return
     }
     guard isExitDue(vcpu) else { return }
-    if vcpu.mailbox.hasNMI, exitsOnNMI {
+    if vcpu.mailbox.hasNMI, takesNMIs {
       vcpu.mailbox.takeNMI()
       return leave(
         vcpu,

@@ -264,7 +264,7 @@ extension NestedVMX {
       else { return .fail(.invalidOperandToInvalidate) }
       clearShadows(of: pointer)
     } else {
-      for tables in shadows { tables.clear() }
+      shadows.clear()
     }
     return .succeed
   }

@@ -37,25 +37,18 @@ private struct EPTAccess {
 }
 
 extension NestedVMX {
-  private static let mostShadows = 8
-
   // MARK: Which tables
 
-  /// Makes the tables of vmcs12 the last in the list.
+  /// Makes the tables of vmcs12 the current ones.
   func useShadow(_ vcpu: VirtualCPU) {
     let source = ShadowTables.Source(root: block.fields[.eptPointer], space: 0)
-    if shadows.last?.source == source { return }
-    if let index = shadows.firstIndex(where: { $0.source == source }) {
-      shadows.append(shadows.remove(at: index))
-      return
-    }
-    if shadows.count >= Self.mostShadows { shadows.removeFirst() }
-    unsafe shadows.append(ShadowTables(source, .extended, vcpu.machine.memory))
+    // Every switch of guests flushes the TLB, new tables or not.
+    _ = unsafe shadows.use(source, .extended, vcpu.machine.memory)
   }
 
   /// L1 has taken translations of an EPT pointer back. Those with other flags go, too.
   func clearShadows(of pointer: UInt64) {
-    for tables in shadows where (tables.source.root ^ pointer) & Page.mask == 0 { tables.clear() }
+    shadows.clear { ($0.root ^ pointer) & Page.mask == 0 }
   }
 
   // MARK: Faults
@@ -74,7 +67,9 @@ extension NestedVMX {
       leave(vcpu, qualification: violation.rawValue & ~all | found)
       return .resume
     case .page(let physical, let leaf):
-      return map(address, physical, leaf, violation, vcpu)
+      if violation.contains(.nmiUnblocking) { blockNMIsAgain() }
+      return vcpu.mapNested(
+        address, physical, leaf, isWrite: violation.contains(.write), shadows.current)
     }
   }
 
@@ -83,51 +78,10 @@ extension NestedVMX {
     block.fields[.guestPhysicalAddress] = address
   }
 
-  private func map(
-    _ address: UInt64, _ physical: UInt64, _ leaf: NestedLeaf,
-    _ violation: EPTViolationQualification, _ vcpu: VirtualCPU
-  ) -> Disposition {
-    if violation.contains(.nmiUnblocking) { blockNMIsAgain() }
-    var disposition = Disposition.resume
-    switch vcpu.memory.map(physical, writing: violation.contains(.write)) {
-    case .mapped, .waits: break
-    case .dirtied(let slot, let page): disposition = vcpu.noteDirty(slot: slot, page: page)
-    case .fault: return vcpu.hostFault()
-    case .none: return emulate(physical, vcpu)
-    }
-    guard let shadow = shadows.last else { return disposition }
-    vcpu.memory.withLeaf(of: physical) { own in
-      if !shadow.put(Self.joined(leaf, own, physical), at: address) {
-        vmx.invalidateNestedMappings()
-      }
-    }
-    return disposition
-  }
-
   /// The IRET that unblocked NMIs did not happen.
   private func blockNMIsAgain() {
     guard vmx.read(.idtVectoringInfo) & UInt64(InterruptionInfo.validBit) == 0 else { return }
     vmx[.interruptibility] |= UInt64(Interruptibility.blockingByNMI)
-  }
-
-  /// A device of the machine's that L1 has passed on, or read-only memory.
-  private func emulate(_ physical: UInt64, _ vcpu: VirtualCPU) -> Disposition {
-    guard let event = vcpu.events.interrupted else { return vcpu.emulateInstruction() }
-    return vcpu.undeliverable(event, at: physical)
-  }
-
-  /// A leaf of the smaller size, with the rights that both give.
-  private static func joined(
-    _ guests: NestedLeaf, _ own: NestedLeaf, _ physical: UInt64
-  ) -> NestedLeaf {
-    let level = min(guests.level, own.level)
-    let small = NestedLeaf(entry: 0, level: level)
-    let place = own.entry & EPTEntry.addressMask & ~own.offsetMask | physical & own.offsetMask
-    var entry = place & ~small.offsetMask & EPTEntry.addressMask
-    entry |= own.entry & guests.entry & EPTEntry.rightsMask
-    entry |= EPTEntry.memoryTypeWriteBack | EPTEntry.accessed | EPTEntry.dirty
-    if level > 0 { entry |= EPTEntry.pageSize }
-    return NestedLeaf(entry: entry, level: level)
   }
 
   func translate(_ address: UInt64, writing: Bool, _ vcpu: VirtualCPU) -> UInt64? {
@@ -162,7 +116,9 @@ extension NestedVMX {
       }
       if setsFlags {
         let dirty = isLeaf && access.isWrite ? EPTEntry.dirty : 0
-        guard mark(entry, EPTEntry.accessed | dirty, at: place, vcpu) else { return .exchanged }
+        guard vcpu.markNestedEntry(entry, EPTEntry.accessed | dirty, at: place) else {
+          return .exchanged
+        }
       }
       if isLeaf { return page(address, entry, level, rights, access, setsFlags) }
       table = entry & EPTEntry.addressMask
@@ -199,18 +155,5 @@ extension NestedVMX {
     }
     let type = entry >> EPTEntry.memoryTypeShift & 7
     return type == 2 || type == 3 || type == 7 || entry & reserved != 0
-  }
-
-  /// Sets flags in an entry of L1's. False where the entry is another now.
-  private func mark(
-    _ entry: UInt64, _ flags: UInt64, at place: UInt64, _ vcpu: VirtualCPU
-  ) -> Bool {
-    if entry & flags == flags { return true }
-    var isSame = false
-    let isThere = vcpu.writeMemory(place, count: 8) { bytes in
-      isSame = bytes.compareExchange(entry | flags, expected: entry)
-    }
-    // Tables in read-only memory stay as they are.
-    return isSame || !isThere
   }
 }

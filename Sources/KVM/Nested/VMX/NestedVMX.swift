@@ -39,8 +39,7 @@ final class NestedVMX: NestedVirtualization {
   let vpid = VMX.makeVPID()
   /// When L2's preemption timer is over, in the host's TSC.
   var timerDeadline: UInt64 = .max
-  /// The last is that of L2 now.
-  var shadows: [ShadowTables] = []
+  var shadows = ShadowSet()
 
   init(_ vmx: VMX) { self.vmx = vmx }
 
@@ -104,7 +103,7 @@ final class NestedVMX: NestedVirtualization {
     vmxonPointer = nil
     currentPointer = nil
     vmx.setGuestVMXOperation(false, VMXRegion.shadowBitmap.address)
-    shadows = []
+    shadows.removeAll()
   }
 
   func reset(_ vcpu: VirtualCPU) {
