@@ -51,11 +51,13 @@ programs() {
 # Debian with KVM on a processor of vendor $1, which boots Debian in a machine of its own: with $2 CPUs
 # in both machines and $3 as a parameter of kvm_amd or kvm_intel.
 nested() {
-  local vendor=$1 cpus=$2 parameter=$3 launcher=("${launcher[@]}")
+  local vendor=$1 cpus=$2 parameter=$3 name=GenuineIntel launcher=("${launcher[@]}")
   shift 3
+  # QEMU asks the host's own processor for its vendor.
+  [ "$vendor" = intel ] || name=AuthenticAMD
   [ "${launcher[0]}" = env ] || launcher=("${launcher[0]}" kvm "${options[@]}" --vendor "$vendor" --)
   Scripts/make-hypervisor.sh "${MARTLET:-.build/release/martlet}" "$work/hypervisor.cpio" || return
-  start guest -M q35 -cpu host -m 1G -smp "$cpus" -kernel "$cloud" -initrd "$work/hypervisor.cpio" \
+  start guest -M q35 -cpu host,vendor=$name -m 1G -smp "$cpus" -kernel "$cloud" -initrd "$work/hypervisor.cpio" \
     -append "$console quiet hypervisor.cpus=$cpus hypervisor.module=$parameter" "$@"
   await 120 "$work/guest.log" 'HYPERVISOR round 1, status 0' || return
   grep -aq "MARTLET-GUEST-READY cpus=$cpus" "$work/guest.log" || {
