@@ -77,9 +77,9 @@ import Glibc
     }
   }
 
-  /// Gives the host the memory of whole pages back; they read as 0 then.
+  /// Returns whole pages to the host; they read as 0 afterwards.
   ///
-  /// - Returns: bytes that were given back.
+  /// - Returns: bytes returned to the host.
   package func discard() -> Int {
     var done = 0
     unsafe forPieces(from: 0, count: count) { base, size in
@@ -88,7 +88,7 @@ import Glibc
     return done
   }
 
-  /// The pieces as system calls take them. What such a call wrote is to be told by `noteWritten`.
+  /// The pieces for system calls. Report their writes by `noteWritten`.
   package func withVectors<Result>(
     _ body: (UnsafeBufferPointer<iovec>) -> Result
   ) -> Result { unsafe pieces.withUnsafeBufferPointer(body) }

@@ -83,11 +83,10 @@ import SystemPackage
     }
   }
 
-  /// Gives the host whole pages of a range back; they read as 0 then. Parts of pages stay as they
-  /// are.
+  /// Returns the whole pages of a range to the host; they read as 0 afterwards. Partial pages stay.
   ///
-  /// - Parameter start: of memory that a region has.
-  /// - Returns: bytes that were given back.
+  /// - Parameter start: an address in a region.
+  /// - Returns: bytes returned to the host.
   func discard(_ start: UnsafeMutableRawPointer, count: Int) -> Int {
     let page = Int(sysconf(Int32(_SC_PAGESIZE)))
     let before = (0 &- Int(bitPattern: start)) & (page &- 1)
@@ -100,7 +99,7 @@ import SystemPackage
     return size
   }
 
-  /// Somebody else than the guest has written these bytes of its memory.
+  /// Bytes of the guest's memory were written by something other than the guest.
   package func noteWrite(_ start: UnsafeRawPointer, count: Int) { unsafe observer?(start, count) }
 
   /// Copies bytes in.

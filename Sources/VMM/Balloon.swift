@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What --balloon says, and what the guest tells of its memory, for --stats.
+// The --balloon option, and the guest's memory figures for --stats.
 
 import Devices
 import Host
@@ -39,7 +39,7 @@ package struct BalloonConfiguration: Sendable, Hashable {
 }
 
 extension BalloonDevice.Figures {
-  /// Tags of the guest's figures ("Memory Statistics"), with those that are bytes.
+  /// The guest's figures by tag ("Memory Statistics"); some are bytes.
   private static let names: [(tag: UInt16, name: String, isBytes: Bool)] = [
     (0, "swapped in", true), (1, "swapped out", true), (2, "major faults", false),
     (3, "minor faults", false), (4, "free", true), (5, "total", true), (6, "available", true),
@@ -60,7 +60,7 @@ extension BalloonDevice.Figures {
   }
 }
 
-/// Has the guest renew its figures, so that those at the end are not old.
+/// Asks the guest for new figures every second, so that --stats shows recent ones.
 final class BalloonWatch: Sendable {
   private static let interval: UInt64 = 1_000_000_000
   private let timer: TimerFile

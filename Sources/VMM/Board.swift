@@ -187,10 +187,10 @@ struct Board: Sendable {
   /// The terminal was resized.
   func resizeTerminal(_ size: ConsoleDevice.Size) { slots.console?.resize(size) }
 
-  /// What is known of the guest's memory by its balloon, for `--stats`.
+  /// The balloon's figures, for `--stats`.
   var balloonLines: [String] { slots.balloon?.figures.lines ?? [] }
 
-  /// Whether no device works on requests from before a reset.
+  /// Whether no device processes requests from before a reset.
   var isIdle: Bool { !pci.isBusy }
 
   /// Starts the devices' threads. Call it before any guest code runs.

@@ -110,7 +110,7 @@ final class SocketPort: ConsoleBackend {
     }
   }
 
-  /// - Parameter wake: has the device look for bytes, room, or a change of `isOpen`.
+  /// - Parameter wake: makes the device check for bytes, room, or a change of `isOpen`.
   func connect(_ loop: EventLoop, wake: @escaping @Sendable () -> Void) throws(Errno) {
     state.withLock { ($0.loop, $0.wake) = (loop, wake) }
     _ = try loop.add(listener.rawValue) { [weak self] _ in self?.accept() }

@@ -18,8 +18,8 @@ package struct DiskConfiguration: Sendable, Hashable {
 
   package var isReadOnly: Bool { options.isReadOnly }
 
-  /// As many as there are slots on the bus, beside those of the bridge and of devices of other
-  /// kinds.
+  /// As many as there are slots on the bus, except those of the bridge and of other kinds of
+  /// devices.
   package static let maximumCount = PCIRoot.slotCount - 7
 
   /// Parses the option's text. A doubled comma is a comma in the file's name.
@@ -66,10 +66,10 @@ package struct DiskConfiguration: Sendable, Hashable {
     unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/var/tmp"
   }
 
-  /// Where what the guest writes goes to.
+  /// Names the file that the guest's writes go to.
   var written: String { options.overlayFolder.map { "the overlay of \(path) in \($0)" } ?? path }
 
-  /// Opens and locks the image and the files that it rests on.
+  /// Opens and locks the image and its backing files.
   ///
   /// - Parameter report: called with a line if the image turns out to be damaged.
   func open(report: @escaping @Sendable (String) -> Void) throws(RunError) -> any BlockImage {

@@ -25,13 +25,13 @@ enum HelperProcess {
       other = OwnedFileDescriptor(owning: ends[1])
     }
 
-    /// The monitor's end alone.
+    /// Closes the helper's end and returns the monitor's.
     consuming func takeOwn() -> OwnedFileDescriptor { own }
   }
 
   /// Starts a program.
   ///
-  /// - Parameter output: where it writes to; nil: nowhere.
+  /// - Parameter output: its standard output and error; nil: /dev/null.
   static func start(
     _ path: String, _ arguments: [String], socket: Int32, output: Int32?
   ) throws(Errno) {
@@ -47,7 +47,7 @@ enum HelperProcess {
       }
     }
     unsafe posix_spawn_file_actions_adddup2(&actions, socket, socketNumber)
-    // Signals of the terminal are for the monitor alone; the helper exits with the socket.
+    // Only the monitor handles the terminal's signals; the helper exits with the socket.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A machine that waits because the host's disk is full: its CPUs are stopped, and what it wanted to
-// write is tried again from time to time.
+// Pauses the machine while the host's disk is full: its CPUs stop, and its writes are retried from
+// time to time.
 
 import Devices
 import Glibc
@@ -10,7 +10,7 @@ import Logging
 import Synchronization
 import SystemPackage
 
-/// Who wants the CPUs to be stopped. Threads of disks say so; the main thread stops them.
+/// Counts the disks that want the CPUs stopped. Disk threads count; the main thread stops the CPUs.
 final class MachineHold: Sendable {
   private let event: EventFile
   private let holders = Mutex(0)
@@ -34,7 +34,7 @@ final class MachineHold: Sendable {
     event.signal()
   }
 
-  /// Somebody says that there may be room now.
+  /// There may be room now: disks retry at once.
   func hint() { hints.add(1, ordering: .releasing) }
   var hintCount: UInt64 { hints.load(ordering: .acquiring) }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a configuration puts into the slots of PCI bus 0: disks from slot 1 on, then the network,
-// the source of random bytes, the console, the sockets and the balloon.
+// The devices in the slots of PCI bus 0: disks from slot 1 on, then the network, the source of
+// random bytes, the console, the sockets and the balloon.
 
 import Devices
 import GuestMemory

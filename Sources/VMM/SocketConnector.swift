@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Connects to Unix sockets for a monitor that cannot do so any more: a process of this same program
-// that is started before the monitor confines itself. It knows the first part of the paths; the
-// monitor names no more than the port that is the last part. So a guest that takes the monitor over
-// reaches the sockets that it may reach anyway, and no others.
+// Connects to Unix sockets for the confined monitor, which cannot: a second process of this program,
+// started before the monitor confines itself. It has the first part of the paths; the monitor sends
+// only the port, which is the last part. So a guest that takes over the monitor reaches the sockets
+// that it may reach anyway, and no others.
 //
-// For each port, 4 bytes, the monitor gets one message back: a byte, and with it the socket
-// (unix(7), SCM_RIGHTS) if somebody listens there.
+// The monitor sends a port (4 bytes) and receives one message: a byte, with the socket (unix(7),
+// SCM_RIGHTS) if the connection succeeded.
 
 import CHost
 import Glibc
@@ -20,7 +20,7 @@ package final class SocketConnector: Sendable {
   package static let command = "connect-sockets"
 
   private struct State {
-    /// Whose answers are to come.
+    /// Connections without an answer yet, in the order of the questions.
     var waiting: [UInt64] = []
     var source: EventLoop.Source?
   }
@@ -45,12 +45,14 @@ package final class SocketConnector: Sendable {
   /// The path of a port.
   static func path(_ base: String, port: UInt32) -> String { "\(base)_\(port)" }
 
-  /// Bytes that a port adds to a path, at most.
+  /// The most bytes that a port adds to a path.
   static let suffixLimit = "_4294967295".utf8.count
 
-  /// Has answers given to a function.
+  /// Starts receiving answers.
   ///
-  /// - Parameter ended: called when the process has gone.
+  /// - Parameters:
+  ///   - ended: called when the process has exited.
+  ///   - answer: called with each answer.
   func connect(
     _ loop: EventLoop, ended: @escaping @Sendable () -> Void, _ answer: @escaping Answer
   ) throws(Errno) {
@@ -68,18 +70,18 @@ package final class SocketConnector: Sendable {
     state.withLock { $0.source = source }
   }
 
-  /// Takes one answer; false where nobody gives any more.
+  /// Receives one answer; false if the process has exited.
   private func receive(_ answer: Answer) -> Bool {
     let message = FileMessage(from: socket.rawValue)
     if message.isEnd { return false }
-    // No answer: the next is to whom this would have been.
+    // The oldest question still waits for its answer.
     if message.isMissing { return true }
     let number = state.withLock { $0.waiting.isEmpty ? nil : $0.waiting.removeFirst() }
     if let number { answer(number, message.takeFile()) }
     return true
   }
 
-  /// Asks for a connection; false where that cannot be done.
+  /// Asks for a connection; false if the process cannot be reached.
   func ask(port: UInt32, number: UInt64) -> Bool {
     let raw = socket.rawValue
     return state.withLock { state in
@@ -112,10 +114,10 @@ private struct FileMessage: ~Copyable {
   private var file: OwnedFileDescriptor?
   /// The other end is closed.
   let isEnd: Bool
-  /// None was there.
+  /// There was no message.
   let isMissing: Bool
 
-  /// Receives one. The socket has something, or its other end is closed.
+  /// Receives one without waiting.
   init(from socket: Int32) {
     var control = [UInt64](repeating: 0, count: Self.bytes / 8)
     let flags = Int32(truncatingIfNeeded: MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
@@ -134,7 +136,7 @@ private struct FileMessage: ~Copyable {
 
   consuming func takeFile() -> OwnedFileDescriptor? { file }
 
-  /// Sends one; false where it cannot be sent.
+  /// Sends one; returns whether that succeeded.
   static func send(_ file: Int32?, to socket: Int32) -> Bool {
     var control = [UInt64](repeating: 0, count: bytes / 8)
     if let file {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Unix stream sockets that have a path, none of which ever waits.
+// Nonblocking Unix stream sockets with a path.
 
 import CHost
 import Glibc
@@ -8,16 +8,16 @@ import Host
 import SystemPackage
 
 enum UnixSocket {
-  /// Bytes of a path, with the 0 behind it.
+  /// The limit of a path in bytes, with its terminating 0.
   static let pathLimit = MemoryLayout.size(ofValue: sockaddr_un().sun_path)
 
-  /// Waits for clients at a path, where an old socket without a listener may be.
+  /// Listens at a path. Replaces a socket there that nobody listens at.
   static func listen(_ path: String, backlog: Int32 = 1) throws(Errno) -> OwnedFileDescriptor {
     let owner = try make()
     let raw = owner.rawValue
     if unsafe !call(path, { unsafe bind(raw, $0, $1) }) {
       let reason = Errno(rawValue: errno)
-      // Whether somebody listens there still.
+      // Check whether another process still listens there.
       let probe = try make()
       let other = probe.rawValue
       guard reason == .addressInUse, isSocket(path),
@@ -30,13 +30,13 @@ enum UnixSocket {
     return owner
   }
 
-  /// Any other file is somebody's.
+  /// Any other kind of file stays.
   private static func isSocket(_ path: String) -> Bool {
     var status = stat()
     return unsafe lstat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK
   }
 
-  /// The next client of a listener; nil where there is none.
+  /// Accepts the next client; nil if none waits.
   static func accept(_ listener: Int32) -> OwnedFileDescriptor? {
     let flags = Int(SOCK_CLOEXEC.rawValue) | Int(SOCK_NONBLOCK.rawValue)
     let result = chost_syscall(Int(SYS_accept4), Int(listener), 0, 0, flags, 0, 0)
@@ -44,7 +44,7 @@ enum UnixSocket {
     return OwnedFileDescriptor(owning: client)
   }
 
-  /// Connects to who listens at a path; nil where nobody does, or too many wait already.
+  /// Connects to the listener at a path; nil if there is none, or its backlog is full.
   static func connect(_ path: String) -> OwnedFileDescriptor? {
     guard path.utf8.count < pathLimit, let owner = try? make() else { return nil }
     let raw = owner.rawValue
@@ -58,7 +58,7 @@ enum UnixSocket {
       owning: try systemCall { () -> Int32 in socket(AF_UNIX, type, 0) })
   }
 
-  /// Calls a function with the address of a path, which has to fit; whether it succeeds.
+  /// Calls a function with the address of a path, which must fit; returns whether it succeeds.
   private static func call(
     _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
   ) -> Bool {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What --vsock says, and the host's side of the guest's sockets: a Unix socket at which clients of
-// the host name the guest's port they want, and one for each port of the host that the guest may
-// want. Firecracker and Cloud Hypervisor do it in the same way, so that their tools work.
+// The --vsock option, and the host's end of the guest's sockets: one Unix socket where host clients
+// name the guest port to connect to, and one socket for each host port that the guest may connect
+// to. Firecracker and Cloud Hypervisor use the same convention, so their tools work.
 //
 //     host:   connect to PATH, write "CONNECT 52\n", read "OK 1073741824\n", then talk
-//     guest:  connect to address 2, port 52; who listens at PATH_52 has the connection
+//     guest:  connect to address 2, port 52; the listener at PATH_52 gets the connection
 
 import CHost
 import Devices
@@ -51,7 +51,7 @@ package struct VsockConfiguration: Sendable, Hashable {
 
 /// The host's side.
 final class VsockSocket: VsockBackend {
-  /// A client that has not said yet which port it wants.
+  /// A client that has not named a port yet.
   private struct Client {
     let source: EventLoop.Source
     var line: [UInt8] = []
@@ -59,11 +59,11 @@ final class VsockSocket: VsockBackend {
 
   private struct State {
     var clients: [Int32: Client] = [:]
-    /// The one that waits longest first.
+    /// Oldest first.
     var order: [Int32] = []
   }
 
-  /// Clients that have not said what they want, at most: then the oldest has to go.
+  /// Limit of clients that have not named a port: one more closes the oldest.
   private static let clientLimit = 32
   private static let lineLimit = "CONNECT 4294967295\r\n".utf8.count
   private static let backlog: Int32 = 64
@@ -92,10 +92,13 @@ final class VsockSocket: VsockBackend {
     }
   }
 
-  /// Begins to serve a device.
+  /// Starts serving a device.
   func start(_ loop: EventLoop, _ device: VsockDevice) throws(Errno) {
     try connector.connect(
-      loop, ended: { log.warning("vsock: the helper has ended: the guest can be reached only") }
+      loop,
+      ended: {
+        log.warning("vsock: the helper process has ended; the guest cannot connect any more")
+      }
     ) { [weak device] number, file in device?.connected(number, file) }
     _ = try loop.add(listener.rawValue) { [weak self, weak device] _ in
       guard let self, let device, let file = UnixSocket.accept(listener.rawValue) else { return }
@@ -131,7 +134,7 @@ final class VsockSocket: VsockBackend {
     }
   }
 
-  /// A client leaves this table; its socket is closed unless somebody else keeps it.
+  /// Removes a client from the table and returns its socket.
   private func take(_ raw: Int32, _ loop: EventLoop) -> OwnedFileDescriptor {
     let client = state.withLock { state in
       state.order.removeAll { $0 == raw }
@@ -141,7 +144,7 @@ final class VsockSocket: VsockBackend {
     return OwnedFileDescriptor(owning: raw)
   }
 
-  /// Reads what a client wants, and no byte of what follows.
+  /// Reads a client's line, and no byte behind it.
   private func listen(_ raw: Int32, _ loop: EventLoop, _ device: VsockDevice) {
     var byte: UInt8 = 0
     while true {
@@ -158,7 +161,7 @@ final class VsockSocket: VsockBackend {
     }
   }
 
-  /// The port that a line names; nil where it says something else.
+  /// The port in a line; nil if the line is malformed.
   static func port(_ line: [UInt8]) -> UInt32? {
     let text = String(decoding: line, as: UTF8.self)
     guard let end = text.last, end.isNewline else { return nil }

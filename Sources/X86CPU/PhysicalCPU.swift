@@ -40,7 +40,7 @@ package final class PhysicalCPU: @unchecked Sendable {
   var nextContext: UInt64 = 2
   var tlbCounts = TLBCounts()
   var pcidContexts: [TLBContext] = []
-  /// The guest whose translations the TLB enters; nil: nobody's. See `enterTranslationSpace`.
+  /// The guest whose space is in use; nil if none is. See `enterTranslationSpace`.
   var currentSpace: TranslationSpaceKey?
   var parkedSpaces: [ParkedTranslationSpace] = []
   /// How often another thread has taken all translations (`takeTranslations`).

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A memory balloon (virtio 1.2, "Traditional Memory Balloon Device"): the guest gives pages to the
-// host, as many as it is asked for, and takes them back; it reports pages that are free at the
-// moment, and says how it is off for memory. All of it is the guest's own memory, so whatever it
-// gives away harms nobody else. Pages that were given away read as 0 when they are touched again.
-// The work is done in the event loop's thread.
+// A memory balloon (virtio 1.2, "Traditional Memory Balloon Device"): the guest gives the requested
+// number of pages to the host and takes them back, reports free pages, and provides memory
+// statistics. It can only give away its own memory. Pages given away read as 0 on the next access.
+// The event loop's thread does the work.
 
 import GuestMemory
 import Host
@@ -12,13 +11,12 @@ import Synchronization
 import SystemPackage
 
 package final class BalloonDevice: VirtioDevice {
-  /// Inflation, deflation, statistics, reports of free pages. Linux numbers the queues of features
-  /// that it has taken without gaps; so does this device, and without statistics the reports come
-  /// in queue 2.
+  /// Inflation, deflation, statistics, free-page reports. Like Linux, the device numbers the queues
+  /// of negotiated features without gaps: without statistics, reports come in queue 2.
   package static let queueSizes: [UInt16] = [64, 64, 16, 64]
 
   package struct Options: Sendable, Hashable {
-    /// Bytes that the guest is asked for.
+    /// Bytes to request from the guest.
     package var size: UInt64 = 0
     /// The guest takes pages back before it ends a program for lack of memory.
     package var deflatesWhenShort = true
@@ -27,14 +25,14 @@ package final class BalloonDevice: VirtioDevice {
     package init() {}
   }
 
-  /// What is known of the guest's memory.
+  /// Figures of the guest's memory.
   package struct Figures: Sendable, Hashable {
-    /// Bytes in the balloon, as the guest says.
+    /// Bytes in the balloon, according to the guest.
     package var inflated: UInt64 = 0
-    /// Bytes given back to the host by way of the balloon and by reports, in all.
+    /// Total bytes returned to the host by the balloon, and by reports.
     package var discarded: UInt64 = 0
     package var reported: UInt64 = 0
-    /// The guest's own figures by their tags; none before it has given any.
+    /// The guest's own figures by tag.
     package var statistics: [UInt16: UInt64] = [:]
   }
 
@@ -61,14 +59,14 @@ package final class BalloonDevice: VirtioDevice {
   /// A tag and a value.
   private static let statisticSize = 10
   private static let statisticsLimit = 64
-  /// Requests of a queue until others in the event loop have their turn.
+  /// Requests of a queue per turn of the event loop.
   private static let turn = 8
 
   private struct State {
     var figures = Figures()
     var reportQueue: Int?
     var hasStatistics = false
-    /// The buffer that the guest fills anew when it gets it back.
+    /// The buffer that the guest refills when the device returns it.
     var statistics: VirtioRequest?
   }
 
@@ -94,7 +92,7 @@ package final class BalloonDevice: VirtioDevice {
       | (options.reportsFreePages ? Feature.reporting : 0)
   }
 
-  /// The pages that the guest is to give, and those that it has given.
+  /// The requested number of pages, and the number in the balloon.
   package var configuration: [UInt8] {
     let inflated = state.withLock { $0.figures.inflated }
     var bytes: [UInt8] = []
@@ -119,7 +117,7 @@ package final class BalloonDevice: VirtioDevice {
 
   package func notify(queue: Int) { bell.ring() }
 
-  /// The balloon is empty again: a new driver begins with none of its pages given away.
+  /// Empties the balloon, because a new driver starts with an empty one.
   package func reset() {
     let kept = state.withLock { state in
       defer {
@@ -133,7 +131,7 @@ package final class BalloonDevice: VirtioDevice {
 
   package var figures: Figures { state.withLock { $0.figures } }
 
-  /// Asks the guest for new figures. It answers when it has time.
+  /// Asks the guest for new figures, which arrive later.
   package func askForStatistics() {
     let kept = state.withLock { state in
       defer { state.statistics = nil }
@@ -147,7 +145,7 @@ package final class BalloonDevice: VirtioDevice {
   private func serve() {
     let (hasStatistics, reportQueue) = state.withLock { ($0.hasStatistics, $0.reportQueue) }
     var isDone = serve(QueueNumber.inflate) { inflate($0, connection.queues[QueueNumber.inflate]) }
-    // Pages that are taken back come as they are touched.
+    // Deflation needs no work: the host provides pages when they are accessed.
     isDone = serve(QueueNumber.deflate) { _ in true } && isDone
     if hasStatistics { readStatistics() }
     if let reportQueue {
@@ -161,9 +159,9 @@ package final class BalloonDevice: VirtioDevice {
     if !isDone { bell.ring() }
   }
 
-  /// Serves some requests of a queue; true where none is left.
+  /// Serves some requests of a queue; true if none is left.
   ///
-  /// - Parameter body: false where it has failed the request.
+  /// - Parameter body: returns false if it failed the request.
   private func serve(_ number: Int, _ body: (VirtioRequest) -> Bool) -> Bool {
     let queue = connection.queues[number]
     for _ in 0..<Self.turn {
@@ -174,7 +172,7 @@ package final class BalloonDevice: VirtioDevice {
     return false
   }
 
-  /// Takes the pages of a list.
+  /// Discards the pages of a list, run by run.
   private func inflate(_ request: VirtioRequest, _ queue: VirtioQueue) -> Bool {
     let count = request.readable.count
     guard count <= Self.listLimit, count % 4 == 0,
@@ -198,7 +196,7 @@ package final class BalloonDevice: VirtioDevice {
     return true
   }
 
-  /// Gives a range back. What does not lie in memory is nobody's.
+  /// Discards a range; nothing if it is not all in memory.
   private func discard(_ address: UInt64, _ length: UInt64) -> Int {
     var buffers = GuestBuffers(memory)
     guard let length = UInt32(exactly: length), buffers.append(address, count: length) else {
@@ -207,15 +205,15 @@ package final class BalloonDevice: VirtioDevice {
     return buffers.discard()
   }
 
-  /// Keeps the newest of the guest's figures with its buffer. Under the lock, so that a reset finds
-  /// every buffer that was taken.
+  /// Keeps the guest's newest figures and their buffer, under the lock so that a reset finds every
+  /// buffer taken from the queue.
   private func readStatistics() {
     let queue = connection.queues[QueueNumber.statistics]
     state.withLock { state in
       for _ in 0..<Self.turn {
         guard let request = queue.pop() else { return }
         state.figures.statistics = Self.statistics(request.readable)
-        // A driver has one such buffer; what is more is its to have back.
+        // A driver has one such buffer; return any other.
         if let old = state.statistics { queue.complete(old, written: 0) }
         state.statistics = request
       }

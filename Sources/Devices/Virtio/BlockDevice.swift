@@ -35,14 +35,14 @@ package final class BlockDevice: VirtioDevice {
   /// nil: a request that finds no room fails.
   private let roomWatch: (any RoomWatch)?
   private let isStopping = Atomic<Bool>(false)
-  /// Microseconds between looks, and looks until a request that found no room is tried again.
+  /// Microseconds between checks, and checks until a request that found no room is retried.
   private static let look: UInt32 = 100_000
   private static let patience = 30
 
   /// - Parameters:
-  ///   - serial: what the guest is told, of which 20 bytes count.
-  ///   - roomWatch: told when the host has no room; then requests wait for it instead of failing.
-  ///   - report: called with a line when something is lost.
+  ///   - serial: the disk's serial number; the guest sees its first 20 bytes.
+  ///   - roomWatch: notified when the host's disk is full; requests then wait instead of failing.
+  ///   - report: called with a line when data is lost.
   package init(
     _ connection: VirtioConnection, _ image: any BlockImage, serial: String,
     roomWatch: (any RoomWatch)? = nil, report: @escaping @Sendable (String) -> Void = { _ in }
@@ -108,11 +108,10 @@ package final class BlockDevice: VirtioDevice {
     return true
   }
 
-  /// What a request's answer is: the status, and how much of the writable buffers is written from
-  /// the start on.
+  /// The status, and how much of the writable buffers is written from the start on.
   private typealias Answer = (status: UInt8, written: Int)
 
-  /// Carries a request out, again and again while there is no room for what it writes.
+  /// Processes a request, and retries it while the host's disk is full.
   private func answer(_ command: BlockRequest, _ request: VirtioRequest) -> Answer {
     var hasWaited = false
     while true {
@@ -132,7 +131,7 @@ package final class BlockDevice: VirtioDevice {
     }
   }
 
-  /// Waits some seconds, or for a hint; false where nobody wants the request any more.
+  /// Waits some seconds, or for a hint; false if the request has been cancelled.
   private func waitForRoom(_ watch: any RoomWatch, _ request: VirtioRequest) -> Bool {
     let hints = watch.hints
     for _ in 0..<Self.patience {

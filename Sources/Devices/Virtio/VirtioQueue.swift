@@ -89,12 +89,12 @@ package final class VirtioQueue: Sendable {
     } ?? .wait
   }
 
-  /// Whether the driver still waits for a request.
+  /// Whether the driver still expects an answer to a request: no reset came since.
   package func isCurrent(_ request: VirtioRequest) -> Bool {
     state.withLock { $0.session == request.session }
   }
 
-  /// Gives a request back. Each is given back once.
+  /// Returns a request. Call it once for each.
   ///
   /// - Parameter written: bytes that were written, from the first writable one on.
   package func complete(_ request: VirtioRequest, written: UInt32) {

@@ -1,45 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Stream sockets between guest and host (virtio 1.2, "Socket Device"). The host's end of a
-// connection is a stream socket of the host; who makes it is the backend's affair. All work is done
-// in the event loop's thread.
+// connection is a stream socket, which a backend provides. The event loop's thread does all work.
 //
-// The number of connections is limited, and so is what each keeps (`VsockConnection`). Packets that
-// refuse something wait in a list; while it is long, nothing more is read of what the guest sends.
+// The number of connections and the data buffered for each (`VsockConnection`) are limited. Resets
+// wait in a list for buffers; while it is long, the device reads no packets.
 
 import GuestMemory
 import Host
 import Synchronization
 import SystemPackage
 
-/// Makes connections to the host. Called in the event loop's thread.
+/// Connects to sockets of the host. Called in the event loop's thread.
 package protocol VsockBackend: AnyObject, Sendable {
-  /// Connects to whatever waits for a port of the host, and tells the device by
-  /// `VsockDevice.connected`, after this has returned.
+  /// Connects to the listener for a port of the host; later calls `VsockDevice.connected`.
   ///
-  /// - Returns: false where that cannot be done; then nothing is told.
+  /// - Returns: false if it cannot; then it does not call `connected`.
   func connect(port: UInt32, number: UInt64) -> Bool
 }
 
 package final class VsockDevice: VirtioDevice {
   package static let queueSizes: [UInt16] = [128, 128, 16]
-  /// The host's address, and the first that a guest can have.
+  /// The host's address, and the lowest for a guest.
   package static let hostAddress: UInt64 = 2
   package static let firstGuestAddress: UInt32 = 3
   /// Connections at a time.
   package static let connectionLimit = 256
 
-  /// Refusals that wait for buffers until no more packets are read.
+  /// Length of the list of resets from which on the device reads no packets.
   private static let refusalLimit = 128
-  /// Packets each way until others in the event loop have their turn.
+  /// Packets in each direction per turn of the event loop.
   private static let turn = 64
-  /// Ports of the host for connections that the host asks for.
+  /// First host port of connections from host clients.
   private static let firstPort: UInt32 = 1 << 30
   private static let streamFeature: UInt64 = 1 << 0
 
   private struct State {
     var connections: [UInt64: VsockConnection] = [:]
-    /// Those that the guest knows of.
+    /// Connections that the guest knows.
     var numbers: [VsockPorts: UInt64] = [:]
     var nextNumber: UInt64 = 0
     var nextPort = VsockDevice.firstPort
@@ -94,8 +92,7 @@ package final class VsockDevice: VirtioDevice {
     bell.ring()
   }
 
-  /// After a reset the guest has forgotten all connections. A vCPU may not close what the event
-  /// loop waits for.
+  /// Closes all connections after a reset. A vCPU may not close descriptors of the event loop.
   private func forgetAll() {
     guard hasReset.exchange(false, ordering: .acquiringAndReleasing) else { return }
     state.withLock { state in
@@ -106,12 +103,12 @@ package final class VsockDevice: VirtioDevice {
 
   // MARK: The host's side, in the event loop's thread
 
-  /// A client of the host wants to be connected to a port of the guest. When it is, it gets a line
-  /// with the port that stands for it. A socket for which there is no place is closed.
+  /// Connects a host client to a port of the guest. The client gets a line with its host port once
+  /// the guest accepts. The socket is closed if there are too many connections.
   package func offer(port: UInt32, socket: consuming OwnedFileDescriptor) {
     forgetAll()
     guard isActive.load(ordering: .acquiring) else { return }
-    // Made by way of an optional: a closure cannot consume what it captures.
+    // An optional, because a closure cannot consume a capture.
     var socket: OwnedFileDescriptor? = consume socket
     state.withLock { state in
       guard state.connections.count < Self.connectionLimit else { return }
@@ -131,12 +128,12 @@ package final class VsockDevice: VirtioDevice {
 
   /// The answer to `VsockBackend.connect`.
   ///
-  /// - Parameter socket: one that does not wait; nil where nobody listens.
+  /// - Parameter socket: nonblocking; nil if nobody listens.
   package func connected(_ number: UInt64, _ socket: consuming OwnedFileDescriptor?) {
     forgetAll()
     var socket = consume socket
     state.withLock { state in
-      // It may be gone by now.
+      // The guest may have closed it meanwhile.
       guard let connection = state.connections[number], connection.stage == .connecting else {
         return
       }
@@ -160,7 +157,7 @@ package final class VsockDevice: VirtioDevice {
     return connection
   }
 
-  /// Forgets a connection and closes its socket.
+  /// Removes a connection and closes its socket.
   private func remove(_ connection: VsockConnection, _ state: inout State) {
     forgetPorts(connection, &state)
     if let source = connection.source { loop.remove(source) }
@@ -168,7 +165,7 @@ package final class VsockDevice: VirtioDevice {
     state.connections[connection.number] = nil
   }
 
-  /// The guest does not know of the connection any more.
+  /// The guest no longer knows the connection.
   private func forgetPorts(_ connection: VsockConnection, _ state: inout State) {
     if state.numbers[connection.ports] == connection.number {
       state.numbers[connection.ports] = nil
@@ -177,7 +174,7 @@ package final class VsockDevice: VirtioDevice {
     connection.isQueued = false
   }
 
-  /// Ends a connection that the guest knows of.
+  /// Resets a connection.
   private func refuse(_ connection: VsockConnection, _ state: inout State) {
     if connection.stage != .offered || connection.hasAsked {
       state.refusals.append(header(connection.ports, VsockHeader.Operation.reset))
@@ -191,13 +188,13 @@ package final class VsockDevice: VirtioDevice {
       destinationPort: ports.guest, operation: operation)
   }
 
-  /// Something has happened to a connection's socket.
+  /// Handles an event of a connection's socket.
   private func wake(_ number: UInt64, _ readiness: Poller.Readiness) {
     state.withLock { state in
       guard let connection = state.connections[number] else { return }
       if !readiness.isDisjoint(with: [.hangUp, .error]) {
         guard connection.stage == .open else { return refuseOrRemove(connection, &state) }
-        // This would be told again and again.
+        // Otherwise the event would repeat without end.
         if let source = connection.source { loop.remove(source) }
         connection.source = nil
         connection.noteCut()
@@ -218,7 +215,7 @@ package final class VsockDevice: VirtioDevice {
     }
   }
 
-  /// What follows from a connection's state: packets for the guest, what its socket is waited for,
+  /// Updates what depends on a connection's state: its place in the queue, the events to wait for,
   /// its end.
   private func settle(_ connection: VsockConnection, _ state: inout State) {
     if connection.isCut { connection.fill() }
@@ -249,13 +246,13 @@ package final class VsockDevice: VirtioDevice {
     state.withLock { state in
       let hasSent = transmit(&state)
       let hasReceived = receive(&state)
-      // While refusals wait for buffers, the guest's next notification goes on with it.
+      // While resets wait for buffers, the guest's next notification continues the work.
       let isHeld = state.refusals.count >= Self.refusalLimit
       if !hasReceived || !hasSent && !isHeld { bell.ring() }
     }
   }
 
-  /// Takes what the guest has sent; true where nothing is left.
+  /// Processes packets from the guest; true if none is left.
   private func transmit(_ state: inout State) -> Bool {
     for _ in 0..<Self.turn {
       guard state.refusals.count < Self.refusalLimit else { return false }
@@ -274,7 +271,7 @@ package final class VsockDevice: VirtioDevice {
 
   private func take(_ header: VsockHeader, _ data: GuestBuffers, _ state: inout State) {
     typealias Operation = VsockHeader.Operation
-    // A refusal would go to somebody else.
+    // A reset would go to a wrong address.
     guard header.source == address else { return }
     guard header.destination == Self.hostAddress, header.type == VsockHeader.stream else {
       return refuse(header, &state)
@@ -301,7 +298,7 @@ package final class VsockDevice: VirtioDevice {
     if !backend.connect(port: ports.host, number: connection.number) { refuse(connection, &state) }
   }
 
-  /// Carries out what the guest says about a connection; false where that makes no sense.
+  /// Processes a packet of a connection; false if it is not valid in the connection's state.
   private func answer(
     _ header: VsockHeader, _ data: GuestBuffers, _ connection: VsockConnection,
     _ state: inout State
@@ -325,15 +322,15 @@ package final class VsockDevice: VirtioDevice {
     return true
   }
 
-  /// The guest has done with a connection. It is told at once that it can forget it; the host's
-  /// side gets the rest.
+  /// The guest has closed a connection: confirms that at once, and keeps sending buffered data to
+  /// the host.
   private func finish(_ connection: VsockConnection, _ state: inout State) {
     state.refusals.append(header(connection.ports, VsockHeader.Operation.reset))
     forgetPorts(connection, &state)
     connection.stage = .draining
   }
 
-  /// Gives the guest what there is for it; true where there is nothing more, or no buffer.
+  /// Sends packets to the guest; true if none is left, or no buffer.
   private func receive(_ state: inout State) -> Bool {
     for _ in 0..<Self.turn {
       guard !state.refusals.isEmpty || !state.queue.isEmpty else { return true }
@@ -358,7 +355,7 @@ package final class VsockDevice: VirtioDevice {
     return false
   }
 
-  /// A buffer of the guest's with room for a header and some data.
+  /// A buffer with room for a header and some data.
   private func nextBuffer() -> VirtioRequest? {
     switch receiveQueue.gather(bytes: VsockHeader.size &+ 1, limit: 1) {
     case .requests(let requests): return requests.first

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One connection between a socket of the guest and a stream socket of the host: what waits on its
-// way in either direction, and how much each side may still send. Nothing here waits. What the
-// host's socket does not take is kept up to `bufferSize`, which the guest is told; what the guest
+// One connection between a socket of the guest and a stream socket of the host: data in transit in
+// both directions, and each side's credit. Nothing here blocks. Data that the host's socket does
+// not accept is buffered up to `bufferSize`, the credit announced to the guest; data that the guest
 // has no room for stays in the host's socket, except for one read.
 
 import Glibc
@@ -18,16 +18,16 @@ final class VsockConnection {
   private static let inputSize = 16 << 10
 
   enum Stage {
-    /// The guest asks; the host's side is being connected.
+    /// The guest has asked; the host's side is being connected.
     case connecting
-    /// The host asks; the guest has not answered.
+    /// The host has asked; the guest has not answered.
     case offered
     case open
-    /// The guest has done with it; the host's side gets what was sent before.
+    /// The guest has closed it; the host's side still gets earlier data.
     case draining
   }
 
-  /// Packets that the guest is to get, beside data.
+  /// Packets due to the guest, other than data.
   struct Replies: OptionSet {
     let rawValue: UInt8
     static let request = Replies(rawValue: 1)
@@ -41,7 +41,7 @@ final class VsockConnection {
   var replies: Replies = []
   /// The guest has been asked to connect.
   private(set) var hasAsked = false
-  /// It waits for its turn to send the guest a packet.
+  /// It is in the device's queue of connections with packets.
   var isQueued = false
 
   var socket: OwnedFileDescriptor?
@@ -53,14 +53,14 @@ final class VsockConnection {
   private var inputStart = 0
   /// Nothing more comes from the host.
   private(set) var hasEnded = false
-  /// The host's socket is closed at its other end: reading it never waits.
+  /// The host's client has closed the socket: reads do not block.
   var isCut = false
   private var told: UInt32 = 0
   private var sent: UInt32 = 0
   private var guestBufferSize: UInt32 = 0
   private var guestForwarded: UInt32 = 0
   private var hasAskedForCredit = false
-  /// What the guest said that it does not do any more (`VsockHeader.Shutdown`).
+  /// What the guest has shut down (`VsockHeader.Shutdown`).
   private(set) var guestShutdown: UInt32 = 0
 
   // To the host.
@@ -69,7 +69,7 @@ final class VsockConnection {
   private var received: UInt32 = 0
   private var forwarded: UInt32 = 0
   private var toldForwarded: UInt32 = 0
-  /// The host takes what is sent.
+  /// The host's socket can be written.
   private var hostReceives = true
   private var isHalfClosed = false
 
@@ -81,12 +81,12 @@ final class VsockConnection {
 
   private var guestReceives: Bool { guestShutdown & VsockHeader.Shutdown.receive == 0 }
 
-  /// Everything that the guest has sent is at the host's side.
+  /// The host's socket has all that the guest has sent.
   var isFlushed: Bool { outputStart == output.count }
 
   // MARK: Credit
 
-  /// Bytes that the guest has room for. A guest that says nonsense has none.
+  /// Bytes that the guest has room for; 0 if its numbers are inconsistent.
   private var credit: Int {
     let used = sent &- guestForwarded
     return used <= guestBufferSize ? Int(guestBufferSize &- used) : 0
@@ -99,13 +99,13 @@ final class VsockConnection {
 
   // MARK: From the guest
 
-  /// The guest takes the host's connection; the client gets a line that says so.
+  /// The guest accepts the host's connection: writes the line "OK" to the client.
   ///
-  /// - Returns: false where the client has gone.
+  /// - Returns: false if the client has closed the socket.
   func accept() -> Bool {
     guard let raw = socket?.rawValue else { return false }
     let line = Array("OK \(ports.host)\n".utf8)
-    // Nothing was written before, so that the socket has room.
+    // It is the first write, so the socket has room.
     guard unsafe Glibc.write(raw, line, line.count) == line.count else { return false }
     stage = .open
     fill()
@@ -114,7 +114,7 @@ final class VsockConnection {
 
   /// Takes bytes that the guest has sent.
   ///
-  /// - Returns: false where they are more than it was allowed.
+  /// - Returns: false if they exceed its credit.
   func accept(_ data: GuestBuffers) -> Bool {
     let room = Self.bufferSize &- (received &- forwarded)
     guard guestShutdown & VsockHeader.Shutdown.send == 0, data.count <= Int(room) else {
@@ -136,7 +136,7 @@ final class VsockConnection {
     return true
   }
 
-  /// Writes as much as the socket takes.
+  /// Writes as much as the socket accepts; returns the count.
   private func write(_ data: GuestBuffers) -> Int {
     guard let raw = socket?.rawValue, !data.isEmpty else { return 0 }
     let progress = unsafe data.withVectors { pieces in
@@ -147,7 +147,7 @@ final class VsockConnection {
     return note(progress)
   }
 
-  /// Sends the host what is left.
+  /// Writes buffered data to the host's socket.
   func flush() {
     guard let raw = socket?.rawValue, hostReceives, !isFlushed else { return }
     let start = outputStart
@@ -160,7 +160,7 @@ final class VsockConnection {
     updateCredit()
   }
 
-  /// What a write says; how much it has written.
+  /// Notes the result of a write; returns the bytes written.
   private func note(_ progress: Progress) -> Int {
     switch progress {
     case .bytes(let count):
@@ -172,11 +172,11 @@ final class VsockConnection {
     return 0
   }
 
-  /// What a call on the host's socket does.
+  /// The result of a call on the host's socket.
   private enum Progress {
     case bytes(Int)
     case wait
-    /// Nothing more is read or written: the other end is closed, or the socket is broken.
+    /// End of file or an error: no more calls.
     case end
   }
 
@@ -189,7 +189,7 @@ final class VsockConnection {
     }
   }
 
-  /// What was kept for the host reaches nobody.
+  /// Drops buffered data, because the host's socket cannot be written any more.
   private func stopReceiving() {
     hostReceives = false
     (output, outputStart) = ([], 0)
@@ -200,7 +200,7 @@ final class VsockConnection {
     if forwarded &- toldForwarded >= Self.bufferSize / 2 { replies.insert(.credit) }
   }
 
-  /// The guest does not receive or send any more; what that closes at the host's side.
+  /// The guest has shut down receiving or sending: does the same at the host's socket.
   func noteShutdown(_ flags: UInt32) {
     guestShutdown |= flags & VsockHeader.Shutdown.both
     if !guestReceives {
@@ -210,7 +210,7 @@ final class VsockConnection {
     closeHalf()
   }
 
-  /// The guest has sent all that it will: neither does the host's side get more.
+  /// Shuts down the host's socket for writing after the guest's last byte.
   func closeHalf() {
     guard guestShutdown & VsockHeader.Shutdown.send != 0, isFlushed, !isHalfClosed else { return }
     isHalfClosed = true
@@ -219,13 +219,13 @@ final class VsockConnection {
 
   // MARK: To the guest
 
-  /// The other end of the host's socket is closed.
+  /// The host's client has closed the socket.
   func noteCut() {
     isCut = true
     stopReceiving()
   }
 
-  /// Reads what the host has sent, if there is room for it.
+  /// Reads from the host's socket if the last read has been sent to the guest.
   func fill() {
     guard stage == .open, guestReceives, !hasEnded, inputStart == input.count,
       let raw = socket?.rawValue
@@ -241,7 +241,7 @@ final class VsockConnection {
     }
   }
 
-  /// What the guest is to be told of the host's end of the connection.
+  /// Flags of the shutdown to announce to the guest.
   private var ending: UInt32 {
     guard stage == .open else { return 0 }
     let isOver = inputStart == input.count && (hasEnded || isCut && !guestReceives)
@@ -256,7 +256,7 @@ final class VsockConnection {
     !replies.isEmpty || ending != told || hasData && (credit > 0 || !hasAskedForCredit)
   }
 
-  /// The next packet for the guest, which takes `room` bytes of data at most.
+  /// The next packet for the guest, with at most `room` bytes of data.
   func nextPacket(room: Int, _ header: inout VsockHeader) -> ArraySlice<UInt8> {
     typealias Operation = VsockHeader.Operation
     var data: ArraySlice<UInt8> = []
@@ -281,7 +281,7 @@ final class VsockConnection {
     } else {
       header.operation = Operation.creditUpdate
     }
-    // Every packet tells it.
+    // Every packet carries the credit.
     replies.remove(.credit)
     toldForwarded = forwarded
     header.length = UInt32(truncatingIfNeeded: data.count)
@@ -291,7 +291,7 @@ final class VsockConnection {
 
   // MARK: Waiting
 
-  /// What the host's socket is to be waited for.
+  /// The events of the host's socket to wait for.
   var wanted: Poller.Readiness {
     var wanted: Poller.Readiness = []
     if stage == .open, guestReceives, !hasEnded, inputStart == input.count {

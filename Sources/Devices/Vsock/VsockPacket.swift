@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a virtio socket device and its driver send each other: a header, and bytes of a stream
-// behind it (virtio 1.2, "Socket Device", "Device Operation").
+// The packets of a virtio socket device and its driver: a header, followed by bytes of a stream
+// (virtio 1.2, "Socket Device", "Device Operation").
 
 import Host
 
@@ -28,7 +28,7 @@ struct VsockHeader: Sendable, Hashable {
     static let creditRequest: UInt16 = 7
   }
 
-  /// Flags of a shutdown: what its sender does not do any more.
+  /// Flags of a shutdown: what its sender has stopped doing.
   enum Shutdown {
     static let receive: UInt32 = 1
     static let send: UInt32 = 2
@@ -57,7 +57,7 @@ struct VsockHeader: Sendable, Hashable {
     self.operation = operation
   }
 
-  /// nil where the bytes are too few.
+  /// nil if there are too few bytes.
   init?(_ bytes: [UInt8]) {
     guard let source = bytes.load(UInt64.self, at: 0),
       let destination = bytes.load(UInt64.self, at: 8),
@@ -91,7 +91,7 @@ struct VsockHeader: Sendable, Hashable {
     return bytes
   }
 
-  /// What answers a packet that belongs to no connection.
+  /// The answer to a packet without a connection.
   var refusal: VsockHeader {
     var header = VsockHeader(
       source: destination, destination: source, sourcePort: destinationPort,

@@ -4,13 +4,13 @@
 //
 //     L1: VMRUN  -> exit to L0: `execute` checks L1's control block, merges it with ours, and
 //                   makes the merged one current: the next entry enters L2
-//     L2: exit   -> `takeExit`: L1 asked for it: L1's block gets the exit and L1 goes on behind its
-//                   VMRUN. Else it is ours, as an exit of L1 would be
+//     L2: exit   -> `takeExit`: if L1 asked for it, it is written to L1's block, and L1 continues
+//                   behind its VMRUN. Otherwise we handle it like an exit of L1
 //     an interrupt for L1 while L2 runs -> `beforeEntry`: L2 exits to L1, which takes it
 //
-// To all else of the hypervisor "the guest" is whoever runs: L2's registers are the vCPU's while it
-// does. A vendor's part is a class behind this protocol, in a folder of its own, which knows the
-// vendor's backend. It belongs to the thread that is in an ioctl of the vCPU.
+// To the rest of the hypervisor "the guest" is the one that runs: while L2 runs, its registers are
+// the vCPU's. Each vendor implements this protocol in a folder of its own, on its own backend. The
+// object belongs to the thread that is in an ioctl of the vCPU.
 
 import SystemPackage
 import X86
@@ -30,15 +30,15 @@ protocol NestedVirtualization: AnyObject {
 
   /// An instruction of virtualization that exited.
   func execute(_ vcpu: VirtualCPU) -> Disposition
-  /// The exit of L2, if it is L1's, or of what L1 has made for L2; nil: an exit like any other.
+  /// Handles an exit of L2 that is L1's; nil: an exit like any other.
   func takeExit(_ vcpu: VirtualCPU) -> Disposition?
-  /// Before L2 is entered: what makes it exit to L1 instead.
+  /// Called before L2 is entered: exits to L1 instead if something is due.
   func beforeEntry(_ vcpu: VirtualCPU)
-  /// L2 is about to shut down. False where L1 does not want to know.
+  /// L2 is about to shut down. False if L1 does not intercept that.
   func takeTripleFault(_ vcpu: VirtualCPU) -> Bool
-  /// L1's physical address of L2's, while L2's instructions are emulated; nil where there is none.
+  /// Translates L2's physical address to L1's, for emulated instructions; nil if it is not mapped.
   func translate(_ address: UInt64, writing: Bool, _ vcpu: VirtualCPU) -> UInt64?
-  /// Back to L1 without an exit, and to how virtualization is after a reset.
+  /// Returns to L1 without an exit, and resets the state of virtualization.
   func reset(_ vcpu: VirtualCPU)
 
   /// KVM's nested state, but for the header's size.
@@ -50,20 +50,20 @@ protocol NestedVirtualization: AnyObject {
 
   /// An SMI may be taken while L2 runs.
   var takesManagementInterrupts: Bool { get }
-  /// Before system management mode is entered out of L2, whose registers are saved already: L1's
-  /// become the vCPU's.
+  /// Called when system management mode interrupts L2, after L2's registers are saved: makes L1's
+  /// the vCPU's.
   ///
-  /// - Returns: what the state-save area keeps of L2; nil where there is no memory to save L1's
+  /// - Returns: what the state-save area keeps of L2; nil if there is no memory to save L1's
   ///   registers in.
   func suspend(_ vcpu: VirtualCPU) -> SuspendedGuest?
   /// RSM into L2. The vCPU's registers are L2's.
   ///
-  /// - Returns: false where nothing can be entered: a shutdown.
+  /// - Returns: false if L2 cannot be entered: a shutdown.
   func resume(_ guest: SuspendedGuest, _ vcpu: VirtualCPU) -> Bool
 
   /// The value of an MSR of virtualization; nil for others.
   func readMSR(_ number: UInt32) -> UInt64?
-  /// nil for others; false where the value is not allowed.
+  /// nil for others; false if the value is invalid.
   func writeMSR(_ number: UInt32, _ value: UInt64, byHost: Bool) -> Bool?
 }
 
@@ -80,7 +80,7 @@ extension VirtualCPU {
   /// L2 runs.
   var runsNestedGuest: Bool { nested?.isGuest == true }
 
-  /// What follows the exit that the processor came back with.
+  /// Handles the processor's last exit.
   func handleExit() -> Disposition {
     if let nested, nested.isGuest, let disposition = nested.takeExit(self) { return disposition }
     return handle(backend.takeExit())

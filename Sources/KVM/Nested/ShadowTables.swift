@@ -12,16 +12,16 @@ import Synchronization
 import X86
 import X86CPU
 
-/// Sendable: the tables are in a mutex; what they are of belongs to the vCPU's thread.
+/// Sendable: the tables are in a mutex, the rest never changes.
 final class ShadowTables: @unchecked Sendable {
-  /// Which of L1's tables these are of, and for which of its address spaces.
+  /// The tables of L1 that these are made from, and its address space.
   struct Source: Equatable {
     var root: UInt64
     /// L1's ASID or VPID of L2.
     var space: UInt64
   }
 
-  /// So many tables, 64 MiB of them, are made for one L2; then all are made anew.
+  /// Limit of tables for one L2, 64 MiB; at the limit all are dropped.
   private static let mostTables = 16384
 
   let source: Source
@@ -44,7 +44,7 @@ final class ShadowTables: @unchecked Sendable {
     tables.withLock { $0.clear(keepingTables: keepingTables) }
   }
 
-  /// - Returns: false where everything was made anew, of which processors may know.
+  /// - Returns: false if all tables were dropped, of which processors may have translations.
   func put(_ leaf: NestedLeaf, at address: UInt64) -> Bool {
     tables.withLock { tables in
       let isFull = tables.tableCount >= Self.mostTables

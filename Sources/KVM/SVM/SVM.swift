@@ -38,7 +38,7 @@ final class SVM: VirtualizationBackend {
   /// A virtual interrupt stands for a window, in the place of the guest's own.
   private var hasInterruptWindow = false
   private var displacedInterrupt: UInt64 = 0
-  /// The guest wants virtual interrupts of its own guest to exit.
+  /// The guest intercepts virtual interrupts of its own guest.
   var isVirtualInterruptGuests = false
   /// EFER.SVME as the guest has it; the processor has 1 always.
   var isGuestSVMEnabled = false
@@ -94,7 +94,7 @@ final class SVM: VirtualizationBackend {
     let isAnother = unsafe self.cpu !== cpu
     unsafe self.cpu = cpu
     if isAnother {
-      // What this one still knows may be invalid since.
+      // Its parked translations may be outdated.
       flushGuestTranslations()
       flushTranslations(of: guestsASID)
     }
@@ -361,8 +361,8 @@ final class SVM: VirtualizationBackend {
 
   var isInterruptWindowOpen: Bool { hasInterruptWindow }
 
-  /// In a guest's guest: virtual interrupts are delivered unless its hypervisor wants them to exit,
-  /// or one stands for a window.
+  /// Sets the intercept of virtual interrupts in a guest's guest: they exit if its hypervisor
+  /// intercepts them, or if one represents a window.
   func interceptVirtualInterrupts() {
     let bit = SVMIntercepts.virtualInterrupt.rawValue
     let rest = current.vmcb[.intercepts3] & ~bit

@@ -14,7 +14,7 @@ extension PhysicalCPU {
   /// any thread.
   package func takeTranslations() {
     let s = cpu.s
-    // First, so that no parked space is found again (`enterTranslationSpace`).
+    // First, so that no parked space is resumed (`enterTranslationSpace`).
     translationsTaken.add(1, ordering: .sequentiallyConsistent)
     for n in 0...Int(Self.physicalCacheMask) { physicalCache[n].tag = .max }
     for n in 0...Int(Self.executePagesMask) { executePages[n].tag = .max }

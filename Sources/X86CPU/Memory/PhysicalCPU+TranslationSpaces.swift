@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A translation space: all that the TLB holds of one guest, by its number (ASID) and its nested
-// tables. Entries of several guests are in the TLB side by side, as contexts and generations are
-// unique in a CPU. What a space is found by again, these numbers, is parked while another runs.
+// A translation space: a guest's entries in the TLB, by its number (ASID) and its nested tables.
+// Contexts and generations are unique in a CPU, so the TLB can hold entries of several guests. While
+// another guest runs, the numbers of a space are parked; with them its entries are valid again.
 //
-// A space is the guest's only as long as what entries depend on is the same, so it is parked with
-// the paging mode. An invalidation of a guest that does not run drops its parked space.
+// Entries depend on the paging mode, so it is parked with the numbers: in another mode a space starts
+// empty. An invalidation for a guest that does not run drops its parked space.
 
 import Synchronization
 import X86
 
-/// Whose translations they are. No number is reused while a space is parked, unless the hypervisor
-/// uses one for two control blocks: these are told apart.
+/// Identifies a guest. The control block distinguishes guests to which a hypervisor gives the same
+/// number.
 struct TranslationSpaceKey: Equatable {
   /// ASID.
   var guest: UInt32
@@ -37,7 +37,7 @@ struct TranslationMode: Equatable {
 }
 
 struct ParkedTranslationSpace {
-  /// More guests than these take turns only on a crowded CPU.
+  /// Limit of parked spaces; one more drops the oldest.
   static let most = 8
 
   let key: TranslationSpaceKey
@@ -53,8 +53,7 @@ struct ParkedTranslationSpace {
 }
 
 extension PhysicalCPU {
-  /// The guest's state is about to leave the CPU. What follows until a space is entered is
-  /// nobody's.
+  /// Parks the current space, before the guest's state leaves the CPU.
   func parkTranslations() {
     guard let key = currentSpace else { return }
     currentSpace = nil
@@ -72,14 +71,14 @@ extension PhysicalCPU {
     pcidContexts = []
   }
 
-  /// The current space is nobody's: its numbers are not parked.
+  /// Drops the current space without parking it.
   func forgetTranslations() {
     if currentSpace == nil { return }
     currentSpace = nil
     forgetContexts()
   }
 
-  /// The guest's state is in the CPU; its translations are found again, or there are none.
+  /// Resumes the parked space of the guest whose state is in the CPU, or starts an empty one.
   func enterTranslationSpace(_ key: TranslationSpaceKey) {
     if currentSpace == key { return }
     parkTranslations()
@@ -101,12 +100,12 @@ extension PhysicalCPU {
     s.pointee.supervisorDataIsGlobal = space.supervisorDataIsGlobal
     s.pointee.supervisorCodeIsGlobal = space.supervisorCodeIsGlobal
     cpu.switchAddressSpace()
-    // A barrier: whoever takes translations afterwards finds the generation of this space.
+    // A barrier: a thread that takes translations later sees this space's generation.
     let taken = translationsTaken.add(0, ordering: .sequentiallyConsistent).newValue
     if taken != space.taken { cpu.flushTLB() }
   }
 
-  /// A space without entries. Ways to code need no new epoch: the contexts are new.
+  /// Starts an empty space. Links to code need no new epoch, because the contexts are new.
   private func startTranslations() {
     flushPhysicalCache()
     cpu.startGlobalTranslations()

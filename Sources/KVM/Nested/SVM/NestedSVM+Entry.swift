@@ -30,7 +30,7 @@ extension NestedSVM {
       refuse(vcpu)
       return .resume
     }
-    // Nested tables of the 32-bit format are not carried out.
+    // Nested tables of the 32-bit format are not supported.
     if hasNestedPaging, unsafe vcpu.cpu.s.pointee.cr4 & CR4.pae.rawValue == 0 {
       refuse(vcpu)
       return .resume
@@ -88,7 +88,7 @@ extension NestedSVM {
 
   // MARK: Controls
 
-  /// Controls of vmcb02 that both sides have a say in. vmcb02 runs.
+  /// Sets the controls of vmcb02 that depend on both sides. vmcb02 runs.
   func merge() {
     unsafe svm.mustMerge = false
     let (l1, l2, cpu) = unsafe (svm.page.vmcb, block.vmcb, svm.cpu)
@@ -117,8 +117,8 @@ extension NestedSVM {
     unsafe svm.interceptVirtualInterrupts()
   }
 
-  /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's map is
-  /// read only where ours has a bit that is 0.
+  /// Merges the MSR maps: an MSR exits if ours or L1's says so. L1's map is read only where ours has a
+  /// bit that is 0.
   private func mergeMSRMap(_ vcpu: VirtualCPU) {
     let own = unsafe svm.ownMSRMap
     let all = !SVMIntercepts(rawValue: block.vmcb[.intercepts3]).contains(.msrs)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exits of L2: which of them are L1's, and how L1 gets one (APM volume 2, "#VMEXIT"). L1's
-// permission maps are looked at when an access exits, where L1 has them at that moment.
+// Exits of L2: which are L1's, and the #VMEXIT to L1 (APM volume 2, "#VMEXIT"). L1's permission maps
+// are read when an access exits.
 
 import Synchronization
 import X86
@@ -77,7 +77,7 @@ extension NestedSVM {
 
   // MARK: Events
 
-  /// L1's interrupts are taken while L2 runs: RFLAGS.IF is L1's with V_INTR_MASKING, else L2's.
+  /// The flag that enables L1's interrupts while L2 runs: L1's with V_INTR_MASKING, otherwise L2's.
   private var isInterruptFlagSet: Bool {
     let flags = unsafe masksInterrupts ? svm.page.vmcb[.rflags] : svm[.rflags]
     return flags & RFLAGS.if.rawValue != 0
@@ -155,7 +155,7 @@ extension NestedSVM {
 
   // MARK: The exit
 
-  /// L1 goes on behind its VMRUN, and finds the exit in its VMCB.
+  /// L1 continues behind its VMRUN, with the exit in its VMCB.
   func leave(_ vcpu: VirtualCPU, _ exit: NestedSVMExit) {
     // This writes L2's state to vmcb02's memory.
     unsafe svm.run(svm.page)
@@ -211,13 +211,13 @@ extension NestedSVM {
     vcpu.events.mustCheck = true
     vcpu.stateChanged()
     if !write(block, ranges, to: blockAddress, vcpu) {
-      // Nowhere to save to: a processor shuts down.
+      // The VMCB's memory is gone: a processor shuts down.
       vcpu.events.isTripleFault = true
     }
   }
 }
 
-/// What L1 is told of an exit.
+/// The exit information for L1.
 struct NestedSVMExit {
   var code: SVMExitCode
   var info1: UInt64 = 0

@@ -46,7 +46,7 @@ extension NestedSVM {
     lastASID = space
   }
 
-  /// L1 has taken translations of an ASID back.
+  /// L1 has invalidated the translations of an ASID.
   func clearShadows(of space: UInt64) {
     shadows.clear { $0.space & 0xFFFF_FFFF == space }
     flushTranslations()

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KVM's nested state on SVM: the control area of vmcb12 as VMRUN found it, and in the place of its
-// state L1's own, which an exit goes back to. L2's registers are the vCPU's: the client saves and
-// sets them as those of any guest, before it sets this.
+// KVM's nested state with SVM: the control area of vmcb12, and in the place of its save area L1's
+// state, to which an exit returns. L2's registers are the vCPU's: the client saves and sets them as
+// for any guest, before it sets this state.
 
 import CHost
 import SystemPackage
@@ -18,7 +18,7 @@ extension NestedSVM {
     guard isGuest else { return state }
     state.header.flags |= UInt16(KVM_STATE_NESTED_GUEST_MODE)
     unsafe state.header.hdr.svm.vmcb_pa = blockAddress
-    // The event is the vCPU's already.
+    // The event is among the vCPU's events already.
     block.vmcb[.eventInjection] &= ~SVMEvent.validBit
     let controls = Self.controlArea.map {
       unsafe block.bytes.load(fromByteOffset: $0, as: UInt8.self)

@@ -15,7 +15,7 @@ import X86
 import X86CPU
 
 final class NestedSVM: NestedVirtualization {
-  /// What of CPUID leaf 8000_000AH EDX a guest is offered.
+  /// The bits of CPUID leaf 8000_000AH EDX for guests.
   static let features: SVMFeatures = [
     .nestedPaging, .svmLock, .nextRIP, .cleanBits, .flushByASID, .decodeAssists, .pauseFilter,
     .pauseFilterThreshold,
@@ -83,7 +83,7 @@ final class NestedSVM: NestedVirtualization {
 
   // MARK: Instructions
 
-  /// The processor has looked at the mode and the privilege level.
+  /// The processor has checked the mode and the privilege level.
   func execute(_ vcpu: VirtualCPU) -> Disposition {
     guard vcpu.cpuid.features.contains(.svm), unsafe isGuest || svm.isGuestSVMEnabled else {
       return Self.raise(.invalidOpcode, vcpu)
@@ -118,7 +118,8 @@ final class NestedSVM: NestedVirtualization {
     return isAllowed ? address : nil
   }
 
-  /// What of a VMCB is VMLOAD's and VMSAVE's: FS and GS, LDTR, TR, and the MSRs of system calls.
+  /// The parts of a VMCB that VMLOAD loads and VMSAVE saves: FS and GS, LDTR, TR, and the MSRs of
+  /// system calls.
   private static let loadSaveRanges: [Range<Int>] = [
     0x440..<0x460, 0x470..<0x480, 0x490..<0x4A0, 0x600..<0x640,
   ]

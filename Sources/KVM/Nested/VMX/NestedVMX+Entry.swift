@@ -2,8 +2,8 @@
 //
 // VMLAUNCH and VMRESUME of a guest (SDM volume 3, "VM Entries"). Controls and host state of vmcs12
 // are checked by the processor's own rules, with L1's capabilities; state and controls become those
-// of vmcs02. The guest's state is checked by the processor, at the entry. Nothing that vmcs12 names
-// is given to the processor: addresses in it are L1's, and go through the machine's memory.
+// of vmcs02. The processor checks the guest's state at the entry. No address in vmcs12 reaches the
+// processor: they are L1's, and go through the machine's memory.
 
 import CHost
 import X86
@@ -29,7 +29,7 @@ extension NestedVMX {
     if launches, isLaunched { throw .fail(.vmlaunchNonClear) }
     if !launches, !isLaunched { throw .fail(.vmresumeNonLaunched) }
     try check(vcpu)
-    // Linux tells the client, too, where L1 names no memory.
+    // As in Linux, an address without memory is an error for the client.
     if has(secondary: SecondaryControls.virtualizeAPICAccesses), accessPage(vcpu) == nil {
       throw .again(vcpu.internalError(KVM_INTERNAL_ERROR_EMULATION))
     }
@@ -160,7 +160,7 @@ extension NestedVMX {
 
   // MARK: Controls of both
 
-  /// Controls of vmcs02 that both sides have a say in. vmcs02 runs.
+  /// Sets the controls of vmcs02 that depend on both sides. vmcs02 runs.
   func merge() {
     vmx.mustMerge = false
     let (own, l2) = (vmx.own.fields, block.fields)
@@ -213,8 +213,8 @@ extension NestedVMX {
       | block.fields[.eptPointer] & EPTPointer.accessedDirty
   }
 
-  /// What exits for us or for L1. All that we do not let through exits anyway, so that L1's bitmap
-  /// is read only where ours has a bit that is 0.
+  /// Merges the MSR bitmaps: an MSR exits if ours or L1's says so. L1's is read only where ours has a
+  /// bit that is 0.
   private func mergeMSRBitmap(_ vcpu: VirtualCPU) {
     let own = vmx.ownMSRBitmap
     let isAll = primary & PrimaryControls.useMSRBitmaps == 0
@@ -234,8 +234,8 @@ extension NestedVMX {
     }
   }
 
-  /// The page of this process in whose place L2 finds its APIC; nil: there is none. The processor
-  /// compares addresses with it, and never follows it.
+  /// The page of this process at L2's APIC-access address; nil if there is none. The processor only
+  /// compares addresses with it.
   private func accessPage(_ vcpu: VirtualCPU) -> UInt64? {
     let address = block.fields[.apicAccessAddress]
     guard has(secondary: SecondaryControls.virtualizeAPICAccesses),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exits of L2: which of them are L1's (SDM volume 3, "VMX Non-Root Operation"). L1's bitmaps are
-// looked at when an access exits, where L1 has them at that moment.
+// Exits of L2: which are L1's (SDM volume 3, "VMX Non-Root Operation"). L1's bitmaps are read when an
+// access exits.
 
 import CHost
 import Synchronization
@@ -31,8 +31,8 @@ extension NestedVMX {
     return .resume
   }
 
-  /// L2 has run, and cannot go on with the state that the client has given it since. To L1, L2
-  /// shuts down, as in Linux.
+  /// L2 cannot continue with the state that the client has set. As in Linux, L1 gets a triple
+  /// fault.
   private func shutDown(_ vcpu: VirtualCPU) -> Disposition {
     vmx.failure = nil
     vcpu.events.interrupted = nil
@@ -45,7 +45,7 @@ extension NestedVMX {
   func has(primary control: UInt32) -> Bool { primary & control != 0 }
   func has(secondary control: UInt32) -> Bool { secondary & control != 0 }
 
-  /// Controls that ask for an exit, of any of which one is enough.
+  /// Controls that make an instruction exit.
   private static let primaryRows: [ExitReason: UInt32] = [
     .hlt: PrimaryControls.hltExiting, .invlpg: PrimaryControls.invlpgExiting,
     .rdpmc: PrimaryControls.rdpmcExiting, .rdtsc: PrimaryControls.rdtscExiting,
@@ -59,7 +59,7 @@ extension NestedVMX {
     .wbinvd: SecondaryControls.wbinvdExiting, .rdrand: SecondaryControls.rdrandExiting,
     .rdseed: SecondaryControls.rdseedExiting,
   ]
-  /// Without a control, or by one that only L1 can have set.
+  /// Exits without a control, or by a control that only L1 sets.
   private static let always: Set<ExitReason> = [
     .tripleFault, .taskSwitch, .cpuid, .getsec, .invd, .vmcall, .vmclear, .vmlaunch, .vmptrld,
     .vmptrst, .vmread, .vmresume, .vmwrite, .vmxoff, .vmxon, .invept, .invvpid, .xsetbv,
@@ -146,7 +146,7 @@ extension NestedVMX {
       leave(vcpu)
       return .resume
     }
-    // Hypercalls of the other vendor's are replaced in L1 alone.
+    // Only L1's hypercalls of the other vendor are replaced.
     if info.vector == ExceptionVector.invalidOpcode.rawValue {
       vcpu.raise(.invalidOpcode)
       return .resume
@@ -194,7 +194,7 @@ extension NestedVMX {
 
   var exitsOnNMI: Bool { isGuest && pin & PinControls.nmiExiting != 0 }
 
-  /// L2 makes L1's NMIs exit, and takes them now.
+  /// NMIs for L1 make L2 exit now.
   private var takesNMIs: Bool {
     guard exitsOnNMI else { return false }
     return pin & PinControls.virtualNMIs != 0

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // L1's VMX instructions, each in the order of its operation section (SDM volume 3, "VMX Instruction
-// Reference"). The processor has looked at the mode. An address in L1's operand is
-// guest-physical and goes through the machine's memory.
+// Reference"). The processor has checked the mode. An address in L1's operand is guest-physical and
+// goes through the machine's memory.
 
 import X86
 import X86CPU
@@ -14,7 +14,7 @@ enum VMXOutcome: Error {
   /// VMfailValid where there is a current VMCS.
   case fail(VMXInstructionError)
   case exception(GuestException)
-  /// Another exit came in between: the instruction is executed again.
+  /// Another exit came first: the instruction is executed again.
   case again(Disposition)
 }
 
@@ -126,7 +126,7 @@ extension NestedVMX {
     return value
   }
 
-  /// An operand that is the address of a region; nil: not one that a region can have.
+  /// The address of a region in the operand; nil if no region can be there.
   private func region(_ vcpu: VirtualCPU) throws(VMXOutcome) -> UInt64? {
     let address = try load(size: 8, vcpu).low
     return Self.isPage(address, vcpu) ? address : nil
@@ -214,7 +214,7 @@ extension NestedVMX {
     }
   }
 
-  /// Those that the shadow VMCS does not answer come here.
+  /// Called only for accesses that the shadow VMCS does not cover.
   private func vmread(_ vcpu: VirtualCPU) throws(VMXOutcome) -> VMXOutcome {
     guard currentPointer != nil else { return .failInvalid }
     let operands = operands()

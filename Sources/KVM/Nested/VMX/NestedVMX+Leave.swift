@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VM exits to L1 (SDM volume 3, "VM Exits"): L2's state goes to vmcs12 as its exit controls say,
-// the exit's information as well, and L1 goes on with its host state.
+// VM exits to L1 (SDM volume 3, "VM Exits"): saves L2's state, as the exit controls say, and the exit
+// information in vmcs12, and loads L1's host state.
 
 import CHost
 import X86
 import X86CPU
 
-/// What L1 is told of an exit that no exit of the processor's is.
+/// The information of an exit to L1 that is not an exit of the processor.
 struct NestedVMXExit {
   var reason: ExitReason
   var qualification: UInt64 = 0
@@ -61,8 +61,7 @@ extension NestedVMX {
     loadHost(vcpu)
   }
 
-  /// The processor has refused vmcs02 before it looked at L2's state: what L1's controls made of
-  /// ours it does not take.
+  /// The processor has rejected the controls of vmcs02, which L1's controls made invalid.
   func refuseControls(_ vcpu: VirtualCPU) {
     isLaunched = wasLaunched
     vcpu.events.interrupted = nil
@@ -116,7 +115,7 @@ extension NestedVMX {
   private static let kept: [VMCSField] = [
     .vmcsLinkPointer, .guestSMBASE, .preemptionTimerValue, .guestInterruptStatus, .pmlIndex,
   ]
-  /// Fields that it writes where a control says so.
+  /// Fields that it writes if a control says so.
   private static let switched: [(field: VMCSField, control: UInt32)] = [
     (.guestDR7, ExitControls.saveDebugControls),
     (.guestDebugControl, ExitControls.saveDebugControls), (.guestPAT, ExitControls.savePAT),
@@ -165,7 +164,7 @@ extension NestedVMX {
     vcpu.stateChanged()
   }
 
-  /// - Parameter last: has PAT and EFER of before, where host state has none.
+  /// - Parameter last: source of PAT and EFER if the host state has none.
   private func loadHostRegisters(_ last: VMCSPage) {
     let host = block.fields
     let is64Bit = exitControls & ExitControls.hostAddressSpaceSize != 0

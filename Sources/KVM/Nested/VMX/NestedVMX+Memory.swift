@@ -46,7 +46,7 @@ extension NestedVMX {
     _ = unsafe shadows.use(source, .extended, vcpu.machine.memory)
   }
 
-  /// L1 has taken translations of an EPT pointer back. Those with other flags go, too.
+  /// L1 has invalidated the translations of an EPT pointer, whatever its flags.
   func clearShadows(of pointer: UInt64) {
     shadows.clear { ($0.root ^ pointer) & Page.mask == 0 }
   }
@@ -110,7 +110,7 @@ extension NestedVMX {
       let isLeaf = level == 0 || level < 3 && entry & EPTEntry.pageSize != 0
       if isMisconfigured(entry, level, isLeaf: isLeaf, vcpu) { return .misconfigured }
       rights &= entry
-      // Rights below may take away more; what the access needs, each level has to give.
+      // Each level must give the rights that the access needs.
       if isLeaf, rights & access.needed != access.needed {
         return .violation(rights: rights & EPTEntry.rightsMask)
       }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a guest that is a hypervisor (L1) has of VT-x: the values of its VMX capability MSRs (SDM
-// volume 3, appendix "VMX Capability Reporting Facility"). It starts as what the processor has less
-// what is not carried out for L1; a client may take more away by KVM_SET_MSRS, never add.
+// The VMX capability MSRs of a guest that is a hypervisor, L1 (SDM volume 3, appendix "VMX Capability
+// Reporting Facility"): the processor's, without what is not supported for L1. A client may remove
+// more by KVM_SET_MSRS, but not add.
 
 import X86
 import X86CPU
@@ -166,7 +166,7 @@ struct NestedVMXCapabilities {
 
   // MARK: Checks
 
-  /// What the checks of L1's VM entries go by.
+  /// The limits for the checks of L1's VM entries.
   func limits(
     _ features: GuestFeatures, allowedCR4: UInt64, addressWidth: UInt64
   ) -> EntryLimits {
