@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Connects to Unix sockets for the confined monitor, which cannot: a second process of this program,
-// started before the monitor confines itself. It has the first part of the paths; the monitor sends
-// only the port, which is the last part. So a guest that takes over the monitor reaches the sockets
-// that it may reach anyway, and no others.
+// Connects to Unix sockets for the confined monitor, which cannot: a second process of this
+// program, started before the monitor confines itself. It has the first part of the paths; the
+// monitor sends only the port, which is the last part. So a guest that takes over the monitor
+// reaches the sockets that it may reach anyway, and no others.
 //
 // The monitor sends a port (4 bytes) and receives one message: a byte, with the socket (unix(7),
 // SCM_RIGHTS) if the connection succeeded.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // L2's memory where L1 uses nested tables, as far as it is the same with both vendors. The vendor
-// walks L1's tables (`SVM/NestedSVM+Memory.swift`, `VMX/NestedVMX+Memory.swift`); what they allow is
-// then L1's access to its memory, and a leaf of the shadow tables.
+// walks L1's tables (`SVM/NestedSVM+Memory.swift`, `VMX/NestedVMX+Memory.swift`); what they allow
+// is then L1's access to its memory, and a leaf of the shadow tables.
 
 import X86
 

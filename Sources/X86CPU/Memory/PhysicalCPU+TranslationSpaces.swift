@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A translation space: a guest's entries in the TLB, by its number (ASID) and its nested tables.
-// Contexts and generations are unique in a CPU, so the TLB can hold entries of several guests. While
-// another guest runs, the numbers of a space are parked; with them its entries are valid again.
+// Contexts and generations are unique in a CPU, so the TLB can hold entries of several guests.
+// While another guest runs, the numbers of a space are parked; with them its entries are valid
+// again.
 //
-// Entries depend on the paging mode, so it is parked with the numbers: in another mode a space starts
-// empty. An invalidation for a guest that does not run drops its parked space.
+// Entries depend on the paging mode, so it is parked with the numbers: in another mode a space
+// starts empty. An invalidation for a guest that does not run drops its parked space.
 
 import Synchronization
 import X86

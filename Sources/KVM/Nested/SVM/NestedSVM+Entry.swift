@@ -117,8 +117,8 @@ extension NestedSVM {
     unsafe svm.interceptVirtualInterrupts()
   }
 
-  /// Merges the MSR maps: an MSR exits if ours or L1's says so. L1's map is read only where ours has a
-  /// bit that is 0.
+  /// Merges the MSR maps: an MSR exits if ours or L1's says so. L1's map is read only where ours
+  /// has a bit that is 0.
   private func mergeMSRMap(_ vcpu: VirtualCPU) {
     let own = unsafe svm.ownMSRMap
     let all = !SVMIntercepts(rawValue: block.vmcb[.intercepts3]).contains(.msrs)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exits of L2: which are L1's, and the #VMEXIT to L1 (APM volume 2, "#VMEXIT"). L1's permission maps
-// are read when an access exits.
+// Exits of L2: which are L1's, and the #VMEXIT to L1 (APM volume 2, "#VMEXIT"). L1's permission
+// maps are read when an access exits.
 
 import Synchronization
 import X86

@@ -213,8 +213,8 @@ extension NestedVMX {
       | block.fields[.eptPointer] & EPTPointer.accessedDirty
   }
 
-  /// Merges the MSR bitmaps: an MSR exits if ours or L1's says so. L1's is read only where ours has a
-  /// bit that is 0.
+  /// Merges the MSR bitmaps: an MSR exits if ours or L1's says so. L1's is read only where ours has
+  /// a bit that is 0.
   private func mergeMSRBitmap(_ vcpu: VirtualCPU) {
     let own = vmx.ownMSRBitmap
     let isAll = primary & PrimaryControls.useMSRBitmaps == 0

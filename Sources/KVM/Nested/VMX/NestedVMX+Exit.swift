@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Exits of L2: which are L1's (SDM volume 3, "VMX Non-Root Operation"). L1's bitmaps are read when an
-// access exits.
+// Exits of L2: which are L1's (SDM volume 3, "VMX Non-Root Operation"). L1's bitmaps are read when
+// an access exits.
 
 import CHost
 import Synchronization

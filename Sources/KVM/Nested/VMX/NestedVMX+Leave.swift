@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VM exits to L1 (SDM volume 3, "VM Exits"): saves L2's state, as the exit controls say, and the exit
-// information in vmcs12, and loads L1's host state.
+// VM exits to L1 (SDM volume 3, "VM Exits"): saves L2's state, as the exit controls say, and the
+// exit information in vmcs12, and loads L1's host state.
 
 import CHost
 import X86

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The VMX capability MSRs of a guest that is a hypervisor, L1 (SDM volume 3, appendix "VMX Capability
-// Reporting Facility"): the processor's, without what is not supported for L1. A client may remove
-// more by KVM_SET_MSRS, but not add.
+// The VMX capability MSRs of a guest that is a hypervisor, L1 (SDM volume 3, appendix "VMX
+// Capability Reporting Facility"): the processor's, without what is not supported for L1. A client
+// may remove more by KVM_SET_MSRS, but not add.
 
 import X86
 import X86CPU
