@@ -138,7 +138,8 @@ import Testing
     #expect(sregs.cs.selector == 0xF000 && sregs.cs.base == 0xFFFF_0000)
     #expect(sregs.cr0 == 0x6000_0010 && sregs.cr4 == 0 && sregs.efer == 0)
     #expect(sregs.apic_base == 0xFEE0_0800 || sregs.apic_base == 0xFEE0_0900)
-    sregs.cr4 = 1 << 13
+    // SMXE: no KVM offers SMX.
+    sregs.cr4 = 1 << 14
     #expect(error(cpu, CKVM_SET_SREGS, with: sregs) == .invalidArgument)
     sregs.cr4 = 0
     sregs.efer = 1 << 10

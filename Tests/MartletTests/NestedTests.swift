@@ -10,7 +10,7 @@ import Testing
 @Suite(.serialized) struct NestedTests {
   /// What the outer machine starts from, made by Scripts/make-hypervisor.sh.
   private static let image = Result {
-    let path = "/tmp/martlet-hypervisor-\(getpid()).cpio"
+    let path = Command.products + "/initramfs-hypervisor.cpio"
     let result = try Command.run(
       [Command.products + "/martlet", path], path: Command.package + "/Scripts/make-hypervisor.sh")
     try #require(result.status == 0, "\(result.errors)")

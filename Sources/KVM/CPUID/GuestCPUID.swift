@@ -80,9 +80,8 @@ struct GuestCPUID {
     supportedXCR0 = offered & ExtendedStateLayout.supported | XCR0.x87.rawValue
   }
 
-  /// What a guest with all of KVM_GET_SUPPORTED_CPUID may set; VMXE needs its CPUID, as in Linux.
-  private static let offeredCR4 =
-    GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4 & ~CR4.vmxe.rawValue
+  /// The bits that a guest with all of KVM_GET_SUPPORTED_CPUID may set.
+  private static let offeredCR4 = GuestCPUID(SupportedCPUID.entries(.intel)).allowedCR4
 
   private static func allowedCR4(ecx1: UInt32, ebx7: UInt32, ecx7: UInt32) -> UInt64 {
     var allowed: CR4 = [
